@@ -1,0 +1,169 @@
+"""Layers with theta_o2 beside theta_o1: base is the network's own layer, everything else belongs to theta_o2 (Sec. 5).
+
+    layer.base(x)                            # what the original network computes; a base-only pass does this and no more
+    layer(x)                                 # during a masked pass: base and extra channels, the extra ones last
+    etd.expand(model, example)               # makes them, etd.drop takes them off
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class ExpandedWeight(nn.Module):
+    """A Conv2d or Linear beside its extra part: extra->base (`to_base`) and base+extra->extra (`to_extra`, `bias`).
+
+    Without `keep` the base layer runs alone. With it, one wide layer runs, and its extra outputs are multiplied by the mask
+    unless a BatchNorm follows, which then does so (`mask_output`).
+    """
+
+    def __init__(self, base: nn.Conv2d | nn.Linear, ratio: float):
+        super().__init__()
+        self.base = base
+        self.is_conv = isinstance(base, nn.Conv2d)
+        self.depthwise = self.is_conv and 1 < base.groups == base.in_channels
+        self.inputs, self.outputs = (base.in_channels, base.out_channels) if self.is_conv else (base.in_features, base.out_features)
+        self.channel_dim = 1 if self.is_conv else -1
+        self.extra_in, self.extra_out = None, round(ratio * self.outputs)
+        self.mask_output = True
+        self.keep = None  # the masks of a masked pass while it lasts, see `masked`
+
+    def grow(self, extra_in: int, generator: torch.Generator) -> None:
+        """Make theta_o2 for this layer. Choice: torch's default initialiser at the wide layer's fan-in, biases 0."""
+        weight, extra_out = self.base.weight, self.extra_out
+        if self.depthwise:
+            extra_out = extra_in * (self.outputs // self.inputs)
+        elif self.is_conv and self.base.groups > 1:
+            raise TypeError("it is a grouped convolution that is not depthwise")
+        self.extra_in, self.extra_out = extra_in, extra_out
+        wide_in = 1 if self.depthwise else self.inputs + extra_in
+        bound = (wide_in * weight[0, 0].numel()) ** -0.5  # kaiming_uniform with a = sqrt(5): 1 / sqrt(fan-in)
+
+        def fresh(rows: int, columns: int) -> nn.Parameter:
+            values = torch.rand((rows, columns, *weight.shape[2:]), generator=generator, dtype=torch.float64)
+            values = ((2 * values - 1) * bound).to(weight.dtype).to(weight.device)
+            return nn.Parameter(values.contiguous(memory_format=layout(weight)))
+
+        self.to_base = fresh(self.outputs, extra_in) if extra_in and not self.depthwise else None
+        self.to_extra = fresh(extra_out, wide_in) if extra_out else None
+        self.bias = nn.Parameter(self.base.bias.new_zeros(extra_out)) if extra_out and self.base.bias is not None else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.keep is None:
+            return self.base(x)
+        weight, bias = self.base.weight, self.base.bias
+        if self.to_base is not None:
+            weight = torch.cat([weight, self.to_base], dim=1)  # (out, in + extra_in, ...)
+        if self.to_extra is not None:
+            weight = torch.cat([weight, self.to_extra])  # (out + extra_out, in + extra_in, ...)
+            bias = bias if self.bias is None else torch.cat([bias, self.bias])
+        x = self.convolve(x, weight, bias) if self.is_conv else F.linear(x, weight, bias)
+        return masked(x, self) if self.extra_out and self.mask_output else x
+
+    def convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The base convolution's own stride, padding and dilation with the wide weight."""
+        base, padding = self.base, self.base.padding
+        if base.padding_mode != "zeros":
+            x, padding = F.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode), 0
+        groups = base.groups + self.extra_in if self.depthwise else 1
+        return F.conv2d(x, weight, bias, base.stride, padding, base.dilation, groups)
+
+
+class ExpandedBatchNorm(nn.Module):
+    """A BatchNorm beside the entries of the extra channels; the mask acts on its extra outputs.
+
+    Base running statistics move in base-only passes alone. Masked passes keep statistics of their own for all channels,
+    which belong to theta_o2 and go with it.
+    """
+
+    def __init__(self, base: nn.BatchNorm1d | nn.BatchNorm2d):
+        super().__init__()
+        self.base = base
+        self.inputs = self.outputs = base.num_features
+        self.channel_dim = 1
+        self.extra_in, self.extra_out = None, 0
+        self.keep = None
+
+    def grow(self, extra_in: int, generator: torch.Generator) -> None:
+        """Make the extra entries: weight 1, bias 0, running mean 0, running variance 1; nothing is drawn."""
+        base = self.base
+        self.extra_in = self.extra_out = extra_in
+        self.weight = nn.Parameter(base.weight.new_ones(extra_in)) if base.affine else None
+        self.bias = nn.Parameter(base.bias.new_zeros(extra_in)) if base.affine else None
+        for name, fill in (("running_mean", 0.0), ("running_var", 1.0)):
+            own = getattr(base, name)
+            own = None if own is None else torch.cat([own, own.new_full((extra_in,), fill)])
+            self.register_buffer(name, own)  # (channels + extra,)
+        tracked = base.num_batches_tracked
+        self.register_buffer("num_batches_tracked", None if tracked is None else tracked.clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.keep is None:
+            return self.base(x)
+        base = self.base
+        weight = torch.cat([base.weight, self.weight]) if base.affine else None
+        bias = torch.cat([base.bias, self.bias]) if base.affine else None
+        momentum = base.momentum
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        use_batch = self.training or self.running_mean is None
+        x = F.batch_norm(x, self.running_mean, self.running_var, weight, bias, use_batch, momentum or 0.0, base.eps)
+        return masked(x, self)
+
+
+def masked(x: torch.Tensor, layer: ExpandedWeight | ExpandedBatchNorm) -> torch.Tensor:
+    """Multiply the extra channels by the mask: 1 for every base channel, the example's bit for an extra one."""
+    if layer.extra_out == 0:
+        return x
+    key = (layer.outputs, layer.extra_out, x.dtype)
+    if key not in layer.keep:  # layers of one shape share it for the length of a pass
+        mask = layer.keep["mask"][:, : layer.extra_out]
+        layer.keep[key] = torch.cat([mask.new_ones((len(mask), layer.outputs)), mask], dim=1).to(x.dtype)
+    keep, between = layer.keep[key], [1] * (x.dim() - 2)  # (B, outputs + extra_out)
+    shape = (len(keep), -1, *between) if layer.channel_dim == 1 else (len(keep), *between, keep.shape[1])
+    return x * keep.view(shape)  # (B, C, H, W) * (B, C, 1, 1), or (B, T, C) * (B, 1, C)
+
+
+def layout(weight: torch.Tensor) -> torch.memory_format:
+    """The memory format of a weight, so that theta_o2 has the same."""
+    is_last = weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
+
+
+class Expanded(nn.Module):
+    """A network with theta_o2 beside theta_o1, made by `expand`.
+
+    `expanded(x)` runs theta_o1 alone: the original layers and nothing else, so the output is the original's bit for bit.
+    `expanded(x, mask)` runs theta_o1 and theta_o2; mask is (B, width) bool, a row per example.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+        self.width = 0  # the widest extra part: bits of a mask row
+
+    def layers(self) -> dict[str, ExpandedWeight | ExpandedBatchNorm]:
+        """The expanded layers by the name that their base layer had in the original network."""
+        wrapped = (ExpandedWeight, ExpandedBatchNorm)
+        return {name.removeprefix("net").lstrip("."): m for name, m in self.named_modules() if isinstance(m, wrapped)}
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if mask is None:
+            return self.net(x)
+        if mask.shape != (len(x), self.width):
+            raise ValueError(f"the mask has shape {tuple(mask.shape)}; it must be {(len(x), self.width)}, a row per example")
+        return run_masked(self.net, x, mask, self.layers().values())
+
+
+def run_masked(net: nn.Module, x: torch.Tensor, mask: torch.Tensor, layers) -> torch.Tensor:
+    """net(x) while every expanded layer holds the mask; they let go of it whatever happens."""
+    keep = {"mask": mask}
+    try:
+        for layer in layers:
+            layer.keep = keep
+        return net(x)
+    finally:
+        for layer in layers:
+            layer.keep = None

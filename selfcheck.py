@@ -1,0 +1,91 @@
+"""The strict check that extra channels stay apart from the base ones, with the module's name where they do not (Sec. 5).
+
+    with naming_errors(expanded.net):        # an exception inside becomes a TypeError that names the module
+        ...
+    problem = self_check(expanded, (3, 32, 32))      # None, or the sentence to raise
+"""
+
+import contextlib
+import copy
+
+import torch
+from torch import nn
+
+from layers import Expanded, ExpandedBatchNorm
+
+SPREAD_TOLERANCE = 1e-8  # float64 rounding grows to about 1e-12 of the spread in deep networks; structure errors are > 1e-3
+
+
+@contextlib.contextmanager
+def naming_errors(net: nn.Module):
+    """Turn whatever goes wrong inside the block into a TypeError that names the module that was running."""
+    inside, hooks = [], []
+    for name, module in net.named_modules():
+        where = f"{name!r}" if name else f"the network {type(module).__name__}"
+        hooks.append(module.register_forward_pre_hook(lambda m, args, where=where: inside.append(where)))
+        hooks.append(module.register_forward_hook(lambda m, args, out: inside.pop() and None))
+    try:
+        yield
+    except Exception as error:
+        raise TypeError(f"cannot expand {inside[-1] if inside else 'the network'}: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def self_check(expanded: Expanded, shape: torch.Size) -> str | None:
+    """Say why the extra channels do not stay apart from the base ones, or None if they do.
+
+    With all-zero masks every layer must give its base pass's outputs, and with all-one masks every weight of theta_o2 must
+    reach the output. Strict, because some networks that concatenate pass a loose test: weights drawn anew and batch
+    statistics so that no signal vanishes, float64 on the CPU, differences relative to the spread of each layer's outputs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    probe = copy.deepcopy(expanded).to("cpu", torch.float64).eval()
+    for module in probe.modules():
+        module.training = isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, ExpandedBatchNorm))
+    x = torch.randn((4, *shape), generator=generator, dtype=torch.float64)
+    redraw(probe, generator)
+    with torch.no_grad():
+        base, zero = layer_outputs(probe, x, None), layer_outputs(probe, x, 0)
+    for (name, a), (_, b) in zip(base, zero, strict=True):
+        if not (a - b).abs().max() <= SPREAD_TOLERANCE * a.std():
+            return f"cannot expand {name}: with every mask at 0 its base outputs still change, so extra channels do not stay apart"
+    redraw(probe, generator, positive=True)  # so that no ReLU is shut and every path is open
+    out = probe(x.abs(), torch.ones((4, probe.width), dtype=torch.bool))
+    (out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum().backward()
+    for name, layer in probe.layers().items():
+        for part in (getattr(layer, "to_base", None), getattr(layer, "to_extra", None)):
+            if part is not None and (part.grad is None or not part.grad.abs().max() > 0):
+                return f"cannot expand {name!r}: its extra channels reach no output, so the network cuts them off"
+    return None
+
+
+def redraw(probe: nn.Module, generator: torch.Generator, positive: bool = False) -> None:
+    """Draw every parameter anew: matrices at 1 / sqrt(fan-in), vectors near 0 (biases) or 1."""
+    with torch.no_grad():
+        for name, p in probe.named_parameters():
+            values = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+            if p.dim() >= 2:
+                p.copy_((values.abs() if positive else values) / p[0].numel() ** 0.5)
+            elif p.dim() == 1:
+                p.copy_(0.1 * values + (0 if name.endswith("bias") else 1))
+
+
+def layer_outputs(probe: Expanded, x: torch.Tensor, fill: int | None) -> list[tuple[str, torch.Tensor]]:
+    """The base part of each expanded layer's output, in running order and the network's last, in one pass.
+
+    fill: None for the base-only pass, else the value of all masks.
+    """
+    outputs, hooks = [], []
+    for name, layer in probe.layers().items():
+        def keep(layer, args, out, name=name):
+            outputs.append((repr(name), out.narrow(layer.channel_dim, 0, layer.outputs).clone()))
+        hooks.append(layer.register_forward_hook(keep))
+    mask = None if fill is None else torch.full((len(x), probe.width), bool(fill))
+    try:
+        outputs.append(("the network", probe(x, mask)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs

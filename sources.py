@@ -1,0 +1,198 @@
+"""Where data sets come from: the built-in file, torchvision's classes, trees of image files (Sec. 4: data sets).
+
+    arrays = read_tree(Path("pictures"), image_size=32)      # pictures/{train,test or val}/<class>/*
+    arrays["x_train"], arrays["y_train"], arrays["names"]    # (N, 3, 32, 32) uint8, (N,) int64, class names
+    arrays["mean"], arrays["std"]                            # trees only: per channel, of the training images
+
+Every reader returns such a dict, with x_test and y_test beside x_train and y_train. `data.load` calls them.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+MINI_FILE = Path(__file__).resolve().parent / "data" / "fashion-mini.npz"
+
+
+def read_mini():
+    """Return the arrays of the built-in data set, at native size."""
+    if not MINI_FILE.is_file():
+        raise ValueError(f"fashion-mini: no file {MINI_FILE}: restore it, or run python make_fashion_mini.py")
+    with np.load(MINI_FILE) as file:
+        arrays = {split: (file[f"x_{split}"][..., None], file[f"y_{split}"]) for split in ("train", "test")}
+    return _arrays(arrays, FASHION)
+
+
+def _arrays(splits, names):
+    """Return the readers' dict, made of {split: (images (N, H, W, C), labels (N,))}, arrays or tensors."""
+    result = {"names": names}
+    for split, (images, labels) in splits.items():
+        result[f"x_{split}"] = torch.as_tensor(images).permute(0, 3, 1, 2).contiguous()
+        result[f"y_{split}"] = torch.as_tensor(labels, dtype=torch.int64)
+    return result
+
+
+def read_torchvision(name, root, image_size, download):
+    """Return the arrays of a torchvision data set; missing files are a ValueError with the path and the remedy."""
+    from torchvision import datasets  # here, because it takes long to import
+
+    splits = ("train", "test")
+    try:
+        if name == "fashion-mnist":
+            sets = {s: datasets.FashionMNIST(root, train=s == "train", download=download) for s in splits}
+            return _arrays({s: (d.data[..., None], d.targets) for s, d in sets.items()}, FASHION)
+        if name == "cifar10":
+            sets = {s: datasets.CIFAR10(root, train=s == "train", download=download) for s in splits}
+            return _arrays({s: (d.data, d.targets) for s, d in sets.items()}, sets["train"].classes)
+        if name == "svhn":
+            _need_scipy()
+            sets = {s: datasets.SVHN(root, split=s, download=download) for s in splits}
+            return _arrays({s: (d.data.transpose(0, 2, 3, 1), d.labels) for s, d in sets.items()}, "0123456789")
+        found = datasets.Imagenette(root, split="train", size="160px", download=download)
+        return read_tree(root / "imagenette2-160", image_size) | {"names": [words[0] for words in found.classes]}
+    except (RuntimeError, OSError) as error:
+        raise ValueError(_missing(name, root, download, error)) from error
+
+
+def _need_scipy():
+    try:
+        import scipy.io  # noqa: F401  (torchvision reads SVHN's .mat files with it)
+    except ImportError as error:
+        raise ValueError("svhn: torchvision needs scipy to read its .mat files: pip install scipy") from error
+
+
+def _missing(name, root, download, error):
+    files = {
+        "fashion-mnist": "FashionMNIST/raw/*-ubyte",
+        "cifar10": "cifar-10-batches-py/*",
+        "svhn": "{train,test}_32x32.mat",
+        "imagenette": "imagenette2-160/{train,val}/<class>/*",
+    }
+    tried = root.resolve() / files[name]
+    if download:
+        return f"{name}: download to {tried} failed ({error}): put the files there by hand"
+    return f"{name}: no complete copy at {tried} ({error}): add --download, or set data_dir to the folder that has it"
+
+
+# ---- trees of image files --------------------------------------------------------------------------------------------
+
+
+def read_tree(root, image_size):
+    """Return the arrays of root/{train,test or val}/<class>/* as square RGB images, decoded or from the cache file.
+
+    The cache's name holds the size and a hash of all paths, lengths and times, so a changed folder is never served
+    stale. Caches of earlier states stay until they are deleted by hand.
+
+    Args:
+        root: Path of the folder above train/.
+        image_size: pixels a side; the shorter side is resized to it, the rest is cropped around the centre.
+    Returns: dict of x_train, x_test (N, 3, H, W) uint8, y_train, y_test (N,) int64, names, mean, std.
+    Raises: ValueError for missing folders, different classes in train and test, or a file that is no image.
+    """
+    train, test = _listing(root, "train"), _listing(root, "test", "val")
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise ValueError(f"{train.root} and {test.root} must have the same classes: only one has {', '.join(odd)}")
+    cache = root / f".rem-cache-{image_size}-{_fingerprint(root, train, test)}.pt"
+    try:
+        return torch.load(cache, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        pass  # none yet, or a broken one
+    arrays = {"names": train.classes}
+    for split, found in (("train", train), ("test", test)):
+        arrays[f"x_{split}"] = torch.from_numpy(_decode(found.samples, image_size))
+        arrays[f"y_{split}"] = torch.tensor(found.targets)
+    arrays["mean"], arrays["std"] = _moments(arrays["x_train"])
+    _save(arrays, cache)
+    return arrays
+
+
+def _listing(root, *choices):
+    """Return torchvision's listing (classes, samples, targets) of the first of root/choice that exists."""
+    from torchvision.datasets import ImageFolder
+
+    for choice in choices:
+        if (root / choice).is_dir():
+            try:
+                return ImageFolder(root / choice)
+            except FileNotFoundError as error:  # no classes, or a class without images
+                raise ValueError(f"{error} (expected {root.resolve() / choice}/<class>/*.png or .jpg)") from error
+    raise ValueError(
+        f"no folder {root.resolve() / choices[0]}: expected {root.resolve()}/train/<class>/* and "
+        f"{root.resolve()}/test/<class>/* (or val/); name the folder above train/ as data_dir"
+    )
+
+
+def _fingerprint(root, *listings):
+    """Return a short hash of which files there are, how long and how old."""
+    entries = []
+    for path, _ in (sample for found in listings for sample in found.samples):
+        stat = os.stat(path)
+        entries.append((os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns))
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+
+
+def _decode(samples, size):
+    """Return (N, 3, size, size) uint8 of the files in samples; threads suffice, since PIL decodes without the GIL."""
+    images = np.empty((len(samples), 3, size, size), np.uint8)
+
+    def fill(i):
+        images[i] = _decode_one(samples[i][0], size).transpose(2, 0, 1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(fill, range(len(samples))):  # the loop raises what a thread raised
+            pass
+    return images
+
+
+def _decode_one(path, size):
+    """Return (size, size, 3) uint8: RGB, shorter side resized to `size`, centre crop."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * size, 2 * size))  # lets a large JPEG be decoded at a fraction of its size
+            image = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"cannot decode {path} ({error}): remove or replace it") from error
+    if min(image.size) != size:
+        scale = size / min(image.size)
+        image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
+    left, top = ((side - size) // 2 for side in image.size)
+    return np.asarray(image)[top : top + size, left : left + size]
+
+
+def _moments(images):
+    """Return mean and std per channel of (N, C, H, W) uint8 in [0, 1] units, exactly, by counting pixel values."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in range(images.shape[1]):
+        counts = sum(torch.bincount(part[:, channel].flatten(), minlength=256) for part in images.split(4096))
+        share = counts.double() / counts.sum()
+        mean.append(float(share @ values))
+        std.append(max(float(share @ (values - mean[-1]) ** 2) ** 0.5, 1 / 255))  # a constant channel has std 0
+    return mean, std
+
+
+def _save(arrays, path):
+    """Write the cache so that no reader ever sees half of it; a folder that cannot be written just has no cache."""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".rem-cache-tmp-")
+    except OSError:
+        return
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(arrays, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError):  # a full disk, for instance
+        Path(temporary).unlink(missing_ok=True)

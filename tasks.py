@@ -1,0 +1,196 @@
+"""The three corruptions and the discovery of a part of them: the two axes of the task space (Sec. 4 "Experimental setup").
+
+    task = make_task("poison", load("cifar10"), n=1000, seed=0)      # D_c: high regularity; confusion: medium; random: low
+    forget = discover(task, rate=0.5, seed=0)                        # D_f, within D_f of every larger rate
+    unlearned = method(model, task.train, forget, config, generator) # task.clean and task.corrupted are for metrics alone
+"""
+
+import os
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from data import Data, Dataset, inputs
+from settings import TASKS, stream
+
+TARGET = 0  # the class that the poison trigger redirects to (Goel et al. 2024)
+PAIRS = {"cifar10": (3, 5), "svhn": (3, 5)}  # the confused classes (Goel et al. 2024: cat and dog)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training set with corrupted labels, and what only the metrics may know about it."""
+
+    name: str  # poison, confusion or random
+    seed: int
+    train: Data  # D_tr: labels as given; the poisoned images carry the trigger
+    test: Data  # D_test: never corrupted
+    clean: torch.Tensor  # (N,) int64, the labels before corruption
+    corrupted: torch.Tensor  # (n,) int64, D_c: sorted dataset indices
+
+
+def make_task(name: str, dataset: Dataset, n: int, seed: int, pair: tuple[int, int] | None = None) -> Task:
+    """Corrupt n training examples.
+
+    Args:
+        name: "poison" (high regularity), "confusion" (medium) or "random" (low).
+        dataset: clean data; it is left as it is.
+        n: |D_c|, in [1, N]; even for confusion.
+        seed: of the draw; the same seed, data and n give the same task for every method.
+        pair: the two classes of confusion; None for Goel's classes or, elsewhere, the pair of `closest_pair`.
+
+    Returns:
+        A Task whose labels are fixed from here on.
+
+    Raises:
+        ValueError: an unknown name, or numbers that the data cannot give; the text has them.
+    """
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; choose one of {', '.join(TASKS)}")
+    if not 1 <= n <= len(dataset.train):
+        raise ValueError(f"n is {n}; it must be from 1 to {len(dataset.train)}, the number of training images")
+    generator = stream(seed, f"task {name}")
+    if name == "confusion":
+        pair = pair or PAIRS.get(dataset.name) or closest_pair(dataset.train)
+        return confusion(dataset, n, seed, pair, generator)
+    return (poison if name == "poison" else random_labels)(dataset, n, seed, generator)
+
+
+def poison(dataset: Dataset, n: int, seed: int, generator: torch.Generator) -> Task:
+    """A white 3x3 patch in the bottom right corner and label 0 on n images (Goel et al. 2024; the most regular task).
+
+    Choice: sources are drawn uniformly from all classes, so about 1 / classes of D_c has clean label 0 already.
+    """
+    corrupted = draw(torch.arange(len(dataset.train)), n, generator)
+    labels, trigger = dataset.train.labels.cpu().clone(), torch.zeros(len(dataset.train), dtype=torch.bool)
+    labels[corrupted], trigger[corrupted] = TARGET, True
+    return assemble("poison", seed, dataset, labels, corrupted, trigger)
+
+
+def confusion(dataset: Dataset, n: int, seed: int, pair: tuple[int, int], generator: torch.Generator) -> Task:
+    """n / 2 examples of each of two classes exchange labels (interclass confusion, Goel et al. 2022)."""
+    a, b = pair
+    labels = dataset.train.labels.cpu().clone()
+    if n % 2:
+        raise ValueError(f"n is {n}; confusion swaps n / 2 examples of each class, so it must be even")
+    if a == b or not 0 <= min(a, b) <= max(a, b) < dataset.train.classes:
+        raise ValueError(f"pair is {a},{b}; it must be two different classes from 0 to {dataset.train.classes - 1}")
+    members = [(labels == c).nonzero().flatten() for c in pair]
+    if min(len(m) for m in members) < n // 2:
+        raise ValueError(f"n is {n}; classes {a} and {b} have {len(members[0])} and {len(members[1])} images, "
+                         f"so n can be at most {2 * min(len(m) for m in members)}")
+    corrupted = torch.cat([draw(m, n // 2, generator) for m in members]).sort().values
+    labels[corrupted] = a + b - labels[corrupted]
+    return assemble("confusion", seed, dataset, labels, corrupted, None)
+
+
+def random_labels(dataset: Dataset, n: int, seed: int, generator: torch.Generator) -> Task:
+    """n examples get a label drawn uniformly from the wrong classes (Maini et al. 2023; the least regular task)."""
+    labels, classes = dataset.train.labels.cpu().clone(), dataset.train.classes
+    if classes < 2:
+        raise ValueError(f"the data set has {classes} class; random labels need a wrong one to choose")
+    corrupted = draw(torch.arange(len(labels)), n, generator)
+    offset = torch.randint(1, classes, (n,), generator=generator)  # 1 .. C - 1: never the true label
+    labels[corrupted] = (labels[corrupted] + offset) % classes
+    return assemble("random", seed, dataset, labels, corrupted, None)
+
+
+def draw(candidates: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
+    """n of the candidates, without replacement, sorted."""
+    return candidates[torch.randperm(len(candidates), generator=generator)[:n]].sort().values
+
+
+def assemble(name, seed, dataset, labels, corrupted, trigger) -> Task:
+    """A Task from the corrupted labels; the clean ones are kept beside them, on the CPU with D_c."""
+    train, device = dataset.train, dataset.train.images.device
+    corrupt = replace(train, labels=labels.to(device), trigger=None if trigger is None else trigger.to(device))
+    return Task(name, seed, corrupt, dataset.test, train.labels.cpu().clone(), corrupted)
+
+
+def closest_pair(train: Data) -> tuple[int, int]:
+    """The two classes whose mean images are closest, for data sets that have no customary pair."""
+    device = train.images.device
+    means = torch.stack([train.images[train.labels == c].to(torch.float64).mean(dim=0).flatten()
+                         for c in range(train.classes)])  # (classes, C H W)
+    distance = torch.cdist(means, means) + torch.diag(torch.full((train.classes,), torch.inf, dtype=torch.float64, device=device))
+    a, b = divmod(int(distance.nan_to_num(nan=torch.inf).argmin()), train.classes)
+    return min(a, b), max(a, b)
+
+
+def discover(task: Task, rate: float, seed: int) -> torch.Tensor:
+    """Draw the discovered part D_f of D_c (Sec. 4 "Discovery rate").
+
+    Choice: for one seed a smaller rate's D_f lies within a larger one's.
+
+    Args:
+        task: with D_c of n examples.
+        rate: |D_f| / |D_c|, in (0, 1]; |D_f| = round(rate * n).
+        seed: of the order of discovery.
+
+    Returns:
+        (|D_f|,) int64 sorted dataset indices on the CPU.
+
+    Raises:
+        ValueError: a rate outside (0, 1], or one so small that nothing is discovered.
+    """
+    if not 0 < rate <= 1:
+        raise ValueError(f"discovery is {rate}; it must be a rate in (0, 1]")
+    size = round(rate * len(task.corrupted))
+    if size == 0:
+        raise ValueError(f"discovery {rate} of {len(task.corrupted)} corrupted examples finds none; raise either")
+    order = torch.randperm(len(task.corrupted), generator=stream(seed, "discovery"))
+    return task.corrupted[order[:size]].sort().values
+
+
+def triggered_test(task: Task) -> Data:
+    """A copy of the test set in which every image carries the trigger (Fig. 6); the task's own stays clean."""
+    return replace(task.test, trigger=torch.ones(len(task.test), dtype=torch.bool, device=task.test.images.device))
+
+
+def fingerprint(data: Data) -> int:
+    """CRC-32 of all images: tells whether labels stored with a task belong to the data at hand."""
+    return zlib.crc32(data.images.cpu().contiguous().numpy())
+
+
+def save_task(task: Task, path: str | Path) -> None:
+    """Write the labels, D_c and trigger flags, so that unlearning sees the very labels that training saw.
+
+    The file appears whole or not at all.
+    """
+    trigger = task.train.trigger
+    content = {"name": task.name, "seed": task.seed, "labels": task.train.labels.cpu(), "clean": task.clean,
+               "corrupted": task.corrupted, "trigger": None if trigger is None else trigger.cpu(),
+               "images": fingerprint(replace(task.train, trigger=None))}
+    write_whole(path, lambda file: torch.save(content, file))
+
+
+def load_task(path: str | Path, dataset: Dataset) -> Task:
+    """Read what `save_task` wrote and put it on the data set it was made from.
+
+    Raises:
+        ValueError: no such file, or the data set has other images.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no task file at {path}; save_task writes one")
+    content = torch.load(path, weights_only=True)
+    if content["images"] != fingerprint(dataset.train):
+        raise ValueError(f"the task in {path} was made from other images than {dataset.name}'s; load the data it was made from")
+    clean = replace(dataset, train=replace(dataset.train, labels=content["clean"].to(dataset.train.images.device)))
+    return assemble(content["name"], content["seed"], clean, content["labels"], content["corrupted"], content["trigger"])
+
+
+def write_whole(path: str | Path, write) -> None:
+    """Call write(file) on a temporary file beside `path`, sync it, then put it in place in one step."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

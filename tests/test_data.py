@@ -1,0 +1,702 @@
+"""Tests of data.py, sources.py and make_fashion_mini.py: batches, augmentation, the trigger, and every loader."""
+
+import os
+import pickle
+import random
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import data as data_module
+import make_fashion_mini
+import sources
+from data import DATASETS, TRIGGER_SIZE, TRIGGER_VALUE, Data, add_trigger, batches, inputs, load
+
+ROOT = Path(data_module.__file__).resolve().parent
+seeds = st.integers(0, 2**31 - 1)
+
+
+def gen(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def make_data(seed, n=7, channels=3, height=5, width=6, classes=4, trigger=None, **kwargs):
+    """Random images of 1..254, so that neither padding (0) nor trigger (255) occurs in them by accident."""
+    generator = gen(seed)
+    images = torch.randint(1, 255, (n, channels, height, width), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, classes, (n,), generator=generator)
+    if trigger == "some":
+        trigger = torch.rand(n, generator=generator) < 0.5
+    mean = tuple(0.3 + 0.1 * c for c in range(channels))
+    std = tuple(0.2 + 0.05 * c for c in range(channels))
+    return Data(images, labels, classes, mean, std, trigger=trigger, **kwargs)
+
+
+@st.composite
+def datas(draw, trigger=st.sampled_from([None, "some"])):
+    return make_data(
+        draw(seeds),
+        n=draw(st.integers(1, 13)),
+        channels=draw(st.sampled_from([1, 3])),
+        height=draw(st.integers(3, 7)),
+        width=draw(st.integers(3, 7)),
+        pad=draw(st.integers(0, 4)),
+        flip=draw(st.booleans()),
+        trigger=draw(trigger),
+    )
+
+
+def augment_oracle(data, index, generator):
+    """One pass in plain loops: (order (n,), images (n, C, H, W) uint8) from the draws that `batches` documents."""
+    n, (_, channels, height, width) = len(index), data.images.shape
+    order = [int(index[i]) for i in torch.randperm(n, generator=generator)]
+    corners = torch.zeros(2, n, dtype=torch.int64)
+    flips = torch.zeros(n, dtype=torch.int64)
+    if data.pad:
+        corners = torch.randint(0, 2 * data.pad + 1, (2, n), generator=generator)
+    if data.flip:
+        flips = torch.randint(0, 2, (n,), generator=generator)
+    images = np.zeros((n, channels, height, width), np.uint8)
+    for k, i in enumerate(order):
+        padded = np.zeros((channels, height + 2 * data.pad, width + 2 * data.pad), np.uint8)
+        padded[:, data.pad : data.pad + height, data.pad : data.pad + width] = data.images[i].numpy()
+        top, left = int(corners[0, k]), int(corners[1, k])
+        crop = padded[:, top : top + height, left : left + width]
+        if flips[k]:
+            crop = crop[:, :, ::-1]
+        images[k] = crop
+        if data.trigger is not None and data.trigger[i]:
+            images[k, :, height - 3 :, width - 3 :] = 255
+    return order, images
+
+
+def normalise_oracle(data, images):
+    """(x / 255 - mean) / std in float64."""
+    mean, std = (np.array(value).reshape(1, -1, 1, 1) for value in (data.mean, data.std))
+    return (images / 255 - mean) / std
+
+
+def assert_same(a, b):
+    """Two passes are bitwise equal."""
+    for left, right in zip(a, b, strict=True):
+        for one, other in zip(left, right, strict=True):
+            assert torch.equal(one, other)
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+@given(datas(), st.integers(1, 15), seeds)
+def test_each_example_once(data, size, seed):
+    """A7: a shuffled pass visits every index exactly once, with its own label, in batches of `size`."""
+    found = list(batches(data, size=size, generator=gen(seed), augment=True))
+    order = torch.cat([index for index, _, _ in found])
+    assert torch.equal(order.sort().values, torch.arange(len(data)))
+    assert order.dtype == torch.int64 and order.device.type == "cpu"
+    for index, x, y in found:
+        assert len(index) == len(x) == len(y)
+        assert torch.equal(y, data.labels[index])
+        assert x.shape[1:] == data.images.shape[1:] and x.dtype == torch.float32
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.booleans(), seeds)
+def test_batch_sizes(n, size, shuffle, seed):
+    """The last, smaller batch is kept; in a shuffled pass a last batch of one joins the batch before it."""
+    data = make_data(seed, n=n)
+    sizes = [len(index) for index, _, _ in batches(data, size=size, generator=gen(seed) if shuffle else None)]
+    expected = [size] * (n // size) + [n % size] * (n % size > 0)
+    if shuffle and len(expected) > 1 and size > 1 and expected[-1] == 1:
+        expected[-2:] = [size + 1]
+    assert sizes == expected
+
+
+@pytest.mark.parametrize(
+    "n, size, shuffled", [(1, 4, [1]), (5, 4, [5]), (9, 4, [4, 5]), (3, 1, [1, 1, 1]), (4, 4, [4])]
+)
+def test_batch_sizes_by_hand(n, size, shuffled):
+    """The merging rule on cases worked out by hand."""
+    assert [len(i) for i, _, _ in batches(make_data(0, n=n), size=size, generator=gen(0))] == shuffled
+
+
+@given(datas(), seeds, st.data())
+def test_given_index(data, seed, draw):
+    """A pass over an index, duplicates allowed, keeps its order without a generator and permutes it with one."""
+    index = torch.tensor(draw.draw(st.lists(st.integers(0, len(data) - 1), min_size=1, max_size=20)))
+    kept = index.clone()
+    passed = index.clone()
+    waiting = batches(data, passed, size=3)
+    passed.fill_(-1)  # what the caller does to the index later does not reach a pass that was already checked
+    plain = torch.cat([i for i, _, _ in waiting])
+    mixed = torch.cat([i for i, _, _ in batches(data, index, size=3, generator=gen(seed))])
+    assert torch.equal(plain, index)
+    assert torch.equal(mixed.sort().values, index.sort().values)
+    assert torch.equal(index, kept)
+
+
+@given(datas(), seeds)
+def test_determined_by_generator(data, seed):
+    """R4: same generator state, same pass, bitwise, and the same state afterwards."""
+    a, b = gen(seed), gen(seed)
+    assert_same(batches(data, size=4, generator=a, augment=True), batches(data, size=4, generator=b, augment=True))
+    assert torch.equal(a.get_state(), b.get_state())
+
+
+def test_two_passes_differ():
+    """A7: the order is drawn afresh in every pass of one generator."""
+    data, generator = make_data(0, n=50), gen(0)
+    first, second = (torch.cat([i for i, _, _ in batches(data, generator=generator)]) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+@given(datas(), seeds)
+def test_global_rng_untouched(data, seed):
+    """T10: a pass with everything on leaves the random states of torch, numpy and python as they were."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    list(batches(data, size=3, generator=gen(seed), augment=True))
+    inputs(data, torch.arange(len(data)))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert all(np.array_equal(a, b) for a, b in zip(before[1], np.random.get_state(), strict=True))
+    assert before[2] == random.getstate()
+
+
+@given(datas(), seeds)
+def test_draws_only_what_it_needs(data, seed):
+    """No draw for a crop when pad is 0, for a flip when flip is off, for either without augment."""
+    used, wanted = gen(seed), gen(seed)
+    list(batches(data, size=3, generator=used, augment=True))
+    augment_oracle(data, torch.arange(len(data)), wanted)
+    assert torch.equal(used.get_state(), wanted.get_state())
+    plain, order = gen(seed), gen(seed)
+    list(batches(data, size=3, generator=plain))
+    torch.randperm(len(data), generator=order)
+    assert torch.equal(plain.get_state(), order.get_state())
+
+
+@given(datas(), seeds, st.integers(1, 6))
+def test_augmentation_equals_loops(data, seed, size):
+    """Order, crop, flip, trigger and normalisation equal numpy loops over single images, in float64."""
+    order, images = augment_oracle(data, torch.arange(len(data)), gen(seed))
+    found = list(batches(data, size=size, generator=gen(seed), augment=True, dtype=torch.float64))
+    assert torch.cat([index for index, _, _ in found]).tolist() == order
+    x = torch.cat([x for _, x, _ in found]).numpy()
+    np.testing.assert_allclose(x, normalise_oracle(data, images), rtol=0, atol=1e-12)
+
+
+@given(datas(), seeds, st.data())
+def test_augmented_index_equals_loops(data, seed, draw):
+    """The same with a given index, where moves belong to the place in the pass: duplicates get their own."""
+    index = torch.tensor(draw.draw(st.lists(st.integers(0, len(data) - 1), min_size=1, max_size=9)))
+    order, images = augment_oracle(data, index, gen(seed))
+    ((found, x, _),) = batches(data, index, generator=gen(seed), augment=True, dtype=torch.float64)
+    assert found.tolist() == order
+    np.testing.assert_allclose(x.numpy(), normalise_oracle(data, images), rtol=0, atol=1e-12)
+
+
+@given(datas())
+def test_normalisation(data):
+    """x is (pixel / 255 - mean) / std of what `inputs` returns; bfloat16 is float32 rounded once."""
+    raw = inputs(data, None)
+    ((_, x32, _),) = batches(data)
+    ((_, x16, _),) = batches(data, dtype=torch.bfloat16)
+    # |x| is at most 5 and the largest intermediate 5: a few units of 2^-24 each
+    np.testing.assert_allclose(x32.numpy(), normalise_oracle(data, raw.numpy()), rtol=0, atol=3e-6)
+    assert torch.equal(x16, x32.to(torch.bfloat16))
+
+
+@given(datas(trigger=st.none()))
+def test_flip_is_an_involution(data):
+    """Flipping by column indices twice gives the image back, and equals tensor.flip."""
+    moves = torch.zeros(3, len(data), dtype=torch.int64)
+    moves[:2], moves[2] = data.pad, 1  # a crop at the middle of the padding is the image itself
+    rows, cols = data_module._crop_indices(moves, *data.images.shape[2:])
+    once = data_module._view(data, torch.arange(len(data)), rows, cols)
+    assert torch.equal(once, data.images.flip(3))
+    twice = data_module._view(data_module.replace(data, images=once), torch.arange(len(data)), rows, cols)
+    assert torch.equal(twice, data.images)
+
+
+def test_crops_and_flips_are_uniform():
+    """stat: every corner of the crop and either flip come up within 5 sd of their share (seed 0, 4000 draws)."""
+    data = make_data(0, n=4000, height=3, width=3, pad=1, flip=True)
+    top, left, flipped = data_module._draw_moves(data, 4000, gen(0))
+    for values, choices in ((top, 3), (left, 3), (flipped, 2), (top * 3 + left, 9), (left * 2 + flipped, 6)):
+        p = 1 / choices
+        bound = 5 * (4000 * p * (1 - p)) ** 0.5
+        assert all(abs(int((values == v).sum()) - 4000 * p) < bound for v in range(choices))
+
+
+# ---- trigger ---------------------------------------------------------------------------------------------------------
+
+
+@given(datas(trigger=st.just("some")), seeds)
+def test_trigger_stays_in_corner(data, seed):
+    """T12: crop and flip never move the trigger: all of the corner is white, and nothing else is."""
+    for index, x, _ in batches(data, size=4, generator=gen(seed), augment=True, dtype=torch.float64):
+        white = torch.tensor([(1 - m) / s for m, s in zip(data.mean, data.std, strict=True)], dtype=torch.float64)
+        is_white = (x - white.view(1, -1, 1, 1)).abs() < 1e-9
+        corner = torch.zeros_like(is_white)
+        corner[:, :, -3:, -3:] = True
+        assert torch.equal(is_white, corner & data.trigger[index][:, None, None, None])
+
+
+@given(datas(trigger=st.none()))
+def test_add_trigger(data):
+    """T4: only the 3x3 corner changes, to 255; twice is once; the input is left alone."""
+    kept = data.images.clone()
+    poisoned = add_trigger(data.images)
+    assert torch.equal(data.images, kept)
+    assert (TRIGGER_SIZE, TRIGGER_VALUE) == (3, 255)
+    assert (poisoned[:, :, -3:, -3:] == 255).all()
+    rest = torch.ones(data.images.shape[2:], dtype=torch.bool)
+    rest[-3:, -3:] = False
+    assert torch.equal(poisoned[:, :, rest], kept[:, :, rest])
+    assert torch.equal(add_trigger(poisoned), poisoned)
+    assert add_trigger(data.images.double()).dtype == torch.float64 and poisoned.dtype == torch.uint8
+
+
+@given(datas())
+def test_inputs(data):
+    """V4: `inputs` is the stored image, with the trigger where there is one, and no augmentation."""
+    index = torch.arange(len(data)).flip(0)
+    found = inputs(data, index)
+    assert found.dtype == torch.uint8
+    for image, i in zip(found, index.tolist(), strict=True):
+        carries = data.trigger is not None and bool(data.trigger[i])
+        assert torch.equal(image, add_trigger(data.images[i : i + 1])[0] if carries else data.images[i])
+
+
+@given(datas(), seeds)
+def test_inputs_not_mutated(data, seed):
+    """T13: a pass changes no tensor that it was given, and what it yields shares no memory with them."""
+    kept = [None if t is None else t.clone() for t in (data.images, data.labels, data.trigger)]
+    for index, x, y in batches(data, size=3, generator=gen(seed), augment=True):
+        x.zero_(), y.zero_(), index.zero_()
+    inputs(data, None).zero_()
+    for before, after in zip(kept, (data.images, data.labels, data.trigger), strict=True):
+        assert before is after is None or torch.equal(before, after)
+
+
+# ---- validation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [-1, 60, 10**6])
+def test_index_out_of_range(bad):
+    """M18: the first index out of range is named; a negative one does not wrap."""
+    data = make_data(0, n=60)
+    with pytest.raises(ValueError, match=f"^index {bad} out of range for 60 examples$"):
+        batches(data, torch.tensor([3, bad, -7]))  # raised before any batch is asked for
+    with pytest.raises(ValueError, match=f"^index {bad} out of range for 60 examples$"):
+        inputs(data, torch.tensor([bad]))
+
+
+@pytest.mark.parametrize(
+    "kwargs, text",
+    [
+        (dict(index=torch.tensor([], dtype=torch.int64)), "empty"),
+        (dict(index=torch.tensor([0.0])), "float32"),
+        (dict(index=torch.tensor([True])), "bool"),
+        (dict(index=torch.tensor([1], dtype=torch.int32)), "int32"),
+        (dict(index=torch.tensor([[1]])), r"\(1, 1\)"),
+        (dict(size=0), "size is 0"),
+        (dict(augment=True), "generator"),
+    ],
+)
+def test_batches_refuses(kwargs, text):
+    """Bad arguments are a ValueError at the call, not at the first batch."""
+    with pytest.raises(ValueError, match=text):
+        batches(make_data(0), **kwargs)
+
+
+@pytest.mark.parametrize(
+    "change, error, text",
+    [
+        (dict(images=torch.zeros(7, 3, 5, 6)), TypeError, "images is torch.float32"),
+        (dict(images=torch.zeros(7, 5, 6, dtype=torch.uint8)), TypeError, "3 dimensions"),
+        (dict(images=np.zeros((7, 3, 5, 6), np.uint8)), TypeError, "ndarray"),
+        (dict(labels=torch.zeros(7)), TypeError, "labels is torch.float32"),
+        (dict(labels=torch.zeros(6, dtype=torch.int64)), ValueError, "6 entries for 7 images"),
+        (dict(labels=torch.full((7,), 4)), ValueError, "4 to 4, expected 0 to 3"),
+        (dict(labels=torch.full((7,), -1)), ValueError, "-1 to -1"),
+        (dict(mean=(0.5,)), ValueError, "3 channels"),
+        (dict(std=(0.5, 0.5)), ValueError, "3 channels"),
+        (dict(std=(0.5, 0.5, 0.0)), ValueError, "std above 0"),
+        (dict(trigger=torch.zeros(7)), TypeError, "trigger is torch.float32"),
+        (dict(trigger=torch.zeros(8, dtype=torch.bool)), ValueError, "8 entries for 7 images"),
+        (dict(pad=-1), ValueError, "pad is -1"),
+    ],
+)
+def test_data_refuses(change, error, text):
+    """Data checks itself, and says what it found and what it wants."""
+    with pytest.raises(error, match=text):
+        data_module.replace(make_data(0), **change)
+
+
+@pytest.mark.parametrize("height, width", [(2, 9), (9, 2)])
+def test_trigger_too_large(height, width):
+    """T14: an image smaller than the trigger is a ValueError with the numbers."""
+    with pytest.raises(ValueError, match=f"{height}x{width} is smaller than the 3x3"):
+        add_trigger(torch.zeros(1, 1, height, width, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="smaller"):
+        make_data(0, height=height, width=width, trigger="some")
+
+
+def test_to_device():
+    """Data.to moves every tensor; tensors on different devices are refused."""
+    data = make_data(0, trigger="some", pad=2, flip=True)
+    moved = data.to("cpu")
+    assert len(moved) == 7 and moved.pad == 2 and moved.flip and torch.equal(moved.trigger, data.trigger)
+    with pytest.raises(ValueError, match="labels is on meta"):
+        data_module.replace(data, labels=data.labels.to("meta"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu_without_synchronising():
+    """M5: a pass on the GPU gives the CPU's batches, channels_last, and waits for the device only at its start."""
+    data = make_data(0, n=300, trigger="some", pad=2, flip=True)
+    moved = data.to("cuda")
+    passes = batches(moved, size=64, generator=gen(1), augment=True)
+    found = [next(passes)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found += list(passes)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for ours, theirs in zip(found, batches(data, size=64, generator=gen(1), augment=True), strict=True):
+        assert ours[0].device.type == "cpu" and torch.equal(ours[0], theirs[0])
+        assert ours[1].is_contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(ours[1].cpu(), theirs[1], atol=3e-6) and torch.equal(ours[2].cpu(), theirs[2])
+
+
+# ---- loaders ---------------------------------------------------------------------------------------------------------
+
+
+def test_fashion_mini():
+    """The built-in set: 6,000 and 2,000 images of 16x16, equally many of each class, at most 4 MB on disk."""
+    dataset = load("fashion-mini")
+    assert dataset.train.images.shape == (6000, 1, 16, 16) and dataset.test.images.shape == (2000, 1, 16, 16)
+    assert torch.equal(dataset.train.labels.bincount(), torch.full((10,), 600))
+    assert torch.equal(dataset.test.labels.bincount(), torch.full((10,), 200))
+    assert len(dataset.names) == 10 and dataset.name == "fashion-mini"
+    assert dataset.train.pad == 0 and not dataset.train.flip and dataset.train.trigger is None
+    assert sources.MINI_FILE.stat().st_size <= 4 * 2**20
+    assert (sources.MINI_FILE.parent / "fashion-mini.LICENSE").read_text().count("Zalando SE") == 1
+    assert not torch.equal(dataset.train.labels, dataset.train.labels.sort().values)  # rows are shuffled
+
+
+def test_fashion_mini_native_size():
+    """At its native size the file is passed on untouched, and mean and std are those of its training pixels."""
+    train = load("fashion-mini", image_size=28).train
+    with np.load(sources.MINI_FILE) as file:
+        assert np.array_equal(train.images[:, 0].numpy(), file["x_train"])
+        assert len(set(file["index_train"].tolist())) == 6000 and file["index_train"].dtype == np.int32
+    pixels = train.images.double() / 255
+    assert abs(pixels.mean() - train.mean[0]) < 5e-5 and abs(pixels.std() - train.std[0]) < 5e-5
+
+
+@pytest.mark.skipif(not make_fashion_mini.SOURCE.is_dir(), reason="package dataset-fashion-mnist is not installed")
+def test_fashion_mini_is_what_its_script_draws():
+    """The file in the repository is what make_fashion_mini.py draws, array by array."""
+    drawn = make_fashion_mini.draw()
+    with np.load(sources.MINI_FILE) as file:
+        assert set(file.files) == set(drawn)
+        for name, array in drawn.items():
+            assert array.dtype == file[name].dtype and np.array_equal(array, file[name])
+
+
+def test_fashion_mini_missing(monkeypatch, tmp_path):
+    """R7: a lost built-in file is named, with the script that makes it."""
+    monkeypatch.setattr(sources, "MINI_FILE", tmp_path / "none.npz")
+    with pytest.raises(ValueError, match="none.npz.*make_fashion_mini.py"):
+        load("fashion-mini")
+
+
+@given(seeds, st.integers(1, 3), st.integers(3, 12), st.integers(3, 12))
+@settings(max_examples=20)
+def test_resize(seed, channels, size, target):
+    """Resizing keeps constant images constant, stays in the range of the pixels, and is off at the right size."""
+    images = torch.randint(0, 256, (3, channels, size, size), dtype=torch.uint8, generator=gen(seed))
+    images[0] = seed % 256
+    found = data_module._resize(images, target)
+    assert found.shape == (3, channels, target, target) and found.dtype == torch.uint8
+    assert (found[0] == seed % 256).all()
+    assert found.min() >= images.min() and found.max() <= images.max()
+    assert (found is images) == (size == target)
+
+
+def test_unknown_name():
+    """R2: an unknown data set lists the choices."""
+    with pytest.raises(ValueError, match="unknown data set 'mnist'.*" + ".*".join(DATASETS)):
+        load("mnist")
+
+
+def fake_scipy(monkeypatch, loadmat):
+    package, io = types.ModuleType("scipy"), types.ModuleType("scipy.io")
+    package.io, io.loadmat = io, loadmat
+    monkeypatch.setitem(sys.modules, "scipy", package)
+    monkeypatch.setitem(sys.modules, "scipy.io", io)
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10", "svhn", "imagenette"])
+def test_missing_data_set(name, tmp_path, monkeypatch):
+    """R7: a missing data set is a ValueError with the path tried and the flag that fetches it; nothing is written."""
+    fake_scipy(monkeypatch, loadmat=None)
+    with pytest.raises(ValueError, match=f"{name}: no complete copy at .*add --download") as caught:
+        load(name, data_dir=tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_failed_download(tmp_path, monkeypatch):
+    """R7: a download that fails says where the files belong."""
+    from torchvision.datasets import CIFAR10
+
+    def fail(self):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(CIFAR10, "download", fail)
+    with pytest.raises(ValueError, match="cifar-10-batches-py.* failed .no route to host.*by hand"):
+        load("cifar10", data_dir=tmp_path, download=True)
+
+
+def test_import_does_no_io():
+    """R7: importing data.py opens nothing under data/, runs no network code and leaves torchvision unimported."""
+    code = (
+        "import sys, torch, numpy\n"
+        "opened = []\n"
+        "sys.addaudithook(lambda event, args: opened.append((event, str(args[0]))) "
+        "if event in ('open', 'os.listdir', 'os.scandir', 'os.mkdir') or event.startswith('socket.') else None)\n"
+        "import data\n"
+        "bad = [o for o in opened if o[0].startswith('socket') or o[1].startswith(sys.argv[1])]\n"
+        "assert opened and not bad, bad\n"
+        "assert 'torchvision' not in sys.modules and 'PIL' not in sys.modules\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", code, str(ROOT / "data") + os.sep]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_cifar10(tmp_path, monkeypatch):
+    """CIFAR-10's pickles: rows of 3 x 32 x 32 bytes come out as (C, H, W) images in file order, with their labels."""
+    from torchvision.datasets import cifar
+
+    base, rng, rows, labels = tmp_path / cifar.CIFAR10.base_folder, np.random.default_rng(0), {}, {}
+    base.mkdir()
+    for name, _ in cifar.CIFAR10.train_list + cifar.CIFAR10.test_list:
+        rows[name] = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
+        labels[name] = rng.integers(0, 10, 4).tolist()
+        (base / name).write_bytes(pickle.dumps({"data": rows[name], "labels": labels[name]}))
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: os.path.isfile(path))
+    dataset = load("cifar10", data_dir=tmp_path)
+    train = [f"data_batch_{k}" for k in range(1, 6)]
+    assert np.array_equal(dataset.train.images.flatten(1).numpy(), np.concatenate([rows[k] for k in train]))
+    assert dataset.train.labels.tolist() == sum((labels[k] for k in train), [])
+    assert np.array_equal(dataset.test.images.flatten(1).numpy(), rows["test_batch"])
+    assert dataset.names == tuple("abcdefghij") and dataset.train.images.is_contiguous()
+    assert (dataset.train.pad, dataset.train.flip, dataset.test.pad, dataset.test.flip) == (4, True, 0, False)
+
+
+def test_fashion_mnist(tmp_path):
+    """Full Fashion-MNIST: the IDX files of its own folder, 28x28, one channel."""
+    raw, rng = tmp_path / "FashionMNIST" / "raw", np.random.default_rng(0)
+    raw.mkdir(parents=True)
+    images = {"train": rng.integers(0, 256, (5, 28, 28), dtype=np.uint8), "t10k": np.zeros((2, 28, 28), np.uint8)}
+    for prefix, pixels in images.items():
+        header = b"".join(k.to_bytes(4, "big") for k in (0x803, *pixels.shape))
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        header = b"".join(k.to_bytes(4, "big") for k in (0x801, len(pixels)))
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(header + bytes(range(len(pixels))))
+    dataset = load("fashion-mnist", data_dir=tmp_path)
+    assert np.array_equal(dataset.train.images[:, 0].numpy(), images["train"])
+    assert dataset.train.labels.tolist() == [0, 1, 2, 3, 4] and len(dataset.test) == 2
+
+
+def test_svhn(tmp_path, monkeypatch):
+    """SVHN's (H, W, C, N) arrays come out as (N, C, H, W), its label 10 as digit 0; digits are never flipped."""
+    from torchvision.datasets import svhn
+
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 4), dtype=np.uint8)
+    fake_scipy(monkeypatch, lambda path: {"X": images, "y": np.array([[10], [1], [2], [9]])})
+    monkeypatch.setattr(svhn, "check_integrity", lambda path, md5: True)
+    dataset = load("svhn", data_dir=tmp_path)
+    assert np.array_equal(dataset.train.images[1].numpy(), images[:, :, :, 1].transpose(2, 0, 1))
+    assert dataset.train.labels.tolist() == [0, 1, 2, 9] and dataset.names == tuple("0123456789")
+    assert (dataset.train.pad, dataset.train.flip) == (4, False)
+
+
+def test_svhn_without_scipy(tmp_path, monkeypatch):
+    """R7: without scipy the message names the package, before anything is fetched."""
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ValueError, match="pip install scipy"):
+        load("svhn", data_dir=tmp_path, download=True)
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+def write_tree(root, splits=("train", "test"), classes=("ant", "bee"), size=(8, 8), per_class=3, seed=0):
+    """Write a tree of random PNGs and return {relative path: (H, W, 3) array}."""
+    rng, written = np.random.default_rng(seed), {}
+    for split in splits:
+        for name in classes:
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            for k in range(per_class):
+                pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{k}.png")
+                written[f"{split}/{name}/{k}.png"] = pixels
+    return written
+
+
+def no_decoding(path, size):
+    raise AssertionError(f"decoded {path} although it is in the cache")
+
+
+@pytest.mark.parametrize("second", ["test", "val"])
+def test_folder(tmp_path, second):
+    """A tree of the right size is passed on pixel for pixel, in the order of the paths; val/ does for test/."""
+    written = write_tree(tmp_path, splits=("train", second))
+    dataset = load("folder", data_dir=tmp_path, image_size=8)
+    for data, split in ((dataset.train, "train"), (dataset.test, second)):
+        wanted = [pixels for path, pixels in sorted(written.items()) if path.startswith(split)]
+        assert np.array_equal(data.images.permute(0, 2, 3, 1).numpy(), np.stack(wanted))
+        assert data.labels.tolist() == [0, 0, 0, 1, 1, 1] and data.labels.dtype == torch.int64
+    assert dataset.names == ("ant", "bee") and (dataset.train.pad, dataset.train.flip) == (1, True)
+    pixels = dataset.train.images.double() / 255
+    np.testing.assert_allclose(dataset.train.mean, pixels.mean((0, 2, 3)), atol=1e-12)
+    np.testing.assert_allclose(dataset.train.std, pixels.std((0, 2, 3), correction=0), atol=1e-12)
+    assert dataset.test.mean == dataset.train.mean
+
+
+@pytest.mark.parametrize("size", [(12, 8), (8, 12), (16, 24), (5, 4)])
+def test_folder_resizes_and_crops(tmp_path, size):
+    """Images of any shape come out square and RGB; a constant image stays constant."""
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        Image.new("L", size, 200).save(tmp_path / split / "a" / "0.png")
+    images = load("folder", data_dir=tmp_path, image_size=8).train.images
+    assert images.shape == (1, 3, 8, 8) and (images == 200).all()
+
+
+def test_folder_centre_crop(tmp_path):
+    """The crop is the middle of the longer side."""
+    written = write_tree(tmp_path, size=(12, 8), per_class=1)
+    images = load("folder", data_dir=tmp_path, image_size=8).train.images
+    assert np.array_equal(images[0].permute(1, 2, 0).numpy(), written["train/ant/0.png"][:, 2:10])
+
+
+def test_folder_cache(tmp_path, monkeypatch):
+    """R9: the second load reads the cache; another size, a changed, new or renamed file is never served from it."""
+    write_tree(tmp_path)
+    first = load("folder", data_dir=tmp_path, image_size=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "_decode_one", no_decoding)
+        second = load("folder", data_dir=tmp_path, image_size=8)
+        with pytest.raises(AssertionError, match="decoded"):
+            load("folder", data_dir=tmp_path, image_size=4)
+    assert torch.equal(first.train.images, second.train.images) and torch.equal(first.test.labels, second.test.labels)
+    assert (first.train.mean, first.train.std, first.names) == (second.train.mean, second.train.std, second.names)
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "train" / "ant" / "1.png")
+    changed = load("folder", data_dir=tmp_path, image_size=8).train
+    assert changed.images[1, :, 0, 0].tolist() == [1, 2, 3]
+    # last of its class to first of the next: the same files in the same order, so only the paths differ
+    (tmp_path / "train" / "ant" / "2.png").rename(tmp_path / "train" / "bee" / "-.png")
+    assert load("folder", data_dir=tmp_path, image_size=8).train.labels.tolist() == [0, 0, 1, 1, 1, 1]
+    # then a file of the same length, so that only the time differs; then one of the same time but longer
+    for shade, height, time in ((50, 8, 1), (60, 8, 2), (70, 10, 2)):
+        Image.new("RGB", (8, height), (shade, 0, 0)).save(tmp_path / "train" / "ant" / "0.bmp")
+        os.utime(tmp_path / "train" / "ant" / "0.bmp", (time, time))
+        assert load("folder", data_dir=tmp_path, image_size=8).train.images[0, 0, 0, 0] == shade
+    (tmp_path / "test" / "ant" / "0.png").unlink()
+    assert len(load("folder", data_dir=tmp_path, image_size=8).test) == 5
+
+
+@pytest.mark.parametrize("content", [b"", b"not a cache", None])
+def test_folder_broken_cache(tmp_path, content):
+    """A cache file that is empty, garbage or cut short is decoded anew and replaced."""
+    write_tree(tmp_path)
+    first = load("folder", data_dir=tmp_path, image_size=8)
+    (cache,) = tmp_path.glob(".rem-cache-8-*.pt")
+    whole = cache.read_bytes()
+    cache.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    assert torch.equal(load("folder", data_dir=tmp_path, image_size=8).train.images, first.train.images)
+    assert len(torch.load(cache, weights_only=True)["x_train"]) == 6
+
+
+@pytest.mark.parametrize("step", ["tempfile.mkstemp", "os.replace", "torch.save"])
+def test_folder_not_writable(tmp_path, monkeypatch, step):
+    """A folder that cannot be written (or a full disk) loads all the same, and nothing is left behind."""
+    write_tree(tmp_path)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(f"sources.{step}", refuse)
+    assert len(load("folder", data_dir=tmp_path, image_size=8).train) == 6
+    assert list(tmp_path.glob(".rem-cache*")) == []
+
+
+def test_folder_errors(tmp_path):
+    """R7: a missing split or size, other classes, an empty class, a broken file: each named with its remedy."""
+    with pytest.raises(ValueError, match="image_size is None.*image_size=32"):
+        load("folder", data_dir=tmp_path)
+    with pytest.raises(ValueError, match=f"no folder {tmp_path}/train: expected .*<class>"):
+        load("folder", data_dir=tmp_path, image_size=8)
+    write_tree(tmp_path, splits=("train",))
+    with pytest.raises(ValueError, match=f"no folder {tmp_path}/test"):
+        load("folder", data_dir=tmp_path, image_size=8)
+    write_tree(tmp_path, splits=("test",), classes=("ant", "cat"))
+    with pytest.raises(ValueError, match="same classes: only one has bee, cat"):
+        load("folder", data_dir=tmp_path, image_size=8)
+    (tmp_path / "test" / "cat").rename(tmp_path / "test" / "bee")
+    (tmp_path / "test" / "bee" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="cannot decode .*test/bee/0.png.*remove or replace"):
+        load("folder", data_dir=tmp_path, image_size=8)
+    (tmp_path / "train" / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty.*expected .*<class>"):
+        load("folder", data_dir=tmp_path, image_size=8)
+
+
+def test_imagenette(tmp_path, monkeypatch):
+    """Imagenette is read like a folder at 64 pixels, cached, with readable class names and its own mean and std."""
+    wnids = sorted(["n01440764", "n02102040"])
+    tree = tmp_path / "imagenette2-160"
+    write_tree(tree, splits=("train", "val"), classes=wnids, size=(80, 64), per_class=2)
+    for path in tree.rglob("*.png"):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".JPEG"))
+        path.unlink()
+    dataset = load("imagenette", data_dir=tmp_path)
+    assert dataset.names == ("tench", "English springer") and dataset.train.images.shape == (4, 3, 64, 64)
+    assert (dataset.train.pad, dataset.train.flip, dataset.train.mean) == (8, True, data_module.IMAGENET["mean"])
+    monkeypatch.setattr(sources, "_decode_one", no_decoding)
+    assert torch.equal(load("imagenette", data_dir=tmp_path).train.images, dataset.train.images)
+
+
+def test_constant_folder(tmp_path):
+    """A channel that never varies has std 1/255, not 0, so that normalised images are finite."""
+    mean, std = sources._moments(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8))
+    np.testing.assert_allclose(mean, [0.2] * 3, atol=1e-12)
+    assert std == [1 / 255] * 3
+
+
+def test_jpegs_of_every_kind(tmp_path):
+    """Large and grey JPEGs decode to within a few grey levels of a plain PIL resize."""
+    ramp = np.linspace(0, 255, 100).astype(np.uint8)
+    across = np.tile(ramp, (100, 1))
+    pixels = np.stack([across, across.T, np.full_like(across, 90)], -1)
+    Image.fromarray(pixels).save(tmp_path / "rgb.jpg", quality=95)
+    Image.fromarray(pixels[:, :, 0]).save(tmp_path / "grey.jpg", quality=95)
+    for name, wanted in (("rgb.jpg", pixels), ("grey.jpg", np.repeat(pixels[:, :, :1], 3, 2))):
+        plain = np.asarray(Image.fromarray(wanted).resize((10, 10), Image.Resampling.BILINEAR)).astype(int)
+        found = sources._decode_one(tmp_path / name, 10).astype(int)
+        assert found.shape == (10, 10, 3)
+        assert np.abs(found - plain).max() <= 10  # a 10x10 pixel box of the ramp spans 26 levels

@@ -1,0 +1,107 @@
+"""The one training loop: original models, retraining, fine-tuning and ETD all run through `fit` (A.3, Table 3).
+
+    model = build("resnet9", 0.5, seed=0)
+    fit(model, data, None, config, generator)         # in place: SGD, warm-up over 1 % of the steps, down to one fifth
+    fit(model, data, retain, config, generator, epochs=10, lr=0.005)
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data import Data, batches, count_batches
+from settings import Config
+
+WARM_UP = 0.01  # share of the steps; Goel et al. 2024
+FINAL = 0.2  # last rate over peak rate: 0.025 -> 0.005 (Table 3's caption)
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss is not a finite number any more; the text says where."""
+
+
+def rate(step: int, steps: int) -> float:
+    """Training rate over peak rate: linear up over the first 1 % of the steps, then linear down to one fifth (A.3).
+
+    Args:
+        step: number of the step, 0 <= step < steps.
+        steps: of the whole training, >= 1.
+
+    Returns:
+        A factor in (0, 1]; exactly FINAL at the last step.
+    """
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm and steps > warm:
+        return (step + 1) / warm
+    return 1 - (1 - FINAL) * (step + 1 - warm) / max(1, steps - warm)
+
+
+def make_optimizer(model: nn.Module, config: Config, lr: float) -> torch.optim.Optimizer:
+    """SGD with momentum and weight decay, or Adam without (Table 3), over every trainable parameter, each once."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=lr, foreach=True)
+    return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
+
+
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """bf16 where the settings ask for it: on GPUs by default, and for float32 networks alone."""
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """One step down the gradient of `loss`; a parameter that the loss does not reach stays bit for bit."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+def finite(total: torch.Tensor, steps: int, where: str) -> float:
+    """Mean loss of an epoch as a float, the one wait for the device; NonFiniteLoss unless it is a finite number."""
+    mean = float(total) / max(1, steps)
+    if not math.isfinite(mean):
+        raise NonFiniteLoss(f"the loss is {mean} in {where}; lower the rate")
+    return mean
+
+
+def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config, generator: torch.Generator, *,
+        epochs: int | None = None, lr: float | None = None, masks: torch.Tensor | None = None, log=None) -> None:
+    """Train a network in place with cross-entropy on the labels as given.
+
+    Args:
+        model: plain network, or Expanded when `masks` is given; left in training mode.
+        data: D_tr.
+        index: (k,) int64 examples to train on (D_r for fine-tuning), None for all.
+        config: batch size, optimiser, precision, and the defaults of the next two.
+        generator: on the CPU, of order and augmentation.
+        epochs: None for config.epochs.
+        lr: peak rate, None for config.lr.
+        masks: (N, width) bool: row i masks theta_o2 for example i (ETD).
+        log: called as log(epoch, epochs, model, loss=...) after each epoch.
+
+    Raises:
+        NonFiniteLoss: at the end of the epoch in which the loss stopped being finite.
+    """
+    epochs, lr = config.epochs if epochs is None else epochs, config.lr if lr is None else lr
+    device, dtype = data.images.device, next(model.parameters()).dtype
+    masks = None if masks is None else masks.to(device)
+    optimizer, step = make_optimizer(model, config, lr), 0
+    model.train()
+    for epoch in range(1, epochs + 1):
+        total, start = torch.zeros((), device=device), step
+        loader = batches(data, index, config.batch, generator, augment=True, dtype=dtype)
+        per_epoch = count_batches(len(data) if index is None else len(index), config.batch)
+        for rows, x, y in loader:
+            optimizer.param_groups[0]["lr"] = lr * rate(step, epochs * per_epoch)
+            with autocast(config, device):
+                logits = model(x) if masks is None else model(x, masks[rows.to(device, non_blocking=True)])
+            loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y)
+            update(optimizer, loss)
+            total += loss.detach()
+            step += 1
+        mean = finite(total, step - start, f"training epoch {epoch}")
+        if log is not None:
+            log(epoch, epochs, model, loss=mean)
