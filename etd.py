@@ -179,9 +179,9 @@ def grow_to_fit(expanded: Expanded, example: torch.Tensor, generator: torch.Gene
             made_by[id(out)] = (out, layer)  # holding `out` keeps its id from going to another tensor
 
     with eval_mode(expanded), torch.no_grad():
-        plain = expanded(x)
         everything_on = x.new_ones((len(x), 1), dtype=torch.bool).expand(-1, 2**40)
         with naming_errors(expanded.net):
+            plain = expanded(x)
             hooks = [layer.register_forward_pre_hook(arrive) for layer in layers.values()]
             hooks += [layer.register_forward_hook(leave) for layer in layers.values()]
             try:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class ExpandedWeight(nn.Module):
-    """A Conv2d or Linear beside its extra part: extra->base (`to_base`) and base+extra->extra (`to_extra`, `bias`).
+    """A Conv2d or Linear beside its extra part: extra->base (`to_base`) and base+extra->extra (`to_extra`, `extra_bias`).
 
     Without `keep` the base layer runs alone. With it, one wide layer runs, and its extra outputs are multiplied by the mask
     unless a BatchNorm follows, which then does so (`mask_output`).
@@ -46,7 +46,12 @@ class ExpandedWeight(nn.Module):
 
         self.to_base = fresh(self.outputs, extra_in) if extra_in and not self.depthwise else None
         self.to_extra = fresh(extra_out, wide_in) if extra_out else None
-        self.bias = nn.Parameter(self.base.bias.new_zeros(extra_out)) if extra_out and self.base.bias is not None else None
+        has_bias = extra_out and self.base.bias is not None
+        self.extra_bias = nn.Parameter(self.base.bias.new_zeros(extra_out)) if has_bias else None
+
+    # A network that reads a layer's weights instead of calling it gets theta_o1's; where extra channels arrive, they do not fit.
+    weight = property(lambda self: self.base.weight)
+    bias = property(lambda self: self.base.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.keep is None:
@@ -56,7 +61,7 @@ class ExpandedWeight(nn.Module):
             weight = torch.cat([weight, self.to_base], dim=1)  # (out, in + extra_in, ...)
         if self.to_extra is not None:
             weight = torch.cat([weight, self.to_extra])  # (out + extra_out, in + extra_in, ...)
-            bias = bias if self.bias is None else torch.cat([bias, self.bias])
+            bias = bias if self.extra_bias is None else torch.cat([bias, self.extra_bias])
         x = self.convolve(x, weight, bias) if self.is_conv else F.linear(x, weight, bias)
         return masked(x, self) if self.extra_out and self.mask_output else x
 
@@ -88,8 +93,8 @@ class ExpandedBatchNorm(nn.Module):
         """Make the extra entries: weight 1, bias 0, running mean 0, running variance 1; nothing is drawn."""
         base = self.base
         self.extra_in = self.extra_out = extra_in
-        self.weight = nn.Parameter(base.weight.new_ones(extra_in)) if base.affine else None
-        self.bias = nn.Parameter(base.bias.new_zeros(extra_in)) if base.affine else None
+        self.extra_weight = nn.Parameter(base.weight.new_ones(extra_in)) if base.affine else None
+        self.extra_bias = nn.Parameter(base.bias.new_zeros(extra_in)) if base.affine else None
         for name, fill in (("running_mean", 0.0), ("running_var", 1.0)):
             own = getattr(base, name)
             own = None if own is None else torch.cat([own, own.new_full((extra_in,), fill)])
@@ -101,8 +106,8 @@ class ExpandedBatchNorm(nn.Module):
         if self.keep is None:
             return self.base(x)
         base = self.base
-        weight = torch.cat([base.weight, self.weight]) if base.affine else None
-        bias = torch.cat([base.bias, self.bias]) if base.affine else None
+        weight = torch.cat([base.weight, self.extra_weight]) if base.affine else None
+        bias = torch.cat([base.bias, self.extra_bias]) if base.affine else None
         momentum = base.momentum
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)

@@ -51,14 +51,28 @@ def self_check(expanded: Expanded, shape: torch.Size) -> str | None:
     for (name, a), (_, b) in zip(base, zero, strict=True):
         if not (a - b).abs().max() <= SPREAD_TOLERANCE * a.std():
             return f"cannot expand {name}: with every mask at 0 its base outputs still change, so extra channels do not stay apart"
-    redraw(probe, generator, positive=True)  # so that no ReLU is shut and every path is open
-    out = probe(x.abs(), torch.ones((4, probe.width), dtype=torch.bool))
-    (out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum().backward()
-    for name, layer in probe.layers().items():
-        for part in (getattr(layer, "to_base", None), getattr(layer, "to_extra", None)):
-            if part is not None and (part.grad is None or not part.grad.abs().max() > 0):
-                return f"cannot expand {name!r}: its extra channels reach no output, so the network cuts them off"
+    missed = unreached(probe, x, generator)
+    if missed:
+        return f"cannot expand {missed[0]!r}: its extra channels reach no output, so the network cuts them off"
     return None
+
+
+def unreached(probe: Expanded, x: torch.Tensor, generator: torch.Generator) -> list[str]:
+    """Names of the expanded layers with a weight of theta_o2 that has no gradient, all masks on, in any of three draws.
+
+    The first is positive, so that no ReLU is shut; the others do not saturate a gate.
+    """
+    parts = {(name, part): getattr(layer, part, None) for name, layer in probe.layers().items() for part in ("to_base", "to_extra")}
+    missed = {key for key, weight in parts.items() if weight is not None}
+    for positive in (True, False, False):
+        redraw(probe, generator, positive)
+        probe.zero_grad()
+        out = probe(x.abs() if positive else x, torch.ones((len(x), probe.width), dtype=torch.bool))
+        (out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum().backward()
+        missed -= {key for key in missed if parts[key].grad is not None and parts[key].grad.abs().max() > 0}
+        if not missed:
+            break
+    return sorted(name for name, _ in missed)
 
 
 def redraw(probe: nn.Module, generator: torch.Generator, positive: bool = False) -> None:

@@ -1,0 +1,46 @@
+"""Profiles, marks and fixtures of the suite.
+
+REM_PROFILE=dev|ci|deep chooses how many examples hypothesis draws (default ci, derandomised; deep: 5,000).
+"""
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+common = dict(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+settings.register_profile("dev", max_examples=10, **common)
+settings.register_profile("ci", max_examples=25, derandomize=True, **common)
+settings.register_profile("deep", max_examples=5000, **common)
+settings.load_profile(os.environ.get("REM_PROFILE", "ci"))
+
+torch.set_num_threads(1)  # the networks here are tiny: more threads only wait for each other
+
+
+def pytest_collection_modifyitems(items):
+    """Skip gpu tests where there is no GPU, and say so."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def same_world():
+    """Every test leaves the global random states, the default dtype and torch's flags as it found them."""
+    torch.manual_seed(12345)
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    flags = world()
+    yield
+    random.setstate(before[0])
+    np.random.set_state(before[1])
+    torch.set_rng_state(before[2])
+    assert world() == flags
+
+
+def world():
+    """Torch's global flags and the working directory."""
+    return torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), os.getcwd()
