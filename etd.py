@@ -46,7 +46,8 @@ def mask_table(n: int, width: int, p_mem: float, seed: int, shared=None) -> torc
     if n < 0 or width < 0:
         raise ValueError(f"a mask table of {n} rows and {width} bits cannot be made; both must be at least 0")
     generator = torch.Generator().manual_seed(seed)
-    table = torch.rand((n + 1, width), generator=generator) < p_mem  # row 0 is the shared row, row i + 1 example i's
+    draws = torch.rand((n + 1, width), generator=generator, dtype=torch.float32, device="cpu")
+    table = draws < p_mem  # row 0 is the shared row, row i + 1 example i's
     shared_row, table = table[0], table[1:].clone()
     if shared is not None:
         table[check_index(shared, n)] = shared_row
@@ -150,11 +151,15 @@ def wrap(net: nn.Module, ratio: float, layers) -> Expanded:
             wrappers[module] = ExpandedBatchNorm(module)
         elif getattr(module, "running_mean", None) is not None:
             raise TypeError(f"cannot expand {name!r}: masked passes would move the running statistics of {type(module).__name__}")
-        if module in wrappers and (module._forward_hooks or module._forward_pre_hooks):
-            raise TypeError(f"cannot expand {name!r}: it has forward hooks, which a masked pass would not run")
+        elif isinstance(module, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
+            raise TypeError(f"cannot expand {name!r}: {type(module).__name__} turns masked zeros into other values in training")
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        if module in wrappers and any(hooks):
+            raise TypeError(f"cannot expand {name!r}: it has hooks, which a masked pass would not run")
     for base, wrapper in wrappers.items():
         wrapper.training = base.training
     expanded = Expanded(net)
+    expanded.training = net.training
     swap(expanded, wrappers)
     return expanded
 
@@ -243,14 +248,17 @@ def refresh_batchnorm(model: nn.Module, data: Data, size: int = 512, generator: 
     norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) and m.running_mean is not None]
     momenta = [m.momentum for m in norms]
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    with eval_mode(model), torch.no_grad():
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.training, norm.momentum = True, None  # None: a cumulative mean instead of an exponential one
-        for _, x, _ in batches(data, size=size, generator=generator):
-            model(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    dtype = next(model.parameters()).dtype
+    try:
+        with eval_mode(model), torch.no_grad():
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.training, norm.momentum = True, None  # None: a cumulative mean instead of an exponential one
+            for _, x, _ in batches(data, size=size, generator=generator, dtype=dtype):
+                model(x)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Generator, shared=None, log=None) -> Expanded:

@@ -33,7 +33,7 @@ class ExpandedWeight(nn.Module):
         weight, extra_out = self.base.weight, self.extra_out
         if self.depthwise:
             extra_out = extra_in * (self.outputs // self.inputs)
-        elif self.is_conv and self.base.groups > 1:
+        elif self.is_conv and self.base.groups > 1 and (extra_in or extra_out):
             raise TypeError("it is a grouped convolution that is not depthwise")
         self.extra_in, self.extra_out = extra_in, extra_out
         wide_in = 1 if self.depthwise else self.inputs + extra_in
@@ -49,7 +49,7 @@ class ExpandedWeight(nn.Module):
         has_bias = extra_out and self.base.bias is not None
         self.extra_bias = nn.Parameter(self.base.bias.new_zeros(extra_out)) if has_bias else None
 
-    # A network that reads a layer's weights instead of calling it gets theta_o1's; where extra channels arrive, they do not fit.
+    # For a network that reads a layer's weight or its dtype instead of calling it: theta_o1's.
     weight = property(lambda self: self.base.weight)
     bias = property(lambda self: self.base.bias)
 
@@ -70,7 +70,7 @@ class ExpandedWeight(nn.Module):
         base, padding = self.base, self.base.padding
         if base.padding_mode != "zeros":
             x, padding = F.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode), 0
-        groups = base.groups + self.extra_in if self.depthwise else 1
+        groups = base.groups + self.extra_in if self.depthwise else base.groups
         return F.conv2d(x, weight, bias, base.stride, padding, base.dilation, groups)
 
 
@@ -93,8 +93,8 @@ class ExpandedBatchNorm(nn.Module):
         """Make the extra entries: weight 1, bias 0, running mean 0, running variance 1; nothing is drawn."""
         base = self.base
         self.extra_in = self.extra_out = extra_in
-        self.extra_weight = nn.Parameter(base.weight.new_ones(extra_in)) if base.affine else None
-        self.extra_bias = nn.Parameter(base.bias.new_zeros(extra_in)) if base.affine else None
+        self.extra_weight = None if base.weight is None else nn.Parameter(base.weight.new_ones(extra_in))
+        self.extra_bias = None if base.bias is None else nn.Parameter(base.bias.new_zeros(extra_in))
         for name, fill in (("running_mean", 0.0), ("running_var", 1.0)):
             own = getattr(base, name)
             own = None if own is None else torch.cat([own, own.new_full((extra_in,), fill)])
@@ -106,8 +106,8 @@ class ExpandedBatchNorm(nn.Module):
         if self.keep is None:
             return self.base(x)
         base = self.base
-        weight = torch.cat([base.weight, self.extra_weight]) if base.affine else None
-        bias = torch.cat([base.bias, self.extra_bias]) if base.affine else None
+        weight = None if base.weight is None else torch.cat([base.weight, self.extra_weight])
+        bias = None if base.bias is None else torch.cat([base.bias, self.extra_bias])
         momentum = base.momentum
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -122,6 +122,8 @@ def masked(x: torch.Tensor, layer: ExpandedWeight | ExpandedBatchNorm) -> torch.
     """Multiply the extra channels by the mask: 1 for every base channel, the example's bit for an extra one."""
     if layer.extra_out == 0:
         return x
+    if len(x) != len(layer.keep["mask"]):
+        raise RuntimeError(f"it runs on {len(x)} rows for {len(layer.keep['mask'])} examples, so their masks do not fit")
     key = (layer.outputs, layer.extra_out, x.dtype)
     if key not in layer.keep:  # layers of one shape share it for the length of a pass
         mask = layer.keep["mask"][:, : layer.extra_out]

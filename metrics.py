@@ -13,6 +13,10 @@ from torch import nn
 from data import Data, batches
 
 
+class NonFiniteLoss(ArithmeticError):
+    """A loss or a logit is not a finite number any more; the text says where."""
+
+
 @contextlib.contextmanager
 def eval_mode(model: nn.Module):
     """Put a network in eval mode and, at the end of the block, each of its modules back in the mode it had."""
@@ -41,13 +45,17 @@ def predict(model: nn.Module, data: Data, index: torch.Tensor | None = None, mas
 
     Raises:
         ValueError: an empty index or one out of range.
+        NonFiniteLoss: a logit that is not finite, since argmax would make a class of it.
     """
-    classes = []
+    classes, sound = [], True
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     with eval_mode(model), torch.inference_mode():
         for rows, x, _ in batches(data, index, size, dtype=dtype):
             logits = model(x) if masks is None else model(x, masks[rows].to(x.device))  # (b, classes)
             classes.append(logits.argmax(dim=1))
+            sound = logits.isfinite().all() & sound  # looked at once, at the end
+    if not sound:
+        raise NonFiniteLoss("the network's logits are not finite; lower the rate")
     return torch.cat(classes).cpu()
 
 

@@ -6,6 +6,9 @@ They know nothing of unlearning: etd.expand wraps them, etd.drop gives them back
     logits = model(x)                        # (B, 3, 32, 32) -> (B, 10)
 """
 
+import copy
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -98,6 +101,11 @@ class LocalityAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
         self.out = nn.Linear(heads * head_dim, dim)
 
+    def reset_parameters(self) -> None:
+        """Put the temperature back to its first value; the layers below draw their own weights."""
+        head_dim = self.qkv.out_features // (3 * self.heads)
+        nn.init.constant_(self.temperature, math.log(head_dim**-0.5))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, tokens, _ = x.shape
         qkv = self.qkv(self.norm(x)).reshape(batch, tokens, 3, self.heads, -1)
@@ -147,6 +155,11 @@ class ViT(nn.Module):
         self.head = nn.Linear(dim, classes)
         self.expandable = tuple(f"ff.{i}.1" for i in range(depth))
 
+    def reset_parameters(self) -> None:
+        """Draw the class token and the positions anew; the layers below draw their own weights."""
+        for p in (self.token, self.position):
+            nn.init.normal_(p, std=0.02)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patches(x)  # (B, T, dim)
         x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.position  # (B, 1 + T, dim)
@@ -193,3 +206,39 @@ def build(name: str, capacity: float = 1.0, *, channels: int = 3, classes: int =
     with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator: lend it, put it back
         torch.random.default_generator.manual_seed(seed)
         return ARCHITECTURES[name](capacity, **shape)
+
+
+def reinitialise(model: nn.Module, seed: int) -> nn.Module:
+    """A copy of any network with weights drawn anew from `seed`, leaving the global random state as it was.
+
+    Choice: each module that owns parameters draws them by its own `reset_parameters`, children first, as torch's layers
+    do, then convolution biases are 0; so ResNet-9 gets what `build` draws from the seed. Values are drawn on the CPU.
+
+    Args:
+        model: plain network on any device; left as it is.
+        seed: of the new weights.
+
+    Returns:
+        The copy, BatchNorm statistics reset too, with the model's device, dtypes, modes and requires_grad.
+
+    Raises:
+        TypeError: a module owns parameters and has no `reset_parameters`; the text names it.
+    """
+    drawn, fresh = copy.deepcopy(model).cpu(), copy.deepcopy(model)
+    names = {module: name for name, module in drawn.named_modules()}
+
+    def draw(module: nn.Module) -> None:
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if reset is not None:
+            reset()
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise TypeError(f"cannot draw fresh weights: {names[module] or 'the network'!r} ({type(module).__name__}) owns "
+                            "parameters and has no reset_parameters()")
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.random.default_generator.manual_seed(seed)
+        drawn.apply(draw)
+    fresh.load_state_dict(drawn.state_dict())
+    return fresh

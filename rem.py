@@ -170,7 +170,7 @@ def remove(state: State) -> float:
             return acc
         if passes == config.max_passes:
             break
-        net.train()
+        net.train(len(state.forget) > 1)  # one example has no batch statistics: the running ones stand in
         total = torch.zeros((), device=state.data.images.device)
         for rows, x, y in loader(state, state.forget):
             ce, (_, ce_ref) = cross_entropy(state, x, y), reference_ce(state, rows, x, y)
@@ -283,4 +283,6 @@ def load_state(state: State, path: str | Path) -> None:
         getattr(state, part).load_state_dict(content[part])
     state.generator.set_state(content["generator"].cpu())
     state.epoch = content["epoch"]
-    state.known = known_reference(state) if state.known is not None else None
+    if state.known is not None:
+        state.known = None  # so that it is computed anew from the reference just loaded
+        state.known = known_reference(state)

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -20,15 +21,16 @@ from pathlib import Path
 import torch
 
 import settings
-from baselines import METHODS
+from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED, load_method
 from data import MEMORY_FORMAT, Dataset, load
 from etd import drop, train_etd
 from layers import Expanded
 from metrics import evaluate
 from models import build
+from rem import check_forget
 from settings import Config, resolve, stream
 from tasks import Task, discover, make_task, write_whole
-from train import NonFiniteLoss, fit
+from train import fit
 
 VERSION = "0.1.0"
 
@@ -40,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     """One flag a field of Config; only what was given ends up in the namespace."""
     p = argparse.ArgumentParser(prog="run.py", description=__doc__.splitlines()[0], argument_default=argparse.SUPPRESS,
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    p.error = lambda message: p.exit(2, f"run.py: {message}\n")  # one line, without the usage
     for f in fields(Config):
         flag, choices, text = "--" + f.name.replace("_", "-"), f.metadata.get("choices"), f.metadata["help"]
         presets = {**settings.ARCH_PRESETS, **settings.DATASET_PRESETS}
@@ -66,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
         except (ValueError, TypeError) as error:
             print(f"run.py: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("run.py: interrupted; the rows of finished methods are in the result file", file=sys.stderr)
+            return 130
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 
@@ -80,21 +86,22 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     Raises:
         ValueError, TypeError: the input cannot be used.
     """
-    methods = choose_methods(config.method)
+    methods = choose_methods(config)
     device = choose_device(config.device)
     check_writable(config.out)
     dataset = load(config.dataset, config.data_dir, config.image_size, config.download)
     pair = None if config.pair is None else parse_pair(config.pair)
     task = make_task(config.task, dataset, config.n, config.seed, pair)
-    forget = discover(task, config.discovery, config.seed)
+    forget = check_forget(discover(task, config.discovery, config.seed), len(task.train))
     model = new_model(config, dataset)
     task = replace(task, train=task.train.to(device), test=task.test.to(device))
     say(config, headline(config, task, forget, model, device))
     original, train_seconds, failure = attempt(lambda: train_original(config, task, model.to(device)))
     rows = []
-    for name in methods:
+    for name, method in methods.items():
         row = {**asdict(config), "method": name, **provenance(device, argv), "train_seconds": train_seconds}
-        row |= {"status": "failed", "error": f"training: {failure}"} if failure else unlearn(config, name, original, task, forget)
+        row |= ({"status": "failed", "error": f"training: {failure}"} if failure
+                else unlearn(config, name, method, original, task, forget))
         append_row(config.out, row)
         rows.append(row)
     print(table(rows))
@@ -122,12 +129,13 @@ def train_original(config: Config, task: Task, model):
     return model
 
 
-def unlearn(config: Config, name: str, original, task: Task, forget: torch.Tensor) -> dict:
-    """Run one method and measure it; the second half of its row."""
-    method = METHODS[name]
+def unlearn(config: Config, name: str, method, original, task: Task, forget: torch.Tensor) -> dict:
+    """Run one method and measure it; the second half of its row. D_c goes to a method that asks for `corrupted` alone."""
     generator = stream(config.seed, "unlearning")  # the same for every method
     model = original if name in ON_EXPANDED or not isinstance(original, Expanded) else drop(original)
-    more = {"log": progress(name, config.quiet)} if "log" in inspect.signature(method).parameters else {}
+    asked = inspect.signature(method).parameters
+    more = {"log": progress(name, config.quiet)} if "log" in asked else {}
+    more |= {"corrupted": task.corrupted} if "corrupted" in asked else {}
     unlearned, seconds, failure = attempt(lambda: method(model, task.train, forget, config, generator, **more))
     if failure:
         return {"status": "failed", "error": failure, "seconds": seconds}
@@ -136,19 +144,17 @@ def unlearn(config: Config, name: str, original, task: Task, forget: torch.Tenso
     return {"status": "ok", "error": None, **evaluate(unlearned, task, forget), "seconds": seconds}
 
 
-ON_EXPANDED = {"rem"}  # methods that take an ETD-trained network with its theta_o2; the others get it dropped
-
-
 def attempt(work):
-    """Run work(); returns (result, seconds, error text or None). Running out of numbers or memory is an outcome."""
+    """Run work(); returns (result, seconds, error text or None). Running out of numbers or of memory is an outcome."""
     begin = time.perf_counter()
     result = failure = None
     try:
         result = work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-    except (NonFiniteLoss, MemoryError, torch.OutOfMemoryError) as error:
-        failure = f"{type(error).__name__}: {error}"
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        failure = f"{type(error).__name__}: {error}".splitlines()[0] + f" ({Path(place.filename).name}:{place.lineno})"
         print(f"failed: {failure}", file=sys.stderr)
     return result, round(time.perf_counter() - begin, 3), failure
 
@@ -156,14 +162,32 @@ def attempt(work):
 # --- Input checks -------------------------------------------------------------------------------------------------------
 
 
-def choose_methods(names: str) -> list[str]:
-    """Names from "a,b,c", each once, in the order given; ValueError with the list for an unknown one."""
-    methods = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    for name in methods:
-        if name not in METHODS:
-            raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}")
+def choose_methods(config: Config) -> dict:
+    """Names and functions of config.method, each once, in the order given.
+
+    Raises:
+        ValueError: an unknown name, one that has no meaning with or without --etd, or a file that holds no such method.
+    """
+    names = [name.strip() for name in config.method.split(",") if name.strip()]
+    unfit = NOT_ON_ETD if config.etd else NEEDS_ETD
+    methods = {}
+    for name in dict.fromkeys(names):
+        if name == "all":
+            methods |= {known: METHODS[known] for known in METHODS if known not in unfit}
+        elif name in unfit:
+            raise ValueError(f"{name} trains a network of its own; leave out --etd" if config.etd else
+                             f"{name} works on an ETD-trained network; add --etd")
+        elif ":" in name:
+            short, method = load_method(name)
+            if short in methods:
+                raise ValueError(f"two methods are called {short}; give one of the files another name")
+            methods[short] = method
+        elif name not in METHODS:
+            raise ValueError(f"unknown method {name!r}; choose from all, {', '.join(METHODS)}, or give FILE.py:FUNCTION")
+        else:
+            methods[name] = METHODS[name]
     if not methods:
-        raise ValueError(f"no method given; choose from {', '.join(METHODS)}")
+        raise ValueError(f"no method given; choose from all, {', '.join(METHODS)}, or give FILE.py:FUNCTION")
     return methods
 
 

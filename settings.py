@@ -25,7 +25,7 @@ class Config:
     # the cell: data set, position in the 2-D task space, network (Sec. 4)
     task: str = setting("poison", "regularity of the corruption: poison (high), confusion (medium), random (low)", choices=TASKS)
     discovery: float = setting(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]")
-    method: str = setting("no-ul,cf,npo,rem", "methods to compare, separated by commas")
+    method: str = setting("no-ul,cf,npo,rem", "methods to compare, separated by commas; all; or FILE.py:FUNCTION for one's own")
     dataset: str = setting("fashion-mini", "data set: fashion-mini, fashion-mnist, cifar10, svhn, imagenette or folder")
     data_dir: str = setting("data", "where the data set lies; for folder: DIR/{train,test|val}/<class>/*")
     download: bool = setting(False, "let torchvision download a missing data set")
@@ -54,6 +54,7 @@ class Config:
     beta: float = setting(1.0, "beta of Eq. 2")
     p_mem: float = setting(0.2, "share of theta_o2 that an example's mask turns on")
     max_passes: int = setting(100, "most passes over D_f in one step 2, then a warning")
+    alpha: float = setting(0.01, "SCRUB: weight of distillation from the original; 0.001, 0.01, 0.1 and 10 in A.3")
     step31: bool = setting(True, "redirect term of step 3 (Alg. 1, 3.1); off for Table 2")
     step32: bool = setting(True, "removal term of step 3 (Alg. 1, 3.2); off for Table 2")
 
@@ -78,7 +79,7 @@ ARCH_PRESETS = {
     "vit": dict(optimizer="adam", lr=1e-4, batch=2048, unlearn_lr=2e-5),  # Table 3
 }
 DATASET_PRESETS = {
-    "fashion-mini": dict(n=600, width=0.5, epochs=15, batch=128, lr=0.05, unlearn_epochs=8, unlearn_lr=0.008),
+    "fashion-mini": dict(n=600, width=0.5, epochs=8, batch=128, lr=0.05, unlearn_epochs=6, unlearn_lr=0.01),
     "imagenette": dict(n=100),  # A.7
 }
 
@@ -123,6 +124,7 @@ def check(config: Config) -> None:
         "beta": (0 < config.beta < float("inf"), "above 0"),
         "p_mem": (0 <= config.p_mem <= 1, "a probability in [0, 1]"),
         "max_passes": (config.max_passes >= 0, "at least 0"),
+        "alpha": (0 <= config.alpha < float("inf"), "at least 0"),
         "seed": (0 <= config.seed < 2**63, "a whole number of at least 0"),
     }
     for name, (good, wanted) in ranges.items():

@@ -105,7 +105,7 @@ def draw(candidates: torch.Tensor, n: int, generator: torch.Generator) -> torch.
 def assemble(name, seed, dataset, labels, corrupted, trigger) -> Task:
     """A Task from the corrupted labels; the clean ones are kept beside them, on the CPU with D_c."""
     train, device = dataset.train, dataset.train.images.device
-    corrupt = replace(train, labels=labels.to(device), trigger=None if trigger is None else trigger.to(device))
+    corrupt = replace(train, labels=labels.to(device), trigger=train.trigger if trigger is None else trigger.to(device))
     return Task(name, seed, corrupt, dataset.test, train.labels.cpu().clone(), corrupted)
 
 
@@ -150,8 +150,8 @@ def triggered_test(task: Task) -> Data:
 
 
 def fingerprint(data: Data) -> int:
-    """CRC-32 of all images: tells whether labels stored with a task belong to the data at hand."""
-    return zlib.crc32(data.images.cpu().contiguous().numpy())
+    """CRC-32 of all images and their shape: tells whether labels stored with a task belong to the data at hand."""
+    return zlib.crc32(data.images.cpu().contiguous().numpy(), zlib.crc32(str(tuple(data.images.shape)).encode()))
 
 
 def save_task(task: Task, path: str | Path) -> None:

@@ -12,14 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from data import Data, batches, count_batches
+from metrics import NonFiniteLoss
 from settings import Config
 
 WARM_UP = 0.01  # share of the steps; Goel et al. 2024
 FINAL = 0.2  # last rate over peak rate: 0.025 -> 0.005 (Table 3's caption)
-
-
-class NonFiniteLoss(ArithmeticError):
-    """The loss is not a finite number any more; the text says where."""
 
 
 def rate(step: int, steps: int) -> float:
@@ -30,12 +27,12 @@ def rate(step: int, steps: int) -> float:
         steps: of the whole training, >= 1.
 
     Returns:
-        A factor in (0, 1]; exactly FINAL at the last step.
+        A factor in (0, 1]; FINAL at the last step, 1 where there is but one.
     """
     warm = max(1, round(WARM_UP * steps))
-    if step < warm and steps > warm:
+    if step < warm:
         return (step + 1) / warm
-    return 1 - (1 - FINAL) * (step + 1 - warm) / max(1, steps - warm)
+    return FINAL + (1 - FINAL) * (steps - 1 - step) / (steps - warm)
 
 
 def make_optimizer(model: nn.Module, config: Config, lr: float) -> torch.optim.Optimizer:

@@ -1,0 +1,171 @@
+"""What every method promises, one function a property; a test of one's own method takes three lines.
+
+    from contract import PROPERTIES
+    @pytest.mark.parametrize("keeps", PROPERTIES)
+    def test_my_method(keeps): keeps(my_method)
+
+Each property takes the method and a seed of data and network, runs it on 12 images of 8x8, and asserts.
+"""
+
+import copy
+import inspect
+import random
+import warnings
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import run
+from data import batches
+from helpers import assert_same_state, gen, make_data, make_dataset, small_net, tiny
+from layers import Expanded
+from tasks import Task, discover, make_task
+
+
+def unlearn(method, seed=0, *, net=None, data=None, forget=None, generator=7, log=None, **changes):
+    """Run a method on small data; D_c, for a method that asks for it, is D_f and one more example."""
+    net = small_net(seed) if net is None else net
+    data = make_data(seed, pad=1, flip=True, trigger=True) if data is None else data
+    forget = torch.randperm(len(data) - 1, generator=gen(seed))[:4] if forget is None else forget
+    asked = inspect.signature(method).parameters
+    more = {"corrupted": torch.cat([forget, torch.tensor([len(data) - 1])])} if "corrupted" in asked else {}
+    more |= {"log": log} if "log" in asked else {}
+    config = tiny(**{"gamma": 0.3, "max_passes": 20, **changes})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Acc\\(D_f\\)")  # a gamma out of reach is no breach
+        return method(net, data, forget, config, gen(generator), **more)
+
+
+def inputs_stay(method, seed=0):
+    """A11: network (weights, gradients, requires_grad, modes), images, labels, trigger flags and D_f stay as they were."""
+    net, data, forget = small_net(seed), make_data(seed, trigger=True), torch.tensor([5, 1, 7])
+    net.norm1.weight.requires_grad_(False)
+    parts = (data.images, data.labels, data.trigger, forget)
+    before, copies = copy.deepcopy(net), [part.clone() for part in parts]
+    unlearn(method, seed, net=net, data=data, forget=forget)
+    assert_same_state(net, before)
+    for a, b in zip(net.modules(), before.modules(), strict=True):
+        assert type(a) is type(b) and a.training == b.training
+    for a, b in zip(net.parameters(), before.parameters(), strict=True):
+        assert a.grad is None and a.requires_grad == b.requires_grad
+    assert all(torch.equal(part, kept) for part, kept in zip(parts, copies, strict=True))
+
+
+def plain_network(method, seed=0):
+    """A18: a plain network of the original's class, keys, shapes, dtypes and memory format, in storage of its own."""
+    net = small_net(seed).to(memory_format=torch.channels_last)
+    out = unlearn(method, seed, net=net)
+    assert not any(isinstance(m, Expanded) or hasattr(m, "keep") or m._forward_hooks for m in out.modules())
+    for a, b in zip(net.modules(), out.modules(), strict=True):
+        assert type(a) is type(b)
+    layout = [(k, v.shape, v.dtype, v.stride()) for k, v in net.state_dict().items()]
+    assert [(k, v.shape, v.dtype, v.stride()) for k, v in out.state_dict().items()] == layout
+    assert [p.requires_grad for p in out.parameters()] == [p.requires_grad for p in net.parameters()]
+    assert not {v.data_ptr() for v in net.state_dict().values()} & {v.data_ptr() for v in out.state_dict().values()}
+    assert out.eval()(next(batches(make_data(seed)))[1]).shape == (12, 4)
+
+
+def modes_come_back(method, seed=0):
+    """Every module of the result is in the mode of its twin in the network that came in."""
+    for choose in (lambda i: True, lambda i: False, lambda i: i % 2 == 0):
+        net = small_net(seed)
+        for i, module in enumerate(net.modules()):
+            module.training = choose(i)
+        out = unlearn(method, seed, net=net)
+        assert [m.training for m in out.modules()] == [m.training for m in net.modules()]
+
+
+def deterministic(method, seed=0):
+    """A9: the same generator and settings give the same network bit for bit, whatever the global random states."""
+    outs = []
+    for world in (0, 1):
+        torch.manual_seed(world)
+        np.random.seed(world)
+        random.seed(world)
+        outs.append(unlearn(method, seed))
+    assert_same_state(*outs)
+
+
+def global_random_states_stay(method, seed=0):
+    """A9: the random states of torch, numpy and Python are left as they were."""
+    net = small_net(seed)
+    before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
+    unlearn(method, seed, net=net)
+    after = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+class SealedTask(Task):
+    """A task that raises when the test set, the clean labels or D_c are asked for."""
+
+    sealed = ("test", "clean", "corrupted")
+
+    def __getattribute__(self, name):
+        if name in type(self).sealed:
+            raise AssertionError(f"{name} was read")
+        return super().__getattribute__(name)
+
+
+class SealedButCorrupted(SealedTask):
+    """The same for an IDEAL method, which may know D_c."""
+
+    sealed = ("test", "clean")
+
+
+def blind(method, seed=0):
+    """A12: run as the command line runs it, nothing reads the test set, the clean labels or (unless asked for) D_c."""
+    task = make_task("poison", make_dataset(seed), 8, seed)
+    kind = SealedButCorrupted if "corrupted" in inspect.signature(method).parameters else SealedTask
+    sealed = kind(task.name, task.seed, task.train, task.test, task.clean, task.corrupted)
+    with mock.patch.object(run, "evaluate", return_value={}):
+        row = run.unlearn(tiny(gamma=1.0), "method", method, small_net(seed), sealed, discover(task, 0.5, seed))
+    assert row["status"] == "ok", row["error"]
+
+
+def finite_weights(method, seed=0):
+    """L11: every weight and statistic is a finite number, in float32 and under bf16 autocast."""
+    for precision in ("float32", "bf16"):
+        for name, value in unlearn(method, seed, precision=precision).state_dict().items():
+            assert value.isfinite().all(), (precision, name)
+
+
+def float64_stays(method, seed=0):
+    """L10: a float64 network is unlearned in float64, whatever the precision asks for."""
+    outs = [unlearn(method, seed, net=small_net(seed, dtype=torch.float64), precision=p) for p in ("float32", "bf16")]
+    assert_same_state(*outs)
+    assert all(p.dtype == torch.float64 for p in outs[0].parameters())
+
+
+def forget_sets_refused(method, seed=0):
+    """A15, A16: an empty D_f, an empty D_r, duplicates and indices outside D_tr -> ValueError that says so."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    for forget, text in ((nothing, "the forget set is empty"), (torch.arange(12), "all 12 training examples"),
+                         (torch.tensor([1, 4, 1]), "twice"), (torch.tensor([12]), "index 12 out of range for 12 examples"),
+                         (torch.tensor([-1]), "index -1 out of range for 12 examples"), (torch.tensor([1.0]), "int64")):
+        with pytest.raises(ValueError, match=text):
+            unlearn(method, seed, forget=forget)
+
+
+def logs_epochs(method, seed=0):
+    """A method that takes log= calls it once an epoch as log(epoch, epochs, model, loss=..., ...)."""
+    calls = []
+
+    def log(epoch, epochs, model, **values):
+        assert isinstance(model, nn.Module) and np.isfinite(values["loss"])
+        calls.append((epoch, epochs))
+
+    unlearn(method, seed, log=log, epochs=2, unlearn_epochs=2)
+    assert calls == ([(1, 2), (2, 2)] if "log" in inspect.signature(method).parameters else [])
+
+
+PROPERTIES = [inputs_stay, plain_network, modes_come_back, deterministic, global_random_states_stay, blind, finite_weights,
+              float64_stays, forget_sets_refused, logs_epochs]
+
+
+def assert_contract(method, seed=0):
+    """All of it at once."""
+    for keeps in PROPERTIES:
+        keeps(method, seed)

@@ -1,0 +1,106 @@
+"""Naive twins of Eq. 2, of the step-2 and step-3 losses and of the metrics: numpy, loops and probabilities alone."""
+
+import math
+
+import numpy as np
+
+
+def softmax(logits) -> np.ndarray:
+    """(B, classes) probabilities, one row at a time."""
+    rows = []
+    for row in np.asarray(logits, dtype=np.float64):
+        weights = [math.exp(v - max(row)) for v in row]
+        rows.append([w / math.fsum(weights) for w in weights])
+    return np.array(rows)
+
+
+def cross_entropy(logits, labels) -> np.ndarray:
+    """(B,) -log of the probability of the label."""
+    return np.array([-math.log(p[y]) for p, y in zip(softmax(logits), labels, strict=True)])
+
+
+def h(u: float, beta: float) -> float:
+    """h(u) = (2 / beta) log sigmoid(beta u), written with the sign of u, so that nothing overflows."""
+    v = beta * u
+    log_sigmoid = -math.log1p(math.exp(-v)) if v >= 0 else v - math.log1p(math.exp(v))
+    return 2 / beta * log_sigmoid
+
+
+def npo(p: float, p_ref: float, beta: float) -> float:
+    """The NPO term from probabilities: (2 / beta) log sigmoid(-beta log(p / p_ref)) = -(2 / beta) log(1 + (p / p_ref)^beta)."""
+    return -2 / beta * math.log1p((p / p_ref) ** beta)
+
+
+def of_label(logits, labels) -> list[float]:
+    """The probability of each example's label."""
+    return [float(p[y]) for p, y in zip(softmax(logits), labels, strict=True)]
+
+
+def step2_loss(base, base_ref, labels, beta: float) -> float:
+    """-L_remove: the mean over D_f of -npo(p_base, p_ref), from logits."""
+    terms = [npo(p, r, beta) for p, r in zip(of_label(base, labels), of_label(base_ref, labels), strict=True)]
+    return -math.fsum(terms) / len(terms)
+
+
+def step3_loss(full, full_ref, base, base_ref, labels, in_forget, beta: float, redirect=True, remove=True) -> float:
+    """L_redirect - L_remove, from logits: over the whole batch, and over its members of D_f, both divided by the batch size."""
+    total, size = [], len(labels)
+    for i in range(size):
+        one = slice(i, i + 1)
+        if redirect:
+            total.append(npo(of_label(full[one], labels[one])[0], of_label(full_ref[one], labels[one])[0], beta))
+        if remove and in_forget[i]:
+            total.append(-npo(of_label(base[one], labels[one])[0], of_label(base_ref[one], labels[one])[0], beta))
+    return math.fsum(total) / size
+
+
+def predictions(logits) -> list[int]:
+    """The first class of the largest logit."""
+    out = []
+    for row in np.asarray(logits, dtype=np.float64):
+        best = 0
+        for c in range(1, len(row)):
+            if row[c] > row[best]:
+                best = c
+        out.append(best)
+    return out
+
+
+def accuracy(guesses, labels) -> float:
+    """Share of guesses that are the label."""
+    right = 0
+    for guess, label in zip(guesses, labels, strict=True):
+        right += int(guess) == int(label)
+    return right / len(labels)
+
+
+def healed(guesses, clean, corrupted) -> float:
+    """Share of D_c whose guess is the clean label; guesses and clean labels of the whole data set."""
+    return accuracy([guesses[i] for i in corrupted], [clean[i] for i in corrupted])
+
+
+def sem(values) -> float:
+    """std(ddof=1) / sqrt(n)."""
+    return float(np.std(np.asarray(values, dtype=np.float64), ddof=1)) / math.sqrt(len(values))
+
+
+def update_count(script, gamma: float, batches: int, most: int) -> int:
+    """Updates of one step 2 whose accuracies are read from `script` (the last one stays): whole passes until one is <= gamma."""
+    updates = 0
+    for measured in range(most):
+        if script[min(measured, len(script) - 1)] <= gamma:
+            break
+        updates += batches
+    return updates
+
+
+def closest_pair(images, labels, classes: int) -> tuple[float, tuple[int, int]]:
+    """The smallest Euclidean distance between two classes' mean images, and the first such pair."""
+    means = [np.mean([im for im, y in zip(images, labels, strict=True) if y == c], axis=0) for c in range(classes)]
+    pairs = [(float(np.sqrt(((means[a] - means[b]) ** 2).sum())), (a, b)) for a in range(classes) for b in range(a + 1, classes)]
+    return min(pairs)
+
+
+def chi_square(counts, expected) -> float:
+    """The chi-square statistic."""
+    return math.fsum((c - e) ** 2 / e for c, e in zip(counts, expected, strict=True))

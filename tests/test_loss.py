@@ -1,0 +1,377 @@
+"""Properties L1-L18 of Eq. 2: values, shape, numerics, direction and normalisation of the two losses.
+
+A function prop_* takes the module to test first, so that tests/test_mutants.py can run it on a broken copy.
+"""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import oracles_loss as oracle
+import rem as rem_module
+from helpers import assert_close, gen, make_data, seeds, tiny
+
+betas = st.sampled_from([0.1, 0.5, 1.0, 2.0, 3.7, 10.0])
+sizes = st.sampled_from([1, 2, 3, 7, 16])
+shares = st.sampled_from(["none", "one", "some", "all"])
+
+TABLE = {  # (beta, u): h(u)
+    (1.0, math.log(3)): -0.575364, (1.0, 0.0): -1.386294, (1.0, -math.log(3)): -2.772589,
+    (2.0, math.log(3)): -0.105361, (2.0, 0.0): -0.693147, (2.0, -math.log(3)): -2.302585,
+    (0.5, math.log(3)): -1.822986, (0.5, 0.0): -2.772589, (0.5, -math.log(3)): -4.020210,
+}  # fmt: skip
+
+
+def draw_batch(seed, size, share="some", classes=5):
+    """Logits of the four passes (full, full_ref, base, base_ref), labels and membership of D_f, all of one batch."""
+    g = gen(seed)
+    logits = [3 * torch.randn(size, classes, generator=g, dtype=torch.float64) for _ in range(4)]
+    labels = torch.randint(0, classes, (size,), generator=g)
+    in_forget = torch.rand(size, generator=g) < 0.5
+    if share in ("none", "one", "all"):
+        in_forget = torch.full((size,), share == "all")
+    if share == "one":
+        in_forget[int(torch.randint(0, size, (), generator=g))] = True
+    return logits, labels, in_forget
+
+
+def ces(logits, labels):
+    """Cross-entropy of each example, for each of the passes."""
+    return [F.cross_entropy(one, labels, reduction="none") for one in logits]
+
+
+def scalar(value):
+    """A float64 scalar."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def through_code(rem, logits, labels):
+    """The cross-entropies as Algorithm 1 computes them from a network's logits."""
+    state = SimpleNamespace(config=tiny(), expanded=lambda x, mask: x)
+    return [rem.cross_entropy(state, one, labels) for one in logits]
+
+
+# --- The term of Eq. 2 --------------------------------------------------------------------------------------------------
+
+
+def prop_l1(rem, ce_ref=2.0):
+    """Values of h, with b != 1 and u != 0 together."""
+    for (beta, u), value in TABLE.items():
+        found = rem.npo_term(torch.tensor([ce_ref + u], dtype=torch.float64), torch.tensor([ce_ref], dtype=torch.float64), beta)
+        assert found.shape == (1,)
+        assert abs(found.item() - value) < 1e-6, (beta, u, found.item())
+
+
+@given(st.floats(1.5, 50))
+def test_l1_table(ce_ref):
+    """L1: the table of h at u = log 3, 0, -log 3 and b = 1, 2, 0.5, whatever the reference."""
+    prop_l1(rem_module, ce_ref)
+
+
+@given(st.floats(1e-3, 1e3), st.floats(0, 1e3))
+def test_l2_zero(beta, ce):
+    """L2: u = 0 gives -2 log 2 / b for every b."""
+    found = rem_module.npo_term(scalar([ce]), scalar([ce]), beta)
+    assert_close(found * beta, scalar([-2 * math.log(2)]))
+
+
+@given(seeds, sizes, shares, betas)
+def test_l2_step3_at_zero(seed, size, share, beta):
+    """L2: at u = 0 step 3 is -(2 log 2 / b)(1 - |D_f| / |batch|), so zero where the whole batch is D_f."""
+    logits, labels, in_forget = draw_batch(seed, size, share)
+    full, _, base, _ = ces(logits, labels)
+    found = rem_module.redirection_loss(full, full, base, base, in_forget, beta)
+    outside = 1 - int(in_forget.sum()) / size
+    assert_close(found, scalar(-2 * math.log(2) / beta * outside))
+
+
+def prop_l3(rem, seed=0, beta=2.0):
+    """Strictly increasing in CE, strictly decreasing in CE_ref, at cross-entropies above 0."""
+    steps = 0.01 + torch.rand(40, generator=gen(seed), dtype=torch.float64)
+    ce = steps.cumsum(0)  # 0.01 apart at least
+    middle = ce.new_full((40,), float(ce.median()))
+    up, down = rem.npo_term(ce, middle, beta), rem.npo_term(middle, ce, beta)
+    assert (up.diff() > 0).all() and (down.diff() < 0).all()
+    assert (up < 0).all() and (down < 0).all()
+
+
+@given(seeds, betas)
+def test_l3_monotone(seed, beta):
+    """L3: h is strictly increasing in CE and strictly decreasing in CE_ref, and negative."""
+    prop_l3(rem_module, seed, beta)
+
+
+def prop_l4(rem, seed=0, beta=2.0):
+    """The slope is 2 sigmoid(-b u), strictly inside (0, 2)."""
+    # |b u| <= 30: beyond 36 the sigmoid rounds to 1 in float64 and the bound is met with equality
+    u = (2 * torch.rand(50, generator=gen(seed), dtype=torch.float64) - 1) * 30 / beta
+    ce_ref = torch.full_like(u, 30 / beta + 1)
+    ce = (ce_ref + u).requires_grad_()
+    (slope,) = torch.autograd.grad(rem.npo_term(ce, ce_ref, beta).sum(), ce)
+    expected = 2 * torch.sigmoid(-beta * (ce.detach() - ce_ref))
+    assert_close(slope, expected)
+    assert (slope > 0).all() and (slope < 2).all()
+
+
+@given(seeds, betas)
+def test_l4_slope(seed, beta):
+    """L4: no example pulls harder than 2 dCE, and each pulls a little."""
+    prop_l4(rem_module, seed, beta)
+
+
+@given(st.floats(-5, 5))
+@example(0.0)
+def test_l5_limits(u):
+    """L5: b -> 0 gives h + 2 log 2 / b -> u, b -> inf gives h -> 2 min(0, u)."""
+    ce, ce_ref = scalar([5 + u]), scalar([5.0])
+    small, large = 1e-4, 1e4
+    near = rem_module.npo_term(ce, ce_ref, small) + 2 * math.log(2) / small
+    assert_close(near, scalar([u]), 1e-2)  # the next term of the series is b u^2 / 4
+    far = rem_module.npo_term(ce, ce_ref, large)
+    assert_close(far, scalar([2 * min(0.0, u)]), 1e-2)  # at most 2 log 2 / b away
+
+
+@given(seeds, sizes)
+def test_l6_probabilities(seed, size):
+    """L6: at b = 1, h = -2 log(1 + p / p_ref), from probabilities."""
+    logits, labels, _ = draw_batch(seed, size)
+    ce, ce_ref = ces(logits[:2], labels)
+    p, p_ref = (scalar(oracle.of_label(one, labels)) for one in logits[:2])
+    assert_close(rem_module.npo_term(ce, ce_ref, 1.0), -2 * torch.log(1 + p / p_ref))
+
+
+def prop_l7(rem, seed=0, beta=2.0, shift=3):
+    """One constant added to CE and CE_ref changes nothing, bit for bit: the numbers are such that the sums are exact."""
+    ce, ce_ref = torch.randint(1, 8192, (2, 20), generator=gen(seed)).double() / 1024
+    assert not torch.equal(ce, ce_ref)
+    assert torch.equal(rem.npo_term(ce + shift, ce_ref + shift, beta), rem.npo_term(ce, ce_ref, beta))
+
+
+@given(seeds, betas, st.integers(1, 1000))
+def test_l7_shift(seed, beta, shift):
+    """L7: h depends on CE - CE_ref alone, the p-ratio reading of Eq. 2."""
+    prop_l7(rem_module, seed, beta, shift)
+
+
+@given(st.floats(-30, 30), betas)
+@example(0.0, 2.0)
+def test_l8_reflection(u, beta):
+    """L8: h(u) - h(-u) = 2 u for every b."""
+    ce, ce_ref = scalar([40 + u, 40 - u]), scalar([40.0, 40.0])
+    up, down = rem_module.npo_term(ce, ce_ref, beta)
+    # 2 / b multiplies the rounding of u = (40 + u) - 40, and h itself is about 1.4 / b there
+    assert_close(up - down, (ce - ce_ref)[0] - (ce - ce_ref)[1], 1e-12 * max(1.0, 1 / beta))
+
+
+def prop_l10(rem, seed=0, beta=2.0):
+    """Gradcheck of all three functions, and no gradient into the references."""
+    g = gen(seed)
+    ce, full = (4 * torch.rand(2, 5, generator=g, dtype=torch.float64)).requires_grad_()
+    ce_ref, full_ref = (4 * torch.rand(2, 5, generator=g, dtype=torch.float64)).requires_grad_()
+    in_forget = torch.tensor([True, False, True, False, False])
+    fixed, fixed_full = ce_ref.detach(), full_ref.detach()
+    assert torch.autograd.gradcheck(lambda c: rem.npo_term(c, fixed, beta), (ce.detach().requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda c: rem.removal_loss(c, fixed, beta), (ce.detach().requires_grad_(),))
+    both = (full.detach().requires_grad_(), ce.detach().requires_grad_())
+    assert torch.autograd.gradcheck(lambda f, c: rem.redirection_loss(f, fixed_full, c, fixed, in_forget, beta), both)
+    losses = rem.removal_loss(ce, ce_ref, beta), rem.redirection_loss(full, full_ref, ce, ce_ref, in_forget, beta)
+    for loss in (*losses, rem.npo_term(ce, ce_ref, beta).sum()):
+        for grad in torch.autograd.grad(loss, (ce_ref, full_ref), allow_unused=True, retain_graph=True):
+            assert grad is None or not grad.any()
+
+
+@given(seeds, betas)
+def test_l10_gradcheck(seed, beta):
+    """L10: gradcheck in float64; the references get no gradient even where they could."""
+    prop_l10(rem_module, seed, beta)
+
+
+def prop_l11(rem):
+    """Finite loss and gradient for cross-entropies of 0, 1e-45, 1e-30 and 1e4, in float32 and bfloat16."""
+    values = [0.0, 1e-45, 1e-30, 1e4]
+    pairs = [(a, b) for a in values for b in values]
+    for dtype in (torch.float32, torch.bfloat16):
+        for beta in (0.5, 1.0, 2.0, 100.0):
+            ce_ref = torch.tensor([b for _, b in pairs], dtype=dtype)
+            for in_forget in (torch.zeros(16, dtype=torch.bool), torch.ones(16, dtype=torch.bool)):
+                ce = torch.tensor([a for a, _ in pairs], dtype=dtype, requires_grad=True)
+                step2 = rem.removal_loss(ce, ce_ref, beta)
+                step3 = rem.redirection_loss(ce * 1, ce_ref, ce, ce_ref, in_forget, beta)
+                for loss in (step2, step3, rem.npo_term(ce, ce_ref, beta).sum()):
+                    (grad,) = torch.autograd.grad(loss, ce, retain_graph=True)
+                    assert torch.isfinite(loss) and torch.isfinite(grad).all(), (dtype, beta)
+
+
+def test_l11_finite():
+    """L11: finite loss and gradient at the ends of the range, in float32 and bfloat16."""
+    prop_l11(rem_module)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_l11_from_logits(dtype):
+    """L11: logits of 1e4 on the right or on the wrong class give a finite loss and gradient."""
+    logits = torch.tensor([[1e4, 0.0], [0.0, 1e4], [0.0, 0.0]], dtype=dtype, requires_grad=True)
+    labels = torch.tensor([0, 0, 1])
+    (ce,) = through_code(rem_module, [logits], labels)
+    assert ce.dtype == torch.float32
+    for ce_ref in (torch.zeros(3), torch.full((3,), 1e4)):
+        loss = rem_module.removal_loss(ce, ce_ref) + rem_module.redirection_loss(ce, ce_ref, ce, ce_ref, labels > 0)
+        (grad,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        assert torch.isfinite(loss) and torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("beta", [0, 0.0, -1.0, float("nan"), float("-inf")])
+def test_l17_beta(beta):
+    """L17: b <= 0 or no number -> ValueError that names it, from each of the three functions."""
+    one, hit = torch.ones(2), torch.tensor([True, False])
+    for call in (rem_module.npo_term, rem_module.removal_loss):
+        with pytest.raises(ValueError, match=f"beta is {beta}"):
+            call(one, one, beta)
+    with pytest.raises(ValueError, match="beta is"):
+        rem_module.redirection_loss(one, one, one, one, hit, beta)
+
+
+@given(seeds, st.sampled_from([-1, 4, 100]), st.integers(0, 5))
+def test_l17_labels(seed, label, where):
+    """L17: a label out of range -> ValueError with the range, before anything can be computed with it."""
+    data = make_data(seed, n=6, classes=4)
+    labels = data.labels.clone()
+    labels[where] = label
+    with pytest.raises(ValueError, match="expected 0 to 3"):
+        type(data)(data.images, labels, 4, data.mean, data.std)
+
+
+# --- The two losses -----------------------------------------------------------------------------------------------------
+
+
+def prop_l9(rem, seed=0, size=7, share="some", beta=2.0, lr=0.1):
+    """A step down the implemented loss: step 2 raises base CE(D_f); step 3 lowers full CE(D_tr) and raises base CE(D_f)."""
+    logits, labels, in_forget = draw_batch(seed, size, share)
+    full, full_ref, base, base_ref = (one / 6 for one in logits)  # so that no pull drowns in rounding
+    full_ref, base_ref = ces([full_ref, base_ref], labels)
+
+    base = base.clone().requires_grad_()
+    (ce,) = ces([base], labels)
+    (down,) = torch.autograd.grad(rem.removal_loss(ce, base_ref, beta), base)
+    (after,) = ces([base - lr * size * down], labels)
+    assert (after > ce).all()  # CE is convex in the logits: a step up its gradient raises it, however long
+
+    full, base = full.clone().requires_grad_(), base.detach().requires_grad_()
+    ce_full, ce_base = ces([full, base], labels)
+    loss = rem.redirection_loss(ce_full, full_ref, ce_base, base_ref, in_forget, beta)
+    down_full, down_base = torch.autograd.grad(loss, (full, base))
+    full_after, base_after = ces([full - lr * size * down_full, base - lr * size * down_base], labels)
+    assert (full_after < ce_full).all()  # CE is 1-smooth in the logits: a step of less than 2 / smoothness lowers it
+    assert (base_after[in_forget] > ce_base[in_forget]).all()
+    assert torch.equal(base_after[~in_forget], ce_base[~in_forget])
+
+
+@given(seeds, sizes, shares, st.sampled_from([0.5, 1.0, 2.0]), st.floats(0.01, 0.4))
+def test_l9_direction(seed, size, share, beta, lr):
+    """L9: one step on the implemented losses moves each cross-entropy the way the paper wants it."""
+    prop_l9(rem_module, seed, size, share, beta, lr)
+
+
+@given(seeds, sizes, shares, betas)
+def test_l12_permutation_and_duplicates(seed, size, share, beta):
+    """L12: the order of a batch changes nothing, and neither does doubling it."""
+    logits, labels, in_forget = draw_batch(seed, size, share)
+    parts = [*ces(logits, labels), in_forget]
+    once = rem_module.redirection_loss(*parts, beta)
+    removal = rem_module.removal_loss(parts[2], parts[3], beta)
+    for rows in (torch.randperm(size, generator=gen(seed)), torch.arange(size).repeat(3)):
+        again = [part[rows] for part in parts]
+        assert_close(rem_module.redirection_loss(*again, beta), once)
+        assert_close(rem_module.removal_loss(again[2], again[3], beta), removal)
+
+
+def test_l13_mean_of_terms():
+    """L13: the mean of h, not h of the mean: u = log 3 and -log 3 at b = 1 give -1.673976, not h(0) = -1.386294."""
+    ce, ce_ref = scalar([2 + math.log(3), 2 - math.log(3)]), scalar([2.0, 2.0])
+    removal = rem_module.removal_loss(ce, ce_ref, 1.0)
+    redirect = rem_module.redirection_loss(ce, ce_ref, None, None, torch.zeros(2, dtype=torch.bool), 1.0)
+    assert abs(removal.item() - 1.673976) < 1e-5 and abs(redirect.item() + 1.673976) < 1e-5
+
+
+def prop_l14(rem, seed=0, size=7, share="some", beta=2.0):
+    """Step 3 is redirect - remove term by term, and None leaves out exactly one of them."""
+    logits, labels, in_forget = draw_batch(seed, size, share)
+    full, full_ref, base, base_ref = ces(logits, labels)
+    redirect = scalar(sum(oracle.h(float(u), beta) for u in full - full_ref) / size)
+    remove = scalar(sum(oracle.h(float(u), beta) for u, hit in zip(base - base_ref, in_forget, strict=True) if hit) / size)
+    assert_close(rem.redirection_loss(full, full_ref, base, base_ref, in_forget, beta), redirect - remove)
+    assert_close(rem.redirection_loss(full, full_ref, None, None, in_forget, beta), redirect)
+    assert_close(rem.redirection_loss(None, None, base, base_ref, in_forget, beta), -remove)
+
+
+@given(seeds, sizes, shares, betas)
+def test_l14_terms(seed, size, share, beta):
+    """L14: L_step3 = L_redirect - L_remove, each term removable alone."""
+    prop_l14(rem_module, seed, size, share, beta)
+
+
+@given(seeds, sizes, betas, st.floats(-50, 50))
+def test_l15_logit_shift_and_relabelling(seed, size, beta, shift):
+    """L15: a constant added to the logits, or classes renamed everywhere, changes neither loss."""
+    logits, labels, in_forget = draw_batch(seed, size)
+    names = torch.randperm(5, generator=gen(seed))  # class c is called names[c] now
+    renamed = [torch.empty_like(one).index_copy_(1, names, one) for one in logits]
+    parts = through_code(rem_module, logits, labels)
+    losses = rem_module.removal_loss(*parts[2:], beta), rem_module.redirection_loss(*parts, in_forget, beta)
+    for other, their in (([one + shift for one in logits], labels), (renamed, names[labels])):
+        again = through_code(rem_module, other, their)
+        # adding 50 costs the last six bits of the logits
+        assert_close(rem_module.removal_loss(*again[2:], beta), losses[0], 1e-11)
+        assert_close(rem_module.redirection_loss(*again, in_forget, beta), losses[1], 1e-11)
+
+
+@given(seeds, sizes, shares, betas)
+def test_l16_oracle(seed, size, share, beta):
+    """L16: both losses equal the numpy twin on random logits, through the code's own cross-entropy."""
+    logits, labels, in_forget = draw_batch(seed, size, share)
+    parts = through_code(rem_module, logits, labels)
+    assert_close(rem_module.removal_loss(*parts[2:], beta), scalar(oracle.step2_loss(logits[2], logits[3], labels, beta)))
+    expected = oracle.step3_loss(*logits, labels, in_forget, beta)
+    assert_close(rem_module.redirection_loss(*parts, in_forget, beta), scalar(expected))
+    for flags in ((True, False), (False, True)):
+        full, base = (parts[:2] if flags[0] else (None, None)), (parts[2:] if flags[1] else (None, None))
+        expected = oracle.step3_loss(*logits, labels, in_forget, beta, *flags)
+        assert_close(rem_module.redirection_loss(*full, *base, in_forget, beta), scalar(expected))
+
+
+def prop_l18(rem, seed=0, size=7, share="some", beta=2.0):
+    """The removal term of step 3 is divided by the batch size: each example of D_f weighs 1 / B, the others nothing."""
+    logits, labels, in_forget = draw_batch(seed, size, share)
+    full, full_ref, base, base_ref = ces(logits, labels)
+    base = base.requires_grad_()
+    (grad,) = torch.autograd.grad(rem.redirection_loss(full, full_ref, base, base_ref, in_forget, beta), base)
+    u = (base - base_ref).detach()
+    assert_close(grad, torch.where(in_forget, -2 * torch.sigmoid(-beta * u) / size, 0.0))
+    # one more example outside D_f shrinks the term by B / (B + 1)
+    term = rem.redirection_loss(None, None, base, base_ref, in_forget, beta)
+    more = [torch.cat([part, part[:1]]).detach() for part in (base, base_ref)]
+    again = rem.redirection_loss(None, None, *more, torch.cat([in_forget, torch.tensor([False])]), beta)
+    assert_close(again, term.detach() * size / (size + 1))
+
+
+@given(seeds, sizes, shares, betas)
+def test_l18_normaliser(seed, size, share, beta):
+    """L18: D_f has its natural share of the batch, also where it is empty, one example or everything."""
+    prop_l18(rem_module, seed, size, share, beta)
+
+
+@given(seeds, sizes, betas)
+def test_l18_nan_outside(seed, size, beta):
+    """L18: base cross-entropies outside D_f do not count, however wild (1e30)."""
+    logits, labels, in_forget = draw_batch(seed, size)
+    full, full_ref, base, base_ref = ces(logits, labels)
+    wild = torch.where(in_forget, base, 1e30).requires_grad_()
+    loss = rem_module.redirection_loss(full, full_ref, wild, base_ref, in_forget, beta)
+    assert torch.equal(loss, rem_module.redirection_loss(full, full_ref, base, base_ref, in_forget, beta))
+    (grad,) = torch.autograd.grad(loss, wild)
+    assert not grad[~in_forget].any() and torch.isfinite(grad).all()

@@ -1,0 +1,159 @@
+"""models.py: shapes, parameter counts, width scaling, seeds, errors (A.3, Table 3)."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from etd import drop, expand
+from helpers import assert_same_state, gen, seeds
+from models import ARCHITECTURES, LocalityAttention, ResNet9, ShiftedPatches, ViT, build
+
+SMALL = dict(patch=4, dim=8, depth=2, heads=2, head_dim=4, hidden=12)  # a ViT that runs in a blink
+
+
+def size(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def resnet9_size(a, b, c, channels, classes):
+    """Parameters of ResNet-9 with widths a, b, c by hand: convolutions with bias, two numbers a BatchNorm channel."""
+    convs = [(channels, a, 3), (a, b, 5), (b, b, 3), (b, b, 3), (b, c, 3), (c, c, 3), (c, c, 3), (c, b, 3)]
+    return sum(i * o * k * k + o + 2 * o for i, o, k in convs) + b * classes
+
+
+def test_golden_sizes():
+    """N1: 2.276 M parameters at 100 %, 571 k at 50 %, and Table 3's ViT."""
+    assert size(build("resnet9", 1.0, seed=0)) == 2_276_224
+    assert size(build("resnet9", 0.5, seed=0)) == 570_816
+    attention = 2 * 512 + 512 * 3 * 512 + 512 * 512 + 512 + 1
+    ff = 2 * 512 + 512 * 1536 + 1536 + 1536 * 512 + 512
+    patches = 2 * 960 + 960 * 512 + 512
+    assert size(build("vit", 1.0, seed=0)) == 4 * (attention + ff) + patches + 17 * 512 + 512 + 2 * 512 + 512 * 10 + 10
+
+
+@given(st.sampled_from([0.125, 0.25, 0.5, 1.0]), st.sampled_from([1, 3]), st.integers(1, 12))
+def test_width_scaling(capacity, channels, classes):
+    """N1, X3: every width of ResNet-9 is multiplied by the capacity; of the ViT the hidden width alone."""
+    widths = [round(w * capacity) for w in (64, 128, 256)]
+    assert size(build("resnet9", capacity, channels=channels, classes=classes, seed=0)) == resnet9_size(*widths, channels, classes)
+    small = dict(channels=channels, classes=classes, image_size=8, seed=0, **SMALL)
+    hidden = max(1, round(12 * capacity))
+    whole = size(build("vit", 1.0, **small))
+    assert whole - size(build("vit", capacity, **small)) == 2 * (12 - hidden) * (8 + 1 + 8)  # depth 2
+
+
+@pytest.mark.parametrize("image_size", [8, 9, 10, 11, 12, 15, 16, 28, 32, 33, 64])
+def test_resnet9_takes_every_size(image_size):
+    """N1: (B, C, S, S) -> (B, classes) from 8 pixels on, forward and backward, padded below 12 only."""
+    net = build("resnet9", 0.05, channels=1, classes=4, image_size=image_size, seed=0)
+    out = net(torch.rand((2, 1, image_size, image_size), generator=gen(0)))
+    assert out.shape == (2, 4) and torch.isfinite(out).all()
+    out.sum().backward()
+    last = [m for m in net.modules() if isinstance(m, nn.Conv2d)][-1]
+    assert last.padding == ((1, 1) if image_size <= 10 else (0, 0))
+
+
+@given(st.sampled_from(sorted(ARCHITECTURES)), seeds)
+def test_weights_come_from_the_seed(name, seed):
+    """N1: the same seed gives the same weights, another seed others; no global random state moves."""
+    more = dict(SMALL, image_size=8) if name == "vit" else {}
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    a, b, other = (build(name, 0.1, seed=s, **more) for s in (seed, seed, seed + 1))
+    assert_same_state(a, b)
+    assert not torch.equal(a.head.weight, other.head.weight)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+
+
+def test_without_a_seed_the_global_generator_draws():
+    """N1: seed=None behaves like torch's own constructors."""
+    a, b = build("resnet9", 0.1), build("resnet9", 0.1)
+    assert not torch.equal(a.head.weight, b.head.weight)
+
+
+def test_resnet9_initialisation():
+    """N1: convolution biases start at 0, weights within torch's default bound 1 / sqrt(fan-in) and of its spread."""
+    for conv in (m for m in build("resnet9", 0.5, seed=1).modules() if isinstance(m, nn.Conv2d)):
+        bound = conv.weight[0].numel() ** -0.5
+        assert not conv.bias.any() and conv.weight.abs().max() <= bound
+        # uniform: sd = bound / sqrt(3); its estimate from m >= 864 draws has sd below bound / sqrt(m), here 5 of them
+        assert abs(conv.weight.std() - bound / 3**0.5) < 5 * bound / conv.weight.numel() ** 0.5
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_eval_is_deterministic(name):
+    """N3, E2: in eval mode two passes agree bit for bit, and an example does not depend on its batch."""
+    more = dict(SMALL, image_size=8) if name == "vit" else dict(image_size=8)
+    net = build(name, 0.25, seed=0, **more).eval().double()
+    x = torch.rand((5, 3, 8, 8), generator=gen(2), dtype=torch.float64)
+    assert torch.equal(net(x), net(x))
+    assert (net(x)[:2] - net(x[:2])).abs().max() < 1e-12
+
+
+def test_attention_skips_itself():
+    """N3: with two tokens the diagonal mask leaves each token the other one's value alone."""
+    net = LocalityAttention(4, 1, 4).double()
+    x = torch.rand((1, 2, 4), generator=gen(3), dtype=torch.float64)
+    values = net.qkv(net.norm(x))[..., 8:]  # (1, 2, 4)
+    assert torch.allclose(net(x), net.out(values.flip(1)), atol=1e-12, rtol=0)
+
+
+def test_attention_matches_the_formula():
+    """N3: softmax(q k^T exp(temperature), diagonal left out) v, by hand; the temperature starts at 1 / sqrt(head_dim)."""
+    net = LocalityAttention(6, 2, 3).double()
+    assert torch.allclose(net.temperature.exp(), torch.tensor(3.0, dtype=torch.float64) ** -0.5, atol=1e-7)
+    x = torch.rand((2, 5, 6), generator=gen(4), dtype=torch.float64)
+    parts = net.qkv(net.norm(x)).reshape(2, 5, 3, 2, 3)
+    out = torch.empty(2, 5, 2, 3, dtype=torch.float64)
+    for head in range(2):
+        q, k, v = (parts[:, :, i, head] for i in range(3))  # (2, 5, 3)
+        scores = q @ k.transpose(1, 2) * net.temperature.exp()
+        scores = scores.masked_fill(torch.eye(5, dtype=torch.bool), -torch.inf)
+        out[:, :, head] = scores.softmax(-1) @ v
+    assert torch.allclose(net(x), net.out(out.reshape(2, 5, 6)), atol=1e-12, rtol=0)
+
+
+def test_shifted_patches():
+    """N3: a patch's vector holds its own pixels first, then those half a patch up-left, ... zeros beyond the image."""
+    net = ShiftedPatches(1, 4, 7).double()
+    x = torch.rand((1, 1, 8, 8), generator=gen(5), dtype=torch.float64)
+    seen = {}
+    net.norm.register_forward_pre_hook(lambda m, args: seen.update(x=args[0]))
+    net(x)
+    patches = seen["x"][0].reshape(4, 5, 4, 4)  # token, shift, row, column
+    padded = torch.zeros(12, 12, dtype=torch.float64)
+    padded[2:10, 2:10] = x[0, 0]
+    offsets = {tuple((dy, dx)) for dy in (-2, 2) for dx in (-2, 2)}
+    for token, (top, left) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
+        assert torch.equal(patches[token, 0], x[0, 0, top : top + 4, left : left + 4])
+        windows = [padded[2 + top + dy : 6 + top + dy, 2 + left + dx : 6 + left + dx] for dy, dx in sorted(offsets)]
+        for shifted in patches[token, 1:]:
+            assert sum(torch.equal(shifted, window) for window in windows) == 1
+
+
+def test_vit_expands_its_hidden_layers():
+    """X13, N1: theta_o2 of the ViT is hidden units: the expanded layers are the feed-forward ones, and drop gives it back."""
+    net = build("vit", 0.5, channels=1, classes=4, image_size=8, seed=0, **SMALL)
+    expanded = expand(net, torch.zeros(1, 1, 8, 8), 1.0)
+    assert set(expanded.layers()) == {"ff.0.1", "ff.0.3", "ff.1.1", "ff.1.3"} and expanded.width == 6
+    assert_same_state(drop(expanded), net)
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: build("resnet10"), "unknown architecture 'resnet10'; choose one of resnet9, vit"),
+    (lambda: ResNet9(image_size=7), "7x7 are smaller"),
+    (lambda: ResNet9(capacity=0), "capacity is 0"),
+    (lambda: ResNet9(channels=0), "channels is 0"),
+    (lambda: ViT(classes=0), "classes is 0"),
+    (lambda: ViT(image_size=30), "image size 30 and patch size 8"),
+    (lambda: ViT(image_size=8), "at least 16"),
+])
+def test_errors(make, words):
+    """N3: sizes that do not fit are a ValueError with the numbers."""
+    with pytest.raises(ValueError, match=words):
+        make()
