@@ -75,6 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 
+NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "utility", "product"))  # of a failed cell
+
+
 # --- One cell -----------------------------------------------------------------------------------------------------------
 
 
@@ -100,7 +103,7 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     rows = []
     for name, method in methods.items():
         row = {**asdict(config), "method": name, **provenance(device, argv), "train_seconds": train_seconds}
-        row |= ({"status": "failed", "error": f"training: {failure}"} if failure
+        row |= ({"status": "failed", "error": f"training: {failure}", **NO_SCORES, "seconds": None} if failure
                 else unlearn(config, name, method, original, task, forget))
         append_row(config.out, row)
         rows.append(row)
@@ -137,11 +140,11 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
     more = {"log": progress(name, config.quiet)} if "log" in asked else {}
     more |= {"corrupted": task.corrupted} if "corrupted" in asked else {}
     unlearned, seconds, failure = attempt(lambda: method(model, task.train, forget, config, generator, **more))
-    if failure:
-        return {"status": "failed", "error": failure, "seconds": seconds}
-    if isinstance(unlearned, Expanded):
-        unlearned = drop(unlearned)
-    return {"status": "ok", "error": None, **evaluate(unlearned, task, forget), "seconds": seconds}
+    scores = {}
+    if failure is None:
+        unlearned = drop(unlearned) if isinstance(unlearned, Expanded) else unlearned
+        scores, _, failure = attempt(lambda: evaluate(unlearned, task, forget))
+    return {"status": "failed" if failure else "ok", "error": failure, **NO_SCORES, **(scores or {}), "seconds": seconds}
 
 
 def attempt(work):

@@ -92,8 +92,8 @@ def mixed_up(probe: Expanded, x: torch.Tensor, generator: torch.Generator) -> st
     norms = [m for m in probe.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
     if any(norm.running_mean is None for norm in norms):
         return None  # batch statistics in eval mode tie the examples together, so nothing can be told from them
-    redraw(probe, generator)
-    alone = torch.zeros((len(x), probe.width), dtype=torch.bool)
+    redraw(probe, generator, positive=True)  # with positive inputs no ReLU is shut
+    x, alone = x.abs(), torch.zeros((len(x), probe.width), dtype=torch.bool)
     alone[0] = True
     with torch.no_grad():
         off, on, out = (probe(x, mask) for mask in (torch.zeros_like(alone), torch.ones_like(alone), alone))

@@ -37,7 +37,7 @@ from settings import Config, resolve, stream
 
 few = settings(max_examples=max(2, settings().max_examples // 5))  # whole unlearning runs in each example
 EXAMPLE = str(Path(__file__).parents[1] / "examples" / "my_method.py") + ":relabel"
-augmentations = st.sampled_from([dict(), dict(pad=1, flip=True)])  # without and with: teachers answer once or each time
+augmentations = st.sampled_from([dict(), dict(pad=1, flip=True), dict(flip=True)])  # without: teachers answer once for all
 
 
 def on_etd(model, data, forget, config, generator, log=None):
@@ -235,6 +235,7 @@ def test_reinitialise_refuses():
 
 @few
 @given(seeds, augmentations, st.integers(0, 4), st.integers(2, 8))
+@example(0, dict(pad=1, flip=True), 2, 5)
 def test_ascent(seed, augmentation, count, size):
     """Ascent is `count` whole passes up the CE on D_f while Acc(D_f) > gamma, equality included; oracle: SGD by hand."""
     data, (forget, _), config = make_data(seed, **augmentation), draw(seed, size), tiny(gamma=0.2, max_passes=9)
@@ -343,6 +344,8 @@ def test_distillation(seed, size, classes, temperature, scale):
 
 @few
 @given(seeds, augmentations, st.sampled_from([0.01, 1.0]), st.integers(2, 7), st.sampled_from([1, 2, 3]))
+@example(0, dict(pad=1, flip=True), 1.0, 5, 1)
+@example(0, dict(), 1.0, 5, 2)
 def test_scrub(seed, augmentation, alpha, size, most):
     """SCRUB: max passes over D_f before passes over D_r while fewer than SCRUB_STEPS updates are done; oracle: loops and SGD."""
     data, (forget, retain) = make_data(seed, **augmentation), draw(seed, size)
@@ -402,6 +405,8 @@ def test_scrub_defaults():
 
 @few
 @given(seeds, augmentations, st.integers(1, 7))
+@example(0, dict(flip=True), 5)
+@example(0, dict(), 5)
 def test_badt(seed, augmentation, size):
     """BadT: D_f learns the fresh network's distribution, D_r the original's, both in eval mode; oracle: loops and SGD."""
     data, (forget, _), config = make_data(seed, **augmentation), draw(seed, size), tiny(seed=seed)
@@ -430,6 +435,8 @@ def test_badt_without_bad_teacher():
 
 
 @given(seeds, augmentations, st.booleans())
+@example(0, dict(flip=True), False)
+@example(0, dict(), True)
 def test_teacher(seed, augmentation, part):
     """A teacher answers in eval mode, without gradient, from a copy, and once for all where nothing is augmented."""
     data, net = make_data(seed, **augmentation), small_net(seed)
@@ -544,6 +551,8 @@ def test_ssd(seed, size):
 
 @few
 @given(seeds, st.integers(1, 7), st.integers(0, 4))
+@example(0, 5, 0)
+@example(0, 5, 3)
 def test_potion(seed, size, tries):
     """Potion cuts at percentile 100 - ln(1 + 100 f) of I_f / I_r; f grows by 10 % a try, each from the original; loops."""
     data, (forget, retain), net = make_data(seed), draw(seed, size), small_net(seed, dtype=torch.float64)

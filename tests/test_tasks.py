@@ -450,7 +450,6 @@ def test_t16_layout_of_images(tmp_path):
     load_task(tmp_path / "task.pt", replace(dataset, train=last))
 
 
-@pytest.mark.xfail(strict=True, reason="the fingerprint is of the bytes alone, whatever the shape of the images")
 def test_t16_other_shape(tmp_path):
     """T16: the same bytes as images of another shape are other images."""
     dataset = balanced(0, size=6)
