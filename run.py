@@ -186,11 +186,11 @@ def choose_methods(config: Config) -> dict:
                 raise ValueError(f"two methods are called {short}; give one of the files another name")
             methods[short] = method
         elif name not in METHODS:
-            raise ValueError(f"unknown method {name!r}; choose from all, {', '.join(METHODS)}, or give FILE.py:FUNCTION")
+            raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION")
         else:
             methods[name] = METHODS[name]
     if not methods:
-        raise ValueError(f"no method given; choose from all, {', '.join(METHODS)}, or give FILE.py:FUNCTION")
+        raise ValueError(f"no method given; choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION")
     return methods
 
 

@@ -25,7 +25,7 @@ class Config:
     # the cell: data set, position in the 2-D task space, network (Sec. 4)
     task: str = setting("poison", "regularity of the corruption: poison (high), confusion (medium), random (low)", choices=TASKS)
     discovery: float = setting(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]")
-    method: str = setting("no-ul,cf,npo,rem", "methods to compare, separated by commas; all; or FILE.py:FUNCTION for one's own")
+    method: str = setting("no-ul,cf,npo,rem", "methods to compare, separated by commas: names, all or FILE.py:FUNCTION")
     dataset: str = setting("fashion-mini", "data set: fashion-mini, fashion-mnist, cifar10, svhn, imagenette or folder")
     data_dir: str = setting("data", "where the data set lies; for folder: DIR/{train,test|val}/<class>/*")
     download: bool = setting(False, "let torchvision download a missing data set")

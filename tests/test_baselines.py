@@ -556,18 +556,21 @@ def test_ssd(seed, size):
 def test_potion(seed, size, tries):
     """Potion cuts at percentile 100 - ln(1 + 100 f) of I_f / I_r; f grows by 10 % a try, each from the original; loops."""
     data, (forget, retain), net = make_data(seed), draw(seed, size), small_net(seed, dtype=torch.float64)
-    with accuracies(*[0.9] * tries, 0.2) as spy, mock.patch.object(torch.autograd, "grad", wraps=torch.autograd.grad) as backward:
-        out = METHODS["potion"](net, replace(data, labels=data.labels.flip(0)), forget, tiny(gamma=0.2), gen(0))
-    assert spy.calls == tries + 1
+    relabelled = replace(data, labels=data.labels.flip(0))  # labels play no part but in Acc(D_f)
+    with (accuracies(*[0.9] * tries, 0.2) as spy, mock.patch.object(importance_module, "dampen", wraps=dampen) as damp,
+          mock.patch.object(torch.autograd, "grad", wraps=torch.autograd.grad) as backward):
+        out = METHODS["potion"](net, relabelled, forget, tiny(gamma=0.2), gen(0))
+    assert (spy.calls, damp.call_count) == (tries + 1, tries)
     assert backward.call_count == (0 if tries == 0 else -(-size // 4) + -(-(12 - size) // 4))
     expected = flat(net.parameters())
     if tries:
         i_f, i_r = (np.array(flat(importance_loop(net, data, index, 4, "norm"))) for index in (forget, retain))
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = i_f / i_r
-        f = size / 12 * 1.1 ** (tries - 1)
-        cut = np.percentile(ratios[np.isfinite(ratios)], 100 - np.log(1 + 100 * f))
-        expected = dampen_loop(expected, i_f, i_r, cut, 1.0)
+        ratios = ratios[np.isfinite(ratios)]
+        cuts = [np.percentile(ratios, 100 - np.log(1 + 100 * size / 12 * 1.1**k)) for k in range(tries)]
+        assert [call.args[4] for call in damp.call_args_list] == pytest.approx(cuts, rel=1e-9)
+        expected = dampen_loop(expected, i_f, i_r, cuts[-1], 1.0)
         assert expected != flat(net.parameters())
     assert flat(out.parameters()) == pytest.approx(expected, rel=1e-9)
 
@@ -664,7 +667,7 @@ def test_choose_methods():
     ("rem-on-etd", False, "rem-on-etd works on an ETD-trained network; add --etd"),
     ("cf,retrain", True, "retrain trains a network of its own; leave out --etd"),
     ("etd", True, "etd trains a network of its own"), ("etd-ideal", True, "etd-ideal trains a network of its own"),
-    ("cf,unknown", False, "unknown method 'unknown'; choose from all, no-ul, retrain"), (" ,", False, "no method given"),
+    ("cf,unknown", False, "unknown method 'unknown'; choose from no-ul, retrain"), (" ,", False, "no method given"),
     ("nowhere/mine.py:f", False, "no file nowhere/mine.py for method nowhere/mine.py:f"),
 ])
 def test_refused_methods(method, etd, text, tmp_path, capsys):
