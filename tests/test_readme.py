@@ -1,0 +1,96 @@
+"""README.md, tests/README.md and .ci/run: commands run, links exist, every property has its tests."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import index
+import run
+
+ROOT = Path(run.__file__).resolve().parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+INSTALL = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
+PYTHON = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if "run.py" in line]
+SMALL = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "1", "--quiet"]
+
+
+def commands():
+    """Every call of run.py in the README, as argument lists."""
+    lines = PYTHON + re.findall(r"`python (run\.py .*?)`", README)
+    return [line.split("run.py", 1)[1].split("#")[0].split() for line in lines]
+
+
+@pytest.mark.parametrize("argv", commands(), ids=" ".join)
+def test_every_command_is_understood(argv):
+    """R6: every flag of every command in the README exists and takes the value it is given."""
+    argv = [a for a in argv if a not in ("$seed", "$n", "$d", "done")]
+    known = {action for a in run.parser()._actions for action in a.option_strings}
+    assert {a for a in argv if a.startswith("--")} <= known
+
+
+def test_the_first_command_runs(tmp_path):
+    """R6, R1: the README's main command, word for word but for its size, ends well."""
+    line = PYTHON[0]
+    assert line.startswith(INSTALL)
+    argv = line.split("run.py", 1)[1].split()
+    done = subprocess.run([sys.executable, ROOT / "run.py", *argv, *SMALL, "--out", tmp_path / "x"], capture_output=True,
+                          text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [words.split()[0] for words in done.stdout.splitlines()[2:]] == ["no-ul", "cf", "npo", "rem"]
+
+
+def test_python_blocks_run(monkeypatch):
+    """R6: the README's Python runs as it stands."""
+    blocks = [block for kind, block in BLOCKS if kind == "python"]
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_printed_table_is_one_that_run_prints():
+    """R6: the output that the README shows has the columns and methods that run.py prints."""
+    shown = re.search(r"<!-- output -->\n```\n(.*?)```\n<!-- /output -->", README, re.DOTALL)[1].splitlines()
+    start = next(i for i, line in enumerate(shown) if line.startswith("method"))
+    assert shown[start] == run.table([]).strip()
+    assert [line.split()[0] for line in shown[start + 1 : start + 5]] == ["no-ul", "cf", "npo", "rem"]
+
+
+def test_ci_runs_the_test_command_word_for_word():
+    """R6: .ci/run holds the README's test command."""
+    tests = next(block.strip() for kind, block in BLOCKS if kind == "bash" and "pytest" in block)
+    assert tests == INSTALL + ".venv/bin/python -m pytest"
+    assert tests in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_names_in_the_readme_exist():
+    """R6: every file, module and function that the README names is there."""
+    for module, name in re.findall(r"`(\w+)\.(\w+(?:\.\w+)*)`", README):
+        if (ROOT / f"{module}.py").exists() and name != "py":
+            found = __import__(module)
+            for part in name.split("."):
+                found = getattr(found, part)
+    for path in re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|md|jsonl|txt))`", README):
+        assert (ROOT / path).exists() or path.startswith("runs/") or path in ("torchvision.models.resnet18",), path
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_requirements_are_ranges():
+    """R6: five packages, as ranges, and nothing else."""
+    lines = (ROOT / "requirements.txt").read_text().split()
+    assert [re.match(r"\w+", line)[0] for line in lines] == ["torch", "torchvision", "numpy", "pytest", "hypothesis"]
+    assert all(">=" in line and "==" not in line for line in lines)
+
+
+def test_every_property_has_its_tests():
+    """R6: the table of tests/README.md is what the docstrings say: no id without a test, no unknown id, no stale status."""
+    held, rows = index.held(), index.rows()
+    assert len(rows) == 141 and set(held) <= set(rows), set(held) - set(rows)
+    for name, (_, status) in rows.items():
+        waits = re.fullmatch(r"waits for the grid of cells", status)
+        assert (name in held) != bool(waits), f"{name}: {status}"
+        assert waits or status == index.status(held[name]), f"{name} is stale: run python tests/index.py"
