@@ -301,13 +301,14 @@ def progress(label: str, quiet: bool):
 
 def table(rows: list[dict]) -> str:
     """The comparison, percent where a fraction is meant; a failed cell shows its error."""
-    lines = [f"\n{'method':<14}{'Healed':>8}{'undiscovered':>14}{'Utility':>9}{'product':>9}{'seconds':>9}"]
+    wide = max([14, *(len(row["method"]) + 2 for row in rows)])
+    lines = [f"\n{'method':<{wide}}{'Healed':>8}{'undiscovered':>14}{'Utility':>9}{'product':>9}{'seconds':>9}"]
     for row in rows:
         if row["status"] != "ok":
-            lines.append(f"{row['method']:<14}  {row['error']}")
+            lines.append(f"{row['method']:<{wide}}  {row['error']}")
             continue
         cells = [f"{100 * row[k]:.1f}" if row[k] is not None else "-" for k in ("healed", "healed_undiscovered", "utility", "product")]
-        lines.append(f"{row['method']:<14}{cells[0]:>8}{cells[1]:>14}{cells[2]:>9}{cells[3]:>9}{row['seconds']:>9.1f}")
+        lines.append(f"{row['method']:<{wide}}{cells[0]:>8}{cells[1]:>14}{cells[2]:>9}{cells[3]:>9}{row['seconds']:>9.1f}")
     return "\n".join(lines)
 
 

@@ -80,6 +80,7 @@ def assert_same_state(a: nn.Module, b: nn.Module) -> None:
 
 def assert_close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-12) -> None:
     """Equal shapes, and values that differ by at most `tolerance` times the larger scale (fp64: 1e-12, fp32: 1e-5)."""
+    a, b = a.detach(), b.detach()
     assert a.shape == b.shape, (a.shape, b.shape)
     scale = max(1.0, float(a.abs().max()) if a.numel() else 1.0)
     assert a.numel() == 0 or float((a - b).abs().max()) <= tolerance * scale, float((a - b).abs().max())
