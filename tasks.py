@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from data import Data, Dataset, inputs
+from data import Data, Dataset
 from settings import TASKS, stream
 
 TARGET = 0  # the class that the poison trigger redirects to (Goel et al. 2024)
