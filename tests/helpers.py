@@ -71,6 +71,17 @@ def tiny(**changes) -> Config:
     return replace(base, **changes)
 
 
+def rows(seed, expanded, batch, share=0.5) -> torch.Tensor:
+    """Random mask rows of an expanded network, (batch, width) bool."""
+    return torch.rand(batch, expanded.width, generator=gen(seed)) < share
+
+
+def run(net, *args) -> torch.Tensor:
+    """Output without a graph, in the mode that the network is in."""
+    with torch.no_grad():
+        return net(*args)
+
+
 def assert_same_state(a: nn.Module, b: nn.Module) -> None:
     """Both state dicts have equal keys in equal order, shapes, dtypes and bits."""
     for (ka, va), (kb, vb) in zip(a.state_dict().items(), b.state_dict().items(), strict=True):

@@ -15,7 +15,7 @@ from torch import nn
 
 import etd
 from architectures import Net, example, plans
-from helpers import assert_same_state, gen, randomise, seeds, small_net
+from helpers import assert_same_state, gen, randomise, rows, run, seeds, small_net
 from models import build
 
 IMAGE = torch.zeros(2, 1, 8, 8)
@@ -25,15 +25,6 @@ EXTRA = ("to_base", "to_extra", "extra_weight", "extra_bias")
 
 def draw(seed, *shape, dtype=torch.float32):
     return torch.randn(shape, generator=gen(seed), dtype=torch.float64).to(dtype)
-
-
-def rows(seed, expanded, batch, share=0.5):
-    return torch.rand(batch, expanded.width, generator=gen(seed)) < share
-
-
-def run(net, *args):
-    with torch.no_grad():
-        return net(*args)
 
 
 def theta_o2(expanded) -> dict[str, torch.Tensor]:

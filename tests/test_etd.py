@@ -17,10 +17,10 @@ import etd
 import oracles
 import rem
 from data import batches
-from helpers import assert_close, assert_same_state, gen, make_data, randomise, seeds, small_net, tiny
+from helpers import assert_close, assert_same_state, gen, make_data, randomise, rows, run, seeds, small_net, tiny
 from metrics import predict
 from models import build
-from test_drop import draw, rows, run, theta_o2
+from test_drop import draw, theta_o2
 from test_masks import masked_calls, outputs_of, prop_m3_fit, untouched_rng
 
 IMAGE = torch.zeros(2, 1, 8, 8)

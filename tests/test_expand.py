@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import etd
 import oracles
 from architectures import SPOILERS, Net, Spoiler, example, fill_weight, fill_wide, plans
-from helpers import assert_close, assert_same_state, gen, randomise, seeds, small_net
+from helpers import assert_close, assert_same_state, gen, randomise, rows, run, seeds, small_net
 from layers import Expanded, ExpandedBatchNorm, ExpandedWeight
 from models import build
 
@@ -30,17 +30,6 @@ ratios = st.sampled_from([0.0, 0.3, 0.5, 1.0, 1.7])
 
 def draw(seed, *shape, dtype=torch.float64):
     return torch.randn(shape, generator=gen(seed), dtype=torch.float64).to(dtype)
-
-
-def rows(seed, expanded, batch, share=0.5):
-    """Random mask rows of an expanded network."""
-    return torch.rand(batch, expanded.width, generator=gen(seed)) < share
-
-
-def run(net, *args):
-    """Output without a graph, in the mode that the network is in."""
-    with torch.no_grad():
-        return net(*args)
 
 
 def arrays(expanded):

@@ -17,10 +17,10 @@ import metrics
 import oracles
 import rem
 import train
-from helpers import assert_close, assert_same_state, gen, make_data, randomise, seeds, small_net, tiny
+from helpers import assert_close, assert_same_state, gen, make_data, randomise, rows, run, seeds, small_net, tiny
 from layers import ExpandedBatchNorm, ExpandedWeight
 from models import build
-from test_drop import draw, rows, run, theta_o2
+from test_drop import draw, theta_o2
 
 IMAGE = torch.zeros(2, 1, 8, 8)
 
