@@ -208,16 +208,22 @@ def rem_no32(model: nn.Module, data: Data, forget: torch.Tensor, config: Config,
     return rem(model, data, forget, replace(config, step31=True, step32=False), generator, log=log)
 
 
+def rem_ce(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
+           log=None) -> nn.Module:
+    """REM that redirects by plain cross-entropy in place of Eq. 2's term in 3.1; an ablation that the paper does not have."""
+    return rem(model, data, forget, replace(config, redirect="ce"), generator, log=log)
+
+
 # --- The dict of all ------------------------------------------------------------------------------------------------------
 
 
 METHODS = {
     "no-ul": no_ul, "retrain": retrain, "cf": fine_tune, "ascent": ascent, "npo": npo, "scrub": scrub, "badt": bad_teacher,
     "ssd": ssd, "potion": potion, "etd": etd, "etd-ideal": etd_ideal, "rem": rem, "rem-on-etd": rem_on_etd,
-    "rem-ideal": rem_ideal, "rem-no31": rem_no31, "rem-no32": rem_no32,
+    "rem-ideal": rem_ideal, "rem-no31": rem_no31, "rem-no32": rem_no32, "rem-ce": rem_ce,
 }
 # What --etd means to a method. The others take the ETD-trained network with theta_o2 dropped, or a plain one.
-ON_EXPANDED = {"rem", "rem-on-etd", "rem-ideal", "rem-no31", "rem-no32"}  # keep theta_o2 of an ETD-trained network
+ON_EXPANDED = {"rem", "rem-on-etd", "rem-ideal", "rem-no31", "rem-no32", "rem-ce"}  # keep theta_o2 of an ETD-trained network
 NEEDS_ETD = {"rem-on-etd"}  # have no meaning without --etd
 NOT_ON_ETD = {"retrain", "etd", "etd-ideal"}  # train anew, so the ETD-trained network would not be used
 

@@ -62,7 +62,8 @@ def removal_loss(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> t
     return -npo_term(ce, ce_ref, beta).mean()
 
 
-def redirection_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: float = 1.0) -> torch.Tensor:
+def redirection_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: float = 1.0,
+                     plain: bool = False) -> torch.Tensor:
     """Step 3.3: L_step3 = L_redirect - L_remove, the mean over a batch of D_tr (Eq. 2).
 
     Choice: D_f has its natural share of the batch, so both terms are divided by the batch size.
@@ -73,6 +74,7 @@ def redirection_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta
         ce_base, ce_base_ref: (B,) cross-entropies of theta_o1 alone, or None to leave the removal term (3.2) out.
         in_forget: (B,) bool, the examples of D_f.
         beta: > 0.
+        plain: redirect by CE itself instead of h(CE - CE_ref), an ablation: it pulls undiscovered corruption back too.
 
     Returns:
         A scalar; going down it lowers CE of the full network on D_tr and raises CE of theta_o1 on D_f.
@@ -80,7 +82,7 @@ def redirection_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta
     # L_step3 = (2 / beta) E log sigmoid(beta (CE_o1+o2 - CE_ref))  -  (2 / beta) E 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref))
     loss = torch.zeros(len(in_forget), device=in_forget.device)
     if ce_full is not None:
-        loss = loss + npo_term(ce_full, ce_full_ref, beta)
+        loss = loss + (ce_full if plain else npo_term(ce_full, ce_full_ref, beta))
     if ce_base is not None:
         loss = loss - torch.where(in_forget, npo_term(ce_base, ce_base_ref, beta), 0)
     return loss.mean()
@@ -115,7 +117,8 @@ def rem(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gene
         model: trained plain network, or the Expanded of train_etd for REM on ETD; left as it is.
         data: D_tr with its labels as given.
         forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr.
-        config: gamma, beta, p_mem, unlearn_epochs, unlearn_lr, max_passes, step31, step32 and the optimiser's settings.
+        config: gamma, beta, p_mem, unlearn_epochs, unlearn_lr, max_passes, step31, step32, redirect and the optimiser's
+            settings.
         generator: on the CPU, of order and augmentation; theta_o2 and the masks are drawn from config.seed.
         shared: (k,) int64 indices that share one mask row; None for D_f, all of D_c for REM (IDEAL).
         log: called as log(epoch, epochs, model, loss=..., acc_forget=...) after each epoch.
@@ -209,7 +212,7 @@ def redirect(state: State) -> float:
         else:  # D_f's entries become the constant h(0): D_r is left
             full, full_ref = torch.where(in_forget, base_ref, base), base_ref
         removal = (base, base_ref) if config.step32 and counts else (None, None)
-        loss = redirection_loss(full, full_ref, *removal, in_forget, config.beta)
+        loss = redirection_loss(full, full_ref, *removal, in_forget, config.beta, config.redirect == "ce")
         update(state.optimizer, loss)
         total += loss.detach()
         steps += 1

@@ -57,6 +57,8 @@ class Config:
     alpha: float = setting(0.01, "SCRUB: weight of distillation from the original; 0.001, 0.01, 0.1 and 10 in A.3")
     step31: bool = setting(True, "redirect term of step 3 (Alg. 1, 3.1); off for Table 2")
     step32: bool = setting(True, "removal term of step 3 (Alg. 1, 3.2); off for Table 2")
+    redirect: str = setting("npo", "loss of the redirect term: npo (Eq. 2) or ce, plain cross-entropy, as an ablation",
+                            choices=("npo", "ce"))
 
     # the run
     seed: int = setting(0, "seed of everything: task, discovery, weights, masks, order")
