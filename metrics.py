@@ -1,6 +1,6 @@
 """What the paper reports: accuracy, Healed, Utility, their product, mean and standard error (Sec. 4, Sec. 6).
 
-    scores = evaluate(model, task, forget)    # healed, healed_forget, healed_undiscovered, utility, product, in [0, 1]
+    scores = evaluate(model, task, forget)    # healed, utility, product and more, in [0, 1]
     mean, error = mean_sem([run["product"] for run in runs])
 """
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from data import Data, batches
+from tasks import like_corrupted
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -93,8 +94,9 @@ def evaluate(model: nn.Module, task, forget: torch.Tensor) -> dict[str, float | 
         forget: (k,) int64, D_f within D_c.
 
     Returns:
-        healed, healed_forget (over D_f), healed_undiscovered (over the rest of D_c; None when there is none), utility and
-        product = healed * utility, all fractions.
+        healed, healed_forget (over D_f), healed_undiscovered (over the rest of D_c; None when there is none), healed_test
+        (over test images corrupted alike, see tasks.like_corrupted; None when there is none), utility and product =
+        healed * utility, all fractions.
     """
     hits = predict(model, task.train, task.corrupted) == task.clean[task.corrupted]  # (|D_c|,)
     found = torch.isin(task.corrupted, forget)
@@ -103,9 +105,16 @@ def evaluate(model: nn.Module, task, forget: torch.Tensor) -> dict[str, float | 
         "healed": healed,
         "healed_forget": share(hits[found]),
         "healed_undiscovered": share(hits[~found]) if (~found).any() else None,
+        "healed_test": utility if task.name == "random" else healing_on_test(model, task),
         "utility": utility,
         "product": healed * utility,
     }
+
+
+def healing_on_test(model: nn.Module, task) -> float | None:
+    """Accuracy on the test images that the corruption would concern (Sec. A.2, Fig. 6); None where there is none."""
+    test, index = like_corrupted(task)
+    return None if index is not None and len(index) == 0 else accuracy(model, test, index)
 
 
 def mean_sem(values) -> tuple[float, float | None]:

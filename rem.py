@@ -82,7 +82,8 @@ def redirection_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta
     # L_step3 = (2 / beta) E log sigmoid(beta (CE_o1+o2 - CE_ref))  -  (2 / beta) E 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref))
     loss = torch.zeros(len(in_forget), device=in_forget.device)
     if ce_full is not None:
-        loss = loss + (ce_full if plain else npo_term(ce_full, ce_full_ref, beta))
+        redirect = ce_full if plain else npo_term(ce_full, ce_full_ref, beta)
+        loss = loss + redirect
     if ce_base is not None:
         loss = loss - torch.where(in_forget, npo_term(ce_base, ce_base_ref, beta), 0)
     return loss.mean()

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 
-NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "utility", "product"))  # of a failed cell
+NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product"))  # of a failed cell
 
 
 # --- One cell -----------------------------------------------------------------------------------------------------------
@@ -258,7 +258,8 @@ def only_writer(folder: Path):
 def provenance(device: torch.device, argv) -> dict:
     """Where a row comes from: code, library, device and command."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"device": name, "torch": torch.__version__, "version": VERSION, "git": git_hash(), "argv": list(argv)}
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "version": VERSION,
+            "git": git_hash(), "argv": list(argv)}
 
 
 def git_hash() -> str | None:

@@ -149,6 +149,20 @@ def triggered_test(task: Task) -> Data:
     return replace(task.test, trigger=torch.ones(len(task.test), dtype=torch.bool, device=task.test.images.device))
 
 
+def like_corrupted(task: Task) -> tuple[Data, torch.Tensor | None]:
+    """Test images that the corruption would concern (Fig. 6): triggered for poison, of the two classes for confusion, all
+    for random labels.
+
+    Returns:
+        (test set, (k,) int64 indices into it or None for all); the labels are clean.
+    """
+    if task.name == "poison":
+        return triggered_test(task), None
+    if task.name == "confusion":
+        return task.test, torch.isin(task.test.labels.cpu(), task.clean[task.corrupted]).nonzero().flatten()
+    return task.test, None
+
+
 def fingerprint(data: Data) -> int:
     """CRC-32 of all images and their shape: tells whether labels stored with a task belong to the data at hand."""
     return zlib.crc32(data.images.cpu().contiguous().numpy(), zlib.crc32(str(tuple(data.images.shape)).encode()))

@@ -375,3 +375,14 @@ def test_l18_nan_outside(seed, size, beta):
     assert torch.equal(loss, rem_module.redirection_loss(full, full_ref, base, base_ref, in_forget, beta))
     (grad,) = torch.autograd.grad(loss, wild)
     assert not grad[~in_forget].any() and torch.isfinite(grad).all()
+
+
+@given(seeds, betas)
+def test_l14_redirect_by_plain_ce(seed, beta):
+    """L14: the ablation puts CE itself in place of the redirect term and leaves the removal term as it is."""
+    g = gen(seed)
+    full, full_ref, base, base_ref = (6 * torch.rand(7, generator=g, dtype=torch.float64) for _ in range(4))
+    in_forget = torch.rand(7, generator=g) < 0.5
+    found = rem_module.redirection_loss(full, full_ref, base, base_ref, in_forget, beta, plain=True)
+    removal = rem_module.redirection_loss(None, None, base, base_ref, in_forget, beta)
+    assert_close(found, full.mean() + removal)

@@ -23,7 +23,7 @@ from baselines import METHODS
 from data import Data, Dataset, batches
 from etd import expand_for, mask_table
 from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
-from tasks import Task, discover, make_task
+from tasks import Task, discover, like_corrupted, make_task
 
 unit = st.floats(0, 1)
 sizes = st.sampled_from([1, 2, 3, 7, 20])
@@ -370,15 +370,31 @@ def test_v1_any_dtype(seed, dtype):
 
 
 @given(seeds)
+def test_v4_test_images_corrupted_alike(seed):
+    """V4, V12: healed_test is the accuracy over triggered test images, over the two classes, or over all of them."""
+    for name in ("poison", "confusion", "random"):
+        task = draw_task(seed, name)
+        net = answering(torch.randint(0, 4, (40,), generator=gen(seed)), 4)
+        seen, index = like_corrupted(task)
+        hits = metrics_module.predict(net, seen) == task.test.labels
+        kept = range(len(hits)) if name != "confusion" else [
+            i for i, y in enumerate(task.test.labels.tolist()) if y in task.clean[task.corrupted].tolist()]
+        expected = sum(bool(hits[i]) for i in kept) / len(kept) if len(kept) else None
+        assert metrics_module.evaluate(net, task, discover(task, 0.5, seed))["healed_test"] == expected
+        assert (seen.trigger is not None and bool(seen.trigger.all())) == (name == "poison")
+        assert index is None or index.tolist() == list(kept)
+
+
+@given(seeds)
 def test_v4_reads_task_alone(seed):
-    """V4: evaluate reads train, test, clean and corrupted of a task and nothing else, and changes none."""
+    """V4: evaluate reads name, train, test, clean and corrupted of a task and nothing else, and changes none."""
     task = draw_task(seed)
     forget = discover(task, 0.5, seed)
-    bare = SimpleNamespace(train=task.train, test=task.test, clean=task.clean.clone(), corrupted=task.corrupted.clone())
+    bare = SimpleNamespace(name=task.name, train=task.train, test=task.test, clean=task.clean.clone(), corrupted=task.corrupted.clone())
     net = answering(torch.randint(0, 4, (40,), generator=gen(seed)), 4)
     found = metrics_module.evaluate(net, bare, forget)
     assert found == metrics_module.evaluate(net, task, forget.flip(0))
     assert torch.equal(bare.clean, task.clean) and torch.equal(bare.corrupted, task.corrupted)
-    assert set(found) == {"healed", "healed_forget", "healed_undiscovered", "utility", "product"}
+    assert set(found) == {"healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product"}
     untouched = METHODS["no-ul"](net, task.train, forget, tiny(), gen(seed))
     assert metrics_module.evaluate(untouched, task, forget) == found
