@@ -65,6 +65,7 @@ class Config:
     device: str = setting("auto", "cpu, cuda, cuda:1, ... or auto: a GPU where there is one")
     precision: str = setting("auto", "auto: bf16 autocast on GPUs, float32 on the CPU; or float32, bf16",
                              choices=("auto", "float32", "bf16"))
+    curve: bool = setting(False, "note the redirection after each epoch of REM (Fig. 5)")
     out: str = setting("runs/cells.jsonl", "result file, one JSON line a cell is appended")
     quiet: bool = setting(False, "print the table only")
 

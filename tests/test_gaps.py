@@ -10,7 +10,7 @@ from torch import nn
 
 import etd
 import metrics
-import run
+import cell
 from data import Data, batches
 from helpers import assert_close, gen, make_data, small_net
 
@@ -63,8 +63,8 @@ def test_a_failing_fast_path_is_refused():
 @pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 10)])
 def test_no_git_is_no_error(error):
     """R3: without git, or with one that hangs, a row's commit is None."""
-    with mock.patch.object(run.subprocess, "run", side_effect=error):
-        assert run.git_hash() is None
+    with mock.patch.object(cell.subprocess, "run", side_effect=error):
+        assert cell.git_hash() is None
 
 
 class Cut(nn.Module):

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cell
 import run
 from baselines import METHODS
 from data import load
@@ -100,7 +101,7 @@ def test_row_holds_what_reproduces_it(few, tmp_path):
     row = rows_of(out)[0]
     wanted = "dataset task discovery n arch capacity etd p_mem method seed healed healed_undiscovered utility product seconds"
     assert set(wanted.split() + "status error device torch version git argv".split()) <= set(row)
-    assert row["torch"] == torch.__version__ and row["version"] == run.VERSION and row["argv"] == argv
+    assert row["torch"] == torch.__version__ and row["version"] == cell.VERSION and row["argv"] == argv
     names = {f.name for f in fields(Config)}
     again = resolve({key: value for key, value in row.items() if key in names})
     assert asdict(again) == asdict(resolve(vars(run.parser().parse_args(argv))))  | {"device": "cpu"}
@@ -126,7 +127,7 @@ def test_no_unlearning_is_the_trained_network(few, tmp_path, monkeypatch):
     """S6: "no-ul" evaluates the trained network itself, bit for bit, and leaves it as it was."""
     seen = {}
     monkeypatch.setattr(run, "train_original", lambda *a, inner=run.train_original: seen.setdefault("trained", inner(*a)))
-    monkeypatch.setattr(run, "evaluate", lambda m, *a, inner=run.evaluate: inner(seen.setdefault("measured", m), *a))
+    monkeypatch.setattr(cell, "evaluate", lambda m, *a, inner=cell.evaluate: inner(seen.setdefault("measured", m), *a))
     assert run.main(["--method", "no-ul", "--quiet", "--out", str(tmp_path / "x"), *QUICK]) == 0
     for a, b in zip(seen["trained"].state_dict().values(), seen["measured"].state_dict().values(), strict=True):
         assert torch.equal(a, b)
@@ -167,14 +168,14 @@ def test_interrupt_keeps_the_rows(few, tmp_path, monkeypatch, capsys):
 def test_failed_write_leaves_the_old_rows(tmp_path, monkeypatch):
     """R3: if the new file cannot be put in place, the old one stands and nothing lies beside it."""
     out = tmp_path / "x"
-    run.append_row(str(out), {"a": 1})
+    cell.append_row(str(out), {"a": 1})
 
     def fail(*args):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        run.append_row(str(out), {"a": 2})
+        cell.append_row(str(out), {"a": 2})
     assert rows_of(out) == [{"a": 1}] and list(tmp_path.iterdir()) == [out]
 
 
@@ -182,11 +183,11 @@ def test_torn_line_of_another_program_is_kept_apart(tmp_path):
     """R3: a file that ends without a newline does not swallow the next row."""
     out = tmp_path / "x"
     out.write_text('{"a": 1}\n{"torn": ')
-    run.append_row(str(out), {"a": 2})
+    cell.append_row(str(out), {"a": 2})
     assert out.read_text().splitlines()[2] == '{"a": 2}'
 
 
-APPENDER = "import run, sys\nfor i in range(int(sys.argv[2])): run.append_row(sys.argv[1], {'i': i, 'pad': 'x' * 3000})"
+APPENDER = "import cell, sys\nfor i in range(int(sys.argv[2])): cell.append_row(sys.argv[1], {'i': i, 'pad': 'x' * 3000})"
 
 
 def test_killed_writer_tears_nothing(tmp_path):

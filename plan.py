@@ -1,0 +1,231 @@
+"""Which cells a grid has: axes, the paper's presets, what identifies a cell and an original network (Tables 1-9).
+
+    cells = expand_axes({"task": "poison,random", "discovery": "0.1:1.0:0.1", "seed": "0,1,2", "etd": "both", "method": "all"})
+    cells = preset("table1", {"dataset": "cifar10"})
+    groups = by_original(cells)                    # [(settings of an original network, its cells), ...]
+    done = rows_by_cell(read_rows(folder))         # cell key -> row
+"""
+
+import hashlib
+import itertools
+import json
+import sys
+from dataclasses import fields, replace
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD
+from cell import VERSION
+from settings import TASKS, Config, resolve
+
+# Where and how a cell runs; the rest of its settings is what it is.
+PLACE = {"data_dir", "download", "device", "out", "quiet"}
+# What an original network does not depend on; p_mem and ratio matter to one trained with masks.
+AFTER_TRAINING = {"discovery", "method", "unlearn_epochs", "unlearn_lr", "gamma", "beta", "max_passes", "alpha", "step31",
+                  "step32", "redirect", "curve"}
+TRAINED_ALONE = {"etd", "etd-ideal"}  # methods that read no D_f: their network is an original of its own, for every discovery
+TWINS = {"rem-on-etd"}  # another name for rem on an ETD-trained network; "all" has each algorithm once
+ONLY_FOR = {"alpha": {"scrub"}}  # an axis that concerns these methods alone: the others keep the default
+
+# --- Presets: the paper's tables and figures ------------------------------------------------------------------------------
+
+RATES = "0.1:1.0:0.1"
+PAPER = {"task": "all", "discovery": RATES, "seed": "0,1,2", "capacity": "0.5", "etd": "both"}
+RESNET = {**PAPER, "dataset": "cifar10", "arch": "resnet9"}
+VIT = {**PAPER, "dataset": "svhn", "arch": "vit"}
+IMAGENETTE = {**PAPER, "dataset": "imagenette", "arch": "resnet9", "n": "100"}
+ALPHAS = "0.001,0.01,0.1,10"  # Table 3; each pairing of rate and task reports the best of them
+MAIN = {"method": "no-ul,retrain,ascent,npo,scrub,badt,potion,rem", "alpha": ALPHAS}
+WITH_CF = {"method": "no-ul,retrain,cf,ascent,npo,scrub,badt,potion,rem", "alpha": ALPHAS}
+PRESETS = {
+    "table1": [{**RESNET, **MAIN}, {**VIT, **MAIN}],
+    "table2": [{**RESNET, "method": "rem,rem-no31,rem-no32"}],
+    "table4": [{**RESNET, **WITH_CF}, {**RESNET, **WITH_CF, "capacity": "1.0", "etd": "off"}],
+    "table5": [{**VIT, **WITH_CF}, {**VIT, "capacity": "1.0", "etd": "off", "method": "no-ul,ascent"}],
+    "table6": [{**IMAGENETTE, **MAIN, "etd": "off"}],
+    "table7": [{**IMAGENETTE, **MAIN, "etd": "on", "capacity": "0.9"},
+               {**IMAGENETTE, "method": "retrain", "etd": "off", "capacity": "0.9"}],
+    "table8": [{**RESNET, **MAIN, "etd": "on", "p_mem": "0.05"}, {**RESNET, "method": "retrain", "etd": "off", "p_mem": "0.05"}],
+    "table9": [{**VIT, **MAIN, "etd": "on", "p_mem": "0.05"}, {**VIT, "method": "retrain", "etd": "off", "p_mem": "0.05"}],
+    "fig5": [{**RESNET, "task": "poison", "discovery": "0.5", "etd": "off", "method": "rem", "unlearn_epochs": "5", "curve": "on"}],
+    "fig8": [{**RESNET, "discovery": "1.0", "method": "no-ul", "capacity": "0.1,0.2,0.3,0.5,0.7,0.9"},
+             {**RESNET, "discovery": "1.0", "method": "no-ul", "capacity": "1.0", "etd": "off"}],
+    "quick": [{"task": "all", "discovery": "0.1,0.5,1.0", "method": "no-ul,cf,npo,rem", "seed": "0"}],
+}
+
+
+def preset(name: str, given: dict[str, str]) -> list[Config]:
+    """Cells of a table or figure of the paper; what is `given` takes the place of the preset's own values.
+
+    Raises:
+        ValueError: an unknown name or value.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
+    return unique(cell for block in PRESETS[name] for cell in expand_axes({**block, **given}, strict="method" in given))
+
+
+# --- Axes -----------------------------------------------------------------------------------------------------------------
+
+
+def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
+    """Every combination of the axes' values as a checked Config with one method.
+
+    Args:
+        axes: field of Config -> values separated by commas; numbers also as first:last:step, tasks and methods also as
+            all, switches as on, off or both.
+        strict: refuse a named method that fits none of the combinations.
+
+    Returns:
+        Cells in the order of seeds, networks and tasks, then discovery, then method, each once. A method is left out where
+        it has no meaning: training anew on an ETD-trained network, rem-on-etd without one.
+
+    Raises:
+        ValueError: an unknown field, a value that does not parse or is out of range, or no cell at all.
+    """
+    kinds = {f.name: f for f in fields(Config)}
+    if unknown := sorted(set(axes) - set(kinds)):
+        raise ValueError(f"unknown axis {unknown[0]!r}; choose from {', '.join(kinds)}")
+    values = {name: parse_axis(kinds[name], text) for name, text in axes.items()}
+    values.setdefault("method", Config.method.split(","))
+    slow = [name for name in values if name not in AFTER_TRAINING]  # an original's settings change least often
+    names = [*slow, *(name for name in values if name in AFTER_TRAINING and name != "method"), "method"]
+    cells = []
+    for choice in itertools.product(*(values[name] for name in names)):
+        setting = dict(zip(names, choice, strict=True))
+        for name, methods in ONLY_FOR.items():
+            if name in setting and setting["method"] not in methods:
+                setting.pop(name)
+        if fits(setting):
+            cells.append(resolve(setting))
+    idle = set(values["method"]) - {cell.method for cell in cells} - ({*METHODS} if axes.get("method") == "all" else set())
+    if strict and idle:
+        raise ValueError(f"{sorted(idle)[0]} fits none of these cells; " + ("add --etd on or both" if idle & NEEDS_ETD else
+                                                                            "it trains anew, so leave out --etd on"))
+    return unique(cells)
+
+
+def fits(setting: dict) -> bool:
+    """Whether a method has a meaning on a network trained with or without ETD, and ETD at that capacity."""
+    etd = setting.get("etd", Config.etd)
+    return setting["method"] not in (NOT_ON_ETD if etd else NEEDS_ETD)
+
+
+def parse_axis(field, text: str) -> list:
+    """The values of one axis, in order, each once; ValueError with the text that does not parse."""
+    if field.type is bool:
+        switches = {"on": [True], "off": [False], "both": [False, True]}
+        if text not in switches:
+            raise ValueError(f"--{flag(field.name)} is {text!r}; choose on, off or both")
+        return switches[text]
+    if text == "all" and field.name in ("task", "method"):
+        return list(TASKS) if field.name == "task" else [name for name in METHODS if name not in TWINS]
+    if field.name == "pair":
+        return [text]  # holds a comma itself
+    kind = next(t for t in (str, int, float) if field.type in (t, t | None))
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    found = [value for part in parts for value in (stretch(field.name, part) if kind is not str and ":" in part else [part])]
+    try:
+        found = [kind(value) for value in found]
+    except ValueError as error:
+        raise ValueError(f"--{flag(field.name)} is {text!r}; it takes {kind.__name__} values such as 1,2 or 1:3:1") from error
+    if not found:
+        raise ValueError(f"--{flag(field.name)} is empty; give at least one value")
+    if field.name == "method":
+        for name in found:
+            if name not in METHODS and ":" not in name:
+                raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION")
+    return list(dict.fromkeys(found))
+
+
+def stretch(name: str, text: str) -> list[str]:
+    """first:last:step in decimals, both ends in it: 0.1:0.3:0.1 is 0.1, 0.2, 0.3 exactly as typed."""
+    try:
+        first, last, step = (Decimal(part) for part in text.split(":"))
+        count = int((last - first) / step) + 1 if step > 0 else 0
+    except (InvalidOperation, ValueError) as error:
+        raise ValueError(f"--{flag(name)} is {text!r}; a range is first:last:step, such as 0.1:1.0:0.1") from error
+    if count < 1:
+        raise ValueError(f"--{flag(name)} is {text!r}; a range rises from first to last by a step above 0")
+    return [str(first + i * step) for i in range(count)]
+
+
+def flag(name: str) -> str:
+    """A field's name as it is typed."""
+    return name.replace("_", "-")
+
+
+# --- What a cell and an original are --------------------------------------------------------------------------------------
+
+
+def unique(cells) -> list[Config]:
+    """Cells without those that are another's twin."""
+    return list({cell_key(cell): cell for cell in reversed(list(cells))}.values())[::-1]
+
+
+def identity(config: Config) -> dict:
+    """The settings that a cell's numbers depend on; a folder of images is told by its path."""
+    settings = {f.name: getattr(config, f.name) for f in fields(Config) if f.name not in PLACE}
+    if config.dataset == "folder":
+        settings["data_dir"] = str(Path(config.data_dir).resolve())
+    return {**settings, "method": Path(config.method).name}
+
+
+def digest(settings: dict) -> str:
+    """16 hexadecimal digits of all settings and the version of the code."""
+    return hashlib.sha256(json.dumps({**settings, "version": VERSION}, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cell_key(config: Config) -> str:
+    """What tells a cell from every other: all of its settings but place and verbosity."""
+    return digest(identity(config))
+
+
+def original_of(config: Config) -> Config:
+    """The cell's settings with everything that its original network does not depend on at its default.
+
+    Methods of TRAINED_ALONE keep their name: the network that they train is an original too.
+    """
+    alone = config.method in TRAINED_ALONE
+    forgotten = AFTER_TRAINING - ({"method"} if alone else set())
+    if not (alone or config.etd):
+        forgotten = forgotten | {"p_mem", "ratio"}
+    plain = {f.name: f.default for f in fields(Config) if f.name in forgotten}
+    return replace(config, **plain, out=Config.out) if alone else replace(config, **{**plain, "method": ""}, out=Config.out)
+
+
+def by_original(cells: list[Config]) -> list[tuple[Config, list[Config]]]:
+    """Cells grouped by the original network that they share, groups and cells in the order given."""
+    groups = {}
+    for cell in cells:
+        original = original_of(cell)
+        groups.setdefault(cell_key(original), (original, []))[1].append(cell)
+    return list(groups.values())
+
+
+# --- Result files ---------------------------------------------------------------------------------------------------------
+
+
+def read_rows(folder: str | Path) -> list[dict]:
+    """Every row of every *.jsonl in a folder; a line that is torn is left out with a warning on stderr."""
+    rows = []
+    for path in sorted(Path(folder).glob("*.jsonl")):
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                rows.append({**row, "method": row["method"], "status": row["status"]})
+            except (ValueError, KeyError, TypeError):
+                print(f"warning: line {number} of {path} is torn and left out", file=sys.stderr)
+    return rows
+
+
+def rows_by_cell(rows: list[dict]) -> dict[str, dict]:
+    """Cell key -> its row; a good one before a failed one, else the last."""
+    known, found = {f.name for f in fields(Config)}, {}
+    for row in rows:
+        if row.get("version") != VERSION:
+            continue
+        key = cell_key(Config(**{name: value for name, value in row.items() if name in known}))
+        if key not in found or row["status"] == "ok" or found[key]["status"] != "ok":
+            found[key] = row
+    return found
