@@ -272,7 +272,7 @@ def test_bad_input(monkeypatch, tmp_path, capsys, argv, words):
 
 def test_unwritable_folder(tmp_path, monkeypatch, capsys):
     """R2: a folder without write permission is refused before training (root may write anywhere, so the check is asked)."""
-    monkeypatch.setattr(run.os, "access", lambda *a: False)
+    monkeypatch.setattr(cell.os, "access", lambda *a: False)
     assert run.main(["--out", str(tmp_path / "x")]) == 2
     assert "permission denied" in capsys.readouterr().err
 
