@@ -1,7 +1,8 @@
-"""What the paper reports: accuracy, Healed, Utility, their product, mean and standard error (Sec. 4, Sec. 6).
+"""What the paper reports: accuracy, Healed, Utility, product, mean and standard error, regularity (Sec. 4, Sec. 6, Eq. 1).
 
     scores = evaluate(model, task, forget)    # healed, utility, product and more, in [0, 1]
     mean, error = mean_sem([run["product"] for run in runs])
+    scores, rates = c_score(task.train, task.corrupted, learn, sizes=[0, 200, 400], runs=3, seed=0)  # the task's: scores.mean()
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from data import Data, batches
+from settings import stream
 from tasks import like_corrupted
 
 
@@ -136,3 +138,88 @@ def mean_sem(values) -> tuple[float, float | None]:
     if n == 1:
         return mean, None
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+
+
+# --- Regularity ---------------------------------------------------------------------------------------------------------
+
+
+def c_score(data: Data, corrupted: torch.Tensor, learn, sizes, runs: int, seed: int,
+            log=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Consistency score of each example of D_c: how well other examples of D_c predict its label as given (Eq. 1, Sec. 4).
+
+    Eq. 1: C_hat(x, y) = E_n E^r_{D ~ D_c, |D| = n} P(f(x; D - {(x, y)}) = y), after Jiang et al. 2020. The mean over D_c is
+    the regularity of the corruption.
+
+    Choice: n counts what a network learns from, that is D without (x, y): Eq. 1's n = |D_c| is size |D_c| - 1 here, leave
+    one out; size 0 is an untrained network. An example is scored by those networks alone whose subset did not hold it, by
+    whether they predict its label. Sizes weigh alike, and so do an example's networks of one size (`held_out`).
+
+    Args:
+        data: D_tr; no label of it but D_c's labels as given is read.
+        corrupted: (m,) int64, D_c.
+        learn: learn(index, seed) -> network trained on the dataset indices `index`, (n,) int64 in the order of D_c, empty
+            at size 0; `seed` of its weights and order differs from call to call.
+        sizes: different numbers n from 0 to m - 1, in the order of learning.
+        runs: r, networks of each size; at least m / (m - n) for every n, so that each example is held out once or more.
+        seed: of the subsets and of the networks' seeds.
+        log: called as log(done, networks, size, rate) after each network.
+
+    Returns:
+        (m,) float64, the score of each example in [0, 1]; (sizes, runs) float64, each network's accuracy on what it was
+        not taught.
+
+    Raises:
+        ValueError: D_c, sizes or runs are not as described.
+    """
+    sizes = list(sizes)
+    check_c_score(data, corrupted, sizes, runs)
+    corrupted, n = corrupted.cpu(), len(corrupted)
+    labels = data.labels.cpu()[corrupted]
+    hits, tries = torch.zeros(2, len(sizes), n, dtype=torch.float64)  # of each example at each size
+    rates = torch.zeros(len(sizes), runs, dtype=torch.float64)
+    for row, size in enumerate(sizes):
+        for run, held in enumerate(held_out(n, size, runs, seed)):
+            model = learn(corrupted[~held], stream(seed, f"c-score network {size} {run}").initial_seed())
+            hit = predict(model, data, corrupted[held]) == labels[held]  # (n - size,)
+            hits[row, held] += hit
+            tries[row] += held
+            rates[row, run] = share(hit)
+            if log is not None:
+                log(row * runs + run + 1, rates.numel(), size, float(rates[row, run]))
+    return (hits / tries).mean(dim=0), rates  # E^r of each size, then E_n
+
+
+def held_out(n: int, size: int, runs: int, seed: int) -> torch.Tensor:
+    """What each of the networks of one size does not learn from.
+
+    Choice: the r subsets are not independent: the held-out sets follow each other round one random order of D_c. Each
+    subset alone is a uniform draw, and all examples are held out equally often, or once more.
+
+    Args:
+        n: |D_c|.
+        size: of the subsets, from 0 to n - 1.
+        runs: number of subsets.
+        seed: of the order, which depends on `size` too.
+
+    Returns:
+        (runs, n) bool, n - size true entries a row.
+    """
+    order = torch.randperm(n, generator=stream(seed, f"c-score subsets {size}"))
+    places = torch.arange(runs)[:, None] * (n - size) + torch.arange(n - size)  # (runs, n - size)
+    return torch.zeros(runs, n, dtype=torch.bool).scatter_(1, order[places % n], True)
+
+
+def check_c_score(data: Data, corrupted: torch.Tensor, sizes: list[int], runs: int) -> None:
+    """Raise a ValueError that says what is wrong with D_c, the sizes or the number of networks of `c_score`."""
+    n = len(corrupted)
+    if n == 0:
+        raise ValueError("D_c is empty; the C-score is a mean over at least one corrupted example")
+    if not 0 <= int(corrupted.min()) <= int(corrupted.max()) < len(data) or len(corrupted.unique()) < n:
+        raise ValueError(f"D_c must be different indices from 0 to {len(data) - 1}; it runs from {int(corrupted.min())} to "
+                         f"{int(corrupted.max())} with {n - len(corrupted.unique())} repeated")
+    if not sizes or len(set(sizes)) < len(sizes) or not 0 <= min(sizes) <= max(sizes) < n:
+        raise ValueError(f"sizes are {sizes}; they must be one or more different numbers from 0 to {n - 1}, since at least "
+                         f"one of the {n} corrupted examples is held out")
+    least = -(-n // (n - max(sizes)))
+    if runs < least:
+        raise ValueError(f"runs is {runs}; at {max(sizes)} of {n} examples it takes at least {least} for each to be held out")

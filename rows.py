@@ -1,0 +1,171 @@
+"""Rows of result files: read, told apart, and chosen where several stand for one run or one algorithm.
+
+    rows = load_rows(["results/fashion-mini", "runs/cells.jsonl"])
+    rem = pick(rows, method="rem", etd=False, discovery=(0.1, 0.5))     # those that ended well
+    for (task, seed), part in split(rem, "task", "seed").items(): ...
+"""
+
+import json
+import math
+import sys
+from collections import defaultdict
+from dataclasses import fields
+from pathlib import Path
+
+from metrics import mean_sem
+from settings import TASKS, Config
+
+SETTINGS = {f.name: f.default for f in fields(Config)}
+SCORES = ("healed", "utility", "product")
+NOT_IDENTITY = {"dataset", "data_dir", "image_size", "download", "device", "out", "quiet", "curve"}  # `data` names the first 3
+
+
+# --- Reading ------------------------------------------------------------------------------------------------------------
+
+
+def load_rows(paths) -> list[dict]:
+    """Rows of result files, one a cell: the later of two counts, one that ended well before one that failed.
+
+    Args:
+        paths: files, or folders for every *.jsonl below them.
+
+    Returns:
+        Rows with every setting, `data` (the data set's name) and `ran` (the method as run), see `canonical`.
+
+    Raises:
+        ValueError: a path that is not there, or no row at all.
+    """
+    rows = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise ValueError(f"no file or folder {path}")
+        for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
+            rows += read(file)
+    if not rows:
+        raise ValueError(f"no rows in {', '.join(map(str, paths))}")
+    return best_alpha(latest(rows))
+
+
+def read(file: Path) -> list[dict]:
+    """The whole rows of one file; lines that are none are skipped and named in one warning, C-scores without a word."""
+    rows, torn = [], []
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows += [] if is_c_score(row) else [canonical(whole(row))]
+        except (ValueError, TypeError, KeyError):
+            torn.append(number)
+    if torn:
+        lines = f"line {torn[0]} is" if len(torn) == 1 else f"{len(torn)} lines, the first of them {torn[0]}, are"
+        print(f"report.py: warning: {file}: {lines} not a whole row; skipped", file=sys.stderr)
+    return rows
+
+
+def is_c_score(row) -> bool:
+    """Whether a line is of `run.py cscore`, which has scores of tasks and none of methods."""
+    return isinstance(row, dict) and "method" not in row and {"sizes", "runs"} <= set(row)
+
+
+def whole(row: dict) -> dict:
+    """The row itself with defaults for settings that older rows lack; ValueError unless it can be averaged or counted."""
+    row = {**SETTINGS, **row}
+    if isinstance(row["curve"], list):  # of Fig. 5, under either name
+        row |= {"curve": True, "points": row["curve"]}
+    numbers = [row[key] for key in ("discovery", "n", "capacity", "p_mem", "seed")]
+    numbers += [row[key] for key in SCORES] if row["status"] == "ok" else []
+    numbers += [] if row["ratio"] is None else [row["ratio"]]
+    sound = all(isinstance(value, int | float) and math.isfinite(value) for value in numbers) and row["capacity"] > 0
+    plain = all(isinstance(row[key], str | int | float | None) for key in SETTINGS)
+    named = all(isinstance(row[key], type(SETTINGS[key])) for key in ("method", "dataset", "data_dir", "arch", "etd"))
+    if not (sound and plain and named and row["task"] in TASKS and row["status"] in ("ok", "failed")):
+        raise ValueError("not a result row")
+    return row
+
+
+def canonical(row: dict) -> dict:
+    """The row with the method's name by what ran, and without settings that say the same twice or do not matter to it.
+
+    rem-on-etd is rem on a network trained with --etd; rem with a step or the redirect loss changed is that ablation.
+    """
+    method, size = row["method"], row["image_size"]
+    if method in ("rem", "rem-on-etd"):
+        off = "".join(f"-no{step}" for step in ("31", "32") if not row["step" + step])
+        method = "rem" + off + ("-ce" if row["redirect"] == "ce" and row["step31"] else "")
+    if row["method"] in ("rem", "rem-on-etd") or not method.startswith("rem") and ":" not in method:
+        row = {**row, "step31": True, "step32": True, "redirect": "npo"}  # in the name, or of no concern
+    if method != "scrub" and ":" not in method:  # a method of one's own may read any setting
+        row = {**row, "alpha": None}
+    data = row["dataset"] + (f" {row['data_dir']}" if row["dataset"] == "folder" else "")
+    data += f" at {size} px" if size else ""
+    ratio = 1 / row["capacity"] - 1 if row["ratio"] is None else row["ratio"]
+    return {**row, "ran": row["method"], "method": method, "ratio": ratio, "data": data}
+
+
+# --- One row a run ----------------------------------------------------------------------------------------------------
+
+
+def identity(row: dict) -> tuple:
+    """What makes two rows the same run."""
+    return row["data"], *(row[key] for key in SETTINGS if key not in NOT_IDENTITY)
+
+
+def latest(rows: list[dict]) -> list[dict]:
+    """One row a run: one that ended well first, then by name (rem-on-etd, no-ul), with Fig. 5's points, then the later one."""
+    def rank(row):
+        return row["status"] == "ok", row["ran"] not in ("rem", "etd"), bool(row.get("points"))
+
+    kept = {}
+    for row in rows:
+        key = identity(row)
+        if key not in kept or rank(row) >= rank(kept[key]):
+            kept[key] = row
+    return list(kept.values())
+
+
+def best_alpha(rows: list[dict]) -> list[dict]:
+    """SCRUB at the alpha of the best mean product in each task and discovery rate, as the paper does; `alphas`: how many."""
+    cells, kept = defaultdict(lambda: defaultdict(list)), [row for row in rows if row["method"] != "scrub"]
+    for row in rows:
+        if row["method"] == "scrub":
+            cells[identity({**row, "alpha": None, "seed": None})][row["alpha"]].append(row)
+
+    def score(runs):
+        good = [row["product"] for row in runs if row["status"] == "ok"]
+        return mean_sem(good)[0] if good else -1.0
+
+    for cell in cells.values():
+        kept += [{**row, "alphas": len(cell)} for row in max(cell.values(), key=score)]
+    return kept
+
+
+def etd_alone(rows: list[dict]) -> list[dict]:
+    """The method etd as the paper's "No UL" with ETD, where that was not run itself."""
+    return latest([{**row, "method": "no-ul", "etd": True} if row["method"] == "etd" else row for row in rows])
+
+
+def without_extra_curves(rows: list[dict]) -> list[dict]:
+    """Rows without those of Fig. 5 (5 unlearning epochs) whose cell was run at another number of epochs as well."""
+    def cell(row):
+        return identity({**row, "unlearn_epochs": None})
+
+    plain = {cell(row) for row in rows if not row.get("points")}
+    return [row for row in rows if not row.get("points") or cell(row) not in plain]
+
+
+# --- Picking ----------------------------------------------------------------------------------------------------------
+
+
+def pick(rows: list[dict], **wanted) -> list[dict]:
+    """Rows that ended well and have these values; a tuple or set means any of its entries."""
+    some = {key: value if isinstance(value, tuple | set) else (value,) for key, value in wanted.items()}
+    return [row for row in rows if row["status"] == "ok" and all(row[key] in values for key, values in some.items())]
+
+
+def split(rows: list[dict], *keys) -> dict[tuple, list[dict]]:
+    """Rows by the values of these keys, in ascending order of the values."""
+    parts = defaultdict(list)
+    for row in rows:
+        parts[tuple(row[key] for key in keys)].append(row)
+    return dict(sorted(parts.items()))
