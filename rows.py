@@ -10,10 +10,11 @@ import math
 import sys
 from collections import defaultdict
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 from metrics import mean_sem
-from settings import TASKS, Config
+from settings import TASKS, Config, resolve
 
 SETTINGS = {f.name: f.default for f in fields(Config)}
 SCORES = ("healed", "utility", "product")
@@ -30,7 +31,7 @@ def load_rows(paths) -> list[dict]:
         paths: files, or folders for every *.jsonl below them.
 
     Returns:
-        Rows with every setting, `data` (the data set's name) and `ran` (the method as run), see `canonical`.
+        Rows with every setting, `data` (the data set's name), `size` (see `size_of`) and `ran` (the method's name as run).
 
     Raises:
         ValueError: a path that is not there, or no row at all.
@@ -78,8 +79,9 @@ def whole(row: dict) -> dict:
     numbers += [] if row["ratio"] is None else [row["ratio"]]
     sound = all(isinstance(value, int | float) and math.isfinite(value) for value in numbers) and row["capacity"] > 0
     plain = all(isinstance(row[key], str | int | float | None) for key in SETTINGS)
-    named = all(isinstance(row[key], type(SETTINGS[key])) for key in ("method", "dataset", "data_dir", "arch", "etd"))
-    if not (sound and plain and named and row["task"] in TASKS and row["status"] in ("ok", "failed")):
+    named = all(isinstance(row[key], type(SETTINGS[key])) for key in ("method", "dataset", "data_dir", "etd"))
+    known = row["task"] in TASKS and row["arch"] in ("resnet9", "vit") and row["status"] in ("ok", "failed")
+    if not (sound and plain and named and known):
         raise ValueError("not a result row")
     return row
 
@@ -89,7 +91,7 @@ def canonical(row: dict) -> dict:
 
     rem-on-etd is rem on a network trained with --etd; rem with a step or the redirect loss changed is that ablation.
     """
-    method, size = row["method"], row["image_size"]
+    method, pixels = row["method"], row["image_size"]
     if method in ("rem", "rem-on-etd"):
         off = "".join(f"-no{step}" for step in ("31", "32") if not row["step" + step])
         method = "rem" + off + ("-ce" if row["redirect"] == "ce" and row["step31"] else "")
@@ -98,12 +100,28 @@ def canonical(row: dict) -> dict:
     if method != "scrub" and ":" not in method:  # a method of one's own may read any setting
         row = {**row, "alpha": None}
     data = row["dataset"] + (f" {row['data_dir']}" if row["dataset"] == "folder" else "")
-    data += f" at {size} px" if size else ""
+    data += f" at {pixels} px" if pixels else ""
     ratio = 1 / row["capacity"] - 1 if row["ratio"] is None else row["ratio"]
-    return {**row, "ran": row["method"], "method": method, "ratio": ratio, "data": data}
+    return {**row, "ran": row["method"], "method": method, "ratio": ratio, "data": data, "size": size_of(row)}
 
 
-# --- One row a run ----------------------------------------------------------------------------------------------------
+def size_of(row: dict) -> tuple[int, str]:
+    """Which number of corrupted images a row belongs to: all tasks at the number that their presets give are one study.
+
+    Returns:
+        (number, ""); (number, task) for a task given the number that another task's preset has.
+    """
+    standard, own = (preset_n(row["dataset"], row["arch"], task) for task in (TASKS[0], row["task"]))
+    return (standard, "") if row["n"] == own else (row["n"], row["task"] if row["n"] == standard else "")
+
+
+@cache
+def preset_n(dataset: str, arch: str, task: str) -> int:
+    """|D_c| unless the command line says otherwise."""
+    return resolve({"dataset": dataset, "arch": arch, "task": task}).n
+
+
+# --- One row a run ------------------------------------------------------------------------------------------------------
 
 
 def identity(row: dict) -> tuple:
@@ -154,7 +172,7 @@ def without_extra_curves(rows: list[dict]) -> list[dict]:
     return [row for row in rows if not row.get("points") or cell(row) not in plain]
 
 
-# --- Picking ----------------------------------------------------------------------------------------------------------
+# --- Picking ------------------------------------------------------------------------------------------------------------
 
 
 def pick(rows: list[dict], **wanted) -> list[dict]:

@@ -1,0 +1,168 @@
+"""The paper's tables and figures from result files alone, the paper's numbers beside ours (Tables 1-9, Figs 1-11).
+
+    python report.py results/fashion-mini
+    python report.py results --table all --figure all --out report
+    python report.py runs/cells.jsonl --table 4,cells --format latex
+"""
+
+import argparse
+import csv
+import io
+import sys
+from pathlib import Path
+
+from figures import DRAW, Missing, draw
+from rows import load_rows
+from tables import NAMES, Table, build
+from tasks import write_whole
+
+# --- Formats ------------------------------------------------------------------------------------------------------------
+
+
+def show(cell) -> str:
+    """A cell as text, two decimals."""
+    if isinstance(cell, tuple):
+        return f"{cell[0]:.2f}" + ("" if cell[1] is None else f" ± {cell[1]:.2f}")
+    return "" if cell is None or cell is False else "✓" if cell is True else str(cell)
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown, its columns aligned, title and caption above."""
+    grid = [[show(cell).replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in (table.header, *table.rows)]
+    wide = [max(3, *map(len, column)) for column in zip(*grid, strict=True)]
+    grid.insert(1, ["-" * width for width in wide])
+    lines = ["| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True)) + " |" for row in grid]
+    return "\n".join([f"**{table.title}.** {table.caption}", "", *lines, ""])
+
+
+LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {c: f"${c}$" for c in "<>|"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$",
+    "✓": r"$\checkmark$"}
+
+
+def latex(table: Table) -> str:
+    """The table in LaTeX; the tick needs amssymb."""
+    def escape(text):
+        return "".join(LATEX.get(c, c) for c in text)
+
+    grid = [" & ".join(escape(show(cell)) for cell in row) + r" \\" for row in (table.header, *table.rows)]
+    begin = [r"\begin{table}", rf"\caption{{{escape(f'{table.title}. {table.caption}')}}}",
+             rf"\begin{{tabular}}{{{'l' * len(table.header)}}}"]
+    return "\n".join([*begin, r"\hline", grid[0], r"\hline", *grid[1:], r"\hline", r"\end{tabular}", r"\end{table}", ""])
+
+
+def as_csv(table: Table) -> str:
+    """The table in CSV: a column of means has one of SEMs after it; the caption is in the other formats."""
+    def spread(name, cell):
+        if name not in table.stats:
+            return [str(int(cell)) if isinstance(cell, bool) else show(cell)]
+        return [f"{cell[0]:.2f}", "" if cell[1] is None else f"{cell[1]:.2f}"] if isinstance(cell, tuple) else [show(cell), ""]
+
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(name for column in table.header for name in [column, f"{column} SEM"][: 1 + (column in table.stats)])
+    for row in table.rows:
+        out.writerow(value for name, cell in zip(table.header, row, strict=True) for value in spread(name, cell))
+    return text.getvalue()
+
+
+FORMATS = {"markdown": (markdown, ".md"), "latex": (latex, ".tex"), "csv": (as_csv, ".csv")}
+
+
+# --- Command line -------------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; a wrong one is one line on stderr and exit code 2."""
+    p = argparse.ArgumentParser(prog="report.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    p.error = lambda message: p.exit(2, f"report.py: {message}\n")
+    p.add_argument("results", nargs="+", help="result files of run.py, or folders for every *.jsonl below them")
+    p.add_argument("--table", help=f"tables, separated by commas: {', '.join(NAMES)} or all (default: mean)")
+    p.add_argument("--figure", help=f"figures, separated by commas: {', '.join(DRAW)} or all; needs --out and matplotlib")
+    p.add_argument("--format", help=f"of tables: {', '.join(FORMATS)} (default: markdown; with --out all of them)")
+    p.add_argument("--out", help="folder to write to; figures are written as PNG and SVG")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 for bad input (one line on stderr)."""
+    given = parser().parse_args(argv)
+    try:
+        texts = report(given)
+    except (ValueError, OSError) as error:
+        print(f"report.py: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(texts))
+    return 0
+
+
+def report(given: argparse.Namespace) -> list[str]:
+    """Make what was asked for; returns what to print: the tables, or with --out how many files were written.
+
+    Everything is made before anything is written.
+    """
+    formats = choose("format", given.format or (",".join(FORMATS) if given.out else "markdown"), FORMATS)
+    names = choose("table", given.table or ("" if given.figure else "mean"), NAMES)
+    numbers = choose("figure", given.figure or "", DRAW)
+    if numbers and not given.out:
+        raise ValueError("figures are written to files; give a folder with --out")
+    figure_class = import_figure() if numbers else None
+    rows = load_rows(given.results)
+    tables = collect("table", names, NAMES, lambda name: build(name, rows, own=names == list(NAMES)))
+    texts = [(table.name + FORMATS[f][1], FORMATS[f][0](table)) for table in tables for f in formats]
+    if not given.out:
+        return [text for _, text in texts]
+    figures = collect("figure", numbers, DRAW, lambda number: draw(number, rows, figure_class))
+    for name, text in texts:
+        write_whole(Path(given.out, name), lambda file, text=text: file.write(text.encode()))
+    for name, figure in figures:
+        save(given.out, name, figure)
+    return [f"{len(texts)} files of tables and {2 * len(figures)} of figures in {given.out}"]
+
+
+def choose(what: str, text: str, known) -> list[str]:
+    """Names out of "a,b" or "all"; ValueError for one that is not known."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if unknown := [name for name in names if name not in known and name != "all"]:
+        raise ValueError(f"unknown {what} {unknown[0]!r}; choose from {', '.join(known)} or all")
+    return list(known) if "all" in names else names
+
+
+def collect(what: str, names: list[str], known, make) -> list:
+    """What make(name) gives for each name; rows that are missing are a note where all were asked for, else an error."""
+    made = []
+    for name in names:
+        try:
+            found = make(name)
+            if not found:
+                raise Missing(f"{what} {name} has no rows in these results")
+            made += found
+        except Missing as missing:
+            if names != list(known):
+                raise
+            print(f"report.py: skipped: {missing}", file=sys.stderr)
+    return made
+
+
+def import_figure():
+    """matplotlib's Figure, which draws without a display; ValueError where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("figures need matplotlib: pip install -r requirements-figures.txt") from error
+    return Figure
+
+
+def save(folder: str, name: str, figure) -> None:
+    """Write a figure as PNG and as SVG, each whole or not at all and the same bytes each time."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        for kind, more in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
+            more = {"format": kind, **more}
+            write_whole(Path(folder, f"{name}.{kind}"), lambda file, more=more: figure.savefig(file, **more))
+            figure.set_layout_engine("none")  # laid out once, the same in both
+
+
+if __name__ == "__main__":
+    sys.exit(main())

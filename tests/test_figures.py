@@ -1,0 +1,271 @@
+"""figures.py: each figure of the paper is drawn from rows alone, with the right numbers and labels, without a display."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install -r requirements-figures.txt")
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.colors import to_rgb  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+import report  # noqa: E402
+from figures import DRAW, Missing, draw  # noqa: E402
+from rows import load_rows  # noqa: E402
+from settings import TASKS  # noqa: E402
+from test_report import ROOT, grid, make_row, write  # noqa: E402
+
+RATES = (0.1, 0.5, 1.0)
+
+
+def everything() -> list[dict]:
+    """Rows for every figure."""
+    rows = grid(("no-ul", "rem", "rem-no31", "etd-ideal")) + grid(("no-ul", "rem"), etd=True) + grid(("no-ul",), capacity=1.0)
+    rows += grid(("no-ul", "rem"), arch="vit")
+    points = [{"epoch": e, "base": 1 - 0.2 * e, "full": 0.9} for e in range(5)]
+    return [{**row, "points": points, "curve": True} if row["method"] == "rem" and not row["etd"] else row for row in rows]
+
+
+def load(tmp_path, rows) -> list[dict]:
+    return load_rows([write(tmp_path / "rows.jsonl", rows)])
+
+
+def only(number, rows) -> Figure:
+    """The only figure of a number."""
+    ((_, figure),) = draw(number, rows, Figure)
+    return figure
+
+
+def panels(figure) -> dict:
+    """Axes by title."""
+    return {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+
+
+def labels(figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+# --- Files --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_figure_is_written_without_a_display(tmp_path):
+    """A real process without a display writes each figure as PNG and SVG, and nothing on stderr."""
+    source, out = write(tmp_path / "x.jsonl", everything()), tmp_path / "out"
+    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-W", "error", ROOT / "report.py", source, "--figure", "all", "--out", out],
+                          cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = {f"figure-{number}-cifar10-n1000.{kind}" for number in DRAW for kind in ("png", "svg")}
+    assert {path.name for path in out.iterdir()} == names
+    for path in out.iterdir():
+        content = path.read_bytes()
+        assert len(content) > 5000
+        assert content.startswith(b"\x89PNG") if path.suffix == ".png" else b"</svg>" in content
+
+
+def test_same_rows_same_bytes(tmp_path):
+    """A figure drawn again is the same file, byte for byte."""
+    source = str(write(tmp_path / "x.jsonl", grid(("no-ul", "rem"))))
+    for name in ("a", "b"):
+        assert report.main([source, "--figure", "3", "--out", str(tmp_path / name)]) == 0
+    for kind in ("png", "svg"):
+        assert len({(tmp_path / name / f"figure-3-cifar10-n1000.{kind}").read_bytes() for name in ("a", "b")}) == 1
+
+
+def test_a_figure_for_each_data_set(tmp_path):
+    """Data sets and numbers of corrupted images are never drawn together."""
+    rows = load(tmp_path, grid(("no-ul", "rem")) + grid(("no-ul", "rem"), n=500) + grid(("no-ul", "rem"), dataset="svhn"))
+    found = draw("3", rows, Figure)
+    assert [name for name, _ in found] == ["figure-3-cifar10-n500", "figure-3-cifar10-n1000", "figure-3-svhn-n1000"]
+    assert "cifar10, 500 corrupted" in found[0][1].get_suptitle()
+
+
+NEEDED = {"1": "rem, scrub", "3": "resnet9", "4": "rem with --etd", "5": "--curve", "6": "healed_test", "7": "rem-no31",
+          "8": "two capacities", "9": "etd-ideal", "10": "methods other than no-ul", "11": "vit"}
+
+
+@pytest.mark.parametrize("number", DRAW)
+def test_missing_rows_are_named(tmp_path, capsys, monkeypatch, number):
+    """R2: a figure asked for by number says which rows it lacks, exit 2; among all of them it is skipped with a note."""
+    monkeypatch.setattr(report, "save", lambda *args: None)  # drawing is enough here
+    methods = {"9": ("no-ul", "etd"), "1": ("no-ul",), "10": ("no-ul",)}.get(number, ("no-ul", "rem"))
+    rows = grid(methods, arch="vit" if number == "3" else "resnet9")
+    rows = [{**row, "healed_test": None} for row in rows] if number == "6" else rows
+    source = str(write(tmp_path / "x.jsonl", rows))
+    assert report.main([source, "--figure", number, "--out", str(tmp_path / "o")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and err.startswith(f"report.py: figure {number} needs rows of ")
+    assert NEEDED[number] in err and not (tmp_path / "o").exists()
+    assert report.main([source, "--figure", "all", "--out", str(tmp_path / "o")]) == 0
+    assert f"report.py: skipped: figure {number} needs" in capsys.readouterr().err
+
+
+def test_nothing_that_ended_well(tmp_path):
+    """Results of failed runs alone give no figure."""
+    with pytest.raises(Missing, match="figure 3 needs runs that ended well"):
+        draw("3", load(tmp_path, [make_row(status="failed")]), Figure)
+
+
+# --- What is in them ----------------------------------------------------------------------------------------------------
+
+
+def test_heat_map(tmp_path):
+    """Fig. 1: each cell has the mean product over seeds, printed; left of the dashed line is before unlearning."""
+    rows = [make_row("rem", 0.5, 0.8, task="poison", discovery=0.1),
+            make_row("rem", 0.7, 0.8, task="poison", discovery=0.1, seed=1),
+            make_row("rem", 1.0, 1.0, task="random", discovery=1.0), make_row("no-ul", 0.1, 0.9, task="random", discovery=0.1),
+            make_row("retrain", 0.2, 0.5, task="confusion", discovery=1.0)]
+    figure = only("1", load(tmp_path, rows))
+    assert list(panels(figure)) == ["retrain", "rem"]
+    axes = panels(figure)["rem"]
+    assert {(text.get_position(), text.get_text()) for text in axes.texts} == {((1, 2), "48"), ((2, 0), "100"), ((0, 0), "9")}
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.0", "0.1", "1.0"]
+    assert [tick.get_text().split("\n")[0] for tick in figure.axes[0].get_yticklabels()] == ["random", "confusion", "poison"]
+    values = axes.images[0].get_array()
+    assert values.mask.sum() == 6 and values[2, 1] == pytest.approx(48) and axes.images[0].origin == "lower"
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert [list(line.get_xdata()) for line in dashed] == [[0.5, 0.5]]
+    assert figure.axes[-1].get_ylabel() == "Healed × Utility, %"
+
+
+def test_numbers_stand_out(tmp_path):
+    """Fig. 1: every printed number has a contrast of at least 4.4 : 1 to its cell (WCAG), read in grey as well."""
+    rows = [make_row("rem", k / 10, 1.0, task=task, discovery=k / 10) for k in range(1, 11) for task in TASKS]
+    axes = panels(only("1", load(tmp_path, rows)))["rem"]
+
+    def luminance(colour):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    image = axes.images[0]
+    assert len(axes.texts) == 30 and {text.get_color() for text in axes.texts} == {"black", "white"}
+    for text in axes.texts:
+        x, y = text.get_position()
+        cell = image.cmap(image.norm(image.get_array()[y, x]))[:3]
+        dark, light = sorted((luminance(cell), luminance(text.get_color())))
+        assert (light + 0.05) / (dark + 0.05) >= 4.4
+
+
+def test_bars(tmp_path):
+    """Fig. 3: a bar a method and capacity, best first, with mean, SEM and hatch; with ETD alone, without REM on ETD."""
+    rows = [make_row("rem", h, 1.0, seed=s) for s, h in enumerate((0.6, 0.8))] + [make_row("cf", 0.3, 1.0)]
+    rows += [make_row("cf", 0.2, 1.0, capacity=1.0), make_row("no-ul", 0.4, 1.0, etd=True), make_row("rem", etd=True)]
+    rows += [make_row("rem-no31"), make_row("no-ul", capacity=0.1)]
+    figure = only("3", load(tmp_path, rows))
+    axes = figure.axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["rem", "etd", "cf"]
+    half, full = (bars for bars in axes.containers if hasattr(bars, "patches"))
+    assert [bar.get_width() for bar in half] == pytest.approx([70, 40, 30])
+    assert [bar.get_width() for bar in full] == pytest.approx([20])
+    assert half.errorbar[2][0].get_segments()[0][:, 0] == pytest.approx([60, 80])
+    assert {bar.get_hatch() for bar in half} != {bar.get_hatch() for bar in full}
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["50 % capacity", "100 % capacity"]
+    assert [t.get_text() for t in axes.texts] == ["70.0", "40.0", "30.0", "20.0"]
+    assert "1 to 2 runs a bar" in figure.get_suptitle()
+
+
+def test_rem_on_and_off_etd(tmp_path):
+    """Fig. 4: REM without and with ETD, each beside its own network before unlearning."""
+    rows = [make_row("rem", 0.9, 1.0), make_row("rem-on-etd", 0.8, 1.0, etd=True)]
+    rows += [make_row("no-ul", 0.1, 1.0), make_row("no-ul", 0.3, 1.0, etd=True)]
+    found = panels(only("4", load(tmp_path, rows)))
+    assert {title: sorted(t.get_text() for t in axes.texts) for title, axes in found.items()} == {
+        "rem": ["10", "90"], "rem on ETD": ["30", "80"]}
+
+
+def test_redirection(tmp_path):
+    """Fig. 5: accuracy by epoch, mean over seeds, at the discovery rate next to one half."""
+    def curve(seed, base, **more):
+        points = [{"epoch": e, "base": b, "full": 1.0} for e, b in enumerate(base)]
+        return {**make_row(seed=seed, unlearn_epochs=5, **more), "curve": True, "points": points}
+
+    rows = [curve(0, [1.0, 0.2]), curve(1, [0.8, 0.0]), curve(0, [0.0, 0.0], discovery=1.0), make_row()]
+    figure = only("5", load(tmp_path, rows))
+    (axes,) = figure.axes
+    base, full = [lines[0] for lines in axes.containers]
+    assert list(base.get_xdata()) == [0, 1] and list(base.get_ydata()) == pytest.approx([90, 10])
+    assert list(full.get_ydata()) == [100, 100] and base.get_linestyle() != full.get_linestyle()
+    assert "discovery 0.5, 2 seeds" in figure.get_suptitle() and labels(figure)[0] == "theta_o1 alone"
+
+
+def test_healing_on_training_and_test(tmp_path):
+    """Fig. 6: a point a run, cut at 80 % on CIFAR-10, elsewhere 10 points below the untouched network, as the title says."""
+    rows = [{**make_row("rem", 0.5, 0.9), "healed_test": 0.25}, make_row("cf", 0.5, 0.79), make_row("no-ul", 0.1, 0.95)]
+    figure = only("6", load(tmp_path, rows))
+    assert "1 of 3 runs with Utility below 80.0 % removed" in figure.get_suptitle()
+    points = {tuple(p) for scatter in figure.axes[0].collections for p in scatter.get_offsets().data}
+    assert points == {(50.0, 25.0), (10.0, 10.0)} and labels(figure)[2] == "poison (high), n = 2"
+    other = [{**row, "dataset": "fashion-mini"} for row in rows]
+    assert "1 of 3 runs with Utility below 85.0 % removed" in only("6", load(tmp_path, other)).get_suptitle()
+
+
+def test_ablations(tmp_path):
+    """Fig. 7: a line a variant over discovery in each task, ETD dashed and hollow, no two lines alike."""
+    rows = grid(("rem", "rem-no31", "rem-no32", "rem-ce"), seeds=(0, 1), rates=RATES) + grid(("rem",), rates=RATES, etd=True)
+    figure = only("7", load(tmp_path, rows))
+    assert list(panels(figure)) == ["random (low)", "confusion (medium)", "poison (high)"]
+    assert labels(figure) == ["rem", "rem-no31", "rem-no32", "rem-ce", "rem on ETD"]
+    lines = [container[0] for container in panels(figure)["poison (high)"].containers]
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle(), str(line.get_markerfacecolor())) for line in lines}
+    assert len(looks) == 5 and all(list(line.get_xdata()) == list(RATES) for line in lines)
+    mine = [row for row in rows if (row["method"], row["task"], row["etd"]) == ("rem", "poison", False)]
+    want = [100 * sum(row["product"] for row in mine if row["discovery"] == rate) / 2 for rate in RATES]
+    assert list(lines[0].get_ydata()) == pytest.approx(want)
+
+
+def test_capacity(tmp_path):
+    """Fig. 8: Healed and Utility of the untouched network over capacity, with and without ETD."""
+    rows = [make_row("no-ul", 0.2, 0.9), make_row("no-ul", 0.1, 0.95, capacity=1.0), make_row("etd", 0.6, 0.85),
+            make_row("no-ul", 0.7, 0.5, etd=True, capacity=0.1)]
+    figure = only("8", load(tmp_path, rows))
+    lines = dict(zip(labels(figure), [c[0] for c in figure.axes[0].containers], strict=True))
+    assert {name: [list(line.get_xdata()), [round(y, 9) for y in line.get_ydata()]] for name, line in lines.items()} == {
+        "Healed, no ETD": [[50, 100], [20, 10]], "Utility, no ETD": [[50, 100], [90, 95]],
+        "Healed, with ETD": [[10, 50], [70, 60]], "Utility, with ETD": [[10, 50], [50, 85]]}
+
+
+def test_ideal_etd(tmp_path):
+    """Fig. 9: Healed and Utility of the untouched network, ETD and ETD with D_c known, by task."""
+    rows = [make_row(m, h, 0.9, task="random") for m, h in (("no-ul", 0.1), ("etd", 0.5), ("etd-ideal", 0.8))]
+    figure = only("9", load(tmp_path, rows))
+    healed, utility = figure.axes
+    assert [t.get_text() for t in healed.texts] == ["10.0", "50.0", "80.0"]
+    assert [t.get_text() for t in utility.texts] == ["90.0"] * 3
+    assert labels(figure) == ["before unlearning", "etd", "etd-ideal"] and healed.get_xlabel() == "Healed, %"
+
+
+@pytest.mark.parametrize("number, arch", [("10", "resnet9"), ("11", "vit")])
+def test_every_method_has_its_heat_map(tmp_path, number, arch):
+    """Figs. 10, 11: a panel a method, with ETD and without, and at 100 %; ablations are Fig. 7's."""
+    rows = grid(("no-ul", "cf", "rem", "rem-no31"), arch=arch) + grid(("no-ul", "rem"), arch=arch, etd=True)
+    other = {"vit": "resnet9", "resnet9": "vit"}[arch]
+    rows += grid(("rem",), arch=arch, capacity=1.0) + grid(("rem",), arch=other, capacity=0.75)
+    found = panels(only(number, load(tmp_path, rows)))
+    assert set(found) == {"cf", "rem", "rem on ETD", "etd", "rem, 100 %"}
+
+
+def test_no_label_leaves_the_figure(tmp_path):
+    """Titles, legends and labels of every figure lie within its edges."""
+    rows = load(tmp_path, everything())
+    for number in DRAW:
+        for name, figure in draw(number, rows, Figure):
+            FigureCanvasAgg(figure).draw()
+            width, height = figure.bbox.width, figure.bbox.height
+            boxes = [artist.get_window_extent() for artist in (*figure.texts, *figure.legends)]
+            for box in boxes + [axes.get_tightbbox() for axes in figure.axes]:
+                assert box.x0 >= -2 and box.y0 >= -2 and box.x1 <= width + 2 and box.y1 <= height + 2, (name, box)
+
+
+def test_matplotlib_stays_where_it_belongs(tmp_path):
+    """No pyplot and so no open figures; matplotlib is imported by report.py alone, when a figure is asked for."""
+    draw("3", load(tmp_path, grid(("no-ul", "rem"))), Figure)
+    assert "matplotlib.pyplot" not in sys.modules
+    for path in ROOT.glob("*.py"):
+        imports = [line for line in path.read_text().splitlines() if re.match(r" *(import|from) matplotlib", line)]
+        assert len(imports) == (2 if path.name == "report.py" else 1 if path.name == "figures.py" else 0), path
+        assert all(line.startswith("    ") for line in imports), path

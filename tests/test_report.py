@@ -1,0 +1,590 @@
+"""report.py, tables.py and rows.py: rows told apart, means and SEM over runs, the paper's numbers beside ours (Tables 1-9)."""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import report
+import tables
+from baselines import METHODS
+from rows import load_rows
+from settings import TASKS, resolve
+from tables import PAPER, build, summary
+
+ROOT = Path(report.__file__).resolve().parent
+
+
+def make_row(method="rem", healed=0.8, utility=0.9, status="ok", **settings) -> dict:
+    """A result row as run.py writes it."""
+    good = status == "ok"
+    row = {**asdict(resolve({"dataset": "cifar10", **settings})), "method": method, "device": "cpu", "threads": 2,
+           "torch": "2.6.0", "version": "0.1.0", "git": "abc", "argv": [], "train_seconds": 20.0, "status": status,
+           "error": None if good else "boom"}
+    scores = {"healed": healed, "utility": utility, "product": healed * utility, "healed_test": healed, "seconds": 5.0}
+    return {**row, **(scores if good else dict.fromkeys(scores))}
+
+
+def write(path: Path, rows: list) -> Path:
+    """A result file of these rows; a str is written as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def load(tmp_path, rows) -> list[dict]:
+    return load_rows([write(tmp_path / "rows.jsonl", rows)])
+
+
+def one(name, rows) -> tables.Table:
+    """The only table of a name."""
+    (table,) = build(name, rows)
+    return table
+
+
+def column(table, name) -> list:
+    return [row[table.header.index(name)] for row in table.rows]
+
+
+def line(table, **wanted) -> dict:
+    """The only line of a table with these values, by column."""
+    lines = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    (found,) = [row for row in lines if all(row[key] == value for key, value in wanted.items())]
+    return found
+
+
+def grid(methods, seeds=(0,), rates=(0.1, 1.0), **settings) -> list[dict]:
+    """A row a method, task, rate and seed, every score different."""
+    places = [(m, t, d, s) for m in methods for t in TASKS for d in rates for s in seeds]
+    return [make_row(m, 0.2 + 0.6 * k / len(places), 0.8 + 0.1 * k / len(places), task=t, discovery=d, seed=s, **settings)
+            for k, (m, t, d, s) in enumerate(places)]
+
+
+# --- Means --------------------------------------------------------------------------------------------------------------
+
+
+def test_product_is_the_mean_of_products(tmp_path):
+    """V6: one run heals and ruins, one does neither: the products are 0 and 0, their mean 0, not the product of the means."""
+    rows = load(tmp_path, [make_row(healed=1.0, utility=0.0, seed=0), make_row(healed=0.0, utility=1.0, seed=1)])
+    got = line(one("mean", rows), method="rem")
+    assert got["product"] == (0.0, 0.0) and got["Healed"][0] == got["Utility"][0] == 50.0
+    assert line(one("4", rows), method="rem", ETD=False, capacity="50")["product"] == (0.0, 0.0)
+
+
+scores = st.floats(0, 1)
+
+
+@given(st.lists(st.tuples(scores, scores), min_size=1, max_size=12))
+def test_means_against_the_plain_formula(runs):
+    """V6, V7: n, mean and SEM of each score are statistics.mean and stdev / sqrt(n) of the per-run values, times 100."""
+    got = summary([make_row(healed=h, utility=u, seed=k) for k, (h, u) in enumerate(runs)])
+    assert got["n"] == len(runs) and got["failed"] == 0
+    plain = {"healed": [h for h, _ in runs], "utility": [u for _, u in runs], "product": [h * u for h, u in runs]}
+    for key, values in plain.items():
+        mean, error = got[key]
+        assert mean == pytest.approx(100 * statistics.mean(values), abs=1e-9)
+        if len(runs) == 1:
+            assert error is None
+        else:
+            assert error == pytest.approx(100 * statistics.stdev(values) / math.sqrt(len(runs)), abs=1e-6)
+
+
+def test_failed_runs_are_counted_and_named(tmp_path):
+    """A failed run is in no mean and in no n; the caption and the column of failures have it."""
+    rows = load(tmp_path, [make_row(seed=0), make_row(seed=1, status="failed"), make_row("npo", status="failed", seed=2)])
+    table = one("mean", rows)
+    got = line(table, method="rem")
+    assert (got["n"], got["failed"]) == (1, 1) and got["product"] == (pytest.approx(72.0), None)
+    assert "Failed, not averaged: 2 of 3 runs (rem poison 0.5 seed 1; npo poison 0.5 seed 2)" in table.caption
+    empty = dict.fromkeys(table.header)
+    assert line(table, method="npo") == {**empty, "method": "npo", "n": 0, "failed": 1, "time % (paper)": "0.2"}
+
+
+def test_descending_order_then_what_was_not_run(tmp_path):
+    """Ours come in descending order of product; rows that were not run come after them, empty, in the paper's order."""
+    runs = [make_row("npo", 0.5), make_row("rem", 0.4), make_row("cf", 0.0), make_row("ascent", status="failed")]
+    rows = load(tmp_path, runs)
+    table = one("4", rows)
+    assert column(table, "method")[:3] == ["npo", "rem", "cf"]
+    rest = [(r["capacity"], r["etd"], r["method"]) for r in PAPER["tables"]["4"]["rows"]]
+    rest = [(f"{100 * c:g}", e, m) for c, e, m in rest if (c, e, m) not in {(0.5, False, m) for m in ("npo", "rem", "cf")}]
+    assert [row[:3] for row in table.rows[3:]] == rest
+    assert all(set(row[4:10:2]) == {None} and row[10] is None and row[9] is not None for row in table.rows[3:])
+    assert line(table, method="ascent", ETD=False, capacity="50")["n"] == 0
+
+
+def test_difference_is_ours_minus_the_papers(tmp_path):
+    """The difference is signed, of the product, and empty where either is missing."""
+    table = one("4", load(tmp_path, [make_row(healed=0.5, utility=0.8), make_row("ssd")]))
+    got = line(table, method="rem", ETD=False, capacity="50")
+    assert got["product (paper)"] == (73.40, 1.43) and got["difference"] == "-33.40"
+    assert line(table, method="ssd")["difference"] is None
+    assert line(table, method="rem", ETD=True)["difference"] is None
+
+
+def test_mean_table_has_the_times(tmp_path):
+    """A.8: seconds and seconds over training seconds, each averaged over runs, beside the paper's."""
+    rows = [{**make_row(seed=0), "seconds": 2.0}, {**make_row(seed=1), "seconds": 6.0, "train_seconds": 40.0},
+            {**make_row("cf"), "train_seconds": None}]
+    table = one("mean", load(tmp_path, rows))
+    got = line(table, method="rem")
+    assert (got["seconds"], got["time %"], got["time % (paper)"]) == ("4.0", "12.5", "10.7")
+    assert line(table, method="cf")["time %"] is None and line(table, method="cf")["time % (paper)"] is None
+
+
+def test_mean_tables_by_group(tmp_path):
+    """Networks, capacities, ETD, masks, data and numbers of corrupted images are never averaged together."""
+    other = [dict(arch="vit"), dict(capacity=1.0), dict(etd=True), dict(p_mem=0.05), dict(dataset="svhn"), dict(n=500)]
+    found = build("mean", load(tmp_path, [make_row(), *(make_row(**more) for more in other)]))
+    assert len(found) == 7 == len({t.name for t in found}) and all(column(t, "n") == [1] for t in found)
+
+
+def test_cells(tmp_path):
+    """The product of each method in each task at each rate; what was not run is empty."""
+    rows = [make_row(healed=h, task=t, discovery=d, seed=s) for t, d, s, h in
+            [("poison", 0.1, 0, 0.1), ("poison", 0.1, 1, 0.3), ("poison", 1.0, 0, 0.5), ("random", 1.0, 0, 0.7)]]
+    table = one("cells", load(tmp_path, [*rows, make_row("cf", 0.9, task="poison", discovery=1.0)]))
+    assert [row[:2] for row in table.rows] == [("poison", "cf"), ("poison", "rem"), ("random", "rem")]
+    got = line(table, task="poison", method="rem")
+    assert got["0.1"] == pytest.approx((18.0, 9.0)) and got["1"] == (pytest.approx(45.0), None)
+    assert line(table, task="random", method="rem")["0.1"] is None and "runs a cell: 1 to 2" in table.caption
+
+
+# --- Rows ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_later_of_two_rows_counts(tmp_path):
+    """The same settings twice are one run: the later one, unless it failed; place, device and command make no difference."""
+    rows = [make_row(healed=0.1), make_row(healed=0.2, out="elsewhere", quiet=True, data_dir="there"),
+            make_row(status="failed"), make_row("npo", status="failed"), make_row("npo", 0.3)]
+    got = {row["method"]: row for row in load(tmp_path, rows)}
+    assert len(got) == 2 and got["rem"]["healed"] == 0.2 and got["npo"]["healed"] == 0.3
+
+
+def test_folders_of_images_are_told_by_their_path(tmp_path):
+    """Two folders are two data sets, and so are two sizes of one."""
+    places = [dict(data_dir="a"), dict(data_dir="b"), dict(data_dir="a", image_size=8)]
+    rows = load(tmp_path, [make_row(**{**place, "dataset": "folder"}) for place in places])
+    assert sorted(row["data"] for row in rows) == ["folder a", "folder a at 8 px", "folder b"]
+
+
+def test_folders_of_results_and_old_rows(tmp_path, capsys):
+    """A folder stands for every *.jsonl below it; settings that older rows lack have their default."""
+    old = make_row(seed=1)
+    for key in ("redirect", "healed_test", "threads", "curve"):
+        old.pop(key, None)
+    write(tmp_path / "a" / "x.jsonl", [make_row(seed=0)])
+    write(tmp_path / "a" / "b" / "y.jsonl", [old])
+    write(tmp_path / "a" / "z.txt", [make_row(seed=2)])
+    write(tmp_path / "a" / "cscore.jsonl", [{"task": "poison", "sizes": [0, 5], "runs": 3, "score": 0.5, "status": "ok"}])
+    assert {row["seed"] for row in load_rows([tmp_path / "a"])} == {0, 1}
+    assert capsys.readouterr().err == ""  # the C-scores of run.py cscore are no damage
+
+
+TORN = ['{"method": "rem", "status"', "[1]", "7", "null", "\x00", json.dumps({"status": "ok"}),
+        json.dumps({**make_row(), "product": None}), json.dumps({**make_row(), "healed": float("nan")}),
+        json.dumps({**make_row(), "task": "other"}), json.dumps({**make_row(), "lr": [1]}),
+        json.dumps({**make_row(), "etd": None}), json.dumps({**make_row(), "ratio": "1"}),
+        json.dumps({**make_row(), "discovery": "0.5"}), json.dumps({**make_row(), "status": "half"})]
+
+
+@pytest.mark.parametrize("text", TORN)
+def test_torn_lines_are_skipped_with_one_warning(tmp_path, capsys, text):
+    """A line that is no whole row costs one line on stderr; the rows around it count."""
+    rows = load(tmp_path, [make_row(seed=0), text, "", make_row(seed=1)])
+    assert [row["seed"] for row in rows] == [0, 1]
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and error[0].startswith("report.py: warning: ") and "line 2 is not a whole row" in error[0]
+
+
+def test_many_torn_lines_are_one_warning(tmp_path, capsys):
+    """A damaged file does not flood the screen."""
+    load(tmp_path, ["{", make_row(), "{", "{"])
+    assert re.search(r": 3 lines, the first of them 1, are not a whole row; skipped\n$", capsys.readouterr().err)
+
+
+def test_rem_on_etd_counts_once(tmp_path):
+    """rem with --etd and rem-on-etd are one algorithm: of both, rem-on-etd counts; either alone does."""
+    both = [make_row("rem-on-etd", 0.6, etd=True), make_row("rem", 0.9, etd=True), make_row("rem", 0.3, etd=True, seed=1)]
+    rows = load(tmp_path, both)
+    got = line(one("4", rows), method="rem", ETD=True)
+    assert got["n"] == 2 and got["Healed"][0] == pytest.approx(45.0) and len(rows) == 2
+    assert sum(n for n in column(one("4", rows), "n") if n) == 2
+    failed = load(tmp_path, [make_row("rem", 0.9, etd=True), make_row("rem-on-etd", status="failed", etd=True)])
+    assert [row["ran"] for row in failed] == ["rem"]
+
+
+def test_etd_alone_is_no_ul_with_etd(tmp_path):
+    """The method etd fills the paper's "No UL" with ETD, unless that was run itself; never both."""
+    alone = load(tmp_path, [make_row("etd", 0.3)])
+    assert line(one("4", alone), method="no-ul", ETD=True)["Healed"] == (pytest.approx(30.0), None)
+    both = load(tmp_path, [make_row("no-ul", 0.5, etd=True), make_row("etd", 0.3), make_row("etd", 0.7, seed=1)])
+    got = line(one("4", both), method="no-ul", ETD=True)
+    assert got["n"] == 2 and got["Healed"][0] == pytest.approx(60.0)
+    assert "etd" in column(build("mean", both)[0], "method")
+
+
+def test_a_step_left_out_by_flag_is_the_ablation(tmp_path):
+    """rem --no-step31 is rem-no31, and so on: none of them is averaged with REM."""
+    flags = [dict(step31=False), dict(step32=False), dict(step31=False, step32=False), dict(redirect="ce"), {},
+             dict(step32=False, redirect="ce")]
+    rows = load(tmp_path, [make_row(**more) for more in flags])
+    assert [row["method"] for row in rows] == ["rem-no31", "rem-no32", "rem-no31-no32", "rem-ce", "rem", "rem-no32-ce"]
+    assert [n for n in column(one("4", rows), "n") if n] == [1] and len([n for n in column(one("2", rows), "n") if n]) == 5
+    ideal = load(tmp_path, [make_row("rem-ideal"), make_row("rem-ideal", step32=False)])
+    assert "differ in step32" in one("mean", ideal).caption
+
+
+def test_settings_that_do_not_matter(tmp_path):
+    """SCRUB's alpha is no setting of the others, and a ratio that is the default's value is the default."""
+    rows = load(tmp_path, [make_row("cf", alpha=0.1), make_row("cf", alpha=10.0), make_row(ratio=1.0), make_row(),
+                           make_row("a.py:f", alpha=0.1), make_row("a.py:f", alpha=10.0)])
+    assert [row["method"] for row in rows] == ["cf", "rem", "a.py:f", "a.py:f"]
+
+
+def test_scrub_has_the_best_alpha_of_each_cell(tmp_path):
+    """In each task and at each rate the alpha with the best mean product over seeds counts, and the caption says so."""
+    rows = [make_row("scrub", healed, alpha=alpha, task=task, seed=seed) for task, alpha, seed, healed in
+            [("poison", 0.1, 0, 0.5), ("poison", 0.1, 1, 0.5), ("poison", 10.0, 0, 0.9), ("poison", 10.0, 1, 0.3),
+             ("random", 0.1, 0, 0.2), ("random", 10.0, 0, 0.1)]]
+    best = load(tmp_path, [*rows, make_row("scrub", alpha=0.001, status="failed")])
+    assert sorted((row["task"], row["alpha"], row["seed"]) for row in best) == [
+        ("poison", 10.0, 0), ("poison", 10.0, 1), ("random", 0.1, 0)]
+    table = one("4", best)
+    assert line(table, method="scrub", ETD=False, capacity="50")["n"] == 3
+    assert "chosen by the score itself" in table.caption and "Failed" not in table.caption
+    alone = load(tmp_path, [make_row("scrub", alpha=0.1), make_row("scrub", status="failed", seed=1, alpha=0.1)])
+    assert len(alone) == 2 and "chosen" not in one("mean", alone).caption
+
+
+def test_the_curve_of_figure_5_stays_out_of_the_tables(tmp_path):
+    """A run of 5 epochs with --curve is not averaged with the table's run of 10 of the same cell; alone it counts."""
+    points = [{"epoch": 0, "base": 1.0, "full": 0.5}]
+    curve = {**make_row(healed=0.1, unlearn_epochs=5), "curve": True, "points": points}
+    assert line(one("mean", load(tmp_path, [curve, make_row()])), method="rem")["Healed"][0] == pytest.approx(80.0)
+    assert line(one("mean", load(tmp_path, [curve])), method="rem")["n"] == 1
+    same = load(tmp_path, [{**curve, "unlearn_epochs": 10}, make_row(healed=0.1)])
+    assert len(same) == 1 and same[0]["points"] == points
+    assert load(tmp_path, [{**make_row(), "curve": points}])[0]["points"] == points
+
+
+# --- Which rows go where ------------------------------------------------------------------------------------------------
+
+PLACES = {  # table: (settings that belong to it, settings that do not)
+    "1": [dict(), [dict(capacity=1.0), dict(p_mem=0.05)]],
+    "2": [dict(etd=True), [dict(arch="vit"), dict(capacity=1.0)]],
+    "4": [dict(capacity=1.0), [dict(arch="vit"), dict(p_mem=0.05), dict(capacity=0.9), dict(capacity=1.0, etd=True)]],
+    "5": [dict(arch="vit", dataset="svhn"), [dict(), dict(arch="vit", p_mem=0.05, dataset="svhn")]],
+    "6": [dict(dataset="imagenette"), [dict(etd=True), dict(capacity=0.9)]],
+    "7": [dict(dataset="imagenette", capacity=0.9, etd=True), [dict(capacity=0.9), dict(etd=True)]],
+    "8": [dict(p_mem=0.05, etd=True), [dict(p_mem=0.05), dict(etd=True)]],
+    "9": [dict(arch="vit", dataset="svhn", p_mem=0.05, etd=True), [dict(arch="vit", p_mem=0.05), dict(p_mem=0.05, etd=True)]],
+}
+
+
+@pytest.mark.parametrize("number", PLACES)
+def test_selection_of_each_table(tmp_path, number):
+    """Each table takes the rows of its network, capacity, ETD and mask size, and no others."""
+    mine, others = PLACES[number]
+    rows = load(tmp_path, [make_row(**mine), make_row(seed=1, **mine), *(make_row(healed=0.1, **more) for more in others)])
+    table = one(number, rows)
+    assert [n for n in column(table, "n") if n] == [2] and [h for h in column(table, "Healed") if h] == [(80.0, 0.0)]
+    assert build(number, load(tmp_path, [make_row(**more) for more in others])) == []
+    assert build(number, load(tmp_path, [make_row(**{**mine, "dataset": "fashion-mini"})]))  # any data may be in its place
+
+
+def test_which_methods_a_table_compares(tmp_path):
+    """Tables 1 and 4 have every method but ablations and those that know D_c; Table 2 has the ablations."""
+    rows = load(tmp_path, grid([*METHODS, "my_file.py:fit"]))
+
+    def ran(number):
+        table = one(number, rows)
+        return {method for method, n in zip(column(table, "method"), column(table, "n"), strict=True) if n}
+
+    hidden = {"rem-ideal", "rem-no31", "rem-no32", "rem-ce", "etd", "etd-ideal", "rem-on-etd"}
+    assert ran("4") == ran("1") == ({*METHODS} - hidden) | {"my_file.py:fit"}
+    assert ran("2") == {"rem", "rem-no31", "rem-no32", "rem-ce"}
+    got = line(one("2", rows), method="rem-no31", ETD=False)
+    assert (got["3.1"], got["3.2"], got["n"]) == (False, True, 6)
+
+
+def test_table_1_has_svhn_beside_cifar10(tmp_path):
+    """The ViT column is SVHN's where ResNet-9 is CIFAR-10's; other data stay by themselves; Potion's is the paper's OOM."""
+    vit = make_row(healed=0.7, arch="vit", dataset="svhn")
+    table = one("1", load(tmp_path, [make_row(), vit]))
+    got = line(table, method="rem", ETD=False)
+    assert (got["n"], got["ViT n"], got["ViT product"]) == (1, 1, (pytest.approx(63.0), None))
+    assert got["ViT difference"] == "-10.27" and line(table, method="potion", ETD=True)["ViT product (paper)"] == "OOM"
+    assert "svhn" in table.caption and table.title.startswith("Table 1: cifar10")
+    alone = one("1", load(tmp_path, [vit, make_row("npo", arch="vit", dataset="svhn")]))
+    assert alone.title.startswith("Table 1: svhn") and line(alone, method="rem", ETD=False)["n"] is None
+    assert len(build("1", load(tmp_path, [make_row(), make_row(dataset="fashion-mini", n=1000), vit]))) == 2
+
+
+def test_plain_retrain_in_tables_7_to_9(tmp_path):
+    """retrain trains no ETD network: it stands in Tables 7-9 as a plain one, and no other method does."""
+    plain = [make_row(m, dataset="imagenette", capacity=0.9) for m in ("retrain", "cf")]
+    got = line(one("7", load(tmp_path, plain)), method="retrain")
+    assert got["n"] == 1 and got["product (paper)"] == (50.14, 2.26)
+    assert [n for n in column(one("7", load(tmp_path, plain)), "n") if n] == [1]
+
+
+def test_one_table_for_each_data_set(tmp_path):
+    """Data sets and numbers of corrupted images are not mixed; the caption names data, rates, seeds, hardware and torch."""
+    rows = load(tmp_path, grid(["rem"], seeds=(0, 2)) + grid(["rem"], dataset="fashion-mini") + grid(["rem"], n=500))
+    found = build("4", rows)
+    assert [t.title for t in found] == ["Table 4: cifar10, 500 corrupted", "Table 4: cifar10, 1000 corrupted",
+                                        "Table 4: fashion-mini, 600 (confusion: 120) corrupted"]
+    for words in ("cifar10, 1000 corrupted", "confusion, poison, random", "discovery 0.1, 1;", "seeds 0, 2;", "12 runs",
+                  "cpu, threads 2, torch 2.6.0", "CIFAR10"):
+        assert words in found[1].caption, words
+    assert build("6", rows, own=True) == build("6", rows)[2:]  # of --table all: Imagenette's own, and data of no table
+
+
+def test_presets_of_tasks_are_one_study(tmp_path):
+    """fashion-mini confuses 120 images and poisons 600: one study; other numbers, given by hand, are studies of their own."""
+    mine = [make_row(dataset="fashion-mini", task=task) for task in TASKS]
+    others = [make_row(dataset="fashion-mini", task="confusion", n=600), make_row(dataset="fashion-mini", n=120)]
+    rows = load(tmp_path, mine + others)
+    assert len({row["n"] for row in rows[:3]}) == 2
+    assert {t.title: [n for n in column(t, "n") if n] for t in build("4", rows)} == {
+        "Table 4: fashion-mini, 120 corrupted": [1], "Table 4: fashion-mini, 600 (confusion: 120) corrupted": [3],
+        "Table 4: fashion-mini, 600 corrupted": [1]}
+    assert len({t.name for t in build("4", rows)}) == 3
+
+
+def test_captions_warn(tmp_path):
+    """Runs with other settings, and methods that did not run in the same cells, are pointed out; seeds and rates are not."""
+    rows = grid(["rem", "npo"], seeds=(0, 1))
+    clean = one("mean", load(tmp_path, rows)).caption
+    assert "compare with care" not in clean and "NOT ONE" not in clean
+    assert "compare with care" in one("mean", load(tmp_path, rows[:-1])).caption
+    mixed = one("mean", load(tmp_path, [make_row(), make_row(lr=0.05, seed=1), make_row(beta=2.0, seed=2)])).caption
+    assert "NOT ONE EXPERIMENT: the runs differ in lr (0.025, 0.05); beta (1.0, 2.0)." in mixed
+
+
+# --- The paper's numbers ------------------------------------------------------------------------------------------------
+
+SAMPLE = [  # copied by hand from the paper: table, capacity, ETD, method, Healed, Utility, product
+    ("1", 0.5, False, "rem", [81.16, 1.62], [90.54, 0.15], [73.40, 1.43]),
+    ("1", 0.5, True, "potion", [62.74, 3.73], [62.86, 3.62], [51.30, 3.64]),
+    ("2", 0.5, True, "rem-no32", [83.70, 0.89], [88.16, 0.16], [73.69, 0.69]),
+    ("2", 0.5, False, "rem-no31", [77.31, 2.07], [90.39, 0.14], [69.82, 1.85]),
+    ("4", 1.0, False, "rem", [65.35, 3.28], [91.33, 0.16], [59.65, 2.99]),
+    ("4", 0.5, True, "cf", [60.24, 3.07], [89.83, 0.13], [54.13, 2.75]),
+    ("4", 1.0, False, "no-ul", [15.24, 0.60], [90.87, 0.15], [13.78, 0.52]),
+    ("5", 1.0, False, "ascent", [79.96, 1.16], [82.99, 0.78], [66.56, 1.47]),
+    ("5", 0.5, True, "badt", [61.20, 3.65], [85.87, 0.02], [52.50, 3.13]),
+    ("6", 0.5, False, "scrub", [67.63, 3.63], [80.66, 0.17], [54.52, 2.89]),
+    ("7", 0.9, True, "no-ul", [45.33, 8.25], [78.50, 0.44], [35.53, 6.30]),
+    ("8", 0.5, True, "rem", [85.37, 1.77], [89.56, 0.26], [76.38, 1.48]),
+    ("9", 0.5, True, "npo", [59.58, 6.42], [84.40, 0.12], [50.37, 5.43]),
+]
+
+
+@pytest.mark.parametrize("number, capacity, etd, method, healed, utility, product", SAMPLE)
+def test_numbers_of_the_paper(number, capacity, etd, method, healed, utility, product):
+    """paper.json has the numbers that are printed in the paper."""
+    (row,) = [r for r in PAPER["tables"][number]["rows"] if (r["capacity"], r["etd"], r["method"]) == (capacity, etd, method)]
+    assert (row["healed"], row["utility"], row["product"]) == (healed, utility, product)
+
+
+def test_shape_of_the_papers_tables():
+    """Every table has all its rows, known methods, descending products, and means with an SEM."""
+    sizes = {name: len(table["rows"]) for name, table in PAPER["tables"].items()}
+    assert sizes == {"1": 15, "2": 6, "4": 26, "5": 17, "6": 7, "7": 7, "8": 8, "9": 7}
+    for table in PAPER["tables"].values():
+        products = [row["product"][0] for row in table["rows"]]
+        assert products == sorted(products, reverse=True)
+        for row in table["rows"]:
+            assert row["method"] in METHODS and row["capacity"] in (0.5, 0.9, 1.0)
+            for value in (row["healed"], row["utility"], row["product"], row.get("vit", [50, 1])):
+                assert value == "OOM" or (len(value) == 2 and 0 < value[0] < 100 and 0 < value[1] < 25)
+    assert sum(row.get("vit") == "OOM" for row in PAPER["tables"]["1"]["rows"]) == 2
+
+
+def test_papers_tables_agree_with_each_other():
+    """Table 1 is Table 4's 50 % rows without CF, its ViT column Table 5's, and Table 2's whole REM is Table 1's."""
+    def keyed(number, **more):
+        keep = [r for r in PAPER["tables"][number]["rows"] if all(r[k] == v for k, v in more.items())]
+        return {(r["etd"], r["method"]): (r["healed"], r["utility"], r["product"]) for r in keep}
+
+    first = PAPER["tables"]["1"]["rows"]
+    assert keyed("1") == {key: value for key, value in keyed("4", capacity=0.5).items() if key[1] != "cf"}
+    assert {(r["etd"], r["method"]): r["vit"] for r in first if r["vit"] != "OOM"} == {
+        key: value[2] for key, value in keyed("5", capacity=0.5).items() if key[1] != "cf"}
+    assert keyed("2", method="rem") == keyed("1", method="rem")
+
+
+def test_appendix_numbers():
+    """A.3's three seeds and A.8's relative times."""
+    assert PAPER["A.3"] == {"task": "random", "discovery": 0.5, "seeds": [0, 1, 2], "healed": [0.772, 0.774, 0.752],
+                            "utility": [0.891, 0.888, 0.896]}
+    assert PAPER["A.8"] == {"training": 100, "badt": 24.7, "scrub": 14.0, "rem": 10.7, "potion": 9.1, "npo": 0.2,
+                            "ascent": 0.2}
+
+
+# --- Formats ------------------------------------------------------------------------------------------------------------
+
+
+def parse_markdown(text) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in (lines[0], *lines[2:])]
+    return [[cell.strip().replace("\\|", "|") for cell in row] for row in cells]
+
+
+def parse_latex(text) -> list[list[str]]:
+    for written, plain in ((r"$\pm$", "±"), (r"$\times$", "×"), (r"$\checkmark$", "✓"), (r"\_", "_"), (r"\%", "%"),
+                           (r"\&", "&"), ("$|$", "|")):
+        text = text.replace(written, plain)
+    return [[cell.strip() for cell in line[:-3].split(" & ")] for line in text.splitlines() if line.endswith(r" \\")]
+
+
+def parse_csv(text, stats) -> list[list[str]]:
+    """The file's lines with mean and SEM put together again."""
+    header, *lines = list(csv.reader(io.StringIO(text)))
+    keep = [k for k, name in enumerate(header) if not name.endswith(" SEM")]
+
+    def cell(row, k):
+        return row[k] + (f" ± {row[k + 1]}" if header[k] in stats and row[k + 1] else "")
+
+    return [[header[k] for k in keep], *([cell(row, k) for k in keep] for row in lines)]
+
+
+@pytest.mark.parametrize("name", ["mean", "cells", "1", "2", "4"])
+def test_formats_say_the_same(tmp_path, name):
+    """Markdown, LaTeX and CSV parse back to the same cells, two decimals, ticks and empty ones included."""
+    rows = load(tmp_path, grid(["rem", "npo", "rem-no31", "my_a|b.py:f_1"], seeds=(0, 1)) + [make_row("cf", 0.25, 0.5)])
+    table = one(name, rows)
+    want = [[report.show(cell) for cell in row] for row in (table.header, *table.rows)]
+    assert parse_markdown(report.markdown(table)) == want
+    assert parse_latex(report.latex(table)) == want
+    got = parse_csv(report.as_csv(table), table.stats)
+    ticks = {"1": "✓", "0": ""}
+    flags = [k for k, column_name in enumerate(table.header) if column_name in ("ETD", "3.1", "3.2")]
+    assert [[ticks[c] if k in flags and r else c for k, c in enumerate(row)] for r, row in enumerate(got)] == want
+    assert any("±" in cell for row in want for cell in row)
+
+
+def test_shown_numbers():
+    """Two decimals; no ± for a single run; nothing for what was not run."""
+    assert [report.show(c) for c in ((1.005, None), (66.666, 0.5), None, True, False, 0, "OOM", (0.0, 0.0))] == [
+        "1.00", "66.67 ± 0.50", "", "✓", "", "0", "OOM", "0.00 ± 0.00"]
+
+
+def test_latex_escapes():
+    """Every special character of LaTeX in a method's name or a caption is escaped."""
+    table = tables.Table("x", "A&B", "50 % of #1 {x}", ("method",), [("a_b~c^d\\e$.py:f",)], ())
+    text = report.latex(table)
+    assert r"a\_b\textasciitilde{}c\textasciicircum{}d\textbackslash{}e\$.py:f \\" in text
+    assert r"\caption{A\&B. 50 \% of \#1 \{x\}}" in text
+
+
+# --- Command line -------------------------------------------------------------------------------------------------------
+
+
+def test_default_prints_the_means(tmp_path, capsys):
+    """Without anything asked for the means are printed in Markdown, exit code 0."""
+    assert report.main([str(write(tmp_path / "x.jsonl", [make_row()]))]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("**Means: cifar10") and "| rem " in out and err == ""
+
+
+def test_written_files(tmp_path, capsys):
+    """--out has each table in each format asked for, and nothing else; the same call writes the same bytes."""
+    source = write(tmp_path / "x.jsonl", grid(["rem", "npo"]))
+    argv = [str(source), "--table", "mean,4", "--out", str(tmp_path / "out")]
+    assert report.main(argv) == 0
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert set(files) == {f"{name}.{kind}" for name in ("mean-cifar10-n1000-resnet9-c50-p0.2", "table-4-cifar10-n1000")
+                          for kind in ("md", "tex", "csv")}
+    assert report.main(argv) == 0 and files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert report.main([str(source), "--format", "csv", "--out", str(tmp_path / "one")]) == 0
+    assert [path.suffix for path in (tmp_path / "one").iterdir()] == [".csv"]
+
+
+def test_all_tables_skip_what_has_no_rows(tmp_path, capsys):
+    """--table all makes what can be made and names the rest on stderr; by number the same is an error."""
+    source = str(write(tmp_path / "x.jsonl", grid(["rem", "npo"])))
+    assert report.main([source, "--table", "all"]) == 0
+    out, err = capsys.readouterr()
+    assert re.findall(r"^\*\*Table (\d)", out, re.MULTILINE) == ["1", "2", "4"]
+    assert re.findall(r"^report.py: skipped: table (\d) ", err, re.MULTILINE) == ["5", "6", "7", "8", "9"]
+
+
+BAD = [
+    (["no/such"], "no file or folder no/such"),
+    (["{file}", "--table", "3"], "unknown table '3'; choose from mean, cells, 1, 2, 4, 5, 6, 7, 8, 9 or all"),
+    (["{file}", "--figure", "2", "--out", "o"], "unknown figure '2'; choose from 1, 3, 4"),
+    (["{file}", "--format", "pdf"], "unknown format 'pdf'; choose from markdown, latex, csv or all"),
+    (["{file}", "--table", "5"], "table 5 has no rows in these results"),
+    (["{empty}"], "no rows in "),
+    (["{file}", "--figure", "4"], "give a folder with --out"),
+    (["{file}", "--out", "{file}"], "{file}"),
+    ([], "the following arguments are required: results"),
+    (["{file}", "--tables", "1"], "unrecognized arguments"),
+]
+
+
+@pytest.mark.parametrize("argv, words", BAD, ids=[" ".join(argv) for argv, _ in BAD])
+def test_bad_input(tmp_path, capsys, monkeypatch, argv, words):
+    """R2: one line on stderr that names what is wrong, exit code 2, nothing on stdout and nothing written."""
+    monkeypatch.chdir(tmp_path)
+    names = {"file": str(write(tmp_path / "x.jsonl", [make_row()])), "empty": str(write(tmp_path / "empty.jsonl", []))}
+    try:
+        code = report.main([text.format(**names) for text in argv])
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "" and len(err.splitlines()) == 1 and err.startswith("report.py: "), err
+    assert words.format(**names) in err and len(list(tmp_path.iterdir())) == 2
+
+
+def test_without_matplotlib(tmp_path, capsys, monkeypatch):
+    """R2: figures without matplotlib are one line that names the command, exit code 2; tables do not need it."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    source = str(write(tmp_path / "x.jsonl", [make_row()]))
+    assert report.main([source, "--figure", "3", "--out", str(tmp_path / "o")]) == 2
+    err = capsys.readouterr().err
+    assert err == "report.py: figures need matplotlib: pip install -r requirements-figures.txt\n"
+    assert not (tmp_path / "o").exists()
+    assert report.main([source, "--table", "4"]) == 0
+
+
+def test_requirements_of_figures():
+    """matplotlib alone, as a range."""
+    assert re.fullmatch(r"matplotlib>=[\d.]+\n", (ROOT / "requirements-figures.txt").read_text())
+
+
+def test_the_command_itself(tmp_path):
+    """A real process on the results of this repository prints its tables, without matplotlib."""
+    code = f"import runpy, sys; sys.argv = ['report.py', {str(ROOT / 'results')!r}]\n" \
+           "try: runpy.run_path('report.py', run_name='__main__')\n" \
+           "except SystemExit as stop: assert stop.code == 0 and 'matplotlib' not in sys.modules"
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env=environment)
+    assert (done.returncode, done.stderr) == (0, "") and "**Means: fashion-mini, 600 corrupted" in done.stdout
+
+
+def test_three_thousand_rows(tmp_path, capsys):
+    """A whole grid: 3,000 rows, every mean over the right ones."""
+    rows = grid(["no-ul", "cf", "npo", "scrub", "rem"], seeds=range(20), rates=[k / 10 for k in range(1, 11)])
+    assert len(rows) == 3000
+    assert report.main([str(write(tmp_path / "x.jsonl", rows)), "--table", "all"]) == 0
+    loaded = load_rows([tmp_path / "x.jsonl"])
+    want = statistics.mean(row["product"] for row in rows if row["method"] == "npo")
+    got = line(one("mean", loaded), method="npo")
+    assert got["n"] == 600 and got["product"][0] == pytest.approx(100 * want)
