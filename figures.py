@@ -11,7 +11,7 @@ import math
 
 from metrics import mean_sem
 from rows import etd_alone, pick, split, without_extra_curves
-from tables import VARIANTS, compared, corrupted, descending, percent, size_name, slug, summary
+from tables import VARIANTS, compared, corrupted, descending, percent, slug, summary
 
 TASKS = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # rising regularity
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's
@@ -47,7 +47,7 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
             reasons.append(str(missing))
             continue
         figure.suptitle(f"Fig. {number}: {title}\n{data}, {corrupted(part)} images", fontsize=11)
-        made.append((slug(f"figure {number} {data} {size_name(size)}"), figure))
+        made.append((slug(f"figure {number} {data} n{size}"), figure))
     if not made:
         raise Missing(f"figure {number} needs {reasons[0] if reasons else 'runs that ended well'}")
     return made

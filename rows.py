@@ -10,11 +10,10 @@ import math
 import sys
 from collections import defaultdict
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 
 from metrics import mean_sem
-from settings import TASKS, Config, resolve
+from settings import TASKS, Config
 
 SETTINGS = {f.name: f.default for f in fields(Config)}
 SCORES = ("healed", "utility", "product")
@@ -31,7 +30,7 @@ def load_rows(paths) -> list[dict]:
         paths: files, or folders for every *.jsonl below them.
 
     Returns:
-        Rows with every setting, `data` (the data set's name), `size` (see `size_of`) and `ran` (the method's name as run).
+        Rows with every setting, `data` (the data set's name), `size` (see `with_size`) and `ran` (the method's name as run).
 
     Raises:
         ValueError: a path that is not there, or no row at all.
@@ -44,7 +43,7 @@ def load_rows(paths) -> list[dict]:
             rows += read(file)
     if not rows:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}")
-    return best_alpha(latest(rows))
+    return with_size(best_alpha(latest(rows)))
 
 
 def read(file: Path) -> list[dict]:
@@ -102,23 +101,20 @@ def canonical(row: dict) -> dict:
     data = row["dataset"] + (f" {row['data_dir']}" if row["dataset"] == "folder" else "")
     data += f" at {pixels} px" if pixels else ""
     ratio = 1 / row["capacity"] - 1 if row["ratio"] is None else row["ratio"]
-    return {**row, "ran": row["method"], "method": method, "ratio": ratio, "data": data, "size": size_of(row)}
+    return {**row, "ran": row["method"], "method": method, "ratio": ratio, "data": data}
 
 
-def size_of(row: dict) -> tuple[int, str]:
-    """Which number of corrupted images a row belongs to: all tasks at the number that their presets give are one study.
+def with_size(rows: list[dict]) -> list[dict]:
+    """Each row with `size`, the number of corrupted images of the study that it belongs to.
 
-    Returns:
-        (number, ""); (number, task) for a task given the number that another task's preset has.
+    Where each task of a data set was run at one number alone, as presets have it, all its rows are one study, named by the
+    largest; else there is one study a number.
     """
-    standard, own = (preset_n(row["dataset"], row["arch"], task) for task in (TASKS[0], row["task"]))
-    return (standard, "") if row["n"] == own else (row["n"], row["task"] if row["n"] == standard else "")
-
-
-@cache
-def preset_n(dataset: str, arch: str, task: str) -> int:
-    """|D_c| unless the command line says otherwise."""
-    return resolve({"dataset": dataset, "arch": arch, "task": task}).n
+    numbers = defaultdict(lambda: defaultdict(set))
+    for row in rows:
+        numbers[row["data"]][row["task"]].add(row["n"])
+    whole = {data: max(map(max, tasks.values())) for data, tasks in numbers.items() if all(len(n) == 1 for n in tasks.values())}
+    return [{**row, "size": whole.get(row["data"], row["n"])} for row in rows]
 
 
 # --- One row a run ------------------------------------------------------------------------------------------------------

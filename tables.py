@@ -114,7 +114,7 @@ def mixed(rows: list[dict]) -> list[str]:
 
 
 def build(name: str, rows: list[dict], own: bool = False) -> list[Table]:
-    """The tables of one name: one for each data set and number of corrupted images (`rows.size_of`) that has rows for it.
+    """The tables of one name: one for each data set and number of corrupted images (`rows.with_size`) that has rows for it.
 
     Args:
         name: of NAMES: mean, cells, or the number of a table of the paper.
@@ -153,7 +153,7 @@ def compared(method: str) -> bool:
     return ":" in method or method == "rem" or not method.startswith(("rem-", "etd"))
 
 
-def paper_table(number: str, data: str, size: tuple[int, str], rows: list[dict]) -> Table:
+def paper_table(number: str, data: str, size: int, rows: list[dict]) -> Table:
     """A table of the paper with our numbers beside it, ours in descending order; what was not run is empty."""
     spec, columns = PAPER["tables"][number], COLUMNS.get(number, ())
     keys = ("capacity", "etd", "method")
@@ -179,7 +179,7 @@ def paper_table(number: str, data: str, size: tuple[int, str], rows: list[dict])
     text += f" The paper's numbers: {spec['data']}{' (ViT: SVHN)' if vit else ''}, {spec['corrupted']} corrupted."
     if number in "789":
         text += " Trained with ETD, but for retrain, a plain network here (the paper's seems to be trained with ETD too)."
-    return Table(slug(f"table {number} {data} {size_name(size)}"), f"Table {number}: {data}, {corrupted(rows)}", text,
+    return Table(slug(f"table {number} {data} n{size}"), f"Table {number}: {data}, {corrupted(rows)}", text,
                  (*columns, "method", "n", *stats, "difference", *vit), lines, stats + vit[1:3])
 
 
@@ -224,12 +224,7 @@ def place(key: tuple, rows: list[dict]) -> str:
 def short(key: tuple) -> str:
     """A group of runs in a file name."""
     data, size, arch, capacity, etd, p_mem = key
-    return f"{data} {size_name(size)} {arch} c{100 * capacity:g}{' etd' * etd} p{p_mem:g}"
-
-
-def size_name(size: tuple[int, str]) -> str:
-    """A number of corrupted images in a file name."""
-    return f"n{size[0]} {size[1]}".strip()
+    return f"{data} n{size} {arch} c{100 * capacity:g}{' etd' * etd} p{p_mem:g}"
 
 
 def slug(text: str) -> str:
