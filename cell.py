@@ -69,31 +69,32 @@ def train_original(config: Config, task: Task, model):
 
 def unlearn(config: Config, name: str, method, original, task: Task, forget: torch.Tensor) -> dict:
     """Run one method and measure it; the second half of its row. D_c goes to a method that asks for `corrupted` alone."""
-    generator = stream(config.seed, "unlearning")  # the same for every method
+    generator, points = stream(config.seed, "unlearning"), []  # the same generator for every method
     model = original if name in ON_EXPANDED or not isinstance(original, Expanded) else drop(original)
-    asked, log = inspect.signature(method).parameters, progress(name, config.quiet)
-    curve = None
-    if config.curve and name in ON_EXPANDED:
-        log, curve = recorder(config, model, task, forget, log)
-    more = {"log": log} if "log" in asked else {}
-    more |= {"corrupted": task.corrupted} if "corrupted" in asked else {}
-    unlearned, seconds, failure = attempt(lambda: method(model, task.train, forget, config, generator, **more))
+
+    def work():
+        asked, log = inspect.signature(method).parameters, progress(name, config.quiet)
+        if config.curve and name in ON_EXPANDED:
+            log = recorder(config, model, task, forget, log, points)
+        more = {"log": log} if "log" in asked else {}
+        more |= {"corrupted": task.corrupted} if "corrupted" in asked else {}
+        return method(model, task.train, forget, config, generator, **more)
+
+    unlearned, seconds, failure = attempt(work)
     scores = {}
     if failure is None:
         unlearned = drop(unlearned) if isinstance(unlearned, Expanded) else unlearned
         scores, _, failure = attempt(lambda: evaluate(unlearned, task, forget))
     row = {"status": "failed" if failure else "ok", "error": failure, **NO_SCORES, **(scores or {}), "seconds": seconds}
-    return row if curve is None else {**row, "points": curve}
+    return {**row, "points": points} if points else row
 
 
-def recorder(config: Config, model, task: Task, forget: torch.Tensor, log):
+def recorder(config: Config, model, task: Task, forget: torch.Tensor, log, points: list[dict]):
     """Watch the redirection (Fig. 5): accuracy on D_c's given labels of theta_o1, and of it with theta_o2 under D_f's mask.
 
     Returns:
-        (a log function that notes both after each epoch and calls `log`, the list of points, epoch 0 in it already).
+        A log function that adds both to `points` after each epoch and calls `log`; epoch 0 is in `points` already.
     """
-    points = []
-
     def note(epoch: int, epochs: int, expanded: Expanded, **values) -> None:
         shared = mask_table(len(task.train), expanded.width, config.p_mem, config.seed, task.corrupted)  # D_f's row for D_c
         base = accuracy(expanded, task.train, task.corrupted)
@@ -103,7 +104,7 @@ def recorder(config: Config, model, task: Task, forget: torch.Tensor, log):
             log(epoch, epochs, expanded, **values)
 
     note(0, config.unlearn_epochs, start(model, task.train, forget, config, stream(config.seed, "curve")).expanded)
-    return note, points
+    return note
 
 
 def attempt(work):

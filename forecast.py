@@ -1,8 +1,10 @@
 """How long a grid will take: judged by its own rows where it has some, else by timing a few steps (run.py grid --dry-run).
 
     print(overview(groups, todo, rows, folder, jobs=2))
+    lines = Lines(total=90, say=print)    # lines.cell(row) as each is done
 """
 
+import time
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -93,3 +95,25 @@ def passes(config: Config) -> float:
     wide, again = (1 + config.extra_ratio) ** 2, config.unlearn_epochs
     return {"no-ul": 0, "ascent": 0.1, "npo": 0.3, "ssd": 1.5, "potion": 2, "retrain": config.epochs, "cf": again,
             "scrub": 1.3 * again, "badt": 1.4 * again, "rem-no31": 2 * again}.get(config.method, again * (1 + wide))
+
+
+class Lines:
+    """One aligned line a finished cell, with the time left at the mean pace so far."""
+
+    def __init__(self, total: int, say):
+        self.total, self.say, self.done, self.begin = total, say, 0, time.perf_counter()
+
+    def original(self, original: Config, seconds: float | None) -> None:
+        """An original network is there."""
+        if seconds is not None:
+            self.say(f"{'':<13}{original.task:<11}trained {original.method or 'the original'}, seed {original.seed}"
+                     f"{', with ETD' if original.etd else ''}: {seconds:.1f} s")
+
+    def cell(self, row: dict) -> None:
+        """A cell has its row."""
+        self.done += 1
+        left = (time.perf_counter() - self.begin) / self.done * (self.total - self.done)
+        scores = row["error"] if row["status"] != "ok" else "  ".join(
+            f"{name} {100 * row[name]:5.1f}" for name in ("healed", "utility", "product")) + f"  {row['seconds']:8.1f} s"
+        self.say(f"[{self.done:>5}/{self.total:<5}] {row['task']:<10} {row['discovery']:<5g} {row['method']:<12} "
+                 f"{'etd' if row['etd'] else '':<4}seed {row['seed']}  {scores}  {left / 60:8.1f} min left")

@@ -1,30 +1,31 @@
 """The whole grid: many cells, each original network trained once, killed and resumed at will, over jobs, GPUs and machines.
 
     python run.py grid --tasks all --discovery 0.1:1.0:0.1 --methods all --seeds 0,1,2 --out runs/all
-    python run.py grid --preset table1 --data-dir data --dry-run            # what there is to do, and how long it takes
-    torchrun --nproc-per-node 8 run.py grid --preset table1 --out runs/t1   # each rank its own originals, device and file
-    python report.py runs/all                                               # tables and figures out of the rows
+    python run.py grid --preset table1 --data-dir data --dry-run                # what there is to do, and how long it takes
+    torchrun --nproc-per-node 8 -- run.py grid --preset table1 --out runs/t1    # each rank its own originals, device and file
+    python report.py runs/all                                                   # tables and figures out of the rows
 
 A cell that has its row in --out is skipped, so the same command goes on where it was killed.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 
 from baselines import METHODS, load_method, no_ul
 from cell import NO_SCORES, append_row, attempt, check_writable, choose_device, corrupt, find, new_model, provenance, unlearn
-from forecast import overview
+from forecast import Lines, overview
 from originals import dataset_of, device_of, load_original, make_original
 from plan import (PRESETS, TRAINED_ALONE, by_original, cell_key, expand_axes, flag, original_of, preset, read_rows,
                   rows_by_cell)
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--preset", help=f"the cells of a table or figure of the paper: {', '.join(PRESETS)}")
     for f in fields(Config):
         names = [f"--{flag(name)}" for name in (f.name, PLURAL.get(f.name)) if name]
-        text = f.metadata["help"].replace("%", "%%")
+        text = "folder of the grid (default: runs/grid)" if f.name == "out" else f.metadata["help"].replace("%", "%%")
         if f.name in ("download", "quiet"):
             p.add_argument(*names, action="store_true", help=text)
         else:
@@ -74,16 +75,31 @@ def main(argv: list[str]) -> int:
     todo = left_to_do(groups, rows, retry)
     quiet = place.get("quiet", False)
     say = (lambda text: None) if quiet else (lambda text: print(text, flush=True))
-    say(overview(groups, todo, rows, folder, jobs))
+    if not dry:
+        check_writable(cells[0].out)
+    if dry or not quiet:
+        print(overview(groups, todo, rows, folder, jobs), flush=True)
     if dry:
         return 0
-    check_writable(str(folder / result_file(rank, world)))
-    failed = work_through(todo, folder, jobs, provenance(device_of(cells[0]), argv), say)
+    failed = work_through(todo, folder, jobs, provenance(device_of(cells[0]), ["grid", *argv]), say)
     keys = {cell_key(cell) for _, group in groups for cell in group} - {cell_key(cell) for _, group in todo for cell in group}
     before = sum(rows[key]["status"] != "ok" for key in keys)
     print(f"{sum(len(group) for _, group in todo)} cells done, {failed} of them failed"
           + (f", {before} failed before (--retry-failed does them anew)" if before else "") + f"; rows in {folder}")
+    meet_ranks(wait=bool(failed or before))
     return 1 if failed or before else 0
+
+
+def meet_ranks(wait: bool) -> None:
+    """Under torchrun tell the other ranks that this one is done, and if `wait`, stay until they are too.
+
+    torchrun ends every rank as soon as one exits with an error, so a rank with a failed cell leaves last.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        with contextlib.suppress(RuntimeError):  # the others are gone
+            store, rank, world = next(torch.distributed.rendezvous("env://"))
+            store.set(f"grid done {rank}", "")
+            store.wait([f"grid done {other}" for other in range(world if wait else 0)], timedelta(days=365))
 
 
 def place_in_world() -> tuple[int, int]:
@@ -101,16 +117,13 @@ def result_file(rank: int, world: int) -> str:
 
 def check_cells(cells: list[Config]) -> None:
     """Look at everything that can be wrong with the input before any training."""
-    seen = {}
-    for cell in cells:
-        if cell.method not in METHODS:
-            load_method(cell.method)
-        seen.setdefault(cell_key(replace(cell, method="", seed=0, unlearn_epochs=0, p_mem=0.0, alpha=0.0)), cell)
-    for cell in seen.values():
-        find(cell, corrupt(cell, dataset_of(cell)))
-    for cell in {(cell.arch, cell.width, cell.capacity, cell.dataset): cell for cell in seen.values()}.values():
-        new_model(cell, dataset_of(cell))
+    for method in dict.fromkeys(cell.method for cell in cells if cell.method not in METHODS):
+        load_method(method)
     choose_device(cells[0].device)
+    for cell in {(c.dataset, c.image_size, c.task, c.n, c.pair, c.discovery): c for c in cells}.values():
+        find(cell, corrupt(cell, dataset_of(cell)))
+    for cell in {(c.dataset, c.image_size, c.arch, c.width, c.capacity): c for c in cells}.values():
+        new_model(cell, dataset_of(cell))
 
 
 # --- What there is to do ----------------------------------------------------------------------------------------------------
@@ -219,50 +232,30 @@ def measure(cell: Config, folder: str) -> dict:
     return {"train_seconds": seconds, **unlearn(cell, name, method, network, task, forget)}
 
 
-class Lines:
-    """One aligned line a finished cell, with the time left at the mean pace so far."""
-
-    def __init__(self, total: int, say):
-        self.total, self.say, self.done, self.begin = total, say, 0, time.perf_counter()
-
-    def original(self, original: Config, seconds: float | None) -> None:
-        """An original network is there."""
-        if seconds is not None:
-            self.say(f"{'':<13}{original.task:<11}trained {original.method or 'the original'}, seed {original.seed}"
-                     f"{', with ETD' if original.etd else ''}: {seconds:.1f} s")
-
-    def cell(self, row: dict) -> None:
-        """A cell has its row."""
-        self.done += 1
-        left = (time.perf_counter() - self.begin) / self.done * (self.total - self.done)
-        scores = row["error"] if row["status"] != "ok" else "  ".join(
-            f"{name} {100 * row[name]:5.1f}" for name in ("healed", "utility", "product")) + f"  {row['seconds']:8.1f} s"
-        self.say(f"[{self.done:>5}/{self.total:<5}] {row['task']:<10} {row['discovery']:<5g} {row['method']:<12} "
-                 f"{'etd' if row['etd'] else '':<4}seed {row['seed']}  {scores}  {left / 60:8.1f} min left")
-
-
 class Workers:
-    """Runs work here (jobs = 1) or in processes of their own; one that dies is replaced at the next piece of work."""
+    """Runs work here (jobs = 1) or in processes of their own; one that dies takes its own work alone with it."""
 
     def __init__(self, jobs: int):
-        self.jobs, self.pool = jobs, None
+        self.jobs, self.idle, self.busy = jobs, [], {}  # pools of one process each; Future -> its pool
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *error):
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind, *error):
+        if kind is not None:  # Ctrl-C or a full disk: nobody waits for what still runs
+            for process in multiprocessing.active_children():
+                process.terminate()
+        for pool in [*self.idle, *self.busy.values()]:
+            pool.shutdown(cancel_futures=True)
 
     def submit(self, work, *args) -> Future:
         """A Future of work(*args)."""
         if self.jobs > 1:
-            try:
-                self.pool = self.pool or self.new_pool()
-                return self.pool.submit(work, *args)
-            except BrokenProcessPool:
-                self.pool = self.new_pool()
-                return self.pool.submit(work, *args)
+            self.idle += [self.busy.pop(future) for future in list(self.busy) if future.done()]
+            while self.idle:
+                with contextlib.suppress(BrokenProcessPool):  # its process is dead: the next one
+                    return self.put(self.idle.pop(), work, *args)
+            return self.put(self.new_pool(), work, *args)
         future = Future()
         try:
             future.set_result(work(*args))
@@ -270,10 +263,16 @@ class Workers:
             future.set_exception(error)
         return future
 
+    def put(self, pool: ProcessPoolExecutor, work, *args) -> Future:
+        """Hand the work to that pool."""
+        future = pool.submit(work, *args)
+        self.busy[future] = pool
+        return future
+
     def new_pool(self) -> ProcessPoolExecutor:
-        """Processes that share the cores."""
+        """A process with its share of the cores."""
         threads = max(1, torch.get_num_threads() // self.jobs)
-        return ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn"), begin_work, (threads,))
+        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin_work, (threads,))
 
 
 def begin_work(threads: int) -> None:

@@ -33,9 +33,9 @@ def dataset_of(config: Config) -> Dataset:
 
 
 def device_of(config: Config) -> torch.device:
-    """The settings' device; "auto" under torchrun is the rank's own GPU."""
+    """The settings' device; "auto" and "cuda" under torchrun are the rank's own GPU."""
     local = os.environ.get("LOCAL_RANK")
-    if config.device == "auto" and local is not None and torch.cuda.is_available():
+    if config.device in ("auto", "cuda") and local is not None and torch.cuda.is_available():
         return torch.device("cuda", int(local) % torch.cuda.device_count())
     return choose_device(config.device)
 
@@ -62,7 +62,7 @@ def make_original(original: Config, folder: str | Path) -> tuple[float | None, s
         (seconds of training, error text or None).
     """
     path = original_path(folder, original)
-    if path.exists():
+    if path.exists() and path.with_suffix(".task").exists():
         return None, None
     dataset, device = dataset_of(original), device_of(original)
     task = corrupt(original, dataset)
@@ -80,7 +80,8 @@ def train(original: Config, task: Task, model):
     if original.method not in TRAINED_ALONE:
         return train_original(original, task, model)
     more = {"corrupted": task.corrupted} if original.method == "etd-ideal" else {}
-    return METHODS[original.method](model, task.train, task.corrupted, original, stream(original.seed, "unlearning"), **more)
+    some = task.corrupted[:1]  # a D_f that they do not read
+    return METHODS[original.method](model, task.train, some, original, stream(original.seed, "unlearning"), **more)
 
 
 def whole(network):

@@ -62,7 +62,10 @@ def preset(name: str, given: dict[str, str]) -> list[Config]:
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
-    return unique(cell for block in PRESETS[name] for cell in expand_axes({**block, **given}, strict="method" in given))
+    cells = [cell for block in PRESETS[name] for cell in expand_axes({**block, **given}, strict=False)]
+    if "method" in given:
+        check_used(given["method"], cells)
+    return unique(cells)
 
 
 # --- Axes -----------------------------------------------------------------------------------------------------------------
@@ -74,7 +77,7 @@ def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
     Args:
         axes: field of Config -> values separated by commas; numbers also as first:last:step, tasks and methods also as
             all, switches as on, off or both.
-        strict: refuse a named method that fits none of the combinations.
+        strict: refuse a named method that fits none of the combinations; a preset looks at all of its blocks first.
 
     Returns:
         Cells in the order of seeds, networks and tasks, then discovery, then method, each once. A method is left out where
@@ -98,15 +101,21 @@ def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
                 setting.pop(name)
         if fits(setting):
             cells.append(resolve(setting))
-    idle = set(values["method"]) - {cell.method for cell in cells} - ({*METHODS} if axes.get("method") == "all" else set())
-    if strict and idle:
-        raise ValueError(f"{sorted(idle)[0]} fits none of these cells; " + ("add --etd on or both" if idle & NEEDS_ETD else
-                                                                            "it trains anew, so leave out --etd on"))
+    if strict and "method" in axes:
+        check_used(axes["method"], cells)
     return unique(cells)
 
 
+def check_used(methods: str, cells: list[Config]) -> None:
+    """Raise ValueError if a method that was named, not meant by "all", has no cell."""
+    named = {part.strip() for part in methods.split(",") if part.strip()} - {"all"}
+    if idle := sorted(named - {cell.method for cell in cells}):
+        raise ValueError(f"{idle[0]} fits none of these cells; " + ("add --etd on or both" if idle[0] in NEEDS_ETD else
+                                                                    "it trains anew, so leave out --etd on"))
+
+
 def fits(setting: dict) -> bool:
-    """Whether a method has a meaning on a network trained with or without ETD, and ETD at that capacity."""
+    """Whether a method has a meaning on a network trained with or without ETD."""
     etd = setting.get("etd", Config.etd)
     return setting["method"] not in (NOT_ON_ETD if etd else NEEDS_ETD)
 
@@ -118,32 +127,46 @@ def parse_axis(field, text: str) -> list:
         if text not in switches:
             raise ValueError(f"--{flag(field.name)} is {text!r}; choose on, off or both")
         return switches[text]
-    if text == "all" and field.name in ("task", "method"):
-        return list(TASKS) if field.name == "task" else [name for name in METHODS if name not in TWINS]
     if field.name == "pair":
         return [text]  # holds a comma itself
     kind = next(t for t in (str, int, float) if field.type in (t, t | None))
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    found = [value for part in parts for value in (stretch(field.name, part) if kind is not str and ":" in part else [part])]
+    found = [value for part in parts for value in (spread(field.name, part) if kind is str else stretch(field.name, part))]
     try:
-        found = [kind(value) for value in found]
+        found = list(dict.fromkeys(kind(value) for value in found))
     except ValueError as error:
         raise ValueError(f"--{flag(field.name)} is {text!r}; it takes {kind.__name__} values such as 1,2 or 1:3:1") from error
     if not found:
         raise ValueError(f"--{flag(field.name)} is empty; give at least one value")
     if field.name == "method":
-        for name in found:
-            if name not in METHODS and ":" not in name:
-                raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION")
-    return list(dict.fromkeys(found))
+        check_names(found)
+    return found
+
+
+def spread(name: str, text: str) -> list[str]:
+    """A name, or every name where it is "all" of the tasks or methods."""
+    everything = {"task": TASKS, "method": [method for method in METHODS if method not in TWINS]}
+    return list(everything[name]) if text == "all" and name in everything else [text]
+
+
+def check_names(methods: list[str]) -> None:
+    """Raise ValueError for an unknown method, or for two that a row could not tell apart."""
+    short = {}
+    for name in methods:
+        if name not in METHODS and ":" not in name:
+            raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION")
+        if short.setdefault(Path(name).name, name) != name:
+            raise ValueError(f"two methods are called {Path(name).name}; give one of the files another name")
 
 
 def stretch(name: str, text: str) -> list[str]:
-    """first:last:step in decimals, both ends in it: 0.1:0.3:0.1 is 0.1, 0.2, 0.3 exactly as typed."""
+    """A number as it is, or first:last:step in decimals, both ends in it: 0.1:0.3:0.1 is 0.1, 0.2, 0.3 exactly as typed."""
+    if ":" not in text:
+        return [text]
     try:
         first, last, step = (Decimal(part) for part in text.split(":"))
-        count = int((last - first) / step) + 1 if step > 0 else 0
-    except (InvalidOperation, ValueError) as error:
+        count = int((last - first) / step) + 1 if step > 0 and last >= first else 0
+    except (InvalidOperation, OverflowError, ValueError) as error:
         raise ValueError(f"--{flag(name)} is {text!r}; a range is first:last:step, such as 0.1:1.0:0.1") from error
     if count < 1:
         raise ValueError(f"--{flag(name)} is {text!r}; a range rises from first to last by a step above 0")
@@ -207,15 +230,18 @@ def by_original(cells: list[Config]) -> list[tuple[Config, list[Config]]]:
 
 
 def read_rows(folder: str | Path) -> list[dict]:
-    """Every row of every *.jsonl in a folder; a line that is torn is left out with a warning on stderr."""
+    """Every cell's row of every *.jsonl in a folder; a line that is torn is left out with a warning on stderr."""
     rows = []
     for path in sorted(Path(folder).glob("*.jsonl")):
         for number, line in enumerate(path.read_bytes().splitlines(), start=1):
             try:
                 row = json.loads(line)
-                rows.append({**row, "method": row["method"], "status": row["status"]})
-            except (ValueError, KeyError, TypeError):
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
                 print(f"warning: line {number} of {path} is torn and left out", file=sys.stderr)
+            elif {"method", "status"} <= set(row):  # other commands' rows may lie here too
+                rows.append(row)
     return rows
 
 

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 if a cell failed, 2 for bad input (one line on stderr)."""
+    """Run the command line; returns the exit code: 0, 1 if a cell or a file failed, 2 for bad input (one line on stderr)."""
     argv = sys.argv[1:] if argv is None else argv
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: print(f"warning: {message}", file=sys.stderr)
@@ -56,6 +56,9 @@ def main(argv: list[str] | None = None) -> int:
         except (ValueError, TypeError) as error:
             print(f"run.py: {error}", file=sys.stderr)
             return 2
+        except OSError as error:  # a disk that is full, a file that went away
+            print(f"run.py: {type(error).__name__}: {error}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print("run.py: interrupted; the rows of finished cells are in the result file", file=sys.stderr)
             return 130

@@ -26,7 +26,7 @@ def held() -> dict[str, list[str]]:
 
 
 def rows() -> dict[str, tuple[str, str]]:
-    """Property id -> (property, status) of the table; "held by file (k)", or "waits for ..."."""
+    """Property id -> (property, files that hold it) of the table."""
     lines = [ROW.fullmatch(line) for line in TABLE.read_text().splitlines()]
     return {m[1]: (m[2], m[3]) for m in lines if m}
 

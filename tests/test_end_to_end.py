@@ -92,23 +92,23 @@ def test_healing_does_not_fall_with_discovery():
         config, task, original = trained("poison", seed)
         few, half, all_ = (scores_of("rem", config, task, original, 0.1)["healed"], unlearned(seed)[1]["healed"],
                            scores_of("rem", config, task, original, 1.0)["healed"])
-        assert all_ >= few + 0.2  # MEASURED5
+        assert all_ >= few + 0.2  # 0.52 to 0.67 against 0.09 to 0.14
         correlations.append(np.corrcoef([0, 1, 2], np.argsort(np.argsort([few, half, all_])))[0, 1])
-    assert np.mean(correlations) >= 0.5  # by chance at least 0.5 for three seeds of three rates: one in eight
+    assert np.mean(correlations) >= 0.5  # 0.83; by chance in 15 % of cases, hence the bound above
 
 
 def test_rem_beats_training_on_what_is_left():
     """S2: at discovery 0.2 REM heals poison that fine-tuning and retraining on D_r, four fifths of it included, bring back.
 
-    On all 6,000 images: among 2,000 the trigger comes back to REM too (README, "Small data").
+    On all 6,000 images: among 2,000 the trigger comes back to REM too (README, "Small data"). One seed, since it takes long.
     """
+    config = resolve(dict(task="poison", seed=0, width=0.25, unlearn_lr=0.03, device="cpu", quiet=True))
     dataset = load("fashion-mini")
-    for seed in SEEDS:
-        config = resolve(dict(task="poison", seed=seed, width=0.25, unlearn_epochs=4, device="cpu", quiet=True))
-        task = make_task("poison", dataset, config.n, seed)
-        original = train_original(config, task, new_model(config, dataset))
-        rem, cf, retrain = (scores_of(name, config, task, original, 0.2) for name in ("rem", "cf", "retrain"))
-        assert rem["product"] >= max(cf["product"], retrain["product"]) + 0.1  # MEASURED2
+    task = make_task("poison", dataset, config.n, 0)
+    original = train_original(config, task, new_model(config, dataset))
+    rem, cf, retrain = (scores_of(name, config, task, original, 0.2) for name in ("rem", "cf", "retrain"))
+    assert rem["healed"] >= max(cf["healed"], retrain["healed"]) + 0.15  # 0.69 against 0.11; seeds 1 and 2: 0.51, 0.55
+    assert rem["utility"] >= 0.8  # 0.84 to 0.85
 
 
 def test_etd_heals_the_irregular_alone():

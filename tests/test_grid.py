@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -31,7 +32,7 @@ ROOT = Path(run.__file__).resolve().parent
 QUICK = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "2", "--device", "cpu"]
 FEW = [*QUICK, "--n", "10", "--batch", "64", "--quiet"]  # on the 128 images of `few`
 REAL = [*QUICK, "--batch", "512"]  # on all of fashion-mini, as other processes see it
-TIMES = {"seconds", "train_seconds", "argv", "out", "quiet"}  # what may differ between two runs of one cell
+TIMES = {"seconds", "train_seconds", "argv", "out", "quiet", "git"}  # what may differ between two runs of one cell
 pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # of REM and NPO: two passes do not always remove D_f
 CACHES = originals.read_dataset, originals.load_original, forecast.timed_epoch
 
@@ -126,6 +127,7 @@ def statuses(out):
 # --- Equal numbers --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("etd", ["off", "on"])
 def test_rows_are_those_of_a_single_run(few, tmp_path, etd):
     """R4: every method's row in a grid is that of the single command, times aside; of another seed it is not."""
@@ -242,6 +244,7 @@ def test_killed_at_every_write_and_resumed(few, tmp_path, capsys):
     every number is that of an uninterrupted grid, and another seed's differ."""
     out, axes = tmp_path / "killed", ["--task", "random", "--etd", "both", "--method", "no-ul,npo"]
     argv = ["grid", *FEW, *axes, "--out", str(out)]
+    originals.dataset_of(expand_axes({"method": "npo"})[0])  # read once for all copies
     seen, kills = [0], [("fsync", 1), ("replace", 1), ("fsync", 2), ("replace", 2)] * 3  # an original's two files, then rows
     while fork_and_kill(*kills.pop(0), argv):
         seen.append(len(read_rows(out)))
@@ -350,8 +353,7 @@ def test_dry_run_shows_and_leaves_nothing(few, tmp_path, monkeypatch, capsys):
         assert do(out, *axes, "--dry-run", size=size) == 0 and not out.exists()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-4:] for line in lines[1:-1]] == [
-        *[["2", "0", "0", "2"], ["1", "0", "0", "1"]] * 1, *[["2", "0", "0", "2"]],
-        *[["2", "0", "0", "2"], ["1", "0", "0", "1"]] * 1, *[["2", "0", "0", "2"]], ["10", "0", "0", "10"]]
+        *[["2", "0", "0", "2"], ["1", "0", "0", "1"], ["2", "0", "0", "2"]] * 2, ["10", "0", "0", "10"]]  # plain, etd, with ETD
     assert lines[-1].startswith("about 0.0") and "hours left with --jobs 1" in lines[-1]
     assert do(out, "--task", "random", "--method", "no-ul") == 0
     capsys.readouterr()
@@ -527,12 +529,12 @@ def locked(path):
 def test_jobs_give_the_same_numbers_and_outlive_a_worker(tmp_path, own, monkeypatch):
     """R4, R3: --jobs 2 gives the rows of --jobs 1, for one's own method too; a worker that is killed leaves a failed row for the
     cell it had and takes nothing else with it."""
-    axes = ["--task", "random", "--seeds", "0,1", "--discovery", "0.5,1", "--method", f"no-ul,npo,{own}:fragile", "--quiet"]
+    axes = ["--task", "random", "--seeds", "0,1", "--discovery", "0.5,1", "--method", f"npo,{own}:fragile", "--quiet"]
     assert do(tmp_path / "one", *axes, size=REAL) == 0
     monkeypatch.setenv("REM_TEST_DIE", "1")
     assert do(tmp_path / "two", *axes, "--jobs", "2", size=REAL) == 1
     one, two = numbers(tmp_path / "one"), numbers(tmp_path / "two")
-    assert set(one) == set(two) and len(one) == 12
+    assert set(one) == set(two) and len(one) == 8
     for key, row in two.items():
         if row["method"] == "own.py:fragile" and row["discovery"] == 0.5:
             assert (row["status"], row["error"], row["healed"]) == ("failed", grid.DIED, None)
@@ -543,31 +545,28 @@ def test_jobs_give_the_same_numbers_and_outlive_a_worker(tmp_path, own, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sign, seeds", [(signal.SIGKILL, "0,1"), (signal.SIGINT, "0")], ids=["kill", "ctrl-c"])
-def test_no_worker_outlives_its_parent(tmp_path, own, sign, seeds):
-    """R3, R5: when the parent is killed or interrupted its workers end at once, and the grid goes on from the rows it has."""
-    out, locks = tmp_path / "x", [tmp_path / f"{seed}.lock" for seed in seeds.split(",")]
-    axes = ["--task", "random", "--seeds", seeds, "--method", f"no-ul,{own}:hanging", "--epochs", "0"]
+def test_no_worker_outlives_its_parent(tmp_path, own):
+    """R3, R5: when the parent is killed its workers end too, and the grid goes on from the rows it has."""
+    out, lock = tmp_path / "x", tmp_path / "0.lock"  # held by the worker until it ends
+    axes = ["--task", "random", "--method", f"{own}:hanging,no-ul", "--epochs", "0"]
     parent = process("run.py", "grid", *REAL, *axes, "--jobs", "2", "--out", str(out), REM_TEST_HANG=str(tmp_path))
-    within(120, lambda: all(locked(path) for path in locks))
-    parent.send_signal(sign)
-    _, err = parent.communicate(timeout=60)
-    within(30, lambda: not any(locked(path) for path in locks))
-    assert parent.returncode == (130 if sign == signal.SIGINT else -signal.SIGKILL)
-    assert sign == signal.SIGKILL or err == "run.py: interrupted; the rows of finished cells are in the result file\n", err
-    assert statuses(out) == {("no-ul", "ok"): len(locks)}
+    within(300, lambda: locked(lock) and statuses(out))  # one worker hangs, the other has done its cell
+    parent.kill()
+    parent.communicate(timeout=300)
+    within(300, lambda: not locked(lock))
+    assert statuses(out) == {("no-ul", "ok"): 1}
     assert do(out, *axes, "--quiet", size=REAL) == 0
-    assert statuses(out) == {("no-ul", "ok"): len(locks), ("own.py:hanging", "ok"): len(locks)}
+    assert statuses(out) == {("no-ul", "ok"): 1, ("own.py:hanging", "ok"): 1}
 
 
 @pytest.mark.slow
 def test_torchrun(tmp_path, own):
     """R4, R3: torchrun's ranks part the cells; one with a failed cell leaves last, so that torchrun does not end the others, and
     the exit code says so."""
-    out, axes = tmp_path / "x", ["--tasks", "poison,random", "--discovery", "0.5,1", "--method", f"no-ul,npo,{own}:picky"]
+    out, axes = tmp_path / "x", ["--tasks", "poison,random", "--discovery", "0.5,1", "--method", f"no-ul,npo,{own}:picky", "--epochs", "0"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
     ranks = process(*torchrun, "run.py", "grid", *REAL, *axes, "--out", str(out))
-    printed, err = ranks.communicate(timeout=300)
+    printed, err = ranks.communicate(timeout=600)
     assert ranks.returncode == 1, err
     assert sorted(path.name for path in out.glob("*.jsonl")) == ["cells-0.jsonl", "cells-1.jsonl"]
     trained = [line.split()[0] for line in printed.splitlines() if " trained the original" in line]
@@ -577,14 +576,18 @@ def test_torchrun(tmp_path, own):
     assert statuses(out) == {("no-ul", "ok"): 4, ("npo", "ok"): 4, ("own.py:picky", "ok"): 2, ("own.py:picky", "failed"): 2}
 
 
-def nap(seconds):
-    """Work for a worker."""
-    time.sleep(seconds)
-    return os.getpid()
-
-
 def test_workers_at_home():
     """One job runs in this process; what it raises is in the future."""
     with Workers(1) as workers:
-        assert workers.submit(nap, 0).result() == os.getpid()
-        assert isinstance(workers.submit(nap, "long").exception(), TypeError)
+        assert workers.submit(os.getpid).result() == os.getpid()
+        assert isinstance(workers.submit(time.sleep, "long").exception(), TypeError)
+
+
+@pytest.mark.slow
+def test_ctrl_c_waits_for_no_worker():
+    """R3: an interrupt ends the workers at once, whatever they do."""
+    with pytest.raises(KeyboardInterrupt), Workers(2) as workers:
+        future = workers.submit(time.sleep, 3600)
+        within(300, future.running)
+        raise KeyboardInterrupt
+    assert not multiprocessing.active_children()
