@@ -7,6 +7,8 @@
 """
 
 import contextlib
+import copy
+import hashlib
 import inspect
 import json
 import os
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -71,6 +74,9 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
     """Run one method and measure it; the second half of its row. D_c goes to a method that asks for `corrupted` alone."""
     generator, points = stream(config.seed, "unlearning"), []  # the same generator for every method
     model = original if name in ON_EXPANDED or not isinstance(original, Expanded) else drop(original)
+    data = task.train
+    if ":" in name:  # one's own may train in place, which must not reach the next method
+        model, data = copy.deepcopy(model), replace(data, labels=data.labels.clone())
 
     def work():
         asked, log = inspect.signature(method).parameters, progress(name, config.quiet)
@@ -78,7 +84,7 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
             log = recorder(config, model, task, forget, log, points)
         more = {"log": log} if "log" in asked else {}
         more |= {"corrupted": task.corrupted} if "corrupted" in asked else {}
-        return method(model, task.train, forget, config, generator, **more)
+        return method(model, data, forget.clone(), config, generator, **more)
 
     unlearned, seconds, failure = attempt(work)
     scores = {}
@@ -161,6 +167,8 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # the one that `attempt` waits for
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} is not there ({str(error).splitlines()[0]}); use cpu, cuda or auto") from error
     return device
@@ -172,6 +180,12 @@ def parse_pair(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise ValueError(f"pair is {text!r}; give two class numbers such as 3,5")
     return int(parts[0]), int(parts[1])
+
+
+def code_of(method: str) -> str | None:
+    """16 hexadecimal digits of the file that holds one's own method, None for a method of the dict."""
+    path = Path(method.rpartition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if ":" in method and path.is_file() else None
 
 
 def check_writable(out: str) -> None:
@@ -223,10 +237,10 @@ def provenance(device: torch.device, argv) -> dict:
 
 
 def git_hash() -> str | None:
-    """The commit of the code, None outside a checkout."""
+    """The commit of the code, with "-dirty" if tracked files differ from it; None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
-        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        found = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() if found.returncode == 0 else None

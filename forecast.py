@@ -4,6 +4,7 @@
     lines = Lines(total=90, say=print)    # lines.cell(row) as each is done
 """
 
+import math
 import time
 from dataclasses import replace
 from functools import lru_cache
@@ -36,7 +37,8 @@ def overview(groups, todo, rows: dict[str, dict], folder: str | Path, jobs: int)
         lines.append(f"{original.task:<11}{original.dataset:<15}{network:<26}{original.seed:>4}" + tail(counts))
     lines.append(f"{'all':<56}" + tail(total))
     hours = sum(estimate(todo, rows, folder)) / jobs / 3600
-    return "\n".join([*lines, f"about {hours:.2f} hours left with --jobs {jobs}, a rough estimate"])
+    hours = "an unknown number of" if math.isnan(hours) else f"about {hours:.2f}"
+    return "\n".join([*lines, f"{hours} hours left with --jobs {jobs}, a rough estimate"])
 
 
 def tail(counts: list[int]) -> str:
@@ -81,7 +83,7 @@ def timed_epoch(config: Config) -> float:
     task, model = on_device(corrupt(config, replace(dataset, train=few)), device), new_model(config, dataset).to(device)
     for _ in range(2):
         _, seconds, failure = attempt(lambda: train_original(config, task, model))
-    return 0.0 if failure else seconds * len(dataset.train) / some
+    return math.nan if failure else seconds * len(dataset.train) / some
 
 
 def training_passes(original: Config) -> float:

@@ -13,6 +13,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,7 +25,7 @@ from pathlib import Path
 import torch
 
 from baselines import METHODS, load_method, no_ul
-from cell import NO_SCORES, append_row, attempt, check_writable, choose_device, corrupt, find, new_model, provenance, unlearn
+from cell import NO_SCORES, append_row, attempt, check_writable, code_of, corrupt, find, new_model, provenance, unlearn
 from forecast import Lines, overview
 from originals import dataset_of, device_of, load_original, make_original
 from plan import (PRESETS, TRAINED_ALONE, by_original, cell_key, expand_axes, flag, original_of, preset, read_rows,
@@ -81,8 +82,12 @@ def main(argv: list[str]) -> int:
         print(overview(groups, todo, rows, folder, jobs), flush=True)
     if dry:
         return 0
-    failed = work_through(todo, folder, jobs, provenance(device_of(cells[0]), ["grid", *argv]), say)
     keys = {cell_key(cell) for _, group in groups for cell in group} - {cell_key(cell) for _, group in todo for cell in group}
+    origin = provenance(device_of(cells[0]), ["grid", *argv])
+    if others := {str(rows[key].get("git"))[:7] for key in keys} - {str(origin["git"])[:7]}:
+        print(f"warning: done cells come from other commits of the code, {', '.join(sorted(others))}; to do them anew, take "
+              f"another --out", file=sys.stderr)
+    failed = work_through(todo, folder, jobs, origin, say)
     before = sum(rows[key]["status"] != "ok" for key in keys)
     print(f"{sum(len(group) for _, group in todo)} cells done, {failed} of them failed"
           + (f", {before} failed before (--retry-failed does them anew)" if before else "") + f"; rows in {folder}")
@@ -119,7 +124,7 @@ def check_cells(cells: list[Config]) -> None:
     """Look at everything that can be wrong with the input before any training."""
     for method in dict.fromkeys(cell.method for cell in cells if cell.method not in METHODS):
         load_method(method)
-    choose_device(cells[0].device)
+    device_of(cells[0])
     for cell in {(c.dataset, c.image_size, c.task, c.n, c.pair, c.discovery): c for c in cells}.values():
         find(cell, corrupt(cell, dataset_of(cell)))
     for cell in {(c.dataset, c.image_size, c.arch, c.width, c.capacity): c for c in cells}.values():
@@ -210,8 +215,8 @@ def rows_of(future: Future, group: Group, cell: Config | None, origin: dict, lin
 
 def failed_row(cell: Config, origin: dict, error: str) -> dict:
     """The row of a cell that gave no numbers."""
-    return {**asdict(cell), "method": Path(cell.method).name, **origin, "train_seconds": None, "status": "failed",
-            "error": error, **NO_SCORES, "seconds": None}
+    return {**asdict(cell), "method": Path(cell.method).name, "code": code_of(cell.method), **origin, "train_seconds": None,
+            "status": "failed", "error": error, **NO_SCORES, "seconds": None}
 
 
 def run_cell(cell: Config, folder: str, origin: dict) -> dict:
@@ -219,7 +224,8 @@ def run_cell(cell: Config, folder: str, origin: dict) -> dict:
     row, _, failure = attempt(lambda: measure(cell, folder))
     if failure:
         return failed_row(cell, origin, failure)
-    return {**asdict(cell), "method": Path(cell.method).name, **origin, "threads": torch.get_num_threads(), **row}
+    return {**asdict(cell), "method": Path(cell.method).name, "code": code_of(cell.method), **origin,
+            "threads": torch.get_num_threads(), **row}
 
 
 def measure(cell: Config, folder: str) -> dict:

@@ -36,7 +36,9 @@ def device_of(config: Config) -> torch.device:
     """The settings' device; "auto" and "cuda" under torchrun are the rank's own GPU."""
     local = os.environ.get("LOCAL_RANK")
     if config.device in ("auto", "cuda") and local is not None and torch.cuda.is_available():
-        return torch.device("cuda", int(local) % torch.cuda.device_count())
+        own = torch.device("cuda", int(local) % torch.cuda.device_count())
+        torch.cuda.set_device(own)
+        return own
     return choose_device(config.device)
 
 

@@ -14,8 +14,10 @@ from dataclasses import fields, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
+import torch
+
 from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD
-from cell import VERSION
+from cell import VERSION, code_of
 from settings import TASKS, Config, resolve
 
 # Where and how a cell runs; the rest of its settings is what it is.
@@ -25,6 +27,7 @@ AFTER_TRAINING = {"discovery", "method", "unlearn_epochs", "unlearn_lr", "gamma"
                   "step32", "redirect", "curve"}
 TRAINED_ALONE = {"etd", "etd-ideal"}  # methods that read no D_f: their network is an original of its own, for every discovery
 TWINS = {"rem-on-etd"}  # another name for rem on an ETD-trained network; "all" has each algorithm once
+NEEDED = {"dataset", "arch", "capacity", "width", "epochs", "etd", "method", "status", "seconds", "train_seconds"}  # in a row
 ONLY_FOR = {"alpha": {"scrub"}}  # an axis that concerns these methods alone: the others keep the default
 
 # --- Presets: the paper's tables and figures ------------------------------------------------------------------------------
@@ -97,7 +100,7 @@ def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
     for choice in itertools.product(*(values[name] for name in names)):
         setting = dict(zip(names, choice, strict=True))
         for name, methods in ONLY_FOR.items():
-            if name in setting and setting["method"] not in methods:
+            if name in setting and setting["method"] not in methods and ":" not in setting["method"]:
                 setting.pop(name)
         if fits(setting):
             cells.append(resolve(setting))
@@ -186,12 +189,18 @@ def unique(cells) -> list[Config]:
     return list({cell_key(cell): cell for cell in reversed(list(cells))}.values())[::-1]
 
 
-def identity(config: Config) -> dict:
-    """The settings that a cell's numbers depend on; a folder of images is told by its path."""
+def identity(config: Config, code: str | None) -> dict:
+    """The settings that a cell's numbers depend on; a folder of images is told by its path, one's own method by its code."""
     settings = {f.name: getattr(config, f.name) for f in fields(Config) if f.name not in PLACE}
     if config.dataset == "folder":
         settings["data_dir"] = str(Path(config.data_dir).resolve())
-    return {**settings, "method": Path(config.method).name}
+    return {**settings, "method": Path(config.method).name, "precision": precision_of(config), "code": code}
+
+
+def precision_of(config: Config) -> str:
+    """What precision "auto" comes to: of settings by the device that they ask for, of a row by the one that it names."""
+    on_gpu = torch.cuda.is_available() if config.device == "auto" else config.device != "cpu"
+    return config.precision if config.precision != "auto" else "bf16" if on_gpu else "float32"
 
 
 def digest(settings: dict) -> str:
@@ -201,7 +210,7 @@ def digest(settings: dict) -> str:
 
 def cell_key(config: Config) -> str:
     """What tells a cell from every other: all of its settings but place and verbosity."""
-    return digest(identity(config))
+    return digest(identity(config, code_of(config.method)))
 
 
 def original_of(config: Config) -> Config:
@@ -235,12 +244,12 @@ def read_rows(folder: str | Path) -> list[dict]:
     for path in sorted(Path(folder).glob("*.jsonl")):
         for number, line in enumerate(path.read_bytes().splitlines(), start=1):
             try:
-                row = json.loads(line)
+                row = json.loads(line) if line.strip() else {}
             except ValueError:
                 row = None
             if not isinstance(row, dict):
                 print(f"warning: line {number} of {path} is torn and left out", file=sys.stderr)
-            elif {"method", "status"} <= set(row):  # other commands' rows may lie here too
+            elif NEEDED <= set(row):  # other commands' rows may lie here too
                 rows.append(row)
     return rows
 
@@ -251,7 +260,7 @@ def rows_by_cell(rows: list[dict]) -> dict[str, dict]:
     for row in rows:
         if row.get("version") != VERSION:
             continue
-        key = cell_key(Config(**{name: value for name, value in row.items() if name in known}))
+        key = digest(identity(Config(**{name: value for name, value in row.items() if name in known}), row.get("code")))
         if key not in found or row["status"] == "ok" or found[key]["status"] != "ok":
             found[key] = row
     return found

@@ -201,6 +201,7 @@ def redirect(state: State) -> float:
     if not (config.step31 or config.step32):
         return 0.0
     state.expanded.train()
+    plain = config.step31 and config.redirect == "ce"
     total, steps = torch.zeros((), device=device), 0
     for rows, x, y in loader(state, None):
         hit = state.in_forget[rows]  # (B,) on the CPU: known without waiting for the device
@@ -213,7 +214,7 @@ def redirect(state: State) -> float:
         else:  # D_f's entries become the constant h(0): D_r is left
             full, full_ref = torch.where(in_forget, base_ref, base), base_ref
         removal = (base, base_ref) if config.step32 and counts else (None, None)
-        loss = redirection_loss(full, full_ref, *removal, in_forget, config.beta, config.redirect == "ce")
+        loss = redirection_loss(full, full_ref, *removal, in_forget, config.beta, plain)
         update(state.optimizer, loss)
         total += loss.detach()
         steps += 1

@@ -9,18 +9,16 @@ import argparse
 import sys
 import warnings
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import torch
 
 import settings
-from cell import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, corrupt, find, new_model,
+from cell import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, code_of, corrupt, find, new_model,
                   provenance, train_original, unlearn)
 from data import load
 from settings import Config, resolve
 from tasks import Task
-
-COMMANDS = ("grid", "cscore")  # run.py COMMAND --help; without one of them, one cell
-
 
 # --- Command line -------------------------------------------------------------------------------------------------------
 
@@ -28,7 +26,8 @@ COMMANDS = ("grid", "cscore")  # run.py COMMAND --help; without one of them, one
 def parser() -> argparse.ArgumentParser:
     """One flag a field of Config; only what was given ends up in the namespace."""
     p = argparse.ArgumentParser(prog="run.py", description=__doc__.splitlines()[0], argument_default=argparse.SUPPRESS,
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False,
+                                epilog="Many cells: run.py grid --help. The regularity of a task: run.py cscore --help.")
     p.error = lambda message: p.exit(2, f"run.py: {message}\n")  # one line, without the usage
     for f in fields(Config):
         flag, choices, text = "--" + f.name.replace("_", "-"), f.metadata.get("choices"), f.metadata["help"]
@@ -88,6 +87,7 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
         ValueError, TypeError: the input cannot be used.
     """
     methods = choose_methods(config)
+    paths = {Path(path.strip()).name: path.strip() for path in config.method.split(",")}  # of methods of one's own
     device = choose_device(config.device)
     check_writable(config.out)
     dataset = load(config.dataset, config.data_dir, config.image_size, config.download)
@@ -99,7 +99,8 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     original, train_seconds, failure = attempt(lambda: train_original(config, task, model.to(device)))
     rows = []
     for name, method in methods.items():
-        row = {**asdict(config), "method": name, **provenance(device, argv), "train_seconds": train_seconds}
+        row = {**asdict(config), "method": name, "code": code_of(paths.get(name, name)), **provenance(device, argv),
+               "train_seconds": train_seconds}
         row |= ({"status": "failed", "error": f"training: {failure}", **NO_SCORES, "seconds": None} if failure
                 else unlearn(config, name, method, original, task, forget))
         append_row(config.out, row)

@@ -500,3 +500,13 @@ def test_help(capsys):
 def test_subset_sizes():
     """V17: shares are rounded down, and not by the error of a product of floats."""
     assert cscore.subset_sizes("0,0.29,0.999", 100) == [0, 29, 99] and cscore.subset_sizes("0.5", 1) == [0]
+
+
+def test_the_command_with_its_own_numbers(tmp_path, capsys):
+    """V17, R1: without --n each task has its preset's number, and sizes are shares of that."""
+    out = tmp_path / "c"
+    assert run.main(["cscore", "--updates", "1", "--width", "0.05", "--sizes", "0,0.5", "--runs", "2", "--quiet", "--device", "cpu",
+                     "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["task"], row["n"], row["sizes"]) for row in rows] == [
+        ("poison", 600, [0, 300]), ("confusion", 120, [0, 60]), ("random", 600, [0, 300])]

@@ -416,6 +416,7 @@ def test_each_rank_has_its_gpu(monkeypatch):
     assert originals.device_of(replace(config, device="cpu")) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setenv("LOCAL_RANK", "5")
     assert originals.device_of(config) == originals.device_of(replace(config, device="cuda")) == torch.device("cuda", 1)
     assert originals.device_of(replace(config, device="cpu")) == torch.device("cpu")

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import plan
 from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD
+from cell import VERSION, code_of
 from originals import original_path
 from plan import (AFTER_TRAINING, PLACE, PRESETS, TRAINED_ALONE, by_original, cell_key, expand_axes, original_of, parse_axis,
-                  preset, read_rows, rows_by_cell)
+                  precision_of, preset, read_rows, rows_by_cell)
 from settings import TASKS, Config, check
 
 FIELDS = {f.name: f for f in fields(Config)}
@@ -254,6 +255,8 @@ def test_key_holds_every_setting_but_the_place(name, cell):
     """R5, R9: a cell's key changes with every setting, choices and switches too, but for where and how loudly it runs."""
     changed = replace(cell, **{name: other(name, getattr(cell, name))})
     same = name in PLACE and not (name == "data_dir" and cell.dataset == "folder")  # a folder is told by its path
+    if name in ("device", "precision"):
+        same = precision_of(changed) == precision_of(cell)
     assert (cell_key(changed) == cell_key(cell)) == same
 
 
@@ -266,6 +269,8 @@ def test_originals_are_shared_where_training_is_the_same(name, cell):
     alone = cell.method in TRAINED_ALONE
     unread = AFTER_TRAINING | PLACE | (set() if cell.etd or alone else {"p_mem", "ratio"})
     same = name in unread and not (name == "data_dir" and cell.dataset == "folder") and not (name == "method" and alone)
+    if name in ("device", "precision"):
+        same = precision_of(changed) == precision_of(cell)
     assert (here == there) == same
 
 
@@ -274,8 +279,9 @@ def test_file_names_carry_the_settings(a, b):
     """R9: task, data set, network, n and seed stand in the file's name, and two originals share one only if all is the same."""
     here, there = original_path("runs", original_of(a)), original_path("runs", original_of(b))
     assert here.name.startswith(f"{a.task}-{a.dataset}-{a.arch}-n{a.n}-seed{a.seed}-") and here.parent == Path("runs/originals")
-    read = [f for f in FIELDS if f not in AFTER_TRAINING | PLACE]
+    read = [f for f in FIELDS if f not in AFTER_TRAINING | PLACE | {"precision"}]
     if here == there:
+        assert precision_of(a) == precision_of(b)
         masked = a.etd or a.method in TRAINED_ALONE
         assert all(getattr(a, f) == getattr(b, f) for f in read if masked or f not in ("p_mem", "ratio"))
 
@@ -321,7 +327,8 @@ def test_own_methods_are_told_by_file_and_function():
 
 def row_of(cell, status="ok", **more):
     """The parts of a row that the grid reads."""
-    return {**asdict(cell), "method": Path(cell.method).name, "status": status, "error": None, "version": plan.VERSION, **more}
+    return {**asdict(cell), "method": Path(cell.method).name, "status": status, "error": None, "version": plan.VERSION,
+            "seconds": 1.0, "train_seconds": 1.0, **more}
 
 
 @given(cells())
@@ -372,3 +379,25 @@ def test_three_thousand_rows(tmp_path):
     found = cells_of("table1")[:3000]
     (tmp_path / "cells.jsonl").write_text("".join(json.dumps(row_of(cell)) + "\n" for cell in found))
     assert len(rows_by_cell(read_rows(tmp_path))) == len(found) == 3000
+
+
+def test_own_method_is_told_by_its_code(tmp_path):
+    """R9, R5: a cell of one's own method is another cell once the file changes; its alpha is its own concern."""
+    path = tmp_path / "mine.py"
+    path.write_text("def f(model, data, forget, config, generator): return model\n")
+    cells = expand_axes({"method": f"{path}:f,no-ul", "alpha": "0.1,0.5"})
+    assert [(cell.method.rpartition(":")[2], cell.alpha) for cell in cells] == [("f", 0.1), ("f", 0.5), ("no-ul", 0.01)]
+    before = [cell_key(cell) for cell in cells]
+    row = {**asdict(cells[0]), "method": "mine.py:f", "code": code_of(cells[0].method), "status": "ok", "version": VERSION}
+    assert set(rows_by_cell([row])) == {before[0]}
+    path.write_text("def f(model, data, forget, config, generator): return None\n")
+    after = [cell_key(cell) for cell in cells]
+    assert after[0] not in before and after[2] == before[2] and set(rows_by_cell([row])) == {before[0]}
+
+
+def test_precision_is_what_it_comes_to():
+    """R9: float32 on the CPU and bf16 on a GPU are different cells, however they were asked for."""
+    cell = expand_axes({"method": "no-ul", "device": "cpu"})[0]
+    gpu = replace(cell, device="cuda")
+    assert cell_key(cell) == cell_key(replace(cell, precision="float32")) != cell_key(gpu) == cell_key(replace(gpu, precision="bf16"))
+    assert cell_key(replace(gpu, device="NVIDIA H100")) == cell_key(gpu)  # the name that a row has

@@ -356,3 +356,16 @@ def test_import_is_quiet():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+
+
+def test_own_method_that_works_in_place(few, tmp_path):
+    """A11: what one's own method does to the network, the labels or D_f that it is given reaches no other method."""
+    path, out = tmp_path / "mine.py", tmp_path / "x"
+    path.write_text("def spoil(model, data, forget, config, generator):\n"
+                    "    for p in model.parameters():\n        p.data.zero_()\n"
+                    "    data.labels.zero_()\n    forget.zero_()\n    return model\n")
+    assert run.main(["--method", f"no-ul,npo,{path}:spoil", "--quiet", "--out", str(out), *QUICK]) == 0
+    assert run.main(["--method", f"{path}:spoil,no-ul,npo", "--quiet", "--out", str(out), *QUICK]) == 0
+    first, second = rows_of(out)[:3], rows_of(out)[3:]
+    scores = [{row["method"]: (row["healed"], row["utility"]) for row in rows} for rows in (first, second)]
+    assert scores[0] == scores[1] and first[2]["code"] == second[0]["code"] != first[0]["code"] is None
