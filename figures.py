@@ -8,15 +8,18 @@ Readable in grey and by the colour-blind: cividis with the numbers printed, and 
 """
 
 import math
+import textwrap
+from functools import partial
 
 from metrics import mean_sem
-from rows import etd_alone, pick, split, without_extra_curves
-from tables import VARIANTS, compared, corrupted, descending, percent, slug, summary
+from rows import etd_alone, networks, pick, split, without_extra_curves
+from tables import VARIANTS, brief, compared, corrupted, descending, percent, slug, summary
 
 TASKS = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # rising regularity
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's
 MARKERS, HATCHES, DASHES = "osD^vPX*", ("", "///", "...", "xxx", "|||"), ("-", "--", ":", "-.")
 MAIN = dict(arch="resnet9", capacity=0.5, p_mem=0.2)  # where the paper draws, unless it says otherwise
+Drawn = tuple[str, list[dict]]  # a figure's title and the rows that it shows
 
 
 class Missing(ValueError):
@@ -38,19 +41,34 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
         Missing: no data set has the rows.
     """
     made, reasons = [], []
-    rows = rows if number == "5" else without_extra_curves(rows)
-    for (data, size), part in split(pick(etd_alone(rows)), "data", "size").items():
+    rows = etd_alone(rows if number == "5" else without_extra_curves(rows))
+    for (data, size), part in split(pick(rows), "data", "size").items():
         figure = figure_class(layout="constrained")
         try:
-            title = DRAW[number](figure, part)
+            title, drawn = DRAW[number](figure, part)
         except Missing as missing:
             reasons.append(str(missing))
             continue
-        figure.suptitle(f"Fig. {number}: {title}\n{data}, {corrupted(part)} images", fontsize=11)
+        lost = failed(number, drawn, [row for row in rows if (row["data"], row["size"]) == (data, size)])
+        warnings = "".join("\n" + line for line in textwrap.wrap(brief(drawn, lost), 60))
+        figure.suptitle(f"Fig. {number}: {title}\n{data}, {corrupted(part)} images{warnings}", fontsize=11)
         made.append((slug(f"figure {number} {data} n{size}"), figure))
     if not made:
         raise Missing(f"figure {number} needs {reasons[0] if reasons else 'runs that ended well'}")
     return made
+
+
+def failed(number: str, drawn: list[dict], rows: list[dict]) -> int:
+    """How many runs failed that the figure would have drawn; Figs. 3, 6, 10 and 11 take every method that is compared."""
+    places = {(row["arch"], row["capacity"], row["p_mem"]) for row in drawn}
+    methods = {(row["method"], row["etd"]) for row in drawn}
+
+    def wanted(row):
+        whole = number in ("6", "10", "11") or number == "3" and not row["etd"]
+        named = (row["method"], row["etd"]) in methods or whole and compared(row["method"])
+        return named and (row["arch"], row["capacity"], row["p_mem"]) in places and (number != "5" or row["curve"])
+
+    return sum(row["status"] == "failed" and wanted(row) for row in networks(rows))
 
 
 def need(rows: list, what: str) -> list:
@@ -82,7 +100,7 @@ def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> None:
     figure.set_size_inches(1.5 + columns * max(2.5, 0.4 * (len(rates) + 1)), 1.1 + 1.7 * lines)
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
     for (title, rows, untouched), axes in zip(panels, grid, strict=False):  # leaves the places without a panel in grid
-        values = [[mean_or_none(pick(untouched, task=task))] +
+        values = [[mean_or_none(pick(networks(untouched), task=task))] +
                   [mean_or_none(pick(rows, task=task, discovery=rate)) for rate in rates] for task in TASKS]
         image = axes.imshow([[math.nan if v is None else v for v in line] for line in values], cmap="cividis", origin="lower",
                             vmin=0, vmax=100, aspect="auto")
@@ -114,16 +132,16 @@ def name_of(method: str, etd: bool, capacity: float = 0.5) -> str:
     return name if capacity == 0.5 else f"{name}, {100 * capacity:g} %"
 
 
-def figure1(figure, rows: list[dict]) -> str:
+def figure1(figure, rows: list[dict]) -> Drawn:
     """Where six methods succeed in the task space."""
     chosen = [("retrain", False), ("potion", False), ("no-ul", True), ("scrub", False), ("ascent", False), ("rem", False)]
     untouched = pick(rows, **MAIN, method="no-ul", etd=False)
     panels = [(name_of(m, etd), found, untouched) for m, etd in chosen if (found := pick(rows, **MAIN, method=m, etd=etd))]
     heat(figure, need(panels, "rem, scrub, ascent, potion, retrain or etd (resnet9, capacity 0.5)"), 2)
-    return "six methods over discovery and regularity"
+    return "six methods over discovery and regularity", [*untouched, *(row for _, found, _ in panels for row in found)]
 
 
-def every_heat_map(figure, rows: list[dict], arch: str) -> str:
+def every_heat_map(figure, rows: list[dict], arch: str) -> Drawn:
     """Every method but ablations, with and without ETD, at 50 % capacity, and without ETD at 100 %."""
     rows = pick(rows, arch=arch, p_mem=0.2, capacity=(0.5, 1.0))
     rows = [row for row in rows if not (row["etd"] and row["capacity"] == 1)]  # no theta_o2 to train with
@@ -134,20 +152,11 @@ def every_heat_map(figure, rows: list[dict], arch: str) -> str:
         before = pick(rows, capacity=capacity, method="no-ul", etd=etd and method != "no-ul")
         panels.append((name_of(method, etd, capacity), parts[capacity, etd, method], before))
     heat(figure, need(panels, f"methods other than no-ul with {arch}, capacity 0.5 or 1"), 2 if len(panels) < 9 else 3)
-    return f"every method with {arch}, at 50 % capacity unless it says otherwise"
+    drawn = [row for _, found, _ in panels for row in found]
+    return f"every method with {arch}, at 50 % capacity unless it says otherwise", drawn
 
 
-def figure10(figure, rows: list[dict]) -> str:
-    """Heat maps of ResNet-9."""
-    return every_heat_map(figure, rows, "resnet9")
-
-
-def figure11(figure, rows: list[dict]) -> str:
-    """Heat maps of the ViT."""
-    return every_heat_map(figure, rows, "vit")
-
-
-def figure4(figure, rows: list[dict]) -> str:
+def figure4(figure, rows: list[dict]) -> Drawn:
     """REM with and without ETD."""
     panels = []
     for etd in (False, True):
@@ -155,7 +164,7 @@ def figure4(figure, rows: list[dict]) -> str:
         need(found, f"rem {'with' if etd else 'without'} --etd (resnet9, capacity 0.5)")
         panels.append((name_of("rem", etd), found, pick(rows, **MAIN, method="no-ul", etd=etd)))
     heat(figure, panels, 2)
-    return "REM without and with ETD"
+    return "REM without and with ETD", [row for _, found, before in panels for row in found + before]
 
 
 # --- Bars ---------------------------------------------------------------------------------------------------------------
@@ -179,13 +188,13 @@ def bars(axes, labels: list[str], series: dict[str, list], xlabel: str) -> None:
     axes.set_xlabel(xlabel)
 
 
-def figure3(figure, rows: list[dict]) -> str:
+def figure3(figure, rows: list[dict]) -> Drawn:
     """Mean product of each method, by capacity."""
     shown = [row for row in pick(rows, arch="resnet9", p_mem=0.2)
              if (compared(row["method"]) or row["method"] == "rem-ideal") and (not row["etd"] or row["method"] == "no-ul")]
     capacities = sorted({row["capacity"] for row in need(shown, "methods with resnet9") if row["method"] != "no-ul"})
     capacities = capacities or sorted({row["capacity"] for row in shown})
-    shown = pick(shown, capacity=tuple(capacities))
+    shown = networks(pick(shown, capacity=tuple(capacities)))
     parts = split(shown, "method", "etd")
     order = descending({key: summary(pick(part, capacity=capacities[0])) for key, part in parts.items()})
     figure.set_size_inches(8, 1.5 + len(order) * (0.25 + 0.15 * len(capacities)))
@@ -195,13 +204,16 @@ def figure3(figure, rows: list[dict]) -> str:
     bars(axes, [name_of(*key) for key in order], series, "Healed × Utility, %, mean ± SEM over runs")
     axes.legend(loc="lower right", fontsize=9)
     sizes = sorted({len(part) for part in split(shown, "method", "etd", "capacity").values()})
-    return f"mean over tasks and discovery rates, {' to '.join(map(str, sizes[:: max(1, len(sizes) - 1)]))} runs a bar"
+    sizes = " to ".join(map(str, sizes[:: max(1, len(sizes) - 1)]))
+    title = f"mean over tasks and discovery rates, {sizes} runs a bar"
+    return f"{title}\n(networks before unlearning count once for all rates)", shown
 
 
-def figure9(figure, rows: list[dict]) -> str:
+def figure9(figure, rows: list[dict]) -> Drawn:
     """What the shared mask does in ETD training when all of D_c is known."""
     kinds = {"before unlearning": dict(method="no-ul", etd=False), "etd": dict(method="no-ul", etd=True),
              "etd-ideal": dict(method="etd-ideal")}
+    rows = networks(rows)
     found = {name: need(pick(rows, **MAIN, **kind), f"{name} (resnet9, capacity 0.5)") for name, kind in kinds.items()}
     tasks = [task for task in reversed(TASKS) if pick(found["etd-ideal"], task=task)]
     figure.set_size_inches(9, 2 + len(tasks))
@@ -209,7 +221,7 @@ def figure9(figure, rows: list[dict]) -> str:
         series = {name: [percent(r[key] for r in pick(part, task=task)) for task in tasks] for name, part in found.items()}
         bars(axes, [TASKS[task] for task in tasks], series, f"{key.capitalize()}, %")
     legend(figure, axes, 3)
-    return "ETD with one mask row for all of D_c (ideal)"
+    return "ETD with one mask row for all of D_c (ideal)", sum(found.values(), [])
 
 
 # --- Lines and points ---------------------------------------------------------------------------------------------------
@@ -242,7 +254,7 @@ def legend(figure, axes, columns: int) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9)
 
 
-def figure5(figure, rows: list[dict]) -> str:
+def figure5(figure, rows: list[dict]) -> Drawn:
     """The corruption leaves theta_o1 and stays behind D_f's mask."""
     rows = need([row for row in pick(rows, **MAIN, method="rem", etd=False) if row.get("points")],
                 "rem with --curve (resnet9, capacity 0.5)")
@@ -256,12 +268,13 @@ def figure5(figure, rows: list[dict]) -> str:
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.axes[0].set_ylabel("accuracy of given labels on D_c, %")
     legend(figure, axes, 2)
-    return f"redirection by REM, discovery {rate:g}, {len({row['seed'] for row in rows})} seeds"
+    return f"redirection by REM, discovery {rate:g}, {len({row['seed'] for row in rows})} seeds", rows
 
 
-def figure6(figure, rows: list[dict]) -> str:
+def figure6(figure, rows: list[dict]) -> Drawn:
     """Healing on training against test images."""
-    rows = need([row for row in pick(rows, arch="resnet9") if row.get("healed_test") is not None], "resnet9 with healed_test")
+    rows = [row for row in networks(pick(rows, arch="resnet9")) if row.get("healed_test") is not None]
+    need(rows, "resnet9 with healed_test")
     before = pick(rows, method="no-ul", etd=False) or [max(rows, key=lambda row: row["utility"])]
     # Choice: the paper's cut of 80 % is 10 points below CIFAR-10's untouched Utility; other data are cut as far below theirs.
     cut = 0.8 if rows[0]["data"] == "cifar10" else mean_sem(row["utility"] for row in before)[0] - 0.1
@@ -277,10 +290,11 @@ def figure6(figure, rows: list[dict]) -> str:
              ylabel="Healed on test images corrupted alike, %")
     axes.grid(alpha=0.3)
     legend(figure, axes, 3)
-    return f"all methods; {len(rows) - len(kept)} of {len(rows)} runs with Utility below {100 * cut:.1f} % removed"
+    removed = f"{len(rows) - len(kept)} of {len(rows)} runs with Utility below {100 * cut:.1f} % removed"
+    return f"all methods; {removed}", rows
 
 
-def figure7(figure, rows: list[dict]) -> str:
+def figure7(figure, rows: list[dict]) -> Drawn:
     """REM without one of its steps."""
     rows = pick(rows, **MAIN, method=VARIANTS)
     need(pick(rows, method="rem"), "rem (resnet9, capacity 0.5)")
@@ -293,12 +307,12 @@ def figure7(figure, rows: list[dict]) -> str:
         axes.set(xlabel="discovery rate", xlim=(0, 1.05))
     figure.axes[0].set_ylabel("Healed × Utility, %")
     legend(figure, axes, 5)
-    return "REM and its ablations at 50 % capacity, mean ± SEM over seeds"
+    return "REM and its ablations at 50 % capacity, mean ± SEM over seeds", rows
 
 
-def figure8(figure, rows: list[dict]) -> str:
+def figure8(figure, rows: list[dict]) -> Drawn:
     """What capacity and ETD do before any unlearning."""
-    rows = pick(rows, arch="resnet9", p_mem=0.2, method="no-ul")
+    rows = networks(pick(rows, arch="resnet9", p_mem=0.2, method="no-ul"))
     if len({row["capacity"] for row in rows}) < 2:
         raise Missing("rows of no-ul at two capacities or more (resnet9)")
     need(pick(rows, etd=True), "no-ul with --etd, or etd (resnet9)")
@@ -311,8 +325,8 @@ def figure8(figure, rows: list[dict]) -> str:
         axes.set_xlabel("capacity, %")
     figure.axes[0].set_ylabel("accuracy, %")
     legend(figure, axes, 4)
-    return "networks before unlearning, by capacity"
+    return "networks before unlearning, by capacity", rows
 
 
 DRAW = {"1": figure1, "3": figure3, "4": figure4, "5": figure5, "6": figure6, "7": figure7, "8": figure8, "9": figure9,
-        "10": figure10, "11": figure11}
+        "10": partial(every_heat_map, arch="resnet9"), "11": partial(every_heat_map, arch="vit")}

@@ -14,20 +14,22 @@ from pathlib import Path
 
 from metrics import mean_sem
 from settings import TASKS, Config
+from tasks import PAIRS
 
 SETTINGS = {f.name: f.default for f in fields(Config)}
 SCORES = ("healed", "utility", "product")
 NOT_IDENTITY = {"dataset", "data_dir", "image_size", "download", "device", "out", "quiet", "curve"}  # `data` names the first 3
+FIXED = {"no-ul", "etd", "etd-ideal"}  # methods that read no D_f: the same network at every discovery rate
 
 
 # --- Reading ------------------------------------------------------------------------------------------------------------
 
 
 def load_rows(paths) -> list[dict]:
-    """Rows of result files, one a cell: the later of two counts, one that ended well before one that failed.
+    """Rows of result files, one a run and cell: of several `latest` says which counts.
 
     Args:
-        paths: files, or folders for every *.jsonl below them.
+        paths: files, or folders for every *.jsonl below them; a folder's are read in the order of their names.
 
     Returns:
         Rows with every setting, `data` (the data set's name), `size` (see `with_size`) and `ran` (the method's name as run).
@@ -71,8 +73,6 @@ def is_c_score(row) -> bool:
 def whole(row: dict) -> dict:
     """The row itself with defaults for settings that older rows lack; ValueError unless it can be averaged or counted."""
     row = {**SETTINGS, **row}
-    if isinstance(row["curve"], list):  # of Fig. 5, under either name
-        row |= {"curve": True, "points": row["curve"]}
     numbers = [row[key] for key in ("discovery", "n", "capacity", "p_mem", "seed")]
     numbers += [row[key] for key in SCORES] if row["status"] == "ok" else []
     numbers += [] if row["ratio"] is None else [row["ratio"]]
@@ -98,10 +98,18 @@ def canonical(row: dict) -> dict:
         row = {**row, "step31": True, "step32": True, "redirect": "npo"}  # in the name, or of no concern
     if method != "scrub" and ":" not in method:  # a method of one's own may read any setting
         row = {**row, "alpha": None}
+    row = {**row, "pair": confused(row)}
     data = row["dataset"] + (f" {row['data_dir']}" if row["dataset"] == "folder" else "")
     data += f" at {pixels} px" if pixels else ""
     ratio = 1 / row["capacity"] - 1 if row["ratio"] is None else row["ratio"]
     return {**row, "ran": row["method"], "method": method, "ratio": ratio, "data": data}
+
+
+def confused(row: dict) -> str | None:
+    """The setting `pair`, None where it is the data set's customary one or the task confuses no classes."""
+    pair = None if row["pair"] is None else ",".join(part.strip() for part in str(row["pair"]).split(","))
+    customary = ",".join(map(str, PAIRS.get(row["dataset"], ())))
+    return pair if row["task"] == "confusion" and pair != customary else None
 
 
 def with_size(rows: list[dict]) -> list[dict]:
@@ -125,21 +133,46 @@ def identity(row: dict) -> tuple:
     return row["data"], *(row[key] for key in SETTINGS if key not in NOT_IDENTITY)
 
 
-def latest(rows: list[dict]) -> list[dict]:
-    """One row a run: one that ended well first, then by name (rem-on-etd, no-ul), with Fig. 5's points, then the later one."""
-    def rank(row):
-        return row["status"] == "ok", row["ran"] not in ("rem", "etd"), bool(row.get("points"))
+def network(row: dict) -> tuple:
+    """What makes two rows the same network: for methods that read no D_f every setting but the discovery rate."""
+    return identity({**row, "discovery": None} if row["method"] in FIXED else row)
 
-    kept = {}
+
+def measured(row: dict) -> bool:
+    """Whether the run noted Fig. 5's points, which its seconds contain."""
+    return bool(row.get("points")) and row["curve"]
+
+
+def latest(rows: list[dict], key=identity) -> list[dict]:
+    """One row a run; it has Fig. 5's points if any row of the run that ended well has.
+
+    Of several rows that one counts that ended well; then that by name (rem-on-etd, no-ul); then one with healed_test, which
+    older code did not write; then one timed without Fig. 5's points; then the later in the file. Rows have no date: between
+    files "later" is the order in which they are given, in a folder that of their names.
+    """
+    def rank(row):
+        return row["status"] == "ok", row["ran"] not in ("rem", "etd"), row.get("healed_test") is not None, not measured(row)
+
+    kept, points = {}, {}
     for row in rows:
-        key = identity(row)
-        if key not in kept or rank(row) >= rank(kept[key]):
-            kept[key] = row
-    return list(kept.values())
+        name = key(row)
+        if name not in kept or rank(row) >= rank(kept[name]):
+            kept[name] = row
+        if row["status"] == "ok" and row.get("points"):
+            points[name] = row["points"]
+    return [{**row, "points": points[name]} if name in points else row for name, row in kept.items()]
+
+
+def networks(rows: list[dict]) -> list[dict]:
+    """One row a network, for means and SEMs: at ten discovery rates no-ul is one network, not ten."""
+    return latest(rows, network)
 
 
 def best_alpha(rows: list[dict]) -> list[dict]:
-    """SCRUB at the alpha of the best mean product in each task and discovery rate, as the paper does; `alphas`: how many."""
+    """SCRUB at the best alpha in each task and discovery rate, as the paper does; `alphas`: how many there were.
+
+    The best has the most runs that ended well, then the best mean product: an alpha does not win by failing.
+    """
     cells, kept = defaultdict(lambda: defaultdict(list)), [row for row in rows if row["method"] != "scrub"]
     for row in rows:
         if row["method"] == "scrub":
@@ -147,7 +180,7 @@ def best_alpha(rows: list[dict]) -> list[dict]:
 
     def score(runs):
         good = [row["product"] for row in runs if row["status"] == "ok"]
-        return mean_sem(good)[0] if good else -1.0
+        return len(good), mean_sem(good)[0] if good else -1.0
 
     for cell in cells.values():
         kept += [{**row, "alphas": len(cell)} for row in max(cell.values(), key=score)]
@@ -164,8 +197,8 @@ def without_extra_curves(rows: list[dict]) -> list[dict]:
     def cell(row):
         return identity({**row, "unlearn_epochs": None})
 
-    plain = {cell(row) for row in rows if not row.get("points")}
-    return [row for row in rows if not row.get("points") or cell(row) not in plain]
+    plain = {cell(row) for row in rows if not measured(row)}
+    return [row for row in rows if not measured(row) or cell(row) not in plain]
 
 
 # --- Picking ------------------------------------------------------------------------------------------------------------

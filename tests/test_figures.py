@@ -1,7 +1,9 @@
 """figures.py: each figure of the paper is drawn from rows alone, with the right numbers and labels, without a display."""
 
+import math
 import os
 import re
+import statistics
 import subprocess
 import sys
 
@@ -83,6 +85,20 @@ def test_a_figure_for_each_data_set(tmp_path):
     found = draw("3", rows, Figure)
     assert [name for name, _ in found] == ["figure-3-cifar10-n500", "figure-3-cifar10-n1000", "figure-3-svhn-n1000"]
     assert "cifar10, 500 corrupted" in found[0][1].get_suptitle()
+
+
+def test_figures_warn(tmp_path):
+    """Other settings, unequal cells, SCRUB's alphas and failed runs are in the title, and none of them without cause."""
+    rows = grid(("no-ul", "rem", "scrub"), seeds=(0, 1), rates=RATES)
+    assert only("3", load(tmp_path, rows)).get_suptitle().endswith("cifar10, 1000 corrupted images")
+    assert only("1", load(tmp_path, rows)).get_suptitle().endswith("cifar10, 1000 corrupted images")
+    worse = [{**row, "lr": 0.5} if row["seed"] else row for row in rows[:-1]]
+    worse += [make_row("scrub", 0.01, alpha=7.0), make_row("potion", status="failed"), make_row("rem", etd=True, status="failed"),
+              make_row("rem-no31", status="failed"), make_row("rem", arch="vit", status="failed")]
+    title = " ".join(only("3", load(tmp_path, worse)).get_suptitle().split())
+    for words in ("NOT ONE EXPERIMENT: lr differ", "tasks, rates or seeds differ", "best of 2 alphas", "1 failed run left out"):
+        assert words in title, words
+    assert "2 failed runs left out" in " ".join(only("10", load(tmp_path, worse)).get_suptitle().split())
 
 
 NEEDED = {"1": "rem, scrub", "3": "resnet9", "4": "rem with --etd", "5": "--curve", "6": "healed_test", "7": "rem-no31",
@@ -167,6 +183,24 @@ def test_bars(tmp_path):
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["50 % capacity", "100 % capacity"]
     assert [t.get_text() for t in axes.texts] == ["70.0", "40.0", "30.0", "20.0"]
     assert "1 to 2 runs a bar" in figure.get_suptitle()
+
+
+def test_figures_count_a_network_once(tmp_path):
+    """Bars, lines and points of methods that read no D_f have the SEM and number of their networks; heat maps keep the rates."""
+    rates = [k / 10 for k in range(1, 11)]
+    rows = [make_row(method, h, 1.0, seed=s, discovery=d, capacity=c, task="random") for s, h in enumerate((0.2, 0.4, 0.9))
+            for d in rates for method, c in (("no-ul", 0.5), ("etd", 0.5), ("no-ul", 1.0), ("etd-ideal", 0.5), ("rem", 0.5))]
+    rows, error = load(tmp_path, rows), 100 * statistics.stdev((0.2, 0.4, 0.9)) / math.sqrt(3)
+
+    def errors(figure):
+        bars = [c[2][0] for c in figure.axes[0].containers if not hasattr(c, "patches")]
+        return sorted(abs(ends).max() / 2 for bar in bars for ends in (s[1] - s[0] for s in bar.get_segments()))
+
+    assert errors(only("8", rows)) == pytest.approx([0.0] * 3 + [error] * 3, abs=1e-9)
+    assert errors(only("9", rows)) == pytest.approx([error] * 3)
+    assert "3 to 30 runs a bar" in only("3", rows).get_suptitle()
+    assert "n = 42" in labels(only("6", rows))[0]  # 4 x 3 networks and rem's 30 runs
+    assert len(panels(only("10", rows))["etd"].texts) == 11
 
 
 def test_rem_on_and_off_etd(tmp_path):

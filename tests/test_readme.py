@@ -10,28 +10,41 @@ import pytest
 import cscore
 import grid
 import index
+import plan
+import report
 import run
+from settings import resolve
 
 ROOT = Path(run.__file__).resolve().parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
-PYTHON = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if "run.py" in line]
+PYTHON = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if re.search(r"(run|report)\.py", line)]
 SMALL = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "1", "--quiet"]
 
 
 def commands():
-    """Every call of run.py in the README, as argument lists."""
-    lines = PYTHON + re.findall(r"`python (run\.py .*?)`", README)
-    return [line.split("run.py", 1)[1].split("#")[0].split() for line in lines]
+    """Every call of run.py and report.py in the README, as argument lists that begin with the program."""
+    lines = PYTHON + re.findall(r"python ((?:run|report)\.py [^`;]*)[`;]", README)
+    found = [re.search(r"(?:run|report)\.py.*", line)[0].split("#")[0].split() for line in lines]
+    return [argv for argv in found if argv[1:] != ["--help"]]
 
 
 @pytest.mark.parametrize("argv", commands(), ids=" ".join)
 def test_every_command_is_understood(argv):
-    """R6: every flag of every command in the README exists and takes the value it is given."""
-    parser = {"grid": grid, "cscore": cscore}.get(argv[0], run).parser()
-    known = {flag for action in parser._actions for flag in action.option_strings}
-    assert {a for a in argv if a.startswith("--")} <= known
+    """R6: every command in the README parses, flags and values; a grid's cells and its preset exist."""
+    program, *argv = [{"$seed": "0", "N": "120", "D": "0.5"}.get(word, word) for word in argv]
+    if program == "report.py":
+        report.parser().parse_args(argv)
+    elif argv[0] == "grid":
+        given = vars(grid.parser().parse_args(argv[1:]))
+        axes = {name: text for name, text in given.items()
+                if name not in (*grid.ONE_VALUE, "preset", "jobs", "dry_run", "retry_failed")}
+        assert plan.preset(given["preset"], axes) if "preset" in given else plan.expand_axes(axes)
+    elif argv[0] == "cscore":
+        cscore.parser().parse_args(argv[1:])
+    else:
+        run.choose_methods(resolve(vars(run.parser().parse_args(argv))))
 
 
 def test_the_first_command_runs(tmp_path):

@@ -124,13 +124,79 @@ def test_descending_order_then_what_was_not_run(tmp_path):
     assert line(table, method="ascent", ETD=False, capacity="50")["n"] == 0
 
 
+def every_cell(method="rem", *scores, **settings) -> list[dict]:
+    """A row for each of the paper's cells, all scores alike."""
+    return [make_row(method, *scores, task=t, discovery=d, **settings) for t in TASKS for d in PAPER["discovery"]]
+
+
 def test_difference_is_ours_minus_the_papers(tmp_path):
     """The difference is signed, of the product, and empty where either is missing."""
-    table = one("4", load(tmp_path, [make_row(healed=0.5, utility=0.8), make_row("ssd")]))
+    table = one("4", load(tmp_path, every_cell("rem", 0.5, 0.8, seed=7) + every_cell("ssd")))
     got = line(table, method="rem", ETD=False, capacity="50")
     assert got["product (paper)"] == (73.40, 1.43) and got["difference"] == "-33.40"
     assert line(table, method="ssd")["difference"] is None
     assert line(table, method="rem", ETD=True)["difference"] is None
+
+
+OTHERS = [dict(dataset="fashion-mini", n=1000), dict(dataset="svhn"), dict(n=500), dict(image_size=16)]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_no_difference_from_other_data(tmp_path, other):
+    """The paper's mean over its data set is not subtracted from one over another; the caption says why."""
+    table = one("4", load(tmp_path, every_cell(**other)))
+    got = line(table, method="rem", ETD=False, capacity="50")
+    assert got["n"] == 30 and got["product (paper)"] == (73.40, 1.43) and got["difference"] is None
+    assert "CIFAR10, 1000 corrupted, over its 30 cells (3 tasks × 10 discovery rates); no difference is given" in table.caption
+
+
+def test_no_difference_from_other_cells(tmp_path):
+    """Three runs at one rate are not the paper's mean over 30 cells; nor is one cell less, one more or one that failed."""
+    def got(rows, method="rem"):
+        return line(one("4", load(tmp_path, rows)), method=method, ETD=False, capacity="50")["difference"]
+
+    whole = every_cell()
+    assert got(whole) == "-1.40" == got(whole + every_cell(seed=1)[:5])
+    assert got([make_row(seed=seed) for seed in range(3)]) is None
+    assert got(whole[1:]) is None and got([*whole, make_row(discovery=0.05)]) is None
+    assert got([*whole[1:], {**whole[0], "status": "failed"}]) is None
+    assert got(every_cell("no-ul")[9::10], "no-ul") == "+40.28"  # has no rates, so the tasks are enough
+    assert got(every_cell("no-ul")[:20], "no-ul") is None
+    assert got(every_cell("cf")[9::10], "cf") is None
+
+
+@pytest.mark.parametrize("method, etd", [("no-ul", False), ("no-ul", True), ("etd", False), ("etd-ideal", False)])
+def test_a_network_counts_once_for_all_rates(tmp_path, method, etd):
+    """What reads no D_f is one network a task and seed, not one a rate: n and SEM are those of three networks."""
+    seeds = [make_row(method, h, 1.0, seed=s, etd=etd, discovery=d) for s, h in enumerate((0.2, 0.4, 0.9))
+             for d in (0.1, 0.5, 1.0)]
+    rows = load(tmp_path, seeds + [make_row("npo", discovery=d, seed=s, etd=etd) for d in (0.1, 0.5, 1.0) for s in range(3)])
+    want = (pytest.approx(50.0), pytest.approx(100 * statistics.stdev((0.2, 0.4, 0.9)) / math.sqrt(3)))
+    table = one("mean", rows)
+    got = line(table, method=method)
+    assert (got["n"], got["product"]) == (3, want) and line(table, method="npo")["n"] == 9
+    assert f"{method}: the same network at every discovery rate, counted once." in table.caption
+    assert "compare with care" not in table.caption and "12 runs" in table.caption
+    cell = line(one("cells", rows), task="poison", method=method)
+    assert cell["0.1"] == cell["1"] == want and "counted once" not in one("cells", rows).caption
+    if method != "etd-ideal":
+        paper = line(one("4", rows), method="no-ul", ETD=etd or method == "etd", capacity="50")
+        assert (paper["n"], paper["product"]) == (3, want) and "counted once" in one("4", rows).caption
+
+
+def test_networks_that_are_not_the_same(tmp_path):
+    """Another setting at another rate is another network; a network that failed at one rate and not at another is no failure."""
+    rows = load(tmp_path, [make_row("no-ul", discovery=0.1), make_row("no-ul", discovery=0.5, lr=0.1),
+                           make_row("no-ul", discovery=1.0, lr=0.1, status="failed")])
+    got = line(one("mean", rows), method="no-ul")
+    assert (got["n"], got["failed"]) == (2, 0) and "differ in lr" in one("mean", rows).caption
+
+
+def test_rates_that_a_method_does_not_read_are_no_gap(tmp_path):
+    """no-ul at one rate alone covers what the others cover at three; without one of the seeds it does not."""
+    rows = grid(["rem"], seeds=(0, 1), rates=(0.1, 0.5, 1.0)) + grid(["no-ul"], seeds=(0, 1), rates=(1.0,))
+    assert "compare with care" not in one("mean", load(tmp_path, rows)).caption
+    assert "compare with care" in one("mean", load(tmp_path, rows[:-1])).caption
 
 
 def test_mean_table_has_the_times(tmp_path):
@@ -141,6 +207,20 @@ def test_mean_table_has_the_times(tmp_path):
     got = line(table, method="rem")
     assert (got["seconds"], got["time %"], got["time % (paper)"]) == ("4.0", "12.5", "10.7")
     assert line(table, method="cf")["time %"] is None and line(table, method="cf")["time % (paper)"] is None
+
+
+def test_times_without_the_measuring_of_figure_5(tmp_path):
+    """Runs with Fig. 5's points are timed with their measuring: they count where there is no other, and the caption says so."""
+    points = [{"epoch": 0, "base": 1.0, "full": 0.5}]
+    slow = {**make_row(seed=0), "curve": True, "points": points, "seconds": 50.0}
+    plain = {**make_row(seed=0), "seconds": 4.0}
+    other = {**make_row(seed=1), "seconds": 6.0}
+    for rows, seconds in (([slow, other], "6.0"), ([plain, slow], "4.0"), ([slow, plain], "4.0"), ([slow], "50.0")):
+        loaded = load(tmp_path, rows)
+        assert line(one("mean", loaded), method="rem")["seconds"] == seconds
+        assert [row["points"] for row in loaded if row["seed"] == 0] == [points]
+    caption = one("mean", loaded).caption
+    assert "With --jobs the seconds include waiting for each other." in caption and "timed with their measuring" in caption
 
 
 def test_mean_tables_by_group(tmp_path):
@@ -172,6 +252,24 @@ def test_the_later_of_two_rows_counts(tmp_path):
     assert len(got) == 2 and got["rem"]["healed"] == 0.2 and got["npo"]["healed"] == 0.3
 
 
+def test_which_row_counts_between_files(tmp_path):
+    """Rows have no date: between files the order of names decides, or that in which they are given; the place in a file else."""
+    early = write(tmp_path / "a.jsonl", [make_row(healed=0.1), make_row(healed=0.2)])
+    late = write(tmp_path / "b.jsonl", [make_row(healed=0.3)])
+    os.utime(early, (2e9, 2e9))  # written last: it makes no difference
+    for paths, healed in (([tmp_path], 0.3), ([late, early], 0.2)):
+        assert [row["healed"] for row in load_rows(paths)] == [healed]
+
+
+def test_rows_of_older_code_give_way(tmp_path):
+    """A row without healed_test, which older code did not write, does not count where one has it, in whichever file it is."""
+    old = make_row(healed=0.1)
+    del old["healed_test"]
+    write(tmp_path / "a.jsonl", [make_row(healed=0.2)])
+    write(tmp_path / "b.jsonl", [old, make_row(healed=0.9, status="failed")])
+    assert [row["healed"] for row in load_rows([tmp_path])] == [0.2]
+
+
 def test_folders_of_images_are_told_by_their_path(tmp_path):
     """Two folders are two data sets, and so are two sizes of one."""
     places = [dict(data_dir="a"), dict(data_dir="b"), dict(data_dir="a", image_size=8)]
@@ -195,6 +293,7 @@ def test_folders_of_results_and_old_rows(tmp_path, capsys):
 TORN = ['{"method": "rem", "status"', "[1]", "7", "null", "\x00", json.dumps({"status": "ok"}),
         json.dumps({**make_row(), "product": None}), json.dumps({**make_row(), "healed": float("nan")}),
         json.dumps({**make_row(), "task": "other"}), json.dumps({**make_row(), "lr": [1]}),
+        json.dumps({**make_row(), "curve": [1]}),
         json.dumps({**make_row(), "etd": None}), json.dumps({**make_row(), "ratio": "1"}),
         json.dumps({**make_row(), "discovery": "0.5"}), json.dumps({**make_row(), "status": "half"})]
 
@@ -239,6 +338,7 @@ def test_a_step_left_out_by_flag_is_the_ablation(tmp_path):
     """rem --no-step31 is rem-no31, and so on: none of them is averaged with REM."""
     flags = [dict(step31=False), dict(step32=False), dict(step31=False, step32=False), dict(redirect="ce"), {},
              dict(step32=False, redirect="ce")]
+    assert len(load(tmp_path, [make_row(step31=False), make_row(step31=False, redirect="ce")])) == 1  # nothing to redirect
     rows = load(tmp_path, [make_row(**more) for more in flags])
     assert [row["method"] for row in rows] == ["rem-no31", "rem-no32", "rem-no31-no32", "rem-ce", "rem", "rem-no32-ce"]
     assert [n for n in column(one("4", rows), "n") if n] == [1] and len([n for n in column(one("2", rows), "n") if n]) == 5
@@ -268,6 +368,29 @@ def test_scrub_has_the_best_alpha_of_each_cell(tmp_path):
     assert len(alone) == 2 and "chosen" not in one("mean", alone).caption
 
 
+def test_no_alpha_wins_by_failing(tmp_path):
+    """An alpha that ended well in one seed of two does not stand against one that did in both, however good the one."""
+    rows = [make_row("scrub", 0.9, alpha=0.1), make_row("scrub", status="failed", alpha=0.1, seed=1),
+            make_row("scrub", 0.3, alpha=10.0), make_row("scrub", 0.3, alpha=10.0, seed=1)]
+    assert [(row["alpha"], row["alphas"]) for row in load(tmp_path, rows)] == [(10.0, 2)] * 2
+
+
+def test_the_pair_of_confusion(tmp_path):
+    """Other confused classes are another experiment, which the caption says; the customary pair may be named or not."""
+    def got(*rows):
+        loaded = load(tmp_path, rows)
+        return len(loaded), "differ in pair" in one("mean", loaded).caption
+
+    swap = dict(task="confusion")
+    assert got(make_row(**swap), make_row(**swap, pair="1,2", seed=1)) == (2, True)
+    assert got(make_row(**swap), make_row(**swap, pair="3, 5")) == (1, False)
+    assert got(make_row(**swap), make_row(**swap, pair="3,5", seed=1)) == (2, False)
+    mini = dict(swap, dataset="fashion-mini")  # which has no customary pair
+    assert got(make_row(**mini), make_row(**mini, pair="3,5", seed=1)) == (2, True)
+    assert got(make_row(), make_row(pair="1,2")) == (1, False)  # poison confuses no classes
+    assert got(make_row(), make_row(**swap, pair="1,2")) == (2, False)
+
+
 def test_the_curve_of_figure_5_stays_out_of_the_tables(tmp_path):
     """A run of 5 epochs with --curve is not averaged with the table's run of 10 of the same cell; alone it counts."""
     points = [{"epoch": 0, "base": 1.0, "full": 0.5}]
@@ -276,7 +399,8 @@ def test_the_curve_of_figure_5_stays_out_of_the_tables(tmp_path):
     assert line(one("mean", load(tmp_path, [curve])), method="rem")["n"] == 1
     same = load(tmp_path, [{**curve, "unlearn_epochs": 10}, make_row(healed=0.1)])
     assert len(same) == 1 and same[0]["points"] == points
-    assert load(tmp_path, [{**make_row(), "curve": points}])[0]["points"] == points
+    both = load(tmp_path, [curve, {**curve, "unlearn_epochs": 10, "healed": 0.3}, make_row(healed=0.8)])
+    assert line(one("mean", both), method="rem")["Healed"] == (pytest.approx(80.0), None)
 
 
 # --- Which rows go where ------------------------------------------------------------------------------------------------
@@ -322,11 +446,13 @@ def test_which_methods_a_table_compares(tmp_path):
 def test_table_1_has_svhn_beside_cifar10(tmp_path):
     """The ViT column is SVHN's where ResNet-9 is CIFAR-10's; other data stay by themselves; Potion's is the paper's OOM."""
     vit = make_row(healed=0.7, arch="vit", dataset="svhn")
-    table = one("1", load(tmp_path, [make_row(), vit]))
+    table = one("1", load(tmp_path, [make_row(), *every_cell("rem", 0.7, 0.9, arch="vit", dataset="svhn")]))
     got = line(table, method="rem", ETD=False)
-    assert (got["n"], got["ViT n"], got["ViT product"]) == (1, 1, (pytest.approx(63.0), None))
+    assert (got["n"], got["ViT n"], got["ViT product"][0]) == (1, 30, pytest.approx(63.0)) and got["difference"] is None
     assert got["ViT difference"] == "-10.27" and line(table, method="potion", ETD=True)["ViT product (paper)"] == "OOM"
     assert "svhn" in table.caption and table.title.startswith("Table 1: cifar10")
+    few = line(one("1", load(tmp_path, [make_row(), vit])), method="rem", ETD=False)
+    assert few["ViT product"] == (pytest.approx(63.0), None) and few["ViT difference"] is None
     alone = one("1", load(tmp_path, [vit, make_row("npo", arch="vit", dataset="svhn")]))
     assert alone.title.startswith("Table 1: svhn") and line(alone, method="rem", ETD=False)["n"] is None
     assert len(build("1", load(tmp_path, [make_row(), make_row(dataset="fashion-mini", n=1000), vit]))) == 2
@@ -338,6 +464,12 @@ def test_plain_retrain_in_tables_7_to_9(tmp_path):
     got = line(one("7", load(tmp_path, plain)), method="retrain")
     assert got["n"] == 1 and got["product (paper)"] == (50.14, 2.26)
     assert [n for n in column(one("7", load(tmp_path, plain)), "n") if n] == [1]
+    assert "does not say how its is trained)." in one("7", load(tmp_path, plain)).caption
+    for number, before, settings in (("8", "4", {}), ("9", "5", dict(arch="vit", dataset="svhn"))):  # whose masks are smaller
+        small, large = ({r["method"]: r["utility"][0] for r in PAPER["tables"][t]["rows"] if r["capacity"] == 0.5 and
+                         r["method"] == "retrain"} for t in (number, before))
+        text = one(number, load(tmp_path, [make_row("retrain", p_mem=0.05, **settings)])).caption
+        assert small["retrain"] < large["retrain"] and f"its Utility is below that of Table {before}, which may mean" in text
 
 
 def test_one_table_for_each_data_set(tmp_path):
@@ -371,6 +503,13 @@ def test_captions_warn(tmp_path):
     assert "compare with care" in one("mean", load(tmp_path, rows[:-1])).caption
     mixed = one("mean", load(tmp_path, [make_row(), make_row(lr=0.05, seed=1), make_row(beta=2.0, seed=2)])).caption
     assert "NOT ONE EXPERIMENT: the runs differ in lr (0.025, 0.05); beta (1.0, 2.0)." in mixed
+
+
+def test_captions_name_the_commits(tmp_path):
+    """Rows of more than one commit are pointed out by its first seven characters."""
+    rows = [{**make_row(seed=k), "git": git} for k, git in enumerate(("1234567890", "abcdefghij-dirty", None, "1234567890"))]
+    assert "Commits: 1234567, abcdefg-dirty, unknown." in one("mean", load(tmp_path, rows)).caption
+    assert "Commits" not in one("mean", load(tmp_path, rows[::3])).caption
 
 
 # --- The paper's numbers ------------------------------------------------------------------------------------------------
