@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of run.py in FLAGS, and those of the estimator.
 
     Choice: every network gets the same number of updates, whatever the size of its subset, and small batches. On
-    fashion-mini 100 updates teach a network 94 % or more of its subset of poison and confusion, of random labels 37 % or
+    fashion-mini 100 updates teach a network 93 % or more of its subset of poison and confusion, of random labels 37 % or
     more at 0.8 of D_c and 80 % or more below (`learned` in the rows); 200 changed no score by 0.01 (seed 3).
     """
     import run  # which imports this module

@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import claims
+
 common = dict(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 settings.register_profile("dev", max_examples=10, **common)
 settings.register_profile("ci", max_examples=25, derandomize=True, **common)
@@ -26,6 +28,17 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_collection_finish(session):
+    """Let the other core measure the paper's claims while the first tests run."""
+    if not session.config.option.collectonly and any(item.path.name == "test_end_to_end.py" for item in session.items):
+        claims.begin()
+
+
+def pytest_sessionfinish(session):
+    """What nobody waited for need not begin."""
+    claims.end()
 
 
 @pytest.fixture(autouse=True)

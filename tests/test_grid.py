@@ -25,7 +25,7 @@ from baselines import METHODS
 from data import load
 from grid import Workers
 from metrics import accuracy
-from originals import load_original, make_original, original_path
+from originals import load_original, original_path
 from plan import by_original, expand_axes, original_of, read_rows, rows_by_cell
 
 ROOT = Path(run.__file__).resolve().parent
