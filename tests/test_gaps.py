@@ -1,6 +1,7 @@
 """Branches and defaults that the tests of their own files do not reach: odd networks, missing programs, second tries."""
 
 import subprocess
+from rem import check_forget
 from types import SimpleNamespace
 from unittest import mock
 
@@ -116,3 +117,9 @@ def test_a_second_try_draws_the_same_weights():
     assert conv.mask_output  # the second try's
     expected = 2 * torch.rand((2, 1, 1, 1), generator=gen(3), dtype=torch.float64) - 1  # fan-in 1
     assert torch.equal(conv.to_extra, expected.float())
+
+
+def test_a16_says_how_many_are_repeated():
+    """A16: the message about a repeated forget set has the number of repetitions."""
+    with pytest.raises(ValueError, match="names 3 examples twice"):
+        check_forget(torch.tensor([1, 1, 2, 2, 2]), 9)
