@@ -1,7 +1,6 @@
 """Branches and defaults that the tests of their own files do not reach: odd networks, missing programs, second tries."""
 
 import subprocess
-from rem import check_forget
 from types import SimpleNamespace
 from unittest import mock
 
@@ -14,6 +13,7 @@ import metrics
 import cell
 from data import Data, batches
 from helpers import assert_close, gen, make_data, small_net
+from rem import check_forget
 
 
 class Fixed(nn.Module):
