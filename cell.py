@@ -238,9 +238,9 @@ def provenance(device: torch.device, argv) -> dict:
 
 def git_hash() -> str | None:
     """The commit of the code, with "-dirty" if tracked files differ from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent
+    command = ["git", "-C", Path(__file__).resolve().parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True, text=True, timeout=10)
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() if found.returncode == 0 else None

@@ -1,6 +1,6 @@
 """How long a grid will take: judged by its own rows where it has some, else by timing a few steps (run.py grid --dry-run).
 
-    print(overview(groups, todo, rows, folder, jobs=2))
+    print(overview(groups, remaining, rows, folder, jobs=2))
     lines = Lines(total=90, say=print)    # lines.cell(row) as each is done
 """
 
@@ -16,17 +16,17 @@ from plan import TRAINED_ALONE, cell_key
 from settings import Config
 
 
-def overview(groups, todo, rows: dict[str, dict], folder: str | Path, jobs: int) -> str:
+def overview(groups, remaining, rows: dict[str, dict], folder: str | Path, jobs: int) -> str:
     """A line an original network: its cells, how many are done, failed and left; then the sum and an estimate of hours.
 
     Args:
         groups: [(original, cells)] of the whole grid, or of one rank of it.
-        todo: the same without the cells that are done.
+        remaining: the same without the cells that are done.
         rows: cell key -> row of what the folder holds.
         folder: of the grid.
         jobs: cells at a time.
     """
-    left = {cell_key(original): len(cells) for original, cells in todo}
+    left = {cell_key(original): len(cells) for original, cells in remaining}
     lines, total = [f"{'task':<11}{'data set':<15}{'network':<26}{'seed':>4}{'cells':>7}{'done':>6}{'failed':>8}{'left':>6}"], [0] * 4
     for original, cells in groups:
         found = [rows[key]["status"] == "ok" for key in map(cell_key, cells) if key in rows]
@@ -36,7 +36,7 @@ def overview(groups, todo, rows: dict[str, dict], folder: str | Path, jobs: int)
         network = f"{original.arch} {original.capacity:.0%} {kind}"
         lines.append(f"{original.task:<11}{original.dataset:<15}{network:<26}{original.seed:>4}" + tail(counts))
     lines.append(f"{'all':<56}" + tail(total))
-    hours = sum(estimate(todo, rows, folder)) / jobs / 3600
+    hours = sum(estimate(remaining, rows, folder)) / jobs / 3600
     hours = "an unknown number of" if math.isnan(hours) else f"about {hours:.2f}"
     return "\n".join([*lines, f"{hours} hours left with --jobs {jobs}, a rough estimate"])
 
@@ -46,14 +46,14 @@ def tail(counts: list[int]) -> str:
     return "{:>7}{:>6}{:>8}{:>6}".format(*counts)
 
 
-def estimate(todo, rows: dict[str, dict], folder: str | Path) -> list[float]:
+def estimate(remaining, rows: dict[str, dict], folder: str | Path) -> list[float]:
     """Seconds of each group: means of the folder's rows where it has some, else passes times seconds of an epoch."""
     known = {}
     for row in rows.values():
         if row["status"] == "ok":
             known.setdefault((row["dataset"], row["arch"], row["capacity"], row["method"]), []).append(row["seconds"])
     seconds = []
-    for original, cells in todo:
+    for original, cells in remaining:
         epoch = epoch_seconds(original, rows)
         spent = 0.0 if original_path(folder, original).exists() else training_passes(original) * epoch
         for cell in cells:

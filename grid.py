@@ -73,30 +73,36 @@ def main(argv: list[str]) -> int:
     check_cells(cells)
     groups = by_original(cells)[rank::world]  # by place in the whole list: ranks need not talk to each other
     rows = rows_by_cell(read_rows(folder))
-    todo = left_to_do(groups, rows, retry)
+    remaining = left_to_do(groups, rows, retry)
     quiet = place.get("quiet", False)
     say = (lambda text: None) if quiet else (lambda text: print(text, flush=True))
     if not dry:
         check_writable(cells[0].out)
     if dry or not quiet:
-        print(overview(groups, todo, rows, folder, jobs), flush=True)
+        print(overview(groups, remaining, rows, folder, jobs), flush=True)
     if dry:
         return 0
-    keys = {cell_key(cell) for _, group in groups for cell in group} - {cell_key(cell) for _, group in todo for cell in group}
+    keys = {cell_key(cell) for _, group in groups for cell in group} - {cell_key(cell) for _, group in remaining for cell in group}
     origin = provenance(device_of(cells[0]), ["grid", *argv])
-    if others := {str(rows[key].get("git"))[:7] for key in keys} - {str(origin["git"])[:7]}:
-        print(f"warning: done cells come from other commits of the code, {', '.join(sorted(others))}; to do them anew, take "
-              f"another --out", file=sys.stderr)
-    failed = work_through(todo, folder, jobs, origin, say)
+    warn_of_other_code([rows[key] for key in keys], origin)
+    failed = work_through(remaining, folder, jobs, origin, say)
     before = sum(rows[key]["status"] != "ok" for key in keys)
-    print(f"{sum(len(group) for _, group in todo)} cells done, {failed} of them failed"
+    print(f"{sum(len(group) for _, group in remaining)} cells done, {failed} of them failed"
           + (f", {before} failed before (--retry-failed does them anew)" if before else "") + f"; rows in {folder}")
-    meet_ranks(wait=bool(failed or before))
+    meet_ranks(stay=bool(failed or before))
     return 1 if failed or before else 0
 
 
-def meet_ranks(wait: bool) -> None:
-    """Under torchrun tell the other ranks that this one is done, and if `wait`, stay until they are too.
+def warn_of_other_code(rows: list[dict], origin: dict) -> None:
+    """Say on stderr which other commits made the rows that count as done."""
+    others = {str(row.get("git"))[:7] for row in rows} - {str(origin["git"])[:7]}
+    if others:
+        print(f"warning: done cells come from other commits of the code, {', '.join(sorted(others))}; to do them anew, take "
+              "another --out", file=sys.stderr)
+
+
+def meet_ranks(stay: bool) -> None:
+    """Under torchrun tell the other ranks that this one is done, and if `stay`, stay until they are too.
 
     torchrun ends every rank as soon as one exits with an error, so a rank with a failed cell leaves last.
     """
@@ -104,7 +110,7 @@ def meet_ranks(wait: bool) -> None:
         with contextlib.suppress(RuntimeError):  # the others are gone
             store, rank, world = next(torch.distributed.rendezvous("env://"))
             store.set(f"grid done {rank}", "")
-            store.wait([f"grid done {other}" for other in range(world if wait else 0)], timedelta(days=365))
+            store.wait([f"grid done {other}" for other in range(world if stay else 0)], timedelta(days=365))
 
 
 def place_in_world() -> tuple[int, int]:
@@ -156,11 +162,11 @@ class Group:
     state: str = "new"  # then "training", then "ready"
 
 
-def work_through(todo, folder: Path, jobs: int, origin: dict, say) -> int:
+def work_through(remaining, folder: Path, jobs: int, origin: dict, say) -> int:
     """Train the originals and run the cells, up to `jobs` at a time; a row for each as it ends.
 
     Args:
-        todo: [(original, cells)].
+        remaining: [(original, cells)].
         folder: of the grid.
         jobs: 1 runs everything in this process, more in worker processes.
         origin: where the rows come from, see cell.provenance.
@@ -169,8 +175,8 @@ def work_through(todo, folder: Path, jobs: int, origin: dict, say) -> int:
     Returns:
         The number of cells that failed.
     """
-    queue, running, failed = [Group(original, deque(cells)) for original, cells in todo], {}, 0
-    lines = Lines(sum(len(cells) for _, cells in todo), say)
+    queue, running, failed = [Group(original, deque(cells)) for original, cells in remaining], {}, 0
+    lines = Lines(sum(len(cells) for _, cells in remaining), say)
     with Workers(jobs) as workers:
         while True:
             while len(running) < jobs and (item := next_ready(queue)):

@@ -288,6 +288,21 @@ def test_npo_and_ablations(seed):
             assert_same_state(METHODS[name](net, data, forget, tiny(**asked), gen(3)), expected)
 
 
+def test_l14_rem_ce_redirects_by_plain_ce():
+    """L14: rem-ce is REM with the redirect loss set to CE, another network than REM's; without 3.1 the loss set is of no concern."""
+    data, (forget, _), net = make_data(0), draw(0), small_net(0)
+
+    def by_rem(**more):
+        return METHODS["rem"](net, data, forget, tiny(gamma=0.5, **more), gen(3)).state_dict()
+
+    plain, npo = by_rem(redirect="ce"), by_rem(redirect="npo")
+    made = METHODS["rem-ce"](net, data, forget, tiny(gamma=0.5), gen(3)).state_dict()
+    assert all(torch.equal(made[key], plain[key]) for key in plain)
+    assert any(not torch.equal(plain[key], npo[key]) for key in plain)
+    without = by_rem(redirect="ce", step31=False), by_rem(redirect="npo", step31=False)
+    assert all(torch.equal(without[0][key], without[1][key]) for key in plain)
+
+
 # --- Distillation -------------------------------------------------------------------------------------------------------
 
 

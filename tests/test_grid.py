@@ -22,11 +22,17 @@ import grid
 import originals
 import run
 from baselines import METHODS
-from data import load
+from cell import recorder
+from data import batches, load
+from etd import expand_for, mask_table
 from grid import Workers
+from helpers import assert_same_state, make_dataset, randomise, small_net, tiny
+from helpers import run as run_net
 from metrics import accuracy
 from originals import load_original, original_path
 from plan import by_original, expand_axes, original_of, read_rows, rows_by_cell
+from settings import stream
+from tasks import discover, make_task
 
 ROOT = Path(run.__file__).resolve().parent
 QUICK = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "2", "--device", "cpu"]
@@ -168,7 +174,41 @@ def test_curve_shows_the_redirection(few, tmp_path):
             assert points[0]["base"] == accuracy(network, task.train, task.corrupted)
 
 
+def test_curve_is_of_the_base_and_of_the_shared_mask():
+    """S3, M7: a point has the accuracy on D_c's given labels of theta_o1 alone, and through D_f's one row for all of D_c."""
+    task, config = make_task("random", make_dataset(3, n=60), 40, 3), tiny(seed=3)
+    forget, model, points, seen = discover(task, 0.25, 3), small_net(3, width=6), [], []
+    note = recorder(config, model, task, forget, lambda *args, **values: seen.append((args[0], values)), points)
+    expanded = randomise(expand_for(model, task.train, config), 5)
+    note(1, 2, expanded, loss=0.5)
+    row = mask_table(len(task.train), expanded.width, config.p_mem, config.seed, forget)[forget[0]]
+    hits = torch.zeros(2)
+    expanded.eval()
+    for index, x, y in batches(task.train, task.corrupted, 1):
+        for k, logits in enumerate((run_net(expanded, x), run_net(expanded, x, row[None]))):
+            hits[k] += logits.argmax(dim=1).item() == y.item()
+    assert points[1] == {"epoch": 1, "base": hits[0].item() / 40, "full": hits[1].item() / 40} and hits[0] != hits[1]
+    assert points[0] == {"epoch": 0, "base": accuracy(model, task.train, task.corrupted), "full": points[0]["full"]}
+    assert seen == [(1, {"loss": 0.5})]  # epoch 0 is not logged
+
+
 # --- Originals ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["etd", "etd-ideal"])
+def test_what_trains_alone_is_the_methods_own_network(few, tmp_path, method):
+    """R9: the network kept for etd and etd-ideal is the method's, bit for bit, in the order of its own generator; its seconds are
+    the rows'."""
+    config = expand_axes({"task": "poison", "method": method, "epochs": "2", "n": "10", "width": "0.1", "batch": "16",
+                          "device": "cpu", "quiet": "on"})[0]
+    original = original_of(config)
+    seconds, failure = originals.make_original(original, tmp_path)
+    task, network, kept = load_original(original, str(tmp_path))
+    more = {"corrupted": task.corrupted} if method == "etd-ideal" else {}
+    again = METHODS[method](cell.new_model(config, originals.dataset_of(config)), task.train, task.corrupted, config,
+                            stream(config.seed, "unlearning"), **more)
+    assert_same_state(network, again)
+    assert failure is None and grid.measure(config, str(tmp_path))["seconds"] == kept == seconds > 0
 
 
 def test_originals_are_trained_once(few, tmp_path, trained):
@@ -367,13 +407,23 @@ def test_estimate_follows_the_rows_there_are(tmp_path):
     groups = by_original(cells)
     past = {"status": "ok", "dataset": "fashion-mini", "arch": "resnet9", "capacity": 0.5, "width": 0.5, "epochs": 10,
             "method": "npo", "seconds": 100.0, "train_seconds": 400.0, "etd": False}
-    todo = [(groups[0][0], groups[0][1][1:])]
-    assert forecast.estimate(todo, {"a": past, "b": {**past, "seconds": 300.0}}, tmp_path) == [10 * 40.0 + 9 * 200.0]
+    remaining = [(groups[0][0], groups[0][1][1:])]
+    assert forecast.estimate(remaining, {"a": past, "b": {**past, "seconds": 300.0}}, tmp_path) == [10 * 40.0 + 9 * 200.0]
     assert forecast.estimate([], {"a": past}, tmp_path) == []
     path = original_path(tmp_path, groups[0][0])
     path.parent.mkdir()
     path.touch()
-    assert forecast.estimate(todo, {"a": past}, tmp_path) == [9 * 100.0]  # the original is there
+    assert forecast.estimate(remaining, {"a": past}, tmp_path) == [9 * 100.0]  # the original is there
+
+
+@pytest.mark.parametrize("capacity, wide", [(0.5, 4), (0.25, 16), (1.0, 1)])
+def test_masked_training_is_counted_at_its_width(capacity, wide):
+    """An original trained with masks counts as the wide network does, with --etd and as a method of its own; plain ones once."""
+    def cost(method, etd):
+        axes = {"method": method, "etd": etd, "capacity": str(capacity), "epochs": "10"}
+        return forecast.training_passes(original_of(expand_axes(axes)[0]))
+
+    assert cost("rem", "off") == 10 and cost("rem", "on") == cost("etd", "off") == cost("etd-ideal", "off") == 10 * wide
 
 
 def test_lines_of_a_grid(few, tmp_path, capsys):
@@ -420,6 +470,16 @@ def test_each_rank_has_its_gpu(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "5")
     assert originals.device_of(config) == originals.device_of(replace(config, device="cuda")) == torch.device("cuda", 1)
     assert originals.device_of(replace(config, device="cpu")) == torch.device("cpu")
+
+
+def test_rows_of_other_code_are_named(capsys):
+    """R5: rows of another commit count as done with one warning that names it; those of this one without a word."""
+    origin, dirty = {"git": "a" * 40}, {"git": "a" * 40 + "-dirty"}
+    grid.warn_of_other_code([origin, dirty], origin)
+    assert capsys.readouterr().err == ""
+    grid.warn_of_other_code([origin, {"git": "c" * 40}, {"git": "b" * 40}, {}], origin)
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1 and ", None, bbbbbbb, ccccccc;" in err
 
 
 # --- Bad input ------------------------------------------------------------------------------------------------------------
