@@ -27,7 +27,7 @@ from importance import potion, ssd
 from layers import Expanded
 from metrics import accuracy
 from passes import fresh, hand_back, passing, retain_set, teacher
-from rem import check_forget, finish, rem, remove, start
+from rem import check_forget, finish, rem, remove, start, trains_on_forget
 from settings import Config
 from train import fit
 
@@ -76,11 +76,12 @@ def ascent(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, g
 
     Loss: -CE on D_f, whole passes until Acc(D_f) <= gamma, at most `max_passes`, then a warning. Acc(D_f) is against the
     labels as given, in eval mode, before the first pass and after each.
+    The passes run in training mode unless `forget_norm` says otherwise (see rem.trains_on_forget).
     """
     forget, net, passes = check_forget(forget, len(data)), copy.deepcopy(model), 0
-    one_pass = passing(net, data, config, generator)
+    one_pass, training = passing(net, data, config, generator), trains_on_forget(config, forget)
     while (acc := accuracy(net, data, forget)) > config.gamma and passes < config.max_passes:
-        one_pass(forget, lambda logits, rows, x, y: -F.cross_entropy(logits, y), "a pass of ascent")
+        one_pass(forget, lambda logits, rows, x, y: -F.cross_entropy(logits, y), "a pass of ascent", training)
         passes += 1
     if acc > config.gamma:
         warnings.warn(f"Acc(D_f) is {acc:.2f} after {passes} passes, still above gamma = {config.gamma}", stacklevel=2)
@@ -90,9 +91,9 @@ def ascent(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, g
 def npo(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator) -> nn.Module:
     """NPO (Zhang et al. 2024a): Algorithm 1's step 2 alone, without theta_o2 (Table 2: no 3.1 and no 3.2).
 
-    Loss: -h(CE - CE_ref) on D_f, whole passes until Acc(D_f) <= gamma.
+    Loss: -h(CE - CE_ref) on D_f, whole passes until Acc(D_f) <= gamma, in training mode unless `forget_norm` says otherwise.
     """
-    state = start(model, data, forget, replace(config, ratio=0.0, step31=False), generator)
+    state = start(model, data, forget, replace(config, ratio=0.0, step31=False, step32=False), generator)
     remove(state)
     return finish(state)
 

@@ -32,7 +32,7 @@ from settings import Config, stream
 from tasks import Task, discover, make_task, write_whole
 from train import fit
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product"))  # of a failed cell
 
 

@@ -63,8 +63,7 @@ def main(argv: list[str]) -> int:
     configs = [resolve({**given, "task": name}) for name in (TASKS if names == "all" else [names])]
     if updates < 1:
         raise ValueError(f"updates is {updates}; it must be at least 1")
-    sizes = [subset_sizes(shares, config.n) for config in configs]
-    rows = score_tasks(configs, sizes, runs, updates, ["cscore", *argv])
+    rows = score_tasks(configs, subset_sizes(shares, configs[0].n), runs, updates, ["cscore", *argv])
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 
@@ -79,22 +78,22 @@ def subset_sizes(shares: str, n: int) -> list[int]:
     return [math.floor(round(value * n, 6)) for value in values]  # 0.29 * 100 is 28.999999999999996
 
 
-def score_tasks(configs: list[Config], sizes: list[list[int]], runs: int, updates: int, argv: list[str]) -> list[dict]:
+def score_tasks(configs: list[Config], sizes: list[int], runs: int, updates: int, argv: list[str]) -> list[dict]:
     """One row a task, appended to config.out as they come; what can be wrong with the input is looked at before training."""
-    config = configs[0]  # they differ in the task and, by presets, in n alone
+    config = configs[0]  # they differ in the task alone
     device = choose_device(config.device)
     check_writable(config.out)
     dataset = load(config.dataset, config.data_dir, config.image_size, config.download)
     tasks = [corrupt(c, dataset) for c in configs]
-    for task, some in zip(tasks, sizes, strict=True):
-        check_c_score(task.train, task.corrupted, some, runs)
+    for task in tasks:
+        check_c_score(task.train, task.corrupted, sizes, runs)
     new_model(config, dataset)  # refuses images that the architecture does not take
-    networks = runs * sum(size > 0 for size in sizes[0])  # the same shares of every D_c
+    networks = runs * sum(size > 0 for size in sizes)
     log, rows = progress(networks * len(tasks), config.quiet), []
-    for config, task, some in zip(configs, tasks, sizes, strict=True):
-        scores = score_task(config, dataset, task, device, some, runs, updates, log)
+    for config, task in zip(configs, tasks, strict=True):
+        scores = score_task(config, dataset, task, device, sizes, runs, updates, log)
         used = {name: getattr(config, name) for name in ("task", *FLAGS, "batch", "out")}
-        rows.append({**used, "sizes": some, "runs": runs, "updates": updates, **provenance(device, argv), **scores,
+        rows.append({**used, "sizes": sizes, "runs": runs, "updates": updates, **provenance(device, argv), **scores,
                      "networks": networks})
         append_row(config.out, rows[-1])
     print(table(rows))

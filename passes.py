@@ -22,12 +22,12 @@ def passing(net: nn.Module, data: Data, config: Config, generator: torch.Generat
     """A function (index, loss_of, where) -> mean loss: one augmented pass over D_tr or some of it, an update a batch.
 
     loss_of(logits, rows, x, y) gives the scalar to go down; index None is all of D_tr; `where` names a loss that is not
-    finite. One optimiser at `unlearn_lr` serves all passes.
+    finite; `training` is the network's mode. One optimiser at `unlearn_lr` serves all passes.
     """
     optimizer = make_optimizer(net, config, config.unlearn_lr)
 
-    def one_pass(index: torch.Tensor | None, loss_of, where: str) -> float:
-        net.train(index is None or len(index) > 1)  # one example has no batch statistics: the running ones stand in
+    def one_pass(index: torch.Tensor | None, loss_of, where: str, training: bool = True) -> float:
+        net.train(training and (index is None or len(index) > 1))  # one example has no batch statistics: the running ones
         total, steps = torch.zeros((), device=data.images.device), 0
         for rows, x, y in batches(data, index, config.batch, generator, augment=True, dtype=dtype_of(net)):
             loss = loss_of(logits_of(net, x, config), rows, x, y)

@@ -16,19 +16,20 @@ from pathlib import Path
 
 import torch
 
-from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD
+from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED
 from cell import VERSION, code_of
 from settings import TASKS, Config, resolve
 
 # Where and how a cell runs; the rest of its settings is what it is.
 PLACE = {"data_dir", "download", "device", "out", "quiet"}
 # What an original network does not depend on; p_mem and ratio matter to one trained with masks.
-AFTER_TRAINING = {"discovery", "method", "unlearn_epochs", "unlearn_lr", "gamma", "beta", "max_passes", "alpha", "step31",
-                  "step32", "redirect", "curve"}
+AFTER_TRAINING = {"discovery", "method", "unlearn_epochs", "unlearn_lr", "gamma", "beta", "max_passes", "forget_norm", "alpha",
+                  "step31", "step32", "redirect", "curve"}
 TRAINED_ALONE = {"etd", "etd-ideal"}  # methods that read no D_f: their network is an original of its own, for every discovery
 TWINS = {"rem-on-etd"}  # another name for rem on an ETD-trained network; "all" has each algorithm once
 NEEDED = {"dataset", "arch", "capacity", "width", "epochs", "etd", "method", "status", "seconds", "train_seconds"}  # in a row
-ONLY_FOR = {"alpha": {"scrub"}}  # an axis that concerns these methods alone: the others keep the default
+# Axes that concern some methods alone: the others keep the default.
+ONLY_FOR = {"alpha": {"scrub"}, "forget_norm": {"ascent", "npo", *ON_EXPANDED}}
 
 # --- Presets: the paper's tables and figures ------------------------------------------------------------------------------
 

@@ -118,8 +118,8 @@ def rem(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gene
         model: trained plain network, or the Expanded of train_etd for REM on ETD; left as it is.
         data: D_tr with its labels as given.
         forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr.
-        config: gamma, beta, p_mem, unlearn_epochs, unlearn_lr, max_passes, step31, step32, redirect and the optimiser's
-            settings.
+        config: gamma, beta, p_mem, unlearn_epochs, unlearn_lr, max_passes, forget_norm, step31, step32, redirect and the
+            optimiser's settings.
         generator: on the CPU, of order and augmentation; theta_o2 and the masks are drawn from config.seed.
         shared: (k,) int64 indices that share one mask row; None for D_f, all of D_c for REM (IDEAL).
         log: called as log(epoch, epochs, model, loss=..., acc_forget=...) after each epoch.
@@ -164,17 +164,21 @@ def remove(state: State) -> float:
     Acc(D_f) is against the labels as given, theta_o1 alone, eval mode, without augmentation; measured before the first
     pass and after each. After max_passes passes it gives up with a warning.
 
+    Choice: where a step 3 follows, the passes run in eval mode too (see `trains_on_forget`), so the loss is that of the very
+    network which Acc(D_f) and the reference are about, and only weights can bring Acc(D_f) down.
+
     Returns:
         The last Acc(D_f), a fraction.
     """
     config, net = state.config, state.expanded
+    training = trains_on_forget(config, state.forget, repaired=config.step31 or config.step32)
     for passes in range(config.max_passes + 1):
         acc = accuracy(net, state.data, state.forget)
         if acc <= config.gamma:
             return acc
         if passes == config.max_passes:
             break
-        net.train(len(state.forget) > 1)  # one example has no batch statistics: the running ones stand in
+        net.train(training)
         total = torch.zeros((), device=state.data.images.device)
         for rows, x, y in loader(state, state.forget):
             ce, (_, ce_ref) = cross_entropy(state, x, y), reference_ce(state, rows, x, y)
@@ -184,6 +188,23 @@ def remove(state: State) -> float:
         finite(total, 1, "step 2")
     warnings.warn(f"Acc(D_f) is {acc:.2f} after {config.max_passes} passes, still above gamma = {config.gamma}", stacklevel=2)
     return acc
+
+
+def trains_on_forget(config: Config, forget: torch.Tensor, repaired: bool = False) -> bool:
+    """Whether passes over D_f alone run in training mode: with each batch's statistics in BatchNorm, not the running ones.
+
+    Choice: not where step 3 repairs what they break. Statistics of a batch of D_f alone subtract what its examples share,
+    the trigger itself: in training mode most of D_f is misread before any update, so the term has lost its slope, and
+    Acc(D_f) falls because the running statistics move towards D_f's. The first batches of D_tr move them back, and the
+    trigger with them (README, "Step 2's mode"). NPO and Ascent, which nothing repairs, keep more Utility in training mode.
+
+    Args:
+        config: forget_norm, "auto" for the above.
+        forget: (k,) int64, D_f.
+        repaired: whether a step 3 follows.
+    """
+    batch = config.forget_norm == "batch" or (config.forget_norm == "auto" and not repaired)
+    return batch and len(forget) > 1  # one example has no batch statistics
 
 
 def redirect(state: State) -> float:

@@ -98,6 +98,8 @@ def canonical(row: dict) -> dict:
         row = {**row, "step31": True, "step32": True, "redirect": "npo"}  # in the name, or of no concern
     if method != "scrub" and ":" not in method:  # a method of one's own may read any setting
         row = {**row, "alpha": None}
+    if method not in ("ascent", "npo") and not method.startswith("rem") and ":" not in method:
+        row = {**row, "forget_norm": "auto"}
     row = {**row, "pair": confused(row)}
     data = row["dataset"] + (f" {row['data_dir']}" if row["dataset"] == "folder" else "")
     data += f" at {pixels} px" if pixels else ""

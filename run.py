@@ -31,8 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.error = lambda message: p.exit(2, f"run.py: {message}\n")  # one line, without the usage
     for f in fields(Config):
         flag, choices, text = "--" + f.name.replace("_", "-"), f.metadata.get("choices"), f.metadata["help"]
-        by_task = {" ".join(place): preset for place, preset in settings.TASK_PRESETS.items()}
-        presets = {**settings.ARCH_PRESETS, **settings.DATASET_PRESETS, **by_task}
+        presets = {**settings.ARCH_PRESETS, **settings.DATASET_PRESETS}
         special = [f"{name}: {preset[f.name]}" for name, preset in presets.items() if f.name in preset]
         if f.default is not None:
             text += f" (default: {f.default}{''.join('; ' + s for s in special)})"

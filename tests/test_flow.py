@@ -4,6 +4,7 @@ Each `prop_*` takes the module under test first, so that test_mutants.py can run
 """
 
 import copy
+import math
 
 import pytest
 import torch
@@ -185,9 +186,12 @@ def passes(rem, state):
         rem.remove(state)
 
 
-def prop_f6(rem, seed, augment=False):
-    """Step 2 leaves theta_o2 and its buffers bit for bit, momentum and weight decay notwithstanding, and moves theta_o1."""
-    state = make_state(rem, seed, augment=augment)
+def prop_f6(rem, seed, augment=False, mode="auto"):
+    """Step 2 leaves theta_o2 and its buffers bit for bit, momentum and weight decay notwithstanding, and moves theta_o1.
+
+    The running statistics of theta_o1 stay bit for bit too, unless the passes are asked to use those of each batch.
+    """
+    state = make_state(rem, seed, augment=augment, forget_norm=mode)
     rem.redirect(state)  # so that theta_o2 has momentum
     extra, base = snapshot(theta_o2(state.expanded)), etd.drop(state.expanded)
     passes(rem, state)
@@ -195,13 +199,49 @@ def prop_f6(rem, seed, augment=False):
         assert torch.equal(t, extra[name]), name
     after = etd.drop(state.expanded)
     assert not torch.equal(after.conv1.weight, base.conv1.weight) and not torch.equal(after.head.weight, base.head.weight)
-    assert not torch.equal(after.norm1.running_mean, base.norm1.running_mean)  # base-only, in training mode
+    for (name, a), (_, b) in zip(after.named_buffers(), base.named_buffers(), strict=True):
+        assert torch.equal(a, b) == (mode != "batch"), name
 
 
-@given(seed=seeds, augment=st.booleans())
-def test_step_2_moves_theta_o1_alone(seed, augment):
-    """F6: step 2 moves theta_o1; theta_o2 and its buffers are bitwise the same."""
-    prop_f6(rem, seed, augment)
+@given(seed=seeds, augment=st.booleans(), mode=st.sampled_from(["auto", "running", "batch"]))
+def test_step_2_moves_theta_o1_alone(seed, augment, mode):
+    """F6, A20: step 2 moves the weights of theta_o1; theta_o2 and all buffers are bitwise the same."""
+    prop_f6(rem, seed, augment, mode)
+
+
+def prop_a20(rem, seed, beta=2.0, size=3, batch=2):
+    """Before its first update step 2 sees the reference itself: u = 0, so its loss is 2 log 2 / beta on every network."""
+    data = make_data(seed, n=10)
+    forget, losses, update = torch.randperm(10, generator=gen(seed))[:size], [], rem.update
+    state = rem.start(small_net(seed), data, forget, tiny(beta=beta, batch=batch, unlearn_lr=0.0, max_passes=2), gen(seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rem, "update", lambda optimizer, loss: (losses.append(float(loss.detach())), update(optimizer, loss)))
+        passes(rem, state)
+    assert_close(torch.tensor(losses), torch.full((len(losses),), 2 * math.log(2) / beta), 1e-5)  # float32
+
+
+@given(seed=seeds, beta=st.sampled_from([0.5, 1.0, 2.0]), size=st.integers(1, 9), batch=st.sampled_from([2, 4, 64]))
+def test_step_2_starts_at_the_reference(seed, beta, size, batch):
+    """A20: at rate 0 each batch of step 2 has u = 0, whatever its examples share; batch statistics would shift it."""
+    prop_a20(rem, seed, beta, size, batch)
+
+
+def test_step_2_must_unlearn_with_weights():
+    """A20: where all of D_f shares one trigger, passes with batch statistics misread D_f before any update; step 2's do not."""
+    data = make_data(0, n=64, size=8)
+    forget = torch.arange(16)
+    data.images[forget, :, -3:, -3:], data.labels[forget] = 255, 0
+    net = small_net(0, width=8)
+    train.fit(net, data, None, tiny(epochs=60, batch=16, lr=0.1, momentum=0.9), gen(0))
+    trained = metrics.accuracy(net, data, forget)
+    shares = {}
+    for mode in ("running", "batch"):
+        state = rem.start(net, data, forget, tiny(forget_norm=mode, gamma=0.2, batch=64, unlearn_lr=0.01, max_passes=50), gen(0))
+        rem.remove(state)
+        left = etd.drop(state.expanded)
+        left.load_state_dict({**left.state_dict(), **{name: t for name, t in net.state_dict().items() if "running" in name}})
+        shares[mode] = metrics.accuracy(left, data, forget)  # the weights of step 2 with the statistics of before
+    assert trained >= 0.9 and shares["running"] <= 0.2 and shares["batch"] >= shares["running"] + 0.2, (trained, shares)
 
 
 def prop_f7(rem, seed, step32=True):
@@ -341,13 +381,17 @@ def test_evaluation_restores_every_mode(seed, fails):
     assert [m.training for m in expanded.modules()] == modes
 
 
-def test_unlearning_in_step_2_runs_in_training_mode():
-    """F11: after the accuracy of step 2 the passes run in training mode again."""
-    state, modes = make_state(rem, 0), []
-    state.expanded.register_forward_pre_hook(lambda m, args: modes.append(m.training))
-    with pytest.warns(UserWarning):
-        rem.remove(state)
-    assert modes[0] is False and any(modes)
+@pytest.mark.parametrize("mode, step3, training", [("auto", True, False), ("running", True, False), ("batch", True, True),
+                                                   ("auto", False, True), ("running", False, False), ("batch", False, True)])
+def test_mode_of_step_2(mode, step3, training):
+    """F11, A20: accuracy is in eval mode; the passes run in training mode where asked, or where no step 3 repairs (NPO)."""
+    state, modes = make_state(rem, 0, forget_norm=mode, step31=step3, step32=step3), []
+    state.expanded.register_forward_pre_hook(lambda m, args: modes.append((torch.is_grad_enabled(), m.training)))
+    passes(rem, state)
+    assert set(modes) == {(True, training)}
+    modes.clear()
+    metrics.accuracy(state.expanded, state.data)
+    assert set(modes) == {(False, False)} and state.expanded.training == training
 
 
 @pytest.mark.gpu

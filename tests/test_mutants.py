@@ -54,6 +54,7 @@ PROPERTIES = {
     "F2": lambda: test_flow.prop_f2(etd, 0, batch=3),
     "F6": lambda: test_flow.prop_f6(rem, 0),
     "F7": lambda: test_flow.prop_f7(rem, 0),
+    "A20": lambda: test_flow.prop_a20(rem, 0),
     "F11": lambda: test_metrics.prop_f11(metrics),
     "E4": lambda: test_etd.prop_e4(etd, 0),
     "M3 step 3": lambda: test_masks.prop_m3_redirect(rem, 0),
@@ -178,6 +179,7 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
      "return share(predict(model, data, index, masks) == (labels if index is None else labels[index]))",
      "hits = (predict(model, data, index, masks) == (labels if index is None else labels[index])).split(1024)\n"
      "    return sum(share(part) for part in hits) / len(hits)", ["V2"]),
+    (35, "step 2 with the statistics of D_f's batches", rem, "net.train(training)", "net.train()", ["A20", "F6"]),
 ]  # fmt: skip
 
 
@@ -246,8 +248,8 @@ def test_properties_hold_on_the_code_as_it_is(name):
 
 
 def test_every_mutant_is_there():
-    """Numbers 1 to 34, each bug once."""
-    assert {mutant[0] for mutant in MUTANTS} == set(range(1, 35))
+    """Numbers 1 to 35, each bug once."""
+    assert {mutant[0] for mutant in MUTANTS} == set(range(1, 36))
     assert len({mutant[:2] for mutant in MUTANTS}) == len(MUTANTS)
     assert {killer for mutant in MUTANTS for killer in mutant[5]} == PROPERTIES.keys()
 
