@@ -92,6 +92,7 @@ def npo(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gene
     """NPO (Zhang et al. 2024a): Algorithm 1's step 2 alone, without theta_o2 (Table 2: no 3.1 and no 3.2).
 
     Loss: -h(CE - CE_ref) on D_f, whole passes until Acc(D_f) <= gamma, in training mode unless `forget_norm` says otherwise.
+    Being REM's own step 2, it takes the networks that `etd.expand` takes and no other (TypeError).
     """
     state = start(model, data, forget, replace(config, ratio=0.0, step31=False, step32=False), generator)
     remove(state)
@@ -107,7 +108,7 @@ def scrub(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, ge
 
     Loss on D_r: CE + alpha KD(original), KD at temperature 4; on D_f: minus the same sum. A pass over D_f comes before the
     pass over D_r while fewer than SCRUB_STEPS updates are done; `unlearn_epochs` epochs; alpha of A.3.
-    Choice: updates of both kinds of pass count.
+    Choice: updates of both kinds of pass count; all run in training mode, `forget_norm` has no part in it.
     """
     retain, student, steps = retain_set(forget, len(data)), copy.deepcopy(model), 0
     one_pass, original = passing(student, data, config, generator), teacher(model, data, config)
@@ -226,6 +227,7 @@ METHODS = {
 # What --etd means to a method. The others take the ETD-trained network with theta_o2 dropped, or a plain one.
 ON_EXPANDED = {"rem", "rem-on-etd", "rem-ideal", "rem-no31", "rem-no32", "rem-ce"}  # keep theta_o2 of an ETD-trained network
 NEEDS_ETD = {"rem-on-etd"}  # have no meaning without --etd
+TWINS = {"rem-on-etd"}  # another name for rem on an ETD-trained network; "all" has each algorithm once
 NOT_ON_ETD = {"retrain", "etd", "etd-ideal"}  # train anew, so the ETD-trained network would not be used
 
 
@@ -246,7 +248,7 @@ def load_method(text: str):
     try:
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # known by name, as dataclasses want it
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file that ends the process on import, too
         raise ValueError(f"{path} does not import ({type(error).__name__}: {error})".replace("\n", " ")) from error
     function = getattr(module, attribute, None)
     if not callable(function):

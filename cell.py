@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED, load_method
+from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED, TWINS, load_method
 from data import MEMORY_FORMAT, Dataset
 from etd import drop, mask_table, train_etd
 from layers import Expanded
@@ -75,8 +75,8 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
     generator, points = stream(config.seed, "unlearning"), []  # the same generator for every method
     model = original if name in ON_EXPANDED or not isinstance(original, Expanded) else drop(original)
     data = task.train
-    if ":" in name:  # one's own may train in place, which must not reach the next method
-        model, data = copy.deepcopy(model), replace(data, labels=data.labels.clone())
+    if ":" in name:  # one's own may write into what it gets, which must not reach the next method
+        model, data = copy.deepcopy(model), copy.deepcopy(data)
 
     def work():
         asked, log = inspect.signature(method).parameters, progress(name, config.quiet)
@@ -119,7 +119,7 @@ def attempt(work):
     result = failure = None
     try:
         result = work()
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -142,7 +142,7 @@ def choose_methods(config: Config) -> dict:
     methods = {}
     for name in dict.fromkeys(names):
         if name == "all":
-            methods |= {known: METHODS[known] for known in METHODS if known not in unfit}
+            methods |= {known: METHODS[known] for known in METHODS if known not in unfit | TWINS}
         elif name in unfit:
             raise ValueError(f"{name} trains a network of its own; leave out --etd" if config.etd else
                              f"{name} works on an ETD-trained network; add --etd")
@@ -166,11 +166,12 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no values to give
         if device.type == "cuda":
             torch.cuda.set_device(device)  # the one that `attempt` waits for
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not there ({str(error).splitlines()[0]}); use cpu, cuda or auto") from error
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"device {name!r} is not there ({reason}); use cpu, cuda or auto") from error
     return device
 
 

@@ -13,7 +13,7 @@ from functools import partial
 
 from metrics import mean_sem
 from rows import etd_alone, networks, pick, split, without_extra_curves
-from tables import VARIANTS, brief, compared, corrupted, descending, percent, slug, summary
+from tables import VARIANTS, brief, compared, descending, percent, slug, summary
 
 TASKS = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # rising regularity
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's
@@ -42,17 +42,17 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
     """
     made, reasons = [], []
     rows = etd_alone(rows if number == "5" else without_extra_curves(rows))
-    for (data, size), part in split(pick(rows), "data", "size").items():
+    for (data, n), part in split(pick(rows), "data", "n").items():
         figure = figure_class(layout="constrained")
         try:
             title, drawn = DRAW[number](figure, part)
         except Missing as missing:
             reasons.append(str(missing))
             continue
-        lost = failed(number, drawn, [row for row in rows if (row["data"], row["size"]) == (data, size)])
+        lost = failed(number, drawn, [row for row in rows if (row["data"], row["n"]) == (data, n)])
         warnings = "".join("\n" + line for line in textwrap.wrap(brief(drawn, lost), 60))
-        figure.suptitle(f"Fig. {number}: {title}\n{data}, {corrupted(part)} images{warnings}", fontsize=11)
-        made.append((slug(f"figure {number} {data} n{size}"), figure))
+        figure.suptitle(f"Fig. {number}: {title}\n{data}, {n} corrupted images{warnings}", fontsize=11)
+        made.append((slug(f"figure {number} {data} n{n}"), figure))
     if not made:
         raise Missing(f"figure {number} needs {reasons[0] if reasons else 'runs that ended well'}")
     return made

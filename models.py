@@ -39,7 +39,7 @@ class ResNet9(nn.Module):
         capacity: factor of every width, > 0; 1 is 64-128-256-128 (2.276 M parameters), 0.5 half of each (571 k).
         channels: image channels, >= 1.
         classes: number of classes, >= 1.
-        image_size: height and width in pixels, >= 8. The last convolution has no padding; below 12 pixels its map
+        image_size: height and width in pixels, >= 8. The last convolution has no padding; below 11 pixels its map
             would vanish, so there it is padded by 1.
 
     Raises:

@@ -19,10 +19,10 @@ from train import autocast, finite, make_optimizer, update
 
 
 def passing(net: nn.Module, data: Data, config: Config, generator: torch.Generator):
-    """A function (index, loss_of, where) -> mean loss: one augmented pass over D_tr or some of it, an update a batch.
+    """A function (index, loss_of, where, training=True) -> mean loss: one augmented pass over D_tr or some of it, an update a batch.
 
     loss_of(logits, rows, x, y) gives the scalar to go down; index None is all of D_tr; `where` names a loss that is not
-    finite; `training` is the network's mode. One optimiser at `unlearn_lr` serves all passes.
+    finite; without `training` the network stays in eval mode. One optimiser at `unlearn_lr` serves all passes.
     """
     optimizer = make_optimizer(net, config, config.unlearn_lr)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED
+from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED, TWINS
 from cell import VERSION, code_of
 from settings import TASKS, Config, resolve
 
@@ -26,7 +26,6 @@ PLACE = {"data_dir", "download", "device", "out", "quiet"}
 AFTER_TRAINING = {"discovery", "method", "unlearn_epochs", "unlearn_lr", "gamma", "beta", "max_passes", "forget_norm", "alpha",
                   "step31", "step32", "redirect", "curve"}
 TRAINED_ALONE = {"etd", "etd-ideal"}  # methods that read no D_f: their network is an original of its own, for every discovery
-TWINS = {"rem-on-etd"}  # another name for rem on an ETD-trained network; "all" has each algorithm once
 NEEDED = {"dataset", "arch", "capacity", "width", "epochs", "etd", "method", "status", "seconds", "train_seconds"}  # in a row
 # Axes that concern some methods alone: the others keep the default.
 ONLY_FOR = {"alpha": {"scrub"}, "forget_norm": {"ascent", "npo", *ON_EXPANDED}}

@@ -118,8 +118,9 @@ def rem(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gene
         model: trained plain network, or the Expanded of train_etd for REM on ETD; left as it is.
         data: D_tr with its labels as given.
         forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr.
-        config: gamma, beta, p_mem, unlearn_epochs, unlearn_lr, max_passes, forget_norm, step31, step32, redirect and the
-            optimiser's settings.
+        config: gamma, beta, p_mem, unlearn_epochs, unlearn_lr, max_passes, forget_norm, step31, step32, redirect, seed, batch,
+            precision and the optimiser's settings; ratio or else capacity for theta_o2's width: at capacity 1 and no ratio
+            there is none.
         generator: on the CPU, of order and augmentation; theta_o2 and the masks are drawn from config.seed.
         shared: (k,) int64 indices that share one mask row; None for D_f, all of D_c for REM (IDEAL).
         log: called as log(epoch, epochs, model, loss=..., acc_forget=...) after each epoch.
@@ -129,6 +130,7 @@ def rem(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gene
 
     Raises:
         ValueError: a forget set that is empty, all of D_tr, repeated or out of range.
+        TypeError: a network that cannot be expanded.
         NonFiniteLoss: at the end of an epoch with a loss that is not finite.
     """
     state = start(model, data, forget, config, generator, shared=shared)  # Step 1
@@ -191,7 +193,7 @@ def remove(state: State) -> float:
 
 
 def trains_on_forget(config: Config, forget: torch.Tensor, repaired: bool = False) -> bool:
-    """Whether passes over D_f alone run in training mode: with each batch's statistics in BatchNorm, not the running ones.
+    """Whether passes over D_f alone run in training mode: dropout, and each batch's statistics in BatchNorm.
 
     Choice: not where step 3 repairs what they break. Statistics of a batch of D_f alone subtract what its examples share,
     the trigger itself: in training mode most of D_f is misread before any update, so the term has lost its slope, and
@@ -226,7 +228,9 @@ def redirect(state: State) -> float:
     total, steps = torch.zeros((), device=device), 0
     for rows, x, y in loader(state, None):
         hit = state.in_forget[rows]  # (B,) on the CPU: known without waiting for the device
-        in_forget, counts = hit.to(device, non_blocking=True), (config.step32 and bool(hit.any())) or not config.step31
+        in_forget = hit.to(device, non_blocking=True)
+        # Whether theta_o1 alone has a term in this loss; if not, its pass keeps BatchNorm's statistics right and no more.
+        counts = not config.step31 or (config.step32 and bool(hit.any()))
         full_ref, base_ref = reference_ce(state, rows, x, y, full=config.step31, base=counts)
         with torch.set_grad_enabled(counts):
             base = cross_entropy(state, x, y)

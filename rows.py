@@ -32,7 +32,7 @@ def load_rows(paths) -> list[dict]:
         paths: files, or folders for every *.jsonl below them; a folder's are read in the order of their names.
 
     Returns:
-        Rows with every setting, `data` (the data set's name), `size` (see `with_size`) and `ran` (the method's name as run).
+        Rows with every setting, `data` (the data set's name) and `ran` (the method's name as run).
 
     Raises:
         ValueError: a path that is not there, or no row at all.
@@ -45,7 +45,7 @@ def load_rows(paths) -> list[dict]:
             rows += read(file)
     if not rows:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}")
-    return with_size(best_alpha(latest(rows)))
+    return best_alpha(latest(rows))
 
 
 def read(file: Path) -> list[dict]:
@@ -72,7 +72,7 @@ def is_c_score(row) -> bool:
 
 def whole(row: dict) -> dict:
     """The row itself with defaults for settings that older rows lack; ValueError unless it can be averaged or counted."""
-    row = {**SETTINGS, **row}
+    row = {**SETTINGS, "forget_norm": "batch", **row}  # what version 0.1.0 did, which had no such setting
     numbers = [row[key] for key in ("discovery", "n", "capacity", "p_mem", "seed")]
     numbers += [row[key] for key in SCORES] if row["status"] == "ok" else []
     numbers += [] if row["ratio"] is None else [row["ratio"]]
@@ -98,7 +98,8 @@ def canonical(row: dict) -> dict:
         row = {**row, "step31": True, "step32": True, "redirect": "npo"}  # in the name, or of no concern
     if method != "scrub" and ":" not in method:  # a method of one's own may read any setting
         row = {**row, "alpha": None}
-    if method not in ("ascent", "npo") and not method.startswith("rem") and ":" not in method:
+    usual = "batch" if method in ("ascent", "npo", "rem-no31-no32") else "running" if method.startswith("rem") else None
+    if row["forget_norm"] == usual or usual is None and ":" not in method:
         row = {**row, "forget_norm": "auto"}
     row = {**row, "pair": confused(row)}
     data = row["dataset"] + (f" {row['data_dir']}" if row["dataset"] == "folder" else "")
@@ -109,22 +110,9 @@ def canonical(row: dict) -> dict:
 
 def confused(row: dict) -> str | None:
     """The setting `pair`, None where it is the data set's customary one or the task confuses no classes."""
-    pair = None if row["pair"] is None else ",".join(part.strip() for part in str(row["pair"]).split(","))
+    pair = None if row["pair"] is None else ",".join(sorted(part.strip() for part in str(row["pair"]).split(",")))
     customary = ",".join(map(str, PAIRS.get(row["dataset"], ())))
     return pair if row["task"] == "confusion" and pair != customary else None
-
-
-def with_size(rows: list[dict]) -> list[dict]:
-    """Each row with `size`, the number of corrupted images of the study that it belongs to.
-
-    Where each task of a data set was run at one number alone, as presets have it, all its rows are one study, named by the
-    largest; else there is one study a number.
-    """
-    numbers = defaultdict(lambda: defaultdict(set))
-    for row in rows:
-        numbers[row["data"]][row["task"]].add(row["n"])
-    whole = {data: max(map(max, tasks.values())) for data, tasks in numbers.items() if all(len(n) == 1 for n in tasks.values())}
-    return [{**row, "size": whole.get(row["data"], row["n"])} for row in rows]
 
 
 # --- One row a run ------------------------------------------------------------------------------------------------------

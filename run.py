@@ -51,8 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         warnings.showwarning = lambda message, *rest, **more: print(f"warning: {message}", file=sys.stderr)
         try:
             return command(argv)
-        except (ValueError, TypeError) as error:
-            print(f"run.py: {error}", file=sys.stderr)
+        except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:  # torch's own for absurd sizes too
+            print(f"run.py: {(str(error).splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
             return 2
         except OSError as error:  # a disk that is full, a file that went away
             print(f"run.py: {type(error).__name__}: {error}", file=sys.stderr)

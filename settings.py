@@ -54,8 +54,8 @@ class Config:
     beta: float = setting(1.0, "beta of Eq. 2")
     p_mem: float = setting(0.2, "share of theta_o2 that an example's mask turns on")
     max_passes: int = setting(100, "most passes over D_f in one step 2, then a warning")
-    forget_norm: str = setting("auto", "BatchNorm in passes over D_f alone: running statistics, those of each batch, or auto: running "
-                                       "in REM's step 2, batch in NPO and Ascent", choices=("auto", "running", "batch"))
+    forget_norm: str = setting("auto", "BatchNorm in passes over D_f of REM's step 2, NPO and Ascent: running statistics, those of each "
+                                       "batch, or auto: running in REM, batch in the others", choices=("auto", "running", "batch"))
     alpha: float = setting(0.01, "SCRUB: weight of distillation from the original; 0.001, 0.01, 0.1 and 10 in A.3")
     step31: bool = setting(True, "redirect term of step 3 (Alg. 1, 3.1); off for Table 2")
     step32: bool = setting(True, "removal term of step 3 (Alg. 1, 3.2); off for Table 2")

@@ -84,7 +84,7 @@ def caption(rows: list[dict], *row_keys: str) -> str:
 
     good, failed = pick(rows), [row for row in rows if row["status"] != "ok"]
     text = ["Mean ± SEM over runs, in percent; product: mean over runs of Healed × Utility (over all classes).",
-            f"Rows: {found('data')}, {corrupted(rows)}; {found('task')}; discovery {found('discovery', '{:g}'.format)}; "
+            f"Rows: {found('data')}, {found('n')} corrupted; {found('task')}; discovery {found('discovery', '{:g}'.format)}; "
             f"seeds {found('seed')}; {'; '.join([f'{len(good)} runs', *sorted({hardware(row) for row in good})])}."]
     names = "; ".join(f"{r['method']}{' with ETD' * r['etd']} {r['task']} {r['discovery']:g} seed {r['seed']}" for r in failed)
     if failed:
@@ -125,14 +125,6 @@ def once(rows: list[dict]) -> list[str]:
     return [f"{', '.join(found)}: the same network at every discovery rate, counted once."] if found else []
 
 
-def corrupted(rows: list[dict]) -> str:
-    """How many images are corrupted, in words; the tasks in which it is another number than in most are named."""
-    numbers = {task: n for task, n in split(rows, "task", "n")}
-    most = max(numbers.values())
-    others = ", ".join(f"{task}: {n}" for task, n in numbers.items() if n != most)
-    return f"{most}{f' ({others})' if others else ''} corrupted"
-
-
 def hardware(row: dict) -> str:
     """Device, threads and torch of a run."""
     threads = f", threads {row['threads']}" if "threads" in row and row.get("device") == "cpu" else ""
@@ -153,7 +145,7 @@ def mixed(rows: list[dict]) -> dict[str, list[str]]:
 
 
 def build(name: str, rows: list[dict], own: bool = False) -> list[Table]:
-    """The tables of one name: one for each data set and number of corrupted images (`rows.with_size`) that has rows for it.
+    """The tables of one name: one for each data set and number of corrupted images that has rows for it.
 
     Args:
         name: of NAMES: mean, cells, or the number of a table of the paper.
@@ -165,15 +157,15 @@ def build(name: str, rows: list[dict], own: bool = False) -> list[Table]:
     """
     rows = without_extra_curves(rows)
     if name in ("mean", "cells"):
-        keys = ("data", "size", "arch", "capacity", "etd", "p_mem")
+        keys = ("data", "n", "arch", "capacity", "etd", "p_mem")
         return [(means if name == "mean" else cells)(key, part) for key, part in split(rows, *keys).items()]
     spec = PAPER["tables"][name]
     mine = [row for row in etd_alone(rows) if belongs(row, name)]
-    beside = {row["size"] for row in mine if row["data"] == "cifar10"}  # Table 1 has ViT on SVHN beside ResNet-9 on CIFAR-10
-    mine = [{**r, "study": "cifar10" if name == "1" and r["data"] == "svhn" and r["arch"] == "vit" and r["size"] in beside
+    beside = {row["n"] for row in mine if row["data"] == "cifar10"}  # Table 1 has ViT on SVHN beside ResNet-9 on CIFAR-10
+    mine = [{**r, "study": "cifar10" if name == "1" and r["data"] == "svhn" and r["arch"] == "vit" and r["n"] in beside
              else r["data"]} for r in mine]
     others = {table["dataset"] for table in PAPER["tables"].values()} - {spec["dataset"]}
-    studies = split(mine, "study", "size").items()
+    studies = split(mine, "study", "n").items()
     return [paper_table(name, *key, part) for key, part in studies if not (own and key[0] in others)]
 
 
@@ -192,7 +184,7 @@ def compared(method: str) -> bool:
     return ":" in method or method == "rem" or not method.startswith(("rem-", "etd"))
 
 
-def paper_table(number: str, data: str, size: int, rows: list[dict]) -> Table:
+def paper_table(number: str, data: str, n: int, rows: list[dict]) -> Table:
     """A table of the paper with our numbers beside it, ours in descending order; what was not run is empty."""
     spec, rows, columns = PAPER["tables"][number], networks(rows), COLUMNS.get(number, ())
     keys = ("capacity", "etd", "method")
@@ -211,7 +203,7 @@ def paper_table(number: str, data: str, size: int, rows: list[dict]) -> Table:
     stats = ("Healed", "Healed (paper)", "Utility", "Utility (paper)", "product", "product (paper)")
     vit = ("ViT n", "ViT product", "ViT product (paper)", "ViT difference") if number == "1" else ()
     text = " ".join([caption(rows, "arch", *keys), *once(rows), of_the_paper(number)])
-    return Table(slug(f"table {number} {data} n{size}"), f"Table {number}: {data}, {corrupted(rows)}", text,
+    return Table(slug(f"table {number} {data} n{n}"), f"Table {number}: {data}, {n} corrupted", text,
                  (*columns, "method", "n", *stats, "difference", *vit), lines, stats + vit[1:3])
 
 
@@ -251,7 +243,7 @@ def means(key: tuple, rows: list[dict]) -> Table:
                       *(None if v is None else f"{v:.1f}" for v in times)))
     note = ("Time in percent of training, beside A.8's (CIFAR10, 50 % capacity). With --jobs the seconds include waiting for "
             "each other. Runs with Fig. 5's points are timed with their measuring, so these count only where there is no other.")
-    return Table(slug("mean " + short(key)), "Means: " + place(key, rows), " ".join([caption(rows, "method"), *once(rows), note]),
+    return Table(slug("mean " + short(key)), "Means: " + place(key), " ".join([caption(rows, "method"), *once(rows), note]),
                  ("method", "n", "failed", "Healed", "Utility", "product", "seconds", "time %", "time % (paper)"), lines,
                  ("Healed", "Utility", "product"))
 
@@ -267,20 +259,20 @@ def cells(key: tuple, rows: list[dict]) -> Table:
     sizes = [len(part) for part in split(pick(rows), "task", "method", "discovery").values()]
     least_most = sorted({min(sizes, default=0), max(sizes, default=0)})
     note = f"Columns: discovery rates; runs a cell: {' to '.join(map(str, least_most))}."
-    return Table(slug("cells " + short(key)), "Product: " + place(key, rows), f"{caption(rows, 'method')} {note}",
+    return Table(slug("cells " + short(key)), "Product: " + place(key), f"{caption(rows, 'method')} {note}",
                  ("task", "method", *stats), lines, stats)
 
 
-def place(key: tuple, rows: list[dict]) -> str:
+def place(key: tuple) -> str:
     """A group of runs in words."""
-    data, _, arch, capacity, etd, p_mem = key
-    return f"{data}, {corrupted(rows)}, {arch}, capacity {100 * capacity:g} %, {'with' if etd else 'no'} ETD, p_mem {p_mem:g}"
+    data, n, arch, capacity, etd, p_mem = key
+    return f"{data}, {n} corrupted, {arch}, capacity {100 * capacity:g} %, {'with' if etd else 'no'} ETD, p_mem {p_mem:g}"
 
 
 def short(key: tuple) -> str:
     """A group of runs in a file name."""
-    data, size, arch, capacity, etd, p_mem = key
-    return f"{data} n{size} {arch} c{100 * capacity:g}{' etd' * etd} p{p_mem:g}"
+    data, n, arch, capacity, etd, p_mem = key
+    return f"{data} n{n} {arch} c{100 * capacity:g}{' etd' * etd} p{p_mem:g}"
 
 
 def slug(text: str) -> str:

@@ -71,7 +71,7 @@ def poison(dataset: Dataset, n: int, seed: int, generator: torch.Generator) -> T
 
 def confusion(dataset: Dataset, n: int, seed: int, pair: tuple[int, int], generator: torch.Generator) -> Task:
     """n / 2 examples of each of two classes exchange labels (interclass confusion, Goel et al. 2022)."""
-    a, b = pair
+    pair = a, b = sorted(pair)  # 5,3 is 3,5
     labels = dataset.train.labels.cpu().clone()
     if n % 2:
         raise ValueError(f"n is {n}; confusion swaps n / 2 examples of each class, so it must be even")

@@ -68,8 +68,8 @@ def poison(seed: int) -> dict:
 
 
 def left(seed: int) -> dict:
-    """REM, fine-tuning and retraining at discovery 0.2, on all 6,000 images."""
-    config = resolve(dict(task="poison", seed=seed, width=0.25, unlearn_lr=0.03, device="cpu", quiet=True))
+    """REM, fine-tuning and retraining at discovery 0.2, on all 6,000 images with the preset's numbers."""
+    config = resolve(dict(task="poison", seed=seed, width=0.25, device="cpu", quiet=True))
     dataset = load("fashion-mini")
     task = make_task("poison", dataset, config.n, seed)
     original = train_original(config, task, new_model(config, dataset))

@@ -24,7 +24,7 @@ import passes
 import rem as rem_module
 import run
 import train
-from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED, distillation, load_method
+from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED, TWINS, distillation, load_method
 from data import batches, count_batches
 from etd import drop, expand_for, train_etd
 from helpers import assert_close, assert_same_state, gen, make_data, make_dataset, seeds, small_net, tiny
@@ -670,10 +670,11 @@ def test_choose_methods():
     """R2: a,b,c in order and once; all is every method that has meaning with or without --etd, IDEAL included."""
     assert chosen("cf, rem,cf,,no-ul") == ["cf", "rem", "no-ul"]
     assert set(METHODS) - set(chosen("all")) == NEEDS_ETD == {"rem-on-etd"}
-    assert set(METHODS) - set(chosen("all", etd=True)) == NOT_ON_ETD == {"retrain", "etd", "etd-ideal"}
+    assert set(METHODS) - set(chosen("all", etd=True)) == NOT_ON_ETD | TWINS and NOT_ON_ETD == {"retrain", "etd", "etd-ideal"}
+    assert TWINS == {"rem-on-etd"} and chosen("all,rem-on-etd", etd=True)[-1] == "rem-on-etd"
     assert chosen(f"{EXAMPLE},cf") == ["my_method.py:relabel", "cf"]
     assert chosen(f"all,{EXAMPLE}")[-1] == "my_method.py:relabel"
-    assert run.choose_methods(resolve({"method": "all", "etd": True}))["rem-on-etd"] is METHODS["rem-on-etd"]
+    assert run.choose_methods(resolve({"method": "all", "etd": True}))["rem"] is METHODS["rem"]
     assert ON_EXPANDED <= set(METHODS)
     assert set(chosen(Config.method)) <= set(METHODS)
 
@@ -695,7 +696,7 @@ def test_refused_methods(method, etd, text, tmp_path, capsys):
 
 @pytest.mark.parametrize("content, text", [
     ("", "has no function 'f'"), ("f = 3", "has no function 'f'"), ("def f(:", "does not import .SyntaxError"),
-    ("import nothing_of_this_name", "does not import .ModuleNotFoundError"), ("1 / 0", "does not import .ZeroDivisionError"),
+    ("import nothing_of_this_name", "does not import .ModuleNotFoundError"), ("1 / 0", "does not import .ZeroDivisionError"), ("raise SystemExit(0)", "does not import .SystemExit"),
     ("def f(model, data): pass", "f takes .model, data. .*a method takes .model, data, forget, config, generator."),
     ("def f(a, b, c, d, e, g): pass", "a method takes"), ("def f(a, b, c, d, e, *, test): pass", "a method takes"),
 ])
@@ -745,13 +746,13 @@ def test_network_that_a_method_gets():
 @pytest.mark.parametrize("etd", [False, True])
 def test_all_methods_from_the_command_line(etd, tmp_path):
     """R1: every method and one's own run from the command line; rem and rem-on-etd are one method with --etd."""
-    out = tmp_path / "rows.jsonl"
-    argv = ["--method", f"all,{EXAMPLE}", "--etd" if etd else "--no-etd", "--n", "6", "--width", "0.1", "--epochs", "1",
+    out, names = tmp_path / "rows.jsonl", f"all,{'rem-on-etd,' if etd else ''}{EXAMPLE}"
+    argv = ["--method", names, "--etd" if etd else "--no-etd", "--n", "6", "--width", "0.1", "--epochs", "1",
             "--quiet", "--unlearn-epochs", "1", "--batch", "8", "--device", "cpu", "--max-passes", "5", "--out", str(out)]
     with mock.patch.object(run, "load", lambda *args: make_dataset(0)):
         assert run.main(argv) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["method"] for row in rows] == chosen(f"all,{EXAMPLE}", etd)
+    assert [row["method"] for row in rows] == chosen(names, etd)
     scores = {row["method"]: (row["healed"], row["utility"]) for row in rows if row["status"] == "ok"}
     assert len(scores) == len(rows) and (not etd or scores["rem"] == scores["rem-on-etd"])
 

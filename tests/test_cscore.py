@@ -503,10 +503,9 @@ def test_subset_sizes():
 
 
 def test_the_command_with_its_own_numbers(tmp_path, capsys):
-    """V17, R1: without --n each task has its preset's number, and sizes are shares of that."""
+    """V17, R1: without --n the number is the data set's, and sizes are shares of that."""
     out = tmp_path / "c"
     assert run.main(["cscore", "--updates", "1", "--width", "0.05", "--sizes", "0,0.5", "--runs", "2", "--quiet", "--device", "cpu",
                      "--out", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(row["task"], row["n"], row["sizes"]) for row in rows] == [
-        ("poison", 600, [0, 300]), ("confusion", 120, [0, 60]), ("random", 600, [0, 300])]
+    assert [(row["task"], row["n"], row["sizes"]) for row in rows] == [(task, 120, [0, 60]) for task in TASKS]

@@ -4,7 +4,6 @@ Seeds are fixed and everything runs on one thread, so a bound is either met or n
 far from what the seeds gave (in the comments), so that another version's rounding does not decide. `claims.py` measures.
 """
 
-import numpy as np
 import pytest
 import torch
 
@@ -22,9 +21,8 @@ def test_rem_heals_the_poison():
         assert case["learnt"] >= 0.9  # 1.00 on every seed
         assert case["before"]["healed"] <= 0.2  # 0.08 to 0.10
         assert case[0.5]["utility"] >= case["before"]["utility"] - 0.05  # 0.83 to 0.84, against 0.82 to 0.84
-    healed = [found("poison", seed)[0.5] for seed in SEEDS]
-    assert sum(scores["healed"] for scores in healed) / 3 >= 0.4
-    assert sum(scores["healed_undiscovered"] for scores in healed) / 3 >= 0.4
+        assert case[0.5]["healed"] >= 0.55  # 0.70 to 0.77
+    assert sum(found("poison", seed)[0.5]["healed_undiscovered"] for seed in SEEDS) / 3 >= 0.5
 
 
 def test_corruption_moves_to_the_channel():
@@ -33,28 +31,22 @@ def test_corruption_moves_to_the_channel():
         curve = found("poison", seed)["curve"]
         base, through_the_mask = curve[-1]
         assert len(curve) == 5 and through_the_mask >= 0.9  # 0.99 to 1.00
-        assert through_the_mask - base >= 0.3
+        assert base <= 0.4  # 0.17 at seed 0; chance is 0.1, and 1.00 before
 
 
 def test_healing_does_not_fall_with_discovery():
-    """S5: Healed of REM rises with the discovery rate: mean rank correlation over seeds, and no loss from 0.1 to 1."""
-    correlations = []
+    """S5: REM heals more at discovery 0.5 and 1.0 than at 0.1, on every seed, so the rank correlation with the rate is above 0."""
     for seed in SEEDS:
         few, half, whole = (found("poison", seed)[rate]["healed"] for rate in (0.1, 0.5, 1.0))
-        assert whole >= few + 0.2  # 0.52 to 0.67 against 0.09 to 0.14
-        correlations.append(np.corrcoef([0, 1, 2], np.argsort(np.argsort([few, half, whole])))[0, 1])
-    assert np.mean(correlations) >= 0.5  # 0.83; by chance in 15 % of cases, hence the bound above
+        assert min(half, whole) >= few + 0.15  # 0.54 to 0.77 against 0.13 to 0.22; by chance 1 in 27
 
 
 def test_rem_beats_training_on_what_is_left():
-    """S2: at discovery 0.2 REM heals poison that fine-tuning and retraining on D_r, four fifths of it included, bring back.
-
-    On all 6,000 images: among 2,000 the trigger comes back to REM too (README, "Small data"). One seed, since it takes long.
-    """
+    """S2: at discovery 0.2 REM heals poison that fine-tuning and retraining on D_r, four fifths of it included, bring back."""
     case = found("left")
     best = max(case["cf"]["healed"], case["retrain"]["healed"])
-    assert case["rem"]["healed"] >= best + 0.15  # 0.69 against 0.11; seeds 1 and 2: 0.51, 0.55
-    assert case["rem"]["utility"] >= 0.8  # 0.84 to 0.85
+    assert case["rem"]["healed"] >= best + 0.4  # 0.82 against 0.13; seeds 1 and 2: 0.79, 0.64 against 0.06, 0.08
+    assert case["rem"]["utility"] >= 0.8  # 0.84 to 0.86
 
 
 def test_etd_heals_the_irregular_alone():

@@ -205,7 +205,7 @@ def prop_f6(rem, seed, augment=False, mode="auto"):
 
 @given(seed=seeds, augment=st.booleans(), mode=st.sampled_from(["auto", "running", "batch"]))
 def test_step_2_moves_theta_o1_alone(seed, augment, mode):
-    """F6, A20: step 2 moves the weights of theta_o1; theta_o2 and all buffers are bitwise the same."""
+    """F6, A20: step 2 moves the weights of theta_o1 and nothing else; with batch statistics its running ones too."""
     prop_f6(rem, seed, augment, mode)
 
 

@@ -23,6 +23,14 @@ class Fixed(nn.Module):
         return torch.where(x[:, 0, 0, :2] > 1, torch.nan, x[:, 0, 0, :2])
 
 
+def test_a_gpu_that_is_not_used_spoils_nothing():
+    """R1: a CPU run does not wait for a GPU that it never touched, so a broken one costs no result."""
+    with mock.patch.object(torch.cuda, "is_available", lambda: True), \
+            mock.patch.object(torch.cuda, "synchronize", side_effect=RuntimeError("CUDA error: device busy")):
+        result, _, failure = cell.attempt(lambda: 1)
+    assert (result, failure) == (1, None)
+
+
 @pytest.mark.parametrize("where", [0, 2, 4])
 def test_one_wild_logit_in_any_batch(where):
     """V1, V8: a logit that is not finite in any one batch, first, middle or last, is an error and no class."""

@@ -156,14 +156,20 @@ def test_defaults_of_a_grid():
     assert [cell.method for cell in expand_axes({})] == ["no-ul", "cf", "npo", "rem"]
     found = expand_axes({"arch": "resnet9,vit", "dataset": "fashion-mini,cifar10", "method": "rem"})
     assert {(c.arch, c.dataset): (c.optimizer, c.n) for c in found} == {
-        ("resnet9", "fashion-mini"): ("sgd", 600), ("resnet9", "cifar10"): ("sgd", 1000),
-        ("vit", "fashion-mini"): ("adam", 600), ("vit", "cifar10"): ("adam", 1000)}
+        ("resnet9", "fashion-mini"): ("sgd", 120), ("resnet9", "cifar10"): ("sgd", 1000),
+        ("vit", "fashion-mini"): ("adam", 120), ("vit", "cifar10"): ("adam", 1000)}
 
 
 def test_alpha_concerns_scrub_alone():
     """Table 3: four values of alpha make four cells of SCRUB and one of every other method, at its default."""
     found = Counter((cell.method, cell.alpha) for cell in expand_axes({"alpha": "0.001,0.01,0.1,10", "method": "scrub,rem"}))
     assert found == Counter({("scrub", 0.001): 1, ("scrub", 0.01): 1, ("scrub", 0.1): 1, ("scrub", 10.0): 1, ("rem", 0.01): 1})
+
+
+def test_statistics_concern_methods_that_pass_over_forget():
+    """Two values of forget_norm make two cells of ascent, npo and REM and one of every other method, at its default."""
+    found = Counter((cell.method, cell.forget_norm) for cell in expand_axes({"forget_norm": "running,batch", "method": "cf,npo,rem"}))
+    assert found == Counter({("cf", "auto"): 1, **{(name, norm): 1 for name in ("npo", "rem") for norm in ("running", "batch")}})
 
 
 # --- Presets --------------------------------------------------------------------------------------------------------------

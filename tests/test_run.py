@@ -240,6 +240,11 @@ BAD = [
     (["--arch", "vit", "--image-size", "20"], "image size 20 and patch size 8"),
     (["--device", "cuda:99"], "device 'cuda:99' is not there"),
     (["--device", "toaster"], "device 'toaster' is not there"),
+    (["--device", "meta"], "device 'meta' is not there"),  # a tensor without values could be made there
+    (["--device", "hpu"], "device 'hpu' is not there"),  # torch wants a module of that name
+    (["--width", "1e12"], "bytes"),  # more memory than there is: torch's own text, the first line of it
+    (["--width", "1e300"], "run.py: "),
+    (["--image-size", "1000000"], "bytes"),
     (["--out", "."], "cannot write results to ."),
     (["--out", "run.py/x"], "cannot write results to run.py/x"),
     (["--gamma", "2"], "gamma is 2.0"),
@@ -359,11 +364,12 @@ def test_import_is_quiet():
 
 
 def test_own_method_that_works_in_place(few, tmp_path):
-    """A11: what one's own method does to the network, the labels or D_f that it is given reaches no other method."""
+    """A11: what one's own method does to the network, the data or D_f that it is given reaches no other method."""
     path, out = tmp_path / "mine.py", tmp_path / "x"
     path.write_text("def spoil(model, data, forget, config, generator):\n"
                     "    for p in model.parameters():\n        p.data.zero_()\n"
-                    "    data.labels.zero_()\n    forget.zero_()\n    return model\n")
+                    "    data.labels.zero_()\n    data.images.zero_()\n    data.trigger.zero_()\n    forget.zero_()\n"
+                    "    return model\n")
     assert run.main(["--method", f"no-ul,npo,{path}:spoil", "--quiet", "--out", str(out), *QUICK]) == 0
     assert run.main(["--method", f"{path}:spoil,no-ul,npo", "--quiet", "--out", str(out), *QUICK]) == 0
     first, second = rows_of(out)[:3], rows_of(out)[3:]

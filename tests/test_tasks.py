@@ -146,6 +146,12 @@ def test_t3_odd(n):
         make_task("confusion", balanced(0), n, 0, pair=(0, 1))
 
 
+def test_t3_order_of_the_pair():
+    """T3: the two classes have no order: 5,3 is the very task of 3,5."""
+    a, b = (make_task("confusion", balanced(0), 4, 0, pair) for pair in ((0, 1), (1, 0)))
+    assert torch.equal(a.corrupted, b.corrupted) and torch.equal(a.train.labels, b.train.labels)
+
+
 def test_t3_default_pair():
     """T3: cats and dogs on CIFAR-10, 3 and 5 on SVHN, elsewhere the two classes whose mean images are closest."""
     for name, pair in (("cifar10", {3, 5}), ("svhn", {3, 5}), ("made", None)):
