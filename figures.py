@@ -196,7 +196,7 @@ def figure3(figure, rows: list[dict]) -> Drawn:
     capacities = capacities or sorted({row["capacity"] for row in shown})
     shown = networks(pick(shown, capacity=tuple(capacities)))
     parts = split(shown, "method", "etd")
-    order = descending({key: summary(pick(part, capacity=capacities[0])) for key, part in parts.items()})
+    order = descending({key: summary(next(filter(None, (pick(part, capacity=c) for c in capacities)))) for key, part in parts.items()})
     figure.set_size_inches(8, 1.5 + len(order) * (0.25 + 0.15 * len(capacities)))
     axes = figure.subplots()
     series = {f"{100 * c:g} % capacity": [percent(r["product"] for r in pick(parts[key], capacity=c)) for key in order]
@@ -313,8 +313,8 @@ def figure7(figure, rows: list[dict]) -> Drawn:
 def figure8(figure, rows: list[dict]) -> Drawn:
     """What capacity and ETD do before any unlearning."""
     rows = networks(pick(rows, arch="resnet9", p_mem=0.2, method="no-ul"))
-    if len({row["capacity"] for row in rows}) < 2:
-        raise Missing("rows of no-ul at two capacities or more (resnet9)")
+    if max(len({row["capacity"] for row in pick(rows, etd=etd)}) for etd in (False, True)) < 2:
+        raise Missing("rows of no-ul at two capacities or more, all with or all without --etd (resnet9)")
     need(pick(rows, etd=True), "no-ul with --etd, or etd (resnet9)")
     for task, axes in panels_of(figure, rows):
         for etd in (False, True):

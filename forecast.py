@@ -27,15 +27,16 @@ def overview(groups, remaining, rows: dict[str, dict], folder: str | Path, jobs:
         jobs: cells at a time.
     """
     left = {cell_key(original): len(cells) for original, cells in remaining}
-    lines, total = [f"{'task':<11}{'data set':<15}{'network':<26}{'seed':>4}{'cells':>7}{'done':>6}{'failed':>8}{'left':>6}"], [0] * 4
+    lines, total = [f"{'task':<11}{'data set':<15}{'network':<38}{'seed':>4}{'cells':>7}{'done':>6}{'failed':>8}{'left':>6}"], [0] * 4
     for original, cells in groups:
         found = [rows[key]["status"] == "ok" for key in map(cell_key, cells) if key in rows]
         counts = [len(cells), sum(found), len(found) - sum(found), left.get(cell_key(original), 0)]
         total = [a + b for a, b in zip(total, counts, strict=True)]
         kind = original.method or ("trained with etd" if original.etd else "")
+        kind += f", p_mem {original.p_mem:g}" if kind else ""  # which a network trained without masks does not depend on
         network = f"{original.arch} {original.capacity:.0%} {kind}"
-        lines.append(f"{original.task:<11}{original.dataset:<15}{network:<26}{original.seed:>4}" + tail(counts))
-    lines.append(f"{'all':<56}" + tail(total))
+        lines.append(f"{original.task:<11}{original.dataset:<15}{network:<38}{original.seed:>4}" + tail(counts))
+    lines.append(f"{'all':<68}" + tail(total))
     hours = sum(estimate(remaining, rows, folder)) / jobs / 3600
     hours = "an unknown number of" if math.isnan(hours) else f"about {hours:.2f}"
     return "\n".join([*lines, f"{hours} hours left with --jobs {jobs}, a rough estimate"])

@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     cells = preset(name, given) if name else expand_axes(given)
     cells = [replace(cell, **{**place, "quiet": True}, out=str(folder / result_file(rank, world))) for cell in cells]
     check_cells(cells)
-    groups = by_original(cells)[rank::world]  # by place in the whole list: ranks need not talk to each other
+    groups = dealt_out(by_original(cells), rank, world)
     rows = rows_by_cell(read_rows(folder))
     remaining = left_to_do(groups, rows, retry)
     quiet = place.get("quiet", False)
@@ -119,6 +119,14 @@ def place_in_world() -> tuple[int, int]:
     if not 0 <= rank < world:
         raise ValueError(f"RANK is {rank} and WORLD_SIZE {world}; start the grid with torchrun or without both")
     return rank, world
+
+
+def dealt_out(groups: list, rank: int, world: int) -> list:
+    """A rank's part of the groups (original, cells): dealt in turn, those of most cells first, so that no rank gets all of them.
+
+    It depends on the whole list alone: ranks need not talk to each other.
+    """
+    return groups if world == 1 else sorted(groups, key=lambda group: -len(group[1]))[rank::world]
 
 
 def result_file(rank: int, world: int) -> str:

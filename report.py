@@ -156,12 +156,14 @@ def import_figure():
 def save(folder: str, name: str, figure) -> None:
     """Write a figure as PNG and as SVG, each whole or not at all and the same bytes each time."""
     import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        for kind, more in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
-            more = {"format": kind, **more}
-            write_whole(Path(folder, f"{name}.{kind}"), lambda file, more=more: figure.savefig(file, **more))
-            figure.set_layout_engine("none")  # laid out once, the same in both
+    figure.set_dpi(150)
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # by the canvases themselves: savefig draws everything twice
+        write_whole(Path(folder, f"{name}.png"), lambda file: FigureCanvasAgg(figure).print_png(file))
+        figure.set_layout_engine("none")  # laid out once, the same in both
+        write_whole(Path(folder, f"{name}.svg"), lambda file: FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None}))
 
 
 if __name__ == "__main__":

@@ -134,8 +134,11 @@ def hardware(row: dict) -> str:
 def mixed(rows: list[dict]) -> dict[str, list[str]]:
     """Settings that differ between runs which a table averages or compares, with their values; `pair` in confusion alone."""
     values = defaultdict(set)
+    for part in split(rows, "method").values():  # those that do not read it keep the default
+        found = {row["forget_norm"] for row in part}
+        values["forget_norm"] |= found if len(found) > 1 else set()
     for part in split(rows, "arch", "capacity").values():
-        for key in [*(key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY), "version"]:
+        for key in [*(key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | {"forget_norm"}), "version"]:
             found = {str(row.get(key)) for row in part if key != "pair" or row["task"] == "confusion"}
             values[key] |= found if len(found) > 1 else set()
     return {key: sorted(found) for key, found in values.items() if found}

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import grid
 import plan
 from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD
 from cell import VERSION, code_of
@@ -170,6 +171,17 @@ def test_statistics_concern_methods_that_pass_over_forget():
     """Two values of forget_norm make two cells of ascent, npo and REM and one of every other method, at its default."""
     found = Counter((cell.method, cell.forget_norm) for cell in expand_axes({"forget_norm": "running,batch", "method": "cf,npo,rem"}))
     assert found == Counter({("cf", "auto"): 1, **{(name, norm): 1 for name in ("npo", "rem") for norm in ("running", "batch")}})
+
+
+@pytest.mark.parametrize("axes", [{"method": "all", "task": "all"}, {"method": "all", "task": "all", "etd": "both", "seed": "0,1,2"}])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 8])
+def test_ranks_share_the_work(axes, world):
+    """Every group has one rank, and no rank has much more than its part of the cells, few groups being what they are."""
+    groups = by_original(expand_axes({**axes, "discovery": "0.1:1.0:0.1"}))
+    parts = [grid.dealt_out(groups, rank, world) for rank in range(world)]
+    assert sorted(map(id, sum(parts, []))) == sorted(map(id, groups))
+    loads = [sum(len(cells) for _, cells in part) for part in parts]
+    assert max(loads) <= sum(loads) / world + max(len(cells) for _, cells in groups)
 
 
 # --- Presets --------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """README.md, tests/README.md and .ci/run: commands run, links exist, every property has its tests."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import index
 import plan
 import report
 import run
-from settings import resolve
+from metrics import mean_sem
+from rows import SCORES, etd_alone, load_rows, networks, pick
+from settings import TASKS, resolve
+from tables import PAPER
 
 ROOT = Path(run.__file__).resolve().parent
 README = (ROOT / "README.md").read_text()
@@ -92,6 +96,87 @@ def test_names_in_the_readme_exist():
         assert (ROOT / path).exists() or path.startswith("runs/") or path in ("torchvision.models.resnet18",), path
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+# --- Figures ------------------------------------------------------------------------------------------------------------
+
+RATES = (0.1, 0.5, 1.0)
+ABLATIONS = {"rem-no31", "rem-no32", "rem-ce", "rem-ideal", "etd-ideal"}
+
+
+def table(heading: str, number: int = 0) -> list[list[str]]:
+    """The body of a table of a README section, as cells."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    found = [block for block in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in found[number].splitlines()[2:]]
+
+
+def scores(rows: list[dict]) -> str:
+    """Healed / Utility / product, means in percent."""
+    return " / ".join(f"{100 * mean_sem(row[key] for row in rows)[0]:.0f}" for key in SCORES)
+
+
+def plus_minus(rows: list[dict], key: str) -> str:
+    """Mean and SEM in percent."""
+    mean, sem = mean_sem(row[key] for row in rows)
+    return f"{100 * mean:.1f} ± {100 * sem:.1f}"
+
+
+def test_the_table_of_methods_is_that_of_the_results():
+    """R6: every cell, mean and SEM of the table of all methods, and the paper's numbers beside it."""
+    rows = load_rows([ROOT / "results" / "fashion-mini" / "grid"])
+    shown, means = table("All methods on fashion-mini"), []
+    paper = {(r["method"], r["etd"]): r["product"][0] for r in PAPER["tables"]["4"]["rows"] if r["capacity"] == 0.5}
+    for name, *cells, mean, theirs in shown:
+        method, etd = ("no-ul", True) if name == "ETD alone" else (name.removesuffix(" on ETD"), name.endswith(" on ETD"))
+        runs = pick(rows, method=method, etd=etd, discovery=RATES, seed=(0, 1, 2))
+        assert len(runs) == 27, name
+        for (task, rate), cell in zip(itertools.product(("poison", "confusion", "random"), RATES), cells, strict=True):
+            assert cell == f"{100 * mean_sem(r['product'] for r in pick(runs, task=task, discovery=rate))[0]:.0f}", (name, task, rate)
+        assert mean == plus_minus(networks(runs), "product"), name
+        assert theirs == (f"{paper[method, etd]:.1f}" if (method, etd) in paper else "-"), name
+        means.append(float(mean.split()[0]))
+    compared = {key for key in ((r["method"], r["etd"]) for r in etd_alone(rows)) if key[0] not in ABLATIONS}
+    assert means == sorted(means, reverse=True) and len(shown) == len(compared)
+    lines = table("All methods on fashion-mini", 1)
+    assert {line[0] for line in lines} == {"rem", *ABLATIONS}
+    for method, *cells, mean in lines:
+        runs = pick(rows, method=method, etd=False, seed=0)
+        assert len(runs) == 30, method
+        assert cells == [f"{100 * mean_sem(r['product'] for r in pick(runs, task=task))[0]:.1f}" for task in TASKS], method
+        assert mean == plus_minus(networks(runs), "product"), method
+
+
+def test_the_other_tables_are_those_of_the_results():
+    """R6: the tables on step 2's mode, the main job at three seeds, and the share of corrupted images."""
+    folder = ROOT / "results" / "fashion-mini"
+    both = load_rows([folder / "grid", folder / "forget-norm"])
+    shown = table("Step 2's mode")
+    for method, *cells in shown:
+        for norm, cell in zip(("running", "batch"), cells, strict=True):
+            norm = "auto" if norm == ("running" if method == "rem" else "batch") else norm
+            runs = pick(both, method=method, etd=False, discovery=RATES, forget_norm=norm, seed=(0, 1, 2))
+            assert len(runs) == 27 and cell == scores(runs), (method, norm)
+    assert [line[0] for line in shown] == ["rem", "npo", "ascent"]
+    poison = load_rows([folder / "poison.jsonl"])
+    for method, *cells in table("Small data: results and limits"):
+        runs = pick(poison, method=method)
+        assert len(runs) == 3 and cells == [plus_minus(runs, key) for key in SCORES], method
+    share = load_rows([folder / "share"])
+    for n, untouched, *cells in table("Small data: results and limits", 1):
+        runs = pick(share, n=int(n.split()[0]))
+        assert untouched == scores(networks(pick(runs, method="no-ul")))
+        for (method, rate), cell in zip(itertools.product(("rem", "npo"), RATES), cells, strict=True):
+            assert cell == scores(pick(runs, method=method, discovery=rate)), (n, method, rate)
+
+
+def test_the_printed_output_is_that_of_the_results():
+    """R6: the numbers that the README shows of its first command are those of the result file's seed 0, seconds aside."""
+    found = re.search(r"<!-- output -->\n```\n(.*?)```\n<!-- /output -->", README, re.DOTALL)[1].splitlines()
+    rows = {row["method"]: row for row in load_rows([ROOT / "results" / "fashion-mini" / "poison.jsonl"]) if row["seed"] == 0}
+    lines = {line.split()[0]: line.split()[1:-1] for line in found if line.split()[:1] in [[name] for name in rows] and "epoch" not in line}
+    assert lines == {name: [f"{100 * row[key]:.1f}" for key in ("healed", "healed_undiscovered", "utility", "product")]
+                     for name, row in rows.items()}
 
 
 def test_requirements_are_ranges():

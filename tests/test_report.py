@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import report
 import tables
 from baselines import METHODS
+from cell import VERSION
 from rows import load_rows
 from settings import TASKS, resolve
 from tables import PAPER, build, summary
@@ -30,7 +31,7 @@ def make_row(method="rem", healed=0.8, utility=0.9, status="ok", **settings) -> 
     """A result row as run.py writes it."""
     good = status == "ok"
     row = {**asdict(resolve({"dataset": "cifar10", **settings})), "method": method, "device": "cpu", "threads": 2,
-           "torch": "2.6.0", "version": "0.1.0", "git": "abc", "argv": [], "train_seconds": 20.0, "status": status,
+           "torch": "2.6.0", "version": VERSION, "git": "abc", "argv": [], "train_seconds": 20.0, "status": status,
            "error": None if good else "boom"}
     scores = {"healed": healed, "utility": utility, "product": healed * utility, "healed_test": healed, "seconds": 5.0}
     return {**row, **(scores if good else dict.fromkeys(scores))}
@@ -351,6 +352,26 @@ def test_settings_that_do_not_matter(tmp_path):
     rows = load(tmp_path, [make_row("cf", alpha=0.1), make_row("cf", alpha=10.0), make_row(ratio=1.0), make_row(),
                            make_row("a.py:f", alpha=0.1), make_row("a.py:f", alpha=10.0)])
     assert [row["method"] for row in rows] == ["cf", "rem", "a.py:f", "a.py:f"]
+
+
+def test_newer_code_counts(tmp_path):
+    """Of two rows of one run that of the newer version counts, whatever the order of the files and how it ended."""
+    for names in (("a", "b"), ("b", "a")):
+        new, old = {**make_row("cf", 0.8), "version": "0.10.0"}, {**make_row("cf", 0.1), "version": "0.9.3"}
+        folder = tmp_path / names[0]
+        for name, row in zip(names, (new, old), strict=True):
+            write(folder / f"{name}.jsonl", [row])
+        assert [row["healed"] for row in load_rows([folder])] == [0.8]
+        write(folder / "c.jsonl", [{**make_row("cf", status="failed"), "version": "1.0"}])
+        assert [row["status"] for row in load_rows([folder])] == ["failed"]
+
+
+def test_forget_norm_is_one_experiment_where_all_that_read_it_agree(tmp_path):
+    """Methods that do not read the setting keep its default, which is no difference; one method in two ways is."""
+    rows = [make_row("cf"), make_row("npo", forget_norm="running"), make_row("rem")]
+    assert "NOT ONE EXPERIMENT" not in one("mean", load(tmp_path, rows)).caption
+    rows.append(make_row("npo", task="random"))
+    assert "differ in forget_norm (auto, running)" in one("mean", load(tmp_path, rows)).caption
 
 
 def test_statistics_in_passes_over_forget(tmp_path):
