@@ -156,7 +156,8 @@ def test_the_other_tables_are_those_of_the_results():
         for norm, cell in zip(("running", "batch"), cells, strict=True):
             norm = "auto" if norm == ("running" if method == "rem" else "batch") else norm
             runs = pick(both, method=method, etd=False, discovery=RATES, forget_norm=norm, seed=(0, 1, 2))
-            assert len(runs) == 27 and cell == scores(runs), (method, norm)
+            diverged = 2 if (method, norm) == ("ascent", "running") else 0  # the README says so
+            assert len(runs) == 27 - diverged and cell == scores(runs), (method, norm)
     assert [line[0] for line in shown] == ["rem", "npo", "ascent"]
     poison = load_rows([folder / "poison.jsonl"])
     for method, *cells in table("Small data: results and limits"):
