@@ -11,6 +11,7 @@ import re
 import sys
 from collections import defaultdict
 from dataclasses import fields
+from operator import itemgetter
 from pathlib import Path
 
 from metrics import mean_sem
@@ -20,6 +21,7 @@ from tasks import PAIRS
 SETTINGS = {f.name: f.default for f in fields(Config)}
 SCORES = ("healed", "utility", "product")
 NOT_IDENTITY = {"dataset", "data_dir", "image_size", "download", "device", "out", "quiet", "curve"}  # `data` names the first 3
+IDENTITY = itemgetter("data", *(key for key in SETTINGS if key not in NOT_IDENTITY))
 FIXED = {"no-ul", "etd", "etd-ideal"}  # methods that read no D_f: the same network at every discovery rate
 
 
@@ -121,7 +123,7 @@ def confused(row: dict) -> str | None:
 
 def identity(row: dict) -> tuple:
     """What makes two rows the same run."""
-    return row["data"], *(row[key] for key in SETTINGS if key not in NOT_IDENTITY)
+    return IDENTITY(row)
 
 
 def network(row: dict) -> tuple:
