@@ -139,9 +139,10 @@ def measured(row: dict) -> bool:
 def latest(rows: list[dict], key=identity) -> list[dict]:
     """One row a run; it has Fig. 5's points if any row of the run that ended well has.
 
-    Of several rows that one counts that the newest version of the code made; then one that ended well; then that by name (rem-on-etd, no-ul);
-    then one with healed_test, which older code did not write; then one timed without Fig. 5's points; then the later in the
-    file. Rows have no date: between files "later" is the order in which they are given, in a folder that of their names.
+    Of several rows that one counts that the newest version of the code made; then one that ended well; then that by name
+    (rem-on-etd, no-ul); then one with healed_test, which older code did not write; then one timed without Fig. 5's points;
+    then the later in the file. Rows have no date: between files "later" is the order in which they are given, in a folder
+    that of their names.
     """
     def rank(row):
         version = [int(part) for part in re.findall(r"\d+", str(row.get("version")))]  # none is older than any
