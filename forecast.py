@@ -6,17 +6,17 @@
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
 from cell import attempt, corrupt, new_model, train_original
 from originals import dataset_of, device_of, on_device, original_path
-from plan import TRAINED_ALONE, cell_key
+from plan import AFTER_TRAINING, TRAINED_ALONE, cell_key, concerns, flag
 from settings import Config
 
 
-def overview(groups, remaining, rows: dict[str, dict], folder: str | Path, jobs: int) -> str:
+def overview(groups, remaining, rows: dict[str, dict], folder: str | Path, jobs: int, every: bool = False) -> str:
     """A line an original network: its cells, how many are done, failed and left; then the sum and an estimate of hours.
 
     Args:
@@ -25,18 +25,22 @@ def overview(groups, remaining, rows: dict[str, dict], folder: str | Path, jobs:
         rows: cell key -> row of what the folder holds.
         folder: of the grid.
         jobs: cells at a time.
+        every: list every cell below its original.
     """
-    left = {cell_key(original): len(cells) for original, cells in remaining}
-    lines, total = [f"{'task':<11}{'data set':<15}{'network':<38}{'seed':>4}{'cells':>7}{'done':>6}{'failed':>8}{'left':>6}"], [0] * 4
+    left = {cell_key(original): {cell_key(cell) for cell in cells} for original, cells in remaining}
+    lines, total = [f"{'task':<11}{'data set':<15}{'network':<41}{'seed':>4}{'cells':>7}{'done':>6}{'failed':>8}{'left':>6}"], [0] * 4
+    varied = varying([cell for _, cells in groups for cell in cells])
     for original, cells in groups:
-        found = [rows[key]["status"] == "ok" for key in map(cell_key, cells) if key in rows]
-        counts = [len(cells), sum(found), len(found) - sum(found), left.get(cell_key(original), 0)]
+        keys, todo = [cell_key(cell) for cell in cells], left.get(cell_key(original), set())
+        found = [rows[key]["status"] == "ok" for key in keys if key in rows]
+        counts = [len(cells), sum(found), len(found) - sum(found), len(todo)]
         total = [a + b for a, b in zip(total, counts, strict=True)]
         kind = original.method or ("trained with etd" if original.etd else "")
         kind += f", p_mem {original.p_mem:g}" if kind else ""  # which a network trained without masks does not depend on
         network = f"{original.arch} {original.capacity:.0%} {kind}"
-        lines.append(f"{original.task:<11}{original.dataset:<15}{network:<38}{original.seed:>4}" + tail(counts))
-    lines.append(f"{'all':<68}" + tail(total))
+        lines.append(f"{original.task:<11}{original.dataset:<15}{network:<41}{original.seed:>4}" + tail(counts))
+        lines += [cell_line(cell, varied, rows.get(key), key in todo) for cell, key in zip(cells, keys, strict=True) if every]
+    lines.append(f"{'all':<71}" + tail(total))
     hours = sum(estimate(remaining, rows, folder)) / jobs / 3600
     hours = "an unknown number of" if math.isnan(hours) else f"about {hours:.2f}"
     return "\n".join([*lines, f"{hours} hours left with --jobs {jobs}, a rough estimate"])
@@ -47,22 +51,60 @@ def tail(counts: list[int]) -> str:
     return "{:>7}{:>6}{:>8}{:>6}".format(*counts)
 
 
+def varying(cells: list[Config]) -> list[str]:
+    """The settings that cells of one original can differ in, and here do; method and discovery rate are named anyway."""
+    names = [f.name for f in fields(Config) if f.name in (AFTER_TRAINING | {"p_mem", "ratio"}) - {"method", "discovery"}]
+    return [name for name in names if len({getattr(cell, name) for cell in cells}) > 1]
+
+
+def cell_line(cell: Config, varied: list[str], row: dict | None, todo: bool) -> str:
+    """One cell: discovery rate, method, what else tells it from the others, and how it stands."""
+    state = "left" if row is None else "done" if row["status"] == "ok" else "failed, left" if todo else "failed"
+    more = "  ".join(f"{flag(name)} {getattr(cell, name)}" for name in varied if concerns(name, asdict(cell)))
+    return f"  {cell.discovery:<5g}{cell.method:<15} {more:<46} {state:>28}"
+
+
 def estimate(remaining, rows: dict[str, dict], folder: str | Path) -> list[float]:
-    """Seconds of each group: means of the folder's rows where it has some, else passes times seconds of an epoch."""
+    """Seconds of each group: means of the folder's rows where it has some, else passes times the seconds of an epoch."""
     known = {}
     for row in rows.values():
         if row["status"] == "ok":
             known.setdefault((row["dataset"], row["arch"], row["capacity"], row["method"]), []).append(row["seconds"])
     seconds = []
     for original, cells in remaining:
-        epoch = epoch_seconds(original, rows)
-        spent = 0.0 if original_path(folder, original).exists() else training_passes(original) * epoch
+        spent = 0.0 if original_path(folder, original).exists() else training_seconds(original, rows)
         for cell in cells:
             past = known.get((cell.dataset, cell.arch, cell.capacity, Path(cell.method).name))
             trained = cell.method in TRAINED_ALONE  # its seconds are the original's
-            spent += 0.0 if trained else sum(past) / len(past) if past else passes(cell) * epoch
+            spent += 0.0 if trained else sum(past) / len(past) if past else cell_seconds(cell, rows)
+            spent += evaluation(cell) * epoch_seconds(original, rows)
         seconds.append(spent)
     return seconds
+
+
+def training_seconds(original: Config, rows: dict[str, dict]) -> float:
+    """Seconds of training an original network."""
+    masked = original.etd or original.method in TRAINED_ALONE
+    return original.epochs * epoch_seconds(whole(original) if masked else original, rows)
+
+
+def cell_seconds(config: Config, rows: dict[str, dict]) -> float:
+    """Roughly what a method takes once its original is there; one's own counts as REM, which runs both networks."""
+    again, epoch = config.unlearn_epochs, epoch_seconds(config, rows)
+    epochs = {"no-ul": 0, "ascent": 0.1, "npo": 0.3, "ssd": 1.5, "potion": 2, "retrain": config.epochs, "cf": again,
+              "scrub": 1.3 * again, "badt": 1.4 * again, "rem-no31": 2 * again}
+    return epochs[config.method] * epoch if config.method in epochs else again * (epoch + epoch_seconds(whole(config), rows))
+
+
+def whole(config: Config) -> Config:
+    """The settings of a plain network as wide as theta_o1 and theta_o2 together: what a masked pass costs."""
+    return replace(config, capacity=config.capacity * (1 + config.extra_ratio), ratio=None, etd=False)
+
+
+def evaluation(config: Config) -> float:
+    """Training epochs' worth of the scores of a cell: forward passes, a third of a step's work, over test set (twice) and D_c."""
+    dataset = dataset_of(config)
+    return (2 * len(dataset.test) + config.n) / len(dataset.train) / 3
 
 
 def epoch_seconds(original: Config, rows: dict[str, dict]) -> float:
@@ -85,19 +127,6 @@ def timed_epoch(config: Config) -> float:
     for _ in range(2):
         _, seconds, failure = attempt(lambda: train_original(config, task, model))
     return math.nan if failure else seconds * len(dataset.train) / some
-
-
-def training_passes(original: Config) -> float:
-    """Training epochs' worth of an original network; a masked pass costs what the wide network costs."""
-    masked = original.etd or original.method in TRAINED_ALONE
-    return original.epochs * ((1 + original.extra_ratio) ** 2 if masked else 1)
-
-
-def passes(config: Config) -> float:
-    """Roughly how many training epochs a cell costs once its original is there; a method of one's own counts as REM."""
-    wide, again = (1 + config.extra_ratio) ** 2, config.unlearn_epochs
-    return {"no-ul": 0, "ascent": 0.1, "npo": 0.3, "ssd": 1.5, "potion": 2, "retrain": config.epochs, "cf": again,
-            "scrub": 1.3 * again, "badt": 1.4 * again, "rem-no31": 2 * again}.get(config.method, again * (1 + wide))
 
 
 class Lines:

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
     if not dry:
         check_writable(cells[0].out)
     if dry or not quiet:
-        print(overview(groups, remaining, rows, folder, jobs), flush=True)
+        print(overview(groups, remaining, rows, folder, jobs, every=dry), flush=True)
     if dry:
         return 0
     keys = {cell_key(cell) for _, group in groups for cell in group} - {cell_key(cell) for _, group in remaining for cell in group}

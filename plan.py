@@ -27,8 +27,9 @@ AFTER_TRAINING = {"discovery", "method", "unlearn_epochs", "unlearn_lr", "gamma"
                   "step31", "step32", "redirect", "curve"}
 TRAINED_ALONE = {"etd", "etd-ideal"}  # methods that read no D_f: their network is an original of its own, for every discovery
 NEEDED = {"dataset", "arch", "capacity", "width", "epochs", "etd", "method", "status", "seconds", "train_seconds"}  # in a row
-# Axes that concern some methods alone: the others keep the default.
-ONLY_FOR = {"alpha": {"scrub"}, "forget_norm": {"ascent", "npo", *ON_EXPANDED}}
+# Axes that concern some methods alone: the others keep the default. Masks concern every method on an ETD-trained network.
+ONLY_FOR = {"alpha": {"scrub"}, "forget_norm": {"ascent", "npo", *ON_EXPANDED}, "curve": ON_EXPANDED,
+            "p_mem": ON_EXPANDED | TRAINED_ALONE, "ratio": ON_EXPANDED | TRAINED_ALONE}
 
 # --- Presets: the paper's tables and figures ------------------------------------------------------------------------------
 
@@ -48,8 +49,8 @@ PRESETS = {
     "table6": [{**IMAGENETTE, **MAIN, "etd": "off"}],
     "table7": [{**IMAGENETTE, **MAIN, "etd": "on", "capacity": "0.9"},
                {**IMAGENETTE, "method": "retrain", "etd": "off", "capacity": "0.9"}],
-    "table8": [{**RESNET, **MAIN, "etd": "on", "p_mem": "0.05"}, {**RESNET, "method": "retrain", "etd": "off", "p_mem": "0.05"}],
-    "table9": [{**VIT, **MAIN, "etd": "on", "p_mem": "0.05"}, {**VIT, "method": "retrain", "etd": "off", "p_mem": "0.05"}],
+    "table8": [{**RESNET, **MAIN, "etd": "on", "p_mem": "0.05"}, {**RESNET, "method": "retrain", "etd": "off"}],
+    "table9": [{**VIT, **MAIN, "etd": "on", "p_mem": "0.05"}, {**VIT, "method": "retrain", "etd": "off"}],
     "fig5": [{**RESNET, "task": "poison", "discovery": "0.5", "etd": "off", "method": "rem", "unlearn_epochs": "5", "curve": "on"}],
     "fig8": [{**RESNET, "discovery": "1.0", "method": "no-ul", "capacity": "0.1,0.2,0.3,0.5,0.7,0.9"},
              {**RESNET, "discovery": "1.0", "method": "no-ul", "capacity": "1.0", "etd": "off"}],
@@ -99,11 +100,8 @@ def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
     cells = []
     for choice in itertools.product(*(values[name] for name in names)):
         setting = dict(zip(names, choice, strict=True))
-        for name, methods in ONLY_FOR.items():
-            if name in setting and setting["method"] not in methods and ":" not in setting["method"]:
-                setting.pop(name)
         if fits(setting):
-            cells.append(resolve(setting))
+            cells.append(resolve({name: value for name, value in setting.items() if concerns(name, setting)}))
     if strict and "method" in axes:
         check_used(axes["method"], cells)
     return unique(cells)
@@ -121,6 +119,13 @@ def fits(setting: dict) -> bool:
     """Whether a method has a meaning on a network trained with or without ETD."""
     etd = setting.get("etd", Config.etd)
     return setting["method"] not in (NOT_ON_ETD if etd else NEEDS_ETD)
+
+
+def concerns(axis: str, setting: dict) -> bool:
+    """Whether a setting's method depends on this axis; a method of one's own may read any."""
+    method = setting["method"]
+    masked = axis in ("p_mem", "ratio") and setting.get("etd", Config.etd)
+    return axis not in ONLY_FOR or method in ONLY_FOR[axis] or ":" in method or masked
 
 
 def parse_axis(field, text: str) -> list:

@@ -104,11 +104,17 @@ def canonical(row: dict) -> dict:
     usual = "batch" if method in ("ascent", "npo", "rem-no31-no32") else "running" if method.startswith("rem") else None
     if row["forget_norm"] == usual or usual is None and ":" not in method:
         row = {**row, "forget_norm": "auto"}
-    row = {**row, "pair": confused(row)}
+    row = {**row, "method": method, "ran": row["method"], "pair": confused(row)}
     data = row["dataset"] + (f" {row['data_dir']}" if row["dataset"] == "folder" else "")
     data += f" at {pixels} px" if pixels else ""
-    ratio = 1 / row["capacity"] - 1 if row["ratio"] is None else row["ratio"]
-    return {**row, "ran": row["method"], "method": method, "ratio": ratio, "data": data}
+    if maskless(row):
+        return {**row, "p_mem": SETTINGS["p_mem"], "ratio": None, "data": data}
+    return {**row, "ratio": 1 / row["capacity"] - 1 if row["ratio"] is None else row["ratio"], "data": data}
+
+
+def maskless(row: dict) -> bool:
+    """Whether no mask acted in a run: trained without ETD, by a method without theta_o2."""
+    return not (row["etd"] or row["method"].startswith(("rem", "etd")) or ":" in row["method"])
 
 
 def confused(row: dict) -> str | None:

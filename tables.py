@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metrics import mean_sem
-from rows import FIXED, NOT_IDENTITY, SCORES, SETTINGS, etd_alone, measured, networks, pick, split, without_extra_curves
+from rows import FIXED, NOT_IDENTITY, SCORES, SETTINGS, etd_alone, maskless, measured, networks, pick, split, without_extra_curves
 from settings import TASKS
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())
@@ -139,7 +139,8 @@ def mixed(rows: list[dict]) -> dict[str, list[str]]:
         values["forget_norm"] |= found if len(found) > 1 else set()
     for part in split(rows, "arch", "capacity").values():
         for key in [*(key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | {"forget_norm"}), "version"]:
-            found = {str(row.get(key)) for row in part if key != "pair" or row["task"] == "confusion"}
+            found = {str(row.get(key)) for row in part if (key != "pair" or row["task"] == "confusion")
+                     and (key != "ratio" or not maskless(row))}
             values[key] |= found if len(found) > 1 else set()
     return {key: sorted(found) for key, found in values.items() if found}
 
@@ -160,8 +161,7 @@ def build(name: str, rows: list[dict], own: bool = False) -> list[Table]:
     """
     rows = without_extra_curves(rows)
     if name in ("mean", "cells"):
-        keys = ("data", "n", "arch", "capacity", "etd", "p_mem")
-        return [(means if name == "mean" else cells)(key, part) for key, part in split(rows, *keys).items()]
+        return [(means if name == "mean" else cells)(key, part) for key, part in groups(rows).items()]
     spec = PAPER["tables"][name]
     mine = [row for row in etd_alone(rows) if belongs(row, name)]
     beside = {row["n"] for row in mine if row["data"] == "cifar10"}  # Table 1 has ViT on SVHN beside ResNet-9 on CIFAR-10
@@ -172,6 +172,15 @@ def build(name: str, rows: list[dict], own: bool = False) -> list[Table]:
     return [paper_table(name, *key, part) for key, part in studies if not (own and key[0] in others)]
 
 
+def groups(rows: list[dict]) -> dict[tuple, list[dict]]:
+    """What `mean` and `cells` set side by side, by `place`; runs without masks stand beside those of every p_mem."""
+    found = {}
+    for key, part in split(rows, "data", "n", "arch", "capacity", "etd").items():
+        sizes = sorted({row["p_mem"] for row in part if not maskless(row)}) or [SETTINGS["p_mem"]]
+        found |= {(*key, p_mem): [row for row in part if maskless(row) or row["p_mem"] == p_mem] for p_mem in sizes}
+    return found
+
+
 def belongs(row: dict, number: str) -> bool:
     """Whether a row is of the network, masks and methods of a table of the paper; the data set may be any."""
     spec = PAPER["tables"][number]
@@ -179,7 +188,7 @@ def belongs(row: dict, number: str) -> bool:
     place = any((row["capacity"], row["etd"]) == (r["capacity"], r["etd"]) for r in spec["rows"]
                 if (r["method"] == "retrain") == (row["method"] == "retrain"))
     method = row["method"] in VARIANTS if number == "2" else compared(row["method"])
-    return network and place and method and row["p_mem"] == spec["p_mem"]
+    return network and place and method and (row["p_mem"] == spec["p_mem"] or maskless(row))
 
 
 def compared(method: str) -> bool:

@@ -30,7 +30,7 @@ from helpers import assert_same_state, make_dataset, randomise, small_net, tiny
 from helpers import run as run_net
 from metrics import accuracy
 from originals import load_original, original_path
-from plan import by_original, expand_axes, original_of, read_rows, rows_by_cell
+from plan import by_original, cell_key, expand_axes, original_of, read_rows, rows_by_cell
 from settings import stream
 from tasks import discover, make_task
 
@@ -385,45 +385,79 @@ def test_a_diverging_method_is_a_row(few, tmp_path):
 
 
 def test_dry_run_shows_and_leaves_nothing(few, tmp_path, monkeypatch, capsys):
-    """R2: --dry-run prints each original's cells, done, failed and left, and hours; it makes no file and does no cell."""
+    """R2: --dry-run prints every cell below its original, done, failed and left, and hours; it makes no file and does no cell."""
     out, axes = tmp_path / "grid", ["--tasks", "poison,random", "--etd", "both", "--method", "no-ul,npo,etd"]
     size = [word for word in FEW if word != "--quiet"]
     with monkeypatch.context() as patch:
         patch.setattr(grid, "work_through", lambda *args: pytest.fail("work began"))
         assert do(out, *axes, "--dry-run", size=size) == 0 and not out.exists()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-4:] for line in lines[1:-1]] == [
+    assert [line.split()[-4:] for line in lines[1:-1] if line[0] != " "] == [
         *[["2", "0", "0", "2"], ["1", "0", "0", "1"], ["2", "0", "0", "2"]] * 2, ["10", "0", "0", "10"]]  # plain, etd, with ETD
+    assert [line.split() for line in lines[1:-1] if line[0] == " "] == [
+        ["0.5", method, "left"] for method in ("no-ul", "npo", "etd", "no-ul", "npo") * 2]
+    assert len({len(line) for line in lines[:-1]}) == 1  # aligned
     assert lines[-1].startswith("about 0.0") and "hours left with --jobs 1" in lines[-1]
     assert do(out, "--task", "random", "--method", "no-ul") == 0
     capsys.readouterr()
     assert do(out, *axes, "--dry-run", "--jobs", "2", size=size) == 0
-    assert capsys.readouterr().out.splitlines()[-2].split() == ["all", "10", "1", "0", "9"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].split() == ["all", "10", "1", "0", "9"] and sum(line.endswith(" done") for line in lines) == 1
+    assert do(out, "--task", "random", "--method", "no-ul,npo", size=size) == 0
+    assert not any(line.startswith("  0.5") for line in capsys.readouterr().out.splitlines())  # a run lists originals alone
 
 
-def test_estimate_follows_the_rows_there_are(tmp_path):
-    """The hours left are the folder's own means where it has rows: 9 cells at 100 s and one training at 40 s an epoch."""
+def test_dry_run_tells_cells_apart():
+    """A cell's line names what it differs in from others, where its method depends on it, and how it stands."""
+    groups = by_original(expand_axes({"method": "cf,scrub,rem", "alpha": "0.1,1", "gamma": "0.1,0.2", "p_mem": "0.2,0.05"}))
+    ((original, cells),) = groups
+    ok = {"status": "ok", "dataset": "fashion-mini", "arch": "resnet9", "capacity": 0.5, "width": 0.5, "epochs": 8, "method": "cf",
+          "seconds": 1.0, "train_seconds": 8.0, "etd": False}
+    bad = {**ok, "status": "failed"}
+    rows = {cell_key(c): bad if c.gamma == 0.1 else ok for c in cells if c.method == "cf"}
+    for retried, state in ((True, "failed, left"), (False, "failed")):
+        left = [(original, [c for c in cells if cell_key(c) not in rows or retried and rows[cell_key(c)] == bad])]
+        text = forecast.overview(groups, left, rows, "nowhere", 1, every=True)
+        lines = [line.split(maxsplit=2) for line in text.splitlines()[2:-2]]
+        assert [line[:2] for line in lines] == [["0.5", c.method] for c in cells]
+        found = Counter(" ".join(line[2].split()) for line in lines)
+        assert found == Counter([f"gamma 0.1 {state}", "gamma 0.2 done",
+                                 *(f"gamma {g} alpha {a} left" for g in (0.1, 0.2) for a in (0.1, 1.0)),
+                                 *(f"gamma {g} p-mem {p} left" for g in (0.1, 0.2) for p in (0.05, 0.2))])
+
+
+def test_estimate_follows_the_rows_there_are(tmp_path, monkeypatch):
+    """The hours left are the folder's own means where it has rows: 9 cells at 100 s, each judged, and 10 epochs at 40 s."""
     cells = expand_axes({"task": "random", "discovery": "0.1:1.0:0.1", "method": "npo", "epochs": "10"})
     groups = by_original(cells)
     past = {"status": "ok", "dataset": "fashion-mini", "arch": "resnet9", "capacity": 0.5, "width": 0.5, "epochs": 10,
             "method": "npo", "seconds": 100.0, "train_seconds": 400.0, "etd": False}
     remaining = [(groups[0][0], groups[0][1][1:])]
-    assert forecast.estimate(remaining, {"a": past, "b": {**past, "seconds": 300.0}}, tmp_path) == [10 * 40.0 + 9 * 200.0]
+    judged = pytest.approx((2 * 2000 + 120) / 6000 / 3)  # epochs: test images twice, D_c once, forward alone
+    assert forecast.evaluation(cells[0]) == judged
+    monkeypatch.setattr(forecast, "evaluation", lambda config: 0.25)
+    assert forecast.estimate(remaining, {"a": past, "b": {**past, "seconds": 300.0}}, tmp_path) == [10 * 40.0 + 9 * 210.0]
     assert forecast.estimate([], {"a": past}, tmp_path) == []
     path = original_path(tmp_path, groups[0][0])
     path.parent.mkdir()
     path.touch()
-    assert forecast.estimate(remaining, {"a": past}, tmp_path) == [9 * 100.0]  # the original is there
+    assert forecast.estimate(remaining, {"a": past}, tmp_path) == [9 * 110.0]  # the original is there
 
 
-@pytest.mark.parametrize("capacity, wide", [(0.5, 4), (0.25, 16), (1.0, 1)])
-def test_masked_training_is_counted_at_its_width(capacity, wide):
-    """An original trained with masks counts as the wide network does, with --etd and as a method of its own; plain ones once."""
-    def cost(method, etd):
-        axes = {"method": method, "etd": etd, "capacity": str(capacity), "epochs": "10"}
-        return forecast.training_passes(original_of(expand_axes(axes)[0]))
+@pytest.mark.parametrize("capacity", [0.1, 0.25, 0.5, 1.0])
+def test_masked_passes_cost_what_the_whole_network_costs(capacity, monkeypatch, tmp_path):
+    """With masks an epoch takes that of the 100 % network, in training with --etd, of etd and in REM beside the plain pass."""
+    def estimate(method, etd):
+        axes = {"method": method, "etd": etd, "capacity": str(capacity), "epochs": "10", "unlearn_epochs": "3"}
+        return forecast.estimate(by_original(expand_axes(axes)), {}, tmp_path)
 
-    assert cost("rem", "off") == 10 and cost("rem", "on") == cost("etd", "off") == cost("etd-ideal", "off") == 10 * wide
+    monkeypatch.setattr(forecast, "timed_epoch", lambda config: round(100 * config.capacity, 6))  # seconds
+    monkeypatch.setattr(forecast, "evaluation", lambda config: 0)
+    plain = 100 * capacity
+    assert estimate("no-ul", "off") == [10 * plain] and estimate("no-ul", "on") == [10 * 100]
+    assert estimate("etd", "off") == estimate("etd-ideal", "off") == [10 * 100]
+    assert estimate("rem", "off") == [10 * plain + 3 * (plain + 100)] and estimate("rem", "on") == [10 * 100 + 3 * (plain + 100)]
+    assert estimate("retrain", "off") == [2 * 10 * plain] and estimate("cf", "off") == [13 * plain]
 
 
 def test_lines_of_a_grid(few, tmp_path, capsys):

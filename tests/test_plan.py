@@ -173,6 +173,21 @@ def test_statistics_concern_methods_that_pass_over_forget():
     assert found == Counter({("cf", "auto"): 1, **{(name, norm): 1 for name in ("npo", "rem") for norm in ("running", "batch")}})
 
 
+def test_masks_concern_those_that_have_them():
+    """p_mem and ratio make two cells each of REM, of ETD and of all that starts from ETD training, one of everything else."""
+    axes = {"p_mem": "0.2,0.05", "ratio": "0.5,1.0", "etd": "both", "method": "all"}
+    found = Counter((cell.method, cell.etd) for cell in expand_axes(axes))
+    assert {name for name, count in found.items() if count == 4} == {
+        *((name, True) for name in METHODS if name not in NOT_ON_ETD | {"rem-on-etd"}), ("etd", False), ("etd-ideal", False),
+        *((name, False) for name in METHODS if name.startswith("rem") and name != "rem-on-etd")}
+    assert set(found.values()) == {1, 4}
+    plain = [cell for cell in expand_axes(axes) if found[cell.method, cell.etd] == 1]
+    assert {cell.method for cell in plain} >= {"no-ul", "retrain", "cf", "npo", "scrub", "ssd"}
+    assert all((cell.p_mem, cell.ratio) == (0.2, None) for cell in plain)
+    own = expand_axes({"p_mem": "0.2,0.05", "method": "examples/my_method.py:relabel"})
+    assert [cell.p_mem for cell in own] == [0.2, 0.05]  # which may read any setting
+
+
 @pytest.mark.parametrize("axes", [{"method": "all", "task": "all"}, {"method": "all", "task": "all", "etd": "both", "seed": "0,1,2"}])
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 8])
 def test_ranks_share_the_work(axes, world):
@@ -208,8 +223,8 @@ ROWS = {
                (*VIT, 1.0, False, 0.2): {"no-ul", "ascent"}},
     "table6": {(*IMAGENETTE, 0.5, False, 0.2): MAIN | {"retrain"}},
     "table7": {(*IMAGENETTE, 0.9, True, 0.2): MAIN, (*IMAGENETTE, 0.9, False, 0.2): {"retrain"}},
-    "table8": {(*RESNET, 0.5, True, 0.05): MAIN, (*RESNET, 0.5, False, 0.05): {"retrain"}},
-    "table9": {(*VIT, 0.5, True, 0.05): MAIN, (*VIT, 0.5, False, 0.05): {"retrain"}},
+    "table8": {(*RESNET, 0.5, True, 0.05): MAIN, (*RESNET, 0.5, False, 0.2): {"retrain"}},  # which has no masks
+    "table9": {(*VIT, 0.5, True, 0.05): MAIN, (*VIT, 0.5, False, 0.2): {"retrain"}},
 }
 
 

@@ -231,6 +231,19 @@ def test_mean_tables_by_group(tmp_path):
     assert len(found) == 7 == len({t.name for t in found}) and all(column(t, "n") == [1] for t in found)
 
 
+def test_networks_without_masks_stand_beside_every_p_mem(tmp_path):
+    """What has no mask is one run whatever its p_mem and ratio say, compared with REM at each p_mem; what has, is not."""
+    rows = [make_row("cf", 0.7), make_row("cf", 0.6, p_mem=0.05, ratio=0.5), make_row("rem", p_mem=0.2), make_row("rem", p_mem=0.05)]
+    tables = build("mean", load(tmp_path, rows))
+    assert [t.title.split()[-1] for t in tables] == ["0.05", "0.2"] and all(column(t, "n") == [1, 1] for t in tables)
+    assert all(line(t, method="cf")["Healed"] == (pytest.approx(60.0), None) for t in tables)
+    assert not any("NOT ONE EXPERIMENT" in t.caption for t in tables)
+    mixed = build("mean", load(tmp_path, [make_row("cf"), make_row("rem", ratio=0.5), make_row("rem-ideal", ratio=1.0)]))
+    assert "NOT ONE EXPERIMENT: the runs differ in ratio (0.5, 1.0)." in mixed[0].caption
+    trained = build("mean", load(tmp_path, [make_row("cf", etd=True), make_row("cf", etd=True, p_mem=0.05)]))
+    assert [column(t, "n") for t in trained] == [[1], [1]]
+
+
 def test_cells(tmp_path):
     """The product of each method in each task at each rate; what was not run is empty."""
     rows = [make_row(healed=h, task=t, discovery=d, seed=s) for t, d, s, h in
