@@ -279,6 +279,7 @@ def test_inputs_and_random_states_stay():
 BAD = [
     (dict(corrupted=[]), "D_c is empty"),
     (dict(corrupted=[0, 1, 1, 2]), "1 repeated"),
+    (dict(corrupted=[0, 1, 1, 1, 1, 2]), "from 0 to 2 with 3 repeated"),
     (dict(corrupted=[0, 1, 2, 12]), "different indices from 0 to 11; it runs from 0 to 12"),
     (dict(corrupted=[-1, 0, 1, 2]), "it runs from -1 to 2"),
     (dict(sizes=[]), r"sizes are \[\]"),

@@ -385,6 +385,15 @@ def test_v4_test_images_corrupted_alike(seed):
         assert index is None or index.tolist() == list(kept)
 
 
+def test_v4_no_test_image_of_the_two_classes():
+    """V4: without a test image of the two confused classes healed_test is None, not a number and no error."""
+    task = draw_task(0, "confusion")
+    elsewhere = replace(task, test=replace(task.test, labels=task.test.labels.clamp(min=2)))
+    net, forget = answering(task.clean, 4), discover(task, 0.5, 0)
+    assert metrics_module.evaluate(net, elsewhere, forget)["healed_test"] is None
+    assert metrics_module.evaluate(net, task, forget)["healed_test"] is not None
+
+
 @given(seeds)
 def test_v4_reads_task_alone(seed):
     """V4: evaluate reads name, train, test, clean and corrupted of a task and nothing else, and changes none."""

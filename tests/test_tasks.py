@@ -3,10 +3,11 @@
 A function prop_* takes the module to test first, so that tests/test_mutants.py can run it on a broken copy.
 """
 
+import pickle
 import random
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import tasks as tasks_module
 from data import TRIGGER_VALUE, Data, Dataset, batches, inputs
 from helpers import gen, make_data, seeds
 from settings import TASKS, Config, stream
-from tasks import Task, closest_pair, discover, fingerprint, load_task, make_task, save_task, triggered_test
+from tasks import Task, closest_pair, discover, fingerprint, like_corrupted, load_task, make_task, save_task, triggered_test
 
 names = st.sampled_from(TASKS)
 rates = st.sampled_from([0.1, 0.2, 0.25, 1 / 3, 0.5, 0.75, 0.9, 1.0])
@@ -122,11 +123,11 @@ def test_t2_one_class():
         make_task("random", balanced(0, classes=1), 3, 0)
 
 
-@given(cases(st.just("confusion")), st.booleans())
-def test_t3_confusion(case, turned):
-    """T3: n / 2 of each of two classes exchange labels; twice restores; the histogram stays; images untouched."""
+@given(cases(st.just("confusion")), st.data())
+def test_t3_confusion(case, draw):
+    """T3: n / 2 of each of any two classes exchange labels; twice restores; the histogram stays; images untouched."""
     _, dataset, n, _ = case
-    pair = (dataset.train.classes - 1, 0)[:: -1 if turned else 1]
+    pair = tuple(draw.draw(st.permutations(range(dataset.train.classes)))[:2])
     task, old = make(case, pair=pair), dataset.train.labels
     new = task.train.labels
     for c, other in (pair, pair[::-1]):
@@ -367,6 +368,7 @@ def test_t13_inputs_not_mutated(case):
     ("confusion", 14, (0, 1), "classes 0 and 1 have 6 and 6 images, so n can be at most 12"),
     ("confusion", 2, (1, 1), "pair is 1,1"),
     ("confusion", 2, (0, 4), "pair is 0,4; .*from 0 to 3"),
+    ("confusion", 2, (7, 1), "pair is 1,7; .*from 0 to 3"),
     ("confusion", 2, (-1, 2), "pair is -1,2"),
     ("poisson", 2, None, "unknown task 'poisson'; choose one of poison, confusion, random"),
 ])
@@ -374,6 +376,18 @@ def test_t14_bad_numbers(name, n, pair, text):
     """T14: numbers that the data cannot give -> ValueError with the numbers."""
     with pytest.raises(ValueError, match=text):
         make_task(name, balanced(0), n, 0, pair)
+
+
+@pytest.mark.parametrize("pair, text", [((2, 0), "classes 0 and 2 have 9 and 3 images, so n can be at most 6"),
+                                        ((1, 0), "classes 0 and 1 have 9 and 6 images, so n can be at most 12")])
+def test_t14_unequal_classes(pair, text):
+    """T14: the message has both counts and the largest n, which is one that can be made."""
+    labels = torch.tensor([0] * 9 + [1] * 6 + [2] * 3 + [3] * 6)
+    dataset = balanced(0)
+    dataset = replace(dataset, train=replace(dataset.train, labels=labels))
+    with pytest.raises(ValueError, match=text):
+        make_task("confusion", dataset, int(text.split()[-1]) + 2, 0, pair)
+    assert len(make_task("confusion", dataset, int(text.split()[-1]), 0, pair).corrupted) == int(text.split()[-1])
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -397,6 +411,25 @@ def test_t15_test_set(case):
     assert torch.equal(inputs(task.test, None), kept) and task.test.trigger is None
 
 
+@given(cases())
+def test_t15_test_images_corrupted_alike(case):
+    """T15: a task's like on the test set: all with the trigger, those of the two classes, or all; clean labels throughout."""
+    _, dataset, _, _ = case
+    task = make(case)
+    seen, index = like_corrupted(task)
+    assert torch.equal(seen.labels, dataset.test.labels) and torch.equal(seen.images, dataset.test.images)
+    assert (seen.trigger is not None) == (task.name == "poison") and (seen.trigger is None or bool(seen.trigger.all()))
+    assert (index is None) == (task.name != "confusion")
+    if index is not None:
+        assert index.tolist() == [i for i, label in enumerate(dataset.test.labels.tolist()) if label in (0, 1)]
+
+
+def test_t11_a_task_is_fixed():
+    """T11: a task's labels are no attributes to set: a changed task is another object."""
+    with pytest.raises(FrozenInstanceError):
+        make_task("random", balanced(0), 4, 0).clean = None
+
+
 # --- Stored labels ------------------------------------------------------------------------------------------------------
 
 
@@ -404,7 +437,7 @@ def test_t15_test_set(case):
 def test_t16_round_trip(tmp_path_factory, case):
     """T16: a saved task loads as the very labels, clean labels, D_c and trigger flags, even onto redrawn labels."""
     _, dataset, _, _ = case
-    task, path = make(case), tmp_path_factory.mktemp("task") / "deep" / "task.pt"
+    task, path = make(case), tmp_path_factory.mktemp("task") / "deep" / "er" / "task.pt"
     save_task(task, path)
     assert [p.name for p in path.parent.iterdir()] == ["task.pt"]
     redrawn = replace(dataset, train=replace(dataset.train, labels=dataset.train.labels.roll(1)))
@@ -446,6 +479,26 @@ def test_t16_other_images(tmp_path_factory, seed, where, step):
             load_task(path, replace(dataset, train=other))
     with pytest.raises(ValueError, match="no task file at"):
         load_task(path.with_name("absent.pt"), dataset)
+
+
+class Evil:
+    """Unpickling it writes a file: what a checkpoint from elsewhere could do."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_t16_loads_no_code(tmp_path):
+    """T16: a task file that holds code is refused, and the code does not run."""
+    torch.save({"images": 0, "name": Evil(tmp_path / "ran")}, tmp_path / "task.pt")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        load_task(tmp_path / "task.pt", balanced(0))
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "task.pt", weights_only=False)  # the control: this one runs it
+    assert (tmp_path / "ran").exists()
 
 
 def test_t16_layout_of_images(tmp_path):
