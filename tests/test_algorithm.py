@@ -154,6 +154,41 @@ def test_a3_cap(seed, most, size, epochs):
     assert update.call_count == epochs * (most * count_batches(size, 4) + 3)
 
 
+@given(seeds, st.integers(1, 6), st.integers(1, 9))
+def test_a3_last_pass_counts(seed, most, size):
+    """A3: a gamma that the last allowed pass reaches is reached: Acc(D_f) is measured after it too, and nothing warns."""
+    state = rem_module.start(small_net(seed), make_data(seed), draw_forget(seed, 12, size), tiny(gamma=0.2, max_passes=most), gen(seed))
+    with mock.patch.object(rem_module, "accuracy", scripted([0.9] * most + [0.1])), counting(rem_module, "update") as update:
+        assert rem_module.remove(state) == 0.1
+    assert update.call_count == most * count_batches(size, 4)
+
+
+def test_a3_warning_names_the_caller():
+    """A3: the warning points at the line that called step 2, not into the library."""
+    state = rem_module.start(small_net(0), make_data(0), draw_forget(0, 12, 3), tiny(gamma=0.2, max_passes=1), gen(0))
+    with mock.patch.object(rem_module, "accuracy", scripted((0.9,))), pytest.warns(UserWarning, match="0.90 after 1 passes") as caught:
+        rem_module.remove(state)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("norm, repaired, trains", [("auto", True, False), ("auto", False, True), ("batch", True, True),
+                                                    ("batch", False, True), ("running", True, False), ("running", False, False)])
+def test_a20_when_step_2_trains(norm, repaired, trains):
+    """A20: "auto" trains where no step 3 follows; "batch" and "running" say it outright; one example alone has no batch statistics."""
+    for size in (1, 2, 3, 100):
+        assert rem_module.trains_on_forget(tiny(forget_norm=norm), torch.arange(size), repaired) == (trains and size > 1)
+    assert rem_module.trains_on_forget(tiny(), torch.arange(2))  # nothing repairs, unless told so
+
+
+@given(seeds)
+def test_a7_no_step_3(seed):
+    """A7: without 3.1 and 3.2 an epoch is step 2 alone: step 3 has no loss and no update, and the epoch counts."""
+    state = rem_module.start(small_net(seed), make_data(seed), torch.tensor([1, 2]), tiny(step31=False, step32=False), gen(seed))
+    before = copy.deepcopy(state.expanded)
+    assert rem_module.redirect(state) == 0.0 and state.epoch == 1
+    assert_same_state(before, state.expanded)
+
+
 def prop_a5(rem, seed=0):
     """Acc(D_f) is of D_f, in order, without augmentation, trigger on, theta_o1 alone, eval mode, against the labels as given."""
     data = make_data(seed, n=12, pad=2, flip=True, trigger=True)

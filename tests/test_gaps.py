@@ -1,6 +1,9 @@
 """Branches and defaults that the tests of their own files do not reach: odd networks, missing programs, second tries."""
 
+import importlib
+import inspect
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -131,3 +134,14 @@ def test_a16_says_how_many_are_repeated():
     """A16: the message about a repeated forget set has the number of repetitions."""
     with pytest.raises(ValueError, match="names 3 examples twice"):
         check_forget(torch.tensor([1, 1, 2, 2, 2]), 9)
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in Path(etd.__file__).parent.glob("*.py")))
+def test_arguments_have_names(module):
+    """Every argument of a public function can be given by the name that its docstring uses."""
+    names = vars(importlib.import_module(module))
+    functions = [f for f in names.values() if inspect.isfunction(f) and f.__module__ == module]
+    assert functions
+    for function in functions:
+        for parameter in inspect.signature(function).parameters.values():
+            assert parameter.kind is not parameter.POSITIONAL_ONLY, f"{module}.{function.__name__}: {parameter.name}"

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import oracles_loss as oracle
 import rem as rem_module
 from helpers import assert_close, gen, make_data, seeds, tiny
+from settings import Config
 
 betas = st.sampled_from([0.1, 0.5, 1.0, 2.0, 3.7, 10.0])
 sizes = st.sampled_from([1, 2, 3, 7, 16])
@@ -244,6 +245,16 @@ def test_l17_labels(seed, label, where):
     labels[where] = label
     with pytest.raises(ValueError, match="expected 0 to 3"):
         type(data)(data.images, labels, 4, data.mean, data.std)
+
+
+@given(seeds, sizes)
+def test_l16_default_beta(seed, size):
+    """L16: left out, beta is Table 3's 1 in each of the three functions."""
+    logits, labels, in_forget = draw_batch(seed, size)
+    full, full_ref, base, base_ref = ces(logits, labels)
+    for call, args in ((rem_module.npo_term, (base, base_ref)), (rem_module.removal_loss, (base, base_ref)),
+                         (rem_module.redirection_loss, (full, full_ref, base, base_ref, in_forget))):
+        assert torch.equal(call(*args), call(*args, Config.beta))
 
 
 # --- The two losses -----------------------------------------------------------------------------------------------------
