@@ -1,6 +1,7 @@
 """Small data, networks, settings and assertions that the tests share; every tensor is drawn from a seeded generator."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from hypothesis import strategies as st
@@ -95,3 +96,13 @@ def assert_close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-12) -> 
     assert a.shape == b.shape, (a.shape, b.shape)
     scale = max(1.0, float(a.abs().max()) if a.numel() else 1.0)
     assert a.numel() == 0 or float((a - b).abs().max()) <= tolerance * scale, float((a - b).abs().max())
+
+
+class Evil:
+    """Unpickling it makes a file: what a checkpoint from elsewhere could do."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)

@@ -6,6 +6,7 @@ A function prop_* takes the module to test first, so that tests/test_mutants.py 
 import contextlib
 import copy
 import math
+import pickle
 import subprocess
 import sys
 import warnings
@@ -26,7 +27,7 @@ import train
 from baselines import fine_tune, npo
 from data import batches, count_batches
 from etd import drop, mask_table, train_etd
-from helpers import assert_close, assert_same_state, gen, make_data, make_dataset, seeds, small_net, tiny
+from helpers import Evil, assert_close, assert_same_state, gen, make_data, make_dataset, seeds, small_net, tiny
 from layers import Expanded
 from metrics import accuracy, evaluate
 from models import build
@@ -178,6 +179,18 @@ def test_a20_when_step_2_trains(norm, repaired, trains):
     for size in (1, 2, 3, 100):
         assert rem_module.trains_on_forget(tiny(forget_norm=norm), torch.arange(size), repaired) == (trains and size > 1)
     assert rem_module.trains_on_forget(tiny(), torch.arange(2))  # nothing repairs, unless told so
+
+
+@pytest.mark.parametrize("step31, step32, trains", [(True, True, False), (True, False, False), (False, True, False),
+                                                    (False, False, True)])
+def test_a20_either_term_repairs(step31, step32, trains):
+    """A20: one of 3.1 and 3.2 is a step 3; with neither step 2 is NPO and trains as NPO does."""
+    config, modes = tiny(gamma=0.2, step31=step31, step32=step32), []
+    state = rem_module.start(small_net(0), make_data(0), draw_forget(0, 12, 3), config, gen(0))
+    state.expanded.register_forward_hook(lambda net, *_: modes.append(net.training))
+    with mock.patch.object(rem_module, "accuracy", scripted((0.9, 0.1))):
+        rem_module.remove(state)
+    assert modes == [trains]
 
 
 @given(seeds)
@@ -483,6 +496,15 @@ def test_a8_reference_is_read(tmp_path, pad):
     rem_module.load_state(states[1], path)
     assert_same_state(states[0].reference, states[1].reference)
     assert_same_state(*(go_on(state, 1) for state in states))
+
+
+def test_a8_loads_no_code(tmp_path):
+    """A8: a saved state that holds code is refused, and the code does not run."""
+    state = rem_module.start(small_net(0), make_data(0), draw_forget(0, 12, 4), tiny(), gen(0))
+    torch.save({"expanded": Evil(tmp_path / "ran")}, tmp_path / "state.pt")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        rem_module.load_state(state, tmp_path / "state.pt")
+    assert not (tmp_path / "ran").exists()
 
 
 @few

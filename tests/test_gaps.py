@@ -1,5 +1,6 @@
 """Branches and defaults that the tests of their own files do not reach: odd networks, missing programs, second tries."""
 
+import ast
 import importlib
 import inspect
 import subprocess
@@ -145,3 +146,11 @@ def test_arguments_have_names(module):
     for function in functions:
         for parameter in inspect.signature(function).parameters.values():
             assert parameter.kind is not parameter.POSITIONAL_ONLY, f"{module}.{function.__name__}: {parameter.name}"
+
+
+@pytest.mark.parametrize("path", sorted(Path(etd.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_checkpoints_run_no_code(path):
+    """A8, T16: every torch.load of the shipped code says weights_only=True."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert {word.arg: ast.unparse(word.value) for word in node.keywords}.get("weights_only") == "True", node.lineno

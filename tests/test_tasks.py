@@ -20,7 +20,7 @@ import data as data_module
 import oracles_loss as oracle
 import tasks as tasks_module
 from data import TRIGGER_VALUE, Data, Dataset, batches, inputs
-from helpers import gen, make_data, seeds
+from helpers import Evil, gen, make_data, seeds
 from settings import TASKS, Config, stream
 from tasks import Task, closest_pair, discover, fingerprint, like_corrupted, load_task, make_task, save_task, triggered_test
 
@@ -479,16 +479,6 @@ def test_t16_other_images(tmp_path_factory, seed, where, step):
             load_task(path, replace(dataset, train=other))
     with pytest.raises(ValueError, match="no task file at"):
         load_task(path.with_name("absent.pt"), dataset)
-
-
-class Evil:
-    """Unpickling it writes a file: what a checkpoint from elsewhere could do."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def test_t16_loads_no_code(tmp_path):
