@@ -229,6 +229,29 @@ ON_EXPANDED = {"rem", "rem-on-etd", "rem-ideal", "rem-no31", "rem-no32", "rem-ce
 NEEDS_ETD = {"rem-on-etd"}  # have no meaning without --etd
 TWINS = {"rem-on-etd"}  # another name for rem on an ETD-trained network; "all" has each algorithm once
 NOT_ON_ETD = {"retrain", "etd", "etd-ideal"}  # train anew, so the ETD-trained network would not be used
+# The settings that some methods alone read, and masks, which concern every method on an ETD-trained network too.
+MASKED = {"etd", "etd-ideal", *ON_EXPANDED} - {"rem-no31"}
+ONLY_FOR = {"alpha": {"scrub"}, "beta": {"npo", *ON_EXPANDED}, "gamma": {"ascent", "npo", "potion", *ON_EXPANDED},
+            "max_passes": {"ascent", "npo", *ON_EXPANDED}, "forget_norm": {"ascent", "npo", *ON_EXPANDED},
+            "unlearn_epochs": {"cf", "scrub", "badt", *ON_EXPANDED},
+            "unlearn_lr": {"cf", "ascent", "npo", "scrub", "badt", *ON_EXPANDED},
+            "step31": ON_EXPANDED - {"rem-no31", "rem-no32"}, "step32": ON_EXPANDED - {"rem-no31", "rem-no32"},
+            "redirect": ON_EXPANDED - {"rem-no31", "rem-ce"}, "curve": ON_EXPANDED, "p_mem": MASKED, "ratio": MASKED}
+
+
+def concerns(axis: str, setting: dict) -> bool:
+    """Whether the numbers of a setting's method depend on this field of Config; one's own method may read any.
+
+    Args:
+        axis: name of a field.
+        setting: fields of Config, at least `method`.
+    """
+    method = setting["method"]
+    if axis not in ONLY_FOR or ":" in method:
+        return True
+    if axis in ("p_mem", "ratio"):
+        return setting.get("etd", False) or method in MASKED and setting.get("step31", True)
+    return method in ONLY_FOR[axis]
 
 
 def load_method(text: str):

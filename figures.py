@@ -12,12 +12,12 @@ import textwrap
 from functools import partial
 
 from metrics import mean_sem
-from rows import etd_alone, networks, pick, split, without_extra_curves
+from rows import FIXED, etd_alone, maskless, networks, pick, split, without_extra_curves
 from tables import VARIANTS, brief, compared, descending, percent, slug, summary
 
 TASKS = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # rising regularity
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's
-MARKERS, HATCHES, DASHES = "osD^vPX*", ("", "///", "...", "xxx", "|||"), ("-", "--", ":", "-.")
+MARKERS, HATCHES, DASHES = "osD^vPX*", ("", "///", "...", "xxx", "|||", "\\\\\\", "ooo", "+++"), ("-", "--", ":", "-.")
 MAIN = dict(arch="resnet9", capacity=0.5, p_mem=0.2)  # where the paper draws, unless it says otherwise
 Drawn = tuple[str, list[dict]]  # a figure's title and the rows that it shows
 
@@ -50,7 +50,8 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
             reasons.append(str(missing))
             continue
         lost = failed(number, drawn, [row for row in rows if (row["data"], row["n"]) == (data, n)])
-        warnings = "".join("\n" + line for line in textwrap.wrap(brief(drawn, lost), 60))
+        warnings = "; ".join(filter(None, [brief(drawn, lost), other_masks(part, drawn)]))
+        warnings = "".join("\n" + line for line in textwrap.wrap(warnings, 60))
         figure.suptitle(f"Fig. {number}: {title}\n{data}, {n} corrupted images{warnings}", fontsize=11)
         made.append((slug(f"figure {number} {data} n{n}"), figure))
     if not made:
@@ -69,6 +70,13 @@ def failed(number: str, drawn: list[dict], rows: list[dict]) -> int:
         return named and (row["arch"], row["capacity"], row["p_mem"]) in places and (number != "5" or row["curve"])
 
     return sum(row["status"] == "failed" and wanted(row) for row in networks(rows))
+
+
+def other_masks(rows: list[dict], drawn: list[dict]) -> str:
+    """Which masked runs a figure leaves out for their p_mem; empty where there are none."""
+    left = sorted({row["p_mem"] for row in rows if not maskless(row)} - {row["p_mem"] for row in drawn if not maskless(row)}
+                  - {MAIN["p_mem"]})
+    return f"not drawn: p_mem {', '.join(f'{p:g}' for p in left)}" if left else ""
 
 
 def need(rows: list, what: str) -> list:
@@ -96,12 +104,13 @@ def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> None:
         columns: of panels.
     """
     rates = sorted({row["discovery"] for _, rows, _ in panels for row in rows})
+    columns = min(columns, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure.set_size_inches(1.5 + columns * max(2.5, 0.4 * (len(rates) + 1)), 1.1 + 1.7 * lines)
+    figure.set_size_inches(max(6, 1.5 + columns * max(2.5, 0.4 * (len(rates) + 1))), 1.1 + 1.7 * lines)
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat
     for (title, rows, untouched), axes in zip(panels, grid, strict=False):
         values = [[mean_or_none(pick(networks(untouched), task=task))] +
-                  [mean_or_none(pick(rows, task=task, discovery=rate)) for rate in rates] for task in TASKS]
+                  [mean_or_none(at_rate(rows, task, rate)) for rate in rates] for task in TASKS]
         image = axes.imshow([[math.nan if v is None else v for v in line] for line in values], cmap="cividis", origin="lower",
                             vmin=0, vmax=100, aspect="auto")
         axes.set_facecolor("0.85")
@@ -114,7 +123,7 @@ def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> None:
                 if value is not None:
                     axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=9, color=contrast(image, value),
                               in_layout=False)  # laid out a third faster
-    axes.set_xticks(range(len(rates) + 1), ["0.0", *(f"{rate:.2g}" if rate < 1 else "1.0" for rate in rates)])  # of all panels
+    axes.set_xticks(range(len(rates) + 1), ["0.0", *(f"{rate:g}" if rate < 1 else "1.0" for rate in rates)])  # of all panels
     axes.set_yticks(range(3), TASKS.values())
     for empty in grid[len(panels):]:
         empty.set_axis_off()
@@ -122,6 +131,12 @@ def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> None:
         lowest.tick_params(labelbottom=True)
     figure.supxlabel("discovery rate (0.0: before unlearning)", fontsize=10)
     figure.colorbar(image, ax=figure.axes, label="Healed × Utility, %", aspect=12 * lines)
+
+
+def at_rate(rows: list[dict], task: str, rate: float) -> list[dict]:
+    """A method's runs of a task at a discovery rate; of one that reads no D_f every network, which any rate's run stands for."""
+    found = pick(rows, task=task, discovery=rate)
+    return networks(pick(rows, task=task)) if found and found[0]["method"] in FIXED else found
 
 
 def contrast(image, value: float) -> str:
@@ -181,7 +196,7 @@ def bars(axes, labels: list[str], series: dict[str, list], xlabel: str) -> None:
     for k, (name, values) in enumerate(series.items()):
         place = [y + (here.index(name) - (len(here) - 1) / 2) * height for y, here in enumerate(present) if name in here]
         means, errors = [v[0] for v in values if v], [v[1] or 0.0 for v in values if v]
-        look = dict(color=COLOURS[(0, 4, 2, 1, 3)[k % 5]], hatch=HATCHES[k % 5], edgecolor="black", linewidth=0.6)
+        look = dict(color=COLOURS[(0, 4, 2, 1, 3, 5, 7, 6)[k % 8]], hatch=HATCHES[k % 8], edgecolor="black", linewidth=0.6)
         axes.barh(place, means, height * 0.92, xerr=errors, label=name, error_kw=dict(capsize=2, elinewidth=1), **look)
         for y, mean, error in zip(place, means, errors, strict=True):
             axes.text(mean + error + 1, y, f"{mean:.1f}", va="center", fontsize=8)
@@ -208,8 +223,8 @@ def figure3(figure, rows: list[dict]) -> Drawn:
     bars(axes, [name_of(*key) for key in order], series, "Healed × Utility, %, mean ± SEM over runs")
     axes.legend(loc="lower right", fontsize=9)
     sizes = sorted({len(part) for part in split(shown, "method", "etd", "capacity").values()})
-    sizes = " to ".join(map(str, sizes[:: max(1, len(sizes) - 1)]))
-    title = f"mean over tasks and discovery rates, {sizes} runs a bar"
+    runs = " to ".join(map(str, sizes[:: max(1, len(sizes) - 1)])) + (" run" if sizes == [1] else " runs")
+    title = f"mean over tasks and discovery rates, {runs} a bar"
     return f"{title}\n(networks before unlearning count once for all rates)", shown
 
 

@@ -4,15 +4,19 @@
     lines = Lines(total=90, say=print)    # lines.cell(row) as each is done
 """
 
+import contextlib
 import math
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
+from baselines import concerns
 from cell import attempt, corrupt, new_model, train_original
 from originals import dataset_of, device_of, on_device, original_path
-from plan import AFTER_TRAINING, TRAINED_ALONE, cell_key, concerns, flag
+from plan import AFTER_TRAINING, PLACE, TRAINED_ALONE, cell_key, flag
 from settings import Config
 
 
@@ -28,20 +32,22 @@ def overview(groups, remaining, rows: dict[str, dict], folder: str | Path, jobs:
         every: list every cell below its original.
     """
     left = {cell_key(original): {cell_key(cell) for cell in cells} for original, cells in remaining}
-    lines, total = [f"{'task':<11}{'data set':<15}{'network':<41}{'seed':>4}{'cells':>7}{'done':>6}{'failed':>8}{'left':>6}"], [0] * 4
-    varied = varying([cell for _, cells in groups for cell in cells])
-    for original, cells in groups:
+    names, total = titles([original for original, _ in groups]), [0] * 4
+    wide = max([41, *(len(name) + 2 for name in names)])
+    lines = [f"{'task':<11}{'data set':<15}{'network':<{wide}}{'seed':>4}{'cells':>7}{'done':>6}{'failed':>8}{'left':>6}"]
+    for (original, cells), name in zip(groups, names, strict=True):
         keys, todo = [cell_key(cell) for cell in cells], left.get(cell_key(original), set())
         found = [rows[key]["status"] == "ok" for key in keys if key in rows]
         counts = [len(cells), sum(found), len(found) - sum(found), len(todo)]
         total = [a + b for a, b in zip(total, counts, strict=True)]
-        kind = original.method or ("trained with etd" if original.etd else "")
-        kind += f", p_mem {original.p_mem:g}" if kind else ""  # which a network trained without masks does not depend on
-        network = f"{original.arch} {original.capacity:.0%} {kind}"
-        lines.append(f"{original.task:<11}{original.dataset:<15}{network:<41}{original.seed:>4}" + tail(counts))
-        lines += [cell_line(cell, varied, rows.get(key), key in todo) for cell, key in zip(cells, keys, strict=True) if every]
-    lines.append(f"{'all':<71}" + tail(total))
-    hours = sum(estimate(remaining, rows, folder)) / jobs / 3600
+        lines.append(f"{original.task:<11}{original.dataset:<15}{name:<{wide}}{original.seed:>4}" + tail(counts))
+        if every:
+            varied = varying(cells, (AFTER_TRAINING | {"p_mem", "ratio"}) - {"method", "discovery"})
+            lines += [cell_line(cell, varied, rows.get(key), key in todo, len(lines[0]))
+                      for cell, key in zip(cells, keys, strict=True)]
+    lines.append(f"{'all':<{30 + wide}}" + tail(total))
+    with threads_of(jobs):
+        hours = sum(estimate(remaining, rows, folder)) / jobs / 3600
     hours = "an unknown number of" if math.isnan(hours) else f"about {hours:.2f}"
     return "\n".join([*lines, f"{hours} hours left with --jobs {jobs}, a rough estimate"])
 
@@ -51,30 +57,59 @@ def tail(counts: list[int]) -> str:
     return "{:>7}{:>6}{:>8}{:>6}".format(*counts)
 
 
-def varying(cells: list[Config]) -> list[str]:
-    """The settings that cells of one original can differ in, and here do; method and discovery rate are named anyway."""
-    names = [f.name for f in fields(Config) if f.name in (AFTER_TRAINING | {"p_mem", "ratio"}) - {"method", "discovery"}]
-    return [name for name in names if len({getattr(cell, name) for cell in cells}) > 1]
+def titles(originals: list[Config]) -> list[str]:
+    """Each original's network and training, with what else tells it from others of the same task, data set and seed."""
+    shown, twins = [], {}
+    for original in originals:
+        kind = original.method or ("trained with etd" if original.etd else "")
+        kind += f", p_mem {original.p_mem:g}" if kind else ""  # which a network trained without masks does not depend on
+        shown.append(f"{original.arch} {100 * original.capacity:g}% {kind}".rstrip())
+        twins.setdefault((original.task, original.dataset, original.seed, shown[-1]), []).append(original)
+    apart = {place: varying(same, {f.name for f in fields(Config)} - PLACE) for place, same in twins.items()}
+    return [", ".join([text, *values(original, apart[original.task, original.dataset, original.seed, text])])
+            for original, text in zip(originals, shown, strict=True)]
 
 
-def cell_line(cell: Config, varied: list[str], row: dict | None, todo: bool) -> str:
-    """One cell: discovery rate, method, what else tells it from the others, and how it stands."""
+def varying(configs: list[Config], names: set[str]) -> list[str]:
+    """Those of the settings in which these differ where their methods read them, in the order of Config."""
+    found = {name: {getattr(config, name) for config in configs if concerns(name, vars(config))} for name in names}
+    return [f.name for f in fields(Config) if len(found.get(f.name, ())) > 1]
+
+
+def values(config: Config, names: list[str]) -> list[str]:
+    """Settings as they are typed."""
+    return [f"{flag(name)} {getattr(config, name)}" for name in names]
+
+
+def cell_line(cell: Config, varied: list[str], row: dict | None, todo: bool, wide: int) -> str:
+    """One cell: discovery rate, method, what else tells it from the others, and how it stands, at the end of the line."""
     state = "left" if row is None else "done" if row["status"] == "ok" else "failed, left" if todo else "failed"
-    more = "  ".join(f"{flag(name)} {getattr(cell, name)}" for name in varied if concerns(name, asdict(cell)))
-    return f"  {cell.discovery:<5g}{cell.method:<15} {more:<46} {state:>28}"
+    more = "  ".join(values(cell, [name for name in varied if concerns(name, vars(cell))]))
+    return f"  {cell.discovery:<7g}{Path(cell.method).name:<20} {more}  ".ljust(wide - len(state)) + state
+
+
+@contextlib.contextmanager
+def threads_of(jobs: int):
+    """Time with the threads that each of so many jobs has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // jobs))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def estimate(remaining, rows: dict[str, dict], folder: str | Path) -> list[float]:
     """Seconds of each group: means of the folder's rows where it has some, else passes times the seconds of an epoch."""
-    known = {}
+    known, alike = {}, ("dataset", "arch", "capacity", "width", "epochs", "unlearn_epochs")
     for row in rows.values():
         if row["status"] == "ok":
-            known.setdefault((row["dataset"], row["arch"], row["capacity"], row["method"]), []).append(row["seconds"])
+            known.setdefault((*(row.get(key) for key in alike), row["method"]), []).append(row["seconds"])
     seconds = []
     for original, cells in remaining:
         spent = 0.0 if original_path(folder, original).exists() else training_seconds(original, rows)
         for cell in cells:
-            past = known.get((cell.dataset, cell.arch, cell.capacity, Path(cell.method).name))
+            past = known.get((*(getattr(cell, key) for key in alike), Path(cell.method).name))
             trained = cell.method in TRAINED_ALONE  # its seconds are the original's
             spent += 0.0 if trained else sum(past) / len(past) if past else cell_seconds(cell, rows)
             spent += evaluation(cell) * epoch_seconds(original, rows)
@@ -113,7 +148,8 @@ def epoch_seconds(original: Config, rows: dict[str, dict]) -> float:
         alike = all(row[key] == getattr(original, key) for key in ("dataset", "arch", "capacity", "width", "epochs"))
         if alike and row["train_seconds"] and not row["etd"] and original.epochs:
             return row["train_seconds"] / original.epochs
-    keep = ("dataset", "data_dir", "image_size", "download", "arch", "width", "capacity", "batch", "optimizer", "device", "precision")
+    keep = ("dataset", "data_dir", "image_size", "download", "arch", "width", "capacity", "batch", "optimizer", "device",
+            "precision")
     return timed_epoch(Config(n=1, quiet=True, epochs=1, **{key: getattr(original, key) for key in keep}))
 
 

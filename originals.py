@@ -5,6 +5,7 @@
 """
 
 import os
+import pickle
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -102,10 +103,19 @@ def load_original(original: Config, folder: str) -> tuple:
         (task on the device, the network on the device, seconds of its training).
     """
     path, dataset, device = original_path(folder, original), dataset_of(original), device_of(original)
-    task = on_device(load_task(path.with_suffix(".task"), dataset), device)
+    stored = path.with_suffix(".task")
+    task = on_device(undamaged(stored, lambda: load_task(stored, dataset)), device)
     network = new_model(original, dataset).to(device)
     if original.etd and original.method not in TRAINED_ALONE:
         network = expand_for(network, task.train, original)
-    content = torch.load(path, weights_only=True, map_location=device)
+    content = undamaged(path, lambda: torch.load(path, weights_only=True, map_location=device))
     network.load_state_dict(content["network"])
     return task, network, content["seconds"]
+
+
+def undamaged(path: Path, read):
+    """What read() returns; a ValueError that says what to do where the file is damaged."""
+    try:
+        return read()
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged; delete it and take --retry-failed to make it anew") from error

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED, TWINS
+from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, TWINS, concerns
 from cell import VERSION, code_of
 from settings import TASKS, Config, resolve
 
@@ -27,9 +27,6 @@ AFTER_TRAINING = {"discovery", "method", "unlearn_epochs", "unlearn_lr", "gamma"
                   "step31", "step32", "redirect", "curve"}
 TRAINED_ALONE = {"etd", "etd-ideal"}  # methods that read no D_f: their network is an original of its own, for every discovery
 NEEDED = {"dataset", "arch", "capacity", "width", "epochs", "etd", "method", "status", "seconds", "train_seconds"}  # in a row
-# Axes that concern some methods alone: the others keep the default. Masks concern every method on an ETD-trained network.
-ONLY_FOR = {"alpha": {"scrub"}, "forget_norm": {"ascent", "npo", *ON_EXPANDED}, "curve": ON_EXPANDED,
-            "p_mem": ON_EXPANDED | TRAINED_ALONE, "ratio": ON_EXPANDED | TRAINED_ALONE}
 
 # --- Presets: the paper's tables and figures ------------------------------------------------------------------------------
 
@@ -101,6 +98,7 @@ def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
     for choice in itertools.product(*(values[name] for name in names)):
         setting = dict(zip(names, choice, strict=True))
         if fits(setting):
+            resolve(setting)  # a value out of range is an error for methods that do not read it, too
             cells.append(resolve({name: value for name, value in setting.items() if concerns(name, setting)}))
     if strict and "method" in axes:
         check_used(axes["method"], cells)
@@ -119,13 +117,6 @@ def fits(setting: dict) -> bool:
     """Whether a method has a meaning on a network trained with or without ETD."""
     etd = setting.get("etd", Config.etd)
     return setting["method"] not in (NOT_ON_ETD if etd else NEEDS_ETD)
-
-
-def concerns(axis: str, setting: dict) -> bool:
-    """Whether a setting's method depends on this axis; a method of one's own may read any."""
-    method = setting["method"]
-    masked = axis in ("p_mem", "ratio") and setting.get("etd", Config.etd)
-    return axis not in ONLY_FOR or method in ONLY_FOR[axis] or ":" in method or masked
 
 
 def parse_axis(field, text: str) -> list:
@@ -176,6 +167,8 @@ def stretch(name: str, text: str) -> list[str]:
         count = int((last - first) / step) + 1 if step > 0 and last >= first else 0
     except (InvalidOperation, OverflowError, ValueError) as error:
         raise ValueError(f"--{flag(name)} is {text!r}; a range is first:last:step, such as 0.1:1.0:0.1") from error
+    if count > 100_000:
+        raise ValueError(f"--{flag(name)} is {text!r}; a range of more than 100,000 values is taken for a mistake")
     if count < 1:
         raise ValueError(f"--{flag(name)} is {text!r}; a range rises from first to last by a step above 0")
     return [str(first + i * step) for i in range(count)]
@@ -252,7 +245,7 @@ def read_rows(folder: str | Path) -> list[dict]:
                 row = json.loads(line) if line.strip() else {}
             except ValueError:
                 row = None
-            if not isinstance(row, dict):
+            if not isinstance(row, dict) or not isinstance(row.get("method", ""), str):
                 print(f"warning: line {number} of {path} is torn and left out", file=sys.stderr)
             elif NEEDED <= set(row):  # other commands' rows may lie here too
                 rows.append(row)

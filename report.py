@@ -8,6 +8,7 @@
 import argparse
 import csv
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -88,11 +89,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for bad input (one line on stderr)."""
     given = parser().parse_args(argv)
     try:
-        texts = report(given)
+        print("\n".join(report(given)), flush=True)
+    except BrokenPipeError:  # its reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
     except (ValueError, OSError) as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2
-    print("\n".join(texts))
     return 0
 
 

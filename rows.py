@@ -14,6 +14,7 @@ from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
 
+from baselines import ONLY_FOR, concerns
 from metrics import mean_sem
 from settings import TASKS, Config
 from tasks import PAIRS
@@ -78,7 +79,7 @@ def whole(row: dict) -> dict:
     row = {**SETTINGS, "forget_norm": "batch", **row}  # what version 0.1.0 did, which had no such setting
     numbers = [row[key] for key in ("discovery", "n", "capacity", "p_mem", "seed")]
     numbers += [row[key] for key in SCORES] if row["status"] == "ok" else []
-    numbers += [] if row["ratio"] is None else [row["ratio"]]
+    numbers += [row[key] for key in ("ratio", "seconds", "train_seconds", "healed_test") if row.get(key) is not None]
     sound = all(isinstance(value, int | float) and math.isfinite(value) for value in numbers) and row["capacity"] > 0
     plain = all(isinstance(row[key], str | int | float | None) for key in SETTINGS)
     named = all(isinstance(row[key], type(SETTINGS[key])) for key in ("method", "dataset", "data_dir", "etd"))
@@ -93,28 +94,27 @@ def canonical(row: dict) -> dict:
 
     rem-on-etd is rem on a network trained with --etd; rem with a step or the redirect loss changed is that ablation.
     """
-    method, pixels = row["method"], row["image_size"]
+    method, pixels, named = row["method"], row["image_size"], set()
+    masks = concerns("p_mem", row)
     if method in ("rem", "rem-on-etd"):
+        named = {"step31", "step32", "redirect"}
         off = "".join(f"-no{step}" for step in ("31", "32") if not row["step" + step])
         method = "rem" + off + ("-ce" if row["redirect"] == "ce" and row["step31"] else "")
-    if row["method"] in ("rem", "rem-on-etd") or not method.startswith("rem") and ":" not in method:
-        row = {**row, "step31": True, "step32": True, "redirect": "npo"}  # in the name, or of no concern
-    if method != "scrub" and ":" not in method:  # a method of one's own may read any setting
-        row = {**row, "alpha": None}
+    idle = {axis for axis in ONLY_FOR if not concerns(axis, row)} - {"curve"} | named
+    row = {**row, **{axis: SETTINGS[axis] for axis in idle}}
     usual = "batch" if method in ("ascent", "npo", "rem-no31-no32") else "running" if method.startswith("rem") else None
-    if row["forget_norm"] == usual or usual is None and ":" not in method:
+    if row["forget_norm"] == usual:
         row = {**row, "forget_norm": "auto"}
     row = {**row, "method": method, "ran": row["method"], "pair": confused(row)}
     data = row["dataset"] + (f" {row['data_dir']}" if row["dataset"] == "folder" else "")
     data += f" at {pixels} px" if pixels else ""
-    if maskless(row):
-        return {**row, "p_mem": SETTINGS["p_mem"], "ratio": None, "data": data}
-    return {**row, "ratio": 1 / row["capacity"] - 1 if row["ratio"] is None else row["ratio"], "data": data}
+    ratio = 1 / row["capacity"] - 1 if row["ratio"] is None else row["ratio"]
+    return {**row, "ratio": ratio if masks else None, "data": data}
 
 
 def maskless(row: dict) -> bool:
     """Whether no mask acted in a run: trained without ETD, by a method without theta_o2."""
-    return not (row["etd"] or row["method"].startswith(("rem", "etd")) or ":" in row["method"])
+    return row["ratio"] is None
 
 
 def confused(row: dict) -> str | None:

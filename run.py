@@ -6,6 +6,7 @@
 """
 
 import argparse
+import os
 import sys
 import warnings
 from dataclasses import asdict, fields, replace
@@ -54,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:  # torch's own for absurd sizes too
             print(f"run.py: {(str(error).splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
             return 2
+        except BrokenPipeError:  # the reader of its output, such as head, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+            return 1
         except OSError as error:  # a disk that is full, a file that went away
             print(f"run.py: {type(error).__name__}: {error}", file=sys.stderr)
             return 1
@@ -123,8 +127,8 @@ def headline(config: Config, task: Task, forget: torch.Tensor, model, device: to
     parameters = sum(p.numel() for p in model.parameters())
     size = task.train.images.shape[-1]
     return (f"{config.task} on {config.dataset}: {len(task.train)} images of {size}x{size}, {len(task.corrupted)} corrupted, "
-            f"{len(forget)} of them discovered ({config.discovery:.0%})\n"
-            f"{config.arch} at {config.capacity:.0%} capacity, {parameters:,} parameters"
+            f"{len(forget)} of them discovered ({100 * config.discovery:g}%)\n"
+            f"{config.arch} at {100 * config.capacity:g}% capacity, {parameters:,} parameters"
             f"{', trained with ETD' if config.etd else ''}; seed {config.seed}; {device}")
 
 

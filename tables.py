@@ -13,6 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from baselines import ONLY_FOR, concerns
 from metrics import mean_sem
 from rows import FIXED, NOT_IDENTITY, SCORES, SETTINGS, etd_alone, maskless, measured, networks, pick, split, without_extra_curves
 from settings import TASKS
@@ -83,9 +84,10 @@ def caption(rows: list[dict], *row_keys: str) -> str:
         return ", ".join(dict.fromkeys(of(row[key]) for row in sorted(rows, key=lambda row: row[key])))
 
     good, failed = pick(rows), [row for row in rows if row["status"] != "ok"]
+    runs = [f"{len(good)} run" + "s" * (len(good) != 1), *sorted({hardware(row) for row in good})]
     text = ["Mean ± SEM over runs, in percent; product: mean over runs of Healed × Utility (over all classes).",
             f"Rows: {found('data')}, {found('n')} corrupted; {found('task')}; discovery {found('discovery', '{:g}'.format)}; "
-            f"seeds {found('seed')}; {'; '.join([f'{len(good)} runs', *sorted({hardware(row) for row in good})])}."]
+            f"seeds {found('seed')}; {'; '.join(runs)}."]
     names = "; ".join(f"{r['method']}{' with ETD' * r['etd']} {r['task']} {r['discovery']:g} seed {r['seed']}" for r in failed)
     if failed:
         text.append(f"Failed, not averaged: {len(failed)} of {len(rows)} runs ({names}).")
@@ -94,6 +96,8 @@ def caption(rows: list[dict], *row_keys: str) -> str:
                     "which no user could (the paper does so too).")
     if uneven(rows, *row_keys):
         text.append("The methods do not cover the same tasks, rates and seeds (see n): compare with care.")
+    if lopsided(rows, *row_keys):
+        text.append("Not every task and discovery rate has the same seeds: those with more weigh more.")
     if settings := mixed(rows):
         settings = "; ".join(f"{key} ({', '.join(found)})" for key, found in settings.items())
         text.append(f"NOT ONE EXPERIMENT: the runs differ in {settings}.")
@@ -107,6 +111,7 @@ def brief(rows: list[dict], failed: int) -> str:
     alphas, settings = max(row.get("alphas", 1) for row in rows), mixed(rows)
     return "; ".join([f"NOT ONE EXPERIMENT: {', '.join(settings)} differ"] * bool(settings)
                      + ["the methods' tasks, rates or seeds differ"] * uneven(rows, "arch", "capacity", "etd", "method")
+                     + ["some cells have more seeds than others"] * lopsided(rows, "arch", "capacity", "etd", "method")
                      + [f"scrub: best of {alphas} alphas by this score"] * (alphas > 1)
                      + [f"{failed} failed run{'s' * (failed > 1)} left out"] * bool(failed))
 
@@ -139,10 +144,24 @@ def mixed(rows: list[dict]) -> dict[str, list[str]]:
         values["forget_norm"] |= found if len(found) > 1 else set()
     for part in split(rows, "arch", "capacity").values():
         for key in [*(key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | {"forget_norm"}), "version"]:
-            found = {str(row.get(key)) for row in part if (key != "pair" or row["task"] == "confusion")
-                     and (key != "ratio" or not maskless(row))}
+            found = {str(row.get(key)) for row in part if (key != "pair" or row["task"] == "confusion") and counts(key, row)}
             values[key] |= found if len(found) > 1 else set()
     return {key: sorted(found) for key, found in values.items() if found}
+
+
+def counts(key: str, row: dict) -> bool:
+    """Whether a run's numbers depend on this setting."""
+    return not maskless(row) if key == "ratio" else key not in ONLY_FOR or concerns(key, {"method": row["ran"]})
+
+
+def lopsided(rows: list[dict], *row_keys: str) -> bool:
+    """Whether one method's tasks and rates have other seeds than each other, so that some weigh more in its mean."""
+    for part in split(networks(pick(rows)), *row_keys).values():
+        places = ("task",) if part[0]["method"] in FIXED else ("task", "discovery")
+        seeds = [{row["seed"] for row in cell} for cell in split(part, *places).values()]
+        if any(some != seeds[0] for some in seeds):
+            return True
+    return False
 
 
 # --- Tables -------------------------------------------------------------------------------------------------------------
@@ -168,8 +187,9 @@ def build(name: str, rows: list[dict], own: bool = False) -> list[Table]:
     mine = [{**r, "study": "cifar10" if name == "1" and r["data"] == "svhn" and r["arch"] == "vit" and r["n"] in beside
              else r["data"]} for r in mine]
     others = {table["dataset"] for table in PAPER["tables"].values()} - {spec["dataset"]}
-    studies = split(mine, "study", "n").items()
-    return [paper_table(name, *key, part) for key, part in studies if not (own and key[0] in others)]
+    studies = [(key, part) for key, part in split(mine, "study", "n").items() if not (own and key[0] in others)]
+    # Tables 7-9 are of networks trained with ETD; a plain retrain alone makes none
+    return [paper_table(name, *key, part) for key, part in studies if name not in "789" or any(row["etd"] for row in part)]
 
 
 def groups(rows: list[dict]) -> dict[tuple, list[dict]]:
@@ -247,9 +267,9 @@ def means(key: tuple, rows: list[dict]) -> Table:
     scores, lines = {method: summary(part) for method, part in parts.items()}, []
     for method in descending(scores):
         mine, good = scores[method], pick(parts[method])
-        timed = [row for row in good if row.get("train_seconds") and row.get("seconds") is not None]
+        timed = [row for row in good if row.get("seconds") is not None]
         timed = [row for row in timed if not measured(row)] or timed
-        times = [row["seconds"] for row in timed], [100 * row["seconds"] / row["train_seconds"] for row in timed]
+        times = [row["seconds"] for row in timed], [100 * row["seconds"] / row["train_seconds"] for row in timed if row.get("train_seconds")]
         times = *(mean_sem(v)[0] if v else None for v in times), PAPER["A.8"].get(method)
         lines.append((method, mine["n"], mine["failed"], *(mine[k] for k in SCORES),
                       *(None if v is None else f"{v:.1f}" for v in times)))

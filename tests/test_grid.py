@@ -409,21 +409,67 @@ def test_dry_run_shows_and_leaves_nothing(few, tmp_path, monkeypatch, capsys):
 
 def test_dry_run_tells_cells_apart():
     """A cell's line names what it differs in from others, where its method depends on it, and how it stands."""
-    groups = by_original(expand_axes({"method": "cf,scrub,rem", "alpha": "0.1,1", "gamma": "0.1,0.2", "p_mem": "0.2,0.05"}))
+    groups = by_original(expand_axes({"method": "cf,scrub,rem", "alpha": "0.1,1", "unlearn_lr": "0.1,0.2", "p_mem": "0.2,0.05"}))
     ((original, cells),) = groups
     ok = {"status": "ok", "dataset": "fashion-mini", "arch": "resnet9", "capacity": 0.5, "width": 0.5, "epochs": 8, "method": "cf",
           "seconds": 1.0, "train_seconds": 8.0, "etd": False}
     bad = {**ok, "status": "failed"}
-    rows = {cell_key(c): bad if c.gamma == 0.1 else ok for c in cells if c.method == "cf"}
+    rows = {cell_key(c): bad if c.unlearn_lr == 0.1 else ok for c in cells if c.method == "cf"}
     for retried, state in ((True, "failed, left"), (False, "failed")):
         left = [(original, [c for c in cells if cell_key(c) not in rows or retried and rows[cell_key(c)] == bad])]
         text = forecast.overview(groups, left, rows, "nowhere", 1, every=True)
         lines = [line.split(maxsplit=2) for line in text.splitlines()[2:-2]]
         assert [line[:2] for line in lines] == [["0.5", c.method] for c in cells]
         found = Counter(" ".join(line[2].split()) for line in lines)
-        assert found == Counter([f"gamma 0.1 {state}", "gamma 0.2 done",
-                                 *(f"gamma {g} alpha {a} left" for g in (0.1, 0.2) for a in (0.1, 1.0)),
-                                 *(f"gamma {g} p-mem {p} left" for g in (0.1, 0.2) for p in (0.05, 0.2))])
+        assert found == Counter([f"unlearn-lr 0.1 {state}", "unlearn-lr 0.2 done",
+                                 *(f"unlearn-lr {lr} alpha {a} left" for lr in (0.1, 0.2) for a in (0.1, 1.0)),
+                                 *(f"unlearn-lr {lr} p-mem {p} left" for lr in (0.1, 0.2) for p in (0.05, 0.2))])
+
+
+def test_dry_run_tells_originals_apart():
+    """An original's line names what it differs in from others of its task and seed; a cell's, what differs in its group alone."""
+    blocks = [{"n": "20,30", "lr": "0.1,0.2", "capacity": "0.125", "method": "no-ul", "discovery": "0.125"},
+              {"task": "random", "method": "examples/my_method.py:relabel"}]
+    groups = by_original([cell for block in blocks for cell in expand_axes(block)])
+    lines = forecast.overview(groups, [], {}, "nowhere", 1, every=True).splitlines()
+    heads = [" ".join(line.split()[2:-5]) for line in lines[1:-2] if line[0] != " "]
+    assert heads == [*(f"resnet9 12.5%, n {n}, lr {lr}" for n in (20, 30) for lr in (0.1, 0.2)), "resnet9 50%"]
+    cells = [line.split() for line in lines[1:-2] if line[0] == " "]
+    assert cells == [["0.125", "no-ul", "left"]] * 4 + [["0.5", "my_method.py:relabel", "left"]]
+    assert len({len(line) for line in lines[:-1]}) == 1  # aligned
+
+
+def test_estimate_times_what_a_job_has(monkeypatch):
+    """With --jobs an epoch is timed with the threads that each job gets; afterwards there are as many as before."""
+    groups, seen = by_original(expand_axes({"method": "no-ul"})), []
+    monkeypatch.setattr(forecast, "timed_epoch", lambda config: seen.append(torch.get_num_threads()) or 1.0)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        for jobs in (1, 2, 3, 8):
+            forecast.overview(groups, groups, {}, "nowhere", jobs)
+        assert set(seen[:1]) == {4} and sorted(set(seen), reverse=True) == [4, 2, 1] and torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_damaged_original_says_what_to_do(few, tmp_path):
+    """R5: a damaged file of an original fails its cells with its name; deleted, --retry-failed makes it anew."""
+    assert do(tmp_path, "--method", "no-ul,cf") == 0
+    (kept,) = (tmp_path / "originals").glob("*.pt")
+
+    def scores():
+        return sorted((row["method"], row["healed"], row["utility"]) for row in read_rows(tmp_path) if row["status"] == "ok")
+
+    good = scores()
+    for damaged in (kept, kept.with_suffix(".task")):
+        damaged.write_bytes(damaged.read_bytes()[:100])
+        (tmp_path / "cells.jsonl").unlink(missing_ok=True)
+        load_original.cache_clear()
+        assert do(tmp_path, "--method", "no-ul,cf") == 1
+        assert all(f"{damaged} is damaged; delete it" in row["error"] for row in read_rows(tmp_path))
+        damaged.unlink()
+        assert do(tmp_path, "--method", "no-ul,cf", "--retry-failed") == 0 and scores() == good
 
 
 def test_estimate_follows_the_rows_there_are(tmp_path, monkeypatch):
@@ -431,13 +477,15 @@ def test_estimate_follows_the_rows_there_are(tmp_path, monkeypatch):
     cells = expand_axes({"task": "random", "discovery": "0.1:1.0:0.1", "method": "npo", "epochs": "10"})
     groups = by_original(cells)
     past = {"status": "ok", "dataset": "fashion-mini", "arch": "resnet9", "capacity": 0.5, "width": 0.5, "epochs": 10,
-            "method": "npo", "seconds": 100.0, "train_seconds": 400.0, "etd": False}
+            "method": "npo", "seconds": 100.0, "train_seconds": 400.0, "etd": False, "unlearn_epochs": 2}
     remaining = [(groups[0][0], groups[0][1][1:])]
     judged = pytest.approx((2 * 2000 + 120) / 6000 / 3)  # epochs: test images twice, D_c once, forward alone
     assert forecast.evaluation(cells[0]) == judged
     monkeypatch.setattr(forecast, "evaluation", lambda config: 0.25)
     assert forecast.estimate(remaining, {"a": past, "b": {**past, "seconds": 300.0}}, tmp_path) == [10 * 40.0 + 9 * 210.0]
     assert forecast.estimate([], {"a": past}, tmp_path) == []
+    elsewhere = {**past, "seconds": 1000.0, "width": 1.0}  # of another network
+    assert forecast.estimate(remaining, {"a": past, "b": elsewhere}, tmp_path) == [10 * 40.0 + 9 * 110.0]
     path = original_path(tmp_path, groups[0][0])
     path.parent.mkdir()
     path.touch()

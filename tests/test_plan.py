@@ -1,6 +1,8 @@
 """plan.py: axes and presets of the grid, what tells cells and originals apart, result files (Tables 1-9, Table 3, A.7)."""
 
 import json
+import sys
+import warnings
 from collections import Counter
 from dataclasses import asdict, fields, replace
 from decimal import Decimal
@@ -9,13 +11,16 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import grid
 import plan
-from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD
+from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ONLY_FOR, concerns
 from cell import VERSION, code_of
+from etd import expand_for
+from helpers import gen, make_data, small_net, tiny
 from originals import original_path
 from plan import (AFTER_TRAINING, PLACE, PRESETS, TRAINED_ALONE, by_original, cell_key, expand_axes, original_of, parse_axis,
                   precision_of, preset, read_rows, rows_by_cell)
@@ -112,6 +117,7 @@ BAD_AXES = [
     ("seed", "0:1:0.5", "int values"), ("seed", ",", "empty"), ("method", "", "empty"), ("etd", "maybe", "on, off or both"),
     ("etd", "on,off", "on, off or both"), ("method", "rem,rme", "unknown method 'rme'"), ("method", "All", "unknown method"),
     ("method", "a/m.py:f,b/m.py:f", "two methods are called m.py:f"),
+    ("seed", "1:1e30:1", "more than 100,000 values"), ("lr", "0:1:1e-9", "more than 100,000 values"),
 ]
 
 
@@ -173,13 +179,55 @@ def test_statistics_concern_methods_that_pass_over_forget():
     assert found == Counter({("cf", "auto"): 1, **{(name, norm): 1 for name in ("npo", "rem") for norm in ("running", "batch")}})
 
 
+class Reading(Config):
+    """A Config that notes which of its fields are read; `dataclasses.replace`, which reads all, does not count."""
+
+    def __getattribute__(self, name):
+        caller = sys._getframe(1).f_code
+        if not name.startswith("_") and caller.co_name not in ("replace", "_replace", "__init__", "__post_init__"):
+            noted.add(name)
+        return super().__getattribute__(name)
+
+
+noted = set()
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "no-ul"])
+def test_a_method_reads_what_concerns_it(method):
+    """A field that ONLY_FOR keeps from a method is not read by it, and one that it grants is read in some run."""
+    noted.clear()
+    data, forget = make_data(0, n=12), torch.tensor([1, 4, 5])
+    for step31, step32 in ((True, True), (False, False)):
+        values = {**asdict(tiny(gamma=0.0, max_passes=1, unlearn_epochs=1, epochs=1)), "step31": step31, "step32": step32}
+        network = expand_for(small_net(0), data, tiny()) if method in NEEDS_ETD else small_net(0)
+        more = {"corrupted": forget} if method in ("rem-ideal", "etd-ideal") else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # gamma is not reached
+            METHODS[method](network, data, forget, Reading(**values), gen(0), **more)
+    fixed = {"rem-no31": {"step31", "step32", "redirect", "p_mem", "ratio"}, "rem-no32": {"step31", "step32"},
+             "rem-ce": {"redirect"}, "npo": {"step31", "step32", "p_mem", "ratio"}}  # the value that the ablation gives itself, or masks that no pass uses
+    here = {"curve"} | ({"ratio"} if method == "rem-on-etd" else set())  # read by the runner, or in ETD training
+    for axis in set(ONLY_FOR) - here - fixed.get(method, set()):
+        read = axis in noted or axis == "ratio" and "extra_ratio" in noted
+        assert concerns(axis, {"method": method, "etd": method in NEEDS_ETD}) == read, axis
+
+
+def test_settings_of_no_concern_make_no_cells():
+    """Values that a method does not read make one cell of it, at the default; out of range they are an error all the same."""
+    axes = {"gamma": "0.1,0.3", "beta": "1,2", "unlearn_epochs": "3,4", "unlearn_lr": "0.1,0.2", "step32": "both"}
+    found = Counter(cell.method for cell in expand_axes({**axes, "method": "no-ul,retrain,etd,cf,ssd,potion,npo,rem,rem-no31"}))
+    assert found == {"no-ul": 1, "retrain": 1, "etd": 1, "cf": 4, "ssd": 1, "potion": 2, "npo": 8, "rem": 32, "rem-no31": 16}
+    with pytest.raises(ValueError, match="gamma is 2"):
+        expand_axes({"gamma": "2", "method": "no-ul"})
+
+
 def test_masks_concern_those_that_have_them():
     """p_mem and ratio make two cells each of REM, of ETD and of all that starts from ETD training, one of everything else."""
     axes = {"p_mem": "0.2,0.05", "ratio": "0.5,1.0", "etd": "both", "method": "all"}
     found = Counter((cell.method, cell.etd) for cell in expand_axes(axes))
     assert {name for name, count in found.items() if count == 4} == {
         *((name, True) for name in METHODS if name not in NOT_ON_ETD | {"rem-on-etd"}), ("etd", False), ("etd-ideal", False),
-        *((name, False) for name in METHODS if name.startswith("rem") and name != "rem-on-etd")}
+        *((name, False) for name in METHODS if name.startswith("rem") and name not in ("rem-on-etd", "rem-no31"))}
     assert set(found.values()) == {1, 4}
     plain = [cell for cell in expand_axes(axes) if found[cell.method, cell.etd] == 1]
     assert {cell.method for cell in plain} >= {"no-ul", "retrain", "cf", "npo", "scrub", "ssd"}

@@ -244,6 +244,50 @@ def test_networks_without_masks_stand_beside_every_p_mem(tmp_path):
     assert [column(t, "n") for t in trained] == [[1], [1]]
 
 
+def test_settings_of_no_concern_split_no_rows(tmp_path):
+    """One network run under several gammas is one run of the methods that read none, and no other experiment."""
+    rows = [make_row(m, gamma=gamma) for m in ("no-ul", "retrain", "cf", "rem") for gamma in (0.1, 0.2)]
+    (table,) = build("mean", load(tmp_path, rows))
+    assert {m: line(table, method=m)["n"] for m in ("no-ul", "retrain", "cf", "rem")} == {"no-ul": 1, "retrain": 1, "cf": 1, "rem": 2}
+    assert "the runs differ in gamma (0.1, 0.2)." in table.caption
+    (same,) = build("mean", load(tmp_path, [make_row("cf", gamma=0.1), make_row("rem", gamma=0.3), make_row("no-ul", beta=2)]))
+    assert "NOT ONE EXPERIMENT" not in same.caption
+    (off,) = build("mean", load(tmp_path, [make_row("rem-no31", p_mem=0.05), make_row("rem", step31=False, ratio=3.0)]))
+    assert line(off, method="rem-no31")["n"] == 1
+
+
+def test_unequal_seeds_are_told(tmp_path):
+    """Where one rate has more seeds than another the caption says so; methods that read no D_f have no rates."""
+    words = "Not every task and discovery rate has the same seeds"
+    rows = grid(["rem"], seeds=(0, 1))
+    assert words not in build("mean", load(tmp_path, rows))[0].caption
+    assert words in build("mean", load(tmp_path, rows[:-1]))[0].caption
+    fixed = [make_row("no-ul", discovery=0.1, seed=0), make_row("no-ul", discovery=0.5, seed=1)]
+    assert words not in build("mean", load(tmp_path, fixed))[0].caption
+
+
+def test_seconds_without_training(tmp_path):
+    """Runs that know no training time, such as etd in a grid, have their seconds and no percentage."""
+    (table,) = build("mean", load(tmp_path, [{**make_row("etd"), "seconds": 80.0, "train_seconds": None}]))
+    assert line(table, method="etd")["seconds"] == "80.0" and line(table, method="etd")["time %"] is None
+
+
+@pytest.mark.parametrize("key", ["seconds", "train_seconds", "healed_test", "ratio"])
+def test_numbers_are_numbers(tmp_path, capsys, key):
+    """R3: text where a number belongs makes a line no row; None may stand there."""
+    rows = load(tmp_path, [make_row(), {**make_row(seed=1), key: "12"}, {**make_row(seed=2), key: None}])
+    assert sorted(row["seed"] for row in rows) == [0, 2] and "line 2 is not a whole row" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough(tmp_path):
+    """R2: a pipe that closes early, as head closes it, is no error and leaves no traceback."""
+    write(tmp_path / "rows.jsonl", [make_row(seed=seed) for seed in range(3000)])
+    command = [sys.executable, "-B", str(Path(report.__file__)), str(tmp_path), "--table", "all"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        process.stdout.close()
+        assert b"Broken" not in process.stderr.read() and process.wait(60) == 0
+
+
 def test_cells(tmp_path):
     """The product of each method in each task at each rate; what was not run is empty."""
     rows = [make_row(healed=h, task=t, discovery=d, seed=s) for t, d, s, h in
@@ -509,14 +553,17 @@ def test_table_1_has_svhn_beside_cifar10(tmp_path):
 def test_plain_retrain_in_tables_7_to_9(tmp_path):
     """retrain trains no ETD network: it stands in Tables 7-9 as a plain one, and no other method does."""
     plain = [make_row(m, dataset="imagenette", capacity=0.9) for m in ("retrain", "cf")]
+    assert not build("7", load(tmp_path, plain)) and not build("8", load(tmp_path, [make_row("retrain")]))  # no ETD, no table
+    plain.append(make_row("no-ul", dataset="imagenette", capacity=0.9, etd=True))
     got = line(one("7", load(tmp_path, plain)), method="retrain")
     assert got["n"] == 1 and got["product (paper)"] == (50.14, 2.26)
-    assert [n for n in column(one("7", load(tmp_path, plain)), "n") if n] == [1]
+    assert [n for n in column(one("7", load(tmp_path, plain)), "n") if n] == [1, 1]
     assert "does not say how its is trained)." in one("7", load(tmp_path, plain)).caption
     for number, before, settings in (("8", "4", {}), ("9", "5", dict(arch="vit", dataset="svhn"))):  # whose masks are smaller
         small, large = ({r["method"]: r["utility"][0] for r in PAPER["tables"][t]["rows"] if r["capacity"] == 0.5 and
                          r["method"] == "retrain"} for t in (number, before))
-        text = one(number, load(tmp_path, [make_row("retrain", p_mem=0.05, **settings)])).caption
+        trained = make_row("cf", p_mem=0.05, etd=True, **settings)
+        text = one(number, load(tmp_path, [make_row("retrain", **settings), trained])).caption
         assert small["retrain"] < large["retrain"] and f"its Utility is below that of Table {before}, which may mean" in text
 
 
