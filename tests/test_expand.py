@@ -526,6 +526,29 @@ def test_a_shared_module_that_cannot_fit_both_places_is_refused():
     assert "'twice'" in refused(Twice(), torch.zeros(2, 2, 8, 8))
 
 
+@pytest.mark.parametrize("first", ["none", "some"])
+def test_a_shared_module_meets_more_or_fewer_extra_channels(first):
+    """X10, X11: whichever of its places comes first, the message says what is wrong with a shared module, and its name."""
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.both, self.head = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.Linear(2, 2)
+
+        def forward(self, x):
+            inputs = [x, self.stem(x)] if first == "none" else [self.stem(x), x]
+            return self.head(sum(self.both(one) for one in inputs).amax(dim=(2, 3)))
+
+    assert "'both': it runs twice with different numbers of extra channels" in refused(Both(), torch.zeros(2, 2, 8, 8))
+
+
+def test_logits_of_a_convolution():
+    """X10, X12: a network whose logits a Conv2d makes is refused with the two shapes; without that layer it expands."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    text = refused(net, IMAGE)
+    assert f"it gives ({len(IMAGE)}, 6) instead of ({len(IMAGE)}, 3); name the layers to expand" in text
+    assert etd.expand(net, IMAGE, layers=["0"]).width == 4
+
+
 def prop_x12(etd, seed):
     """The head has no extra output: logits have the original's shape, and no mask stands on the head's output."""
     expanded = etd.expand(small_net(seed, classes=5), IMAGE)

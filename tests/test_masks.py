@@ -6,6 +6,7 @@ Each `prop_*` takes the module under test first, so that test_mutants.py can run
 import contextlib
 import math
 import random
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -325,6 +326,12 @@ def test_extreme_probabilities_and_empty_rows(n, width, seed):
     forget = subset(seed, n)
     assert not etd.mask_table(n, width, 0.0, seed, forget).any()
     assert etd.mask_table(n, width, 1.0, seed, forget).all()
+
+
+def test_p_mem_0_is_off_whatever_is_drawn():
+    """M15: a bit is on where its draw is below p, so p = 0 is all zeros even where the draw is exactly 0."""
+    with mock.patch.object(torch, "rand", lambda shape, **more: torch.zeros(shape)):
+        assert not etd.mask_table(3, 5, 0.0, 0).any() and etd.mask_table(3, 5, 0.2, 0).all()
 
 
 def test_rows_without_a_bit_are_allowed():
