@@ -31,6 +31,7 @@ from helpers import Evil, assert_close, assert_same_state, gen, make_data, make_
 from layers import Expanded
 from metrics import accuracy, evaluate
 from models import build
+from settings import Config
 from tasks import Task, discover, make_task
 
 few = settings(max_examples=settings().max_examples * 2 // 5)  # several whole unlearning runs an example
@@ -367,6 +368,22 @@ def prop_a7_step2(rem, seed=0, size=10, batch=4, beta=2.0, flip=True):
     assert rounds[0] != rounds[1] != rounds[2]  # 10 examples or more: equal by chance once in 3.6 million draws
 
 
+@given(seeds, st.sampled_from([2, 5, 64]), st.sampled_from([(0, True), (2, False), (2, True)]))
+def test_a7_augmentation(seed, batch, moves):
+    """A7, T12: steps 2 and 3 pass over images cropped and flipped as the data say, 3.1 and 3.2 over the same ones."""
+    data, forget = make_data(seed, pad=moves[0], flip=moves[1]), draw_forget(seed, 12, 5)
+    config, seen = tiny(batch=batch, gamma=0.2), []
+    state, twin = rem_module.start(small_net(seed), data, forget, config, gen(seed)), gen(seed)
+    state.expanded.register_forward_pre_hook(lambda net, args: seen.append(args[0]))
+    for step, index, passes in ((rem_module.remove, forget, 1), (rem_module.redirect, None, 2)):
+        seen.clear()
+        with mock.patch.object(rem_module, "accuracy", scripted((0.9, 0.0))):
+            step(state)
+        expected = [x for _, x, _ in batches(data, index, batch, twin, augment=True) for _ in range(passes)]
+        for x, y in zip(seen, expected, strict=True):
+            assert torch.equal(x, y)
+
+
 @given(seeds, st.integers(10, 19), st.sampled_from([2, 4, 10, 64]), betas, st.booleans())
 def test_a7_step2(seed, size, batch, beta, flip):
     """A7, L16: each pass of step 2 visits D_f once, reshuffled, theta_o1 alone."""
@@ -530,6 +547,11 @@ def test_a9_config_seed():
     a, b, c = (unlearn(rem_module, 0, seed=seed) for seed in (1, 1, 2))
     assert_same_state(a, b)
     assert not torch.equal(a.conv1.weight, c.conv1.weight)
+    net, data = small_net(0), make_data(0)
+    a, b, c = (rem_module.start(net, data, torch.tensor([1]), tiny(seed=seed), gen(0)) for seed in (1, 1, 2))
+    extra = [state.expanded.layers()["conv1"].to_extra for state in (a, b, c)]
+    assert torch.equal(a.masks, b.masks) and not torch.equal(a.masks, c.masks)
+    assert torch.equal(extra[0], extra[1]) and not torch.equal(extra[0], extra[2])
 
 
 @given(seeds, st.sampled_from([0.0, 1.0]))
@@ -685,8 +707,8 @@ def test_a17_optimizer(seed, optimizer, frozen, ratio):
     names = [name for name, p in state.expanded.named_parameters() if p.requires_grad]
     assert any(".to_extra" in name or ".to_base" in name for name in names) == (ratio > 0)
     assert not any(p.requires_grad for p in state.reference.parameters())
-    wanted = dict(lr=0.25) if optimizer == "adam" else dict(lr=0.25, momentum=config.momentum, weight_decay=config.weight_decay)
-    assert wanted.items() <= group.items()
+    wanted = dict(lr=0.25, weight_decay=0) if optimizer == "adam" else dict(lr=0.25, momentum=config.momentum, weight_decay=config.weight_decay)
+    assert wanted.items() <= group.items() and (Config.momentum, Config.weight_decay) == (0.9, 5e-4)
 
 
 @few
@@ -848,16 +870,16 @@ def test_a9_fit(seed, batch, optimizer):
     assert not torch.equal(nets[0].conv1.weight, nets[2].conv1.weight)
 
 
-@given(seeds, st.sampled_from([2, 3, 5, 12, 64]))
-def test_l16_fit(seed, batch):
-    """L16: fit is plain SGD on the mean cross-entropy: one epoch equals a loop written out."""
-    data, lr = make_data(seed), 0.1
+@given(seeds, st.sampled_from([2, 3, 5, 12, 64]), st.sampled_from([0, 2]), st.booleans())
+def test_l16_fit(seed, batch, pad, flip):
+    """L16, T12: fit is plain SGD on the mean cross-entropy of augmented batches: one epoch equals a loop written out."""
+    data, lr = make_data(seed, pad=pad, flip=flip), 0.1
     config = tiny(batch=batch, momentum=0.9, weight_decay=0.01, epochs=1, lr=lr)
     net, twin = small_net(seed, dtype=torch.float64), small_net(seed, dtype=torch.float64)
     train.fit(net, data, None, config, gen(seed))
     twin.train()
     speed, steps = [torch.zeros_like(p) for p in twin.parameters()], count_batches(12, batch)
-    for step, (_, x, y) in enumerate(batches(data, None, batch, gen(seed), dtype=torch.float64)):
+    for step, (_, x, y) in enumerate(batches(data, None, batch, gen(seed), augment=True, dtype=torch.float64)):
         loss = F.cross_entropy(twin(x), y)
         with torch.no_grad():
             for p, v, g in zip(twin.parameters(), speed, torch.autograd.grad(loss, list(twin.parameters())), strict=True):

@@ -98,8 +98,8 @@ def test_a_network_that_cuts_theta_o2_off_is_refused():
 
 
 def test_refresh_is_one_shuffled_pass():
-    """D7: refreshed statistics are cumulative means over batches shuffled by the generator, or by one seeded with 0."""
-    data, found = make_data(0, n=10), []
+    """D7: refreshed statistics are cumulative means over unaugmented batches in the generator's order, or in that of seed 0."""
+    data, found = make_data(0, n=10, pad=2, flip=True), []
     for given, seed in ((None, 0), (gen(5), 5)):
         expanded = etd.expand(small_net(0), torch.zeros(2, 1, 8, 8))
         etd.refresh_batchnorm(expanded, data, size=4, generator=given)

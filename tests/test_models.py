@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from etd import drop, expand
-from helpers import assert_same_state, gen, seeds
+from helpers import assert_same_state, gen, randomise, seeds
 from models import ARCHITECTURES, LocalityAttention, ResNet9, ShiftedPatches, ViT, build
 
 SMALL = dict(patch=4, dim=8, depth=2, heads=2, head_dim=4, hidden=12)  # a ViT that runs in a blink
@@ -93,6 +94,60 @@ def test_eval_is_deterministic(name):
     x = torch.rand((5, 3, 8, 8), generator=gen(2), dtype=torch.float64)
     assert torch.equal(net(x), net(x))
     assert (net(x)[:2] - net(x[:2])).abs().max() < 1e-12
+
+
+def norm_by_hand(x, norm):
+    """BatchNorm in eval mode: (x - mean) / sqrt(var + eps), then weight and bias of each channel."""
+    mean, var, weight, bias = (t[:, None, None] for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    return (x - mean) / (var + 1e-5).sqrt() * weight + bias
+
+
+def test_resnet9_by_hand():
+    """N1: the layers of Goel et al.'s ResNet-9 one after another, CELU at 0.075, two residual sums, a head without bias."""
+    net = randomise(build("resnet9", 0.1, channels=2, classes=4, image_size=17, seed=0), 0).double().eval()
+    convs, norms = ([m for m in net.modules() if isinstance(m, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d))
+    assert [(c.out_channels, c.kernel_size[0], c.stride[0]) for c in convs] == [
+        (6, 3, 1), (13, 5, 2), (13, 3, 1), (13, 3, 1), (26, 3, 1), (26, 3, 1), (26, 3, 1), (13, 3, 1)]
+
+    def unit(x, k):
+        conv = convs[k]
+        x = F.conv2d(x, conv.weight, conv.bias, stride=2 if k == 1 else 1, padding=(1, 2, 1, 1, 1, 1, 1, 0)[k])
+        x = norm_by_hand(x, norms[k])
+        return torch.where(x > 0, x, 0.075 * ((x / 0.075).exp() - 1))
+
+    image = torch.rand((3, 2, 17, 17), generator=gen(1), dtype=torch.float64)
+    x = unit(unit(image, 0), 1)
+    x = x + unit(unit(x, 2), 3)
+    x = F.max_pool2d(unit(x, 4), 2)
+    x = x + unit(unit(x, 5), 6)
+    x = unit(x, 7).amax(dim=(2, 3)) @ net.head.weight.T
+    assert (net(image) - x).abs().max() < 1e-12 * x.abs().max()
+
+
+def test_vit_by_hand():
+    """N3: class token first, positions, then attention and feed-forward layers with residual sums; the class token's logits."""
+    net = randomise(build("vit", 0.5, channels=1, classes=4, image_size=8, seed=0, **SMALL), 0).double().eval()
+
+    def norm(x, layer):
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt() * layer.weight + layer.bias
+
+    image = torch.rand((3, 1, 8, 8), generator=gen(1), dtype=torch.float64)
+    x = torch.cat([net.token.repeat(3, 1, 1), net.patches(image)], dim=1) + net.position  # (3, 5, 8)
+    for attention, (before, up, _, down) in zip(net.attention, net.ff, strict=True):
+        x = x + attention(x)
+        hidden = norm(x, before) @ up.weight.T + up.bias
+        gelu = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+        x = x + gelu @ down.weight.T + down.bias
+    x = norm(x[:, 0], net.norm) @ net.head.weight.T + net.head.bias
+    assert (net(image) - x).abs().max() < 1e-12 * x.abs().max()
+
+
+def test_vit_is_table_3s():
+    """R8: patch 8, dimension 512, depth 4, 8 heads of 64, hidden width 1536."""
+    net = build("vit", seed=0)
+    assert (net.patches.patch, net.head.in_features, len(net.ff)) == (8, 512, 4)
+    for attention, ff in zip(net.attention, net.ff, strict=True):
+        assert (attention.heads, attention.qkv.out_features, ff[1].out_features) == (8, 3 * 8 * 64, 1536)
 
 
 def test_attention_skips_itself():

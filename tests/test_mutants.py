@@ -17,6 +17,7 @@ import etd
 import layers
 import metrics
 import rem
+import tables
 import tasks
 import test_algorithm
 import test_drop
@@ -26,6 +27,7 @@ import test_flow
 import test_loss
 import test_masks
 import test_metrics
+import test_report
 import test_tasks
 import train
 from helpers import small_net
@@ -77,7 +79,16 @@ PROPERTIES = {
     "V4": lambda: test_metrics.prop_v4(metrics),
     "V5": lambda: test_metrics.prop_v5(metrics),
     "V6": lambda: test_metrics.prop_v6(metrics),
+    "V6 table": lambda: prop_v6_table(tables),
 }
+
+
+
+def prop_v6_table(tables):
+    """A table's product is the mean over runs of their products: 0 where each run has one score at 0."""
+    runs = [test_report.make_row(healed=h, utility=1 - h, seed=seed) for seed, h in enumerate((0.0, 1.0, 0.0))]
+    assert tables.summary(runs)["product"] == (0.0, 0.0)
+
 
 H = "(2 / beta) * F.logsigmoid(beta * (ce - ce_ref.detach()))"
 REDRAW = "mask_table(len(state.data), state.expanded.width, config.p_mem, config.seed + state.epoch, state.forget)"
@@ -167,6 +178,11 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (28, "Healed over D_f only", metrics, "healed, utility = share(hits),", "healed, utility = share(hits[found]),", ["V5"]),
     (29, "Healed against corrupted labels", metrics, "== task.clean[task.corrupted]", "== task.train.labels[task.corrupted]",
      ["V4", "V5"]),
+    (30, "product of means for mean of products", tables,
+     "return counts | {key: percent(row[key] for row in good) for key in SCORES}",
+     "healed, utility, product = (percent(row[key] for row in good) for key in SCORES)\n"
+     "    return counts | {'healed': healed, 'utility': utility, 'product': (healed[0] * utility[0] / 100, product[1])}",
+     ["V6 table"]),
     (30, "mean for product", metrics, "healed * utility,\n", "(healed + utility) / 2,\n", ["V6"]),
     (31, "random label may be the true one", tasks, "torch.randint(1, classes,", "torch.randint(0, classes,", ["T2"]),
     (31, "one wrong label never drawn", tasks, "torch.randint(1, classes,", "torch.randint(1, classes - 1,", ["T2"]),
@@ -204,6 +220,7 @@ def patched(module, old: str, new: str) -> dict[str, types.CodeType]:
     if source.count(old) != 1:
         raise LookupError(f"{module.__name__}.py has {source.count(old)} times, not once: {old!r}; adapt the mutant to the code")
     twin = types.ModuleType(module.__name__)
+    twin.__file__ = module.__file__
     exec(compile(source.replace(old, new), f"<{module.__name__}.py with {new!r}>", "exec"), vars(twin))
     return {name: f.__code__ for name, f in functions(twin, module.__name__).items()}
 
@@ -241,7 +258,7 @@ def test_properties_hold_on_the_code_as_it_is(name):
     """The control: each property passes on the shipped modules, and on all of them put through an empty patch."""
     PROPERTIES[name]()
     with contextlib.ExitStack() as stack:
-        for module in (data, layers, etd, metrics, rem, tasks, train):
+        for module in (data, layers, etd, metrics, rem, tables, tasks, train):
             text = f'"""{module.__doc__}"""'
             stack.enter_context(running(module, patched(module, text, text)))
         PROPERTIES[name]()

@@ -280,10 +280,14 @@ def test_t9_uniform():
     assert counts.sum() == 3 * runs and found.sum() == 3 * runs
     # binomial(2000, 0.3): 6 standard errors, 10 numbers: error rate 2e-8
     assert (counts - 0.3 * runs).abs().max() < 6 * (runs * 0.3 * 0.7) ** 0.5
-    drawn, dataset = torch.zeros(24), balanced(0, n=24)
-    for seed in range(runs):
-        drawn[make_task("poison", dataset, 6, seed).corrupted] += 1
-    assert (drawn - 0.25 * runs).abs().max() < 6 * (runs * 0.25 * 0.75) ** 0.5
+    dataset = balanced(0, n=24)
+    both = (dataset.train.labels < 2).nonzero().flatten()  # 6 of each class
+    for name, places, rate in (("poison", torch.arange(24), 0.25), ("random", torch.arange(24), 0.25), ("confusion", both, 0.5)):
+        drawn = torch.zeros(24)
+        for seed in range(runs):
+            drawn[make_task(name, dataset, 6, seed, (0, 1)).corrupted] += 1
+        assert drawn[places].sum() == drawn.sum() == 6 * runs
+        assert (drawn[places] - rate * runs).abs().max() < 6 * (runs * rate * (1 - rate)) ** 0.5
 
 
 @given(cases(), rates, seeds)
