@@ -30,6 +30,7 @@ class Block:
     pool: str  # "none", "max" or "avg"
     padding_mode: str = "zeros"
     dilation: int = 1
+    eps: float = 1e-5  # of the norm
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ def plans(draw, max_depth: int = 4) -> Plan:
         padding_mode = draw(st.sampled_from(["zeros"] * 3 + ["reflect", "circular", "replicate"])) if size * stride >= 4 else "zeros"
         dilation = 2 if kernel == 3 and size * stride >= 4 and draw(st.integers(0, 4)) == 4 else 1
         norm = draw(st.sampled_from(["none", "batch", "batch", "plain", "batchwise", "cumulative"]))
+        eps = draw(st.sampled_from([1e-5, 1e-3, 0.1])) if norm != "none" else 1e-5
         blocks.append(Block(kind, now, outputs, kernel, stride, norm, draw(st.booleans()), draw(st.sampled_from(sorted(ACTIVATIONS))),
-                            residual, pool, padding_mode, dilation))
+                            residual, pool, padding_mode, dilation, eps))
         size, now = size // 2 if pool != "none" else size, outputs
     pool = draw(st.sampled_from(["max", "avg", "flat"]))
     hidden = draw(st.none() | st.integers(1, 6))
@@ -92,10 +94,10 @@ def plans(draw, max_depth: int = 4) -> Plan:
                 (hidden, extra) if hidden else None, draw(st.booleans()))
 
 
-def make_norm(kind: str, width: int) -> nn.Module:
+def make_norm(kind: str, width: int, eps: float) -> nn.Module:
     """The BatchNorm of a block, or nothing."""
     options = {"batch": {}, "plain": dict(affine=False), "batchwise": dict(track_running_stats=False), "cumulative": dict(momentum=None)}
-    return nn.Identity() if kind == "none" else nn.BatchNorm2d(width, **options[kind])
+    return nn.Identity() if kind == "none" else nn.BatchNorm2d(width, eps, **options[kind])
 
 
 class BlockModule(nn.Module):
@@ -108,7 +110,7 @@ class BlockModule(nn.Module):
         groups = inputs if block.kind == "depthwise" else 1
         self.conv = nn.Conv2d(inputs, outputs, block.kernel, block.stride, padding=block.kernel // 2 * block.dilation, groups=groups,
                               bias=block.bias, padding_mode=block.padding_mode, dilation=block.dilation)
-        self.norm = make_norm(block.norm, inputs if block.kind == "pre" else outputs)
+        self.norm = make_norm(block.norm, inputs if block.kind == "pre" else outputs, block.eps)
         self.act = ACTIVATIONS[block.act]()
         self.pool = {"none": nn.Identity, "max": lambda: nn.MaxPool2d(2), "avg": lambda: nn.AvgPool2d(2)}[block.pool]()
 
