@@ -121,6 +121,8 @@ def attempt(work):
         result = work()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
+    except BrokenPipeError:  # nobody reads the output any more, which says nothing about the work
+        raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         failure = f"{type(error).__name__}: {error}".splitlines()[0] + f" ({Path(place.filename).name}:{place.lineno})"

@@ -51,7 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: print(f"warning: {message}", file=sys.stderr)
         try:
-            return command(argv)
+            code = command(argv)
+            sys.stdout.flush()  # so that a closed pipe is noticed here
+            return code
         except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:  # torch's own for absurd sizes too
             print(f"run.py: {(str(error).splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
             return 2

@@ -5,19 +5,27 @@ REM_PROFILE=dev|ci|deep chooses how many examples hypothesis draws (default ci, 
 
 import os
 import random
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 import claims
+
+ROOT = Path(__file__).resolve().parent.parent
 
 common = dict(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 settings.register_profile("dev", max_examples=10, **common)
 settings.register_profile("ci", max_examples=25, derandomize=True, **common)
 settings.register_profile("deep", max_examples=5000, **common)
 settings.load_profile(os.environ.get("REM_PROFILE", "ci"))
+
+HOME = tempfile.TemporaryDirectory(prefix="hypothesis-")  # it keeps the constants of the code there, whatever `database` is
+set_hypothesis_home_dir(HOME.name)
 
 torch.set_num_threads(1)  # the networks here are tiny: more threads only wait for each other
 
@@ -39,6 +47,32 @@ def pytest_collection_finish(session):
 def pytest_sessionfinish(session):
     """What nobody waited for need not begin."""
     claims.end()
+
+
+def pytest_unconfigure():
+    """Hypothesis has written its last."""
+    HOME.cleanup()
+
+
+def names() -> set[str]:
+    """Files and folders of the checkout but bytecode, what an editor leaves or makes, and what is in git, environments, runs/."""
+    found = set()
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        found |= {os.path.join(folder, name) for name in folders}
+        found |= {os.path.join(folder, name) for name in files if name[0] != "." and not name.endswith((".py", "~"))}
+        folders[:] = [name for name in folders if name not in (".git", ".venv", "venv", "runs")]
+    return found
+
+
+BEFORE = names()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left():
+    """The suite leaves no new file in the checkout; what does is named in an error after the last test."""
+    yield
+    assert not (left := sorted(names() - BEFORE)), f"new in the checkout since the tests began: {left}"
 
 
 @pytest.fixture(autouse=True)

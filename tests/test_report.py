@@ -568,13 +568,13 @@ def test_plain_retrain_in_tables_7_to_9(tmp_path):
 
 
 def test_one_table_for_each_data_set(tmp_path):
-    """Data sets and numbers of corrupted images are not mixed; the caption names data, rates, seeds, hardware and torch."""
+    """V12: data sets and numbers of images stay apart; the caption names data, rates, seeds, hardware, and what Utility is."""
     rows = load(tmp_path, grid(["rem"], seeds=(0, 2)) + grid(["rem"], dataset="fashion-mini") + grid(["rem"], n=500))
     found = build("4", rows)
     assert [t.title for t in found] == ["Table 4: cifar10, 500 corrupted", "Table 4: cifar10, 1000 corrupted",
                                         "Table 4: fashion-mini, 120 corrupted"]
     for words in ("cifar10, 1000 corrupted", "confusion, poison, random", "discovery 0.1, 1;", "seeds 0, 2;", "12 runs",
-                  "cpu, threads 2, torch 2.6.0", "CIFAR10"):
+                  "cpu, threads 2, torch 2.6.0", "CIFAR10", "Healed × Utility (over all classes)."):
         assert words in found[1].caption, words
     assert build("6", rows, own=True) == build("6", rows)[2:]  # of --table all: Imagenette's own, and data of no table
 

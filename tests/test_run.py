@@ -1,8 +1,10 @@
 """run.py and settings.py: the command line, its errors, its result rows (Table 3, A.3)."""
 
+import copy
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ import cell
 import run
 from baselines import METHODS
 from data import load
-from helpers import make_dataset
+from helpers import assert_same_state, make_dataset, small_net, tiny
 from settings import ARCH_PRESETS, DATASET_PRESETS, TASKS, Config, check, resolve, stream
 
 ROOT = Path(run.__file__).resolve().parent
@@ -93,6 +95,76 @@ def test_same_command_same_numbers(few, tmp_path):
     assert kept[0] == kept[1] != kept[2]
 
 
+# --- Seeds --------------------------------------------------------------------------------------------------------------
+
+
+def seeded(seed, **changes):
+    """Settings that differ in their seed, and the data that all of them read."""
+    return tiny(seed=seed, n=20, discovery=0.5, width=0.1, batch=8, **changes), make_dataset(0, n=80, size=16)
+
+
+def same_state(a, b) -> bool:
+    """Whether two networks have the same bits."""
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_seed_draws_the_task(name):
+    """R4, T10: D_c and what is done to it follow the seed: the same for the same one, another for another."""
+    first, again, other = (cell.corrupt(*seeded(seed, task=name)) for seed in (1, 1, 2))
+    assert torch.equal(first.corrupted, again.corrupted) and torch.equal(first.train.labels, again.train.labels)
+    assert torch.equal(first.train.images, again.train.images)
+    assert not torch.equal(first.corrupted, other.corrupted) and not torch.equal(first.train.labels, other.train.labels)
+
+
+def test_the_seed_draws_what_is_discovered():
+    """R4, T10: D_f of one and the same task follows the seed."""
+    task = cell.corrupt(*seeded(1))
+    first, again, other = (cell.find(seeded(seed)[0], task) for seed in (1, 1, 2))
+    assert len(first) == len(other) == 10 and torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("arch", ["resnet9", "vit"])
+def test_the_seed_draws_the_weights(arch):
+    """R4, N1: every weight matrix of a new network follows the seed."""
+    first, again, other = (cell.new_model(*seeded(seed, arch=arch)) for seed in (1, 1, 2))
+    assert_same_state(first, again)
+    drawn = [(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True) if a.dim() > 1 and a.std() > 0]
+    assert len(drawn) > 5 and not any(torch.equal(a, b) for a, b in drawn)
+
+
+@pytest.mark.parametrize("etd", [False, True])
+def test_the_seed_draws_the_training(monkeypatch, etd):
+    """R4: from the same weights on the same data, training follows the seed, though the masks of ETD stay the same."""
+    if etd:
+        monkeypatch.setattr(cell, "train_etd", lambda model, data, config, *args, inner=cell.train_etd, **more: inner(
+            model, data, replace(config, seed=0), *args, **more))
+    task = cell.corrupt(*seeded(1))
+    first, again, other = (cell.train_original(seeded(seed, etd=etd)[0], task, small_net(0, width=4)) for seed in (1, 1, 2))
+    assert_same_state(first, again)
+    assert not same_state(first, other)
+
+
+def test_the_seed_draws_the_unlearning():
+    """R4: from the same network, data and D_f, unlearning follows the seed; every method has the same draws."""
+    task, original, kept = cell.corrupt(*seeded(1)), small_net(0), []
+    before = copy.deepcopy(original)
+
+    def method(model, data, forget, config, generator):
+        kept.append((METHODS["cf"](model, data, forget, config, generator), torch.rand(4, generator=generator).tolist()))
+        return kept[-1][0]
+
+    forget = cell.find(seeded(1)[0], task)
+    for name, seed in (("cf", 1), ("npo", 1), ("cf", 2)):
+        assert cell.unlearn(seeded(seed)[0], name, method, original, task, forget)["status"] == "ok"
+    assert_same_state(original, before)
+    assert_same_state(kept[0][0], kept[1][0])
+    assert kept[0][1] == kept[1][1] != kept[2][1] and not same_state(kept[0][0], kept[2][0])
+
+
+# --- Where a row comes from ---------------------------------------------------------------------------------------------
+
+
 def test_row_holds_what_reproduces_it(few, tmp_path):
     """R3: a row has every setting, the versions, the commit, the command; the settings read back make the same Config."""
     out = tmp_path / "cells.jsonl"
@@ -105,6 +177,39 @@ def test_row_holds_what_reproduces_it(few, tmp_path):
     names = {f.name for f in fields(Config)}
     again = resolve({key: value for key, value in row.items() if key in names})
     assert asdict(again) == asdict(resolve(vars(run.parser().parse_args(argv))))  | {"device": "cpu"}
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git here")
+def test_the_commit_of_the_code(tmp_path, monkeypatch):
+    """R3: a row names the commit that HEAD is, tagged or not, "-dirty" once a tracked file differs; outside a checkout None."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # a hook's point to the repository that it is of
+        monkeypatch.delenv(name)
+    for name, value in dict(CEILING_DIRECTORIES=str(tmp_path.parent), CONFIG_GLOBAL=os.devnull, CONFIG_NOSYSTEM="1").items():
+        monkeypatch.setenv(f"GIT_{name}", value)
+
+    def git(*arguments):
+        settings = ["-c", "user.name=T", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *settings, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    code = tmp_path / "cell.py"
+    code.write_text("first\n")
+    monkeypatch.setattr(cell, "__file__", str(code))
+    assert cell.git_hash() is None
+    git("init", "-q")
+    git("add", "cell.py")
+    git("commit", "-q", "-m", "first")
+    head = git("rev-parse", "HEAD").strip()
+    assert re.fullmatch("[0-9a-f]{40}", head) and cell.git_hash() == head
+    git("tag", "-a", "v1", "-m", "first")
+    (tmp_path / "untracked").touch()
+    assert cell.git_hash() == head == cell.provenance(torch.device("cpu"), [])["git"]
+    code.write_text("second, and longer\n")
+    assert cell.git_hash() == head + "-dirty"
+    git("commit", "-q", "-a", "-m", "second")
+    assert cell.git_hash() == git("rev-parse", "HEAD").strip() != head
+
+
+# --- What is printed ----------------------------------------------------------------------------------------------------
 
 
 def test_quiet_prints_the_table_only(few, tmp_path, capsys):
@@ -134,6 +239,29 @@ def test_no_unlearning_is_the_trained_network(few, tmp_path, monkeypatch):
 
 
 # --- Failures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv", [QUICK, [*QUICK, "--method", "no-ul", "--quiet"], ["grid", *QUICK, "--dry-run"]],
+                         ids=["cell", "quiet", "grid"])
+def test_a_reader_that_has_enough(tmp_path, argv):
+    """R2: a pipe that closes before anything is printed, as head may close it, ends the run with exit code 1 and no words."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-B", ROOT / "run.py", *argv, "--out", tmp_path / "x"], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(60)) == ("", 1)
+    assert "--quiet" in argv or not list(tmp_path.iterdir())  # a quiet run prints when it is done
+
+
+def test_a_reader_that_has_enough_is_no_failure(tmp_path):
+    """R2, R3: a pipe that closes in the middle of training leaves no row that says a method failed."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-B", ROOT / "run.py", *QUICK, "--epochs", "9", "--out", tmp_path / "x"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        lines = [process.stdout.readline() for _ in range(3)]
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(60)) == ("", 1) and lines[2].startswith("train")
+    assert not list(tmp_path.iterdir())
 
 
 def test_diverging_method_is_recorded(few, tmp_path, capsys):
@@ -361,6 +489,41 @@ def test_import_is_quiet():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+WATCHED_IMPORT = """
+import importlib, os, sys
+from pathlib import Path
+import numpy, torch, torch.nn.functional
+
+root, names, seen = Path(sys.argv[1]), sys.argv[2:], []
+sys.addaudithook(lambda event, args: seen.append((event, args)) if event == "open" or event.startswith((
+    "os.", "shutil.", "socket.", "subprocess.", "tempfile.")) else None)
+for name in names:
+    importlib.import_module(name)
+events, seen = seen, []
+opened = [(Path(os.fsdecode(args[0])), args[2]) for event, args in events if event == "open" and not isinstance(args[0], int)]
+print(*{event for event, args in events if event not in ("open", "os.listdir", "os.scandir", "os.putenv", "os.unsetenv")})
+print(*[path for path, flags in opened if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)])
+print(*[path for path, flags in opened if path.suffix in (".npz", ".jsonl", ".pt", ".gz") or root / "data" in path.parents])
+print(*{path.relative_to(root) for path, flags in opened if path.is_relative_to(root) and path.suffix not in (".py", ".pyc")
+        and "site-packages" not in path.parts})
+listed = [str(args[0]) for event, args in events if event in ("os.listdir", "os.scandir")]
+print(*[folder for folder in listed if folder.startswith(str(root / "data"))])
+print(len(opened))
+"""
+
+
+def test_import_reads_and_writes_nothing(tmp_path):
+    """R7: importing every shipped module, in one process, opens no data, writes nothing and starts nothing."""
+    names = sorted(path.stem for path in ROOT.glob("*.py"))
+    assert {"run", "report", "figures", "tables", "data", "cell", "grid"} <= set(names)
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
+    done = subprocess.run([sys.executable, "-c", WATCHED_IMPORT, ROOT, *names], cwd=tmp_path, capture_output=True, text=True,
+                          env=environment, timeout=300)
+    assert done.stderr == ""
+    others, written, data, read, listed, opened = done.stdout.splitlines()
+    assert (others, written, data, listed) == ("", "", "", "")
+    assert read in ("", "paper.json")  # the paper's numbers, a source of tables.py like its code
+    assert int(opened) >= len(names) and not list(tmp_path.iterdir())
 
 
 def test_own_method_that_works_in_place(few, tmp_path):
