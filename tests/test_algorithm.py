@@ -384,6 +384,22 @@ def test_a7_augmentation(seed, batch, moves):
             assert torch.equal(x, y)
 
 
+@given(seeds)
+def test_a7_no_idle_passes(seed):
+    """A7: the reference runs for the terms that a batch has, once each, and theta_o1 alone has no gradient where it has no term."""
+    data, forget = make_data(seed, pad=1), torch.tensor([0])
+    state = rem_module.start(small_net(seed), data, forget, tiny(batch=3, gamma=0.2), gen(seed))
+    asked, base = [], []
+    state.reference.register_forward_hook(lambda net, args, out: asked.append(args[1] is None))
+    state.expanded.register_forward_hook(lambda net, args, out: base.append(out.requires_grad) if args[1] is None else None)
+    with mock.patch.object(rem_module, "accuracy", scripted((0.9, 0.0))):
+        rem_module.remove(state)
+    assert asked == [True] and base == [True]
+    asked.clear(), base.clear()
+    rem_module.redirect(state)
+    assert sorted(asked) == [False] * 4 + [True] and sorted(base) == [False] * 3 + [True]  # D_f is in one batch of four
+
+
 @given(seeds, st.integers(10, 19), st.sampled_from([2, 4, 10, 64]), betas, st.booleans())
 def test_a7_step2(seed, size, batch, beta, flip):
     """A7, L16: each pass of step 2 visits D_f once, reshuffled, theta_o1 alone."""
