@@ -108,7 +108,7 @@ def load_original(original: Config, folder: str) -> tuple:
     network = new_model(original, dataset).to(device)
     if original.etd and original.method not in TRAINED_ALONE:
         network = expand_for(network, task.train, original)
-    content = undamaged(path, lambda: torch.load(path, weights_only=True, map_location=device))
+    content = undamaged(path, lambda: torch.load(path, weights_only=True, map_location="cpu"))
     network.load_state_dict(content["network"])
     return task, network, content["seconds"]
 

@@ -269,8 +269,8 @@ def means(key: tuple, rows: list[dict]) -> Table:
         mine, good = scores[method], pick(parts[method])
         timed = [row for row in good if row.get("seconds") is not None]
         timed = [row for row in timed if not measured(row)] or timed
-        times = [row["seconds"] for row in timed], [100 * row["seconds"] / row["train_seconds"] for row in timed if row.get("train_seconds")]
-        times = *(mean_sem(v)[0] if v else None for v in times), PAPER["A.8"].get(method)
+        shares = [100 * row["seconds"] / row["train_seconds"] for row in timed if row.get("train_seconds")]
+        times = *(mean_sem(v)[0] if v else None for v in ([row["seconds"] for row in timed], shares)), PAPER["A.8"].get(method)
         lines.append((method, mine["n"], mine["failed"], *(mine[k] for k in SCORES),
                       *(None if v is None else f"{v:.1f}" for v in times)))
     note = ("Time in percent of training, beside A.8's (CIFAR10, 50 % capacity). With --jobs the seconds include waiting for "
