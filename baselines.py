@@ -250,7 +250,8 @@ def concerns(axis: str, setting: dict) -> bool:
     if axis not in ONLY_FOR or ":" in method:
         return True
     if axis in ("p_mem", "ratio"):
-        return setting.get("etd", False) or method in MASKED and setting.get("step31", True)
+        idle = method in ONLY_FOR["step31"] and not setting.get("step31", True)  # REM without 3.1 runs no masked pass
+        return setting.get("etd", False) or method in MASKED and not idle
     return method in ONLY_FOR[axis]
 
 

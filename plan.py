@@ -82,7 +82,8 @@ def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
 
     Returns:
         Cells in the order of seeds, networks and tasks, then discovery, then method, each once. A method is left out where
-        it has no meaning: training anew on an ETD-trained network, rem-on-etd without one.
+        it has no meaning: training anew on an ETD-trained network, rem-on-etd without one. Several values of a setting make
+        cells of those methods alone that read it.
 
     Raises:
         ValueError: an unknown field, a value that does not parse or is out of range, or no cell at all.
@@ -99,7 +100,8 @@ def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
         setting = dict(zip(names, choice, strict=True))
         if fits(setting):
             resolve(setting)  # a value out of range is an error for methods that do not read it, too
-            cells.append(resolve({name: value for name, value in setting.items() if concerns(name, setting)}))
+            cells.append(resolve({name: value for name, value in setting.items()
+                                  if concerns(name, setting) or len(values[name]) == 1}))  # of several, the default
     if strict and "method" in axes:
         check_used(axes["method"], cells)
     return unique(cells)
@@ -188,8 +190,11 @@ def unique(cells) -> list[Config]:
 
 
 def identity(config: Config, code: str | None) -> dict:
-    """The settings that a cell's numbers depend on; a folder of images is told by its path, one's own method by its code."""
-    settings = {f.name: getattr(config, f.name) for f in fields(Config) if f.name not in PLACE}
+    """The settings that a cell's numbers depend on, others at their default; a folder of images is told by its path, one's own
+    method by its code.
+    """
+    settings = {f.name: getattr(config, f.name) if concerns(f.name, vars(config)) else f.default
+                for f in fields(Config) if f.name not in PLACE}
     if config.dataset == "folder":
         settings["data_dir"] = str(Path(config.data_dir).resolve())
     return {**settings, "method": Path(config.method).name, "precision": precision_of(config), "code": code}
