@@ -3,7 +3,10 @@
 Each `prop_*` takes the module under test first, so that test_mutants.py can run it on a changed one.
 """
 
+import contextlib
 import copy
+import ctypes
+import gc
 import math
 import pickle
 import random
@@ -1121,6 +1124,16 @@ def named(name, **more):
         return getattr(torchvision.models, name)(num_classes=10, **more).double().eval()
 
 
+@pytest.fixture
+def given_back():
+    """What large networks took goes back to the system after the test, so that later ones and their processes have it."""
+    yield
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.mark.usefixtures("given_back")
 @pytest.mark.parametrize("name, size", [("resnet18", 32), ("mobilenet_v2", 32), ("mnasnet0_5", 32),
                                         pytest.param("efficientnet_b0", 32, marks=pytest.mark.slow),
                                         pytest.param("swin_t", 32, marks=pytest.mark.slow)])
@@ -1140,6 +1153,7 @@ def test_known_networks_expand_and_drop_back(name, size):
     named(name).load_state_dict(etd.drop(expanded).state_dict(), strict=True)
 
 
+@pytest.mark.usefixtures("given_back")
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "resnext50_32x4d", "convnext_tiny", "squeezenet1_0",
                                   pytest.param("densenet121", marks=pytest.mark.slow)])
 def test_known_networks_that_cannot_be_expanded(name):
