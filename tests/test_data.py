@@ -357,7 +357,8 @@ def test_to_device():
         data_module.replace(data, labels=data.labels.to("meta"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # torch says that it is a prototype
 def test_cuda_equals_cpu_without_synchronising():
     """M5: a pass on the GPU gives the CPU's batches, channels_last, and waits for the device only at its start."""
     data = make_data(0, n=300, trigger="some", pad=2, flip=True)
