@@ -203,6 +203,37 @@ def test_figures_count_a_network_once(tmp_path):
     assert len(panels(only("10", rows))["etd"].texts) == 11
 
 
+def test_networks_without_rates_have_one_number(tmp_path):
+    """A method that reads no D_f has the mean over its networks at every rate of its runs, whichever seed ran at which."""
+    runs = [make_row("etd", h, 1.0, discovery=d, seed=s) for h, d, s in ((0.2, 0.1, 0), (0.2, 0.5, 0), (0.6, 0.1, 1))]
+    axes = panels(only("1", load(tmp_path, [make_row("no-ul", 0.1, 1.0), *runs])))["etd"]
+    assert [text.get_text() for text in axes.texts] == ["10", "40", "40"]  # not 40 and 20
+    other = [make_row("rem", h, 1.0, discovery=d, seed=s) for h, d, s in ((0.2, 0.1, 0), (0.2, 0.5, 0), (0.6, 0.1, 1))]
+    axes = panels(only("1", load(tmp_path, [make_row("no-ul", 0.1, 1.0), *other])))["rem"]
+    assert [text.get_text() for text in axes.texts] == ["10", "40", "20"]  # the control
+
+
+@pytest.mark.parametrize("number", ["1", "3", "10"])
+def test_other_masks_are_told(tmp_path, number):
+    """Runs that a figure leaves out for their p_mem are named in its title; what has no mask stands in any."""
+    rows = grid(("no-ul", "rem"))
+    plain = only(number, load(tmp_path, [*rows, *grid(("cf",), p_mem=0.05)]))
+    assert "p_mem" not in plain.get_suptitle() and "cf" in [*panels(plain), *bar_names(plain), "cf" * (number == "1")]
+    assert "not drawn: p_mem 0.05" in only(number, load(tmp_path, [*rows, *grid(("rem",), p_mem=0.05)])).get_suptitle()
+
+
+def bar_names(figure) -> list[str]:
+    """Names beside the bars."""
+    return [text.get_text() for text in figure.axes[0].get_yticklabels()]
+
+
+def test_eight_capacities_look_different(tmp_path):
+    """Bars of eight series differ in colour or hatch."""
+    figure = only("3", load(tmp_path, [make_row(capacity=c / 10) for c in range(1, 9)]))
+    looks = {(bar.get_facecolor(), bar.get_hatch()) for bar in figure.axes[0].patches}
+    assert len(looks) == 8
+
+
 def test_rem_on_and_off_etd(tmp_path):
     """Fig. 4: REM without and with ETD, each beside its own network before unlearning."""
     rows = [make_row("rem", 0.9, 1.0), make_row("rem-on-etd", 0.8, 1.0, etd=True)]
