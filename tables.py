@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from baselines import ONLY_FOR, concerns
+from baselines import concerns
 from metrics import mean_sem
 from rows import FIXED, NOT_IDENTITY, SCORES, SETTINGS, etd_alone, maskless, measured, networks, pick, split, without_extra_curves
 from settings import TASKS
@@ -151,7 +151,7 @@ def mixed(rows: list[dict]) -> dict[str, list[str]]:
 
 def counts(key: str, row: dict) -> bool:
     """Whether a run's numbers depend on this setting."""
-    return not maskless(row) if key == "ratio" else key not in ONLY_FOR or concerns(key, {"method": row["ran"]})
+    return not maskless(row) if key == "ratio" else concerns(key, {"method": row["ran"]})
 
 
 def lopsided(rows: list[dict], *row_keys: str) -> bool:

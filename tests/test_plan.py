@@ -434,14 +434,16 @@ def test_rows_of_another_version_are_not_done():
 
 
 def test_torn_lines_are_left_out(tmp_path, capsys):
-    """R5: half a line, bytes that are no text and bare values are left out with a warning; all else is read, of every file."""
-    good = json.dumps(row_of(Config(method="rem"))).encode()
-    (tmp_path / "cells-0.jsonl").write_bytes(good + b"\n" + good[:50] + b"\n\xff\xfe\n12\n" + good)
+    """R5: half a line, bytes that are no text, bare values and a method that is no name are left out with a warning; all else
+    is read, of every file.
+    """
+    good, number = (json.dumps({**row_of(Config(method="rem")), "method": name}).encode() for name in ("rem", 3))
+    (tmp_path / "cells-0.jsonl").write_bytes(good + b"\n" + good[:50] + b"\n\xff\xfe\n12\n" + good + b"\n" + number)
     (tmp_path / "cells-1.jsonl").write_bytes(good)
     (tmp_path / "cells-1.jsonl.99.tmp").write_bytes(good[:9])
     assert len(read_rows(tmp_path)) == 3
     err = capsys.readouterr().err.splitlines()
-    assert [line.split(" of ")[0] for line in err] == [f"warning: line {i}" for i in (2, 3, 4)]
+    assert [line.split(" of ")[0] for line in err] == [f"warning: line {i}" for i in (2, 3, 4, 6)]
     assert all(line.endswith("cells-0.jsonl is torn and left out") for line in err)
 
 
