@@ -22,9 +22,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from data import Data, count_batches
-from etd import drop, train_etd
+from etd import drop
+from train import train_etd
 from importance import potion, ssd
-from layers import Expanded
+from etd import Expanded
 from metrics import accuracy
 from passes import fresh, hand_back, passing, retain_set, teacher
 from rem import check_forget, finish, rem, remove, start, trains_on_forget
@@ -92,7 +93,7 @@ def npo(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gene
     """NPO (Zhang et al. 2024a): Algorithm 1's step 2 alone, without theta_o2 (Table 2: no 3.1 and no 3.2).
 
     Loss: -h(CE - CE_ref) on D_f, whole passes until Acc(D_f) <= gamma, in training mode unless `forget_norm` says otherwise.
-    Being REM's own step 2, it takes the networks that `etd.expand` takes and no other (TypeError).
+    Being REM's own step 2, it takes the networks that `expand.expand` takes and no other (TypeError).
     """
     state = start(model, data, forget, replace(config, ratio=0.0, step31=False, step32=False), generator)
     remove(state)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import sources
+import datasets
 
 TRIGGER_SIZE = 3  # pixels; the poison trigger is a white square in the bottom right corner
 TRIGGER_VALUE = 255
@@ -256,11 +256,11 @@ def load(name, data_dir="data", image_size=None, download=False):
     if image_size is None or image_size < 1:
         raise ValueError(f"image_size is {image_size} for data set {name}: give pixels a side, e.g. image_size=32")
     if name == "fashion-mini":
-        arrays = sources.read_mini()
+        arrays = datasets.read_mini()
     elif name == "folder":
-        arrays = sources.read_tree(Path(data_dir), image_size)
+        arrays = datasets.read_tree(Path(data_dir), image_size)
     else:
-        arrays = sources.read_torchvision(name, Path(data_dir), image_size, download)
+        arrays = datasets.read_torchvision(name, Path(data_dir), image_size, download)
     mean, std = recipe["mean"] or arrays["mean"], recipe["std"] or arrays["std"]
     parts = {}
     for split in ("train", "test"):

@@ -1,22 +1,17 @@
-"""Example-tied dropout and the expansion that REM shares with it: masks, expand, drop, ETD training (Sec. 2, Sec. 5).
+"""Example-tied dropout: masks, the layers that carry theta_o2 beside theta_o1, and drop (Sec. 2, Sec. 5).
 
-    expanded = expand(model, example, ratio=1.0)      # theta_o2 beside theta_o1
-    logits = expanded(x, masks[index])                # theta_o1 and theta_o2, one mask row per example
+    masks = mask_table(n=len(data), width=expanded.width, p_mem=0.2, seed=0, shared=forget)
+    logits = expanded(x, mask_rows(masks, index))     # theta_o1 and theta_o2, one mask row per example
+    logits = expanded(x)                              # theta_o1 alone: what the original network computes
     model = drop(expanded)                            # theta_o1: the very layers, names and shapes of before
 """
 
+import contextlib
 import copy
 
 import torch
 from torch import nn
-
-import train
-from data import Data, batches
-from layers import Expanded, ExpandedBatchNorm, ExpandedWeight, run_masked
-from metrics import eval_mode
-from selfcheck import naming_errors, self_check
-from settings import Config, stream
-
+from torch.nn import functional as F
 
 # --- Masks ------------------------------------------------------------------------------------------------------------
 
@@ -81,135 +76,176 @@ def check_index(index: torch.Tensor, n: int) -> torch.Tensor:
     return index
 
 
-# --- Expand and drop ----------------------------------------------------------------------------------------------------
+# --- Layers -------------------------------------------------------------------------------------------------------------
 
 
-def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=None, generator=None) -> Expanded:
-    """Put newly initialised theta_o2 beside a copy of a network (Alg. 1, step 1; Sec. 2's memorisation partition).
+class ExpandedWeight(nn.Module):
+    """A Conv2d or Linear beside its extra part: extra->base (`to_base`) and base+extra->extra (`to_extra`, `extra_bias`).
 
-    Every Conv2d gets round(ratio * width) extra channels; BatchNorm and Linear follow what arrives. The last Linear takes
-    extra inputs and gives no extra output, so no mask touches a logit. One dry run of `example` measures what arrives
-    where, and a check in float64 refuses every architecture in which extra channels do not stay apart.
-
-    Args:
-        model: any network of Conv2d (groups 1 or depthwise), BatchNorm, Linear and layers that act on each channel alone.
-        example: (B, ...) a batch of inputs, B >= 1; only its shape matters.
-        ratio: extra / base width, >= 0 and finite; 0 adds nothing.
-        layers: names of the Conv2d or Linear layers that get extra outputs. None: the network's own `expandable`, else
-            every Conv2d.
-        generator: torch.Generator on the CPU for theta_o2's weights; None: one seeded with 0.
-
-    Returns:
-        An `Expanded` on the model's device, with its dtypes, training flags and memory formats. The model is untouched.
-
-    Raises:
-        ValueError: a ratio, example or layer name that cannot be used.
-        TypeError: the network cannot be expanded; the text names the module.
+    Without `keep` the base layer runs alone. With it, one wide layer runs, and its extra outputs are multiplied by the mask
+    unless a BatchNorm follows, which then does so (`mask_output`).
     """
-    if not 0 <= ratio < float("inf"):
-        raise ValueError(f"ratio is {ratio}; it must be extra width over base width, a finite number of at least 0")
-    if not isinstance(example, torch.Tensor) or example.dim() < 2 or len(example) < 1:
-        raise ValueError("example must be a batch of inputs, a tensor of shape (B, ...) with B at least 1")
-    if isinstance(model, Expanded):
-        raise TypeError("the network is expanded already; drop it first or use it as it is")
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    state = generator.get_state()
-    for mask_everywhere in (False, True):  # True where a convolution feeds more than the BatchNorm that masks for it
-        expanded = wrap(copy.deepcopy(model), ratio, layers)
-        generator.set_state(state)
-        grow_to_fit(expanded, example, generator, mask_everywhere)
-        problem = self_check(expanded, example.shape[1:])
-        if problem is None:
-            return expanded
-    raise TypeError(problem)
+
+    def __init__(self, base: nn.Conv2d | nn.Linear, ratio: float):
+        super().__init__()
+        self.base = base
+        self.is_conv = isinstance(base, nn.Conv2d)
+        self.depthwise = self.is_conv and 1 < base.groups == base.in_channels
+        self.inputs, self.outputs = (base.in_channels, base.out_channels) if self.is_conv else (base.in_features, base.out_features)
+        self.channel_dim = 1 if self.is_conv else -1
+        self.extra_in, self.extra_out = None, round(ratio * self.outputs)
+        self.mask_output = True
+        self.keep = None  # the masks of a masked pass while it lasts, see `masked`
+
+    def grow(self, extra_in: int, generator: torch.Generator) -> None:
+        """Make theta_o2 for this layer. Choice: torch's default initialiser at the wide layer's fan-in, biases 0."""
+        weight, extra_out = self.base.weight, self.extra_out
+        if self.depthwise:
+            extra_out = extra_in * (self.outputs // self.inputs)
+        elif self.is_conv and self.base.groups > 1 and (extra_in or extra_out):
+            raise TypeError("it is a grouped convolution that is not depthwise")
+        self.extra_in, self.extra_out = extra_in, extra_out
+        wide_in = 1 if self.depthwise else self.inputs + extra_in
+        bound = (wide_in * weight[0, 0].numel()) ** -0.5  # kaiming_uniform with a = sqrt(5): 1 / sqrt(fan-in)
+
+        def fresh(rows: int, columns: int) -> nn.Parameter:
+            values = torch.rand((rows, columns, *weight.shape[2:]), generator=generator, dtype=torch.float64)
+            values = ((2 * values - 1) * bound).to(weight.dtype).to(weight.device)
+            return nn.Parameter(values.contiguous(memory_format=layout(weight)))
+
+        self.to_base = fresh(self.outputs, extra_in) if extra_in and not self.depthwise else None
+        self.to_extra = fresh(extra_out, wide_in) if extra_out else None
+        has_bias = extra_out and self.base.bias is not None
+        self.extra_bias = nn.Parameter(self.base.bias.new_zeros(extra_out)) if has_bias else None
+
+    # For a network that reads a layer's weight or its dtype instead of calling it: theta_o1's.
+    weight = property(lambda self: self.base.weight)
+    bias = property(lambda self: self.base.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.keep is None:
+            return self.base(x)
+        weight, bias = self.base.weight, self.base.bias
+        if self.to_base is not None:
+            weight = torch.cat([weight, self.to_base], dim=1)  # (out, in + extra_in, ...)
+        if self.to_extra is not None:
+            weight = torch.cat([weight, self.to_extra])  # (out + extra_out, in + extra_in, ...)
+            bias = bias if self.extra_bias is None else torch.cat([bias, self.extra_bias])
+        x = self.convolve(x, weight, bias) if self.is_conv else F.linear(x, weight, bias)
+        return masked(x, self) if self.extra_out and self.mask_output else x
+
+    def convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The base convolution's own stride, padding and dilation with the wide weight."""
+        base, padding = self.base, self.base.padding
+        if base.padding_mode != "zeros":
+            x, padding = F.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode), 0
+        groups = base.groups + self.extra_in if self.depthwise else base.groups
+        return F.conv2d(x, weight, bias, base.stride, padding, base.dilation, groups)
 
 
-def swap(root: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
-    """Put new[child] wherever child stands below root; the keys of state dicts keep their order."""
-    for parent in list(root.modules()):
-        for name, child in parent._modules.items():
-            if child in new:
-                parent._modules[name] = new[child]
+class ExpandedBatchNorm(nn.Module):
+    """A BatchNorm beside the entries of the extra channels; the mask acts on its extra outputs.
+
+    Base running statistics move in base-only passes alone. Masked passes keep statistics of their own for all channels,
+    which belong to theta_o2 and go with it.
+    """
+
+    def __init__(self, base: nn.BatchNorm1d | nn.BatchNorm2d):
+        super().__init__()
+        self.base = base
+        self.inputs = self.outputs = base.num_features
+        self.channel_dim = 1
+        self.extra_in, self.extra_out = None, 0
+        self.keep = None
+
+    def grow(self, extra_in: int, generator: torch.Generator) -> None:
+        """Make the extra entries: weight 1, bias 0, running mean 0, running variance 1; nothing is drawn."""
+        base = self.base
+        self.extra_in = self.extra_out = extra_in
+        self.extra_weight = None if base.weight is None else nn.Parameter(base.weight.new_ones(extra_in))
+        self.extra_bias = None if base.bias is None else nn.Parameter(base.bias.new_zeros(extra_in))
+        for name, fill in (("running_mean", 0.0), ("running_var", 1.0)):
+            own = getattr(base, name)
+            own = None if own is None else torch.cat([own, own.new_full((extra_in,), fill)])
+            self.register_buffer(name, own)  # (channels + extra,)
+        tracked = base.num_batches_tracked
+        self.register_buffer("num_batches_tracked", None if tracked is None else tracked.clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.keep is None:
+            return self.base(x)
+        base = self.base
+        weight = None if base.weight is None else torch.cat([base.weight, self.extra_weight])
+        bias = None if base.bias is None else torch.cat([base.bias, self.extra_bias])
+        momentum = base.momentum
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        use_batch = self.training or self.running_mean is None
+        x = F.batch_norm(x, self.running_mean, self.running_var, weight, bias, use_batch, momentum or 0.0, base.eps)
+        return masked(x, self)
 
 
-def wrap(net: nn.Module, ratio: float, layers) -> Expanded:
-    """Wrap every layer of `net` that extra channels may reach; the named ones get extra outputs."""
-    modules, wrappers = dict(net.named_modules()), {}
-    layers = getattr(net, "expandable", None) if layers is None else layers
-    names = {name for name, m in modules.items() if isinstance(m, nn.Conv2d)} if layers is None else set(layers)
-    if not names:
-        raise TypeError(f"cannot expand {type(net).__name__}: it has no Conv2d; name the layers to expand with layers=[...]")
-    for name in sorted(names):
-        if name not in modules:
-            raise ValueError(f"the network has no layer {name!r}; it has {', '.join(k for k in modules if k)}")
-        if type(modules[name]) not in (nn.Conv2d, nn.Linear):
-            raise TypeError(f"cannot expand {name!r}: {type(modules[name]).__name__} is neither a plain Conv2d nor a plain Linear")
-    for name, module in modules.items():
-        if type(module) in (nn.Conv2d, nn.Linear):
-            wrappers[module] = ExpandedWeight(module, ratio if name in names else 0)
-        elif type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
-            wrappers[module] = ExpandedBatchNorm(module)
-        elif getattr(module, "running_mean", None) is not None:
-            raise TypeError(f"cannot expand {name!r}: masked passes would move the running statistics of {type(module).__name__}")
-        elif isinstance(module, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
-            raise TypeError(f"cannot expand {name!r}: {type(module).__name__} turns masked zeros into other values in training")
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-        if module in wrappers and any(hooks):
-            raise TypeError(f"cannot expand {name!r}: it has hooks, which a masked pass would not run")
-    for base, wrapper in wrappers.items():
-        wrapper.training = base.training
-    expanded = Expanded(net)
-    expanded.training = net.training
-    swap(expanded, wrappers)
-    return expanded
+def masked(x: torch.Tensor, layer: ExpandedWeight | ExpandedBatchNorm) -> torch.Tensor:
+    """Multiply the extra channels by the mask: 1 for every base channel, the example's bit for an extra one."""
+    if layer.extra_out == 0:
+        return x
+    if len(x) != len(layer.keep["mask"]):
+        raise RuntimeError(f"it runs on {len(x)} rows for {len(layer.keep['mask'])} examples, so their masks do not fit")
+    key = (layer.outputs, layer.extra_out, x.dtype)
+    if key not in layer.keep:  # layers of one shape share it for the length of a pass
+        mask = layer.keep["mask"][:, : layer.extra_out]
+        layer.keep[key] = torch.cat([mask.new_ones((len(mask), layer.outputs)), mask], dim=1).to(x.dtype)
+    keep, between = layer.keep[key], [1] * (x.dim() - 2)  # (B, outputs + extra_out)
+    shape = (len(keep), -1, *between) if layer.channel_dim == 1 else (len(keep), *between, keep.shape[1])
+    return x * keep.view(shape)  # (B, C, H, W) * (B, C, 1, 1), or (B, T, C) * (B, 1, C)
 
 
-def grow_to_fit(expanded: Expanded, example: torch.Tensor, generator: torch.Generator, mask_everywhere: bool) -> None:
-    """Run `example` once with all masks on and grow each layer to the extra channels that arrive at it."""
-    layers, made_by = expanded.layers(), {}
-    weight = next(expanded.parameters())
-    x = example[:2].detach().to(weight.device, weight.dtype)
-
-    def arrive(layer, args):
-        extra_in, source = args[0].shape[layer.channel_dim] - layer.inputs, made_by.get(id(args[0]))
-        if layer.extra_in is None:
-            layer.grow(extra_in, generator)
-        elif extra_in != layer.extra_in:
-            raise TypeError("it runs twice with different numbers of extra channels")
-        if isinstance(layer, ExpandedBatchNorm) and source and not mask_everywhere:
-            source[1].mask_output = False  # the mask acts after BatchNorm, and BatchNorm applies it
-
-    def leave(layer, args, out):
-        if isinstance(layer, ExpandedWeight):
-            made_by[id(out)] = (out, layer)  # holding `out` keeps its id from going to another tensor
-
-    with eval_mode(expanded), torch.no_grad():
-        everything_on = x.new_ones((len(x), 1), dtype=torch.bool).expand(-1, 2**40)
-        with naming_errors(expanded.net):
-            plain = expanded(x)
-            hooks = [layer.register_forward_pre_hook(arrive) for layer in layers.values()]
-            hooks += [layer.register_forward_hook(leave) for layer in layers.values()]
-            try:
-                wide = run_masked(expanded.net, x, everything_on, layers.values())
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            if wide.shape != plain.shape:
-                raise TypeError(f"with extra channels it gives {tuple(wide.shape)} instead of {tuple(plain.shape)}; "
-                                "name the layers to expand, without the one that makes the logits, with layers=[...]")
-    settle(expanded)
+def layout(weight: torch.Tensor) -> torch.memory_format:
+    """The memory format of a weight, so that theta_o2 has the same."""
+    is_last = weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
-def settle(expanded: Expanded) -> None:
-    """Unwrap the weights that no extra channel concerns and note the width; a layer that never ran cannot be expanded."""
-    layers = expanded.layers()
-    for name, layer in layers.items():
-        if layer.extra_in is None and layer.extra_out:
-            raise TypeError(f"cannot expand {name!r}: it did not run on the example; leave it out with layers=[...]")
-    idle = [m for m in layers.values() if isinstance(m, ExpandedWeight) and not m.extra_in and not m.extra_out]
-    idle += [m for m in layers.values() if m.extra_in is None and m not in idle]
-    swap(expanded, {layer: layer.base for layer in idle})
-    expanded.width = max((layer.extra_out for layer in expanded.layers().values()), default=0)
+class Expanded(nn.Module):
+    """A network with theta_o2 beside theta_o1, made by `expand`.
+
+    `expanded(x)` runs theta_o1 alone: the original layers and nothing else, so the output is the original's bit for bit.
+    `expanded(x, mask)` runs theta_o1 and theta_o2; mask is (B, width) bool, a row per example.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+        self.width = 0  # the widest extra part: bits of a mask row
+
+    def layers(self) -> dict[str, ExpandedWeight | ExpandedBatchNorm]:
+        """The expanded layers by the name that their base layer had in the original network."""
+        wrapped = (ExpandedWeight, ExpandedBatchNorm)
+        return {name.removeprefix("net").lstrip("."): m for name, m in self.named_modules() if isinstance(m, wrapped)}
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if mask is None:
+            return self.net(x)
+        if mask.shape != (len(x), self.width):
+            raise ValueError(f"the mask has shape {tuple(mask.shape)}; it must be {(len(x), self.width)}, a row per example")
+        return run_masked(self.net, x, mask, self.layers().values())
+
+
+def run_masked(net: nn.Module, x: torch.Tensor, mask: torch.Tensor, layers) -> torch.Tensor:
+    """net(x) while every expanded layer holds the mask; they let go of it whatever happens."""
+    keep = {"mask": mask}
+    try:
+        for layer in layers:
+            layer.keep = keep
+        return net(x)
+    finally:
+        for layer in layers:
+            layer.keep = None
+
+
+# --- Drop ---------------------------------------------------------------------------------------------------------------
 
 
 def drop(expanded: Expanded) -> nn.Module:
@@ -231,59 +267,21 @@ def drop(expanded: Expanded) -> nn.Module:
     return expanded.net
 
 
-# --- ETD training -------------------------------------------------------------------------------------------------------
+def swap(root: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
+    """Put new[child] wherever child stands below root; the keys of state dicts keep their order."""
+    for parent in list(root.modules()):
+        for name, child in parent._modules.items():
+            if child in new:
+                parent._modules[name] = new[child]
 
 
-def refresh_batchnorm(model: nn.Module, data: Data, size: int = 512, generator: torch.Generator | None = None) -> None:
-    """Recompute base running statistics, in place, from base-only passes over the training images; no label is read.
-
-    Training with masks alone never moves them. Choice: cumulative means over one shuffled pass without augmentation.
-
-    Args:
-        model: Expanded or plain network.
-        data: the training images.
-        size: batch size.
-        generator: of the order; None: one seeded with 0.
-    """
-    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) and m.running_mean is not None]
-    momenta = [m.momentum for m in norms]
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    dtype = next(model.parameters()).dtype
+@contextlib.contextmanager
+def eval_mode(model: nn.Module):
+    """Put a network in eval mode and, at the end of the block, each of its modules back in the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
-        with eval_mode(model), torch.no_grad():
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.training, norm.momentum = True, None  # None: a cumulative mean instead of an exponential one
-            for _, x, _ in batches(data, size=size, generator=generator, dtype=dtype):
-                model(x)
+        yield model
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-
-
-def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Generator, shared=None, log=None) -> Expanded:
-    """Train theta_o1 and theta_o2 together with example-tied masks (Sec. 2, "Example-Tied Dropout").
-
-    Args:
-        model: freshly initialised network; left as it is.
-        data: D_tr with its labels as given.
-        config: training settings; `ratio`, `p_mem` and `seed` shape theta_o2 and the masks.
-        generator: of order and augmentation.
-        shared: indices that share one row: D_c for ETD (IDEAL) of Fig. 9, which knows more than it may. None: each its own.
-        log: called once an epoch, see train.fit.
-
-    Returns:
-        The trained Expanded, base statistics refreshed; `drop` it for ETD alone, or hand it to rem.
-    """
-    expanded = expand_for(model, data, config)
-    masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, shared)
-    train.fit(expanded, data, None, config, generator, masks=masks, log=log)
-    refresh_batchnorm(expanded, data, config.batch)
-    return expanded
-
-
-def expand_for(model: nn.Module, data: Data, config: Config) -> Expanded:
-    """`expand` at the settings' ratio for the data's image shape, theta_o2 drawn from the settings' seed."""
-    weight = next(model.parameters())
-    example = torch.zeros((2, *data.images.shape[1:]), device=weight.device)
-    return expand(model, example, config.extra_ratio, generator=stream(config.seed, "theta_o2"))
+        for module, training in modes:
+            module.training = training

@@ -5,31 +5,19 @@
     scores, rates = c_score(task.train, task.corrupted, learn, sizes=[0, 200, 400], runs=3, seed=0)  # the task's: scores.mean()
 """
 
-import contextlib
 import math
 
 import torch
 from torch import nn
 
 from data import Data, batches
+from etd import eval_mode
 from settings import stream
 from tasks import like_corrupted
 
 
 class NonFiniteLoss(ArithmeticError):
     """A loss or a logit is not a finite number any more; the text says where."""
-
-
-@contextlib.contextmanager
-def eval_mode(model: nn.Module):
-    """Put a network in eval mode and, at the end of the block, each of its modules back in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def predict(model: nn.Module, data: Data, index: torch.Tensor | None = None, masks: torch.Tensor | None = None,

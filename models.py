@@ -1,6 +1,6 @@
 """The two plain networks of the paper: ResNet-9 and a small-data ViT (Sec. 4, A.3, Table 3).
 
-They know nothing of unlearning: etd.expand wraps them, etd.drop gives them back.
+They know nothing of unlearning: expand.expand wraps them, etd.drop gives them back.
 
     model = build("resnet9", capacity=0.5, channels=3, classes=10, image_size=32)
     logits = model(x)                        # (B, 3, 32, 32) -> (B, 10)

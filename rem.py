@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from data import Data, batches
-from etd import check_index, drop, expand_for, mask_table
-from layers import Expanded
+from etd import check_index, drop, mask_table
+from train import expand_for
+from etd import Expanded
 from metrics import accuracy
 from settings import Config
 from tasks import write_whole

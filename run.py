@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import settings
-from cell import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, code_of, corrupt, find, new_model,
+from experiment import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, code_of, corrupt, find, new_model,
                   provenance, train_original, unlearn)
 from data import load
 from settings import Config, resolve
@@ -71,10 +71,13 @@ def main(argv: list[str] | None = None) -> int:
 def command(argv: list[str]) -> int:
     """Do what the first word says: a grid, C-scores or, without such a word, one cell."""
     if argv[:1] == ["grid"]:
-        import grid
+        from study import grid
         return grid.main(argv[1:])
+    if argv[:1] == ["report"]:
+        from study import report
+        return report.main(argv[1:])
     if argv[:1] == ["cscore"]:
-        import cscore
+        from study import cscore
         return cscore.main(argv[1:])
     rows = compare(resolve(vars(parser().parse_args(argv))), argv)
     return 0 if all(row["status"] == "ok" for row in rows) else 1

@@ -12,8 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from data import Data, batches, count_batches
+from etd import Expanded, eval_mode, mask_table
+from expand import expand
 from metrics import NonFiniteLoss
-from settings import Config
+from settings import Config, stream
 
 WARM_UP = 0.01  # share of the steps; Goel et al. 2024
 FINAL = 0.2  # last rate over peak rate: 0.025 -> 0.005 (Table 3's caption)
@@ -102,3 +104,61 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
         mean = finite(total, step - start, f"training epoch {epoch}")
         if log is not None:
             log(epoch, epochs, model, loss=mean)
+
+
+# --- ETD training -------------------------------------------------------------------------------------------------------
+
+
+def refresh_batchnorm(model: nn.Module, data: Data, size: int = 512, generator: torch.Generator | None = None) -> None:
+    """Recompute base running statistics, in place, from base-only passes over the training images; no label is read.
+
+    Training with masks alone never moves them. Choice: cumulative means over one shuffled pass without augmentation.
+
+    Args:
+        model: Expanded or plain network.
+        data: the training images.
+        size: batch size.
+        generator: of the order; None: one seeded with 0.
+    """
+    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) and m.running_mean is not None]
+    momenta = [m.momentum for m in norms]
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    dtype = next(model.parameters()).dtype
+    try:
+        with eval_mode(model), torch.no_grad():
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.training, norm.momentum = True, None  # None: a cumulative mean instead of an exponential one
+            for _, x, _ in batches(data, size=size, generator=generator, dtype=dtype):
+                model(x)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Generator, shared=None, log=None) -> Expanded:
+    """Train theta_o1 and theta_o2 together with example-tied masks (Sec. 2, "Example-Tied Dropout").
+
+    Args:
+        model: freshly initialised network; left as it is.
+        data: D_tr with its labels as given.
+        config: training settings; `ratio`, `p_mem` and `seed` shape theta_o2 and the masks.
+        generator: of order and augmentation.
+        shared: indices that share one row: D_c for ETD (IDEAL) of Fig. 9, which knows more than it may. None: each its own.
+        log: called once an epoch, see fit.
+
+    Returns:
+        The trained Expanded, base statistics refreshed; `drop` it for ETD alone, or hand it to rem.
+    """
+    expanded = expand_for(model, data, config)
+    masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, shared)
+    fit(expanded, data, None, config, generator, masks=masks, log=log)
+    refresh_batchnorm(expanded, data, config.batch)
+    return expanded
+
+
+def expand_for(model: nn.Module, data: Data, config: Config) -> Expanded:
+    """`expand` at the settings' ratio for the data's image shape, theta_o2 drawn from the settings' seed."""
+    weight = next(model.parameters())
+    example = torch.zeros((2, *data.images.shape[1:]), device=weight.device)
+    return expand(model, example, config.extra_ratio, generator=stream(config.seed, "theta_o2"))

@@ -2,7 +2,7 @@
 
     plan = data.draw(plans())
     net, wide = Net(plan), Net(plan, wide=True)        # `wide` has every extra channel built in
-    fill_wide(wide, etd.expand(net, example(plan), plan.ratio, plan.layers))
+    fill_wide(wide, expand.expand(net, example(plan), plan.ratio, plan.layers))
 """
 
 from dataclasses import dataclass

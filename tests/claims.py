@@ -13,7 +13,7 @@ from functools import cache
 import torch
 
 from baselines import METHODS
-from cell import new_model, train_original
+from experiment import new_model, train_original
 from data import load
 from etd import drop, mask_table
 from metrics import accuracy, evaluate

@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import nn
 
-import cell
+import experiment
 from data import batches
 from helpers import assert_same_state, gen, make_data, make_dataset, small_net, tiny
-from layers import Expanded
+from etd import Expanded
 from tasks import Task, discover, make_task
 
 
@@ -120,8 +120,8 @@ def blind(method, seed=0):
     task = make_task("poison", make_dataset(seed), 8, seed)
     kind = SealedButCorrupted if "corrupted" in inspect.signature(method).parameters else SealedTask
     sealed = kind(task.name, task.seed, task.train, task.test, task.clean, task.corrupted)
-    with mock.patch.object(cell, "evaluate", return_value={}):
-        row = cell.unlearn(tiny(gamma=1.0), "method", method, small_net(seed), sealed, discover(task, 0.5, seed))
+    with mock.patch.object(experiment, "evaluate", return_value={}):
+        row = experiment.unlearn(tiny(gamma=1.0), "method", method, small_net(seed), sealed, discover(task, 0.5, seed))
     assert row["status"] == "ok", row["error"]
 
 

@@ -26,9 +26,10 @@ import rem as rem_module
 import train
 from baselines import fine_tune, npo
 from data import batches, count_batches
-from etd import drop, mask_table, train_etd
+from etd import drop, mask_table
+from train import train_etd
 from helpers import Evil, assert_close, assert_same_state, gen, make_data, make_dataset, seeds, small_net, tiny
-from layers import Expanded
+from etd import Expanded
 from metrics import accuracy, evaluate
 from models import build
 from settings import Config

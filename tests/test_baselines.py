@@ -26,10 +26,11 @@ import run
 import train
 from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED, TWINS, distillation, load_method
 from data import batches, count_batches
-from etd import drop, expand_for, train_etd
+from etd import drop
+from train import expand_for, train_etd
 from helpers import assert_close, assert_same_state, gen, make_data, make_dataset, seeds, small_net, tiny
 from importance import dampen, importance, percentile, sorted_ratios
-from layers import Expanded
+from etd import Expanded
 from metrics import accuracy
 from models import build, reinitialise
 from rem import rem

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import cell
-import cscore
+import experiment
+from study import cscore
 import run
 from data import Data, load
 from helpers import gen, seeds, tiny
@@ -327,7 +327,7 @@ def test_learner():
     task = make_task("random", dataset, 40, seed=0)
     fits = {0: [], 40: []}
     learn = cscore.learner(small(batch=16), dataset, task.train, 7, fits)
-    fresh = cell.new_model(small(seed=11), dataset)
+    fresh = experiment.new_model(small(seed=11), dataset)
     assert all(torch.equal(a, b) for a, b in zip(learn(torch.tensor([], dtype=torch.int64), 11).parameters(),
                                                  fresh.parameters(), strict=True))
     inner = cscore.fit

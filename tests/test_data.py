@@ -1,4 +1,4 @@
-"""Tests of data.py, sources.py and make_fashion_mini.py: batches, augmentation, the trigger, and every loader."""
+"""Tests of data.py, datasets.py and make_fashion_mini.py: batches, augmentation, the trigger, and every loader."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ from PIL import Image
 
 import data as data_module
 import make_fashion_mini
-import sources
+import datasets
 from data import DATASETS, TRIGGER_SIZE, TRIGGER_VALUE, Data, add_trigger, batches, inputs, load
 
 ROOT = Path(data_module.__file__).resolve().parent
@@ -387,15 +387,15 @@ def test_fashion_mini():
     assert torch.equal(dataset.test.labels.bincount(), torch.full((10,), 200))
     assert len(dataset.names) == 10 and dataset.name == "fashion-mini"
     assert dataset.train.pad == 0 and not dataset.train.flip and dataset.train.trigger is None
-    assert sources.MINI_FILE.stat().st_size <= 4 * 2**20
-    assert (sources.MINI_FILE.parent / "fashion-mini.LICENSE").read_text().count("Zalando SE") == 1
+    assert datasets.MINI_FILE.stat().st_size <= 4 * 2**20
+    assert (datasets.MINI_FILE.parent / "fashion-mini.LICENSE").read_text().count("Zalando SE") == 1
     assert not torch.equal(dataset.train.labels, dataset.train.labels.sort().values)  # rows are shuffled
 
 
 def test_fashion_mini_native_size():
     """At its native size the file is passed on untouched, and mean and std are those of its training pixels."""
     train = load("fashion-mini", image_size=28).train
-    with np.load(sources.MINI_FILE) as file:
+    with np.load(datasets.MINI_FILE) as file:
         assert np.array_equal(train.images[:, 0].numpy(), file["x_train"])
         assert len(set(file["index_train"].tolist())) == 6000 and file["index_train"].dtype == np.int32
     pixels = train.images.double() / 255
@@ -406,7 +406,7 @@ def test_fashion_mini_native_size():
 def test_fashion_mini_is_what_its_script_draws():
     """The file in the repository is what make_fashion_mini.py draws, array by array."""
     drawn = make_fashion_mini.draw()
-    with np.load(sources.MINI_FILE) as file:
+    with np.load(datasets.MINI_FILE) as file:
         assert set(file.files) == set(drawn)
         for name, array in drawn.items():
             assert array.dtype == file[name].dtype and np.array_equal(array, file[name])
@@ -414,7 +414,7 @@ def test_fashion_mini_is_what_its_script_draws():
 
 def test_fashion_mini_missing(monkeypatch, tmp_path):
     """R7: a lost built-in file is named, with the script that makes it."""
-    monkeypatch.setattr(sources, "MINI_FILE", tmp_path / "none.npz")
+    monkeypatch.setattr(datasets, "MINI_FILE", tmp_path / "none.npz")
     with pytest.raises(ValueError, match="none.npz.*make_fashion_mini.py"):
         load("fashion-mini")
 
@@ -599,7 +599,7 @@ def test_folder_cache(tmp_path, monkeypatch):
     write_tree(tmp_path)
     first = load("folder", data_dir=tmp_path, image_size=8)
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "_decode_one", no_decoding)
+        patch.setattr(datasets, "_decode_one", no_decoding)
         second = load("folder", data_dir=tmp_path, image_size=8)
         with pytest.raises(AssertionError, match="decoded"):
             load("folder", data_dir=tmp_path, image_size=4)
@@ -640,7 +640,7 @@ def test_folder_not_writable(tmp_path, monkeypatch, step):
     def refuse(*args, **kwargs):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(f"sources.{step}", refuse)
+    monkeypatch.setattr(f"datasets.{step}", refuse)
     assert len(load("folder", data_dir=tmp_path, image_size=8).train) == 6
     assert list(tmp_path.glob(".rem-cache*")) == []
 
@@ -678,13 +678,13 @@ def test_imagenette(tmp_path, monkeypatch):
     dataset = load("imagenette", data_dir=tmp_path)
     assert dataset.names == ("tench", "English springer") and dataset.train.images.shape == (4, 3, 64, 64)
     assert (dataset.train.pad, dataset.train.flip, dataset.train.mean) == (8, True, data_module.IMAGENET["mean"])
-    monkeypatch.setattr(sources, "_decode_one", no_decoding)
+    monkeypatch.setattr(datasets, "_decode_one", no_decoding)
     assert torch.equal(load("imagenette", data_dir=tmp_path).train.images, dataset.train.images)
 
 
 def test_constant_folder(tmp_path):
     """A channel that never varies has std 1/255, not 0, so that normalised images are finite."""
-    mean, std = sources._moments(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8))
+    mean, std = datasets._moments(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8))
     np.testing.assert_allclose(mean, [0.2] * 3, atol=1e-12)
     assert std == [1 / 255] * 3
 
@@ -698,6 +698,6 @@ def test_jpegs_of_every_kind(tmp_path):
     Image.fromarray(pixels[:, :, 0]).save(tmp_path / "grey.jpg", quality=95)
     for name, wanted in (("rgb.jpg", pixels), ("grey.jpg", np.repeat(pixels[:, :, :1], 3, 2))):
         plain = np.asarray(Image.fromarray(wanted).resize((10, 10), Image.Resampling.BILINEAR)).astype(int)
-        found = sources._decode_one(tmp_path / name, 10).astype(int)
+        found = datasets._decode_one(tmp_path / name, 10).astype(int)
         assert found.shape == (10, 10, 3)
         assert np.abs(found - plain).max() <= 10  # a 10x10 pixel box of the ramp spans 26 levels

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import etd
+import expand
 from architectures import Net, example, plans
 from helpers import assert_same_state, gen, randomise, rows, run, seeds, small_net
 from models import build
@@ -52,7 +53,7 @@ def shake(expanded, seed, steps=3):
 def prop_d1(etd, seed, ratio=1.0, norm=True, width=3):
     """drop(expand(m)) has m's keys in m's order, shapes, dtypes, values and module types."""
     net = small_net(seed, width=width, norm=norm)
-    dropped = etd.drop(etd.expand(net, IMAGE, ratio))
+    dropped = etd.drop(expand.expand(net, IMAGE, ratio))
     assert_same_state(dropped, net)
     kinds = [[(name, type(m)) for name, m in n.named_modules()] for n in (dropped, net)]
     assert kinds[0] == kinds[1]
@@ -71,7 +72,7 @@ def test_drop_undoes_expand(seed, ratio, norm, width):
 def test_drop_undoes_expand_on_random_networks(seed, plan):
     """D1, D4: also on random architectures, after theta_o2 and its buffers were overwritten."""
     net = randomise(Net(plan), seed)
-    expanded = etd.expand(net, example(plan), plan.ratio, plan.layers)
+    expanded = expand.expand(net, example(plan), plan.ratio, plan.layers)
     with torch.no_grad():
         for t in theta_o2(expanded).values():
             t.fill_(7)
@@ -80,7 +81,7 @@ def test_drop_undoes_expand_on_random_networks(seed, plan):
 
 def prop_d2(etd, seed):
     """A fresh plain network loads the dropped state strictly, and computes the same."""
-    expanded = shake(etd.expand(small_net(seed), IMAGE), seed)
+    expanded = shake(expand.expand(small_net(seed), IMAGE), seed)
     dropped, fresh = etd.drop(expanded), small_net(seed + 1)
     fresh.load_state_dict(dropped.state_dict(), strict=True)
     x = draw(seed, 4, 1, 8, 8)
@@ -95,7 +96,7 @@ def test_strict_load_into_a_fresh_network(seed):
 
 def prop_d3(etd, seed, ratio=1.0, norm=True):
     """After updates drop(big)(x) is big(x) bit for bit, buffers included, in both modes."""
-    expanded = shake(etd.expand(small_net(seed, norm=norm), IMAGE, ratio), seed)
+    expanded = shake(expand.expand(small_net(seed, norm=norm), IMAGE, ratio), seed)
     dropped = etd.drop(expanded)
     bases = {name: layer.base for name, layer in expanded.layers().items()}
     for name, module in dropped.named_modules():
@@ -115,7 +116,7 @@ def test_dropped_network_is_the_base_pass(seed, ratio, norm):
 @given(seed=seeds, value=st.sampled_from([0.0, -1.0, 1e30]), ratio=ratios)
 def test_theta_o2_does_not_interfere(seed, value, ratio):
     """D4: whatever finite is written into theta_o2, and whatever masks run, the dropped network stays."""
-    expanded = shake(etd.expand(small_net(seed), IMAGE, ratio), seed)
+    expanded = shake(expand.expand(small_net(seed), IMAGE, ratio), seed)
     before = etd.drop(expanded)
     with torch.no_grad():
         for name, t in theta_o2(expanded).items():
@@ -129,7 +130,7 @@ def test_dropped_network_is_plain(seed, last):
     """D5: no mask, hook, wrapper or index argument is left, and the file is no larger than the original's."""
     net = build("resnet9", 0.05 + 0.01 * (seed % 5), channels=1, image_size=8, seed=seed)
     net = net.to(memory_format=torch.channels_last) if last else net
-    dropped = etd.drop(etd.expand(net, IMAGE))
+    dropped = etd.drop(expand.expand(net, IMAGE))
     files = []
     for n in (net, dropped):
         files.append(io.BytesIO())
@@ -148,7 +149,7 @@ def test_drop_leaves_the_expanded_network_alone(seed, ratio):
     """D6: dropping twice gives the same; the expanded network is left whole, requires_grad is the original's, no gradient is."""
     net = small_net(seed)
     net.conv1.weight.requires_grad_(False)
-    expanded = etd.expand(net, IMAGE, ratio)
+    expanded = expand.expand(net, IMAGE, ratio)
     expanded(draw(seed, 2, 1, 8, 8)).sum().backward()
     before = copy.deepcopy(expanded)
     first = etd.drop(expanded)
@@ -165,7 +166,7 @@ def test_drop_leaves_the_expanded_network_alone(seed, ratio):
 def prop_d7(etd, seed, passes=3):
     """With theta_o1 frozen, masked passes alone, forward and backward, leave the dropped network; base-only passes move it."""
     net = small_net(seed)
-    expanded = etd.expand(net, IMAGE).train()
+    expanded = expand.expand(net, IMAGE).train()
     for layer in expanded.layers().values():
         layer.base.requires_grad_(False)
     optimizer = torch.optim.SGD([p for p in expanded.parameters() if p.requires_grad], lr=0.1)
@@ -191,7 +192,7 @@ def test_masked_passes_leave_base_statistics(seed):
 @given(seed=seeds)
 def test_files_of_the_dropped_network(seed):
     """D8: torch.save and a weights_only load give the same state; so does the whole network."""
-    dropped = etd.drop(etd.expand(build("resnet9", 0.05, channels=1, image_size=8, seed=seed), IMAGE))
+    dropped = etd.drop(expand.expand(build("resnet9", 0.05, channels=1, image_size=8, seed=seed), IMAGE))
     file = io.BytesIO()
     torch.save(dropped.state_dict(), file)
     file.seek(0)
@@ -208,7 +209,7 @@ def test_files_of_the_dropped_network(seed):
 def test_nan_in_theta_o2_does_not_spread(seed, value):
     """D9: theta_o2 set to NaN or infinity: the base-only pass and the dropped network are finite and unchanged."""
     net = small_net(seed).eval()
-    expanded, x = etd.expand(net, IMAGE).eval(), draw(seed, 3, 1, 8, 8)
+    expanded, x = expand.expand(net, IMAGE).eval(), draw(seed, 3, 1, 8, 8)
     with torch.no_grad():
         for t in theta_o2(expanded).values():
             if t.is_floating_point():

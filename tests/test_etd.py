@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import etd
+import train
+import expand
 import oracles
 import rem
 from data import batches
@@ -34,7 +36,7 @@ def tensors(expanded):
 def test_memorisation_is_masked_by_index(seed):
     """E1: in training theta_o1's channels pass for all, theta_o2's by the example's row: the naive loop agrees."""
     net, data = small_net(seed, dtype=torch.float64), make_data(seed, n=6)
-    expanded = randomise(etd.expand(net, IMAGE), seed).eval()
+    expanded = randomise(expand.expand(net, IMAGE), seed).eval()
     table = etd.mask_table(6, expanded.width, 0.5, seed)
     weights = {key.removeprefix("net."): value.numpy() for key, value in expanded.state_dict().items()}
     for index, x, _ in batches(data, size=4, generator=gen(seed), dtype=torch.float64):
@@ -46,18 +48,18 @@ def test_memorisation_is_masked_by_index(seed):
 
 def test_training_uses_every_examples_row():
     """E1, M3: train_etd runs every example under its own row of mask_table(config.seed), in every epoch."""
-    prop_m3_fit(etd.train, 0)
+    prop_m3_fit(train, 0)
     data, config, seen = make_data(1, n=9), tiny(epochs=2, p_mem=0.5, seed=3), []
     with pytest.MonkeyPatch.context() as patch:
-        fit = etd.train.fit
+        fit = train.fit
 
         def watched(model, *args, **kwargs):
             with masked_calls(model, data) as calls:
                 fit(model, *args, **kwargs)
             seen.extend(calls)
 
-        patch.setattr(etd.train, "fit", watched)
-        expanded = etd.train_etd(small_net(1), data, config, gen(1), shared=torch.tensor([2, 5]))
+        patch.setattr(train, "fit", watched)
+        expanded = train.train_etd(small_net(1), data, config, gen(1), shared=torch.tensor([2, 5]))
     assert len(seen) == 18
     for index, row in seen:
         expected = oracles.mask_row(3, None if index in (2, 5) else index, expanded.width, 0.5)
@@ -67,7 +69,7 @@ def test_training_uses_every_examples_row():
 @given(seed=seeds)
 def test_inference_knows_no_index(seed):
     """E2: base-only predictions are the same wherever in the data set an example stands, and whatever the masks were."""
-    data, expanded = make_data(seed, n=8), etd.expand(small_net(seed), IMAGE)
+    data, expanded = make_data(seed, n=8), expand.expand(small_net(seed), IMAGE)
     order = torch.randperm(8, generator=gen(seed))
     moved = make_data(seed, n=8)
     moved = type(moved)(moved.images[order], moved.labels[order], moved.classes, moved.mean, moved.std)
@@ -82,7 +84,7 @@ def test_inference_knows_no_index(seed):
 def test_nothing_is_rescaled(seed, p):
     """E3: masks are 0 or 1 with no 1 / p factor, and drop leaves theta_o1 as trained, bit for bit."""
     data, config = make_data(seed, n=8), tiny(epochs=1, p_mem=p, seed=seed % 1000)
-    expanded = etd.train_etd(small_net(seed), data, config, gen(seed))
+    expanded = train.train_etd(small_net(seed), data, config, gen(seed))
     dropped = etd.drop(expanded)
     for name, layer in expanded.layers().items():
         assert_same_state(dict(dropped.named_modules())[name], layer.base)
@@ -96,7 +98,7 @@ def test_nothing_is_rescaled(seed, p):
 
 def prop_e4(etd, seed, train_mode=True):
     """Masked and base-only passes write neither into their inputs nor into a global random state, and touch no weight."""
-    expanded = etd.expand(small_net(seed), IMAGE).train(train_mode)
+    expanded = expand.expand(small_net(seed), IMAGE).train(train_mode)
     x = torch.randn(4, 1, 8, 8, generator=gen(seed))
     mask = rows(seed, expanded, 4)
     weights = {name: p.detach().clone() for name, p in expanded.named_parameters()}
@@ -124,7 +126,7 @@ def test_training_leaves_inputs_and_global_states(seed):
     net, data = small_net(seed), make_data(seed, n=8)
     before, images, labels = copy.deepcopy(net), data.images.clone(), data.labels.clone()
     with untouched_rng():
-        etd.train_etd(net, data, tiny(epochs=1), gen(seed))
+        train.train_etd(net, data, tiny(epochs=1), gen(seed))
     assert_same_state(net, before)
     assert torch.equal(data.images, images) and torch.equal(data.labels, labels)
 
@@ -133,10 +135,10 @@ def test_training_leaves_inputs_and_global_states(seed):
 def test_no_memorisation_partition(seed, p):
     """E5: at 100 % capacity there is no theta_o2: the masked pass is the plain network's, and ETD is plain training."""
     data, config = make_data(seed, n=8), tiny(epochs=2, ratio=None, capacity=1.0, p_mem=p)
-    expanded = etd.train_etd(small_net(seed, norm=False), data, config, gen(seed))
+    expanded = train.train_etd(small_net(seed, norm=False), data, config, gen(seed))
     assert expanded.width == 0
     plain = copy.deepcopy(small_net(seed, norm=False))
-    etd.train.fit(plain, data, None, config, gen(seed))
+    train.fit(plain, data, None, config, gen(seed))
     assert_same_state(etd.drop(expanded), plain)
 
 
@@ -144,14 +146,14 @@ def test_no_memorisation_partition(seed, p):
                                                  (3, 3.0, 9)])
 def test_odd_widths_round_half_to_even(width, ratio, extra):
     """E5, X3: a layer of width w gets round(ratio w) extra channels, halves to the even number."""
-    assert etd.expand(small_net(0, width=width), IMAGE, ratio).width == extra
+    assert expand.expand(small_net(0, width=width), IMAGE, ratio).width == extra
 
 
 @given(seed=seeds)
 def test_etd_and_rem_share_their_masks(seed):
     """E6: REM on ETD keeps ETD's rows for D_r and gives D_f a new one, of the same table."""
     data, config = make_data(seed, n=9), tiny(epochs=1, p_mem=0.5, seed=seed % 1000)
-    expanded = etd.train_etd(small_net(seed), data, config, gen(seed))
+    expanded = train.train_etd(small_net(seed), data, config, gen(seed))
     forget = torch.randperm(9, generator=gen(seed))[:3]
     state = rem.start(expanded, data, forget, config, gen(seed))
     assert_same_state(state.expanded, expanded)
@@ -169,9 +171,9 @@ def test_etd_and_rem_share_their_masks(seed):
 def test_refreshed_statistics_are_the_data_sets(seed, n):
     """E1, D7: after ETD the first norm's base statistics are those of the training images, whatever they were before."""
     data, net = make_data(seed, n=n), small_net(seed)
-    expanded = etd.expand(net, IMAGE)
+    expanded = expand.expand(net, IMAGE)
     extra = tensors(expanded)
-    etd.refresh_batchnorm(expanded, data, size=n)
+    train.refresh_batchnorm(expanded, data, size=n)
     norm = expanded.layers()["norm1"].base
     x = run(net.conv1, next(batches(data, size=n))[1])
     assert_close(norm.running_mean, x.mean(dim=(0, 2, 3)), 1e-5)  # float32
@@ -187,11 +189,11 @@ def test_refresh_reads_no_label_and_keeps_modes():
     """E1, F11: the refresh gives the same for any labels and puts modes and momenta back, mixed ones too."""
     data, results = make_data(0, n=9), []
     for labels in (data.labels, torch.zeros_like(data.labels)):
-        expanded = etd.expand(small_net(0), IMAGE)
+        expanded = expand.expand(small_net(0), IMAGE)
         expanded.net.act.eval(), expanded.layers()["norm2"].eval()
         expanded.layers()["norm2"].base.momentum = 0.3
         modes = [m.training for m in expanded.modules()]
-        etd.refresh_batchnorm(expanded, type(data)(data.images, labels, 4, data.mean, data.std), size=4)
+        train.refresh_batchnorm(expanded, type(data)(data.images, labels, 4, data.mean, data.std), size=4)
         assert [m.training for m in expanded.modules()] == modes and expanded.layers()["norm2"].base.momentum == 0.3
         results.append(expanded)
     assert_same_state(*results)
@@ -200,32 +202,32 @@ def test_refresh_reads_no_label_and_keeps_modes():
 def test_train_etd_refreshes_the_statistics():
     """E1, D7: what train_etd returns is refreshed: base statistics are those of a base-only pass over its data."""
     data, config = make_data(0, n=8), tiny(epochs=1)
-    expanded = etd.train_etd(small_net(0), data, config, gen(0))
+    expanded = train.train_etd(small_net(0), data, config, gen(0))
     twin = copy.deepcopy(expanded)
-    etd.refresh_batchnorm(twin, data, config.batch)
+    train.refresh_batchnorm(twin, data, config.batch)
     assert_same_state(twin, expanded)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_train_etd_keeps_other_dtypes(dtype):
     """X6, E1: ETD trains networks of any floating dtype to the end."""
-    expanded = etd.train_etd(small_net(0, dtype=dtype), make_data(0), tiny(epochs=1), gen(0))
+    expanded = train.train_etd(small_net(0, dtype=dtype), make_data(0), tiny(epochs=1), gen(0))
     assert {p.dtype for p in expanded.parameters()} == {dtype}
 
 
 def test_a_refresh_that_fails_puts_momenta_back():
     """E1, F11: an exception in the middle of the refresh leaves no norm with another momentum."""
-    expanded = etd.expand(small_net(0), IMAGE)
+    expanded = expand.expand(small_net(0), IMAGE)
     expanded.net.head.register_forward_pre_hook(lambda m, args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        etd.refresh_batchnorm(expanded, make_data(0))
+        train.refresh_batchnorm(expanded, make_data(0))
     assert expanded.layers()["norm1"].base.momentum == 0.1
 
 
 def test_etd_of_the_papers_network():
     """E1, E6: ResNet-9 at 50 % trains with masks and drops back to its 50 % self, moved."""
     net = build("resnet9", 0.1, channels=1, image_size=8, seed=0)
-    expanded = etd.train_etd(net, make_data(0), tiny(epochs=1), gen(0))
+    expanded = train.train_etd(net, make_data(0), tiny(epochs=1), gen(0))
     dropped = etd.drop(expanded)
     assert [(k, v.shape) for k, v in dropped.state_dict().items()] == [(k, v.shape) for k, v in net.state_dict().items()]
     assert not torch.equal(dropped.head.weight, net.head.weight)

@@ -21,10 +21,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import etd
+import expand
 import oracles
 from architectures import SPOILERS, Net, Spoiler, example, fill_weight, fill_wide, plans
 from helpers import assert_close, assert_same_state, gen, randomise, rows, run, seeds, small_net
-from layers import Expanded, ExpandedBatchNorm, ExpandedWeight
+from etd import Expanded, ExpandedBatchNorm, ExpandedWeight
 from models import build
 
 IMAGE = torch.zeros(2, 1, 8, 8)
@@ -43,7 +44,7 @@ def arrays(expanded):
 def refused(model, inputs, **kwargs) -> str:
     """expand must raise a TypeError that names a module of the network; returns the text."""
     with pytest.raises(TypeError, match=r"^cannot expand ('|the network)") as info:
-        etd.expand(model, inputs, **kwargs)
+        expand.expand(model, inputs, **kwargs)
     text = str(info.value)
     if text.startswith("cannot expand '"):
         assert text.split("'")[1] in dict(model.named_modules()), text
@@ -56,7 +57,7 @@ def refused(model, inputs, **kwargs) -> str:
 def prop_x1(etd, seed, net, inputs, ratio=1.0, layers=None):
     """expanded(x) is net(x) bit for bit, in eval and in training mode, and moves the very same buffers."""
     before, plain = copy.deepcopy(net), copy.deepcopy(net)
-    expanded = etd.expand(net, inputs, ratio, layers, gen(seed))
+    expanded = expand.expand(net, inputs, ratio, layers, gen(seed))
     assert_same_state(net, before)
     x = draw(seed, 3, *inputs.shape[1:], dtype=next(net.parameters()).dtype)
     for mode in (False, True, False):
@@ -80,7 +81,7 @@ def test_base_only_is_the_original(seed, width, ratio, norm, dtype, last):
 def test_base_only_is_the_original_on_cuda(dtype, layout):
     """X1, X6: the same on the GPU, in float32 and bf16, in both memory formats; theta_o2 has device, dtype and format too."""
     net = randomise(build("resnet9", 0.25, seed=0), 0).to("cuda", dtype, memory_format=layout)
-    plain, expanded = copy.deepcopy(net), etd.expand(net, torch.zeros(2, 3, 32, 32))
+    plain, expanded = copy.deepcopy(net), expand.expand(net, torch.zeros(2, 3, 32, 32))
     x = draw(0, 8, 3, 32, 32, dtype=dtype).cuda().to(memory_format=layout)
     for mode in (False, True):
         assert torch.equal(run(expanded.train(mode), x), run(plain.train(mode), x))
@@ -99,7 +100,7 @@ def test_base_layers_are_kept(seed, ratio):
     """X2: base weights, biases, BatchNorm buffers and num_batches_tracked are bitwise the original's."""
     net = small_net(seed)
     net.norm1.num_batches_tracked += 7
-    expanded = etd.expand(net, IMAGE, ratio)
+    expanded = expand.expand(net, IMAGE, ratio)
     bases = {name: layer.base for name, layer in expanded.layers().items()}
     for name, module in net.named_modules():
         if name and not isinstance(module, nn.CELU):
@@ -111,7 +112,7 @@ def test_base_layers_are_kept(seed, ratio):
 @given(seed=seeds, width=st.integers(1, 5), ratio=ratios, norm=st.booleans(), batch=st.integers(1, 3), share=st.sampled_from([0, 0.5, 1]))
 def test_masked_pass_equals_the_naive_loop(seed, width, ratio, norm, batch, share):
     """X9, M11, M12: the masked pass is the numpy oracle's, one example and one pixel at a time."""
-    expanded = etd.expand(small_net(seed, width=width, norm=norm, dtype=torch.float64), IMAGE, ratio, generator=gen(seed))
+    expanded = expand.expand(small_net(seed, width=width, norm=norm, dtype=torch.float64), IMAGE, ratio, generator=gen(seed))
     randomise(expanded, seed).eval()  # theta_o2's biases and statistics too
     x, mask = draw(seed, batch, 1, 3, 4), rows(seed, expanded, batch, share)
     expected = oracles.masked_small_net(x.numpy(), mask.numpy(), arrays(expanded), norm)
@@ -129,7 +130,7 @@ def conv_count(inputs, extra_in, outputs, extra_out, area, bias):
 def test_shapes_and_parameter_count(seed, width, ratio):
     """X3: blocks have the widening rule's shapes, and theta_o2 the closed formula's number of parameters."""
     net, extra = small_net(seed, channels=2, width=width, classes=5), round(ratio * width)
-    expanded = etd.expand(net, torch.zeros(2, 2, 8, 8), ratio)
+    expanded = expand.expand(net, torch.zeros(2, 2, 8, 8), ratio)
     assert expanded.width == extra
     expected = conv_count(2, 0, width, extra, 9, True) + conv_count(width, extra, width, extra, 9, True) + 4 * extra + 5 * extra
     assert sum(p.numel() for p in expanded.parameters()) - sum(p.numel() for p in net.parameters()) == expected
@@ -145,7 +146,7 @@ def test_shapes_and_parameter_count(seed, width, ratio):
 def test_half_capacity_is_half_the_channels():
     """X3: ResNet-9 at 50 % with ratio 1 has the convolutions, norms and head inputs of the 100 % network."""
     half, full = build("resnet9", 0.5, seed=0), build("resnet9", 1.0, seed=0)
-    expanded = etd.expand(half, torch.zeros(2, 3, 32, 32), ratio=1.0)
+    expanded = expand.expand(half, torch.zeros(2, 3, 32, 32), ratio=1.0)
     assert sum(p.numel() for p in expanded.parameters()) == sum(p.numel() for p in full.parameters())
     wide = dict(full.named_modules())
     for name, layer in expanded.layers().items():
@@ -157,7 +158,7 @@ def test_half_capacity_is_half_the_channels():
 def test_fresh_weights_have_the_wide_fan_in():
     """X4: theta_o2 has mean 0 and the default initialiser's deviation at the wide fan-in, within 5 sd; biases are 0."""
     net = randomise(nn.Sequential(nn.Conv2d(3, 20, 3), nn.Conv2d(20, 24, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(24, 10)), 0)
-    expanded = etd.expand(net, torch.zeros(2, 3, 8, 8), ratio=1.5, generator=gen(1))
+    expanded = expand.expand(net, torch.zeros(2, 3, 8, 8), ratio=1.5, generator=gen(1))
     for name, fan_in in (("0", 27), ("1", 50 * 9), ("4", 60)):
         layer, bound = expanded.layers()[name], fan_in**-0.5
         for part in (layer.to_base, layer.to_extra):
@@ -176,14 +177,14 @@ def test_fresh_weights_depend_on_the_generator_alone(seed):
     """X4: the same generator state gives the same theta_o2, another one another; it is no copy of theta_o1."""
     net = small_net(seed)
     torch.manual_seed(seed)
-    first = etd.expand(net, IMAGE, generator=gen(seed))
+    first = expand.expand(net, IMAGE, generator=gen(seed))
     torch.manual_seed(seed + 1)
-    second, other = etd.expand(net, IMAGE, generator=gen(seed)), etd.expand(net, IMAGE, generator=gen(seed + 1))
+    second, other = expand.expand(net, IMAGE, generator=gen(seed)), expand.expand(net, IMAGE, generator=gen(seed + 1))
     assert_same_state(first, second)
     layer = first.layers()["conv2"]
     assert not torch.equal(layer.to_extra, other.layers()["conv2"].to_extra)
     assert not torch.isin(layer.to_extra.flatten(), layer.base.weight.flatten()).any()
-    assert_same_state(etd.expand(net, IMAGE), etd.expand(net, IMAGE, generator=gen(0)))  # the documented default
+    assert_same_state(expand.expand(net, IMAGE), expand.expand(net, IMAGE, generator=gen(0)))  # the documented default
 
 
 @given(seed=seeds, ratio=ratios)
@@ -191,7 +192,7 @@ def test_original_is_untouched(seed, ratio):
     """X5: neither the original nor the dropped network shares storage with the expanded one, and the original stays."""
     net = small_net(seed)
     before = copy.deepcopy(net)
-    expanded = etd.expand(net, IMAGE, ratio)
+    expanded = expand.expand(net, IMAGE, ratio)
     dropped = etd.drop(expanded)
     pointers = [{t.data_ptr() for t in n.state_dict().values() if t.numel()} for n in (net, expanded, dropped)]
     assert not (pointers[0] & pointers[1] or pointers[1] & pointers[2] or pointers[0] & pointers[2])
@@ -212,7 +213,7 @@ def test_dtype_mode_and_layout_are_kept(seed, dtype, last):
         module.training = bool(torch.randint(2, (), generator=g))
     for p in net.parameters():
         p.requires_grad_(bool(torch.randint(2, (), generator=g)))
-    expanded = etd.expand(net, IMAGE)
+    expanded = expand.expand(net, IMAGE)
     layers, inner = expanded.layers(), dict(expanded.net.named_modules())
     for name, module in net.named_modules():
         assert inner[name].training == module.training, name
@@ -229,7 +230,7 @@ def test_dtype_mode_and_layout_are_kept(seed, dtype, last):
 
 def test_the_root_keeps_its_mode():
     """X6: the expanded network of a network in eval mode says that it is in eval mode."""
-    assert not etd.expand(small_net(0).eval(), IMAGE).training
+    assert not expand.expand(small_net(0).eval(), IMAGE).training
 
 
 def test_mixed_dtypes_are_kept():
@@ -251,7 +252,7 @@ def test_mixed_dtypes_are_kept():
 def test_no_extra_width_is_the_identity(seed, width, ratio, norm):
     """X7: with ratio 0, or one that rounds to 0 channels, the masked pass is the base-only pass and no bit exists."""
     expanded = prop_x1(etd, seed, small_net(seed, width=width, norm=norm), IMAGE, ratio)
-    expanded = etd.expand(small_net(seed, width=width, norm=norm), IMAGE, ratio).eval()
+    expanded = expand.expand(small_net(seed, width=width, norm=norm), IMAGE, ratio).eval()
     x = draw(seed, 3, 1, 8, 8, dtype=torch.float32)
     assert expanded.width == 0 and torch.equal(run(expanded, x, torch.zeros(3, 0, dtype=torch.bool)), run(expanded, x))
     assert not any(isinstance(layer, ExpandedWeight) for layer in expanded.layers().values())
@@ -267,7 +268,7 @@ def theta_o2(expanded):
 def test_three_ways_to_turn_theta_o2_off_agree(seed, ratio, norm, batch):
     """X8: zero mask, theta_o2's weights zeroed, and the original network give one output."""
     net = small_net(seed, norm=norm, dtype=torch.float64)
-    expanded = etd.expand(net, IMAGE, ratio).eval()
+    expanded = expand.expand(net, IMAGE, ratio).eval()
     x = draw(seed, batch, 1, 8, 8)
     off, original = run(expanded, x, rows(seed, expanded, batch, 0)), run(net.eval(), x)
     with torch.no_grad():
@@ -283,7 +284,7 @@ def test_three_ways_to_turn_theta_o2_off_agree(seed, ratio, norm, batch):
 def prop_x9(etd, seed, plan):
     """Under all-one masks the expanded network is the plain wider one, in eval and training mode, its statistics too."""
     net = randomise(Net(plan), seed).double()
-    expanded = etd.expand(net, example(plan), plan.ratio, plan.layers, gen(seed))
+    expanded = expand.expand(net, example(plan), plan.ratio, plan.layers, gen(seed))
     randomise(expanded, seed + 1)
     wide = fill_wide(Net(plan, wide=True).double(), expanded)
     x = draw(seed, 4, plan.channels, plan.size, plan.size)
@@ -304,7 +305,7 @@ def test_random_networks_expand_and_drop_back(seed, plan):
     """X10, X1, X8, D1: any network of the family expands, runs base-only bit for bit, and drops back."""
     net = randomise(Net(plan), seed).double()
     expanded = prop_x1(etd, seed, net, example(plan), plan.ratio, plan.layers)
-    assert_same_state(etd.drop(etd.expand(net, example(plan), plan.ratio, plan.layers)), net)
+    assert_same_state(etd.drop(expand.expand(net, example(plan), plan.ratio, plan.layers)), net)
     widths = [b.outputs[1] for b in plan.blocks] + ([plan.hidden[1]] if plan.hidden else [])
     assert expanded.width == max(widths)  # no layer is skipped
     for i, block in enumerate(plan.blocks):
@@ -312,7 +313,7 @@ def test_random_networks_expand_and_drop_back(seed, plan):
         found = (layer.extra_in, layer.extra_out) if layer is not None else (0, 0)
         assert found == (block.inputs[1], block.outputs[1])
     x, zero = draw(seed, 3, plan.channels, plan.size, plan.size), torch.zeros(3, expanded.width, dtype=torch.bool)
-    fresh = etd.expand(net, example(plan), plan.ratio, plan.layers).eval()
+    fresh = expand.expand(net, example(plan), plan.ratio, plan.layers).eval()
     assert_close(run(fresh, x, zero), run(net.eval(), x), 1e-10)  # eval mode with running statistics; batchwise norms divide by deviations
 
 
@@ -326,7 +327,7 @@ def test_random_networks_equal_their_wide_twin(seed, plan):
 def test_random_networks_keep_examples_apart(seed, plan):
     """F10, M11: under random masks each example's output is the one it has alone (eval mode, running statistics)."""
     net = randomise(Net(plan), seed).double()
-    expanded = etd.expand(net, example(plan), plan.ratio, plan.layers).eval()
+    expanded = expand.expand(net, example(plan), plan.ratio, plan.layers).eval()
     x, mask = draw(seed, 3, plan.channels, plan.size, plan.size), rows(seed, expanded, 3)
     together = run(expanded, x, mask)
     if not any(block.norm == "batchwise" for block in plan.blocks):
@@ -404,7 +405,7 @@ def test_the_layer_that_a_leak_reaches_first_is_named(mix, place):
 def test_a_norm_masks_what_an_activation_lifts():
     """X8, X10: a Sigmoid turns a masked 0 into a half, but the mask of the BatchNorm behind it turns that off: no leak."""
     net = chain(nn.Sigmoid(), nn.BatchNorm2d(3)).double()
-    fresh, x = etd.expand(net, IMAGE).eval(), draw(0, 4, 1, 8, 8)
+    fresh, x = expand.expand(net, IMAGE).eval(), draw(0, 4, 1, 8, 8)
     assert fresh.width == 3
     assert_close(run(fresh, x, rows(0, fresh, 4, 0)), run(net.eval(), x))
 
@@ -523,7 +524,7 @@ class PreActivation(nn.Module):
 def test_pre_activation_residuals_leak_nothing(aliased):
     """X8, X10: where a convolution feeds a BatchNorm and a sum, it is masked itself; no bit that is off reaches an output."""
     net = randomise(PreActivation(aliased=aliased), 3).double()
-    expanded = etd.expand(net, IMAGE)
+    expanded = expand.expand(net, IMAGE)
     x = draw(1, 5, 1, 8, 8)
     for mode in (True, False):  # one training pass through masks only, so that the own statistics stay the base's afterwards
         plain = run(copy.deepcopy(net).train(mode), x)
@@ -601,7 +602,7 @@ def test_masked_statistics_have_the_norms_momentum(momentum):
     """X9, D7: over masked passes the own statistics of base channels move as the norm itself would, at any momentum."""
     net = randomise(nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, momentum=momentum), nn.ReLU(), nn.AdaptiveMaxPool2d(1),
                                   nn.Flatten(), nn.Linear(3, 2)), 0).double()
-    expanded, plain = etd.expand(net, IMAGE).train(), copy.deepcopy(net).train()
+    expanded, plain = expand.expand(net, IMAGE).train(), copy.deepcopy(net).train()
     for i in range(3):
         x = draw(i, 4, 1, 8, 8)
         run(expanded, x, rows(i, expanded, 4)), run(plain, x)
@@ -622,7 +623,7 @@ def test_dropout_inside_keeps_working(training):
     """X1, X10: Dropout and Dropout2d run on base and extra channels; base-only draws what the original draws."""
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout2d(0.5), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveMaxPool2d(1),
                         nn.Flatten(), nn.Linear(4, 2))
-    expanded, x = etd.expand(randomise(net, 0), IMAGE).train(training), draw(0, 4, 1, 8, 8, dtype=torch.float32)
+    expanded, x = expand.expand(randomise(net, 0), IMAGE).train(training), draw(0, 4, 1, 8, 8, dtype=torch.float32)
     torch.manual_seed(3)
     first = run(expanded, x)
     torch.manual_seed(3)
@@ -659,7 +660,7 @@ def test_shared_modules_stay_shared():
     assert expanded.net.alias[0] is expanded.net.conv and expanded.net.alias[1] is expanded.net.norm
     dropped = etd.drop(expanded)
     assert dropped.alias[0] is dropped.conv and dropped.alias[1] is dropped.norm
-    fresh, x = etd.expand(randomise(Shared(), 2).double(), IMAGE).eval(), draw(0, 3, 1, 8, 8)
+    fresh, x = expand.expand(randomise(Shared(), 2).double(), IMAGE).eval(), draw(0, 3, 1, 8, 8)
     assert_close(run(fresh, x, rows(0, fresh, 3, 0)), run(randomise(Shared(), 2).double().eval(), x))
     wide = fill_wide(Shared(6).double(), fresh)
     assert_close(run(fresh, x, rows(0, fresh, 3, 1)), run(wide.eval(), x))
@@ -710,12 +711,12 @@ def test_logits_of_a_convolution():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     text = refused(net, IMAGE)
     assert f"it gives ({len(IMAGE)}, 6) instead of ({len(IMAGE)}, 3); name the layers to expand" in text
-    assert etd.expand(net, IMAGE, layers=["0"]).width == 4
+    assert expand.expand(net, IMAGE, layers=["0"]).width == 4
 
 
 def prop_x12(etd, seed):
     """The head has no extra output: logits have the original's shape, and no mask stands on the head's output."""
-    expanded = etd.expand(small_net(seed, classes=5), IMAGE)
+    expanded = expand.expand(small_net(seed, classes=5), IMAGE)
     head = expanded.layers()["head"]
     assert head.extra_out == 0 and head.to_extra is None and head.extra_bias is None
     x = draw(seed, 4, 1, 8, 8, dtype=torch.float32)
@@ -745,7 +746,7 @@ def test_vit_blocks(seed, ratio):
     expanded = prop_x1(etd, seed, net, IMAGE, ratio)
     assert expanded.width == round(6 * ratio)
     assert set(expanded.layers()) == ({f"ff.{i}.{j}" for i in range(2) for j in (1, 3)} if expanded.width else set())
-    x, fresh = draw(seed, 3, 1, 8, 8), etd.expand(net, IMAGE, ratio).eval()
+    x, fresh = draw(seed, 3, 1, 8, 8), expand.expand(net, IMAGE, ratio).eval()
     assert_close(run(fresh, x, rows(seed, fresh, 3, 0)), run(net.eval(), x))
     wide = build("vit", channels=1, image_size=8, patch=4, dim=8, depth=2, heads=2, head_dim=4, hidden=6 + expanded.width).double()
     shapes = {key: value.shape for key, value in wide.state_dict().items()}
@@ -810,7 +811,7 @@ def test_fast_path_of_the_encoder_layer_is_not_taken_silently():
     """X13, X10: nn.TransformerEncoderLayer is refused, or runs theta_o2 with and without gradients alike."""
     inputs = torch.zeros(2, 6, 8)
     try:
-        expanded = etd.expand(randomise(Encoder(), 0), inputs, layers=["encoder.linear1"]).eval()
+        expanded = expand.expand(randomise(Encoder(), 0), inputs, layers=["encoder.linear1"]).eval()
     except TypeError as error:
         assert str(error).startswith("cannot expand")
     else:
@@ -841,7 +842,7 @@ class Reversed(BatchSecond):
 def test_a_batch_in_another_place_is_refused_or_masked_rightly(kind):
     """F10, X10: where the first axis is not the batch as it came, expand refuses, or each example still meets its own row."""
     try:
-        expanded = etd.expand(randomise(kind(), 0).double(), torch.zeros(2, 6), layers=["up"]).eval()
+        expanded = expand.expand(randomise(kind(), 0).double(), torch.zeros(2, 6), layers=["up"]).eval()
     except TypeError as error:
         assert str(error).startswith("cannot expand")
     else:
@@ -956,8 +957,8 @@ class Casting(nn.Module):
 def test_expand_under_no_grad():
     """X10: expand gives the same network when the caller has switched gradients off."""
     with torch.no_grad():
-        expanded = etd.expand(small_net(0), IMAGE)
-    assert_same_state(expanded, etd.expand(small_net(0), IMAGE))
+        expanded = expand.expand(small_net(0), IMAGE)
+    assert_same_state(expanded, expand.expand(small_net(0), IMAGE))
 
 
 def test_wrong_example_names_a_module_of_the_network():
@@ -987,7 +988,7 @@ def test_grouped_convolution_out_of_reach(kwargs):
 def test_example_batch_size_does_not_matter(batch):
     """X3, X4: any batch of at least one example gives the same expanded network; its values do not matter."""
     values = draw(batch, batch, 1, 8, 8, dtype=torch.float32)
-    assert_same_state(etd.expand(small_net(0), values), etd.expand(small_net(0), IMAGE))
+    assert_same_state(expand.expand(small_net(0), values), expand.expand(small_net(0), IMAGE))
 
 
 @pytest.mark.parametrize("kwargs, error", [
@@ -1001,7 +1002,7 @@ def test_bad_arguments_are_refused(kwargs, error):
     before = small_net(0)
     net = copy.deepcopy(before)
     with pytest.raises(error):
-        etd.expand(net, kwargs.pop("example", IMAGE), **kwargs)
+        expand.expand(net, kwargs.pop("example", IMAGE), **kwargs)
     assert_same_state(net, before)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
@@ -1009,7 +1010,7 @@ def test_bad_arguments_are_refused(kwargs, error):
 def test_expanding_twice_is_refused():
     """X10: an expanded network is not expanded again."""
     with pytest.raises(TypeError, match="expanded already"):
-        etd.expand(etd.expand(small_net(0), IMAGE), IMAGE)
+        expand.expand(expand.expand(small_net(0), IMAGE), IMAGE)
 
 
 ROOTS = {"conv": (lambda: nn.Conv2d(1, 2, 3), None), "linear": (lambda: nn.Linear(8, 8), None), "named": (lambda: nn.Linear(8, 8), [""]),
@@ -1021,7 +1022,7 @@ def test_a_single_layer_is_refused(root):
     """X10, X12: a network that is one layer has nothing but logits, so there is no place for theta_o2."""
     make, layers = ROOTS[root]
     with pytest.raises(TypeError, match="^cannot expand"):
-        etd.expand(make(), IMAGE, layers=layers)
+        expand.expand(make(), IMAGE, layers=layers)
 
 
 def test_linear_networks():
@@ -1041,7 +1042,7 @@ def test_linear_networks():
         wide[2].running_mean.copy_(layer.running_mean), wide[2].running_var.copy_(layer.running_var)
     assert_close(run(expanded.eval(), x, rows(0, expanded, 4, 1)), run(wide.eval(), x))
     with pytest.raises(TypeError, match="no Conv2d"):
-        etd.expand(make(1), IMAGE)
+        expand.expand(make(1), IMAGE)
 
 
 @pytest.mark.parametrize("spoil", ["weight norm", "subclass", "norm subclass", "idle"])
@@ -1062,7 +1063,7 @@ def test_layers_that_cannot_be_wrapped_are_refused(spoil):
 @given(seed=seeds, batch=st.integers(1, 4))
 def test_wrong_mask_shapes_are_refused(seed, batch):
     """M1, X10: a mask that is not (B, width) raises a ValueError, never broadcasts."""
-    expanded, x = etd.expand(small_net(seed), IMAGE), draw(seed, batch, 1, 8, 8, dtype=torch.float32)
+    expanded, x = expand.expand(small_net(seed), IMAGE), draw(seed, batch, 1, 8, 8, dtype=torch.float32)
     for shape in [(batch, 2), (batch, 4), (batch + 1, 3), (3,), (batch, 3, 1), (batch, 1), (0, 3)]:
         with pytest.raises(ValueError, match="mask"):
             expanded(x, torch.ones(shape, dtype=torch.bool))
@@ -1071,7 +1072,7 @@ def test_wrong_mask_shapes_are_refused(seed, batch):
 def test_an_exception_in_a_masked_pass_leaves_no_mask_behind():
     """E2, F10: after a masked pass that failed, a base-only pass is still the original's."""
     net = small_net(0)
-    expanded, x = etd.expand(net, IMAGE).eval(), draw(0, 2, 1, 8, 8, dtype=torch.float32)
+    expanded, x = expand.expand(net, IMAGE).eval(), draw(0, 2, 1, 8, 8, dtype=torch.float32)
     hook = expanded.net.head.register_forward_pre_hook(lambda m, args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         expanded(x, rows(0, expanded, 2))
@@ -1082,7 +1083,7 @@ def test_an_exception_in_a_masked_pass_leaves_no_mask_behind():
 
 def test_copies_and_pickles_of_an_expanded_network():
     """X5, D8: a deepcopy and a pickle of an expanded network compute the same and share nothing."""
-    expanded = randomise(etd.expand(small_net(0), IMAGE), 1).eval()
+    expanded = randomise(expand.expand(small_net(0), IMAGE), 1).eval()
     x, mask = draw(0, 3, 1, 8, 8, dtype=torch.float32), rows(0, expanded, 3)
     expected = run(expanded, x, mask), run(expanded, x)
     twin = copy.deepcopy(expanded)
@@ -1090,14 +1091,14 @@ def test_copies_and_pickles_of_an_expanded_network():
         for p in expanded.parameters():
             p.zero_()
     assert torch.equal(run(twin, x, mask), expected[0]) and torch.equal(run(twin, x), expected[1])
-    twin = etd.expand(small_net(5), IMAGE, generator=gen(9))
-    twin.load_state_dict(randomise(etd.expand(small_net(0), IMAGE), 1).state_dict())
+    twin = expand.expand(small_net(5), IMAGE, generator=gen(9))
+    twin.load_state_dict(randomise(expand.expand(small_net(0), IMAGE), 1).state_dict())
     assert torch.equal(run(twin.eval(), x, mask), expected[0])
 
 
 def test_a_resnet9_pickles_expanded():
     """D8: an expanded network of models.py survives pickle."""
-    expanded = etd.expand(build("resnet9", 0.1, seed=0), torch.zeros(2, 3, 16, 16)).eval()
+    expanded = expand.expand(build("resnet9", 0.1, seed=0), torch.zeros(2, 3, 16, 16)).eval()
     again, x = pickle.loads(pickle.dumps(expanded)), draw(0, 2, 3, 16, 16, dtype=torch.float32)
     assert type(again) is Expanded and torch.equal(run(again, x, rows(0, expanded, 2)), run(expanded, x, rows(0, expanded, 2)))
 
@@ -1106,7 +1107,7 @@ def test_expand_leaves_every_global_state():
     """M6, X5: torch's, numpy's and Python's random states are as before expand and drop."""
     net = small_net(0)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    etd.drop(etd.expand(net, IMAGE))
+    etd.drop(expand.expand(net, IMAGE))
     assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all() and before[2] == random.getstate()
 
 
@@ -1142,7 +1143,7 @@ def test_known_networks_expand_and_drop_back(name, size):
     net = named(name)
     layers = swin_layers(net) if name == "swin_t" else None
     inputs = torch.zeros(2, 3, size, size)
-    expanded = etd.expand(net, inputs, 0.5, layers)
+    expanded = expand.expand(net, inputs, 0.5, layers)
     x = draw(0, 2, 3, size, size)
     plain = run(net, x)
     assert expanded.width > 0 and torch.equal(run(expanded, x), plain)
@@ -1167,7 +1168,7 @@ def test_known_networks_that_cannot_be_expanded(name):
 
 def test_norms_keep_statistics_of_their_own():
     """X2, D7: a masked pass in training mode moves the expanded norm's statistics and leaves the base's."""
-    expanded = etd.expand(small_net(0), IMAGE).train()
+    expanded = expand.expand(small_net(0), IMAGE).train()
     norm = expanded.layers()["norm1"]
     assert isinstance(norm, ExpandedBatchNorm)
     before = copy.deepcopy(norm.base.state_dict()), norm.running_mean.clone()

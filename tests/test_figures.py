@@ -15,9 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-import report  # noqa: E402
-from figures import DRAW, Missing, draw  # noqa: E402
-from rows import load_rows  # noqa: E402
+from study import report  # noqa: E402
+from study.figures import DRAW, Missing, draw  # noqa: E402
+from study.rows import load_rows  # noqa: E402
 from settings import TASKS  # noqa: E402
 from test_report import ROOT, grid, make_row, write  # noqa: E402
 
@@ -59,7 +59,7 @@ def test_every_figure_is_written_without_a_display(tmp_path):
     source, out = write(tmp_path / "x.jsonl", everything()), tmp_path / "out"
     environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, "-W", "error", ROOT / "report.py", source, "--figure", "all", "--out", out],
+    done = subprocess.run([sys.executable, "-W", "error", ROOT / "run.py", "report", source, "--figure", "all", "--out", out],
                           cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     names = {f"figure-{number}-cifar10-n1000.{kind}" for number in DRAW for kind in ("png", "svg")}
@@ -115,10 +115,10 @@ def test_missing_rows_are_named(tmp_path, capsys, monkeypatch, number):
     source = str(write(tmp_path / "x.jsonl", rows))
     assert report.main([source, "--figure", number, "--out", str(tmp_path / "o")]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and len(err.splitlines()) == 1 and err.startswith(f"report.py: figure {number} needs rows of ")
+    assert out == "" and len(err.splitlines()) == 1 and err.startswith(f"run.py report: figure {number} needs rows of ")
     assert NEEDED[number] in err and not (tmp_path / "o").exists()
     assert report.main([source, "--figure", "all", "--out", str(tmp_path / "o")]) == 0
-    assert f"report.py: skipped: figure {number} needs" in capsys.readouterr().err
+    assert f"run.py report: skipped: figure {number} needs" in capsys.readouterr().err
 
 
 def test_nothing_that_ended_well(tmp_path):
@@ -330,7 +330,7 @@ def test_matplotlib_stays_where_it_belongs(tmp_path):
     """No pyplot and so no open figures; matplotlib is imported by report.py alone, when a figure is asked for."""
     draw("3", load(tmp_path, grid(("no-ul", "rem"))), Figure)
     assert "matplotlib.pyplot" not in sys.modules
-    for path in ROOT.glob("*.py"):
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("study/*.py")]:
         imports = [line for line in path.read_text().splitlines() if re.match(r" *(import|from) matplotlib", line)]
         assert len(imports) == (4 if path.name == "report.py" else 1 if path.name == "figures.py" else 0), path
         assert all(line.startswith("    ") for line in imports), path

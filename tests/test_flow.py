@@ -14,12 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import etd
+import expand
 import metrics
 import oracles
 import rem
 import train
 from helpers import assert_close, assert_same_state, gen, make_data, randomise, rows, run, seeds, small_net, tiny
-from layers import ExpandedBatchNorm, ExpandedWeight
+from etd import ExpandedBatchNorm, ExpandedWeight
 from models import build
 from test_drop import draw, theta_o2
 
@@ -28,7 +29,7 @@ IMAGE = torch.zeros(2, 1, 8, 8)
 
 def fresh(etd, seed, norm=True, ratio=1.0, width=3):
     """An expanded small_net in float64, theta_o2 and all statistics drawn."""
-    return randomise(etd.expand(small_net(seed, width=width, norm=norm, dtype=torch.float64), IMAGE, ratio), seed)
+    return randomise(expand.expand(small_net(seed, width=width, norm=norm, dtype=torch.float64), IMAGE, ratio), seed)
 
 
 def extra_parameters(expanded) -> dict[str, nn.Parameter]:
@@ -129,7 +130,7 @@ def test_gradcheck_of_the_masked_pass(norm, train_mode):
     """F4: gradients of the masked pass agree with finite differences, for the input and every parameter."""
     net = nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2) if norm else nn.Identity(), nn.CELU(), nn.Conv2d(2, 1, 2), nn.CELU(),
                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)).double()
-    expanded = randomise(etd.expand(net, torch.zeros(2, 1, 4, 4)), 0).train(train_mode)
+    expanded = randomise(expand.expand(net, torch.zeros(2, 1, 4, 4)), 0).train(train_mode)
     names, values = zip(*expanded.named_parameters(), strict=True)
     mask, x = torch.tensor([[True, False], [False, True], [True, True]]), draw(1, 3, 1, 4, 4, dtype=torch.float64)
 
@@ -367,7 +368,7 @@ def test_a_row_changes_its_own_output(seed):
 @given(seed=seeds, fails=st.booleans())
 def test_evaluation_restores_every_mode(seed, fails):
     """F11: accuracy, predict and eval_mode put every module back in the mode it had, also after an exception."""
-    expanded, data, g = etd.expand(small_net(seed), IMAGE), make_data(seed), gen(seed)
+    expanded, data, g = expand.expand(small_net(seed), IMAGE), make_data(seed), gen(seed)
     modes = [bool(torch.randint(2, (), generator=g)) for _ in expanded.modules()]
     for module, mode in zip(expanded.modules(), modes, strict=True):
         module.training = mode
@@ -399,7 +400,7 @@ def test_mode_of_step_2(mode, step3, training):
 def test_flow_on_cuda(dtype):
     """F1, F2, X1: on the GPU too base-only passes leave theta_o2, and channels off in every row get no gradient."""
     net = randomise(build("resnet9", 0.1, seed=0), 0).to("cuda", dtype, memory_format=torch.channels_last)
-    expanded = etd.expand(net, torch.zeros(2, 3, 32, 32)).train()
+    expanded = expand.expand(net, torch.zeros(2, 3, 32, 32)).train()
     x = draw(0, 8, 3, 32, 32, dtype=dtype).cuda().to(memory_format=torch.channels_last)
     expanded(x).float().square().mean().backward()
     assert all(p.grad is None for p in extra_parameters(expanded).values())

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 import etd
+import train
+import expand
 import metrics
-import cell
+import experiment
 from data import Data, batches
 from helpers import assert_close, gen, make_data, small_net
 from rem import check_forget
@@ -31,7 +33,7 @@ def test_a_gpu_that_is_not_used_spoils_nothing():
     """R1: a CPU run does not wait for a GPU that it never touched, so a broken one costs no result."""
     with mock.patch.object(torch.cuda, "is_available", lambda: True), \
             mock.patch.object(torch.cuda, "synchronize", side_effect=RuntimeError("CUDA error: device busy")):
-        result, _, failure = cell.attempt(lambda: 1)
+        result, _, failure = experiment.attempt(lambda: 1)
     assert (result, failure) == (1, None)
 
 
@@ -70,14 +72,14 @@ class Shortcut(nn.Module):
 def test_a_failing_fast_path_is_refused():
     """X10: what goes wrong in inference alone is a TypeError that names the network too."""
     with pytest.raises(TypeError, match="cannot expand the network Shortcut: the fast path wants all of its weights"):
-        etd.expand(Shortcut(), torch.zeros(2, 1, 4, 4))
+        expand.expand(Shortcut(), torch.zeros(2, 1, 4, 4))
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 10)])
 def test_no_git_is_no_error(error):
     """R3: without git, or with one that hangs, a row's commit is None."""
-    with mock.patch.object(cell.subprocess, "run", side_effect=error):
-        assert cell.git_hash() is None
+    with mock.patch.object(experiment.subprocess, "run", side_effect=error):
+        assert experiment.git_hash() is None
 
 
 class Cut(nn.Module):
@@ -94,15 +96,15 @@ class Cut(nn.Module):
 def test_a_network_that_cuts_theta_o2_off_is_refused():
     """X10: extra channels that reach no output are a TypeError that names their layer, not a theta_o2 without effect."""
     with pytest.raises(TypeError, match="cannot expand 'conv': its extra channels reach no output"):
-        etd.expand(Cut(), torch.zeros(2, 1, 4, 4))
+        expand.expand(Cut(), torch.zeros(2, 1, 4, 4))
 
 
 def test_refresh_is_one_shuffled_pass():
     """D7: refreshed statistics are cumulative means over unaugmented batches in the generator's order, or in that of seed 0."""
     data, found = make_data(0, n=10, pad=2, flip=True), []
     for given, seed in ((None, 0), (gen(5), 5)):
-        expanded = etd.expand(small_net(0), torch.zeros(2, 1, 8, 8))
-        etd.refresh_batchnorm(expanded, data, size=4, generator=given)
+        expanded = expand.expand(small_net(0), torch.zeros(2, 1, 8, 8))
+        train.refresh_batchnorm(expanded, data, size=4, generator=given)
         conv = small_net(0).conv1
         with torch.no_grad():
             means = [conv(x).mean(dim=(0, 2, 3)) for _, x, _ in batches(data, size=4, generator=gen(seed))]
@@ -125,7 +127,7 @@ class Fork(nn.Module):
 
 def test_a_second_try_draws_the_same_weights():
     """X4: theta_o2 depends on the generator alone, not on how often expand had to try."""
-    conv = etd.expand(Fork(), torch.zeros(2, 1, 4, 4), generator=gen(3)).layers()["conv"]
+    conv = expand.expand(Fork(), torch.zeros(2, 1, 4, 4), generator=gen(3)).layers()["conv"]
     assert conv.mask_output  # the second try's
     expected = 2 * torch.rand((2, 1, 1, 1), generator=gen(3), dtype=torch.float64) - 1  # fan-in 1
     assert torch.equal(conv.to_extra, expected.float())

@@ -16,21 +16,22 @@ from pathlib import Path
 import pytest
 import torch
 
-import cell
-import forecast
-import grid
-import originals
+import experiment
+from study import forecast
+from study import grid
+from study import originals
 import run
 from baselines import METHODS
-from cell import recorder
+from experiment import recorder
 from data import batches, load
-from etd import expand_for, mask_table
-from grid import Workers
+from etd import mask_table
+from train import expand_for
+from study.grid import Workers
 from helpers import assert_same_state, make_dataset, randomise, small_net, tiny
 from helpers import run as run_net
 from metrics import accuracy
-from originals import load_original, original_path
-from plan import by_original, cell_key, expand_axes, original_of, read_rows, rows_by_cell
+from study.originals import load_original, original_path
+from study.plan import by_original, cell_key, expand_axes, original_of, read_rows, rows_by_cell
 from settings import stream
 from tasks import discover, make_task
 
@@ -205,7 +206,7 @@ def test_what_trains_alone_is_the_methods_own_network(few, tmp_path, method):
     seconds, failure = originals.make_original(original, tmp_path)
     task, network, kept = load_original(original, str(tmp_path))
     more = {"corrupted": task.corrupted} if method == "etd-ideal" else {}
-    again = METHODS[method](cell.new_model(config, originals.dataset_of(config)), task.train, task.corrupted, config,
+    again = METHODS[method](experiment.new_model(config, originals.dataset_of(config)), task.train, task.corrupted, config,
                             stream(config.seed, "unlearning"), **more)
     assert_same_state(network, again)
     assert failure is None and grid.measure(config, str(tmp_path))["seconds"] == kept == seconds > 0
@@ -332,7 +333,7 @@ def test_rows_of_another_version_are_done_again(few, tmp_path):
     axes = ["--task", "random", "--method", "no-ul"]
     assert do(tmp_path, *axes) == 0
     path = tmp_path / "cells.jsonl"
-    path.write_text(path.read_text().replace(f'"version": "{cell.VERSION}"', '"version": "0.0.0"'))
+    path.write_text(path.read_text().replace(f'"version": "{experiment.VERSION}"', '"version": "0.0.0"'))
     assert numbers(tmp_path) == {} and do(tmp_path, *axes) == 0
     assert len(numbers(tmp_path)) == 1 and len(read_rows(tmp_path)) == 2
 
@@ -623,7 +624,7 @@ def test_ranks_out_of_the_world(monkeypatch, tmp_path, capsys, rank, world):
 
 def test_unwritable_folder(few, tmp_path, monkeypatch, capsys):
     """R2: a folder without write permission is refused before training (root may write anywhere, so the check is asked)."""
-    monkeypatch.setattr(cell.os, "access", lambda *args: False)
+    monkeypatch.setattr(experiment.os, "access", lambda *args: False)
     monkeypatch.setattr(forecast, "train_original", lambda *args: pytest.fail("training began"))
     assert do(tmp_path, "--method", "no-ul", size=QUICK) == 2
     assert "permission denied" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import etd
+import expand
 import oracles
 import rem
 import train
@@ -149,7 +150,7 @@ def prop_m3_redirect(rem, seed, n=9, epochs=2):
 def prop_m3_fit(train, seed, n=9, epochs=2):
     """ETD training: every example, in every epoch, runs under its own row of the table, wherever it stands in a batch."""
     data = make_data(seed, n=n)
-    expanded = etd.expand(small_net(seed), torch.zeros(2, 1, 8, 8))
+    expanded = expand.expand(small_net(seed), torch.zeros(2, 1, 8, 8))
     table = etd.mask_table(n, expanded.width, 0.5, seed)
     with masked_calls(expanded, data) as seen:
         train.fit(expanded, data, None, tiny(epochs=epochs), gen(seed), masks=table)
@@ -207,7 +208,7 @@ def test_rows_are_the_same_on_cuda():
 def prop_m6(etd, seed):
     """Neither drawing, looking up nor applying masks touches a global random state."""
     net, x = small_net(seed), torch.rand(3, 1, 8, 8, generator=gen(seed))
-    expanded = etd.expand(net, torch.zeros(2, 1, 8, 8))
+    expanded = expand.expand(net, torch.zeros(2, 1, 8, 8))
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed + 1)
@@ -215,7 +216,7 @@ def prop_m6(etd, seed):
         table = etd.mask_table(9, expanded.width, 0.5, seed, torch.tensor([2]))
         expanded.train()(x, etd.mask_rows(table, torch.tensor([1, 2, 8])))
         expanded.eval()(x, etd.mask_rows(table, torch.tensor([1, 2, 8])))
-        etd.drop(etd.expand(net, torch.zeros(2, 1, 8, 8)))
+        etd.drop(expand.expand(net, torch.zeros(2, 1, 8, 8)))
 
 
 @given(seed=seeds)
@@ -386,7 +387,7 @@ def prop_m11(etd, seed, width=3, norm=True, train_mode=False):
     The extra channels of each masking layer are the unmasked ones times the row's bits, at every pixel (M12).
     """
     net = small_net(seed, width=width, norm=norm, dtype=torch.float64)
-    expanded = etd.expand(net, torch.zeros(2, 1, 8, 8)).train(train_mode)
+    expanded = expand.expand(net, torch.zeros(2, 1, 8, 8)).train(train_mode)
     x = torch.randn(5, 1, 8, 8, generator=gen(seed), dtype=torch.float64)
     mask = torch.rand(5, expanded.width, generator=gen(seed + 1)) < 0.5
     first = "norm1" if norm else "conv1"
@@ -418,7 +419,7 @@ def test_base_channels_are_never_masked(seed, width, norm, train_mode):
 def test_mask_of_tokens_acts_on_features():
     """M12, M17: in the ViT the mask acts on hidden units, the same for every token, as the loop does."""
     net = build("vit", channels=1, image_size=8, patch=4, dim=8, depth=2, heads=2, head_dim=4, hidden=5, seed=0).double()
-    expanded = etd.expand(net, torch.zeros(2, 1, 8, 8), ratio=0.6)
+    expanded = expand.expand(net, torch.zeros(2, 1, 8, 8), ratio=0.6)
     x = torch.randn(3, 1, 8, 8, generator=gen(0), dtype=torch.float64)
     mask = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 1]], dtype=torch.bool)
     with outputs_of(expanded) as out:
@@ -437,7 +438,7 @@ def test_layers_use_a_prefix_of_the_row(seed, share):
     g = gen(seed)
     a, b = torch.randint(1, 6, (2,), generator=g).tolist()
     net = nn.Sequential(nn.Conv2d(1, a, 1), nn.Conv2d(a, b, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(b, 2))
-    expanded = etd.expand(net, torch.zeros(2, 1, 4, 4))
+    expanded = expand.expand(net, torch.zeros(2, 1, 4, 4))
     mask = torch.rand(3, expanded.width, generator=g) < share
     assert expanded.width == max(a, b)
     with outputs_of(expanded) as out:
@@ -450,7 +451,7 @@ def test_layers_use_a_prefix_of_the_row(seed, share):
 
 def prop_m13(etd, seed, n=8):
     """f(x[p], i[p]) is f(x, i)[p]: rows follow the dataset index."""
-    expanded = etd.expand(small_net(seed, dtype=torch.float64), torch.zeros(2, 1, 8, 8)).eval()
+    expanded = expand.expand(small_net(seed, dtype=torch.float64), torch.zeros(2, 1, 8, 8)).eval()
     table = etd.mask_table(3 * n, expanded.width, 0.5, seed)
     g = gen(seed)
     index, order = torch.randperm(3 * n, generator=g)[:n], torch.randperm(n, generator=g)

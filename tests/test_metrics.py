@@ -21,7 +21,8 @@ import metrics as metrics_module
 import oracles_loss as oracle
 from baselines import METHODS
 from data import Data, Dataset, batches
-from etd import expand_for, mask_table
+from etd import mask_table
+from train import expand_for
 from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
 from tasks import Task, discover, like_corrupted, make_task
 

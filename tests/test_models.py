@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from etd import drop, expand
+from etd import drop
+from expand import expand
 from helpers import assert_same_state, gen, randomise, seeds
 from models import ARCHITECTURES, LocalityAttention, ResNet9, ShiftedPatches, ViT, build
 

@@ -14,10 +14,10 @@ import pytest
 
 import data
 import etd
-import layers
+import etd as layers
 import metrics
 import rem
-import tables
+from study import tables
 import tasks
 import test_algorithm
 import test_drop

@@ -15,14 +15,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import grid
-import plan
+from study import grid
+from study import plan
 from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ONLY_FOR, concerns
-from cell import VERSION, code_of
-from etd import expand_for
+from experiment import VERSION, code_of
+from train import expand_for
 from helpers import gen, make_data, small_net, tiny
-from originals import original_path
-from plan import (AFTER_TRAINING, PLACE, PRESETS, TRAINED_ALONE, by_original, cell_key, expand_axes, original_of, parse_axis,
+from study.originals import original_path
+from study.plan import (AFTER_TRAINING, PLACE, PRESETS, TRAINED_ALONE, by_original, cell_key, expand_axes, original_of, parse_axis,
                   precision_of, preset, read_rows, rows_by_cell)
 from settings import TASKS, Config, check
 

@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import report
-import tables
+from study import report
+from study import tables
 from baselines import METHODS
-from cell import VERSION
-from rows import load_rows
+from experiment import VERSION
+from study.rows import load_rows
 from settings import TASKS, resolve
-from tables import PAPER, build, summary
+from study.tables import PAPER, build, summary
 
-ROOT = Path(report.__file__).resolve().parent
+ROOT = Path(report.__file__).resolve().parent.parent
 
 
 def make_row(method="rem", healed=0.8, utility=0.9, status="ok", **settings) -> dict:
@@ -282,7 +282,7 @@ def test_numbers_are_numbers(tmp_path, capsys, key):
 def test_a_reader_that_has_enough(tmp_path):
     """R2: a pipe that closes early, as head closes it, is no error and leaves no traceback."""
     write(tmp_path / "rows.jsonl", [make_row(seed=seed) for seed in range(3000)])
-    command = [sys.executable, "-B", str(Path(report.__file__)), str(tmp_path), "--table", "all"]
+    command = [sys.executable, "-B", str(ROOT / "run.py"), "report", str(tmp_path), "--table", "all"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
         process.stdout.close()
         assert b"Broken" not in process.stderr.read() and process.wait(60) == 0
@@ -362,7 +362,7 @@ def test_torn_lines_are_skipped_with_one_warning(tmp_path, capsys, text):
     rows = load(tmp_path, [make_row(seed=0), text, "", make_row(seed=1)])
     assert [row["seed"] for row in rows] == [0, 1]
     error = capsys.readouterr().err.splitlines()
-    assert len(error) == 1 and error[0].startswith("report.py: warning: ") and "line 2 is not a whole row" in error[0]
+    assert len(error) == 1 and error[0].startswith("run.py report: warning: ") and "line 2 is not a whole row" in error[0]
 
 
 def test_many_torn_lines_are_one_warning(tmp_path, capsys):
@@ -742,7 +742,7 @@ def test_all_tables_skip_what_has_no_rows(tmp_path, capsys):
     assert report.main([source, "--table", "all"]) == 0
     out, err = capsys.readouterr()
     assert re.findall(r"^\*\*Table (\d)", out, re.MULTILINE) == ["1", "2", "4"]
-    assert re.findall(r"^report.py: skipped: table (\d) ", err, re.MULTILINE) == ["5", "6", "7", "8", "9"]
+    assert re.findall(r"^run.py report: skipped: table (\d) ", err, re.MULTILINE) == ["5", "6", "7", "8", "9"]
 
 
 BAD = [
@@ -769,7 +769,7 @@ def test_bad_input(tmp_path, capsys, monkeypatch, argv, words):
     except SystemExit as stop:
         code = stop.code
     out, err = capsys.readouterr()
-    assert code == 2 and out == "" and len(err.splitlines()) == 1 and err.startswith("report.py: "), err
+    assert code == 2 and out == "" and len(err.splitlines()) == 1 and err.startswith("run.py report: "), err
     assert words.format(**names) in err and len(list(tmp_path.iterdir())) == 2
 
 
@@ -780,7 +780,7 @@ def test_without_matplotlib(tmp_path, capsys, monkeypatch):
     source = str(write(tmp_path / "x.jsonl", [make_row()]))
     assert report.main([source, "--figure", "3", "--out", str(tmp_path / "o")]) == 2
     err = capsys.readouterr().err
-    assert err == "report.py: figures need matplotlib: pip install -r requirements-figures.txt\n"
+    assert err == "run.py report: figures need matplotlib: pip install -r requirements-figures.txt\n"
     assert not (tmp_path / "o").exists()
     assert report.main([source, "--table", "4"]) == 0
 
@@ -792,8 +792,8 @@ def test_requirements_of_figures():
 
 def test_the_command_itself(tmp_path):
     """A real process on the results of this repository prints its tables, without matplotlib."""
-    code = f"import runpy, sys; sys.argv = ['report.py', {str(ROOT / 'results')!r}]\n" \
-           "try: runpy.run_path('report.py', run_name='__main__')\n" \
+    code = f"import runpy, sys; sys.argv = ['run.py', 'report', {str(ROOT / 'results')!r}]\n" \
+           "try: runpy.run_path('run.py', run_name='__main__')\n" \
            "except SystemExit as stop: assert stop.code == 0 and 'matplotlib' not in sys.modules"
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True,

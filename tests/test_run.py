@@ -17,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cell
+import experiment
 import run
 from baselines import METHODS
 from data import load
@@ -111,7 +111,7 @@ def same_state(a, b) -> bool:
 @pytest.mark.parametrize("name", TASKS)
 def test_the_seed_draws_the_task(name):
     """R4, T10: D_c and what is done to it follow the seed: the same for the same one, another for another."""
-    first, again, other = (cell.corrupt(*seeded(seed, task=name)) for seed in (1, 1, 2))
+    first, again, other = (experiment.corrupt(*seeded(seed, task=name)) for seed in (1, 1, 2))
     assert torch.equal(first.corrupted, again.corrupted) and torch.equal(first.train.labels, again.train.labels)
     assert torch.equal(first.train.images, again.train.images)
     assert not torch.equal(first.corrupted, other.corrupted) and not torch.equal(first.train.labels, other.train.labels)
@@ -119,15 +119,15 @@ def test_the_seed_draws_the_task(name):
 
 def test_the_seed_draws_what_is_discovered():
     """R4, T10: D_f of one and the same task follows the seed."""
-    task = cell.corrupt(*seeded(1))
-    first, again, other = (cell.find(seeded(seed)[0], task) for seed in (1, 1, 2))
+    task = experiment.corrupt(*seeded(1))
+    first, again, other = (experiment.find(seeded(seed)[0], task) for seed in (1, 1, 2))
     assert len(first) == len(other) == 10 and torch.equal(first, again) and not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("arch", ["resnet9", "vit"])
 def test_the_seed_draws_the_weights(arch):
     """R4, N1: every weight matrix of a new network follows the seed."""
-    first, again, other = (cell.new_model(*seeded(seed, arch=arch)) for seed in (1, 1, 2))
+    first, again, other = (experiment.new_model(*seeded(seed, arch=arch)) for seed in (1, 1, 2))
     assert_same_state(first, again)
     drawn = [(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True) if a.dim() > 1 and a.std() > 0]
     assert len(drawn) > 5 and not any(torch.equal(a, b) for a, b in drawn)
@@ -137,26 +137,26 @@ def test_the_seed_draws_the_weights(arch):
 def test_the_seed_draws_the_training(monkeypatch, etd):
     """R4: from the same weights on the same data, training follows the seed, though the masks of ETD stay the same."""
     if etd:
-        monkeypatch.setattr(cell, "train_etd", lambda model, data, config, *args, inner=cell.train_etd, **more: inner(
+        monkeypatch.setattr(experiment, "train_etd", lambda model, data, config, *args, inner=experiment.train_etd, **more: inner(
             model, data, replace(config, seed=0), *args, **more))
-    task = cell.corrupt(*seeded(1))
-    first, again, other = (cell.train_original(seeded(seed, etd=etd)[0], task, small_net(0, width=4)) for seed in (1, 1, 2))
+    task = experiment.corrupt(*seeded(1))
+    first, again, other = (experiment.train_original(seeded(seed, etd=etd)[0], task, small_net(0, width=4)) for seed in (1, 1, 2))
     assert_same_state(first, again)
     assert not same_state(first, other)
 
 
 def test_the_seed_draws_the_unlearning():
     """R4: from the same network, data and D_f, unlearning follows the seed; every method has the same draws."""
-    task, original, kept = cell.corrupt(*seeded(1)), small_net(0), []
+    task, original, kept = experiment.corrupt(*seeded(1)), small_net(0), []
     before = copy.deepcopy(original)
 
     def method(model, data, forget, config, generator):
         kept.append((METHODS["cf"](model, data, forget, config, generator), torch.rand(4, generator=generator).tolist()))
         return kept[-1][0]
 
-    forget = cell.find(seeded(1)[0], task)
+    forget = experiment.find(seeded(1)[0], task)
     for name, seed in (("cf", 1), ("npo", 1), ("cf", 2)):
-        assert cell.unlearn(seeded(seed)[0], name, method, original, task, forget)["status"] == "ok"
+        assert experiment.unlearn(seeded(seed)[0], name, method, original, task, forget)["status"] == "ok"
     assert_same_state(original, before)
     assert_same_state(kept[0][0], kept[1][0])
     assert kept[0][1] == kept[1][1] != kept[2][1] and not same_state(kept[0][0], kept[2][0])
@@ -173,7 +173,7 @@ def test_row_holds_what_reproduces_it(few, tmp_path):
     row = rows_of(out)[0]
     wanted = "dataset task discovery n arch capacity etd p_mem method seed healed healed_undiscovered utility product seconds"
     assert set(wanted.split() + "status error device torch version git argv".split()) <= set(row)
-    assert row["torch"] == torch.__version__ and row["version"] == cell.VERSION and row["argv"] == argv
+    assert row["torch"] == torch.__version__ and row["version"] == experiment.VERSION and row["argv"] == argv
     names = {f.name for f in fields(Config)}
     again = resolve({key: value for key, value in row.items() if key in names})
     assert asdict(again) == asdict(resolve(vars(run.parser().parse_args(argv))))  | {"device": "cpu"}
@@ -193,20 +193,20 @@ def test_the_commit_of_the_code(tmp_path, monkeypatch):
 
     code = tmp_path / "cell.py"
     code.write_text("first\n")
-    monkeypatch.setattr(cell, "__file__", str(code))
-    assert cell.git_hash() is None
+    monkeypatch.setattr(experiment, "__file__", str(code))
+    assert experiment.git_hash() is None
     git("init", "-q")
     git("add", "cell.py")
     git("commit", "-q", "-m", "first")
     head = git("rev-parse", "HEAD").strip()
-    assert re.fullmatch("[0-9a-f]{40}", head) and cell.git_hash() == head
+    assert re.fullmatch("[0-9a-f]{40}", head) and experiment.git_hash() == head
     git("tag", "-a", "v1", "-m", "first")
     (tmp_path / "untracked").touch()
-    assert cell.git_hash() == head == cell.provenance(torch.device("cpu"), [])["git"]
+    assert experiment.git_hash() == head == experiment.provenance(torch.device("cpu"), [])["git"]
     code.write_text("second, and longer\n")
-    assert cell.git_hash() == head + "-dirty"
+    assert experiment.git_hash() == head + "-dirty"
     git("commit", "-q", "-a", "-m", "second")
-    assert cell.git_hash() == git("rev-parse", "HEAD").strip() != head
+    assert experiment.git_hash() == git("rev-parse", "HEAD").strip() != head
 
 
 # --- What is printed ----------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_no_unlearning_is_the_trained_network(few, tmp_path, monkeypatch):
     """S6: "no-ul" evaluates the trained network itself, bit for bit, and leaves it as it was."""
     seen = {}
     monkeypatch.setattr(run, "train_original", lambda *a, inner=run.train_original: seen.setdefault("trained", inner(*a)))
-    monkeypatch.setattr(cell, "evaluate", lambda m, *a, inner=cell.evaluate: inner(seen.setdefault("measured", m), *a))
+    monkeypatch.setattr(experiment, "evaluate", lambda m, *a, inner=experiment.evaluate: inner(seen.setdefault("measured", m), *a))
     assert run.main(["--method", "no-ul", "--quiet", "--out", str(tmp_path / "x"), *QUICK]) == 0
     for a, b in zip(seen["trained"].state_dict().values(), seen["measured"].state_dict().values(), strict=True):
         assert torch.equal(a, b)
@@ -296,14 +296,14 @@ def test_interrupt_keeps_the_rows(few, tmp_path, monkeypatch, capsys):
 def test_failed_write_leaves_the_old_rows(tmp_path, monkeypatch):
     """R3: if the new file cannot be put in place, the old one stands and nothing lies beside it."""
     out = tmp_path / "x"
-    cell.append_row(str(out), {"a": 1})
+    experiment.append_row(str(out), {"a": 1})
 
     def fail(*args):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        cell.append_row(str(out), {"a": 2})
+        experiment.append_row(str(out), {"a": 2})
     assert rows_of(out) == [{"a": 1}] and list(tmp_path.iterdir()) == [out]
 
 
@@ -311,11 +311,11 @@ def test_torn_line_of_another_program_is_kept_apart(tmp_path):
     """R3: a file that ends without a newline does not swallow the next row."""
     out = tmp_path / "x"
     out.write_text('{"a": 1}\n{"torn": ')
-    cell.append_row(str(out), {"a": 2})
+    experiment.append_row(str(out), {"a": 2})
     assert out.read_text().splitlines()[2] == '{"a": 2}'
 
 
-APPENDER = "import cell, sys\nfor i in range(int(sys.argv[2])): cell.append_row(sys.argv[1], {'i': i, 'pad': 'x' * 3000})"
+APPENDER = "import cell, sys\nfor i in range(int(sys.argv[2])): experiment.append_row(sys.argv[1], {'i': i, 'pad': 'x' * 3000})"
 
 
 def test_killed_writer_tears_nothing(tmp_path):
@@ -405,7 +405,7 @@ def test_bad_input(monkeypatch, tmp_path, capsys, argv, words):
 
 def test_unwritable_folder(tmp_path, monkeypatch, capsys):
     """R2: a folder without write permission is refused before training (root may write anywhere, so the check is asked)."""
-    monkeypatch.setattr(cell.os, "access", lambda *a: False)
+    monkeypatch.setattr(experiment.os, "access", lambda *a: False)
     assert run.main(["--out", str(tmp_path / "x")]) == 2
     assert "permission denied" in capsys.readouterr().err
 
@@ -514,15 +514,15 @@ print(len(opened))
 
 def test_import_reads_and_writes_nothing(tmp_path):
     """R7: importing every shipped module, in one process, opens no data, writes nothing and starts nothing."""
-    names = sorted(path.stem for path in ROOT.glob("*.py"))
-    assert {"run", "report", "figures", "tables", "data", "cell", "grid"} <= set(names)
+    names = sorted([path.stem for path in ROOT.glob("*.py")] + [f"study.{path.stem}" for path in ROOT.glob("study/*.py")])
+    assert {"run", "study.report", "study.figures", "study.tables", "data", "experiment", "study.grid"} <= set(names)
     environment = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
     done = subprocess.run([sys.executable, "-c", WATCHED_IMPORT, ROOT, *names], cwd=tmp_path, capture_output=True, text=True,
                           env=environment, timeout=300)
     assert done.stderr == ""
     others, written, data, read, listed, opened = done.stdout.splitlines()
     assert (others, written, data, listed) == ("", "", "", "")
-    assert read in ("", "paper.json")  # the paper's numbers, a source of tables.py like its code
+    assert read in ("", "study/paper.json")  # the paper's numbers, a source of tables.py like its code
     assert int(opened) >= len(names) and not list(tmp_path.iterdir())
 
 

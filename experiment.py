@@ -16,15 +16,15 @@ import subprocess
 import sys
 import time
 import traceback
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED, TWINS, load_method
 from data import MEMORY_FORMAT, Dataset
-from etd import drop, mask_table, train_etd
-from layers import Expanded
+from etd import drop, mask_table
+from train import train_etd
+from etd import Expanded
 from metrics import accuracy, evaluate
 from models import build
 from rem import check_forget, start

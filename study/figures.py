@@ -12,8 +12,8 @@ import textwrap
 from functools import partial
 
 from metrics import mean_sem
-from rows import FIXED, etd_alone, maskless, networks, pick, split, without_extra_curves
-from tables import VARIANTS, brief, compared, descending, percent, slug, summary
+from study.rows import FIXED, etd_alone, maskless, networks, pick, split, without_extra_curves
+from study.tables import VARIANTS, brief, compared, descending, percent, slug, summary
 
 TASKS = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # rising regularity
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's

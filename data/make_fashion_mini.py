@@ -1,8 +1,8 @@
 """Draw data/fashion-mini.npz, the small built-in data set, from the full Fashion-MNIST (Sec. 4: data sets).
 
     apt-get install dataset-fashion-mnist
-    python make_fashion_mini.py
-    python make_fashion_mini.py --source DIR --out FILE      # the same four .gz files from elsewhere
+    python data/make_fashion_mini.py
+    python data/make_fashion_mini.py --source DIR --out FILE      # the same four .gz files from elsewhere
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts the files
-OUT = Path(__file__).resolve().parent / "data" / "fashion-mini.npz"
+OUT = Path(__file__).resolve().parent / "fashion-mini.npz"
 SEED = 0
 CLASSES = 10
 PER_CLASS = {"train": 600, "test": 200}

@@ -65,7 +65,7 @@ def read(file: Path) -> list[dict]:
             torn.append(number)
     if torn:
         lines = f"line {torn[0]} is" if len(torn) == 1 else f"{len(torn)} lines, the first of them {torn[0]}, are"
-        print(f"report.py: warning: {file}: {lines} not a whole row; skipped", file=sys.stderr)
+        print(f"run.py report: warning: {file}: {lines} not a whole row; skipped", file=sys.stderr)
     return rows
 
 

@@ -3,7 +3,7 @@
     python run.py grid --tasks all --discovery 0.1:1.0:0.1 --methods all --seeds 0,1,2 --out runs/all
     python run.py grid --preset table1 --data-dir data --dry-run                # what there is to do, and how long it takes
     torchrun --nproc-per-node 8 -- run.py grid --preset table1 --out runs/t1    # each rank its own originals, device and file
-    python report.py runs/all                                                   # tables and figures out of the rows
+    python run.py report runs/all                                                   # tables and figures out of the rows
 
 A cell that has its row in --out is skipped, so the same command goes on where it was killed.
 """
@@ -25,10 +25,10 @@ from pathlib import Path
 import torch
 
 from baselines import METHODS, load_method, no_ul
-from cell import NO_SCORES, append_row, attempt, check_writable, code_of, corrupt, find, new_model, provenance, unlearn
-from forecast import Lines, overview
-from originals import dataset_of, device_of, load_original, make_original
-from plan import (PRESETS, TRAINED_ALONE, by_original, cell_key, expand_axes, flag, original_of, preset, read_rows,
+from experiment import NO_SCORES, append_row, attempt, check_writable, code_of, corrupt, find, new_model, provenance, unlearn
+from study.forecast import Lines, overview
+from study.originals import dataset_of, device_of, load_original, make_original
+from study.plan import (PRESETS, TRAINED_ALONE, by_original, cell_key, expand_axes, flag, original_of, preset, read_rows,
                   rows_by_cell)
 from settings import Config
 
@@ -177,7 +177,7 @@ def work_through(remaining, folder: Path, jobs: int, origin: dict, say) -> int:
         remaining: [(original, cells)].
         folder: of the grid.
         jobs: 1 runs everything in this process, more in worker processes.
-        origin: where the rows come from, see cell.provenance.
+        origin: where the rows come from, see experiment.provenance.
         say: prints a line.
 
     Returns:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, TWINS, concerns
-from cell import VERSION, code_of
+from experiment import VERSION, code_of
 from settings import TASKS, Config, resolve
 
 # Where and how a cell runs; the rest of its settings is what it is.

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from baselines import concerns
-from cell import attempt, corrupt, new_model, train_original
-from originals import dataset_of, device_of, on_device, original_path
-from plan import AFTER_TRAINING, PLACE, TRAINED_ALONE, cell_key, flag
+from experiment import attempt, corrupt, new_model, train_original
+from study.originals import dataset_of, device_of, on_device, original_path
+from study.plan import AFTER_TRAINING, PLACE, TRAINED_ALONE, cell_key, flag
 from settings import Config
 
 

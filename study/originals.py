@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from baselines import METHODS
-from cell import attempt, choose_device, corrupt, new_model, train_original
+from experiment import attempt, choose_device, corrupt, new_model, train_original
 from data import Dataset, load
-from etd import expand_for
+from train import expand_for
 from metrics import NonFiniteLoss
-from plan import TRAINED_ALONE, cell_key
+from study.plan import TRAINED_ALONE, cell_key
 from settings import Config, stream
 from tasks import Task, load_task, save_task, write_whole
 
@@ -79,7 +79,7 @@ def make_original(original: Config, folder: str | Path) -> tuple[float | None, s
 
 
 def train(original: Config, task: Task, model):
-    """The original network, or the one that a method of TRAINED_ALONE makes, as `cell.unlearn` would run it."""
+    """The original network, or the one that a method of TRAINED_ALONE makes, as `experiment.unlearn` would run it."""
     if original.method not in TRAINED_ALONE:
         return train_original(original, task, model)
     more = {"corrupted": task.corrupted} if original.method == "etd-ideal" else {}

@@ -1,8 +1,8 @@
 """The paper's tables and figures from result files alone, the paper's numbers beside ours (Tables 1-9, Figs 1-11).
 
-    python report.py results/fashion-mini
-    python report.py results --table all --figure all --out report
-    python report.py runs/cells.jsonl --table 4,cells --format latex
+    python run.py report results/fashion-mini
+    python run.py report results --table all --figure all --out report
+    python run.py report runs/cells.jsonl --table 4,cells --format latex
 """
 
 import argparse
@@ -12,9 +12,9 @@ import os
 import sys
 from pathlib import Path
 
-from figures import DRAW, Missing, draw
-from rows import load_rows
-from tables import NAMES, Table, build
+from study.figures import DRAW, Missing, draw
+from study.rows import load_rows
+from study.tables import NAMES, Table, build
 from tasks import write_whole
 
 # --- Formats ------------------------------------------------------------------------------------------------------------
@@ -75,8 +75,8 @@ FORMATS = {"markdown": (markdown, ".md"), "latex": (latex, ".tex"), "csv": (as_c
 
 def parser() -> argparse.ArgumentParser:
     """The flags; a wrong one is one line on stderr and exit code 2."""
-    p = argparse.ArgumentParser(prog="report.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.error = lambda message: p.exit(2, f"report.py: {message}\n")
+    p = argparse.ArgumentParser(prog="run.py report", description=__doc__.splitlines()[0], allow_abbrev=False)
+    p.error = lambda message: p.exit(2, f"run.py report: {message}\n")
     p.add_argument("results", nargs="+", help="result files of run.py, or folders for every *.jsonl below them")
     p.add_argument("--table", help=f"tables, separated by commas: {', '.join(NAMES)} or all (default: mean)")
     p.add_argument("--figure", help=f"figures, separated by commas: {', '.join(DRAW)} or all; needs --out and matplotlib")
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # its reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
     except (ValueError, OSError) as error:
-        print(f"report.py: {error}", file=sys.stderr)
+        print(f"run.py report: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -142,7 +142,7 @@ def collect(what: str, names: list[str], known, make) -> list:
         except Missing as missing:
             if names != list(known):
                 raise
-            print(f"report.py: skipped: {missing}", file=sys.stderr)
+            print(f"run.py report: skipped: {missing}", file=sys.stderr)
     return made
 
 
@@ -166,7 +166,3 @@ def save(folder: str, name: str, figure) -> None:
         write_whole(Path(folder, f"{name}.png"), lambda file: FigureCanvasAgg(figure).print_png(file))
         figure.set_layout_engine("none")  # laid out once, the same in both
         write_whole(Path(folder, f"{name}.svg"), lambda file: FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None}))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from baselines import concerns
 from metrics import mean_sem
-from rows import FIXED, NOT_IDENTITY, SCORES, SETTINGS, etd_alone, maskless, measured, networks, pick, split, without_extra_curves
+from study.rows import FIXED, NOT_IDENTITY, SCORES, SETTINGS, etd_alone, maskless, measured, networks, pick, split, without_extra_curves
 from settings import TASKS
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())

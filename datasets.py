@@ -25,7 +25,7 @@ MINI_FILE = Path(__file__).resolve().parent / "data" / "fashion-mini.npz"
 def read_mini():
     """Return the arrays of the built-in data set, at native size."""
     if not MINI_FILE.is_file():
-        raise ValueError(f"fashion-mini: no file {MINI_FILE}: restore it, or run python make_fashion_mini.py")
+        raise ValueError(f"fashion-mini: no file {MINI_FILE}: restore it, or run python data/make_fashion_mini.py")
     with np.load(MINI_FILE) as file:
         arrays = {split: (file[f"x_{split}"][..., None], file[f"y_{split}"]) for split in ("train", "test")}
     return _arrays(arrays, FASHION)
