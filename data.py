@@ -73,6 +73,15 @@ class Data:
         trigger = None if self.trigger is None else self.trigger.to(device)
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), trigger=trigger)
 
+    def batches(self, index=None, size=512, generator=None, augment=False, dtype=torch.float32):
+        """Iterate once over examples in batches (index, x, y), see `batches` below."""
+        return batches(self, index, size, generator, augment, dtype)
+
+    @property
+    def augments(self):
+        """Whether augmentation can change what a pass yields."""
+        return bool(self.pad or self.flip)
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from data import Data, batches
-from metrics import NonFiniteLoss
+from etd import NonFiniteLoss
 from models import reinitialise
 from rem import check_forget
 from settings import Config, stream

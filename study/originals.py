@@ -16,7 +16,7 @@ from baselines import METHODS
 from experiment import attempt, choose_device, corrupt, new_model, train_original
 from data import Dataset, load
 from train import expand_for
-from metrics import NonFiniteLoss
+from etd import NonFiniteLoss
 from study.plan import TRAINED_ALONE, cell_key
 from settings import Config, stream
 from tasks import Task, load_task, save_task, write_whole

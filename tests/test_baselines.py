@@ -283,9 +283,9 @@ def test_npo_and_ablations(seed):
     cases = ("npo", False, False), ("rem-no31", False, True), ("rem-no32", True, False), ("rem", True, True)
     for name, step31, step32 in cases:
         asked = {} if name == "rem" else dict(step31=not step31, step32=not step32)  # the name decides, not the flags
-        with mock.patch.object(rem_module, "accuracy", scripted(0.9, 0.0)):
+        with mock.patch.object(rem_module, "acc_forget", scripted(0.9, 0.0)):
             expected = rem(net, data, forget, tiny(step31=step31, step32=step32), gen(3))
-        with mock.patch.object(rem_module, "accuracy", scripted(0.9, 0.0)):
+        with mock.patch.object(rem_module, "acc_forget", scripted(0.9, 0.0)):
             assert_same_state(METHODS[name](net, data, forget, tiny(**asked), gen(3)), expected)
 
 
