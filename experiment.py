@@ -2,13 +2,12 @@
 
     task = corrupt(config, dataset)                                     # D_tr with its corruption
     original = train_original(config, task, new_model(config, dataset))
-    row = unlearn(config, "rem", METHODS["rem"], original, task, forget)
+    row = unlearn(config, "rem", METHODS["rem"].function, original, task, forget)
     append_row("runs/cells.jsonl", row)
 """
 
 import contextlib
 import copy
-import hashlib
 import inspect
 import json
 import os
@@ -20,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED, TWINS, load_method
 from data import MEMORY_FORMAT, Dataset
 from etd import drop, mask_table
 from train import train_etd
 from etd import Expanded
+from methods import METHODS, fits, load_method
 from metrics import accuracy, evaluate
 from models import build
 from rem import check_forget, start
@@ -73,14 +72,15 @@ def train_original(config: Config, task: Task, model):
 def unlearn(config: Config, name: str, method, original, task: Task, forget: torch.Tensor) -> dict:
     """Run one method and measure it; the second half of its row. D_c goes to a method that asks for `corrupted` alone."""
     generator, points = stream(config.seed, "unlearning"), []  # the same generator for every method
-    model = original if name in ON_EXPANDED or not isinstance(original, Expanded) else drop(original)
+    keeps = name in METHODS and METHODS[name].etd in ("kept", "only")
+    model = drop(original) if isinstance(original, Expanded) and not keeps else original
     data = task.train
     if ":" in name:  # one's own may write into what it gets, which must not reach the next method
         model, data = copy.deepcopy(model), copy.deepcopy(data)
 
     def work():
         asked, log = inspect.signature(method).parameters, progress(name, config.quiet)
-        if config.curve and name in ON_EXPANDED:
+        if config.curve and name in METHODS and "curve" in METHODS[name].reads:
             log = recorder(config, model, task, forget, log, points)
         more = {"log": log} if "log" in asked else {}
         more |= {"corrupted": task.corrupted} if "corrupted" in asked else {}
@@ -140,12 +140,11 @@ def choose_methods(config: Config) -> dict:
         ValueError: an unknown name, one that has no meaning with or without --etd, or a file that holds no such method.
     """
     names = [name.strip() for name in config.method.split(",") if name.strip()]
-    unfit = NOT_ON_ETD if config.etd else NEEDS_ETD
     methods = {}
     for name in dict.fromkeys(names):
         if name == "all":
-            methods |= {known: METHODS[known] for known in METHODS if known not in unfit | TWINS}
-        elif name in unfit:
+            methods |= {known: m.function for known, m in METHODS.items() if fits(known, config.etd) and not m.twin}
+        elif not fits(name, config.etd):
             raise ValueError(f"{name} trains a network of its own; leave out --etd" if config.etd else
                              f"{name} works on an ETD-trained network; add --etd")
         elif ":" in name:
@@ -156,7 +155,7 @@ def choose_methods(config: Config) -> dict:
         elif name not in METHODS:
             raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION")
         else:
-            methods[name] = METHODS[name]
+            methods[name] = METHODS[name].function
     if not methods:
         raise ValueError(f"no method given; choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION")
     return methods
@@ -183,12 +182,6 @@ def parse_pair(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise ValueError(f"pair is {text!r}; give two class numbers such as 3,5")
     return int(parts[0]), int(parts[1])
-
-
-def code_of(method: str) -> str | None:
-    """16 hexadecimal digits of the file that holds one's own method, None for a method of the dict."""
-    path = Path(method.rpartition(":")[0])
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if ":" in method and path.is_file() else None
 
 
 def check_writable(out: str) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 import settings
-from experiment import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, code_of, corrupt, find, new_model,
-                  provenance, train_original, unlearn)
+from experiment import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, corrupt, find, new_model,
+                        provenance, train_original, unlearn)
 from data import load
+from methods import code_of
 from settings import Config, resolve
 from tasks import Task
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from baselines import concerns
 from experiment import attempt, corrupt, new_model, train_original
+from methods import METHODS, reads_setting
 from study.originals import dataset_of, device_of, on_device, original_path
-from study.plan import AFTER_TRAINING, PLACE, TRAINED_ALONE, cell_key, flag
+from study.plan import AFTER_TRAINING, PLACE, cell_key, flag
 from settings import Config
 
 
@@ -72,7 +72,7 @@ def titles(originals: list[Config]) -> list[str]:
 
 def varying(configs: list[Config], names: set[str]) -> list[str]:
     """Those of the settings in which these differ where their methods read them, in the order of Config."""
-    found = {name: {getattr(config, name) for config in configs if concerns(name, vars(config))} for name in names}
+    found = {name: {getattr(config, name) for config in configs if reads_setting(name, vars(config))} for name in names}
     return [f.name for f in fields(Config) if len(found.get(f.name, ())) > 1]
 
 
@@ -84,7 +84,7 @@ def values(config: Config, names: list[str]) -> list[str]:
 def cell_line(cell: Config, varied: list[str], row: dict | None, todo: bool, wide: int) -> str:
     """One cell: discovery rate, method, what else tells it from the others, and how it stands, at the end of the line."""
     state = "left" if row is None else "done" if row["status"] == "ok" else "failed, left" if todo else "failed"
-    more = "  ".join(values(cell, [name for name in varied if concerns(name, vars(cell))]))
+    more = "  ".join(values(cell, [name for name in varied if reads_setting(name, vars(cell))]))
     return f"  {cell.discovery:<7g}{Path(cell.method).name:<20} {more}  ".ljust(wide - len(state)) + state
 
 
@@ -110,7 +110,7 @@ def estimate(remaining, rows: dict[str, dict], folder: str | Path) -> list[float
         spent = 0.0 if original_path(folder, original).exists() else training_seconds(original, rows)
         for cell in cells:
             past = known.get((*(getattr(cell, key) for key in alike), Path(cell.method).name))
-            trained = cell.method in TRAINED_ALONE  # its seconds are the original's
+            trained = original.method  # its seconds are the original's
             spent += 0.0 if trained else sum(past) / len(past) if past else cell_seconds(cell, rows)
             spent += evaluation(cell) * epoch_seconds(original, rows)
         seconds.append(spent)
@@ -119,16 +119,16 @@ def estimate(remaining, rows: dict[str, dict], folder: str | Path) -> list[float
 
 def training_seconds(original: Config, rows: dict[str, dict]) -> float:
     """Seconds of training an original network."""
-    masked = original.etd or original.method in TRAINED_ALONE
+    masked = original.etd or original.method
     return original.epochs * epoch_seconds(whole(original) if masked else original, rows)
 
 
 def cell_seconds(config: Config, rows: dict[str, dict]) -> float:
     """Roughly what a method takes once its original is there; one's own counts as REM, which runs both networks."""
-    again, epoch = config.unlearn_epochs, epoch_seconds(config, rows)
-    epochs = {"no-ul": 0, "ascent": 0.1, "npo": 0.3, "ssd": 1.5, "potion": 2, "retrain": config.epochs, "cf": again,
-              "scrub": 1.3 * again, "badt": 1.4 * again, "rem-no31": 2 * again}
-    return epochs[config.method] * epoch if config.method in epochs else again * (epoch + epoch_seconds(whole(config), rows))
+    method = METHODS.get(config.method, METHODS["rem"])
+    seconds = method.plain and method.plain * epoch_seconds(config, rows)
+    seconds += method.masked and method.masked * epoch_seconds(whole(config), rows)
+    return seconds * (getattr(config, method.per) if method.per else 1)
 
 
 def whole(config: Config) -> Config:

@@ -24,11 +24,12 @@ from pathlib import Path
 
 import torch
 
-from baselines import METHODS, load_method, no_ul
-from experiment import NO_SCORES, append_row, attempt, check_writable, code_of, corrupt, find, new_model, provenance, unlearn
+from baselines import no_ul
+from experiment import NO_SCORES, append_row, attempt, check_writable, corrupt, find, new_model, provenance, unlearn
+from methods import METHODS, code_of, load_method
 from study.forecast import Lines, overview
 from study.originals import dataset_of, device_of, load_original, make_original
-from study.plan import (PRESETS, TRAINED_ALONE, by_original, cell_key, expand_axes, flag, original_of, preset, read_rows,
+from study.plan import (PRESETS, by_original, cell_key, expand_axes, flag, original_of, preset, read_rows,
                   rows_by_cell)
 from settings import Config
 
@@ -243,12 +244,13 @@ def run_cell(cell: Config, folder: str, origin: dict) -> dict:
 
 
 def measure(cell: Config, folder: str) -> dict:
-    """The measured half of a cell's row. What a method of TRAINED_ALONE makes is there already."""
-    task, network, seconds = load_original(original_of(cell), folder)
+    """The measured half of a cell's row. What a method that trains alone makes is there already."""
+    original = original_of(cell)
+    task, network, seconds = load_original(original, folder)
     forget = find(cell, task)
-    if cell.method in TRAINED_ALONE:
+    if original.method:
         return {"train_seconds": None, **unlearn(cell, cell.method, no_ul, network, task, forget), "seconds": seconds}
-    name, method = (cell.method, METHODS[cell.method]) if cell.method in METHODS else load_method(cell.method)
+    name, method = (cell.method, METHODS[cell.method].function) if cell.method in METHODS else load_method(cell.method)
     return {"train_seconds": seconds, **unlearn(cell, name, method, network, task, forget)}
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from baselines import METHODS
 from experiment import attempt, choose_device, corrupt, new_model, train_original
 from data import Dataset, load
+from methods import METHODS
 from train import expand_for
 from metrics import NonFiniteLoss
-from study.plan import TRAINED_ALONE, cell_key
+from study.plan import cell_key
 from settings import Config, stream
 from tasks import Task, load_task, save_task, write_whole
 
@@ -58,7 +58,7 @@ def make_original(original: Config, folder: str | Path) -> tuple[float | None, s
     """Train an original network and save it with its task, unless it is there.
 
     Args:
-        original: settings as `plan.original_of` makes them; its method is empty, or one of TRAINED_ALONE.
+        original: settings as `plan.original_of` makes them; its method is empty, or one that trains alone.
         folder: of the grid.
 
     Returns:
@@ -79,12 +79,12 @@ def make_original(original: Config, folder: str | Path) -> tuple[float | None, s
 
 
 def train(original: Config, task: Task, model):
-    """The original network, or the one that a method of TRAINED_ALONE makes, as `experiment.unlearn` would run it."""
-    if original.method not in TRAINED_ALONE:
+    """The original network, or the one that a method makes that trains alone, as `experiment.unlearn` would run it."""
+    if not original.method:
         return train_original(original, task, model)
     more = {"corrupted": task.corrupted} if original.method == "etd-ideal" else {}
     some = task.corrupted[:1]  # a D_f that they do not read
-    return METHODS[original.method](model, task.train, some, original, stream(original.seed, "unlearning"), **more)
+    return METHODS[original.method].function(model, task.train, some, original, stream(original.seed, "unlearning"), **more)
 
 
 def whole(network):
@@ -106,7 +106,7 @@ def load_original(original: Config, folder: str) -> tuple:
     stored = path.with_suffix(".task")
     task = on_device(undamaged(stored, lambda: load_task(stored, dataset)), device)
     network = new_model(original, dataset).to(device)
-    if original.etd and original.method not in TRAINED_ALONE:
+    if original.etd and not original.method:
         network = expand_for(network, task.train, original)
     content = undamaged(path, lambda: torch.load(path, weights_only=True, map_location="cpu"))
     network.load_state_dict(content["network"])

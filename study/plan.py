@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, TWINS, concerns
-from experiment import VERSION, code_of
+from experiment import VERSION
+from methods import METHODS, code_of, fits, reads_setting
 from settings import TASKS, Config, resolve
 
 # Where and how a cell runs; the rest of its settings is what it is.
@@ -25,7 +25,6 @@ PLACE = {"data_dir", "download", "device", "out", "quiet"}
 # What an original network does not depend on; p_mem and ratio matter to one trained with masks.
 AFTER_TRAINING = {"discovery", "method", "unlearn_epochs", "unlearn_lr", "gamma", "beta", "max_passes", "forget_norm", "alpha",
                   "step31", "step32", "redirect", "curve"}
-TRAINED_ALONE = {"etd", "etd-ideal"}  # methods that read no D_f: their network is an original of its own, for every discovery
 NEEDED = {"dataset", "arch", "capacity", "width", "epochs", "etd", "method", "status", "seconds", "train_seconds"}  # in a row
 
 # --- Presets: the paper's tables and figures ------------------------------------------------------------------------------
@@ -98,10 +97,10 @@ def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
     cells = []
     for choice in itertools.product(*(values[name] for name in names)):
         setting = dict(zip(names, choice, strict=True))
-        if fits(setting):
+        if fits(setting["method"], setting.get("etd", Config.etd)):
             resolve(setting)  # a value out of range is an error for methods that do not read it, too
             cells.append(resolve({name: value for name, value in setting.items()
-                                  if concerns(name, setting) or len(values[name]) == 1}))  # of several, the default
+                                  if reads_setting(name, setting) or len(values[name]) == 1}))  # of several, the default
     if strict and "method" in axes:
         check_used(axes["method"], cells)
     return unique(cells)
@@ -111,14 +110,8 @@ def check_used(methods: str, cells: list[Config]) -> None:
     """Raise ValueError if a method that was named, not meant by "all", has no cell."""
     named = {part.strip() for part in methods.split(",") if part.strip()} - {"all"}
     if idle := sorted(named - {cell.method for cell in cells}):
-        raise ValueError(f"{idle[0]} fits none of these cells; " + ("add --etd on or both" if idle[0] in NEEDS_ETD else
+        raise ValueError(f"{idle[0]} fits none of these cells; " + ("add --etd on or both" if fits(idle[0], True) else
                                                                     "it trains anew, so leave out --etd on"))
-
-
-def fits(setting: dict) -> bool:
-    """Whether a method has a meaning on a network trained with or without ETD."""
-    etd = setting.get("etd", Config.etd)
-    return setting["method"] not in (NOT_ON_ETD if etd else NEEDS_ETD)
 
 
 def parse_axis(field, text: str) -> list:
@@ -146,7 +139,7 @@ def parse_axis(field, text: str) -> list:
 
 def spread(name: str, text: str) -> list[str]:
     """A name, or every name where it is "all" of the tasks or methods."""
-    everything = {"task": TASKS, "method": [method for method in METHODS if method not in TWINS]}
+    everything = {"task": TASKS, "method": [name for name, method in METHODS.items() if not method.twin]}
     return list(everything[name]) if text == "all" and name in everything else [text]
 
 
@@ -193,7 +186,7 @@ def identity(config: Config, code: str | None) -> dict:
     """The settings that a cell's numbers depend on, others at their default; a folder of images is told by its path, one's own
     method by its code.
     """
-    settings = {f.name: getattr(config, f.name) if concerns(f.name, vars(config)) else f.default
+    settings = {f.name: getattr(config, f.name) if reads_setting(f.name, vars(config)) else f.default
                 for f in fields(Config) if f.name not in PLACE}
     if config.dataset == "folder":
         settings["data_dir"] = str(Path(config.data_dir).resolve())
@@ -219,9 +212,9 @@ def cell_key(config: Config) -> str:
 def original_of(config: Config) -> Config:
     """The cell's settings with everything that its original network does not depend on at its default.
 
-    Methods of TRAINED_ALONE keep their name: the network that they train is an original too.
+    Methods that train alone keep their name: the network that they train is an original too.
     """
-    alone = config.method in TRAINED_ALONE
+    alone = config.method in METHODS and METHODS[config.method].trains_alone
     forgotten = AFTER_TRAINING - ({"method"} if alone else set())
     if not (alone or config.etd):
         forgotten = forgotten | {"p_mem", "ratio"}

@@ -14,7 +14,7 @@ from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
 
-from baselines import ONLY_FOR, concerns
+from methods import METHODS, OPTIONAL, reads_setting
 from metrics import mean_sem
 from settings import TASKS, Config
 from tasks import PAIRS
@@ -23,7 +23,6 @@ SETTINGS = {f.name: f.default for f in fields(Config)}
 SCORES = ("healed", "utility", "product")
 NOT_IDENTITY = {"dataset", "data_dir", "image_size", "download", "device", "out", "quiet", "curve"}  # `data` names the first 3
 IDENTITY = itemgetter("data", *(key for key in SETTINGS if key not in NOT_IDENTITY))
-FIXED = {"no-ul", "etd", "etd-ideal"}  # methods that read no D_f: the same network at every discovery rate
 
 
 # --- Reading ------------------------------------------------------------------------------------------------------------
@@ -95,14 +94,14 @@ def canonical(row: dict) -> dict:
     rem-on-etd is rem on a network trained with --etd; rem with a step or the redirect loss changed is that ablation.
     """
     method, pixels, named = row["method"], row["image_size"], set()
-    masks = concerns("p_mem", row)
+    masks = reads_setting("p_mem", row)
     if method in ("rem", "rem-on-etd"):
         named = {"step31", "step32", "redirect"}
         off = "".join(f"-no{step}" for step in ("31", "32") if not row["step" + step])
         method = "rem" + off + ("-ce" if row["redirect"] == "ce" and row["step31"] else "")
-    idle = {axis for axis in ONLY_FOR if not concerns(axis, row)} - {"curve"} | named
+    idle = {axis for axis in OPTIONAL if not reads_setting(axis, row)} - {"curve"} | named
     row = {**row, **{axis: SETTINGS[axis] for axis in idle}}
-    usual = "batch" if method in ("ascent", "npo", "rem-no31-no32") else "running" if method.startswith("rem") else None
+    usual = "batch" if method == "rem-no31-no32" else METHODS[row["method"]].norm if row["method"] in METHODS else ""
     if row["forget_norm"] == usual:
         row = {**row, "forget_norm": "auto"}
     row = {**row, "method": method, "ran": row["method"], "pair": confused(row)}
@@ -124,6 +123,11 @@ def confused(row: dict) -> str | None:
     return pair if row["task"] == "confusion" and pair != customary else None
 
 
+def reads_forget(method: str) -> bool:
+    """Whether a method depends on D_f; of one that does not, the network is the same at every discovery rate."""
+    return method not in METHODS or METHODS[method].reads_forget
+
+
 # --- One row a run ------------------------------------------------------------------------------------------------------
 
 
@@ -134,7 +138,7 @@ def identity(row: dict) -> tuple:
 
 def network(row: dict) -> tuple:
     """What makes two rows the same network: for methods that read no D_f every setting but the discovery rate."""
-    return identity({**row, "discovery": None} if row["method"] in FIXED else row)
+    return identity({**row, "discovery": None} if not reads_forget(row["method"]) else row)
 
 
 def measured(row: dict) -> bool:

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from study import grid
 from study import plan
-from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ONLY_FOR, concerns
-from experiment import VERSION, code_of
+from experiment import VERSION
+from methods import METHODS, OPTIONAL, code_of, fits, reads_setting
 from train import expand_for
 from helpers import gen, make_data, small_net, tiny
 from study.originals import original_path
-from study.plan import (AFTER_TRAINING, PLACE, PRESETS, TRAINED_ALONE, by_original, cell_key, expand_axes, original_of, parse_axis,
+from study.plan import (AFTER_TRAINING, PLACE, PRESETS, by_original, cell_key, expand_axes, original_of, parse_axis,
                   precision_of, preset, read_rows, rows_by_cell)
 from settings import TASKS, Config, check
 
@@ -153,7 +153,7 @@ def test_cells_are_the_product_of_the_axes(values):
     values = {name: values[name] for name in axis_values}  # in this order
     words = {(False,): "off", (True,): "on", (False, True): "both"}
     axes = {name: words[tuple(v)] if name == "etd" else ",".join(map(str, v)) for name, v in values.items()}
-    expected = {choice for choice in product(*values.values()) if choice[5] not in (NOT_ON_ETD if choice[3] else NEEDS_ETD)}
+    expected = {choice for choice in product(*values.values()) if fits(choice[5], choice[3])}
     found = [(c.task, c.discovery, c.seed, c.etd, c.capacity, c.method) for c in expand_axes(axes, strict=False)]
     assert len(found) == len(set(found)) and set(found) == expected
 
@@ -194,22 +194,22 @@ noted = set()
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "no-ul"])
 def test_a_method_reads_what_concerns_it(method):
-    """A field that ONLY_FOR keeps from a method is not read by it, and one that it grants is read in some run."""
+    """A field that its record keeps from a method is not read by it, and one that it grants is read in some run."""
     noted.clear()
     data, forget = make_data(0, n=12), torch.tensor([1, 4, 5])
     for step31, step32 in ((True, True), (False, False)):
         values = {**asdict(tiny(gamma=0.0, max_passes=1, unlearn_epochs=1, epochs=1)), "step31": step31, "step32": step32}
-        network = expand_for(small_net(0), data, tiny()) if method in NEEDS_ETD else small_net(0)
+        network = expand_for(small_net(0), data, tiny()) if not fits(method, False) else small_net(0)
         more = {"corrupted": forget} if method in ("rem-ideal", "etd-ideal") else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gamma is not reached
-            METHODS[method](network, data, forget, Reading(**values), gen(0), **more)
+            METHODS[method].function(network, data, forget, Reading(**values), gen(0), **more)
     fixed = {"rem-no31": {"step31", "step32", "redirect", "p_mem", "ratio"}, "rem-no32": {"step31", "step32"},
              "rem-ce": {"redirect"}, "npo": {"step31", "step32", "p_mem", "ratio"}}  # the value that the ablation gives itself, or masks that no pass uses
     here = {"curve"} | ({"ratio"} if method == "rem-on-etd" else set())  # read by the runner, or in ETD training
-    for axis in set(ONLY_FOR) - here - fixed.get(method, set()):
+    for axis in OPTIONAL - here - fixed.get(method, set()):
         read = axis in noted or axis == "ratio" and "extra_ratio" in noted
-        assert concerns(axis, {"method": method, "etd": method in NEEDS_ETD}) == read, axis
+        assert reads_setting(axis, {"method": method, "etd": not fits(method, False)}) == read, axis
 
 
 def test_settings_of_no_concern_make_no_cells():
@@ -226,7 +226,7 @@ def test_masks_concern_those_that_have_them():
     axes = {"p_mem": "0.2,0.05", "ratio": "0.5,1.0", "etd": "both", "method": "all"}
     found = Counter((cell.method, cell.etd) for cell in expand_axes(axes))
     assert {name for name, count in found.items() if count == 4} == {
-        *((name, True) for name in METHODS if name not in NOT_ON_ETD | {"rem-on-etd"}), ("etd", False), ("etd-ideal", False),
+        *((name, True) for name in METHODS if fits(name, True) and name != "rem-on-etd"), ("etd", False), ("etd-ideal", False),
         *((name, False) for name in METHODS if name.startswith("rem") and name not in ("rem-on-etd", "rem-no31"))}
     assert set(found.values()) == {1, 4}
     plain = [cell for cell in expand_axes(axes) if found[cell.method, cell.etd] == 1]
@@ -336,7 +336,7 @@ def test_key_holds_every_setting_but_the_place(name, cell):
     """R5, R9: a cell's key changes with every setting that its method reads, but for where and how loudly it runs."""
     changed = replace(cell, **{name: other(name, getattr(cell, name))})
     same = name in PLACE and not (name == "data_dir" and cell.dataset == "folder")  # a folder is told by its path
-    same = same or not concerns(name, asdict(cell))
+    same = same or not reads_setting(name, asdict(cell))
     if name in ("device", "precision"):
         same = precision_of(changed) == precision_of(cell)
     assert (cell_key(changed) == cell_key(cell)) == same
@@ -348,7 +348,7 @@ def test_originals_are_shared_where_training_is_the_same(name, cell):
     """R9: an original's file differs with every setting that training reads, and with none that unlearning alone reads."""
     changed = replace(cell, **{name: other(name, getattr(cell, name))})
     here, there = (original_path("runs", original_of(c)) for c in (cell, changed))
-    alone = cell.method in TRAINED_ALONE
+    alone = METHODS[cell.method].trains_alone
     unread = AFTER_TRAINING | PLACE | (set() if cell.etd or alone else {"p_mem", "ratio"})
     same = name in unread and not (name == "data_dir" and cell.dataset == "folder") and not (name == "method" and alone)
     if name in ("device", "precision"):
@@ -364,7 +364,7 @@ def test_file_names_carry_the_settings(a, b):
     read = [f for f in FIELDS if f not in AFTER_TRAINING | PLACE | {"precision"}]
     if here == there:
         assert precision_of(a) == precision_of(b)
-        masked = a.etd or a.method in TRAINED_ALONE
+        masked = a.etd or METHODS[a.method].trains_alone
         assert all(getattr(a, f) == getattr(b, f) for f in read if masked or f not in ("p_mem", "ratio"))
 
 
@@ -373,7 +373,7 @@ def test_originals_are_their_own(cell):
     """R9: the original of an original is itself; a method that trains alone never shares one with a method that unlearns."""
     original = original_of(cell)
     assert original_of(original) == original and original.out == Config.out
-    assert original.method == (cell.method if cell.method in TRAINED_ALONE else "")
+    assert original.method == (cell.method if METHODS[cell.method].trains_alone else "")
     assert original_of(replace(cell, method="etd")) != original_of(replace(cell, method="rem")) != original_of(
         replace(cell, method="etd-ideal"))
 
