@@ -8,6 +8,7 @@
 
 import contextlib
 import copy
+import errno
 import inspect
 import json
 import os
@@ -27,11 +28,10 @@ from methods import METHODS, fits, load_method
 from metrics import accuracy, evaluate
 from models import build
 from rem import check_forget, start
-from settings import Config, stream
-from tasks import Task, discover, make_task, write_whole
+from settings import VERSION, Config, stream
+from tasks import Task, discover, make_task
 from train import fit
 
-VERSION = "0.2.0"
 NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product"))  # of a failed cell
 
 
@@ -185,13 +185,15 @@ def parse_pair(text: str) -> tuple[int, int]:
 
 
 def check_writable(out: str) -> None:
-    """Raise ValueError unless rows can be appended to the result file; makes its folder."""
-    path = Path(out)
+    """Raise ValueError unless rows can be appended to the result file, a link's target; makes its folder."""
     try:
+        path = Path(out).resolve()
+        if not out or path.exists() and not path.is_file():
+            raise OSError("it is no regular file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK) or not os.access(path.parent, os.W_OK):
-            raise OSError("it is a folder" if path.is_dir() else "permission denied")
-    except OSError as error:
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise OSError("permission denied")
+    except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a name with a null byte
         raise ValueError(f"cannot write results to {out} ({error}); give another file with --out") from error
 
 
@@ -199,30 +201,35 @@ def check_writable(out: str) -> None:
 
 
 def append_row(out: str, row: dict) -> None:
-    """Append one JSON line: the file is written anew beside itself and put in place whole, so a kill tears nothing."""
-    path = Path(out)
-    with only_writer(path.parent):
-        before = path.read_bytes() if path.exists() else b""
-        if before and not before.endswith(b"\n"):
-            before += b"\n"
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        write_whole(path, lambda file: file.write(before + line))
+    """Append one JSON line in one write, synced to the disk; after a torn line on a line of its own."""
+    line = json.dumps(row, allow_nan=False).encode() + b"\n"
+    with open(out, "ab+", buffering=0) as file, only_writer(file):
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if file.read(1) not in (b"", b"\n"):
+            line = b"\n" + line
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)  # no half row stays behind
+            raise
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path):
-    """Hold the folder's advisory lock, so that two runs that share a result file lose no row; without fcntl, no lock."""
+def only_writer(file):
+    """Hold the file's advisory lock, so that two runs that share a result file lose no row; without fcntl, no lock."""
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(file, fcntl.LOCK_EX)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def provenance(device: torch.device, argv) -> dict:

@@ -25,15 +25,16 @@ class Method:
 
     function: Callable  # takes (model, data, forget, config, generator), and log= and corrupted= where it asks for them
     reads: frozenset = frozenset()  # settings that only some methods' numbers depend on
-    etd: str = "dropped"  # with --etd it gets the network with theta_o2 "dropped" or "kept"; "only": kept, and no other
-    #                       network will do; "none": it trains a network of its own, so --etd has no meaning
+    # With --etd it gets the network with theta_o2 "dropped" or "kept"; "only": it has no meaning on another network;
+    # "none": it trains a network of its own.
+    etd: str = "dropped"
     reads_forget: bool = True  # False: the same network at every discovery rate
     twin: str = ""  # the method of which it is another name; "all" has each algorithm once
-    part: str = "compared"  # in the paper's tables, as an "ablation" in Table 2, or as an "ideal", which knows all of D_c
+    part: str = "compared"  # in the paper's tables; an "ablation" of Table 2; an "ideal", of which some know all of D_c
     norm: str = ""  # what forget_norm's "auto" comes to
-    plain: float = 0.0  # work in training epochs of the network, and in those of a network with theta_o2,
-    masked: float = 0.0
-    per: str = ""  # each times this setting
+    plain: float = 0.0  # work in training epochs of theta_o1 alone,
+    masked: float = 0.0  # and in those of theta_o1 with theta_o2,
+    per: str = ""  # both times this setting
 
     @property
     def trains_alone(self) -> bool:
@@ -97,6 +98,11 @@ def reads_setting(field: str, setting: dict) -> bool:
 def fits(name: str, etd: bool) -> bool:
     """Whether a method has a meaning on a network trained with ETD, or without."""
     return name not in METHODS or METHODS[name].etd != ("none" if etd else "only")
+
+
+def reads_forget(name: str) -> bool:
+    """Whether a method depends on D_f; of one that does not, the network is the same at every discovery rate."""
+    return name not in METHODS or METHODS[name].reads_forget
 
 
 def load_method(text: str):
