@@ -1,8 +1,7 @@
-"""Every method of the paper's tables, each one function of one signature, and the dict of all of them (Sec. 3, Table 1).
+"""Every method of the paper's tables, each one function of one signature; methods.py has the dict of all (Sec. 3, Table 1).
 
-    unlearned = METHODS["cf"](model, task.train, forget, config, generator)
-    unlearned = METHODS["rem-ideal"](model, task.train, forget, config, generator, corrupted=task.corrupted)
-    name, method = load_method("examples/my_method.py:relabel")     # one's own, of the same signature
+    unlearned = fine_tune(model, task.train, forget, config, generator)
+    unlearned = rem_ideal(model, task.train, forget, config, generator, corrupted=task.corrupted)
 
 Every method takes (model, data, forget, config, generator): the trained network, D_tr with its labels as given, D_f as
 int64 dataset indices, the settings, and the generator of order and augmentation. It returns a plain network and leaves what
@@ -10,12 +9,8 @@ it was given as it was. Choice: rates are constant at `unlearn_lr` unless a docs
 """
 
 import copy
-import importlib.util
-import inspect
-import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -24,7 +19,7 @@ from torch.nn import functional as F
 from data import Data, count_batches
 from etd import drop
 from train import train_etd
-from importance import potion, ssd
+from importance import potion, ssd  # noqa: F401 (methods of the tables)
 from etd import Expanded
 from metrics import accuracy
 from passes import fresh, hand_back, passing, retain_set, teacher
@@ -215,78 +210,3 @@ def rem_ce(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, g
            log=None) -> nn.Module:
     """REM that redirects by plain cross-entropy in place of Eq. 2's term in 3.1; an ablation that the paper does not have."""
     return rem(model, data, forget, replace(config, redirect="ce"), generator, log=log)
-
-
-# --- The dict of all ------------------------------------------------------------------------------------------------------
-
-
-METHODS = {
-    "no-ul": no_ul, "retrain": retrain, "cf": fine_tune, "ascent": ascent, "npo": npo, "scrub": scrub, "badt": bad_teacher,
-    "ssd": ssd, "potion": potion, "etd": etd, "etd-ideal": etd_ideal, "rem": rem, "rem-on-etd": rem_on_etd,
-    "rem-ideal": rem_ideal, "rem-no31": rem_no31, "rem-no32": rem_no32, "rem-ce": rem_ce,
-}
-# What --etd means to a method. The others take the ETD-trained network with theta_o2 dropped, or a plain one.
-ON_EXPANDED = {"rem", "rem-on-etd", "rem-ideal", "rem-no31", "rem-no32", "rem-ce"}  # keep theta_o2 of an ETD-trained network
-NEEDS_ETD = {"rem-on-etd"}  # have no meaning without --etd
-TWINS = {"rem-on-etd"}  # another name for rem on an ETD-trained network; "all" has each algorithm once
-NOT_ON_ETD = {"retrain", "etd", "etd-ideal"}  # train anew, so the ETD-trained network would not be used
-# The settings that some methods alone read, and masks, which concern every method on an ETD-trained network too.
-MASKED = {"etd", "etd-ideal", *ON_EXPANDED} - {"rem-no31"}
-ONLY_FOR = {"alpha": {"scrub"}, "beta": {"npo", *ON_EXPANDED}, "gamma": {"ascent", "npo", "potion", *ON_EXPANDED},
-            "max_passes": {"ascent", "npo", *ON_EXPANDED}, "forget_norm": {"ascent", "npo", *ON_EXPANDED},
-            "unlearn_epochs": {"cf", "scrub", "badt", *ON_EXPANDED},
-            "unlearn_lr": {"cf", "ascent", "npo", "scrub", "badt", *ON_EXPANDED},
-            "step31": ON_EXPANDED - {"rem-no31", "rem-no32"}, "step32": ON_EXPANDED - {"rem-no31", "rem-no32"},
-            "redirect": ON_EXPANDED - {"rem-no31", "rem-ce"}, "curve": ON_EXPANDED, "p_mem": MASKED, "ratio": MASKED}
-
-
-def concerns(axis: str, setting: dict) -> bool:
-    """Whether the numbers of a setting's method depend on this field of Config; one's own method may read any.
-
-    Args:
-        axis: name of a field.
-        setting: fields of Config, at least `method`.
-    """
-    method = setting["method"]
-    if axis not in ONLY_FOR or ":" in method:
-        return True
-    if axis in ("p_mem", "ratio"):
-        idle = method in ONLY_FOR["step31"] and not setting.get("step31", True)  # REM without 3.1 runs no masked pass
-        return setting.get("etd", False) or method in MASKED and not idle
-    return method in ONLY_FOR[axis]
-
-
-def load_method(text: str):
-    """One's own method from "path/to/file.py:function".
-
-    Returns:
-        (name, function), the name being "file.py:function".
-
-    Raises:
-        ValueError: no such file or function, a file that does not import, or the wrong parameters.
-    """
-    path, _, attribute = text.rpartition(":")
-    if not Path(path).is_file():
-        raise ValueError(f"no file {path} for method {text}; give path/to/file.py:function")
-    name = f"{Path(path).name}:{attribute}"
-    spec = importlib.util.spec_from_file_location(f"method_{Path(path).stem}", path)
-    try:
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # known by name, as dataclasses want it
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a file that ends the process on import, too
-        raise ValueError(f"{path} does not import ({type(error).__name__}: {error})".replace("\n", " ")) from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise ValueError(f"{path} has no function {attribute!r} for method {text}")
-    check_signature(name, function)
-    return name, function
-
-
-def check_signature(name: str, function) -> None:
-    """Raise ValueError unless the runner can call it with the five arguments, log= and corrupted= where it has them."""
-    signature = inspect.signature(function)
-    try:
-        signature.bind(*range(5), **{extra: None for extra in ("log", "corrupted") if extra in signature.parameters})
-    except TypeError as error:
-        raise ValueError(f"{name} takes {signature} ({error}); a method takes (model, data, forget, config, generator) "
-                         "and, if it likes, log= and corrupted=") from error

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import baselines
+import methods
 import oracles_loss as oracle
 import rem as rem_module
 import train
@@ -38,7 +39,7 @@ from tasks import Task, discover, make_task
 few = settings(max_examples=settings().max_examples * 2 // 5)  # several whole unlearning runs an example
 betas = st.sampled_from([0.5, 1.0, 2.0])
 
-CORE = {name: baselines.METHODS[name] for name in ("no-ul", "cf", "npo", "rem")}  # the rest has tests of its own
+CORE = {name: methods.METHODS[name].function for name in ("no-ul", "cf", "npo", "rem")}  # the rest has tests of its own
 
 
 def numbered(n, size=4, classes=4, seed=0, **more):

@@ -20,23 +20,26 @@ from torch.nn import functional as F
 import baselines
 import contract
 import importance as importance_module
+import methods
 import passes
 import rem as rem_module
 import run
 import train
-from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED, TWINS, distillation, load_method
+from baselines import distillation
 from data import batches, count_batches
 from etd import drop
 from train import expand_for, train_etd
 from helpers import assert_close, assert_same_state, gen, make_data, make_dataset, seeds, small_net, tiny
 from importance import dampen, importance, percentile, sorted_ratios
 from etd import Expanded
+from methods import fits, load_method
 from metrics import accuracy
 from models import build, reinitialise
 from rem import rem
 from settings import Config, resolve, stream
 
 few = settings(max_examples=max(2, settings().max_examples // 5))  # whole unlearning runs in each example
+METHODS = {name: method.function for name, method in methods.METHODS.items()}
 EXAMPLE = str(Path(__file__).parents[1] / "examples" / "my_method.py") + ":relabel"
 augmentations = st.sampled_from([dict(), dict(pad=1, flip=True), dict(flip=True)])  # without: teachers answer once for all
 
@@ -670,13 +673,12 @@ def chosen(method, etd=False):
 def test_choose_methods():
     """R2: a,b,c in order and once; all is every method that has meaning with or without --etd, IDEAL included."""
     assert chosen("cf, rem,cf,,no-ul") == ["cf", "rem", "no-ul"]
-    assert set(METHODS) - set(chosen("all")) == NEEDS_ETD == {"rem-on-etd"}
-    assert set(METHODS) - set(chosen("all", etd=True)) == NOT_ON_ETD | TWINS and NOT_ON_ETD == {"retrain", "etd", "etd-ideal"}
-    assert TWINS == {"rem-on-etd"} and chosen("all,rem-on-etd", etd=True)[-1] == "rem-on-etd"
+    assert set(METHODS) - set(chosen("all")) == {name for name in METHODS if not fits(name, False)} == {"rem-on-etd"}
+    assert set(METHODS) - set(chosen("all", etd=True)) == {"rem-on-etd", "retrain", "etd", "etd-ideal"}
+    assert chosen("all,rem-on-etd", etd=True)[-1] == "rem-on-etd"
     assert chosen(f"{EXAMPLE},cf") == ["my_method.py:relabel", "cf"]
     assert chosen(f"all,{EXAMPLE}")[-1] == "my_method.py:relabel"
     assert run.choose_methods(resolve({"method": "all", "etd": True}))["rem"] is METHODS["rem"]
-    assert ON_EXPANDED <= set(METHODS)
     assert set(chosen(Config.method)) <= set(METHODS)
 
 
@@ -724,7 +726,7 @@ def test_own_files(tmp_path):
 
 
 def test_network_that_a_method_gets():
-    """With --etd the methods of ON_EXPANDED get theta_o2 too, the others the network without it; D_c only when asked for."""
+    """With --etd REM and its variants get theta_o2 too, the others the network without it; D_c only when asked for."""
     task = contract.make_task("poison", make_dataset(0), 8, 0)
     original, got = expand_for(small_net(0), task.train, tiny()), []
 
@@ -740,7 +742,7 @@ def test_network_that_a_method_gets():
         for method in (plain, curious):
             row = run.unlearn(tiny(), name, method, original, task, task.corrupted[:4])
             assert row["status"] == "ok", row["error"]
-            assert (got.pop() is Expanded) == (name in ON_EXPANDED)
+            assert (got.pop() is Expanded) == name.startswith("rem")
 
 
 @pytest.mark.filterwarnings("ignore:Acc")

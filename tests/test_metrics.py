@@ -19,7 +19,7 @@ from torch import nn
 
 import metrics as metrics_module
 import oracles_loss as oracle
-from baselines import METHODS
+from methods import METHODS
 from data import Data, Dataset, batches
 from etd import mask_table
 from train import expand_for
@@ -406,5 +406,5 @@ def test_v4_reads_task_alone(seed):
     assert found == metrics_module.evaluate(net, task, forget.flip(0))
     assert torch.equal(bare.clean, task.clean) and torch.equal(bare.corrupted, task.corrupted)
     assert set(found) == {"healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product"}
-    untouched = METHODS["no-ul"](net, task.train, forget, tiny(), gen(seed))
+    untouched = METHODS["no-ul"].function(net, task.train, forget, tiny(), gen(seed))
     assert metrics_module.evaluate(untouched, task, forget) == found
