@@ -225,8 +225,7 @@ def sorted_ratios(of_forget: list[torch.Tensor], of_rest: list[torch.Tensor]) ->
 
 
 def percentile(values: torch.Tensor, q: float) -> float:
-    """The q-th percentile of a sorted vector, linear between neighbours; inf, which nothing exceeds, for an empty
-    one."""
+    """The q-th percentile of a sorted vector, linear between neighbours; inf, which nothing exceeds, for none."""
     # numpy's differs in the last bit: past the middle it comes down from the upper neighbour; torch's has a size limit
     if not 0 <= q <= 100:
         raise ValueError(f"percentile {q} does not exist; it must be in [0, 100]")

@@ -1,10 +1,11 @@
 """Where data sets come from: the built-in file, torchvision's classes, trees of image files (Sec. 4: data sets).
 
+    dataset = load("fashion-mini")                           # .train and .test are data.Data
     arrays = read_tree(Path("pictures"), image_size=32)      # pictures/{train,test or val}/<class>/*
     arrays["x_train"], arrays["y_train"], arrays["names"]    # (N, 3, 32, 32) uint8, (N,) int64, class names
     arrays["mean"], arrays["std"]                            # trees only: per channel, of the training images
 
-Every reader returns such a dict, with x_test and y_test beside x_train and y_train. `data.load` calls them.
+Every reader returns such a dict, with x_test and y_test beside x_train and y_train.
 """
 
 import hashlib
@@ -13,13 +14,77 @@ import os
 import pickle
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+
+from data import Data, Dataset
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 MINI_FILE = Path(__file__).resolve().parent / "data" / "fashion-mini.npz"
+
+# Choice: everything that is fixed per data set. mean, std: per channel, of the training pixels in [0, 1] at native size
+# (None: computed from the training images). size: pixels per side (None: must be given). crop: random crops with an eighth of
+# the image size as padding: 4 pixels at 32, 2 at 16.
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+RECIPES = {
+    "fashion-mini": dict(mean=(0.2873,), std=(0.3540,), size=16, crop=False, flip=False),  # printed by make_fashion_mini.py
+    "fashion-mnist": dict(mean=(0.2860,), std=(0.3530,), size=28, crop=False, flip=True),
+    "cifar10": dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), size=32, crop=True, flip=True),
+    # No flip: a flipped digit is no digit.
+    "svhn": dict(mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970), size=32, crop=True, flip=False),
+    "imagenette": dict(**IMAGENET, size=64, crop=True, flip=True),  # from the 160 pixel archive
+    "folder": dict(mean=None, std=None, size=None, crop=True, flip=True),
+}
+DATASETS = tuple(RECIPES)
+
+
+def load(name, data_dir="data", image_size=None, download=False):
+    """Return a data set as CPU tensors.
+
+    Args:
+        name: one of DATASETS. "fashion-mini" comes with the code; "folder" is data_dir/{train,test or val}/<class>/*.
+        data_dir: folder of the data set's files, as torchvision lays them out.
+        image_size: pixels per side, None: the data set's own, RECIPES. Folders need one.
+        download: fetch a missing data set (not for fashion-mini and folder).
+    Returns: Dataset.
+    Raises: ValueError for an unknown name or missing files, with the path tried and what mends it.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown data set {name!r}: choose from {', '.join(DATASETS)}")
+    recipe = RECIPES[name]
+    image_size = recipe["size"] if image_size is None else image_size
+    if image_size is None or image_size < 1:
+        raise ValueError(f"image_size is {image_size} for data set {name}: give pixels per side, e.g. image_size=32")
+    if name == "fashion-mini":
+        arrays = read_mini()
+    elif name == "folder":
+        arrays = read_tree(Path(data_dir), image_size)
+    else:
+        arrays = read_torchvision(name, Path(data_dir), image_size, download)
+    mean, std = recipe["mean"] or arrays["mean"], recipe["std"] or arrays["std"]
+    parts = {}
+    for split in ("train", "test"):
+        images, labels = _resize(arrays[f"x_{split}"], image_size), arrays[f"y_{split}"]
+        parts[split] = Data(images, labels, len(arrays["names"]), tuple(mean), tuple(std))
+    pad = image_size // 8 if recipe["crop"] else 0
+    train = replace(parts["train"], pad=pad, flip=recipe["flip"])  # a test set is never augmented
+    return Dataset(name, train, parts["test"], tuple(arrays["names"]))
+
+
+def _resize(images, size):
+    """Return (N, C, size, size) uint8, by antialiased bilinear interpolation; the images as they are if they fit."""
+    if images.shape[2:] == (size, size):
+        return images
+    parts = images.split(4096)  # the float copy of a whole data set would be large
+    kwargs = dict(size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return torch.cat([F.interpolate(part.float(), **kwargs).round().clamp(0, 255).to(torch.uint8) for part in parts])
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def read_mini():
@@ -93,7 +158,7 @@ def read_tree(root, image_size):
 
     Args:
         root: Path of the folder above train/.
-        image_size: pixels a side; the shorter side is resized to it, the rest is cropped around the centre.
+        image_size: pixels per side; the shorter side is resized to it, the rest is cropped around the centre.
     Returns: dict of x_train, x_test (N, 3, H, W) uint8, y_train, y_test (N,) int64, names, mean, std.
     Raises: ValueError for missing folders, different classes in train and test, or a file that is no image.
     """

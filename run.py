@@ -17,7 +17,7 @@ import torch
 import settings
 from experiment import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, code_of, corrupt, find, new_model,
                   provenance, train_original, unlearn)
-from data import load
+from datasets import load
 from settings import Config, resolve
 from tasks import Task
 

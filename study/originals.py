@@ -14,7 +14,8 @@ import torch
 
 from baselines import METHODS
 from experiment import attempt, choose_device, corrupt, new_model, train_original
-from data import Dataset, load
+from data import Dataset
+from datasets import load
 from train import expand_for
 from metrics import NonFiniteLoss
 from study.plan import TRAINED_ALONE, cell_key

@@ -127,6 +127,8 @@ BROKEN = [
     (contract.forget_sets_refused, lambda model, data, forget, config, generator: model),
     (contract.logs_epochs, lambda model, data, forget, config, generator, log: model),
     (contract.blind, lambda model, data, forget, config, generator, *, test: model),
+    (contract.blind, lambda model, data, forget, config, generator: data._overlay and model),
+    (contract.blind, lambda model, data, forget, config, generator: vars(data) and model),
 ]
 
 

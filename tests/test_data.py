@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import types
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from PIL import Image
 import data as data_module
 import make_fashion_mini
 import datasets
-from data import DATASETS, TRIGGER_SIZE, TRIGGER_VALUE, Data, add_trigger, batches, inputs, load
+from data import Data, batches
+from datasets import DATASETS, load
+from tasks import add_trigger, put_trigger
 
 ROOT = Path(data_module.__file__).resolve().parent
 seeds = st.integers(0, 2**31 - 1)
@@ -28,16 +31,24 @@ def gen(seed):
     return torch.Generator().manual_seed(seed)
 
 
+@dataclass(frozen=True, eq=False)
+class Known(Data):
+    """Data that remembers, for the oracle, its images without the trigger and which of them carry it."""
+
+    raw: torch.Tensor | None = None
+    carries: torch.Tensor | None = None
+
+
 def make_data(seed, n=7, channels=3, height=5, width=6, classes=4, trigger=None, **kwargs):
     """Random images of 1..254, so that neither padding (0) nor trigger (255) occurs in them by accident."""
     generator = gen(seed)
     images = torch.randint(1, 255, (n, channels, height, width), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, classes, (n,), generator=generator)
-    if trigger == "some":
-        trigger = torch.rand(n, generator=generator) < 0.5
+    carries = torch.rand(n, generator=generator) < (0.5 if trigger else 0)
     mean = tuple(0.3 + 0.1 * c for c in range(channels))
     std = tuple(0.2 + 0.05 * c for c in range(channels))
-    return Data(images, labels, classes, mean, std, trigger=trigger, **kwargs)
+    data = Known(images, labels, classes, mean, std, raw=images, carries=carries, **kwargs)
+    return put_trigger(data, carries.nonzero().flatten()) if trigger else data
 
 
 @st.composite
@@ -67,13 +78,13 @@ def augment_oracle(data, index, generator):
     images = np.zeros((n, channels, height, width), np.uint8)
     for k, i in enumerate(order):
         padded = np.zeros((channels, height + 2 * data.pad, width + 2 * data.pad), np.uint8)
-        padded[:, data.pad : data.pad + height, data.pad : data.pad + width] = data.images[i].numpy()
+        padded[:, data.pad : data.pad + height, data.pad : data.pad + width] = data.raw[i].numpy()
         top, left = int(corners[0, k]), int(corners[1, k])
         crop = padded[:, top : top + height, left : left + width]
         if flips[k]:
             crop = crop[:, :, ::-1]
         images[k] = crop
-        if data.trigger is not None and data.trigger[i]:
+        if data.carries[i]:
             images[k, :, height - 3 :, width - 3 :] = 255
     return order, images
 
@@ -161,7 +172,6 @@ def test_global_rng_untouched(data, seed):
     """T10: a pass with everything on leaves the random states of torch, numpy and python as they were."""
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()
     list(batches(data, size=3, generator=gen(seed), augment=True))
-    inputs(data, torch.arange(len(data)))
     assert torch.equal(before[0], torch.get_rng_state())
     assert all(np.array_equal(a, b) for a, b in zip(before[1], np.random.get_state(), strict=True))
     assert before[2] == random.getstate()
@@ -202,12 +212,11 @@ def test_augmented_index_equals_loops(data, seed, draw):
 
 @given(datas())
 def test_normalisation(data):
-    """x is (pixel / 255 - mean) / std of what `inputs` returns; bfloat16 is float32 rounded once."""
-    raw = inputs(data, None)
+    """x is (pixel / 255 - mean) / std of the images; bfloat16 is float32 rounded once."""
     ((_, x32, _),) = batches(data)
     ((_, x16, _),) = batches(data, dtype=torch.bfloat16)
     # |x| is at most 5 and the largest intermediate 5: a few units of 2^-24 each
-    np.testing.assert_allclose(x32.numpy(), normalise_oracle(data, raw.numpy()), rtol=0, atol=3e-6)
+    np.testing.assert_allclose(x32.numpy(), normalise_oracle(data, data.images.numpy()), rtol=0, atol=3e-6)
     assert torch.equal(x16, x32.to(torch.bfloat16))
 
 
@@ -217,10 +226,9 @@ def test_flip_is_an_involution(data):
     moves = torch.zeros(3, len(data), dtype=torch.int64)
     moves[:2], moves[2] = data.pad, 1  # a crop at the middle of the padding is the image itself
     rows, cols = data_module._crop_indices(moves, *data.images.shape[2:])
-    once = data_module._view(data, torch.arange(len(data)), rows, cols)
+    once = data_module._move(data.images, data.pad, rows, cols)
     assert torch.equal(once, data.images.flip(3))
-    twice = data_module._view(data_module.replace(data, images=once), torch.arange(len(data)), rows, cols)
-    assert torch.equal(twice, data.images)
+    assert torch.equal(data_module._move(once, data.pad, rows, cols), data.images)
 
 
 def test_crops_and_flips_are_uniform():
@@ -244,7 +252,7 @@ def test_trigger_stays_in_corner(data, seed):
         is_white = (x - white.view(1, -1, 1, 1)).abs() < 1e-9
         corner = torch.zeros_like(is_white)
         corner[:, :, -3:, -3:] = True
-        assert torch.equal(is_white, corner & data.trigger[index][:, None, None, None])
+        assert torch.equal(is_white, corner & data.carries[index][:, None, None, None])
 
 
 @given(datas(trigger=st.none()))
@@ -253,7 +261,6 @@ def test_add_trigger(data):
     kept = data.images.clone()
     poisoned = add_trigger(data.images)
     assert torch.equal(data.images, kept)
-    assert (TRIGGER_SIZE, TRIGGER_VALUE) == (3, 255)
     assert (poisoned[:, :, -3:, -3:] == 255).all()
     rest = torch.ones(data.images.shape[2:], dtype=torch.bool)
     rest[-3:, -3:] = False
@@ -263,25 +270,20 @@ def test_add_trigger(data):
 
 
 @given(datas())
-def test_inputs(data):
-    """V4: `inputs` is the stored image, with the trigger where there is one, and no augmentation."""
-    index = torch.arange(len(data)).flip(0)
-    found = inputs(data, index)
-    assert found.dtype == torch.uint8
-    for image, i in zip(found, index.tolist(), strict=True):
-        carries = data.trigger is not None and bool(data.trigger[i])
-        assert torch.equal(image, add_trigger(data.images[i : i + 1])[0] if carries else data.images[i])
+def test_put_trigger(data):
+    """V4: the images are as the network sees them without augmentation: with the trigger where there is one."""
+    expected = torch.where(data.carries[:, None, None, None], add_trigger(data.raw), data.raw)
+    assert torch.equal(data.images, expected) and data.images.dtype == torch.uint8
 
 
 @given(datas(), seeds)
 def test_inputs_not_mutated(data, seed):
     """T13: a pass changes no tensor that it was given, and what it yields shares no memory with them."""
-    kept = [None if t is None else t.clone() for t in (data.images, data.labels, data.trigger)]
+    kept = [t.clone() for t in (data.images, data.labels, data.raw)]
     for index, x, y in batches(data, size=3, generator=gen(seed), augment=True):
         x.zero_(), y.zero_(), index.zero_()
-    inputs(data, None).zero_()
-    for before, after in zip(kept, (data.images, data.labels, data.trigger), strict=True):
-        assert before is after is None or torch.equal(before, after)
+    for before, after in zip(kept, (data.images, data.labels, data.raw), strict=True):
+        assert torch.equal(before, after)
 
 
 # ---- validation ------------------------------------------------------------------------------------------------------
@@ -293,8 +295,6 @@ def test_index_out_of_range(bad):
     data = make_data(0, n=60)
     with pytest.raises(ValueError, match=f"^index {bad} out of range for 60 examples$"):
         batches(data, torch.tensor([3, bad, -7]))  # raised before any batch is asked for
-    with pytest.raises(ValueError, match=f"^index {bad} out of range for 60 examples$"):
-        inputs(data, torch.tensor([bad]))
 
 
 @pytest.mark.parametrize(
@@ -328,15 +328,16 @@ def test_batches_refuses(kwargs, text):
         (dict(mean=(0.5,)), ValueError, "3 channels"),
         (dict(std=(0.5, 0.5)), ValueError, "3 channels"),
         (dict(std=(0.5, 0.5, 0.0)), ValueError, "std above 0"),
-        (dict(trigger=torch.zeros(7)), TypeError, "trigger is torch.float32"),
-        (dict(trigger=torch.zeros(8, dtype=torch.bool)), ValueError, "8 entries for 7 images"),
+        (dict(mean=(0.5, 0.5, 113.9)), ValueError, "scaled to .0, 1., mean from 0 to 1"),
+        (dict(mean=(0.5, -0.1, 0.5)), ValueError, "mean from 0 to 1"),
+        (dict(mean=(0.5, float("nan"), 0.5)), ValueError, "mean from 0 to 1"),
         (dict(pad=-1), ValueError, "pad is -1"),
     ],
 )
 def test_data_refuses(change, error, text):
     """Data checks itself, and says what it found and what it wants."""
     with pytest.raises(error, match=text):
-        data_module.replace(make_data(0), **change)
+        replace(make_data(0), **change)
 
 
 @pytest.mark.parametrize("height, width", [(2, 9), (9, 2)])
@@ -345,16 +346,16 @@ def test_trigger_too_large(height, width):
     with pytest.raises(ValueError, match=f"{height}x{width} is smaller than the 3x3"):
         add_trigger(torch.zeros(1, 1, height, width, dtype=torch.uint8))
     with pytest.raises(ValueError, match="smaller"):
-        make_data(0, height=height, width=width, trigger="some")
+        put_trigger(make_data(0, height=height, width=width), torch.tensor([1]))
 
 
 def test_to_device():
     """Data.to moves every tensor; tensors on different devices are refused."""
     data = make_data(0, trigger="some", pad=2, flip=True)
     moved = data.to("cpu")
-    assert len(moved) == 7 and moved.pad == 2 and moved.flip and torch.equal(moved.trigger, data.trigger)
+    assert len(moved) == 7 and moved.pad == 2 and moved.flip and moved._overlay is data._overlay
     with pytest.raises(ValueError, match="labels is on meta"):
-        data_module.replace(data, labels=data.labels.to("meta"))
+        replace(data, labels=data.labels.to("meta"))
 
 
 @pytest.mark.gpu
@@ -386,7 +387,7 @@ def test_fashion_mini():
     assert torch.equal(dataset.train.labels.bincount(), torch.full((10,), 600))
     assert torch.equal(dataset.test.labels.bincount(), torch.full((10,), 200))
     assert len(dataset.names) == 10 and dataset.name == "fashion-mini"
-    assert dataset.train.pad == 0 and not dataset.train.flip and dataset.train.trigger is None
+    assert dataset.train.pad == 0 and not dataset.train.flip and dataset.train._overlay is None
     assert datasets.MINI_FILE.stat().st_size <= 4 * 2**20
     assert (datasets.MINI_FILE.parent / "fashion-mini.LICENSE").read_text().count("Zalando SE") == 1
     assert not torch.equal(dataset.train.labels, dataset.train.labels.sort().values)  # rows are shuffled
@@ -425,7 +426,7 @@ def test_resize(seed, channels, size, target):
     """Resizing keeps constant images constant, stays in the range of the pixels, and is off at the right size."""
     images = torch.randint(0, 256, (3, channels, size, size), dtype=torch.uint8, generator=gen(seed))
     images[0] = seed % 256
-    found = data_module._resize(images, target)
+    found = datasets._resize(images, target)
     assert found.shape == (3, channels, target, target) and found.dtype == torch.uint8
     assert (found[0] == seed % 256).all()
     assert found.min() >= images.min() and found.max() <= images.max()
@@ -474,7 +475,7 @@ def test_import_does_no_io():
         "opened = []\n"
         "sys.addaudithook(lambda event, args: opened.append((event, str(args[0]))) "
         "if event in ('open', 'os.listdir', 'os.scandir', 'os.mkdir') or event.startswith('socket.') else None)\n"
-        "import data\n"
+        "import data, datasets\n"
         "bad = [o for o in opened if o[0].startswith('socket') or o[1].startswith(sys.argv[1])]\n"
         "assert opened and not bad, bad\n"
         "assert 'torchvision' not in sys.modules and 'PIL' not in sys.modules\n"
@@ -677,7 +678,7 @@ def test_imagenette(tmp_path, monkeypatch):
         path.unlink()
     dataset = load("imagenette", data_dir=tmp_path)
     assert dataset.names == ("tench", "English springer") and dataset.train.images.shape == (4, 3, 64, 64)
-    assert (dataset.train.pad, dataset.train.flip, dataset.train.mean) == (8, True, data_module.IMAGENET["mean"])
+    assert (dataset.train.pad, dataset.train.flip, dataset.train.mean) == (8, True, datasets.IMAGENET["mean"])
     monkeypatch.setattr(datasets, "_decode_one", no_decoding)
     assert torch.equal(load("imagenette", data_dir=tmp_path).train.images, dataset.train.images)
 
