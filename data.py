@@ -28,8 +28,8 @@ class Data:
     std: tuple[float, ...]
     pad: int = 0  # random crop with this much zero padding, pixels; 0: no crop
     flip: bool = False  # random horizontal flip
-    # What augmentation must not move: called as _overlay(images, index, move), it returns move(images) put right. Private,
-    # because it can tell which images it is for.
+    # What augmentation must not move: called as _overlay(images, index, move), it returns move(images) put right.
+    # Private, because it can tell which images it is for.
     _overlay: Callable | None = field(default=None, repr=False)
 
     def __post_init__(self):

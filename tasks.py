@@ -159,7 +159,8 @@ def closest_pair(train: Data) -> tuple[int, int]:
     device = train.images.device
     means = torch.stack([train.images[train.labels == c].to(torch.float64).mean(dim=0).flatten()
                          for c in range(train.classes)])  # (classes, C H W)
-    distance = torch.cdist(means, means) + torch.diag(torch.full((train.classes,), torch.inf, dtype=torch.float64, device=device))
+    itself = torch.full((train.classes,), torch.inf, dtype=torch.float64, device=device)
+    distance = torch.cdist(means, means) + torch.diag(itself)
     a, b = divmod(int(distance.nan_to_num(nan=torch.inf).argmin()), train.classes)
     return min(a, b), max(a, b)
 
@@ -234,7 +235,8 @@ def load_task(path: str | Path, dataset: Dataset) -> Task:
         raise ValueError(f"no task file at {path}; save_task writes one")
     content = torch.load(path, weights_only=True)
     if content["images"] != fingerprint(dataset.train):
-        raise ValueError(f"the task in {path} was made from other images than {dataset.name}'s; load the data it was made from")
+        raise ValueError(f"the task in {path} was made from other images than {dataset.name}'s; "
+                         "load the data it was made from")
     clean = replace(dataset, train=replace(dataset.train, labels=content["clean"].to(dataset.train.images.device)))
     return assemble(content["name"], content["seed"], clean, content["labels"], content["corrupted"])
 

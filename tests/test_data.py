@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import types
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -433,6 +434,36 @@ def test_resize(seed, channels, size, target):
     assert (found is images) == (size == target)
 
 
+def resize_oracle(image, target):
+    """Antialiased bilinear downscaling of one (H, W) image in plain loops: a triangle as wide as the scale, rows then columns."""
+    def along(lines):
+        size, out = lines.shape[0], np.zeros((target, lines.shape[1]))
+        scale = size / target
+        for k in range(target):
+            centre = (k + 0.5) * scale
+            weights = [max(0.0, 1 - abs((i + 0.5 - centre) / max(scale, 1.0))) for i in range(size)]
+            out[k] = sum(w * line for w, line in zip(weights, lines, strict=True)) / sum(weights)
+        return out
+    return along(along(image.astype(float)).T).T
+
+
+@pytest.mark.parametrize("size, target", [(32, 16), (28, 16), (9, 4), (5, 2), (4, 7)])
+def test_resize_is_antialiased(size, target):
+    """Downscaling weighs every pixel under a triangle as wide as the scale, upscaling two neighbours a side: a loop's values."""
+    image = torch.randint(0, 256, (1, 1, size, size), dtype=torch.uint8, generator=gen(size))
+    found = datasets._resize(image, target)[0, 0].numpy().astype(float)
+    assert np.abs(found - resize_oracle(image[0, 0].numpy(), target)).max() <= 0.5 + 1e-3  # rounded once, float32
+
+
+@pytest.mark.parametrize("size, pad", [(8, 1), (16, 2), (24, 3), (32, 4)])
+def test_pad_follows_the_size_asked_for(tmp_path, size, pad):
+    """Crops move by an eighth of the size asked for, not of the files' own; without crops there is no pad at any size."""
+    write_tree(tmp_path, size=(40, 40))
+    dataset = load("folder", data_dir=tmp_path, image_size=size)
+    assert dataset.train.pad == pad and dataset.test.pad == 0 and dataset.train.images.shape[2:] == (size, size)
+    assert load("fashion-mini", image_size=size).train.pad == 0
+
+
 def test_unknown_name():
     """R2: an unknown data set lists the choices."""
     with pytest.raises(ValueError, match="unknown data set 'mnist'.*" + ".*".join(DATASETS)):
@@ -486,17 +517,25 @@ def test_import_does_no_io():
     assert done.returncode == 0, done.stderr
 
 
+def write_cifar10(root, per_file=4):
+    """CIFAR-10's pickles of random images; returns {file: rows}, {file: labels}."""
+    from torchvision.datasets import cifar
+
+    base, rng, rows, labels = root / cifar.CIFAR10.base_folder, np.random.default_rng(0), {}, {}
+    base.mkdir(parents=True)
+    for name, _ in cifar.CIFAR10.train_list + cifar.CIFAR10.test_list:
+        rows[name] = rng.integers(0, 256, (per_file, 3072), dtype=np.uint8)
+        labels[name] = rng.integers(0, 10, per_file).tolist()
+        (base / name).write_bytes(pickle.dumps({"data": rows[name], "labels": labels[name]}))
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    return rows, labels
+
+
 def test_cifar10(tmp_path, monkeypatch):
     """CIFAR-10's pickles: rows of 3 x 32 x 32 bytes come out as (C, H, W) images in file order, with their labels."""
     from torchvision.datasets import cifar
 
-    base, rng, rows, labels = tmp_path / cifar.CIFAR10.base_folder, np.random.default_rng(0), {}, {}
-    base.mkdir()
-    for name, _ in cifar.CIFAR10.train_list + cifar.CIFAR10.test_list:
-        rows[name] = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
-        labels[name] = rng.integers(0, 10, 4).tolist()
-        (base / name).write_bytes(pickle.dumps({"data": rows[name], "labels": labels[name]}))
-    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    rows, labels = write_cifar10(tmp_path)
     monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: os.path.isfile(path))
     dataset = load("cifar10", data_dir=tmp_path)
     train = [f"data_batch_{k}" for k in range(1, 6)]
@@ -621,19 +660,26 @@ def test_folder_cache(tmp_path, monkeypatch):
     assert len(load("folder", data_dir=tmp_path, image_size=8).test) == 5
 
 
-@pytest.mark.parametrize("content", [b"", b"not a cache", None])
+@pytest.mark.parametrize("content", [b"", b"not a cache", None, "altered", "other"])
 def test_folder_broken_cache(tmp_path, content):
-    """A cache file that is empty, garbage or cut short is decoded anew and replaced."""
+    """A cache file that is empty, garbage, cut short, altered or something else is decoded anew and replaced."""
     write_tree(tmp_path)
     first = load("folder", data_dir=tmp_path, image_size=8)
     (cache,) = tmp_path.glob(".rem-cache-8-*.pt")
     whole = cache.read_bytes()
-    cache.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    if content == "altered":
+        arrays = torch.load(cache, weights_only=True)
+        arrays["x_train"][0, 0, 0, 0] ^= 1
+        torch.save(arrays, cache)
+    elif content == "other":
+        torch.save([1, 2], cache)
+    else:
+        cache.write_bytes(whole[: len(whole) // 2] if content is None else content)
     assert torch.equal(load("folder", data_dir=tmp_path, image_size=8).train.images, first.train.images)
     assert len(torch.load(cache, weights_only=True)["x_train"]) == 6
 
 
-@pytest.mark.parametrize("step", ["tempfile.mkstemp", "os.replace", "torch.save"])
+@pytest.mark.parametrize("step", ["os.fsync", "os.replace", "torch.save"])
 def test_folder_not_writable(tmp_path, monkeypatch, step):
     """A folder that cannot be written (or a full disk) loads all the same, and nothing is left behind."""
     write_tree(tmp_path)
@@ -641,8 +687,9 @@ def test_folder_not_writable(tmp_path, monkeypatch, step):
     def refuse(*args, **kwargs):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(f"datasets.{step}", refuse)
-    assert len(load("folder", data_dir=tmp_path, image_size=8).train) == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(step, refuse)
+        assert len(load("folder", data_dir=tmp_path, image_size=8).train) == 6
     assert list(tmp_path.glob(".rem-cache*")) == []
 
 
@@ -667,20 +714,98 @@ def test_folder_errors(tmp_path):
         load("folder", data_dir=tmp_path, image_size=8)
 
 
-def test_imagenette(tmp_path, monkeypatch):
-    """Imagenette is read like a folder at 64 pixels, cached, with readable class names and its own mean and std."""
-    wnids = sorted(["n01440764", "n02102040"])
-    tree = tmp_path / "imagenette2-160"
-    write_tree(tree, splits=("train", "val"), classes=wnids, size=(80, 64), per_class=2)
+def as_jpeg(tree):
+    """The tree's pictures as Imagenette has them."""
     for path in tree.rglob("*.png"):
         with Image.open(path) as image:
             image.save(path.with_suffix(".JPEG"))
         path.unlink()
+
+
+def test_imagenette(tmp_path, monkeypatch):
+    """Imagenette is read like a folder at 64 pixels, cached, with readable class names and its own mean and std."""
+    from torchvision.datasets.imagenette import Imagenette
+
+    tree = tmp_path / "imagenette2-160"
+    write_tree(tree, splits=("train", "val"), classes=list(Imagenette._WNID_TO_CLASS), size=(80, 64), per_class=1)
+    as_jpeg(tree)
     dataset = load("imagenette", data_dir=tmp_path)
-    assert dataset.names == ("tench", "English springer") and dataset.train.images.shape == (4, 3, 64, 64)
+    assert dataset.names[:2] == ("tench", "English springer") and dataset.train.images.shape == (10, 3, 64, 64)
     assert (dataset.train.pad, dataset.train.flip, dataset.train.mean) == (8, True, datasets.IMAGENET["mean"])
     monkeypatch.setattr(datasets, "_decode_one", no_decoding)
     assert torch.equal(load("imagenette", data_dir=tmp_path).train.images, dataset.train.images)
+
+
+def test_partial_imagenette(tmp_path):
+    """R7: two of the ten classes are no Imagenette, whatever a network could learn from them."""
+    write_tree(tmp_path / "imagenette2-160", splits=("train", "val"), classes=["n01440764", "n02102040"], per_class=1)
+    as_jpeg(tmp_path)
+    with pytest.raises(ValueError, match=f"imagenette: no complete copy at {tmp_path}.*2 of 10 classes"):
+        load("imagenette", data_dir=tmp_path)
+
+
+def bomb(path):
+    """A PNG that says it has 30,000 x 30,000 pixels."""
+    Image.new("L", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = (30000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content)
+
+
+ODD_FILES = {
+    "bomb": (bomb, "cannot decode .*odd.png .*pixels"),
+    "pipe": (os.mkfifo, "odd.png is no regular file"),
+    "link to itself": (lambda path: path.symlink_to(path), "cannot read .*odd.png .*symbolic links"),
+    "link to nothing": (lambda path: path.symlink_to("nothing"), "cannot read .*odd.png"),
+    "random bytes": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(500)), "cannot decode .*odd.png"),
+    "circle": (lambda path: path.with_suffix("").symlink_to("."), "links to another one of them"),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pipes and links there")
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_odd_image_files(tmp_path, kind):
+    """R7: a decompression bomb, a pipe, a link to itself or to nothing, garbage, a circle of folders: named, none waited for."""
+    make, text = ODD_FILES[kind]
+    write_tree(tmp_path)
+    make(tmp_path / "train" / "bee" / "odd.png")
+    with pytest.raises(ValueError, match=text) as caught:
+        load("folder", data_dir=tmp_path, image_size=8)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["random", "short", "no array", "labels"])
+def test_damaged_fashion_mini(tmp_path, monkeypatch, damage):
+    """R7: a damaged built-in file is named, with what mends it."""
+    path = tmp_path / "mini.npz"
+    whole = datasets.MINI_FILE.read_bytes()
+    if damage == "no array":
+        np.savez(path, x_train=np.zeros((1, 28, 28), np.uint8))
+    elif damage == "labels":
+        images, labels = np.zeros((2, 28, 28), np.uint8), np.full(2, 99, np.uint8)
+        np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    else:
+        path.write_bytes(whole[: len(whole) // 2] if damage == "short" else np.random.default_rng(0).bytes(2000))
+    monkeypatch.setattr(datasets, "MINI_FILE", path)
+    with pytest.raises(ValueError, match=f"{path}.* damaged .*restore") as caught:
+        load("fashion-mini")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["random", "empty", "labels"])
+def test_damaged_fashion_mnist(tmp_path, content):
+    """R7: random bytes, empty files or labels that are none, in place of Fashion-MNIST's: the folder is named."""
+    raw, rng = tmp_path / "FashionMNIST" / "raw", np.random.default_rng(0)
+    raw.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        for name, magic, shape in (("images-idx3", 0x803, (3, 28, 28)), ("labels-idx1", 0x801, (3,))):
+            header = b"".join(k.to_bytes(4, "big") for k in (magic, *shape))
+            valid = header + bytes([200]) * int(np.prod(shape))
+            (raw / f"{prefix}-{name}-ubyte").write_bytes({"random": rng.bytes(300), "empty": b"", "labels": valid}[content])
+    with pytest.raises(ValueError, match=f"{tmp_path}.*FashionMNIST") as caught:
+        load("fashion-mnist", data_dir=tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_constant_folder(tmp_path):
