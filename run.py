@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
+from datasets import load
 from experiment import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, corrupt, find, new_model,
                         provenance, train_original, unlearn)
-from data import load
 from methods import code_of
 from settings import Config, Parser, add_flags, resolve
 from study import cscore, grid, report

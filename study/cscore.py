@@ -16,7 +16,8 @@ from functools import partial
 import torch
 
 from experiment import append_row, attempt, check_writable, choose_device, corrupt, new_model, provenance
-from data import Data, Dataset, count_batches, load
+from data import Data, Dataset, count_batches
+from datasets import load
 from metrics import accuracy, c_score, check_c_score, mean_sem
 from settings import TASKS, Config, Parser, add_flags, resolve, stream
 from tasks import Task

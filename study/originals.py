@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from data import Dataset, load
+from data import Dataset
+from datasets import load
 from etd import NonFiniteLoss
 from experiment import attempt, choose_device, corrupt, new_model, train_original
 from methods import METHODS

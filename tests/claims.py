@@ -14,7 +14,7 @@ import torch
 
 from methods import METHODS
 from experiment import new_model, train_original
-from data import load
+from datasets import load
 from etd import drop, mask_table
 from metrics import accuracy, evaluate
 from settings import resolve, stream

@@ -599,7 +599,7 @@ def test_a11_inputs(seed, method, frozen, mode):
     data, forget, net = make_data(seed, trigger=True), draw_forget(seed, 12, 4), small_net(seed).train(mode != "eval")
     net.head.weight.requires_grad_(not frozen)
     net.norm2.train(mode == "train")
-    parts = (data.images, data.labels, data.trigger, forget)
+    parts = (data.images, data.labels, forget)
     before, copies = copy.deepcopy(net), [part.clone() for part in parts]
     with mock.patch.object(rem_module, "acc_forget", scripted((0.9, 0.0))):
         out = CORE[method](net, data, forget, tiny(), gen(seed))

@@ -23,7 +23,8 @@ from study import originals
 import run
 from methods import METHODS
 from experiment import recorder
-from data import batches, load
+from data import batches
+from datasets import load
 from etd import mask_table
 from train import expand_for
 from study.grid import Workers

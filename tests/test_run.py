@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import experiment
 import run
-from data import load
+from datasets import load
 from methods import METHODS
 from helpers import assert_same_state, make_dataset, small_net, tiny
 from settings import ARCH_PRESETS, DATASET_PRESETS, TASKS, Config, check, resolve, stream
@@ -531,7 +531,7 @@ def test_own_method_that_works_in_place(few, tmp_path):
     path, out = tmp_path / "mine.py", tmp_path / "x"
     path.write_text("def spoil(model, data, forget, config, generator):\n"
                     "    for p in model.parameters():\n        p.data.zero_()\n"
-                    "    data.labels.zero_()\n    data.images.zero_()\n    data.trigger.zero_()\n    forget.zero_()\n"
+                    "    data.labels.zero_()\n    data.images.zero_()\n    forget.zero_()\n"
                     "    return model\n")
     assert run.main(["--method", f"no-ul,npo,{path}:spoil", "--quiet", "--out", str(out), *QUICK]) == 0
     assert run.main(["--method", f"{path}:spoil,no-ul,npo", "--quiet", "--out", str(out), *QUICK]) == 0
