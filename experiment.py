@@ -32,6 +32,7 @@ from settings import VERSION, Config, stream
 from tasks import Task, discover, make_task
 from train import fit
 
+SHOWN = ("loss", "acc_forget", "score")  # what a line of progress shows of what a method logs
 NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product"))  # of a failed cell
 
 
@@ -81,7 +82,8 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
     def work():
         asked, log = inspect.signature(method).parameters, progress(name, config.quiet)
         if config.curve and name in METHODS and "curve" in METHODS[name].reads:
-            log = recorder(config, model, task, forget, log, points)
+            first = start(model, data, forget, config, stream(config.seed, "curve")).expanded if keeps else model
+            log = recorder(config, first, task, forget, log, points)
         more = {"log": log} if "log" in asked else {}
         more |= {"corrupted": task.corrupted} if "corrupted" in asked else {}
         return method(model, data, forget.clone(), config, generator, **more)
@@ -95,21 +97,26 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
     return {**row, "points": points} if points else row
 
 
-def recorder(config: Config, model, task: Task, forget: torch.Tensor, log, points: list[dict]):
-    """Watch the redirection (Fig. 5): accuracy on D_c's given labels of theta_o1, and of it with theta_o2 under D_f's mask.
+def recorder(config: Config, first, task: Task, forget: torch.Tensor, log, points: list[dict]):
+    """Watch the epochs of a method: its scores, what it logs and, of REM, the redirection (Fig. 5).
+
+    base: accuracy on D_c's given labels, of theta_o1 in REM; full: the same of theta_o1 with theta_o2 under D_f's mask.
 
     Returns:
-        A log function that adds both to `points` after each epoch and calls `log`; epoch 0 is in `points` already.
+        A log function that adds a point to `points` after each epoch and calls `log`; epoch 0 is in `points` already.
     """
-    def note(epoch: int, epochs: int, expanded: Expanded, **values) -> None:
-        shared = mask_table(len(task.train), expanded.width, config.p_mem, config.seed, task.corrupted)  # D_f's row for D_c
-        base = accuracy(expanded, task.train, task.corrupted)
-        full = accuracy(expanded, task.train, task.corrupted, masks=shared)
-        points.append({"epoch": epoch, "base": base, "full": full})
+    def note(epoch: int, epochs: int, net, **values) -> None:
+        scores = evaluate(net, task, forget)
+        point = {"epoch": epoch, "base": accuracy(net, task.train, task.corrupted), **values}
+        point |= {name: scores[name] for name in ("healed", "healed_undiscovered", "utility")}
+        if isinstance(net, Expanded):
+            shared = mask_table(len(task.train), net.width, config.p_mem, config.seed, task.corrupted)  # D_f's row for D_c
+            point["full"] = accuracy(net, task.train, task.corrupted, masks=shared)
+        points.append(point)
         if epoch:
-            log(epoch, epochs, expanded, **values)
+            log(epoch, epochs, net, **values)
 
-    note(0, config.unlearn_epochs, start(model, task.train, forget, config, stream(config.seed, "curve")).expanded)
+    note(0, config.unlearn_epochs, first)
     return note
 
 
@@ -255,7 +262,7 @@ def progress(label: str, quiet: bool):
 
     def log(epoch: int, epochs: int, model, **values) -> None:
         spent = time.perf_counter() - begin
-        shown = "  ".join(f"{name} {value:8.4f}" for name, value in values.items())
+        shown = "  ".join(f"{name} {values[name]:8.4f}" for name in SHOWN if name in values)
         print(f"{label:<8} epoch {epoch:3d}/{epochs}  {shown}  {spent:6.1f} s  {spent / epoch * (epochs - epoch):6.1f} s left", flush=True)
 
     return (lambda *args, **values: None) if quiet else log

@@ -43,10 +43,10 @@ class Method:
 
 
 MASKS = {"p_mem", "ratio"}
-TUNING = {"unlearn_epochs", "unlearn_lr"}
+TUNING = {"unlearn_epochs", "unlearn_lr", "curve"}
 STEP2 = {"unlearn_lr", "gamma", "max_passes", "forget_norm"}
 STEP3 = {"step31", "step32", "redirect"}
-REM = {*STEP2, *TUNING, *MASKS, *STEP3, "beta", "curve"}
+REM = {*STEP2, *TUNING, *MASKS, *STEP3, "beta", "stop"}
 
 
 def _rem(function, fixed=frozenset(), masked=1.0, **more) -> Method:
@@ -57,7 +57,7 @@ def _rem(function, fixed=frozenset(), masked=1.0, **more) -> Method:
 
 METHODS = {
     "no-ul": Method(b.no_ul, reads_forget=False),
-    "retrain": Method(b.retrain, etd="none", plain=1, per="epochs"),
+    "retrain": Method(b.retrain, frozenset({"curve"}), etd="none", plain=1, per="epochs"),
     "cf": Method(b.fine_tune, frozenset(TUNING), plain=1, per="unlearn_epochs"),
     "ascent": Method(b.ascent, frozenset(STEP2), norm="batch", plain=0.1),
     "npo": Method(b.npo, frozenset(STEP2 | {"beta"}), norm="batch", plain=0.3),

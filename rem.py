@@ -19,7 +19,7 @@ import hashlib
 import math
 import os
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,15 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
 
 # --- Algorithm 1 ------------------------------------------------------------------------------------------------------
 
+WATCHED = 0.05  # share of D_r that step 3 leaves out where the end depends on it, see `judge`
+
 
 @dataclass(frozen=True)
 class Settings:
     """What Algorithm 1 reads, at the values of Table 3 for ResNet-9."""
 
     unlearn_epochs: int = 10  # max epochs
+    stop: str = "repaired"  # end when the repair is done, see `judge`; "max": not before max epochs
     unlearn_lr: float = 0.005  # epsilon
     gamma: float = 0.2  # step 2 stops once Acc(D_f) <= gamma
     beta: float = 1.0  # of Eq. 2
@@ -112,7 +115,7 @@ class Settings:
 
     def __post_init__(self):
         choices = {"forget_norm": ("auto", "running", "batch"), "redirect": ("npo", "ce"), "optimizer": ("sgd", "adam"),
-                   "precision": ("auto", "float32", "bf16")}
+                   "precision": ("auto", "float32", "bf16"), "stop": ("repaired", "max")}
         for name, among in choices.items():
             if getattr(self, name) not in among:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(among)}")
@@ -136,12 +139,18 @@ class State:
     modes: list[bool]  # the training flags that the network came with
     device: torch.device  # of the network
     known: tuple[torch.Tensor, torch.Tensor] | None = None  # (N,) reference CEs where no augmentation changes them
+    watched: torch.Tensor | None = None  # (w,) int64, examples of D_r that step 3 leaves out; None: none are
     epoch: int = 0  # epochs begun
+    best: dict | None = None  # theta_o1 after the best epoch so far, see `judge`
+    best_score: float = -1.0
+    repaired: bool = False  # whether the loop may end
+    record: dict = field(default_factory=dict)  # what the epoch in progress measured, for `log`
+    sums: torch.Tensor | None = None  # (2, 3): number, sum of u and sum of the pull over D_r and over D_f, see `weigh`
 
 
 def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.Generator, *,
         shared: torch.Tensor | None = None, log=None) -> nn.Module:
-    """Unlearn with Algorithm 1: expand, then remove and redirect for `unlearn_epochs` epochs, then drop.
+    """Unlearn with Algorithm 1: expand, then remove and redirect for at most `unlearn_epochs` epochs, then drop.
 
     Args:
         model: trained plain network, or an Expanded trained with example-tied dropout for REM on ETD; left as it is.
@@ -150,9 +159,13 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
         config: a Settings or anything with some of its attributes.
         generator: on the CPU, of order, augmentation and dropout; theta_o2 and the masks are drawn from config.seed.
         shared: (k,) int64 indices that share one mask row; None for D_f, all of D_c for REM (IDEAL).
-        log: called as log(epoch, epochs, model, loss=..., acc_forget=...) after each epoch.
+        log: called as log(epoch, epochs, model, **record) after each epoch. The record has no clean label and no test
+            image in it: loss of step 3; acc_forget, Acc(D_f) after step 2; acc_forget_before it; acc_forget_end, after
+            step 3; updates of step 2; means over step 3 of u = CE - CE_ref and of the pull 2 sigmoid(-beta u) on D_f and
+            D_r (u_forget, u_retain, pull_forget, pull_retain); acc_watched and score, see `judge`.
 
-    Returns: theta_o1 after the last epoch, a plain network of the original's keys, shapes, dtypes and mode.
+    Returns: theta_o1 after the best epoch (`judge`), with stop="max" after the last: a plain network of the original's
+        keys, shapes, dtypes and mode.
 
     Raises:
         ValueError: a forget set that is empty, all of D_tr, repeated or out of range; a setting out of range.
@@ -160,12 +173,13 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
         NonFiniteLoss: at the end of an epoch with a loss that is not finite, or for such weights at the very end.
     """
     state = start(model, data, forget, config, generator, shared=shared)  # Step 1
-    while state.epoch < state.config.unlearn_epochs:  # while current epoch <= max epochs, the first being 1
+    while state.epoch < state.config.unlearn_epochs and not state.repaired:  # while current epoch <= max epochs
         state.epoch += 1
-        acc_forget = remove(state)  # Step 2
-        loss = redirect(state)  # Step 3
+        remove(state)  # Step 2
+        redirect(state)  # Step 3
+        judge(state)
         if log is not None:
-            log(state.epoch, state.config.unlearn_epochs, state.expanded, loss=loss, acc_forget=acc_forget)
+            log(state.epoch, state.config.unlearn_epochs, state.expanded, **state.record)
     return finish(state)  # Step 4
 
 
@@ -180,9 +194,7 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
         expanded = copy.deepcopy(model)
     else:
         _, example, _ = next(iter(data.batches(forget[:2], size=2)))
-        digest = hashlib.sha256(f"{config.seed}:theta_o2".encode()).digest()
-        fresh = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # manual_seed takes 63 bits
-        expanded = expand(model, example, config.extra_ratio, generator=fresh)
+        expanded = expand(model, example, config.extra_ratio, generator=stream(config.seed, "theta_o2"))
     modes = [module.training for module in expanded.modules()]
     reference = copy.deepcopy(expanded).requires_grad_(False).eval()
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget if shared is None else shared)
@@ -196,6 +208,11 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
         optimizer = torch.optim.SGD(parameters, lr, config.momentum, weight_decay=config.weight_decay, foreach=True)
     state = State(expanded, reference, data, forget, in_forget, masks.to(device), optimizer, config, generator, modes,
                   device)
+    if config.stop == "repaired" and (config.step31 or config.step32):
+        retain = (~in_forget).nonzero().flatten()
+        order = torch.randperm(len(retain), generator=stream(config.seed, "watched"))
+        few = min(round(WATCHED * len(retain)), len(retain) - 1)
+        state.watched = retain[order[:few]].sort().values if few else None
     if config.step31 and not getattr(data, "augments", True):
         state.known = known_reference(state)
     return state
@@ -209,9 +226,10 @@ def remove(state: State) -> float:
 
     Returns: the last Acc(D_f), a fraction.
     """
-    config, passes = state.config, 0
+    config, passes, updates, before = state.config, 0, 0, None
     training = trains_on_forget(config, state.forget, repaired=config.step31 or config.step32)
-    while (acc := acc_forget(state)) > config.gamma:  # stop condition: Acc(D_f) <= gamma
+    while (acc := accuracy(state, state.forget)) > config.gamma:  # stop condition: Acc(D_f) <= gamma
+        before = acc if before is None else before
         if passes == config.max_passes:
             told = f"Acc(D_f) is {acc:.2f} after {passes} passes, still above gamma = {config.gamma}"
             warnings.warn(told, stacklevel=2)
@@ -226,8 +244,10 @@ def remove(state: State) -> float:
                 loss = step2_loss(ce, ce_ref, config.beta)
                 descend(state.optimizer, loss)  # theta_o2 has no gradient here, so it stays bit for bit
                 total += loss.detach()
+                updates += 1
         finite_mean(total, 1, "step 2")
         passes += 1
+    state.record = {"acc_forget_before": acc if before is None else before, "acc_forget": acc, "updates": updates}
     return acc
 
 
@@ -256,16 +276,24 @@ def redirect(state: State) -> float:
         return 0.0
     batch_loss = step3 if config.step31 else step3_without_redirect
     state.expanded.train()
-    total, steps = torch.zeros((), device=state.device), 0
+    total, steps, state.sums = torch.zeros((), device=state.device), 0, torch.zeros((2, 3), device=state.device)
+    index = None
+    if state.watched is not None:
+        index = torch.ones(len(state.data), dtype=torch.bool).index_fill_(0, state.watched, False).nonzero().flatten()
     with forked_rng(state.generator, state.device):
-        for rows, x, y in loader(state, None):
+        for rows, x, y in loader(state, index):
             loss = batch_loss(state, rows, x, y)
             descend(state.optimizer, loss)  # 3.3  theta <- theta - epsilon grad L_step3, both parts
             if steps == 0 and config.step31:
                 check_gradients(state.expanded)
             total += loss.detach()
             steps += 1
-    return finite_mean(total, steps, f"step 3 of epoch {state.epoch}")
+    mean = finite_mean(total, steps, f"step 3 of epoch {state.epoch}")
+    number, u, pull = state.sums.T.tolist()  # each of D_r and of D_f
+    for i, name in enumerate(("retain", "forget")):
+        state.record |= {f"u_{name}": u[i] / max(1, number[i]), f"pull_{name}": pull[i] / max(1, number[i])}
+    state.record["loss"] = mean
+    return mean
 
 
 def step3(state: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -280,6 +308,7 @@ def step3(state: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) ->
     #      on the whole batch, which keeps its BatchNorm statistics right, though the loss counts D_f only
     with torch.set_grad_enabled(removes):
         base = cross_entropy(state, x, y)
+    weigh(state, full.detach() - full_ref, in_forget)
     # 3.3  L_step3 = L_redirect - L_remove
     removal = (base, base_ref) if removes else (None, None)
     in_forget = in_forget.to(state.device, non_blocking=True)
@@ -292,9 +321,38 @@ def step3_without_redirect(state: State, rows: torch.Tensor, x: torch.Tensor, y:
     L = (2 / beta) E (1{i in D_r} - 1{i in D_f}) log sigmoid(beta (CE_o1 - CE_ref)); without 3.2 the second part is 0.
     """
     _, ce_ref = reference_ce(state, rows, x, y)
-    h = npo_term(cross_entropy(state, x, y), ce_ref, state.config.beta)  # (B,)
+    ce = cross_entropy(state, x, y)
+    h = npo_term(ce, ce_ref, state.config.beta)  # (B,)
+    weigh(state, ce.detach() - ce_ref, state.in_forget[rows])
     in_forget = state.in_forget[rows].to(state.device, non_blocking=True)
     return torch.where(in_forget, -h if state.config.step32 else 0, h).mean()
+
+
+def weigh(state: State, u: torch.Tensor, in_forget: torch.Tensor) -> None:
+    """Add u = CE - CE_ref and the slope of h, the pull 2 sigmoid(-beta u), to the sums over D_r and D_f; no wait."""
+    parts = torch.stack([torch.ones_like(u), u, 2 * torch.sigmoid(-state.config.beta * u)])  # (3, B)
+    group = torch.stack([~in_forget, in_forget]).to(parts)  # (2, B)
+    state.sums += (group @ parts.T).to(state.sums)  # (2, 3)
+
+
+def judge(state: State) -> None:
+    """End the loop when the repair is done, and keep the best epoch's theta_o1.
+
+    Choice: step 3 is there to restore utility. Once it has, further epochs only teach theta_o1 what is undiscovered, so
+    max epochs is a maximum. An epoch's score is Acc(W) (1 - max(Acc(D_f), gamma)): theta_o1 alone, labels as given, on D_f
+    and on W, a twentieth of D_r that step 3 leaves out. The first epoch whose score is not above the best before it
+    by one standard error is the last; the best is returned. No clean label and no test image is looked at.
+    """
+    if state.watched is None:
+        return
+    acc, forgotten = accuracy(state, state.watched), accuracy(state, state.forget)
+    kept = 1 - max(forgotten, state.config.gamma)
+    error = (acc * (1 - acc) / len(state.watched)) ** 0.5 * kept  # of the score
+    score = acc * kept
+    state.repaired = state.best is not None and score <= state.best_score + error
+    if score > state.best_score:
+        state.best, state.best_score = {k: v.clone() for k, v in drop(state.expanded).state_dict().items()}, score
+    state.record |= {"acc_forget_end": forgotten, "acc_watched": acc, "score": score}
 
 
 def finish(state: State) -> nn.Module:
@@ -305,6 +363,8 @@ def finish(state: State) -> nn.Module:
     for module, training in zip(state.expanded.modules(), state.modes, strict=True):
         module.training = training
     unlearned = drop(state.expanded)
+    if state.best is not None:
+        unlearned.load_state_dict(state.best)
     for name, value in unlearned.state_dict().items():
         if not value.isfinite().all():
             raise NonFiniteLoss(f"{name} is not finite any more after the last update; lower the rate")
@@ -338,18 +398,24 @@ def loader(state: State, index: torch.Tensor | None, augment: bool = True, size:
         raise ValueError("data.batches must yield the indices that are asked for, each once, in order unless shuffled")
 
 
+def stream(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator for one purpose, whose draws shift no others."""
+    digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # manual_seed takes 63 bits
+
+
 @torch.no_grad()
-def acc_forget(state: State) -> float:
-    """Acc(D_f), a fraction: theta_o1 alone against the labels as given, in eval mode, without augmentation."""
+def accuracy(state: State, index: torch.Tensor) -> float:
+    """Accuracy on the examples of `index`, a fraction: theta_o1 alone, labels as given, eval mode, no augmentation."""
     hits, finite = 0, True
     with eval_mode(state.expanded):
-        for _, x, y in loader(state, state.forget, augment=False, size=1024):
+        for _, x, y in loader(state, index, augment=False, size=1024):
             logits = state.expanded(x)  # (B, classes)
             hits += (logits.argmax(dim=1) == y).sum()
             finite = logits.isfinite().all() & finite  # looked at once, at the end
     if not finite:
         raise NonFiniteLoss("the network's logits are not finite; lower the rate")
-    return int(hits) / len(state.forget)
+    return int(hits) / len(index)
 
 
 def cross_entropy(state: State, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None = None,
@@ -406,7 +472,8 @@ def finite_mean(total: torch.Tensor, steps: int, where: str) -> float:
 def save_state(state: State, path: str | Path) -> None:
     """Write everything that the next epoch depends on, so that it can go on in another process; whole or not at all."""
     content = {part: getattr(state, part).state_dict() for part in ("expanded", "reference", "optimizer")}
-    content |= {"generator": state.generator.get_state(), "epoch": state.epoch}
+    content |= {"generator": state.generator.get_state()}
+    content |= {name: getattr(state, name) for name in ("epoch", "best", "best_score", "repaired")}
     partial = Path(f"{path}.{os.getpid()}.tmp")
     try:
         torch.save(content, partial)
@@ -421,7 +488,8 @@ def load_state(state: State, path: str | Path) -> None:
     for part in ("expanded", "reference", "optimizer"):
         getattr(state, part).load_state_dict(content[part])
     state.generator.set_state(content["generator"].cpu())
-    state.epoch = content["epoch"]
+    for name in ("epoch", "best", "best_score", "repaired"):
+        setattr(state, name, content[name])
     if state.known is not None:
         state.known = None  # so that it is computed anew from the reference just loaded
         state.known = known_reference(state)

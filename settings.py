@@ -56,6 +56,8 @@ class Config:
     method: str = of_unlearning("no-ul,cf,npo,rem", "methods, separated by commas: names, all or FILE.py:FUNCTION")
     discovery: float = of_unlearning(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]", "(0, 1]")
     unlearn_epochs: int = of_unlearning(10, "max epochs of Alg. 1", "[0, inf)")
+    stop: str = of_unlearning("repaired", "end of REM: repaired (utility no longer rises) or max (all epochs)",
+                              choices=("repaired", "max"))
     unlearn_lr: float = of_unlearning(0.005, "epsilon of Alg. 1", "[0, inf)")
     gamma: float = of_unlearning(0.2, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")
     beta: float = of_unlearning(1.0, "beta of Eq. 2", "(0, inf)")
@@ -101,7 +103,7 @@ ARCH_PRESETS = {
     "vit": dict(optimizer="adam", lr=1e-4, batch=2048, unlearn_lr=2e-5),  # Table 3
 }
 DATASET_PRESETS = {
-    "fashion-mini": dict(n=120, width=0.5, epochs=8, batch=256, lr=0.05, unlearn_epochs=2, unlearn_lr=0.01),
+    "fashion-mini": dict(n=120, width=0.5, epochs=12, batch=256, lr=0.05, unlearn_epochs=3, unlearn_lr=0.01),
     "imagenette": dict(n=100),  # A.7
 }
 

@@ -35,7 +35,7 @@ PRESETS = {
     "table8": [{**RESNET, **MAIN, "etd": "on", "p_mem": "0.05"}, {**RESNET, "method": "retrain", "etd": "off"}],
     "table9": [{**VIT, **MAIN, "etd": "on", "p_mem": "0.05"}, {**VIT, "method": "retrain", "etd": "off"}],
     "fig5": [{**RESNET, "task": "poison", "discovery": "0.5", "etd": "off", "method": "rem", "unlearn_epochs": "5",
-              "curve": "on"}],
+              "stop": "max", "curve": "on"}],
     "fig8": [{**RESNET, "discovery": "1.0", "method": "no-ul", "capacity": "0.1,0.2,0.3,0.5,0.7,0.9"},
              {**RESNET, "discovery": "1.0", "method": "no-ul", "capacity": "1.0", "etd": "off"}],
     "quick": [{"task": "all", "discovery": "0.1,0.5,1.0", "method": "no-ul,cf,npo,rem", "seed": "0"}],

@@ -68,7 +68,7 @@ def read(file: Path) -> list[dict]:
         try:
             row = json.loads(line)
             if not is_c_score(row):
-                rows.append(checked(row))
+                rows.append(checked({"stop": "max", **row}))  # rows from before REM could end early lack it
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             odd.append(number)
     if odd:
@@ -87,7 +87,7 @@ def checked(row: dict) -> dict:
     Config(**{name: row[name] for name in SETTINGS})
     numbers = [row[key] for key in SCORES if row["status"] == "ok"]
     numbers += [row[key] for key in ("seconds", "train_seconds", "healed_test") if row.get(key) is not None]
-    numbers += [point[key] for point in row.get("points", ()) for key in ("epoch", "base", "full")]
+    numbers += [point[key] for point in row.get("points", ()) for key in ("epoch", "base", *{"full"} & point.keys())]
     sound = all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
     if not sound or row["status"] not in ("ok", "failed"):
         raise ValueError("not a result row")
