@@ -905,7 +905,7 @@ class Undecided(nn.Module):
 
 SELF_CHECKS = {
     "one example": (Folded, IMAGE[:1], None), "as many tokens as examples": (SequenceFirst, torch.zeros(2, 6), ["up"]),
-    "checkpoint": (Checkpointed, torch.zeros(2, 6), ["up"]), "classes": (Undecided, IMAGE, None),
+    "classes": (Undecided, IMAGE, None),
 }
 
 

@@ -131,7 +131,7 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
      "            logits = state.expanded(x, state.masks[rows])", ["A5"]),
     (12, "step 3.1 through the base model", rem,
      "full = cross_entropy(state, x, y, state.masks[rows.to(state.device, non_blocking=True)])",
-     "full = cross_entropy(state, x, y)", ["A7"]),
+     "full = cross_entropy(state, x, y, torch.zeros_like(state.masks)[rows])", ["F7", "A7"]),
     (13, "3.1 on D_r", rem, "loss = ce_full if plain else npo_term(ce_full, ce_full_ref, beta)",
      "loss = torch.where(in_forget, 0, ce_full if plain else npo_term(ce_full, ce_full_ref, beta))", ["L14", "A7"]),
     (13, "removal on all of D_tr", rem, "torch.where(in_forget, npo_term(ce_base, ce_base_ref, beta), 0)",
@@ -234,7 +234,9 @@ def running(module, codes):
     real = functions(module, module.__name__)
     assert real.keys() == codes.keys()
     kept = {name: f.__code__ for name, f in real.items()}
-    with mock.patch.object(expand, "self_check", lambda *args: None) if module is etd else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if module is etd:
+            stack.enter_context(mock.patch.object(expand, "self_check", lambda *args: None))
         try:
             for name, f in real.items():
                 f.__code__ = codes[name]
@@ -261,7 +263,7 @@ def test_properties_hold_on_the_code_as_it_is(name):
     """The control: each property passes on the shipped modules, and on all of them put through an empty patch."""
     PROPERTIES[name]()
     with contextlib.ExitStack() as stack:
-        for module in (data, etd, expand, metrics, rem, tables, tasks, train):
+        for module in (data, expand, metrics, rem, tables, tasks, train, etd):  # etd last: it puts expand's check aside
             text = f'"""{module.__doc__}"""'
             stack.enter_context(running(module, patched(module, text, text)))
         PROPERTIES[name]()
