@@ -12,17 +12,20 @@ import hashlib
 import inspect
 import json
 import os
+import platform
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED, TWINS, load_method
-from data import MEMORY_FORMAT, Dataset
-from etd import drop, mask_table
+from data import MEMORY_FORMAT, Data, Dataset
+from etd import drop, eval_mode, mask_table
 from train import train_etd
 from etd import Expanded
 from metrics import accuracy, evaluate
@@ -33,7 +36,9 @@ from tasks import Task, discover, make_task, write_whole
 from train import fit
 
 VERSION = "0.2.0"
-NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product"))  # of a failed cell
+LONG = 60.0  # seconds after which an epoch that goes on says so in a terminal
+NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product",
+                           "learnt"))  # of a failed cell
 
 
 # --- Train, unlearn, measure ------------------------------------------------------------------------------------------
@@ -54,55 +59,88 @@ def new_model(config: Config, dataset: Dataset):
     """The freshly initialised network for a data set, weights from config.seed."""
     images = dataset.train.images
     if images.shape[2] != images.shape[3]:
-        raise ValueError(f"images are {images.shape[2]}x{images.shape[3]}; the networks take square ones, use --image-size")
+        raise ValueError(f"images are {images.shape[2]}x{images.shape[3]}; the networks take square ones, "
+                         "use --image-size")
     shape = dict(channels=images.shape[1], classes=dataset.train.classes, image_size=images.shape[2])
     seed = stream(config.seed, "weights").initial_seed()
     model = build(config.arch, config.width * config.capacity, **shape, seed=seed)
     return model.to(memory_format=MEMORY_FORMAT)
 
 
-def train_original(config: Config, task: Task, model):
-    """Train the original on D_tr, corruption included; an Expanded with --etd."""
-    generator, log = stream(config.seed, "training"), progress("train", config.quiet)
-    if config.etd:
-        return train_etd(model, task.train, config, generator, log=log)
-    fit(model, task.train, None, config, generator, log=log)
+def train_original(config: Config, task: Task, model, log=None):
+    """Train the original on D_tr, corruption included; an Expanded with --etd.
+
+    Args:
+        log: called once per epoch, see train.fit; None for `progress`, as loud as the settings say.
+    """
+    check_outputs(model, task.train)
+    generator = stream(config.seed, "training")
+    with contextlib.nullcontext(log) if log else progress("train", config.quiet) as log:
+        if config.etd:
+            return train_etd(model, task.train, config, generator, log=log)
+        fit(model, task.train, None, config, generator, log=log)
     return model
 
 
-def unlearn(config: Config, name: str, method, original, task: Task, forget: torch.Tensor) -> dict:
-    """Run one method and measure it; the second half of its row. D_c goes to a method that asks for `corrupted` alone."""
+def check_outputs(model, data: Data) -> None:
+    """Raise ValueError unless the network has an output for every label that the data can have."""
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    with eval_mode(model), torch.no_grad():
+        _, x, _ = next(data.batches(torch.tensor([0]), dtype=dtype))
+        outputs = model(x).shape[1]
+    if outputs < data.classes:
+        raise ValueError(f"the network has {outputs} outputs for {data.classes} classes; "
+                         "give it a head with one for each")
+
+
+def unlearn(config: Config, name: str, method, original, task: Task, forget: torch.Tensor, log=None) -> dict:
+    """Run one method and measure it; the second half of its row. D_c goes to a method that asks for `corrupted` alone.
+
+    Args:
+        config, name, method: settings; the method's name in rows and its function.
+        original: the trained network, an Expanded with --etd; left as it is.
+        task, forget: D_tr with its corruption; D_f.
+        log: called once per epoch by methods that take log=; None for `progress`, as loud as the settings say.
+    """
     generator, points = stream(config.seed, "unlearning"), []  # the same generator for every method
     model = original if name in ON_EXPANDED or not isinstance(original, Expanded) else drop(original)
     data = task.train
-    if ":" in name:  # one's own may write into what it gets, which must not reach the next method
+    if ":" in name:  # a user-supplied method may write into what it gets, which must not reach the next method
         model, data = copy.deepcopy(model), copy.deepcopy(data)
 
     def work():
-        asked, log = inspect.signature(method).parameters, progress(name, config.quiet)
-        if config.curve and name in ON_EXPANDED:
-            log = recorder(config, model, task, forget, log, points)
-        more = {"log": log} if "log" in asked else {}
-        more |= {"corrupted": task.corrupted} if "corrupted" in asked else {}
-        return method(model, data, forget.clone(), config, generator, **more)
+        check_outputs(model, data)
+        asked = inspect.signature(method).parameters
+        with contextlib.nullcontext(log) if log else progress(name, config.quiet) as tell:
+            if config.curve and name in ON_EXPANDED:
+                tell = recorder(config, model, task, forget, tell, points)
+            more = {"log": tell} if "log" in asked else {}
+            more |= {"corrupted": task.corrupted} if "corrupted" in asked else {}
+            return method(model, data, forget.clone(), config, generator, **more)
+
+    def measure():
+        if not isinstance(unlearned, nn.Module):
+            raise TypeError(f"{name} returned {type(unlearned).__name__}; a method returns the unlearned network")
+        return evaluate(drop(unlearned) if isinstance(unlearned, Expanded) else unlearned, task, forget, original)
 
     unlearned, seconds, failure = attempt(work)
     scores = {}
     if failure is None:
-        unlearned = drop(unlearned) if isinstance(unlearned, Expanded) else unlearned
-        scores, _, failure = attempt(lambda: evaluate(unlearned, task, forget))
+        scores, _, failure = attempt(measure)
     row = {"status": "failed" if failure else "ok", "error": failure, **NO_SCORES, **(scores or {}), "seconds": seconds}
     return {**row, "points": points} if points else row
 
 
 def recorder(config: Config, model, task: Task, forget: torch.Tensor, log, points: list[dict]):
-    """Watch the redirection (Fig. 5): accuracy on D_c's given labels of theta_o1, and of it with theta_o2 under D_f's mask.
+    """Watch the redirection (Fig. 5): accuracy on D_c's given labels of theta_o1, and of it with theta_o2 under D_f's
+    mask.
 
     Returns:
         A log function that adds both to `points` after each epoch and calls `log`; epoch 0 is in `points` already.
     """
     def note(epoch: int, epochs: int, expanded: Expanded, **values) -> None:
-        shared = mask_table(len(task.train), expanded.width, config.p_mem, config.seed, task.corrupted)  # D_f's row for D_c
+        # D_f's row for all of D_c
+        shared = mask_table(len(task.train), expanded.width, config.p_mem, config.seed, task.corrupted)
         base = accuracy(expanded, task.train, task.corrupted)
         full = accuracy(expanded, task.train, task.corrupted, masks=shared)
         points.append({"epoch": epoch, "base": base, "full": full})
@@ -114,23 +152,53 @@ def recorder(config: Config, model, task: Task, forget: torch.Tensor, log, point
 
 
 def attempt(work):
-    """Run work(); returns (result, seconds, error text or None). Running out of numbers or of memory is an outcome."""
+    """Run work() and leave the world as it was; returns (result, seconds, error text or None).
+
+    Diverging, running out of memory, or a user-supplied method that calls sys.exit is an outcome. An interrupt by the
+    user, or a reader that has closed the pipe, is none.
+    """
     begin = time.perf_counter()
     result = failure = None
     try:
-        result = work()
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-    except BrokenPipeError:  # nobody reads the output any more, which says nothing about the work
+        with same_world():
+            result = work()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+    except (KeyboardInterrupt, BrokenPipeError):
         raise
-    except Exception as error:
+    except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        failure = f"{type(error).__name__}: {error}".splitlines()[0] + f" ({Path(place.filename).name}:{place.lineno})"
+        failure = f"{one_line(error)} ({Path(place.filename).name}:{place.lineno})"
         print(f"failed: {failure}", file=sys.stderr)
     return result, round(time.perf_counter() - begin, 3), failure
 
 
-# --- Input checks -------------------------------------------------------------------------------------------------------
+def one_line(error: BaseException) -> str:
+    """Type and first line of an exception, whatever its text is or does."""
+    try:
+        text = next(iter(str(error).strip().splitlines()), "")
+    except Exception:  # a __str__ that fails
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def same_world():
+    """Put back what a method may leave changed: working directory, default dtype, grad mode, threads, random state."""
+    folder, dtype, grad = os.getcwd(), torch.get_default_dtype(), torch.is_grad_enabled()
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        torch.set_rng_state(state)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+# --- Input checks -----------------------------------------------------------------------------------------------------
 
 
 def choose_methods(config: Config) -> dict:
@@ -177,6 +245,36 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def describe(device: torch.device) -> str:
+    """The device for the eye: a GPU's name, or what the CPU computes with, such as "cpu (AVX2, 2 threads)"."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type != "cpu":
+        return str(device)
+    threads = torch.get_num_threads()
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)})"
+
+
+def check_precision(config: Config, device: torch.device) -> None:
+    """Warn where bf16 makes a CPU slower: one of Intel's or AMD's without AMX and AVX512_BF16 has to emulate it."""
+    if config.precision != "bf16" or device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return
+    checks = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
+    if None not in checks and not any(check() for check in checks):
+        print("warning: this CPU has neither AMX nor AVX512_BF16, so bf16 is slower than float32 here", file=sys.stderr)
+
+
+def check_room(config: Config, model) -> None:
+    """Raise ValueError for a ratio whose theta_o2 cannot fit into this machine's memory, before hours of training."""
+    if config.ratio is None or not hasattr(os, "sysconf"):
+        return
+    need = 4 * sum(p.numel() for p in model.parameters()) * (1 + config.ratio) ** 2  # bytes: wider both ways
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > room:
+        raise ValueError(f"ratio is {config.ratio:g}; theta_o2 would take {need / 1e9:.3g} GB and this machine has "
+                         f"{room / 1e9:.3g}; give a smaller one")
+
+
 def parse_pair(text: str) -> tuple[int, int]:
     """Two class numbers from "A,B"."""
     parts = text.split(",")
@@ -186,7 +284,7 @@ def parse_pair(text: str) -> tuple[int, int]:
 
 
 def code_of(method: str) -> str | None:
-    """16 hexadecimal digits of the file that holds one's own method, None for a method of the dict."""
+    """16 hexadecimal digits of the file that holds a user-supplied method, None for a method of the dict."""
     path = Path(method.rpartition(":")[0])
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if ":" in method and path.is_file() else None
 
@@ -196,13 +294,14 @@ def check_writable(out: str) -> None:
     path = Path(out)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK) or not os.access(path.parent, os.W_OK):
+        writable = os.access(path if path.exists() else path.parent, os.W_OK) and os.access(path.parent, os.W_OK)
+        if path.is_dir() or not writable:
             raise OSError("it is a folder" if path.is_dir() else "permission denied")
     except OSError as error:
         raise ValueError(f"cannot write results to {out} ({error}); give another file with --out") from error
 
 
-# --- Rows ---------------------------------------------------------------------------------------------------------------
+# --- Rows -------------------------------------------------------------------------------------------------------------
 
 
 def append_row(out: str, row: dict) -> None:
@@ -218,7 +317,8 @@ def append_row(out: str, row: dict) -> None:
 
 @contextlib.contextmanager
 def only_writer(folder: Path):
-    """Hold the folder's advisory lock, so that two runs that share a result file lose no row; without fcntl, no lock."""
+    """Hold the folder's advisory lock, so that two runs that share a result file lose no row; without fcntl, no
+    lock."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -241,7 +341,8 @@ def provenance(device: torch.device, argv) -> dict:
 
 def git_hash() -> str | None:
     """The commit of the code, with "-dirty" if tracked files differ from it; None outside a checkout."""
-    command = ["git", "-C", Path(__file__).resolve().parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", Path(__file__).resolve().parent, "describe", "--always", "--dirty", "--abbrev=40",
+               "--exclude=*"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
@@ -249,13 +350,43 @@ def git_hash() -> str | None:
     return found.stdout.strip() if found.returncode == 0 else None
 
 
-def progress(label: str, quiet: bool):
-    """A log function for `fit` and the methods: one aligned line an epoch with the time left."""
-    begin = time.perf_counter()
+@contextlib.contextmanager
+def progress(label: str, quiet: bool, min_seconds: float = 0.0):
+    """A log function for `fit` and the methods, for the length of a block: one aligned line per epoch with the time
+    left.
+
+    In a terminal, an epoch that has run for LONG seconds says so in a line that is written anew every second.
+
+    Args:
+        label: what is done, such as "train".
+        quiet: print nothing.
+        min_seconds: print nothing either of what takes less, by the seconds so far and the estimate of those left.
+    """
+    begin = last = time.perf_counter()
+    now, done, terminal = 1, threading.Event(), sys.stdout is not None and sys.stdout.isatty()
+    clear = "\r" + " " * 60 + "\r" if terminal else ""
 
     def log(epoch: int, epochs: int, model, **values) -> None:
-        spent = time.perf_counter() - begin
-        shown = "  ".join(f"{name} {value:8.4f}" for name, value in values.items())
-        print(f"{label:<8} epoch {epoch:3d}/{epochs}  {shown}  {spent:6.1f} s  {spent / epoch * (epochs - epoch):6.1f} s left", flush=True)
+        nonlocal last, now
+        last, now = time.perf_counter(), epoch + 1
+        spent = last - begin
+        left = spent / epoch * (epochs - epoch)
+        if spent + left >= min_seconds:
+            shown = "".join(f"{name} {value:8.4f}  " for name, value in values.items())
+            print(f"{clear}{label:<8} epoch {epoch:3d}/{epochs}  {shown}{spent:6.1f} s  {left:6.1f} s left", flush=True)
 
-    return (lambda *args, **values: None) if quiet else log
+    def watch() -> None:
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            while not done.wait(1.0):
+                if (running := time.perf_counter() - last) >= LONG:
+                    print(f"\r{label:<8} epoch {now:3d} has run for {running:.0f} s", end="", flush=True)
+
+    if quiet:
+        yield lambda *args, **values: None
+        return
+    if terminal:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield log
+    finally:
+        done.set()

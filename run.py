@@ -15,18 +15,21 @@ from pathlib import Path
 import torch
 
 import settings
-from experiment import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, code_of, corrupt, find, new_model,
-                  provenance, train_original, unlearn)
+from experiment import (NO_SCORES, append_row, attempt, check_precision, check_room, check_writable, choose_device,
+                        choose_methods, code_of, corrupt, describe, find, new_model, provenance, train_original,
+                        unlearn)
 from datasets import load
 from settings import Config, resolve
 from tasks import Task
 
-# --- Command line -------------------------------------------------------------------------------------------------------
+DESCRIPTION = "Train a network on corrupted data, unlearn with each method, compare."  # python -OO leaves no docstrings
+
+# --- Command line -----------------------------------------------------------------------------------------------------
 
 
 def parser() -> argparse.ArgumentParser:
     """One flag a field of Config; only what was given ends up in the namespace."""
-    p = argparse.ArgumentParser(prog="run.py", description=__doc__.splitlines()[0], argument_default=argparse.SUPPRESS,
+    p = argparse.ArgumentParser(prog="run.py", description=DESCRIPTION, argument_default=argparse.SUPPRESS,
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False,
                                 epilog="Many cells: run.py grid --help. The regularity of a task: run.py cscore --help.")
     p.error = lambda message: p.exit(2, f"run.py: {message}\n")  # one line, without the usage
@@ -46,16 +49,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 if a cell or a file failed, 2 for bad input (one line on stderr)."""
+    """Run the command line; returns the exit code: 0, 1 if a cell or a file failed, 2 for bad input (one line on
+    stderr)."""
     argv = sys.argv[1:] if argv is None else argv
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an encoding without a letter of a file's name ends no run
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: print(f"warning: {message}", file=sys.stderr)
         try:
             code = command(argv)
-            sys.stdout.flush()  # so that a closed pipe is noticed here
+            if sys.stdout is not None:  # it is None where stdout was closed from the start
+                sys.stdout.flush()  # so that a closed pipe is noticed here
             return code
-        except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:  # torch's own for absurd sizes too
-            print(f"run.py: {(str(error).splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
+        except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:  # torch's, for absurd sizes
+            print(f"run.py: {(str(error).strip().splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
             return 2
         except BrokenPipeError:  # the reader of its output, such as head, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
@@ -83,25 +90,28 @@ def command(argv: list[str]) -> int:
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 
-# --- One cell -----------------------------------------------------------------------------------------------------------
+# --- One cell ---------------------------------------------------------------------------------------------------------
 
 
 def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     """Train one original network and unlearn from it with each method of config.method; one row a method.
 
-    Rows are appended to config.out as they come. Everything that can be wrong with the input is looked at before training.
+    Rows are appended to config.out as they come. Everything that can be wrong with the input is looked at before
+    training.
 
     Raises:
         ValueError, TypeError: the input cannot be used.
     """
     methods = choose_methods(config)
-    paths = {Path(path.strip()).name: path.strip() for path in config.method.split(",")}  # of methods of one's own
+    paths = {Path(path.strip()).name: path.strip() for path in config.method.split(",")}  # of user-supplied methods
     device = choose_device(config.device)
     check_writable(config.out)
     dataset = load(config.dataset, config.data_dir, config.image_size, config.download)
     task = corrupt(config, dataset)
     forget = find(config, task)
     model = new_model(config, dataset)
+    check_precision(config, device)
+    check_room(config, model)
     task = replace(task, train=task.train.to(device), test=task.test.to(device))
     say(config, headline(config, task, forget, model, device))
     original, train_seconds, failure = attempt(lambda: train_original(config, task, model.to(device)))
@@ -118,7 +128,7 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     return rows
 
 
-# --- Output -------------------------------------------------------------------------------------------------------------
+# --- Output -----------------------------------------------------------------------------------------------------------
 
 
 def say(config: Config, text: str) -> None:
@@ -131,10 +141,10 @@ def headline(config: Config, task: Task, forget: torch.Tensor, model, device: to
     """Two lines that say what is about to run."""
     parameters = sum(p.numel() for p in model.parameters())
     size = task.train.images.shape[-1]
-    return (f"{config.task} on {config.dataset}: {len(task.train)} images of {size}x{size}, {len(task.corrupted)} corrupted, "
-            f"{len(forget)} of them discovered ({100 * config.discovery:g}%)\n"
+    return (f"{config.task} on {config.dataset}: {len(task.train)} images of {size}x{size}, "
+            f"{len(task.corrupted)} corrupted, {len(forget)} of them discovered ({100 * config.discovery:g}%)\n"
             f"{config.arch} at {100 * config.capacity:g}% capacity, {parameters:,} parameters"
-            f"{', trained with ETD' if config.etd else ''}; seed {config.seed}; {device}")
+            f"{', trained with ETD' if config.etd else ''}; seed {config.seed}; {describe(device)}")
 
 
 def table(rows: list[dict]) -> str:
@@ -145,8 +155,10 @@ def table(rows: list[dict]) -> str:
         if row["status"] != "ok":
             lines.append(f"{row['method']:<{wide}}  {row['error']}")
             continue
-        cells = [f"{100 * row[k]:.1f}" if row[k] is not None else "-" for k in ("healed", "healed_undiscovered", "utility", "product")]
-        lines.append(f"{row['method']:<{wide}}{cells[0]:>8}{cells[1]:>14}{cells[2]:>9}{cells[3]:>9}{row['seconds']:>9.1f}")
+        values = [row[key] for key in ("healed", "healed_undiscovered", "utility", "product")]
+        healed, undiscovered, utility, product = ("-" if value is None else f"{100 * value:.1f}" for value in values)
+        seconds = f"{row['seconds']:.1f}"
+        lines.append(f"{row['method']:<{wide}}{healed:>8}{undiscovered:>14}{utility:>9}{product:>9}{seconds:>9}")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from etd import drop
 from expand import expand
 from helpers import assert_same_state, gen, randomise, seeds
-from models import ARCHITECTURES, LocalityAttention, ResNet9, ShiftedPatches, ViT, build
+from models import ARCHITECTURES, LocalityAttention, ResNet9, ShiftedPatches, ViT, build, reinitialise
 
 SMALL = dict(patch=4, dim=8, depth=2, heads=2, head_dim=4, hidden=12)  # a ViT that runs in a blink
 
@@ -149,6 +149,18 @@ def test_vit_is_table_3s():
     assert (net.patches.patch, net.head.in_features, len(net.ff)) == (8, 512, 4)
     for attention, ff in zip(net.attention, net.ff, strict=True):
         assert (attention.heads, attention.qkv.out_features, ff[1].out_features) == (8, 3 * 8 * 64, 1536)
+
+
+def test_vit_initialisation():
+    """N1: the class token and every position start at a mean of 0 and a spread of 0.02, on the first draw and on a new one."""
+    net = build("vit", seed=0)
+    for anew in (False, True):
+        if anew:
+            net = reinitialise(net, 1)
+        for p in (net.token, net.position):
+            values, n = p.detach().double().flatten(), p.numel()
+            # standard errors of a mean and of a standard deviation of n normal draws; five of each
+            assert abs(values.mean()) < 5 * 0.02 * n**-0.5 and abs(values.std() - 0.02) < 5 * 0.02 * (2 * n) ** -0.5
 
 
 def test_attention_skips_itself():

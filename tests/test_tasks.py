@@ -524,6 +524,15 @@ def test_t16_other_images(tmp_path_factory, seed, where, step):
         load_task(path.with_name("absent.pt"), dataset)
 
 
+def test_t16_last_image():
+    """T16: of 9,000 images one pixel of the last makes other data of them."""
+    images = torch.zeros(9000, 1, 3, 3, dtype=torch.uint8)
+    data = Data(images, torch.zeros(9000, dtype=torch.int64), 2, (0.5,), (0.5,))
+    before = fingerprint(data)
+    images[-1, 0, -1, -1] = 1
+    assert fingerprint(data) != before
+
+
 def test_t16_loads_no_code(tmp_path):
     """T16: a task file that holds code is refused, and the code does not run."""
     torch.save({"images": 0, "name": Evil(tmp_path / "ran")}, tmp_path / "task.pt")
