@@ -32,7 +32,7 @@ from metrics import accuracy, evaluate
 from models import build
 from rem import check_forget, start
 from settings import Config, stream
-from tasks import Task, discover, make_task, write_whole
+from tasks import Task, discover, make_task
 from train import fit
 
 VERSION = "0.2.0"
@@ -290,14 +290,15 @@ def code_of(method: str) -> str | None:
 
 
 def check_writable(out: str) -> None:
-    """Raise ValueError unless rows can be appended to the result file; makes its folder."""
+    """Raise ValueError unless rows can be appended to the result file, links followed; makes its folder."""
     path = Path(out)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writable = os.access(path if path.exists() else path.parent, os.W_OK) and os.access(path.parent, os.W_OK)
-        if path.is_dir() or not writable:
-            raise OSError("it is a folder" if path.is_dir() else "permission denied")
-    except OSError as error:
+        if path.exists() and not path.is_file():  # a row for a pipe would wait, one for a device would be lost
+            raise OSError("it is a folder" if path.is_dir() else "it is no regular file")
+        if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+            raise OSError("permission denied")
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         raise ValueError(f"cannot write results to {out} ({error}); give another file with --out") from error
 
 
@@ -305,31 +306,35 @@ def check_writable(out: str) -> None:
 
 
 def append_row(out: str, row: dict) -> None:
-    """Append one JSON line: the file is written anew beside itself and put in place whole, so a kill tears nothing."""
-    path = Path(out)
-    with only_writer(path.parent):
-        before = path.read_bytes() if path.exists() else b""
-        if before and not before.endswith(b"\n"):
-            before += b"\n"
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        write_whole(path, lambda file: file.write(before + line))
+    """Append one JSON line in one synced write, so that a row costs the same in a long file.
+
+    A file that ends in the middle of a line, after a kill or a full disk, gets a newline first: readers leave the torn
+    line out.
+    """
+    line = json.dumps(row, allow_nan=False).encode() + b"\n"
+    with open(out, "ab+", buffering=0) as file:
+        with only_writer(file):
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            line = line if file.read(1) in (b"", b"\n") else b"\n" + line
+            if file.write(line) < len(line):
+                raise OSError(f"the disk is full: a row of {out} is torn")
+            os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path):
-    """Hold the folder's advisory lock, so that two runs that share a result file lose no row; without fcntl, no
-    lock."""
+def only_writer(file):
+    """Hold the file's advisory lock, so that two runs that share it tear no row; without fcntl, no lock."""
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(file, fcntl.LOCK_EX)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def provenance(device: torch.device, argv) -> dict:

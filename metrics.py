@@ -199,7 +199,7 @@ def held_out(n: int, size: int, runs: int, seed: int) -> torch.Tensor:
         seed: of the order, which depends on `size` too.
 
     Returns:
-        (runs, n) bool, n - size true entries a row.
+        (runs, n) bool, n - size true entries per row.
     """
     order = torch.randperm(n, generator=stream(seed, f"c-score subsets {size}"))
     places = torch.arange(runs)[:, None] * (n - size) + torch.arange(n - size)  # (runs, n - size)

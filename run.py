@@ -101,6 +101,7 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
 
     Raises:
         ValueError, TypeError: the input cannot be used.
+        OSError: a row could not be written; raised after the table.
     """
     methods = choose_methods(config)
     paths = {Path(path.strip()).name: path.strip() for path in config.method.split(",")}  # of user-supplied methods
@@ -115,15 +116,20 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     task = replace(task, train=task.train.to(device), test=task.test.to(device))
     say(config, headline(config, task, forget, model, device))
     original, train_seconds, failure = attempt(lambda: train_original(config, task, model.to(device)))
-    rows = []
+    rows, lost = [], None
     for name, method in methods.items():
         row = {**asdict(config), "method": name, "code": code_of(paths.get(name, name)), **provenance(device, argv),
                "train_seconds": train_seconds}
         row |= ({"status": "failed", "error": f"training: {failure}", **NO_SCORES, "seconds": None} if failure
                 else unlearn(config, name, method, original, task, forget))
-        append_row(config.out, row)
         rows.append(row)
+        try:
+            append_row(config.out, row)
+        except OSError as error:  # a full disk costs no method and no table
+            lost = error
     print(table(rows))
+    if lost is not None:
+        raise lost
     say(config, f"rows appended to {config.out}")
     return rows
 

@@ -307,17 +307,59 @@ def test_interrupt_keeps_the_rows(few, tmp_path, monkeypatch, capsys):
 
 
 def test_failed_write_leaves_the_old_rows(tmp_path, monkeypatch):
-    """R3: if the new file cannot be put in place, the old one stands and nothing lies beside it."""
+    """R3, R10: if a row cannot be written, the old ones stand and nothing lies beside the file; the next row is whole again."""
     out = tmp_path / "x"
     experiment.append_row(str(out), {"a": 1})
 
     def fail(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(os, "fsync", fail)
         experiment.append_row(str(out), {"a": 2})
-    assert rows_of(out) == [{"a": 1}] and list(tmp_path.iterdir()) == [out]
+    assert rows_of(out)[0] == {"a": 1} and list(tmp_path.iterdir()) == [out]
+    experiment.append_row(str(out), {"a": 3})
+    assert rows_of(out)[-1] == {"a": 3}
+
+
+def test_a_row_is_appended(tmp_path):
+    """R10: a row goes behind those that are there, in the very same file: nothing is written anew, and a link is followed."""
+    out, link = tmp_path / "x", tmp_path / "link"
+    link.symlink_to(out)
+    experiment.append_row(str(link), {"a": 0})
+    before = out.stat().st_ino, out.read_bytes()
+    for number in (1, 2):
+        experiment.append_row(str(link), {"a": number})
+    assert link.is_symlink() and out.stat().st_ino == before[0] and out.read_bytes().startswith(before[1])
+    assert rows_of(out) == [{"a": number} for number in range(3)] and sorted(tmp_path.iterdir()) == [link, out]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pipes and devices there")
+@pytest.mark.parametrize("kind", ["pipe", "device", "circle"])
+def test_out_is_a_regular_file(tmp_path, capsys, kind):
+    """R10: --out that names a pipe, a device or a link to itself is refused in one line, and it stays what it is."""
+    out = tmp_path / "x"
+    if kind == "pipe":
+        os.mkfifo(out)
+    else:
+        out.symlink_to("/dev/full" if kind == "device" else out)
+    assert run.main(["--out", str(out), *QUICK]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"run.py: cannot write results to {out}") and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [out] and (out.is_fifo() if kind == "pipe" else out.is_symlink())
+
+
+@pytest.mark.filterwarnings("ignore:Acc")
+def test_a_full_disk_costs_no_method(made, tmp_path, monkeypatch, capsys):
+    """R3: where rows cannot be written, all methods run, the table is printed, one line says so, exit code 1."""
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "append_row", full)
+    assert run.main(["--method", "no-ul,cf", "--out", str(tmp_path / "x"), *SMALL]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["no-ul", "cf"]
+    assert "No space left" in err and err.count("\n") == 1
 
 
 def test_torn_line_of_another_program_is_kept_apart(tmp_path):
