@@ -7,6 +7,7 @@
 
 import argparse
 import os
+import platform
 import sys
 import warnings
 from dataclasses import asdict, fields, replace
@@ -15,9 +16,8 @@ from pathlib import Path
 import torch
 
 import settings
-from experiment import (NO_SCORES, append_row, attempt, check_precision, check_room, check_writable, choose_device,
-                        choose_methods, code_of, corrupt, describe, find, new_model, provenance, train_original,
-                        unlearn)
+from experiment import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, code_of, corrupt,
+                        find, new_model, provenance, train_original, unlearn)
 from datasets import load
 from settings import Config, resolve
 from tasks import Task
@@ -134,6 +134,26 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     return rows
 
 
+def check_precision(config: Config, device: torch.device) -> None:
+    """Warn where bf16 makes a CPU slower: one of Intel's or AMD's without AMX and AVX512_BF16 has to emulate it."""
+    if config.precision != "bf16" or device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return
+    checks = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
+    if None not in checks and not any(check() for check in checks):
+        print("warning: this CPU has neither AMX nor AVX512_BF16, so bf16 is slower than float32 here", file=sys.stderr)
+
+
+def check_room(config: Config, model) -> None:
+    """Raise ValueError for a ratio whose theta_o2 cannot fit into this machine's memory, before hours of training."""
+    if config.ratio is None or not hasattr(os, "sysconf"):
+        return
+    need = 4 * sum(p.numel() for p in model.parameters()) * (1 + config.ratio) ** 2  # bytes: wider both ways
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > room:
+        raise ValueError(f"ratio is {config.ratio:g}; theta_o2 would take {need / 1e9:.3g} GB and this machine has "
+                         f"{room / 1e9:.3g}; give a smaller one")
+
+
 # --- Output -----------------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +171,16 @@ def headline(config: Config, task: Task, forget: torch.Tensor, model, device: to
             f"{len(task.corrupted)} corrupted, {len(forget)} of them discovered ({100 * config.discovery:g}%)\n"
             f"{config.arch} at {100 * config.capacity:g}% capacity, {parameters:,} parameters"
             f"{', trained with ETD' if config.etd else ''}; seed {config.seed}; {describe(device)}")
+
+
+def describe(device: torch.device) -> str:
+    """The device for the eye: a GPU's name, or what the CPU computes with, such as "cpu (AVX2, 2 threads)"."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type != "cpu":
+        return str(device)
+    threads = torch.get_num_threads()
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)})"
 
 
 def table(rows: list[dict]) -> str:

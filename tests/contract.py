@@ -1,4 +1,4 @@
-"""What every method promises, one function a property; a test of one's own method takes three lines.
+"""What every method promises, one function a property; a test of a user-supplied method takes three lines.
 
     from contract import PROPERTIES
     @pytest.mark.parametrize("keeps", PROPERTIES)

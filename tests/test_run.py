@@ -734,21 +734,21 @@ def test_a_long_epoch_says_so_in_a_terminal(monkeypatch, stream_of, seen):
     ("x86_64", False, False, True), ("AMD64", True, False, False), ("x86_64", False, True, False), ("aarch64", False, False, False)])
 def test_slow_bf16_is_told(monkeypatch, capsys, machine, amx, bf16, warned):
     """R2: bf16 on a CPU of Intel's or AMD's without AMX and AVX512_BF16 warns that it is slower; elsewhere nothing is said."""
-    monkeypatch.setattr(experiment.platform, "machine", lambda: machine)
+    monkeypatch.setattr(run.platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
     for precision in ("auto", "float32", "bf16"):
-        experiment.check_precision(tiny(precision=precision), torch.device("cpu"))
+        run.check_precision(tiny(precision=precision), torch.device("cpu"))
     assert ("bf16 is slower" in capsys.readouterr().err) is warned
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # a torch that cannot tell
-    experiment.check_precision(tiny(precision="bf16"), torch.device("cpu"))
+    run.check_precision(tiny(precision="bf16"), torch.device("cpu"))
     assert capsys.readouterr().err == ""
 
 
 def test_headline_tells_the_cpu():
     """R3: the headline has the CPU's instruction set and the number of threads."""
     capability = torch.backends.cpu.get_cpu_capability()
-    assert experiment.describe(torch.device("cpu")) == f"cpu ({capability}, 1 thread)"  # conftest sets one
+    assert run.describe(torch.device("cpu")) == f"cpu ({capability}, 1 thread)"  # conftest sets one
 
 
 TINY = ["--n", "4", "--width", "0.05", "--epochs", "1", "--unlearn-epochs", "1", "--batch", "4", "--max-passes", "1",
