@@ -104,7 +104,8 @@ def norm_by_hand(x, norm):
 
 
 def test_resnet9_by_hand():
-    """N1: the layers of Goel et al.'s ResNet-9 one after another, CELU at 0.075, two residual sums, a head without bias."""
+    """N1: the layers of Goel et al.'s ResNet-9 one after another, CELU at 0.075, two residual sums, a head without
+    bias."""
     net = randomise(build("resnet9", 0.1, channels=2, classes=4, image_size=17, seed=0), 0).double().eval()
     convs, norms = ([m for m in net.modules() if isinstance(m, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d))
     assert [(c.out_channels, c.kernel_size[0], c.stride[0]) for c in convs] == [
@@ -126,7 +127,8 @@ def test_resnet9_by_hand():
 
 
 def test_vit_by_hand():
-    """N3: class token first, positions, then attention and feed-forward layers with residual sums; the class token's logits."""
+    """N3: class token first, positions, then attention and feed-forward layers with residual sums; the class token's
+    logits."""
     net = randomise(build("vit", 0.5, channels=1, classes=4, image_size=8, seed=0, **SMALL), 0).double().eval()
 
     def norm(x, layer):
@@ -152,7 +154,8 @@ def test_vit_is_table_3s():
 
 
 def test_vit_initialisation():
-    """N1: the class token and every position start at a mean of 0 and a spread of 0.02, on the first draw and on a new one."""
+    """N1: the class token and every position start at a mean of 0 and a spread of 0.02, on the first draw and on a new
+    one."""
     net = build("vit", seed=0)
     for anew in (False, True):
         if anew:
@@ -172,7 +175,8 @@ def test_attention_skips_itself():
 
 
 def test_attention_matches_the_formula():
-    """N3: softmax(q k^T exp(temperature), diagonal left out) v, by hand; the temperature starts at 1 / sqrt(head_dim)."""
+    """N3: softmax(q k^T exp(temperature), diagonal left out) v, by hand; the temperature starts at 1 /
+    sqrt(head_dim)."""
     net = LocalityAttention(6, 2, 3).double()
     assert torch.allclose(net.temperature.exp(), torch.tensor(3.0, dtype=torch.float64) ** -0.5, atol=1e-7)
     x = torch.rand((2, 5, 6), generator=gen(4), dtype=torch.float64)
@@ -205,7 +209,8 @@ def test_shifted_patches():
 
 
 def test_vit_expands_its_hidden_layers():
-    """X13, N1: theta_o2 of the ViT is hidden units: the expanded layers are the feed-forward ones, and drop gives it back."""
+    """X13, N1: theta_o2 of the ViT is hidden units: the expanded layers are the feed-forward ones, and drop gives it
+    back."""
     net = build("vit", 0.5, channels=1, classes=4, image_size=8, seed=0, **SMALL)
     expanded = expand(net, torch.zeros(1, 1, 8, 8), 1.0)
     assert set(expanded.layers()) == {"ff.0.1", "ff.0.3", "ff.1.1", "ff.1.3"} and expanded.width == 6

@@ -179,7 +179,8 @@ def test_the_seed_draws_the_unlearning():
 
 
 def test_row_holds_what_reproduces_it(few, tmp_path):
-    """R3: a row has every setting, the versions, the commit, the command; the settings read back make the same Config."""
+    """R3: a row has every setting, the versions, the commit, the command; the settings read back make the same
+    Config."""
     out = tmp_path / "cells.jsonl"
     argv = ["--task", "random", "--discovery", "0.3", "--method", "no-ul", "--out", str(out), *QUICK]
     assert run.main(argv) == 0
@@ -194,7 +195,8 @@ def test_row_holds_what_reproduces_it(few, tmp_path):
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="no git here")
 def test_the_commit_of_the_code(tmp_path, monkeypatch):
-    """R3: a row names the commit that HEAD is, tagged or not, "-dirty" once a tracked file differs; outside a checkout None."""
+    """R3: a row names the commit that HEAD is, tagged or not, "-dirty" once a tracked file differs; outside a checkout
+    None."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:  # a hook's point to the repository that it is of
         monkeypatch.delenv(name)
     for name, value in dict(CEILING_DIRECTORIES=str(tmp_path.parent), CONFIG_GLOBAL=os.devnull, CONFIG_NOSYSTEM="1").items():
@@ -257,7 +259,8 @@ def test_no_unlearning_is_the_trained_network(few, tmp_path, monkeypatch):
 @pytest.mark.parametrize("argv", [QUICK, [*QUICK, "--method", "no-ul", "--quiet"], ["grid", *QUICK, "--dry-run"]],
                          ids=["cell", "quiet", "grid"])
 def test_a_reader_that_has_enough(tmp_path, argv):
-    """R2: a pipe that closes before anything is printed, as head may close it, ends the run with exit code 1 and no words."""
+    """R2: a pipe that closes before anything is printed, as head may close it, ends the run with exit code 1 and no
+    words."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen([sys.executable, "-B", ROOT / "run.py", *argv, "--out", tmp_path / "x"], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
@@ -307,7 +310,8 @@ def test_interrupt_keeps_the_rows(few, tmp_path, monkeypatch, capsys):
 
 
 def test_failed_write_leaves_the_old_rows(tmp_path, monkeypatch):
-    """R3, R10: if a row cannot be written, the old ones stand and nothing lies beside the file; the next row is whole again."""
+    """R3, R10: if a row cannot be written, the old ones stand and nothing lies beside the file; the next row is whole
+    again."""
     out = tmp_path / "x"
     experiment.append_row(str(out), {"a": 1})
 
@@ -323,7 +327,8 @@ def test_failed_write_leaves_the_old_rows(tmp_path, monkeypatch):
 
 
 def test_a_row_is_appended(tmp_path):
-    """R10: a row goes behind those that are there, in the very same file: nothing is written anew, and a link is followed."""
+    """R10: a row goes behind those that are there, in the very same file: nothing is written anew, and a link is
+    followed."""
     out, link = tmp_path / "x", tmp_path / "link"
     link.symlink_to(out)
     experiment.append_row(str(link), {"a": 0})
@@ -460,7 +465,8 @@ def test_bad_input(monkeypatch, tmp_path, capsys, argv, words):
 
 
 def test_unwritable_folder(tmp_path, monkeypatch, capsys):
-    """R2: a folder without write permission is refused before training (root may write anywhere, so the check is asked)."""
+    """R2: a folder without write permission is refused before training (root may write anywhere, so the check is
+    asked)."""
     monkeypatch.setattr(experiment.os, "access", lambda *a: False)
     assert run.main(["--out", str(tmp_path / "x")]) == 2
     assert "permission denied" in capsys.readouterr().err
@@ -620,7 +626,8 @@ SCORES = ("healed", "healed_undiscovered", "utility", "learnt", "error")
 @pytest.mark.filterwarnings("ignore:Acc")
 @pytest.mark.parametrize("kind", ODD_METHODS)
 def test_what_an_odd_method_does_reaches_no_other(made, tmp_path, monkeypatch, kind):
-    """R11: a method that exits, raises anything or changes the world is a failed row at most; the next give what they give alone."""
+    """R11: a method that exits, raises anything or changes the world is a failed row at most; the next give what they
+    give alone."""
     body, error = ODD_METHODS[kind]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd.py").write_text(f"import os, sys, torch\ndef f(model, data, forget, config, generator):\n"
@@ -637,7 +644,8 @@ def test_what_an_odd_method_does_reaches_no_other(made, tmp_path, monkeypatch, k
 
 
 def test_rows_tell_what_was_learnt(made, tmp_path):
-    """R3: every row has the accuracy on D_c's given labels of the network that its method got, whatever the method did to it."""
+    """R3: every row has the accuracy on D_c's given labels of the network that its method got, whatever the method did
+    to it."""
     (tmp_path / "odd.py").write_text("def f(model, data, forget, config, generator):\n"
                                      "    for p in model.parameters():\n        p.data.zero_()\n    return model\n")
     out, given = tmp_path / "x", []
@@ -662,7 +670,8 @@ def test_too_few_outputs_are_told_before_any_work():
 
 
 def test_the_recorder_reads_d_c_through_d_fs_row():
-    """S3: Fig. 5's points are of all of D_c: theta_o1 alone, and with theta_o2 under D_f's mask row for each of them."""
+    """S3: Fig. 5's points are of all of D_c: theta_o1 alone, and with theta_o2 under D_f's mask row for each of
+    them."""
     config, dataset = seeded(1, task="random", p_mem=0.5)
     task = experiment.corrupt(config, dataset)
     forget, points, calls = discover(task, 0.5, 1), [], []
@@ -691,7 +700,8 @@ class Terminal(io.StringIO):
 
 
 def test_progress_is_silent_about_what_is_short(capsys, monkeypatch):
-    """R1: with min_seconds a line is printed once the time so far and the estimate of the rest reach it; quiet prints none."""
+    """R1: with min_seconds a line is printed once the time so far and the estimate of the rest reach it; quiet prints
+    none."""
     clock = [0.0]
     monkeypatch.setattr(experiment.time, "perf_counter", lambda: clock[0])
     for quiet, least, lines in ((False, 0, 2), (False, 60, 0), (True, 0, 0)):
@@ -708,7 +718,8 @@ def test_progress_is_silent_about_what_is_short(capsys, monkeypatch):
 
 @pytest.mark.parametrize("stream_of, seen", [(Terminal, True), (io.StringIO, False)])
 def test_a_long_epoch_says_so_in_a_terminal(monkeypatch, stream_of, seen):
-    """R1: an epoch that goes on writes one line anew in a terminal, gone before the epoch's own; elsewhere it writes nothing."""
+    """R1: an epoch that goes on writes one line anew in a terminal, gone before the epoch's own; elsewhere it writes
+    nothing."""
     out = stream_of()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(experiment, "LONG", 0.5)
@@ -733,7 +744,8 @@ def test_a_long_epoch_says_so_in_a_terminal(monkeypatch, stream_of, seen):
 @pytest.mark.parametrize("machine, amx, bf16, warned", [
     ("x86_64", False, False, True), ("AMD64", True, False, False), ("x86_64", False, True, False), ("aarch64", False, False, False)])
 def test_slow_bf16_is_told(monkeypatch, capsys, machine, amx, bf16, warned):
-    """R2: bf16 on a CPU of Intel's or AMD's without AMX and AVX512_BF16 warns that it is slower; elsewhere nothing is said."""
+    """R2: bf16 on a CPU of Intel's or AMD's without AMX and AVX512_BF16 warns that it is slower; elsewhere nothing is
+    said."""
     monkeypatch.setattr(run.platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)

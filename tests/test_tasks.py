@@ -293,7 +293,8 @@ def test_t9_uniform():
 
 @given(cases(), rates, seeds)
 def test_t10_deterministic(case, rate, world):
-    """T10: the seed decides alone: the global random states are neither read nor moved; a second call gives the same."""
+    """T10: the seed decides alone: the global random states are neither read nor moved; a second call gives the
+    same."""
     tasks, found = [], []
     for k in range(2):
         torch.manual_seed(world + k)
@@ -332,7 +333,8 @@ def test_t11_clean_labels(case):
 
 @given(seeds, st.integers(0, 3), st.booleans(), st.integers(1, 15))
 def test_t12_trigger_under_augmentation(seed, pad, flip, n):
-    """T12: through the batches of a poisoned task the corner is white on D_c, after crop and flip, and as ever elsewhere."""
+    """T12: through the batches of a poisoned task the corner is white on D_c, after crop and flip, and as ever
+    elsewhere."""
     dataset = balanced(seed, n=15, size=6)
     clean = replace(dataset.train, images=dataset.train.images.clamp(1, 254), pad=pad, flip=flip)
     task = make_task("poison", replace(dataset, train=clean), n, seed)
@@ -348,7 +350,8 @@ def test_t12_trigger_under_augmentation(seed, pad, flip, n):
 
 
 def curious(data: Data) -> list:
-    """Everything that a method finds in its data without calling private functions: attributes, __dict__, what is in them."""
+    """Everything that a method finds in its data without calling private functions: attributes, __dict__, what is in
+    them."""
     todo, found = [vars(data), *(getattr(data, name) for name in dir(data) if not name.startswith("__"))], []
     while todo:
         thing = todo.pop()
@@ -364,7 +367,8 @@ def curious(data: Data) -> list:
 
 @given(cases(), st.integers(0, 2), st.booleans())
 def test_a22_nothing_tells_d_c(case, pad, flip):
-    """A22: attributes, __dict__ and comparing inputs tell a method no more of D_c than its images and given labels do."""
+    """A22: attributes, __dict__ and comparing inputs tell a method no more of D_c than its images and given labels
+    do."""
     name, dataset, n, seed = case
     task = make_task(name, replace(dataset, train=replace(dataset.train, pad=pad, flip=flip)), n, seed, (0, 1))
     seen = []
@@ -455,7 +459,8 @@ def test_t15_test_set(case):
 
 @given(cases())
 def test_t15_test_images_corrupted_alike(case):
-    """T15: a task's like on the test set: all with the trigger, those of the two classes, or all; clean labels throughout."""
+    """T15: a task's like on the test set: all with the trigger, those of the two classes, or all; clean labels
+    throughout."""
     _, dataset, _, _ = case
     task = make(case)
     seen, index = like_corrupted(task)
