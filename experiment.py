@@ -35,7 +35,7 @@ from tasks import Task, discover, make_task
 from train import fit
 
 VERSION = "0.2.0"
-LONG = 60.0  # seconds after which an epoch that goes on says so in a terminal
+LONG = 60.0  # seconds without a line after which a terminal is told that work goes on
 NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product",
                            "learnt"))  # of a failed cell
 
@@ -326,23 +326,25 @@ def git_hash() -> str | None:
 
 @contextlib.contextmanager
 def progress(label: str, quiet: bool, min_seconds: float = 0.0):
-    """A log function for `fit` and the methods, for the length of a block: one aligned line per epoch with the time
-    left.
+    """A log function for `fit` and the methods, for the length of a block: one line per epoch with the time left.
 
-    In a terminal, an epoch that has run for LONG seconds says so in a line that is written anew every second.
+    In a terminal, work without such a line for LONG seconds says so in a line that is written anew every second.
 
     Args:
         label: what is done, such as "train".
         quiet: print nothing.
         min_seconds: print nothing either of what takes less, by the seconds so far and the estimate of those left.
     """
+    if quiet:
+        yield lambda *args, **values: None
+        return
     begin = last = time.perf_counter()
-    now, done, terminal = 1, threading.Event(), sys.stdout is not None and sys.stdout.isatty()
+    since, done, terminal = "the start", threading.Event(), sys.stdout is not None and sys.stdout.isatty()
     clear = "\r" + " " * 60 + "\r" if terminal else ""
 
     def log(epoch: int, epochs: int, model, **values) -> None:
-        nonlocal last, now
-        last, now = time.perf_counter(), epoch + 1
+        nonlocal last, since
+        last, since = time.perf_counter(), f"epoch {epoch}"
         spent = last - begin
         left = spent / epoch * (epochs - epoch)
         if spent + left >= min_seconds:
@@ -352,15 +354,16 @@ def progress(label: str, quiet: bool, min_seconds: float = 0.0):
     def watch() -> None:
         with contextlib.suppress(OSError):  # a terminal that is gone
             while not done.wait(1.0):
-                if (running := time.perf_counter() - last) >= LONG:
-                    print(f"\r{label:<8} epoch {now:3d} has run for {running:.0f} s", end="", flush=True)
+                if (silent := time.perf_counter() - last) >= LONG:
+                    print(f"\r{label:<8} {silent:.0f} s since {since}", end="", flush=True)
+            print(clear, end="", flush=True)
 
-    if quiet:
-        yield lambda *args, **values: None
-        return
+    watcher = threading.Thread(target=watch, daemon=True)
     if terminal:
-        threading.Thread(target=watch, daemon=True).start()
+        watcher.start()
     try:
         yield log
     finally:
         done.set()
+        if terminal:
+            watcher.join()

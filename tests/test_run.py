@@ -717,25 +717,28 @@ def test_progress_is_silent_about_what_is_short(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("stream_of, seen", [(Terminal, True), (io.StringIO, False)])
-def test_a_long_epoch_says_so_in_a_terminal(monkeypatch, stream_of, seen):
-    """R1: an epoch that goes on writes one line anew in a terminal, gone before the epoch's own; elsewhere it writes
-    nothing."""
+def test_long_silence_is_told_in_a_terminal(monkeypatch, stream_of, seen):
+    """R1: work without a line for long writes one line anew in a terminal, wiped before the next and at the end; elsewhere
+    it writes nothing."""
     out = stream_of()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(experiment, "LONG", 0.5)
+
+    def wait_for(text):
+        deadline = time.monotonic() + (30 if seen else 1.5)
+        while text not in out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
     threads = threading.active_count()
     with experiment.progress("train", False) as log:
-        deadline = time.monotonic() + (30 if seen else 2)
-        while "has run for" not in out.getvalue() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        log(1, 1, None, loss=0.5)
-    assert ("\rtrain    epoch   1 has run for" in out.getvalue()) is seen
-    last = out.getvalue().splitlines()[-1].split("\r")[-1]
-    assert last.startswith("train    epoch   1/1  loss   0.5000")
-    deadline = time.monotonic() + 30
-    while threading.active_count() > threads and time.monotonic() < deadline:
-        time.sleep(0.05)
+        wait_for("s since the start")
+        log(1, 2, None, loss=0.5)
+        wait_for("s since epoch 1")
     assert threading.active_count() == threads  # nobody watches any more
+    told = re.findall(r"\rtrain +\d+ s since (the start|epoch 1)", out.getvalue())
+    assert set(told) == ({"the start", "epoch 1"} if seen else set())
+    shown = [line.split("\r")[-1] for line in out.getvalue().split("\n")]  # what a terminal is left with
+    assert shown[0].startswith("train    epoch   1/2  loss   0.5000") and shown[1:] == [""]
 
 
 # --- Where it runs ------------------------------------------------------------------------------------------------------
