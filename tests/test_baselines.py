@@ -74,7 +74,7 @@ def draw(seed, size=4, n=12):
     return forget, torch.tensor([i for i in range(n) if i not in forget.tolist()])
 
 
-# --- The contract -------------------------------------------------------------------------------------------------------
+# --- The contract -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list(RUNNABLE))
@@ -160,7 +160,7 @@ def test_nonfinite(name):
             contract.unlearn(METHODS[name], lr=1e37, unlearn_lr=1e37, weight_decay=1e5, gamma=0.2, **more)
 
 
-# --- Training anew and training on --------------------------------------------------------------------------------------
+# --- Training anew and training on ------------------------------------------------------------------------------------
 
 
 @few
@@ -234,7 +234,7 @@ def test_reinitialise_refuses():
         reinitialise(nn.Sequential(nn.Sequential(nn.Linear(2, 2), Scale())), 0)
 
 
-# --- Ascent -------------------------------------------------------------------------------------------------------------
+# --- Ascent -----------------------------------------------------------------------------------------------------------
 
 
 @few
@@ -309,7 +309,7 @@ def test_l14_rem_ce_redirects_by_plain_ce():
     assert all(torch.equal(without[0][key], without[1][key]) for key in plain)
 
 
-# --- Distillation -------------------------------------------------------------------------------------------------------
+# --- Distillation -----------------------------------------------------------------------------------------------------
 
 
 def kd_loop(student, teacher, temperature, lib=torch):
@@ -475,7 +475,7 @@ def test_teacher(seed, augmentation, part):
     assert runs == ([2] * (n // 2) + [1] * (n % 2) if augmentation else [n])
 
 
-# --- Dampening ----------------------------------------------------------------------------------------------------------
+# --- Dampening --------------------------------------------------------------------------------------------------------
 
 
 def importance_loop(net, data, index, batch, kind):
@@ -623,7 +623,7 @@ def test_weights_only_shrink(seed, name, size):
     assert any(not torch.equal(a, b) for a, b in zip(net.parameters(), out.parameters(), strict=True))
 
 
-# --- ETD and REM --------------------------------------------------------------------------------------------------------
+# --- ETD and REM ------------------------------------------------------------------------------------------------------
 
 
 @few
@@ -665,7 +665,7 @@ def test_rem_ideal(seed):
     assert not torch.equal(run_ideal(corrupted).conv1.weight, run_ideal(forget).conv1.weight)
 
 
-# --- The command line ---------------------------------------------------------------------------------------------------
+# --- The command line -------------------------------------------------------------------------------------------------
 
 
 def chosen(method, etd=False):

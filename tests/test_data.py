@@ -806,7 +806,8 @@ def test_damaged_fashion_mnist(tmp_path, content):
         for name, magic, shape in (("images-idx3", 0x803, (3, 28, 28)), ("labels-idx1", 0x801, (3,))):
             header = b"".join(k.to_bytes(4, "big") for k in (magic, *shape))
             valid = header + bytes([200]) * int(np.prod(shape))
-            (raw / f"{prefix}-{name}-ubyte").write_bytes({"random": rng.bytes(300), "empty": b"", "labels": valid}[content])
+            damaged = {"random": rng.bytes(300), "empty": b"", "labels": valid}[content]
+            (raw / f"{prefix}-{name}-ubyte").write_bytes(damaged)
     with pytest.raises(ValueError, match=f"{tmp_path}.*FashionMNIST") as caught:
         load("fashion-mnist", data_dir=tmp_path)
     assert "\n" not in str(caught.value)

@@ -73,7 +73,7 @@ def draw_task(seed, name="random", n=40, corrupted=16, classes=4) -> Task:
     return make_task(name, Dataset("made", train, test, ("",) * classes), corrupted, seed, (0, 1))
 
 
-# --- Accuracy -----------------------------------------------------------------------------------------------------------
+# --- Accuracy ---------------------------------------------------------------------------------------------------------
 
 
 @given(seeds, sizes)
@@ -168,7 +168,7 @@ def test_v8_empty(seed):
         metrics_module.evaluate(answering(task.clean, 4), replace(task, corrupted=nobody), elsewhere)
 
 
-# --- Healed and Utility -------------------------------------------------------------------------------------------------
+# --- Healed and Utility -----------------------------------------------------------------------------------------------
 
 
 def prop_v4(metrics, seed=0, rate=0.5):
@@ -275,7 +275,7 @@ def test_v12_all_classes(seed):
     assert found["utility"] == 1 - int(confused.sum()) / 40
 
 
-# --- Mean and standard error --------------------------------------------------------------------------------------------
+# --- Mean and standard error ------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9), st.floats(-10, 10), st.floats(-10, 10))
@@ -316,7 +316,7 @@ def test_v11_golden():
         assert abs(mean - expected) < 1e-4 and math.isclose(sem, oracle.sem(values), rel_tol=1e-9)
 
 
-# --- What evaluation leaves behind --------------------------------------------------------------------------------------
+# --- What evaluation leaves behind ------------------------------------------------------------------------------------
 
 
 def prop_f11(metrics, seed=0):

@@ -67,7 +67,7 @@ def command(*arguments, **more):
                           timeout=300, **more)
 
 
-# --- Running ------------------------------------------------------------------------------------------------------------
+# --- Running ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("etd", [False, True])
@@ -108,7 +108,7 @@ def test_same_command_same_numbers(few, tmp_path):
     assert kept[0] == kept[1] != kept[2]
 
 
-# --- Seeds --------------------------------------------------------------------------------------------------------------
+# --- Seeds ------------------------------------------------------------------------------------------------------------
 
 
 def seeded(seed, **changes):
@@ -175,7 +175,7 @@ def test_the_seed_draws_the_unlearning():
     assert kept[0][1] == kept[1][1] != kept[2][1] and not same_state(kept[0][0], kept[2][0])
 
 
-# --- Where a row comes from ---------------------------------------------------------------------------------------------
+# --- Where a row comes from -------------------------------------------------------------------------------------------
 
 
 def test_row_holds_what_reproduces_it(few, tmp_path):
@@ -224,7 +224,7 @@ def test_the_commit_of_the_code(tmp_path, monkeypatch):
     assert experiment.git_hash() == git("rev-parse", "HEAD").strip() != head
 
 
-# --- What is printed ----------------------------------------------------------------------------------------------------
+# --- What is printed --------------------------------------------------------------------------------------------------
 
 
 def test_quiet_prints_the_table_only(few, tmp_path, capsys):
@@ -253,7 +253,7 @@ def test_no_unlearning_is_the_trained_network(few, tmp_path, monkeypatch):
         assert torch.equal(a, b)
 
 
-# --- Failures -----------------------------------------------------------------------------------------------------------
+# --- Failures ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("argv", [QUICK, [*QUICK, "--method", "no-ul", "--quiet"], ["grid", *QUICK, "--dry-run"]],
@@ -401,7 +401,7 @@ def test_two_writers_lose_no_row(tmp_path):
     assert sorted(row["i"] for row in rows_of(out)) == sorted([*range(30)] * 2)
 
 
-# --- Bad input ----------------------------------------------------------------------------------------------------------
+# --- Bad input --------------------------------------------------------------------------------------------------------
 
 BAD = [
     (["--discovery", "0"], "discovery is 0.0; it must be a rate in (0, 1]"),
@@ -492,7 +492,7 @@ def test_help_shows_every_setting_and_default(capsys):
         assert all(f"{name}: {value}" in text for value in preset.values())
 
 
-# --- Settings -----------------------------------------------------------------------------------------------------------
+# --- Settings ---------------------------------------------------------------------------------------------------------
 
 
 def test_table_3():
@@ -615,8 +615,8 @@ ODD_METHODS = {  # what a user-supplied method does, and the error in its row (N
     "gradients": ("torch.set_grad_enabled(False)", None),
     "threads": ("torch.set_num_threads(3)", None),
     "seed": ("torch.manual_seed(5)", None),
-    "folder and out": ("os.chdir('/'); torch.set_default_dtype(torch.float64); torch.set_grad_enabled(False); sys.exit(3)",
-                       "SystemExit: 3"),
+    "all": ("os.chdir('/'); torch.set_default_dtype(torch.float64); torch.set_grad_enabled(False); sys.exit(3)",
+            "SystemExit: 3"),
 }
 SMALL = ["--n", "6", "--width", "0.1", "--epochs", "1", "--unlearn-epochs", "1", "--batch", "8", "--max-passes", "2",
          "--device", "cpu", "--quiet"]
@@ -639,7 +639,8 @@ def test_what_an_odd_method_does_reaches_no_other(made, tmp_path, monkeypatch, k
     assert odd["status"] == ("failed" if error else "ok") and (odd["error"] or "").startswith(error or "")
     if error:
         assert re.fullmatch(rf"{re.escape(error)} \(\w+\.py:\d+\)", odd["error"])
-    assert [[row[key] for key in SCORES] for row in others] == [[row[key] for key in SCORES] for row in rows_of("alone")]
+    after, alone = ([[row[key] for key in SCORES] for row in rows] for rows in (others, rows_of("alone")))
+    assert after == alone
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -666,7 +667,8 @@ def test_too_few_outputs_are_told_before_any_work():
         experiment.train_original(config, task, narrow)
     row = experiment.unlearn(config, "cf", lambda *a: pytest.fail("it began"), narrow, task, task.corrupted[:2])
     assert row["status"] == "failed" and "the network has 3 outputs for 4 classes" in row["error"]
-    assert experiment.unlearn(config, "cf", METHODS["no-ul"], small_net(0, classes=5), task, task.corrupted[:2])["status"] == "ok"
+    row = experiment.unlearn(config, "cf", METHODS["no-ul"], small_net(0, classes=5), task, task.corrupted[:2])
+    assert row["status"] == "ok"
 
 
 def test_the_recorder_reads_d_c_through_d_fs_row():
@@ -689,7 +691,7 @@ def test_the_recorder_reads_d_c_through_d_fs_row():
     assert [point["epoch"] for point in points] == [0, 1] and points[1] == {"epoch": 1, "base": 0.25, "full": 0.25}
 
 
-# --- Signs of life ------------------------------------------------------------------------------------------------------
+# --- Signs of life ----------------------------------------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):
@@ -741,11 +743,12 @@ def test_long_silence_is_told_in_a_terminal(monkeypatch, stream_of, seen):
     assert shown[0].startswith("train    epoch   1/2  loss   0.5000") and shown[1:] == [""]
 
 
-# --- Where it runs ------------------------------------------------------------------------------------------------------
+# --- Where it runs ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("machine, amx, bf16, warned", [
-    ("x86_64", False, False, True), ("AMD64", True, False, False), ("x86_64", False, True, False), ("aarch64", False, False, False)])
+    ("x86_64", False, False, True), ("AMD64", True, False, False), ("x86_64", False, True, False),
+    ("aarch64", False, False, False)])
 def test_slow_bf16_is_told(monkeypatch, capsys, machine, amx, bf16, warned):
     """R2: bf16 on a CPU of Intel's or AMD's without AMX and AVX512_BF16 warns that it is slower; elsewhere nothing is
     said."""
@@ -792,8 +795,8 @@ def test_odd_processes(tmp_path, how):
 def test_ascii_errors(tmp_path, encoding):
     """R2: an error about a path with other letters is one line in any encoding."""
     environment = dict(os.environ, PYTHONIOENCODING=encoding)
-    done = subprocess.run([sys.executable, "-B", ROOT / "run.py", "--dataset", "folder", "--data-dir", tmp_path / "\u00e4", *TINY,
-                           "--out", tmp_path / "x"], capture_output=True, env=environment, timeout=300)
+    argv = ["--dataset", "folder", "--data-dir", tmp_path / "\u00e4", *TINY, "--out", tmp_path / "x"]
+    done = subprocess.run([sys.executable, "-B", ROOT / "run.py", *argv], capture_output=True, env=environment, timeout=300)
     assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"Traceback" not in done.stderr
 
 

@@ -23,8 +23,8 @@ import tasks as tasks_module
 from data import Data, Dataset, batches
 from helpers import Evil, gen, make_data, seeds, small_net, tiny
 from settings import TASKS, Config, stream
-from tasks import TRIGGER_SIZE, TRIGGER_VALUE, Task, add_trigger, closest_pair, discover, fingerprint, like_corrupted, load_task
-from tasks import make_task, save_task, triggered_test
+from tasks import (TRIGGER_SIZE, TRIGGER_VALUE, Task, add_trigger, closest_pair, discover, fingerprint, like_corrupted,
+                   load_task, make_task, save_task, triggered_test)
 
 names = st.sampled_from(TASKS)
 rates = st.sampled_from([0.1, 0.2, 0.25, 1 / 3, 0.5, 0.75, 0.9, 1.0])
@@ -62,7 +62,7 @@ def assert_same_task(a: Task, b: Task) -> None:
     assert all(torch.equal(x[1], y[1]) for x, y in zip(*moved, strict=True))  # the trigger lies on the same images
 
 
-# --- Corruptions --------------------------------------------------------------------------------------------------------
+# --- Corruptions ------------------------------------------------------------------------------------------------------
 
 
 @given(cases())
@@ -376,7 +376,7 @@ def test_a22_nothing_tells_d_c(case, pad, flip):
     def method(model, data, forget, config, generator):
         seen.extend(thing for thing in curious(data) if isinstance(thing, (torch.Tensor, np.ndarray)))
         plain = torch.cat([x for _, x, _ in data.batches(dtype=torch.float64)])
-        seen.append(((plain * 0.25 + 0.5) * 255 - data.images).abs().max() < 1e-9)  # nothing to compare: they are the same
+        seen.append(((plain * 0.25 + 0.5) * 255 - data.images).abs().max() < 1e-9)  # nothing to tell apart
         return model
 
     net = small_net(0, dataset.train.images.shape[1], classes=dataset.train.classes)
@@ -478,7 +478,7 @@ def test_t11_a_task_is_fixed():
         make_task("random", balanced(0), 4, 0).clean = None
 
 
-# --- Stored labels ------------------------------------------------------------------------------------------------------
+# --- Stored labels ----------------------------------------------------------------------------------------------------
 
 
 @given(cases())
