@@ -183,14 +183,16 @@ def one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def same_world():
-    """Put back what a method may leave changed: working directory, default dtype, grad mode, threads, random state."""
-    folder, dtype, grad = os.getcwd(), torch.get_default_dtype(), torch.is_grad_enabled()
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    """Put back what a method may leave changed: folder, default dtype and device, grad mode, threads, random state."""
+    folder, dtype, device = os.getcwd(), torch.get_default_dtype(), torch.get_default_device()
+    grad, threads, state = torch.is_grad_enabled(), torch.get_num_threads(), torch.get_rng_state()
     try:
         yield
     finally:
         os.chdir(folder)
         torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
         torch.set_grad_enabled(grad)
         torch.set_rng_state(state)
         if torch.get_num_threads() != threads:

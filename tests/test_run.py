@@ -612,6 +612,7 @@ ODD_METHODS = {  # what a user-supplied method does, and the error in its row (N
     "nothing": ("return None", "TypeError: odd.py:f returned NoneType; a method returns the unlearned network"),
     "folder": ("os.chdir('/')", None),
     "dtype": ("torch.set_default_dtype(torch.float64)", None),
+    "device": ("torch.set_default_device('meta')", None),
     "gradients": ("torch.set_grad_enabled(False)", None),
     "threads": ("torch.set_num_threads(3)", None),
     "seed": ("torch.manual_seed(5)", None),
