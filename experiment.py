@@ -120,7 +120,8 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
     def measure():
         if not isinstance(unlearned, nn.Module):
             raise TypeError(f"{name} returned {type(unlearned).__name__}; a method returns the unlearned network")
-        return evaluate(drop(unlearned) if isinstance(unlearned, Expanded) else unlearned, task, forget, original)
+        before = None if name in NOT_ON_ETD else original  # what trains anew had nothing to unlearn
+        return evaluate(drop(unlearned) if isinstance(unlearned, Expanded) else unlearned, task, forget, before)
 
     unlearned, seconds, failure = attempt(work)
     scores = {}

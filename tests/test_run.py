@@ -647,16 +647,16 @@ def test_what_an_odd_method_does_reaches_no_other(made, tmp_path, monkeypatch, k
 
 def test_rows_tell_what_was_learnt(made, tmp_path):
     """R3: every row has the accuracy on D_c's given labels of the network that its method got, whatever the method did
-    to it."""
+    to it; None where the method trains anew."""
     (tmp_path / "odd.py").write_text("def f(model, data, forget, config, generator):\n"
                                      "    for p in model.parameters():\n        p.data.zero_()\n    return model\n")
     out, given = tmp_path / "x", []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "train_original", lambda *a, inner=run.train_original: given.append(inner(*a)) or given[0])
-        assert run.main(["--method", f"no-ul,cf,{tmp_path}/odd.py:f", "--out", str(out), *SMALL]) == 0
+        assert run.main(["--method", f"no-ul,cf,{tmp_path}/odd.py:f,retrain", "--out", str(out), *SMALL]) == 0
     config = resolve({"n": 6})
     task = experiment.corrupt(config, make_dataset(0, size=8))
-    assert [row["learnt"] for row in rows_of(out)] == [metrics.accuracy(given[0], task.train, task.corrupted)] * 3
+    assert [row["learnt"] for row in rows_of(out)] == [metrics.accuracy(given[0], task.train, task.corrupted)] * 3 + [None]
 
 
 def test_too_few_outputs_are_told_before_any_work():
