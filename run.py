@@ -13,6 +13,9 @@ import warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+# Before torch is imported: waiting threads of GNU OpenMP spin, so two runs that share the cores take each other's time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 import settings
