@@ -255,21 +255,22 @@ def test_methods_that_train_alone_do_so_once(few, tmp_path, monkeypatch):
 # --- Resume ---------------------------------------------------------------------------------------------------------------
 
 
-def fork_and_kill(function, number, argv):
-    """Run the command in a copy of this process that SIGKILLs itself in its nth call of os.fsync, with half of the file on
-    the disk, or right after its nth os.replace; True if it came to that."""
+def fork_and_kill(how, number, argv):
+    """Run the command in a copy of this process that SIGKILLs itself in its nth call of os.fsync, with all ("synced") or half
+    ("torn") of the file on the disk, or right after its nth os.replace; True if it came to that."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads
         child = os.fork()
     if child:
         return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    function = "replace" if how == "replace" else "fsync"
     inner, calls = getattr(os, function), []
 
     def deadly(*args):
         inner(*args)
         calls.append(args)
         if len(calls) == number:
-            if function == "fsync":
+            if how == "torn":
                 os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -287,7 +288,8 @@ def test_killed_at_every_write_and_resumed(few, tmp_path, capsys):
     out, axes = tmp_path / "killed", ["--task", "random", "--etd", "both", "--method", "no-ul,npo"]
     argv = ["grid", *FEW, *axes, "--out", str(out)]
     originals.dataset_of(expand_axes({"method": "npo"})[0])  # read once for all copies
-    seen, kills = [0], [("fsync", 1), ("replace", 1), ("fsync", 2), ("replace", 2)] * 3  # an original's two files, then rows
+    kills = [("torn", 1), ("replace", 1), ("torn", 2), ("replace", 2), ("synced", 1), ("synced", 2)] * 3  # files, then rows
+    seen = [0]
     while fork_and_kill(*kills.pop(0), argv):
         seen.append(len(read_rows(out)))
         assert seen[-2] <= seen[-1] <= seen[-2] + 2 and capsys.readouterr().err == ""
