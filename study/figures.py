@@ -65,7 +65,7 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
 
 
 def failed(number: str, drawn: list[dict], rows: list[dict]) -> int:
-    """How many runs failed that the figure would have drawn; Figs. 3, 6, 10 and 11 take every method that is compared."""
+    """How many runs failed that the figure would have drawn; Figs. 3, 6, 10 and 11 take every compared method."""
     places = {(row["arch"], row["capacity"], row["p_mem"]) for row in drawn}
     methods = {(row["method"], row["etd"]) for row in drawn}
 
@@ -79,8 +79,8 @@ def failed(number: str, drawn: list[dict], rows: list[dict]) -> int:
 
 def other_masks(rows: list[dict], drawn: list[dict]) -> str:
     """Which masked runs a figure leaves out for their p_mem; empty where there are none."""
-    left = sorted({row["p_mem"] for row in rows if not maskless(row)} - {row["p_mem"] for row in drawn if not maskless(row)}
-                  - {MAIN["p_mem"]})
+    here, there = ({row["p_mem"] for row in part if not maskless(row)} for part in (rows, drawn))
+    left = sorted(here - there - {MAIN["p_mem"]})
     return f"not drawn: p_mem {', '.join(f'{p:g}' for p in left)}" if left else ""
 
 
@@ -113,8 +113,9 @@ def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> None:
     lines = math.ceil(len(panels) / columns)
     figure.set_size_inches(max(6, 1.5 + columns * max(2.5, 0.4 * (len(rates) + 1))), 1.1 + 1.7 * lines)
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat
-    tables = [[[mean_or_none(pick(networks(untouched), task=task)), *(mean_or_none(at_rate(rows, task, rate)) for rate in rates)]
-               for task in TASKS] for _, rows, untouched in panels]
+    tables = [[[mean_or_none(pick(networks(untouched), task=task)),
+                *(mean_or_none(at_rate(rows, task, rate)) for rate in rates)] for task in TASKS]
+              for _, rows, untouched in panels]
     top = max((value for table in tables for line in table for value in line if value is not None), default=100)
     look = dict(cmap="viridis", origin="lower", vmin=0, vmax=min(100, 10 * math.ceil(top / 10 + 1e-9)), aspect="auto")
     for (title, _, _), values, axes in zip(panels, tables, grid, strict=False):
@@ -140,7 +141,7 @@ def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> None:
 
 
 def at_rate(rows: list[dict], task: str, rate: float) -> list[dict]:
-    """A method's runs of a task at a discovery rate; of one that reads no D_f every network, at whichever rate it ran."""
+    """A method's runs of a task at a discovery rate; of one that reads no D_f every network, whichever its rate."""
     found = pick(rows, task=task, discovery=rate)
     return networks(pick(rows, task=task)) if found and not reads_forget(found[0]["method"]) else found
 
@@ -161,9 +162,9 @@ def name_of(method: str, etd: bool, capacity: float = 0.5) -> str:
 
 def figure1(figure, rows: list[dict]) -> Drawn:
     """Where six methods succeed in the task space."""
-    chosen = [("retrain", False), ("potion", False), ("no-ul", True), ("scrub", False), ("ascent", False), ("rem", False)]
     untouched = pick(rows, **MAIN, method="no-ul", etd=False)
-    found = {name_of(m, etd): pick(rows, **MAIN, method=m, etd=etd) for m, etd in chosen}
+    found = {name_of(m, m == "no-ul"): pick(rows, **MAIN, method=m, etd=m == "no-ul")  # which with ETD is ETD alone
+             for m in ("retrain", "potion", "no-ul", "scrub", "ascent", "rem")}
     panels = [(name, part, untouched) for name, part in found.items() if part]
     heat(figure, need(panels, "rem, scrub, ascent, potion, retrain or etd (resnet9, capacity 0.5)"), 2)
     kinds = f"{len(panels)} method{'s' * (len(panels) != 1)}"
@@ -200,13 +201,15 @@ def figure4(figure, rows: list[dict]) -> Drawn:
 
 
 def bars(axes, labels: list[str], series: dict[str, list], xlabel: str) -> None:
-    """Horizontal bars with ±1 SEM and their value, first label on top; series: name to (mean, SEM) or None for each label."""
+    """Horizontal bars with ±1 SEM and their value, first label on top; series: name to (mean, SEM) or None."""
     height = 0.8 / len(series)
     present = [[name for name, values in series.items() if values[y]] for y in range(len(labels))]
     for k, (name, values) in enumerate(series.items()):
-        place = [y + (here.index(name) - (len(here) - 1) / 2) * height for y, here in enumerate(present) if name in here]
+        here = [(y, names.index(name) - (len(names) - 1) / 2) for y, names in enumerate(present) if name in names]
+        place = [y + shift * height for y, shift in here]
         means, errors = [v[0] for v in values if v], [v[1] or 0.0 for v in values if v]
-        look = dict(color=COLOURS[(0, 4, 2, 1, 3, 5, 7, 6)[k % 8]], hatch=HATCHES[k % 8], edgecolor="black", linewidth=0.6)
+        colour = COLOURS[(0, 4, 2, 1, 3, 5, 7, 6)[k % 8]]
+        look = dict(color=colour, hatch=HATCHES[k % 8], edgecolor="black", linewidth=0.6)
         axes.barh(place, means, height * 0.92, xerr=errors, label=name, error_kw=dict(capsize=2, elinewidth=1), **look)
         for y, mean, error in zip(place, means, errors, strict=True):
             inside = mean + error > 90  # its number would lie beyond the axis
@@ -221,8 +224,8 @@ def bars(axes, labels: list[str], series: dict[str, list], xlabel: str) -> None:
 
 def figure3(figure, rows: list[dict]) -> Drawn:
     """Mean product of each method, by capacity."""
-    shown = [row for row in pick(rows, arch="resnet9", p_mem=0.2)
-             if (compared(row["method"]) or row["method"] == "rem-ideal") and (not row["etd"] or row["method"] == "no-ul")]
+    shown = [row for row in pick(rows, arch="resnet9", p_mem=0.2) if not row["etd"] or row["method"] == "no-ul"]
+    shown = [row for row in shown if compared(row["method"]) or row["method"] == "rem-ideal"]
     capacities = sorted({row["capacity"] for row in need(shown, "methods with resnet9") if row["method"] != "no-ul"})
     capacities = capacities or sorted({row["capacity"] for row in shown})
     shown = networks(pick(shown, capacity=tuple(capacities)))
@@ -272,7 +275,7 @@ def line(axes, points: list[tuple[float, float]], style: int, label: str, **more
 
 
 def panels_of(figure, rows: list[dict], lines: int = 1) -> list[tuple[str, list]]:
-    """(task, its axes from top to bottom) side by side for each task that the rows have, from low to high regularity."""
+    """(task, its axes from top to bottom) side by side for each task of the rows, from low to high regularity."""
     tasks = [task for task in TASKS if pick(rows, task=task)]
     figure.set_size_inches(max(6, 1 + 3.4 * len(tasks)), 4.4 if lines == 1 else 1.6 + 1.6 * lines)
     grid = figure.subplots(lines, len(tasks), sharex=True, sharey=True, squeeze=False)
@@ -311,7 +314,7 @@ def figure6(figure, rows: list[dict]) -> Drawn:
     rows = [row for row in networks(pick(rows, arch="resnet9")) if row.get("healed_test") is not None]
     need(rows, "resnet9 with healed_test")
     before = pick(rows, method="no-ul", etd=False) or [max(rows, key=lambda row: row["utility"])]
-    # Choice: the paper's cut of 80 % is 10 points below CIFAR-10's untouched Utility; other data are cut as far below theirs.
+    # Choice: the paper's cut of 80 % is 10 points below CIFAR-10's untouched Utility; other data are cut as far below.
     cut = 0.8 if rows[0]["data"] == "cifar10" else mean_sem(row["utility"] for row in before)[0] - 0.1
     kept = [row for row in rows if row["utility"] >= cut]
     figure.set_size_inches(7.5, 6)
@@ -331,18 +334,20 @@ def figure6(figure, rows: list[dict]) -> Drawn:
 
 
 def figure7(figure, rows: list[dict]) -> Drawn:
-    """REM without one of its steps: a line of panels per variant, each beside REM in grey, so that no line hides another."""
+    """REM without one of its steps: a line of panels per variant, with REM in grey, so that no line hides another."""
     rows = pick(rows, **MAIN, method=VARIANTS)
     need(pick(rows, method="rem"), "rem (resnet9, capacity 0.5)")
     need(pick(rows, method=VARIANTS[1:]), "rem-no31, rem-no32 or rem-ce (resnet9, capacity 0.5)")
-    variants = [(m, e) for e in (False, True) for m in VARIANTS if (m, e) != ("rem", False) and pick(rows, method=m, etd=e)]
+    kinds = [(method, etd) for etd in (False, True) for method in VARIANTS if pick(rows, method=method, etd=etd)]
+    variants = [kind for kind in kinds if kind != ("rem", False)]
     for task, column in panels_of(figure, rows, len(variants)):
         for (method, etd), axes in zip(variants, column, strict=True):
             style = VARIANTS.index(method) or len(VARIANTS)
-            for name, with_etd, look in (("rem", False, {"color": "0.6"}), (method, etd, {"linestyle": DASHES[style % 4]})):
-                points = pick(rows, task=task, method=name, etd=with_etd)
-                line(axes, [(row["discovery"], row["product"]) for row in points], style, name_of(name, with_etd), **look)
-        column[-1].set(xlabel="discovery rate", xlim=(0, 1))
+            grey, own = dict(color="0.6", marker="o"), dict(linestyle=DASHES[style % 4])
+            for kind, look in ((("rem", False), grey), ((method, etd), own)):
+                points = pick(rows, task=task, method=kind[0], etd=kind[1])
+                line(axes, [(row["discovery"], row["product"]) for row in points], style, name_of(*kind), **look)
+        column[-1].set(xlabel="discovery rate", xlim=(0, 1), xticks=[0.2, 0.4, 0.6, 0.8, 1.0])
     for (method, etd), axes in zip(variants, figure.axes[::len(figure.axes) // len(variants)], strict=True):
         axes.set_ylabel(name_of(method, etd).replace(" without", "\nwithout").replace(" by", "\nby"))
     figure.supylabel("Healed × Utility, %")
@@ -362,7 +367,7 @@ def figure8(figure, rows: list[dict]) -> Drawn:
                 label = f"{key.capitalize()}, {'with' if etd else 'no'} ETD"
                 face = COLOURS[2 * etd] if k == 0 else "white"
                 line(axes, points, 2 * etd + k, label, linestyle=DASHES[2 * k + etd], markerfacecolor=face)
-        axes.set_xlabel("capacity, %")
+        axes.set(xlabel="capacity, %", xlim=(0, 100))
     figure.axes[0].set_ylabel("accuracy, %")
     legend(figure, axes, 4)
     return "networks without unlearning, by capacity", rows
