@@ -32,15 +32,17 @@ WORDS = {"grid": grid, "report": report, "cscore": cscore}  # first words of the
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 
-def parser() -> Parser:
-    """A flag per field of Config, and a parser behind each first word; only what was given ends up in the namespace."""
+def parser(words: bool = False) -> Parser:
+    """A flag per field of Config, or a parser behind each first word; only what was given ends up in the namespace."""
     p = Parser(prog="run.py", usage="run.py [FLAGS] | run.py {grid,report,cscore} [--help]", description=DESCRIPTION,
-               formatter_class=lambda prog: HelpFormatter(prog, max_help_position=23))
-    add_flags(p)
-    words = p.add_subparsers(dest="word", title="many cells, tables and figures, the regularity of a task", prog="run.py",
-                             metavar="WORD", help="grid, report or cscore")
+               formatter_class=lambda prog: HelpFormatter(prog, max_help_position=23),
+               epilog="Many cells: run.py grid. Tables and figures: run.py report. How regular a task is: run.py cscore.")
+    if not words:
+        add_flags(p)
+        return p
+    behind = p.add_subparsers(dest="word", metavar="WORD", prog="run.py")
     for word, module in WORDS.items():
-        module.add_arguments(words.add_parser(word, description=(module.__doc__ or "").partition("\n")[0]))
+        module.add_arguments(behind.add_parser(word, description=(module.__doc__ or "").partition("\n")[0]))
     return p
 
 
@@ -72,17 +74,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(argv: list[str]) -> int:
-    """Do what the first word says: a grid, a report, C-scores or, without such a word, one cell."""
-    p = parser()
+    """Do what the first word says: a grid, a report, C-scores or, where a flag comes first or nothing, one cell."""
+    p = parser(words=bool(argv) and not argv[0].startswith("-"))
     given, unknown = p.parse_known_args(argv)
-    given = vars(given)
-    word = given.pop("word", None)
-    if unknown or word and argv[0] != word:
-        p.exit(2, f"run.py {word or ''}".rstrip() + (f": unrecognized arguments: {' '.join(unknown)}\n" if unknown else
-                                                     " goes before all flags\n"))
+    word = vars(given).pop("word", None)
+    if unknown:
+        p.exit(2, f"run.py{' ' + word if word else ''}: unrecognized arguments: {' '.join(unknown)}\n")
     if word:
-        return WORDS[word].main(given, argv)
-    rows = compare(resolve(given), argv)
+        return WORDS[word].main(vars(given), argv)
+    rows = compare(resolve(vars(given)), argv)
     return 0 if all(row["status"] == "ok" and row["written"] for row in rows) else 1
 
 

@@ -310,8 +310,7 @@ def test_interrupt_keeps_the_rows(few, tmp_path, monkeypatch, capsys):
 
 
 def test_failed_write_leaves_the_old_rows(tmp_path, monkeypatch):
-    """R3, R10: if a row cannot be written, the old ones stand and nothing lies beside the file; the next row is whole
-    again."""
+    """R3, R10: a row that does not reach the disk is taken back: the old ones stand and nothing lies beside them."""
     out = tmp_path / "x"
     experiment.append_row(str(out), {"a": 1})
 
@@ -379,7 +378,8 @@ APPENDER = "import experiment, sys\nfor i in range(int(sys.argv[2])): experiment
 
 
 def test_killed_writer_tears_nothing(tmp_path):
-    """R3: SIGKILL at any moment leaves whole rows, in order, without a gap."""
+    """R3, R10: SIGKILL at any moment leaves whole rows, in order, without a gap, a torn one at most behind them, and no
+    other file; the next row begins a line."""
     out = tmp_path / "x"
     for delay in (0.05, 0.15, 0.3):
         out.unlink(missing_ok=True)
@@ -389,8 +389,67 @@ def test_killed_writer_tears_nothing(tmp_path):
         time.sleep(delay)
         writer.send_signal(signal.SIGKILL)
         writer.wait()
-        numbers = [row["i"] for row in rows_of(out)]
-        assert numbers == list(range(len(numbers))) and numbers
+        *lines, last = out.read_bytes().split(b"\n")
+        numbers = [json.loads(line)["i"] for line in lines]
+        assert numbers == list(range(len(numbers))) and numbers and list(tmp_path.iterdir()) == [out]
+        experiment.append_row(str(out), {"i": -1})
+        assert out.read_bytes().split(b"\n")[-2] == b'{"i": -1}'
+
+
+def test_a_row_costs_the_same_in_a_long_file(tmp_path, monkeypatch):
+    """R10: a row is one write and one sync, however many there are before it; of those one byte is read."""
+    out, calls = tmp_path / "x", []
+    out.write_bytes(b'{"a": 1}\n' * 50_000)
+    monkeypatch.setattr(os, "fsync", lambda *args, inner=os.fsync: (calls.append("sync"), inner(*args)))
+    inode = out.stat().st_ino
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda *args: pytest.fail("read whole"))
+        experiment.append_row(str(out), {"a": 2})
+    assert calls == ["sync"] and out.stat().st_ino == inode and out.stat().st_size == 9 * 50_001
+
+
+@pytest.mark.parametrize("kind", ["/dev/full", "/dev/null", "fifo", "folder", "loop", ""])
+def test_results_go_to_regular_files_alone(tmp_path, capsys, monkeypatch, kind):
+    """R10: a device, a pipe, a folder, a link to itself or no name at all is refused in one line and left as it is."""
+    monkeypatch.chdir(tmp_path)
+    out = kind if kind.startswith("/") or not kind else str(tmp_path / kind)
+    if kind == "fifo":
+        os.mkfifo(out)
+    elif kind == "folder":
+        Path(out).mkdir()
+    elif kind == "loop":
+        Path(out).symlink_to(out)
+    before = os.lstat(out).st_mode if out else None
+    monkeypatch.setattr(run, "train_original", lambda *a: pytest.fail("training began"))
+    assert run.main(["--out", out]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"run.py: cannot write results to {out} (") and len(err.splitlines()) == 1
+    assert not out or os.lstat(out).st_mode == before
+
+
+def test_links_are_followed_and_kept(few, tmp_path):
+    """R10: rows go to the file that a link points to, which may be new, and the link stays one."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "there" / "cells.jsonl")
+    for _ in range(2):
+        assert run.main(["--method", "no-ul", "--quiet", "--out", str(link), *QUICK]) == 0
+    assert link.is_symlink() and len(rows_of(tmp_path / "there" / "cells.jsonl")) == 2
+
+
+def test_a_full_disk_takes_neither_table_nor_later_methods(few, tmp_path, monkeypatch, capsys):
+    """R10: where a row cannot be written the next methods run, the table is printed, and the exit code is 1."""
+    def full(out, row):
+        if row["method"] == "no-ul":
+            raise OSError(28, "No space left on device")
+        inner(out, row)
+
+    inner, out = run.append_row, tmp_path / "x"
+    monkeypatch.setattr(run, "append_row", full)
+    assert run.main(["--method", "no-ul,npo", "--quiet", "--out", str(out), *QUICK]) == 1
+    printed, err = capsys.readouterr()
+    assert [line.split()[0] for line in printed.splitlines() if line] == ["method", "no-ul", "npo"]
+    assert err == f"run.py: no-ul has no row in {out} ([Errno 28] No space left on device)\n"
+    assert [row["method"] for row in rows_of(out)] == ["npo"]
 
 
 def test_two_writers_lose_no_row(tmp_path):
@@ -404,7 +463,7 @@ def test_two_writers_lose_no_row(tmp_path):
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 BAD = [
-    (["--discovery", "0"], "discovery is 0.0; it must be a rate in (0, 1]"),
+    (["--discovery", "0"], "discovery is 0.0; it must be in (0, 1]"),
     (["--discovery", "1.5"], "discovery is 1.5"),
     (["--discovery", "nan"], "discovery is nan"),
     (["--n", "6001"], "n is 6001; it must be from 1 to 6000"),
@@ -479,8 +538,24 @@ def test_bad_input_of_a_real_process(tmp_path):
     assert all(name in done.stderr for name in TASKS) and not list(tmp_path.iterdir())
 
 
-def test_help_shows_every_setting_and_default(capsys):
+def test_help_fits_on_two_screens(capsys, monkeypatch):
+    """R2: on a screen of 80 columns --help has at most 100 lines, its flags below the stage that they belong to."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        run.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 100 and max(map(len, lines)) <= 80
+    heads = [k for k, line in enumerate(lines) if line.endswith(":") and line[:1] not in ("", " ")]
+    parts = {lines[a].split()[0].rstrip(",:"): lines[a:b] for a, b in zip(heads, [*heads[1:], None], strict=True)}
+    assert list(parts)[-5:] == ["task", "network", "training", "unlearning", "the"]
+    for f in fields(Config):
+        part = parts[f.metadata["stage"].replace("run", "the")]
+        assert any(line.startswith(f"  --{f.name.replace('_', '-')}") for line in part), f.name
+
+
+def test_help_shows_every_setting_and_default(capsys, monkeypatch):
     """R2: --help names every flag with its default and the presets that change it."""
+    monkeypatch.setenv("COLUMNS", "300")  # no word is broken at its hyphen
     with pytest.raises(SystemExit) as stop:
         run.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
@@ -533,6 +608,28 @@ def test_choices_are_checked(name):
     """R2: a Config made in code is held to the same choices as the command line."""
     with pytest.raises(ValueError, match="choose from"):
         check(replace(Config(), **{name: "nonsense"}))
+
+
+BAD_SETTINGS = [("gamma", 5, ValueError, "gamma is 5; it must be in"), ("redirect", "foo", ValueError, "choose from npo, ce"),
+                ("optimizer", "adamw", ValueError, "choose from sgd, adam"), ("n", 0, ValueError, "a finite number at least 1"),
+                ("lr", float("inf"), ValueError, "lr is inf; it must be a finite number at least 0"), ("beta", "1", TypeError, "must be float"),
+                ("seed", 2**63, ValueError, "seed is 9223372036854775808"), ("n", 2.0, TypeError, "it must be int"),
+                ("etd", 1, TypeError, "etd is 1; it must be bool"), ("epochs", True, TypeError, "epochs is True; it must be int"),
+                ("width", 10**400, ValueError, "a finite number above 0"), ("method", None, TypeError, "must be str"),
+                ("gamma", float("nan"), ValueError, "gamma is nan"), ("out", ["x"], TypeError, "must be str")]
+
+
+@pytest.mark.parametrize("name, value, kind, words", BAD_SETTINGS)
+def test_a_config_checks_itself(name, value, kind, words):
+    """R2: settings of a wrong type or out of their range are refused however they are made: by name, by replace, by resolve."""
+    for make in (lambda: Config(**{name: value}), lambda: replace(Config(), **{name: value}), lambda: resolve({name: value})):
+        with pytest.raises(kind, match=re.escape(words)):
+            make()
+
+
+def test_no_ratio_and_a_ratio_of_zero():
+    """X7: a ratio of 0 is no theta_o2, not the default of the rest of the 100 % network."""
+    assert Config(ratio=0.0).extra_ratio == 0 != Config(ratio=None).extra_ratio == 1
 
 
 def test_rectangular_images_are_refused(monkeypatch, tmp_path, capsys):
