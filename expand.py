@@ -288,8 +288,8 @@ def self_check(expanded: Expanded, shape: torch.Size) -> str | None:
 
     With all-zero masks every layer must give its base pass's outputs, each example must meet its own mask, and with
     all-one masks every weight of theta_o2 must reach the output. Strict, because some networks that concatenate pass a
-    loose test: weights drawn anew and batch statistics so that no signal vanishes, float64, differences relative to each
-    layer's outputs. The last draw is positive, so that no ReLU is shut; the others keep open what large numbers shut.
+    loose test: weights drawn anew and batch statistics so that no signal vanishes, float64, differences relative to
+    each layer's outputs. The last draw is positive, so that no ReLU is shut; the others keep gates open.
     """
     generator = torch.Generator().manual_seed(0)
     probe = copy.deepcopy(expanded).to("cpu", torch.float64).eval()

@@ -176,7 +176,7 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
     """Step 1: put theta_o2 beside theta_o1, give every example its mask and D_f (or `shared`) one of its own."""
     config = Settings(**{f.name: getattr(config, f.name, f.default) for f in fields(Settings)})
     forget = check_forget(forget, len(data))
-    if not any(p.requires_grad for p in model.parameters()):
+    if not any(p.requires_grad for name, p in model.named_parameters() if name.rpartition(".")[2] not in EXTRA):
         raise ValueError("every parameter of the network is frozen; set requires_grad where unlearning may change it")
     if isinstance(model, Expanded):
         expanded = copy.deepcopy(model)

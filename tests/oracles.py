@@ -108,7 +108,7 @@ def branch(image: np.ndarray, row: np.ndarray, w: dict, number: str, norm: bool)
 class RemTwin:
     """REM on helpers.small_net with BatchNorm, in plain tensors: wide weights, masks, losses and SGD written out.
 
-    `w` holds theta_o1 under the plain network's names and theta_o2 as conv1.to_extra, norm1.extra_weight, head.to_base, ...;
+    `w` holds theta_o1 under the plain network's names and theta_o2 as conv1.to_extra, norm1.extra_weight, head.to_base;
     "norm1.running_mean" are theta_o1's statistics, "norm1.wide_mean" those of masked passes. All float64.
     """
 
