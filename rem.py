@@ -182,7 +182,7 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
         expanded = copy.deepcopy(model)
     else:
         _, example, _ = next(iter(data.batches(forget[:2], size=2)))
-        expanded = expand(model, example, config.extra_ratio, generator=stream(config.seed, "theta_o2"))
+        expanded = expand(model, example, config.extra_ratio, generator=generator_of(config.seed, "theta_o2"))
     modes = [module.training for module in expanded.modules()]
     reference = copy.deepcopy(expanded).requires_grad_(False).eval()
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget if shared is None else shared)
@@ -196,7 +196,7 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
                   device)
     if config.stop == "repaired" and (config.step31 or config.step32):
         retain = (~in_forget).nonzero().flatten()
-        order = torch.randperm(len(retain), generator=stream(config.seed, "watched"))
+        order = torch.randperm(len(retain), generator=generator_of(config.seed, "watched"))
         few = min(round(WATCHED * len(retain)), len(retain) - 1)
         state.watched = retain[order[:few]].sort().values if few else None
     if config.step31 and not getattr(data, "augments", True):
@@ -213,7 +213,7 @@ def remove(state: State) -> float:
     """
     config, passes, updates, before = state.config, 0, 0, None
     training = trains_on_forget(config, state.forget, repaired=config.step31 or config.step32)
-    while (acc := accuracy(state, state.forget)) > config.gamma:  # stop condition: Acc(D_f) <= gamma
+    while (acc := acc_forget(state)) > config.gamma:  # stop condition: Acc(D_f) <= gamma
         before = acc if before is None else before
         if passes == config.max_passes:
             told = f"Acc(D_f) is {acc:.2f} after {passes} passes, still above gamma = {config.gamma}"
@@ -328,7 +328,7 @@ def judge(state: State) -> None:
     """
     if state.watched is None:
         return
-    acc, forgotten = accuracy(state, state.watched), accuracy(state, state.forget)
+    acc, forgotten = acc_of(state, state.watched), acc_forget(state)
     kept = 1 - max(forgotten, state.config.gamma)
     error = (acc * (1 - acc) / len(state.watched)) ** 0.5 * kept  # of the score
     score = acc * kept
@@ -378,14 +378,19 @@ def loader(state: State, index: torch.Tensor | None, augment: bool = True, size:
         raise ValueError("data.batches must yield the indices that are asked for, each once, in order unless shuffled")
 
 
-def stream(seed: int, purpose: str) -> torch.Generator:
+def generator_of(seed: int, purpose: str) -> torch.Generator:
     """A CPU generator for one purpose, whose draws shift no others."""
     digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # manual_seed takes 63 bits
 
 
+def acc_forget(state: State) -> float:
+    """Acc(D_f), a fraction."""
+    return acc_of(state, state.forget)
+
+
 @torch.no_grad()
-def accuracy(state: State, index: torch.Tensor) -> float:
+def acc_of(state: State, index: torch.Tensor) -> float:
     """Accuracy on the examples of `index`, a fraction: theta_o1 alone, labels as given, eval mode, no augmentation."""
     hits, finite = 0, True
     with eval_mode(state.expanded):
