@@ -357,3 +357,28 @@ def forked_rng(generator: torch.Generator, device: torch.device):
         for index in cuda:
             torch.cuda.default_generators[index].manual_seed(seed)
         yield
+
+
+def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.Generator | None = None) -> None:
+    """Recompute base running statistics, in place, from base-only passes over the training images; no label is read.
+
+    Training with masks alone never moves them, and an epoch of few steps leaves them behind the weights.
+    Choice: cumulative means over one shuffled pass without augmentation.
+    Args: an Expanded or plain network; D_tr, see rem.py; batch size; generator of the order (None: seeded with 0).
+    """
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    norms = [m for m in model.modules() if isinstance(m, kinds) and m.running_mean is not None]
+    if not norms:
+        return
+    momenta, weight = [m.momentum for m in norms], next(model.parameters())
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    try:
+        with eval_mode(model), torch.no_grad():
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.training, norm.momentum = True, None  # None: a cumulative mean instead of an exponential one
+            for _, x, _ in data.batches(size=size, generator=generator, dtype=weight.dtype):
+                model(x.to(weight.device))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

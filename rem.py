@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from etd import EXTRA, Expanded, NonFiniteLoss, check_index, drop, eval_mode, finite, forked_rng, mask_table
+from etd import refresh_batchnorm
 from expand import expand
 
 # --- Eq. 2 ------------------------------------------------------------------------------------------------------------
@@ -151,10 +152,10 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
         config: a Settings or anything with some of its attributes.
         generator: on the CPU, of order, augmentation and dropout; theta_o2 and the masks are drawn from config.seed.
         shared: (k,) int64 indices that share one mask row; None for D_f, all of D_c for REM (IDEAL).
-        log: called as log(epoch, epochs, model, **record) after each epoch. The record has no clean label and no test
-            image in it: loss of step 3; acc_forget, Acc(D_f) after step 2; acc_forget_before it; acc_forget_end, after
-            step 3; updates of step 2; means over step 3 of u = CE - CE_ref and of the pull 2 sigmoid(-beta u) on D_f and
-            D_r (u_forget, u_retain, pull_forget, pull_retain); acc_watched and score, see `judge`.
+        log: called as log(epoch, epochs, model, **record) after each epoch; no clean label and no test image is in the
+            record: loss of step 3; Acc(D_f) before step 2 (acc_forget_before), after it (acc_forget) and at the end
+            (acc_forget_end); updates of step 2; means over step 3 of u = CE - CE_ref and of the pull 2 sigmoid(-beta u)
+            on D_f and D_r (u_forget, u_retain, pull_forget, pull_retain); acc_watched and score, see `judge`.
     Returns: theta_o1 after the best epoch (`judge`), with stop="max" after the last: a plain network of the original's
         keys, shapes, dtypes and mode.
     Raises: ValueError for a forget set or setting that makes no sense; TypeError for a network that cannot be expanded;
@@ -322,12 +323,14 @@ def judge(state: State) -> None:
     """End the loop when the repair is done, and keep the best epoch's theta_o1.
 
     Choice: step 3 is there to restore utility. Once it has, further epochs only teach theta_o1 what is undiscovered, so
-    max epochs is a maximum. An epoch's score is Acc(W) (1 - max(Acc(D_f), gamma)): theta_o1 alone, labels as given, on D_f
-    and on W, a twentieth of D_r that step 3 leaves out. The first epoch whose score is not above the best before it
-    by one standard error is the last; the best is returned. No clean label and no test image is looked at.
+    max epochs is a maximum. An epoch's score is Acc(W) (1 - max(Acc(D_f), gamma)): theta_o1 alone, labels as given,
+    W being a twentieth of D_r that step 3 leaves out. The first epoch whose score is not above the best before it by
+    one standard error is the last; the best is returned. No clean label and no test image is looked at.
+    Choice: BatchNorm's base statistics are computed anew before, since in a few steps they lag behind the weights.
     """
     if state.watched is None:
         return
+    refresh_batchnorm(state.expanded, state.data, state.config.batch)
     acc, forgotten = acc_of(state, state.watched), acc_forget(state)
     kept = 1 - max(forgotten, state.config.gamma)
     error = (acc * (1 - acc) / len(state.watched)) ** 0.5 * kept  # of the score

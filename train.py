@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from data import Data, count_batches
-from etd import Expanded, eval_mode, finite, forked_rng, mask_table
+from etd import Expanded, finite, forked_rng, mask_table, refresh_batchnorm
 from expand import expand
 from settings import Config, stream
 
@@ -102,34 +102,6 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
 
 
 # --- ETD training -----------------------------------------------------------------------------------------------------
-
-
-def refresh_batchnorm(model: nn.Module, data: Data, size: int = 512, generator: torch.Generator | None = None) -> None:
-    """Recompute base running statistics, in place, from base-only passes over the training images; no label is read.
-
-    Training with masks alone never moves them. Choice: cumulative means over one shuffled pass without augmentation.
-
-    Args:
-        model: Expanded or plain network.
-        data: the training images.
-        size: batch size.
-        generator: of the order; None: one seeded with 0.
-    """
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
-    norms = [m for m in model.modules() if isinstance(m, kinds) and m.running_mean is not None]
-    momenta = [m.momentum for m in norms]
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    dtype = next(model.parameters()).dtype
-    try:
-        with eval_mode(model), torch.no_grad():
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.training, norm.momentum = True, None  # None: a cumulative mean instead of an exponential one
-            for _, x, _ in data.batches(size=size, generator=generator, dtype=dtype):
-                model(x)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Generator, shared=None,
