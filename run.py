@@ -79,6 +79,9 @@ def command(argv: list[str]) -> int:
     if argv[:1] == ["cscore"]:
         from study import cscore
         return cscore.main(argv[1:])
+    if argv[:1] == ["repair"]:
+        import repair
+        return repair.main(argv[1:])
     rows = compare(resolve(vars(parser().parse_args(argv))), argv)
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
