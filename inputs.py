@@ -37,7 +37,7 @@ SHOWN = 20  # lines that a message names
 class Reading:
     """How image files become what the network sees."""
 
-    size: int  # pixels a side
+    size: int  # pixels per side
     crop_pct: float = 1.0  # the centre crop over the resized shorter side
     mean: tuple[float, ...] | None = None  # per channel, in [0, 1]; None, with std: the training images' own
     std: tuple[float, ...] | None = None
@@ -55,13 +55,13 @@ class Folder:
     clean: torch.Tensor | None  # (N,) int64 true labels, -1 where unknown; for the report alone
     said: str  # how many lines of the list matched
 
-    def load(self, reading: Reading, workers: int | None = None, skip: bool = False) -> tuple[Data, Data | None, list[Path]]:
+    def load(self, reading: Reading, workers: int | None = None, skip: bool = False):
         """Decode the images of train/ and, where there is one, of test/ or val/.
 
         Training images that cannot be decoded are forgotten by `paths`, `labels`, `forget` and `clean` with `skip`.
 
         Returns:
-            The training images, the held-out ones or None, and the files that were left out.
+            Data of the training images, Data of the held-out ones or None, and the files that were left out.
 
         Raises:
             ValueError: an image that cannot be decoded, without `skip`; a held-out class that is not a training class.
@@ -92,7 +92,7 @@ def open_folder(root: str | Path, bad: str | Path, clean: str | Path | None = No
         root: holds train/<class>/* and perhaps test/ or val/.
         bad: list of known bad training images, see `read_bad`.
         clean: CSV of true labels, see `read_labels`.
-        class_map: text file with a class a line in the network's order; None: the folders' names sorted as strings.
+        class_map: text file with one class per line in the network's order; None: the folders' names sorted as strings.
 
     Raises:
         ValueError: no images, a line that matches nothing, a class that is not in the class map.
@@ -134,20 +134,20 @@ def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(fill, range(len(paths))))
     if bad and not skip:
-        raise ValueError(f"{len(bad)} images cannot be decoded, {bad[min(bad)]} first; leave such out with --skip-bad-images")
+        raise ValueError(f"{len(bad)} images cannot be decoded, {bad[min(bad)]} first; try --skip-bad-images")
     kept = torch.tensor([i for i in range(len(paths)) if i not in bad], dtype=torch.int64)
     return torch.from_numpy(images)[kept], kept
 
 
-# --- Lists -------------------------------------------------------------------------------------------------------------
+# --- Lists ------------------------------------------------------------------------------------------------------------
 
 
 def read_bad(file: str | Path, paths: list[Path], root: Path) -> tuple[torch.Tensor, str]:
     """D_f: the positions of the listed images among the training images.
 
     Args:
-        file: .txt (a path or an index a line), .csv (a column of PATH_COLUMNS, or indices in an unnamed first one; if there is
-            a column is_label_issue or is_*_issue, its true rows alone), .json (a list, or {"paths": [...]} or
+        file: .txt (a path or an index per line), .csv (a column of PATH_COLUMNS, or an unnamed first one of indices;
+            with a column is_label_issue or is_*_issue, its true rows alone), .json (a list, or {"paths": [...]} or
             {"indices": [...]}) or .npy (indices).
         paths: the training images in torchvision's ImageFolder order, which indices count.
         root: the folder above train/.
@@ -164,8 +164,8 @@ def read_bad(file: str | Path, paths: list[Path], root: Path) -> tuple[torch.Ten
     found, lost = match(entries, paths, root)
     if lost:
         more = "" if len(lost) <= SHOWN else f" and {len(lost) - SHOWN} more"
-        raise ValueError(f"{file}: {len(entries)} lines, {len(found)} matched; no training image below {root / 'train'} for "
-                         f"{', '.join(lost[:SHOWN])}{more}")
+        raise ValueError(f"{file}: {len(entries)} lines, {len(found)} matched; no training image below "
+                         f"{root / 'train'} for {', '.join(lost[:SHOWN])}{more}")
     forget = torch.tensor(sorted(set(found)))
     twice = f", {len(found) - len(forget)} of them twice" if len(found) > len(forget) else ""
     first, last = (os.path.relpath(paths[i], root) for i in (forget[0], forget[-1]))
@@ -178,7 +178,7 @@ def read_entries(path: Path) -> list[str | int]:
         try:
             entries = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"cannot read the list {path} ({error}); give a text file with a path a line") from error
+            raise ValueError(f"cannot read the list {path} ({error}); give text with one path per line") from error
         if entries.ndim != 1 or entries.dtype.kind not in "iu":
             raise ValueError(f"{path} holds {entries.dtype} of shape {entries.shape}; give a vector of indices")
         entries = entries.tolist()
@@ -191,7 +191,7 @@ def read_entries(path: Path) -> list[str | int]:
         if all(entry.isdecimal() for entry in entries):
             entries = [int(entry) for entry in entries]
     if len(entries) > 2 and set(entries) <= {0, 1}:
-        raise ValueError(f"{path} is a list of 0 and 1, and tools differ in which of them is bad; give the indices of the bad images")
+        raise ValueError(f"{path} is a list of 0 and 1, which tools take differently; give the indices of bad images")
     return entries
 
 
@@ -200,7 +200,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the list {path} ({error}); give a text file with a path a line") from error
+        raise ValueError(f"cannot read the list {path} ({error}); give text with one path per line") from error
 
 
 def json_entries(path: Path) -> list[str | int]:
@@ -256,8 +256,9 @@ def match(entries: list[str | int], paths: list[Path], root: Path) -> tuple[list
     """Positions of the entries among the training images, and the entries that are none of them, or several."""
     places, names = {}, {}
     for i, path in enumerate(paths):
-        for known in (os.path.abspath(path), os.path.realpath(path), os.path.relpath(path, root), os.path.relpath(path, root / "train")):
-            places[known] = i
+        for base in (root, root / "train"):
+            places[os.path.relpath(path, base)] = i
+        places[os.path.abspath(path)] = places[os.path.realpath(path)] = i
         names.setdefault(path.name, []).append(i)
     found, lost = [], []
     for entry in entries:
@@ -274,7 +275,7 @@ def match(entries: list[str | int], paths: list[Path], root: Path) -> tuple[list
 
 
 def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[str]) -> torch.Tensor:
-    """True labels from a CSV file with a column of PATH_COLUMNS and one of LABEL_COLUMNS: class names, or else class numbers.
+    """True labels from a CSV file with a column of PATH_COLUMNS and one of LABEL_COLUMNS, of class names or numbers.
 
     Returns:
         (N,) int64 in the order of `paths`, -1 where the file says nothing.
@@ -295,7 +296,8 @@ def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[s
     if lost:
         raise ValueError(f"{file}: no training image for {', '.join(lost[:SHOWN])}")
     labels = torch.full((len(paths),), -1)
-    labels[torch.tensor(found, dtype=torch.int64)] = torch.tensor([numbers[row[named[0]]] for row in rows], dtype=torch.int64)
+    for i, row in zip(found, rows, strict=True):
+        labels[i] = numbers[row[named[0]]]
     return labels
 
 
@@ -307,7 +309,7 @@ def build_network(model: str, classes: int, size: int | None = None, crop_pct: f
     """An untrained network by name, and how images are read for it: as given, else as its usual weights want them.
 
     Args:
-        model: resnet9 or vit (`resnet9:0.5` at half the widths), a classifier of torchvision, timm:NAME, FILE.py:FUNCTION.
+        model: resnet9 or vit (`resnet9:0.5`: half the widths), a network of torchvision, timm:NAME, FILE.py:FUNCTION.
         classes: outputs.
         size, crop_pct, mean, std: see Reading; where a size is given, crop_pct is 1 unless given too.
 
@@ -316,15 +318,16 @@ def build_network(model: str, classes: int, size: int | None = None, crop_pct: f
     """
     name, _, detail = model.partition(":")
     if Path(model).suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors"):
-        raise ValueError(f"--model is the file {model}; it takes the architecture's name, and --checkpoint the file (swapped?)")
+        raise ValueError(f"--model is the file {model}; it takes a name, and --checkpoint the file (swapped?)")
     kinds = {"timm": timm_network, **dict.fromkeys(ARCHITECTURES, own_network)}
     make, usual = (file_network if name.endswith(".py") else kinds.get(name, torchvision_network))(name, detail)
     crop_pct = crop_pct or (usual.get("crop_pct", 1.0) if size is None else 1.0)
     size = usual.get("size") if size is None else size
     if size is None or size < 1:
-        raise ValueError(f"the image size is {size}; give the pixels a side that {model} was trained on with --image-size")
+        raise ValueError(f"the image size is {size}; give --image-size, the pixels per side {model} was trained on")
     if not 0 < crop_pct <= 1 or (mean is None) != (std is None):
-        raise ValueError(f"--crop-pct {crop_pct}, --mean {mean}, --std {std}: give a share in (0, 1], and both or neither of the others")
+        raise ValueError(f"--crop-pct {crop_pct}, --mean {mean}, --std {std}: give a share in (0, 1], and both "
+                         "of the others or neither")
     mean, std = (usual.get("mean"), usual.get("std")) if mean is None else (mean, std)
     reading = Reading(size, crop_pct, mean and tuple(mean), std and tuple(std))
     return make(classes, size), reading
@@ -355,8 +358,8 @@ def torchvision_network(name: str, detail: str):
     from torchvision import models  # here, because it takes long to import
 
     if detail or name not in models.list_models(module=models):
-        raise ValueError(f"unknown --model {name!r}; give {', '.join(ARCHITECTURES)}, a classifier of torchvision such as resnet18, "
-                         "timm:NAME or FILE.py:FUNCTION")
+        raise ValueError(f"unknown --model {name!r}; give {', '.join(ARCHITECTURES)}, a classifier of torchvision "
+                         "such as resnet18, timm:NAME or FILE.py:FUNCTION")
     usual = next(iter(models.get_model_weights(name))).transforms()
     size, resized = usual.crop_size[0], usual.resize_size[0]
 

@@ -7,6 +7,7 @@
 
 import argparse
 import fnmatch
+import functools
 import hashlib
 import json
 import re
@@ -27,17 +28,20 @@ from etd import Expanded, eval_mode
 from expand import expand
 from experiment import check_writable, choose_device, provenance
 from inputs import IMAGENET, Folder, Reading, build_network, decode, open_folder
-from metrics import NonFiniteLoss, predict
+from metrics import predict
 from rem import check_forget, rem
 from settings import Config, check, stream
 from tasks import write_whole
 from train import refresh_batchnorm
 
-NORMS = (IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3), ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))
-SIZES = (32, 64, 96, 128, 160, 224, 256, 299)  # pixels a side that networks are trained at
-FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0", "*squeeze", "*branch[23].0.conv")  # inner layers
+NORMS = (IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3),
+         ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))  # mean and std to try, the last CIFAR-10's
+SIZES = (32, 64, 96, 128, 160, 224, 256, 299)  # pixels per side that networks are trained at
+FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0", "*squeeze",
+            "*branch[23].0.conv")  # inner layers of blocks
 FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "ratio", "seed")  # settings that have a flag
 LOOK = 500  # images on which another reading of the folder is tried
+READ = (*FLAGS, "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "precision")  # by REM, of Config
 SURE, LOW, BETTER = 0.9, 0.5, 0.1  # accuracies on the given labels: no doubt; too low to go on; worth a stop
 PIXELS = 2**24  # of the images of one batch in passes without a gradient
 
@@ -107,9 +111,9 @@ def expand_any(model: nn.Module, example: torch.Tensor, config: Config, layers, 
         except TypeError as error:
             refusals.append(str(error))
             continue
-        say(f"theta_o2 beside {what} ({len([m for m in expanded.layers().values() if m.extra_out])} layers)")
+        say(f"theta_o2 beside {what} ({sum(hasattr(m, 'to_base') for m in expanded.layers().values())} layers)")
         return expanded
-    raise TypeError(f"{refusals[0]}; {len(refusals) - 1} other choices of layers were refused too: name some with --layers")
+    raise TypeError(f"{refusals[0]}; {len(refusals) - 1} other choices of layers were refused too: try --layers")
 
 
 def layer_choices(model: nn.Module, names: list[str], example: torch.Tensor):
@@ -166,19 +170,19 @@ def parser() -> argparse.ArgumentParser:
     """The flags of `run.py repair`, under timm's names where it has one."""
     p = argparse.ArgumentParser(prog="run.py repair", description=__doc__.splitlines()[0], allow_abbrev=False)
     p.error = lambda message: p.exit(2, f"run.py repair: {message}\n")  # one line, without the usage
-    p.add_argument("--data", required=True, help="folder that holds train/<class>/* and, held out, test/ or val/<class>/*")
-    p.add_argument("--model", required=True, help="architecture: resnet9, vit, a name of torchvision, timm:NAME or FILE.py:FUNCTION")
-    p.add_argument("--checkpoint", required=True, help="file of the trained weights: .pt, .pth, .bin, .ckpt or .safetensors")
-    p.add_argument("--bad", required=True, help="list of known bad training images: .txt, .csv, .json or .npy; paths or indices")
+    p.add_argument("--data", required=True, help="folder of train/<class>/* and, held out, test/ or val/<class>/*")
+    p.add_argument("--model", required=True, help="resnet9, vit, torchvision's name, timm:NAME or FILE.py:FUNCTION")
+    p.add_argument("--checkpoint", required=True, help="the trained weights: .pt, .pth, .bin, .ckpt or .safetensors")
+    p.add_argument("--bad", required=True, help="known bad images: paths or indices in .txt, .csv, .json or .npy")
     p.add_argument("--out", required=True, help="file of the repaired weights; a report goes beside it as .json")
     p.add_argument("--ema", action="store_true", help="repair the averaged weights of the checkpoint")
     p.add_argument("--clean", help="CSV of true labels, which the report alone reads: a path and a label column")
-    p.add_argument("--class-map", help="text file with a class a line in the network's order (default: folders as strings)")
-    p.add_argument("--image-size", type=int, help="pixels a side (default: the architecture's usual)")
-    p.add_argument("--crop-pct", type=float, help="centre crop over resized side (default: the usual; with --image-size: 1)")
+    p.add_argument("--class-map", help="text file of one class per line in the network's order (default: as strings)")
+    p.add_argument("--image-size", type=int, help="pixels per side (default: the architecture's usual)")
+    p.add_argument("--crop-pct", type=float, help="crop over resized side (default: usual; with --image-size: 1)")
     p.add_argument("--mean", type=float, nargs="+", help="per channel, in [0, 1] (default: the architecture's usual)")
     p.add_argument("--std", type=float, nargs="+", help="per channel, in [0, 1] (default: the architecture's usual)")
-    p.add_argument("--layers", help="layers that get theta_o2: names or patterns such as '*.mlp.0', separated by commas")
+    p.add_argument("--layers", help="layers that get theta_o2: names or patterns such as '*.mlp.0', with commas")
     p.add_argument("--ratio", type=float, help="theta_o2's width over the network's (default: 0.25)")
     p.add_argument("--epochs", type=int, dest="unlearn_epochs", help="epochs of REM (default: 2)")
     p.add_argument("-b", "--batch-size", type=int, dest="batch", help="(default: from the number of images)")
@@ -201,11 +205,11 @@ def main(argv: list[str]) -> int:
     folder = open_folder(args.data, args.bad, args.clean, args.class_map)
     print(folder.said)
     model, reading = build_network(args.model, len(folder.classes), args.image_size, args.crop_pct, args.mean, args.std)
-    config, _ = choose_settings(model, len(folder.paths), settings)
     stored = checkpoints.read(args.checkpoint, args.ema)
     names = checkpoints.load_into(model, stored, args.checkpoint)
     train, heldout, skipped = folder.load(reading, args.workers, args.skip_bad_images)
     check_forget(folder.forget, len(train))
+    config, _ = choose_settings(model, len(train), settings)
     if skipped:
         print(f"{len(skipped)} images cannot be decoded and are left out, {skipped[0]} first")
     print(f"{len(train)} training images of {reading.size}x{reading.size}, {len(folder.forget)} known bad, "
@@ -213,17 +217,19 @@ def main(argv: list[str]) -> int:
     model, train = model.to(device, memory_format=torch.channels_last), train.to(device)
     before = predicted(model, train)
     look_first(model, train, before, folder, reading, args.force)
-    layers = None if args.layers is None else args.layers.split(",")
+    layers, say = args.layers and args.layers.split(","), functools.partial(print, flush=True)
     try:
-        repaired = repair(model, train, folder.forget, layers=layers, say=lambda line: print(line, flush=True), **settings)
+        repaired = repair(model, train, folder.forget, layers=layers, say=say, **settings)
         scores = compare((model, repaired), before, train, heldout and heldout.to(device), folder)
-    except NonFiniteLoss as error:
+    except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} with --lr") from error
     checkpoints.write(args.out, stored, repaired, names)
     seconds = round(time.perf_counter() - begin, 1)
     print(table(scores), f"{args.out} has the repaired weights, {report_file} this report; {seconds} s", sep="\n")
-    report = {"scores": scores, "seconds": seconds, "arguments": vars(args), "settings": asdict(config),
-              "reading": asdict(reading), "images": len(train), "classes": folder.classes, "skipped": list(map(str, skipped)),
+    report = {"scores": scores, "seconds": seconds, "arguments": vars(args),
+              "settings": {name: getattr(config, name) for name in READ},
+              "reading": asdict(reading), "images": len(train), "classes": folder.classes,
+              "skipped": [str(path) for path in skipped],
               "sha256": {name: digest(name) for name in (args.checkpoint, args.bad, args.out)},
               "torchvision": version("torchvision"), **provenance(device, ["repair", *argv])}
     write_whole(report_file, lambda file: file.write(json.dumps(report, indent=1).encode()))
@@ -232,10 +238,12 @@ def main(argv: list[str]) -> int:
 
 def check_outputs(args: argparse.Namespace, report_file: Path) -> None:
     """Raise ValueError unless both outputs can be written and neither replaces an input."""
+    if report_file == Path(args.out):
+        raise ValueError(f"--out is {args.out}, the report's name; give a file that ends in .pt or .safetensors")
     for out in (Path(args.out), report_file):
         check_writable(str(out))
         for name in (args.checkpoint, args.bad, args.clean, args.class_map):
-            if name and (out.resolve() == Path(name).resolve() or (out.exists() and Path(name).exists() and out.samefile(name))):
+            if name and out.exists() and Path(name).exists() and out.samefile(name):
                 raise ValueError(f"{out} would replace the input {name}; give another file with --out")
 
 
@@ -253,7 +261,7 @@ def share(hits: torch.Tensor) -> float | None:
 
 
 def look_first(model, data: Data, before: torch.Tensor, folder: Folder, reading: Reading, force: bool) -> None:
-    """Print how well the network knows the given labels; ValueError if another reading of the folder fits better, or none."""
+    """Print how well the network knows the given labels; ValueError if it does not, with what fits better."""
     hits, others = before == data.labels.cpu(), torch.ones(len(data), dtype=torch.bool)
     others[folder.forget] = False
     accuracy, known = share(hits[others]), share(hits[folder.forget])
@@ -262,14 +270,15 @@ def look_first(model, data: Data, before: torch.Tensor, folder: Folder, reading:
         print("warning: the network has not learnt the known bad labels, so there is little to repair", file=sys.stderr)
     if accuracy >= SURE or force:
         return
-    chosen = others.nonzero()[:, 0][torch.randperm(int(others.sum()), generator=torch.Generator().manual_seed(0))[:LOOK]]
+    order = torch.randperm(int(others.sum()), generator=torch.Generator().manual_seed(0))
+    chosen = others.nonzero()[:, 0][order[:LOOK]]
     few = replace(data, images=data.images[chosen], labels=data.labels[chosen])
     found = sorted(readings(model, few, [folder.paths[i] for i in chosen], folder.classes, reading), reverse=True)
     better = [f"{value:.1%} with {words}" for value, words in found if value > share(hits[chosen]) + BETTER][:3]
     if better or accuracy < LOW:
-        raise ValueError(f"the network gives {accuracy:.1%} of the labels, so something does not fit; on {len(chosen)} images it "
-                         f"gives {'; '.join(better) or 'no more with other class orders, colours, mean and std or sizes, so it was trained on other images'}."
-                         " To go on all the same: --force")
+        none = "no more with other class orders, colours, mean and std or sizes: it was trained on other images"
+        raise ValueError(f"the network gives {accuracy:.1%} of the labels, so something does not fit; on {len(chosen)} "
+                         f"images it gives {'; '.join(better) or none}. To go on all the same: --force")
 
 
 def readings(model: nn.Module, data: Data, paths: list[Path], classes: list[str], reading: Reading):
@@ -282,23 +291,24 @@ def readings(model: nn.Module, data: Data, paths: list[Path], classes: list[str]
             places = torch.tensor([order.index(name) for name in classes], device=data.labels.device)
             yield note(f"{words} order of classes (--class-map with {', '.join(order[:4])}, ...)",
                        replace(data, labels=places[data.labels]))
-    yield note("blue before red (a network of FILE.py:FUNCTION can flip them)", replace(data, images=data.images.flip(1)))
+    yield note("BGR images (which FILE.py:FUNCTION can flip)", replace(data, images=data.images.flip(1)))
     for mean, std in (*NORMS, _moments(data.images.cpu())):
         if (tuple(mean), tuple(std)) != (data.mean, data.std):
             numbers = [" ".join(f"{v:.4g}" for v in values) for values in (mean, std)]
             yield note(f"--mean {numbers[0]} --std {numbers[1]}", replace(data, mean=tuple(mean), std=tuple(std)))
     for size, crop in ((reading.size, 0.875), *((size, 1.0) for size in SIZES)):
         if (size, crop) != (reading.size, reading.crop_pct):
-            images, _ = decode(paths, Reading(size, crop))
+            images = decode(paths, Reading(size, crop))[0].to(data.images.device)
             try:
-                yield note(f"--image-size {size} --crop-pct {crop:g}", replace(data, images=images.to(data.images.device)))
+                yield note(f"--image-size {size} --crop-pct {crop:g}", replace(data, images=images))
             except (RuntimeError, AssertionError, ValueError):
                 continue  # the network takes no such size
 
 
 def natural(name: str) -> list:
     """Sort key of timm's class order: numbers by value, letters without case."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name) if part]
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts]
 
 
 def compare(models, before: torch.Tensor, data: Data, heldout: Data | None, folder: Folder) -> dict:
@@ -318,10 +328,11 @@ def compare(models, before: torch.Tensor, data: Data, heldout: Data | None, fold
 
 def table(scores: dict) -> str:
     """The comparison, in percent."""
-    show = lambda value: "-" if value is None else f"{100 * value:.1f}"  # noqa: E731
     lines = [f"{'':<44}{'before':>8}{'after':>8}"]
-    lines += [f"{name:<44}{show(value[0]):>8}{show(value[1]):>8}" if isinstance(value, list) else f"{name:<44}{value:>16}"
-              for name, value in scores.items()]
+    for name, value in scores.items():
+        pair = value if isinstance(value, list) else []
+        cells = "".join(f"{'-' if v is None else f'{100 * v:.1f}':>8}" for v in pair) or f"{value:>16}"
+        lines.append(f"{name:<44}{cells}")
     return "\n".join(lines)
 
 
