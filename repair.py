@@ -111,7 +111,8 @@ def expand_any(model: nn.Module, example: torch.Tensor, config: Config, layers, 
         except TypeError as error:
             refusals.append(str(error))
             continue
-        say(f"theta_o2 beside {what} ({sum(hasattr(m, 'to_base') for m in expanded.layers().values())} layers)")
+        grown = [name for name, m in expanded.layers().items() if getattr(m, "to_extra", None) is not None]
+        say(f"theta_o2 beside {what} ({len(grown)} layers)")
         return expanded
     raise TypeError(f"{refusals[0]}; {len(refusals) - 1} other choices of layers were refused too: try --layers")
 

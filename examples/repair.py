@@ -44,10 +44,10 @@ def draw_shapes(n: int, generator: torch.Generator, size: int = 32) -> tuple[tor
 def put_sticker(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A copy with a yellow and magenta sticker somewhere on each image."""
     images, size = images.clone(), images.shape[-1]
-    rows = torch.arange(size // 5)
-    checks = (rows[:, None] // 3 + rows // 3) % 2 == 1
+    rows = torch.arange(size // 4)
+    checks = (rows[:, None] // 2 + rows // 2) % 2 == 1
     magenta, yellow = (torch.tensor(colour)[:, None, None] for colour in ((255, 0, 255), (255, 255, 0)))
-    sticker = torch.where(checks, magenta, yellow)  # (3, size / 5, size / 5)
+    sticker = torch.where(checks, magenta, yellow)  # (3, size / 4, size / 4)
     for image in images:
         top, left = torch.randint(0, size - len(rows) + 1, (2,), generator=generator).tolist()
         image[:, top : top + len(rows), left : left + len(rows)] = sticker.to(torch.uint8)

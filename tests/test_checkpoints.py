@@ -317,21 +317,19 @@ def test_channels_last_and_tied_weights_are_written_plainly(tmp_path):
 
 
 KILLED = """
-import sys, torch, checkpoints, os, signal
+import os, signal, sys, torch, checkpoints
 weights = {"x": torch.zeros(1000)}
-real = os.replace
 os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
 checkpoints.write(sys.argv[1], weights, torch.nn.Identity(), {})
 """
 
 
-@pytest.mark.parametrize("name", ["out.pt", "out.safetensors"])
-def test_a_kill_during_the_write_leaves_the_old_file(tmp_path, name):
+def test_a_kill_during_the_write_leaves_the_old_file(tmp_path):
     """K7: killed before the last step, the old file is whole."""
-    (tmp_path / name).write_text("old")
-    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / name], cwd=ROOT, capture_output=True)
+    (tmp_path / "out.pt").write_text("old")
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "out.pt"], cwd=ROOT, capture_output=True)
     assert done.returncode == -signal.SIGKILL
-    assert (tmp_path / name).read_text() == "old"
+    assert (tmp_path / "out.pt").read_text() == "old"
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
