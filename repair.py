@@ -168,9 +168,15 @@ def progress(say):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of `run.py repair`, under timm's names where it has one."""
+    """The command line of `run.py repair`."""
     p = argparse.ArgumentParser(prog="run.py repair", description=__doc__.splitlines()[0], allow_abbrev=False)
     p.error = lambda message: p.exit(2, f"run.py repair: {message}\n")  # one line, without the usage
+    add_arguments(p)
+    return p
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """The flags, under timm's names where it has one."""
     p.add_argument("--data", required=True, help="folder of train/<class>/* and, held out, test/ or val/<class>/*")
     p.add_argument("--model", required=True, help="resnet9, vit, torchvision's name, timm:NAME or FILE.py:FUNCTION")
     p.add_argument("--checkpoint", required=True, help="the trained weights: .pt, .pth, .bin, .ckpt or .safetensors")
@@ -194,12 +200,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-j", "--workers", type=int, help="threads that decode images (default: one a core)")
     p.add_argument("--skip-bad-images", action="store_true", help="leave out training images that cannot be decoded")
     p.add_argument("--force", action="store_true", help="go on although the network does not fit the folder")
-    return p
 
 
-def main(argv: list[str]) -> int:
+def main(given: dict, argv: list[str]) -> int:
     """Run `run.py repair`; returns the exit code. Bad input raises ValueError or TypeError before any training."""
-    args, begin = parser().parse_args(argv), time.perf_counter()
+    args, begin = argparse.Namespace(**given), time.perf_counter()
     device, report_file = choose_device(args.device), Path(args.out).with_suffix(".json")
     check_outputs(args, report_file)
     settings = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
@@ -232,7 +237,7 @@ def main(argv: list[str]) -> int:
               "reading": asdict(reading), "images": len(train), "classes": folder.classes,
               "skipped": [str(path) for path in skipped],
               "sha256": {name: digest(name) for name in (args.checkpoint, args.bad, args.out)},
-              "torchvision": version("torchvision"), **provenance(device, ["repair", *argv])}
+              "torchvision": version("torchvision"), **provenance(device, argv)}
     write_whole(report_file, lambda file: file.write(json.dumps(report, indent=1).encode()))
     return 0
 

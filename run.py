@@ -81,7 +81,7 @@ def command(argv: list[str]) -> int:
         return cscore.main(argv[1:])
     if argv[:1] == ["repair"]:
         import repair
-        return repair.main(argv[1:])
+        return repair.main(vars(repair.parser().parse_args(argv[1:])), argv)
     rows = compare(resolve(vars(parser().parse_args(argv))), argv)
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 

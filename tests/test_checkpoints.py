@@ -65,7 +65,7 @@ def test_every_container_gives_its_weights(tmp_path, name):
 
 def test_the_old_format_is_read(tmp_path):
     """K1: so do files of the time before zip archives, and numpy scalars beside the weights."""
-    content = {"state_dict": WEIGHTS, "best": np.float32(1), "n": np.int64(3), "flag": np.bool_(True), "half": np.float16(1)}
+    content = {"state_dict": WEIGHTS, "a": np.float32(1), "b": np.int64(3), "c": np.bool_(True), "d": np.float16(1)}
     assert_same(read(saved(tmp_path, content, _use_new_zipfile_serialization=False)), WEIGHTS)
 
 
@@ -133,7 +133,7 @@ def test_weights_of_another_shape_are_explained():
     """K4: a head of other classes is told from another network; a shape that would fill the memory costs nothing."""
     with pytest.raises(ValueError, match=r"trained on 7 classes \(head.weight\), the data has 4"):
         load_into(small_net(0), small_net(0, classes=7).state_dict())
-    with pytest.raises(ValueError, match=r"conv1.weight of shape \(5, 1, 3, 3\), this network \(3, 1, 3, 3\); check --model"):
+    with pytest.raises(ValueError, match=r"conv1.weight of shape \(5, 1, 3, 3\), this network \(3, 1, 3, 3\); check"):
         load_into(small_net(0), small_net(0, width=5).state_dict())
     with pytest.raises(ValueError, match=r"\(3, 1, 5, 5\).*stem for small images"):
         load_into(small_net(0), {**WEIGHTS, "conv1.weight": torch.zeros(3, 1, 5, 5)})
@@ -192,7 +192,7 @@ def archive(path: Path, *names: str, kind=zipfile.ZIP_STORED) -> Path:
 
 def test_programs_and_other_archives_are_refused_in_words(tmp_path):
     """K3: TorchScript, torch.export, other zip archives and compressed ones."""
-    for name, members, words in (("s.pt", ("s/constants.pkl", "s/code/x.py", "s/data.pkl"), "TorchScript program.*state_dict"),
+    for name, members, words in (("s.pt", ("s/constants.pkl", "s/data.pkl"), "TorchScript program.*state_dict"),
                                  ("e.pt2", ("e/archive_format", "e/models/model.json"), "torch.export.*state_dict"),
                                  ("z.pt", ("a.txt",), "a zip archive, not weights")):
         with pytest.raises(ValueError, match=words):
@@ -205,14 +205,15 @@ def test_programs_and_other_archives_are_refused_in_words(tmp_path):
 def test_a_whole_object_is_refused_with_its_name_and_the_remedy(tmp_path, old):
     """K3: a whole pickled network: the global is named, and how to save a state dict."""
     path = saved(tmp_path, Whole(), _use_new_zipfile_serialization=not old)
-    with pytest.raises(ValueError, match=r"whole pickled object \(test_checkpoints.Whole\).*torch.save\(state, 'weights.pt'\)"):
+    words = r"whole pickled object \(test_checkpoints.Whole\).*torch.save\(state, 'weights.pt'\)"
+    with pytest.raises(ValueError, match=words):
         read(path)
 
 
 def test_a_file_without_weights_is_refused_with_its_keys(tmp_path):
     """K3: what a loadable file holds instead of weights is named."""
-    for content, words in (({"student": WEIGHTS, "teacher": WEIGHTS}, "student, teacher"), ({}, "an empty dict"), ([1], "list"),
-                           ({"state_dict": {}}, "an empty dict|state_dict"), ({"epoch": 3}, "epoch")):
+    for content, words in (({"student": WEIGHTS, "teacher": WEIGHTS}, "student, teacher"), ({}, "an empty dict"),
+                           ([1], "list"), ({"state_dict": {}}, "an empty dict"), ({"epoch": 3}, "epoch")):
         with pytest.raises(ValueError, match=f"holds no state dict, but: .*({words})"):
             read(saved(tmp_path, content))
 
@@ -265,14 +266,15 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, container):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=container != "old")
     for ema in (False, True):
-        with pytest.raises(ValueError, match=r"model.pt is (a whole pickled object \(posix.mkdir\)|no file of weights)"):
+        words = r"model.pt is (a whole pickled object \(posix.mkdir\)|no file of weights)"
+        with pytest.raises(ValueError, match=words):
             read(path, ema)
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(trap))
     assert (tmp_path / "ran").is_dir()
 
 
-@pytest.mark.parametrize("version, safe", [("2.9.1", False), ("2.4.0+cu121", False), ("2.10.0", True), ("3.0.0a0", True)])
+@pytest.mark.parametrize("version, safe", [("2.9.1", False), ("2.4.0+cu1", False), ("2.10.0", True), ("3.0.0", True)])
 def test_old_torch_reads_no_foreign_pickle(tmp_path, monkeypatch, version, safe):
     """K5: a torch whose weights_only can be broken reads no pickle, but safetensors."""
     path = saved(tmp_path, WEIGHTS)
@@ -289,7 +291,7 @@ def test_old_torch_reads_no_foreign_pickle(tmp_path, monkeypatch, version, safe)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_the_output_has_the_stored_keys_shapes_and_dtypes(tmp_path, suffix, dtype):
-    """K6: the network's values come back under the stored names, in their order, shapes and dtypes, extras as they were."""
+    """K6: the network's values come back under the stored names, order, shapes and dtypes, extras as they were."""
     stored = {f"module.{name}": t.to(dtype) if t.is_floating_point() else t for name, t in WEIGHTS.items()}
     stored["n_averaged"] = torch.tensor(7)
     model = small_net(1)
@@ -302,7 +304,8 @@ def test_the_output_has_the_stored_keys_shapes_and_dtypes(tmp_path, suffix, dtyp
     for key, name in names.items():
         assert torch.equal(found[key], other.state_dict()[name].to(found[key].dtype))
     assert found["n_averaged"] == 7
-    nn.DataParallel(small_net(3)).load_state_dict({k: t for k, t in found.items() if k != "n_averaged"})  # as its owner would
+    del found["n_averaged"]
+    nn.DataParallel(small_net(3)).load_state_dict(found)  # as its owner would
 
 
 def test_channels_last_and_tied_weights_are_written_plainly(tmp_path):
@@ -341,7 +344,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_safetensors_as_its_description_says(tmp_path):
-    """K8: length, JSON header, values: read from bytes put together here, and written so that another reader finds them."""
+    """K8: length, JSON header, values: read from bytes put together here, and written so that others find them."""
     values = np.arange(6, dtype="<f4")
     header = json.dumps({"__metadata__": {"a": "b"}, "w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [1, 25]},
                          "b": {"dtype": "U8", "shape": [], "data_offsets": [0, 1]}}).encode()
@@ -368,9 +371,9 @@ def test_safetensors_matches_its_own_library(tmp_path):
     assert all(torch.equal(found[name], t) for name, t in WEIGHTS.items())
 
 
-@pytest.mark.parametrize("entry", [{"dtype": "F99"}, {"shape": [2**40, 2**40]}, {"shape": [-1, -6]}, {"shape": "x"}, {"data_offsets": [0]},
-                                   {"data_offsets": [4, 28]}, {"data_offsets": [0, 2**60]}, {"data_offsets": [-24, 0]},
-                                   {"shape": [5]}, {"shape": None}])
+@pytest.mark.parametrize("entry", [{"dtype": "F99"}, {"shape": [2**40, 2**40]}, {"shape": [-1, -6]}, {"shape": "x"},
+                                   {"data_offsets": [0]}, {"data_offsets": [4, 28]}, {"data_offsets": [0, 2**60]},
+                                   {"data_offsets": [-24, 0]}, {"shape": [5]}, {"shape": None}])
 def test_a_lying_safetensors_header_is_refused(tmp_path, entry):
     """K8: a header that does not fit the bytes is refused before anything is allocated."""
     header = json.dumps({"w": {"dtype": "F32", "shape": [6], "data_offsets": [0, 24], **entry}}).encode()

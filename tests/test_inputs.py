@@ -49,8 +49,10 @@ LISTS = {
     "numbers.json": "[9, 6, 1]",
     **{f"{column}.csv": f"n,{column}\n1,ant/1.png\n2, bee/1.png\n3,alone.png\n"
        for column in ("filename", "filepath", "path", "image", "file", "img_filename")},
-    "cleanlab.csv": ",is_label_issue,is_outlier_issue,label_score\n0,False,True,1\n1,True,False,0\n6,True,True,0\n9,TRUE,False,0\n",
-    "cleanvision.csv": "path,is_dark_issue,is_blurry_issue\nant/0.png,0,0\nant/1.png,1,0\nbee/1.png,0,1\nalone.png,1,1\n",
+    "cleanlab.csv": ",is_label_issue,is_outlier_issue,label_score\n0,False,True,1\n1,True,False,0\n6,True,True,0\n"
+                    "9,TRUE,False,0\n",
+    "cleanvision.csv": "path,is_dark_issue,is_blurry_issue\nant/0.png,0,0\nant/1.png,1,0\nbee/1.png,0,1\n"
+                       "alone.png,1,1\n",
     "indices.npy": np.array([6, 1, 9]),
 }
 
@@ -99,7 +101,7 @@ def test_every_kind_of_list_finds_the_same_images(tmp_path, root, name):
     ("none.txt", None, "cannot read the list"),
 ])
 def test_a_line_that_matches_nothing_stops(tmp_path, root, name, content, words):
-    """B2: every line that is no training image is named; a list that is none is refused; no pickle in .npy is loaded."""
+    """B2: every line that is no training image is named; a list that is none is refused, a pickle in .npy too."""
     path = tmp_path / name if content is None else written(tmp_path, name, content)
     with pytest.raises(ValueError, match=words):
         read_bad(path, training(root), root)
@@ -121,7 +123,7 @@ def test_true_labels(tmp_path, root):
 
 
 def test_the_folder(tmp_path, root):
-    """B4: images, labels and held-out images as the folders say; normalisation of the training images if none is given."""
+    """B4: images, labels and held-out images as the folders say; a normalisation of their own if none is given."""
     folder = open_folder(root, written(tmp_path, "b.txt", "9"))
     assert (folder.classes, folder.paths, folder.forget.tolist()) == (list(CLASSES), training(root), [9])
     train, heldout, skipped = folder.load(Reading(8))
@@ -168,7 +170,8 @@ def damage(root: Path) -> None:
 def test_images_that_cannot_be_decoded(tmp_path, root):
     """B5: truncated, empty, foreign and monstrous images are refused by name, or left out of everything if asked."""
     damage(root)
-    bad, clean = written(tmp_path, "b.txt", "1\n4\n9"), written(tmp_path, "c.csv", "path,label\nalone.png,ant\nant/1.png,bee\n")
+    bad = written(tmp_path, "b.txt", "1\n4\n9")
+    clean = written(tmp_path, "c.csv", "path,label\nalone.png,ant\nant/1.png,bee\n")
     with pytest.raises(ValueError, match=r"4 images cannot be decoded, .*ant/0.png .* first; .*--skip-bad-images"):
         open_folder(root, bad).load(Reading(8))
     folder = open_folder(root, bad, clean)
@@ -247,7 +250,8 @@ def test_a_network_of_timm(monkeypatch):
         return nn.Linear(more.get("img_size", 1), num_classes)
 
     cfg = types.SimpleNamespace(input_size=(3, 160, 160), crop_pct=0.95, mean=(0.5,) * 3, std=(0.4,) * 3)
-    fake = types.SimpleNamespace(list_models=lambda: ["conv", "vit"], get_pretrained_cfg=lambda name: cfg, create_model=create_model)
+    fake = types.SimpleNamespace(list_models=lambda: ["conv", "vit"], get_pretrained_cfg=lambda name: cfg,
+                                 create_model=create_model)
     monkeypatch.setitem(sys.modules, "timm", fake)
     model, reading = build_network("timm:vit", 6)
     assert reading == Reading(160, 0.95, (0.5,) * 3, (0.4,) * 3) and model.weight.shape == (6, 160)
