@@ -124,7 +124,8 @@ def layer_choices(model: nn.Module, names: list[str], example: torch.Tensor):
     convolutions = [name for name in order if isinstance(modules[name], nn.Conv2d)]
     grouped = {name for name in convolutions if 1 < modules[name].groups < modules[name].in_channels}
     feeding = {before for before, name in zip(order, order[1:]) if name in grouped}
-    left = [name for name in convolutions if name not in grouped | feeding | set(order[-1:])]
+    gates = {name for name in convolutions if "se" in name.split(".")}  # squeeze-and-excitation scales what feeds it
+    left = [name for name in convolutions if name not in grouped | feeding | gates | set(order[-1:])]
     if left and len(left) < len(convolutions):
         yield "all convolutions but grouped ones, those that feed them and the one that makes the logits", left
     for pattern in FAMILIES:
