@@ -10,6 +10,7 @@ import fnmatch
 import functools
 import hashlib
 import json
+import math
 import re
 import sys
 import time
@@ -17,7 +18,6 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -84,12 +84,13 @@ def repair(model: nn.Module, data: Data, forget: torch.Tensor, *, layers=None, s
 
 def choose_settings(model: nn.Module, n: int, given: dict) -> tuple[Config, list[str]]:
     """Batch, rate, optimiser and epochs for n training images, and the reason for each; what is given stays."""
-    batch = min(512, max(16, 2 ** round(np.log2(n / 20))))
+    batch = min(512, max(16, 2 ** round(math.log2(max(1, n) / 20))))
     norm = any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in model.modules())
-    chosen = {"batch": (batch, f"about 20 steps an epoch on {n} images, at most the paper's 512"),
-              "optimizer": ("sgd" if norm else "adam", f"the network has {'' if norm else 'no '}BatchNorm (Table 3)"),
-              "unlearn_lr": (0.004 if norm else 2e-5, "near Table 3's"),
+    chosen = {"batch": (batch, f"about 20 steps per epoch on {n} images, at most the paper's 512"),
+              "optimizer": ("sgd" if norm else "adam", f"the network has {'' if norm else 'no '}BatchNorm; Table 3"),
+              "unlearn_lr": (0.004, "near Table 3's") if norm else (1e-4, "Table 3's rate of training; few steps"),
               "unlearn_epochs": (2, "healing comes in the first epochs and fades in long runs"),
+              "gamma": (0.05, "few are known, so next to all of them are removed"),
               "ratio": (0.25, "theta_o2 as wide as a quarter of the network")}
     config = replace(Config(), **{**{name: value for name, (value, _) in chosen.items()}, **given})
     check(config)
