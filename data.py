@@ -1,35 +1,18 @@
-"""Data sets as uint8 tensors, augmentation by tensor indexing, batches of (index, x, y) (Sec. 4).
+"""Images as uint8 tensors, augmentation by tensor indexing, batches of (index, x, y) (Sec. 4).
 
-    train, generator = load("fashion-mini").train.to(device), torch.Generator().manual_seed(0)
-    for index, x, y in batches(train, size=128, generator=generator, augment=True):
+    train, generator = load("fashion-mini").train.to(device), torch.Generator().manual_seed(0)  # load: datasets.py
+    for index, x, y in train.batches(size=128, generator=generator, augment=True):
         loss = F.cross_entropy(model(x), y)  # x: (B, C, H, W) normalised; index: dataset indices, on the CPU
 """
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-import datasets
-
-TRIGGER_SIZE = 3  # pixels; the poison trigger is a white square in the bottom right corner
-TRIGGER_VALUE = 255
-
-# Choice: everything that is fixed per data set. mean, std: per channel, of the training pixels in [0, 1] at native size
-# (None: computed from the training images). size: pixels a side (None: must be given). pad "eighth": size // 8 pixels.
-IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-RECIPES = {
-    "fashion-mini": dict(mean=(0.2873,), std=(0.3540,), size=16, pad=0, flip=False),  # printed by make_fashion_mini.py
-    "fashion-mnist": dict(mean=(0.2860,), std=(0.3530,), size=28, pad=0, flip=True),
-    "cifar10": dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), size=32, pad=4, flip=True),
-    # No flip: a flipped digit is no digit.
-    "svhn": dict(mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970), size=32, pad=4, flip=False),
-    "imagenette": dict(**IMAGENET, size=64, pad="eighth", flip=True),  # from the 160 pixel archive
-    "folder": dict(mean=None, std=None, size=None, pad="eighth", flip=True),
-}
-DATASETS = tuple(RECIPES)
-
+from etd import check_index
 
 # ---- images in memory ------------------------------------------------------------------------------------------------
 
@@ -38,29 +21,29 @@ DATASETS = tuple(RECIPES)
 class Data:
     """Images on one device, labels as given, and how to augment them."""
 
-    images: torch.Tensor  # (N, C, H, W) uint8
+    images: torch.Tensor  # (N, C, H, W) uint8, what the network sees without augmentation
     labels: torch.Tensor  # (N,) int64, the labels as given (maybe corrupted)
     classes: int
     mean: tuple[float, ...]  # per channel, in [0, 1] pixel units
     std: tuple[float, ...]
     pad: int = 0  # random crop with this much zero padding, pixels; 0: no crop
     flip: bool = False  # random horizontal flip
-    trigger: torch.Tensor | None = None  # (N,) bool: examples that carry the poison trigger; put on after augmentation
+    # What augmentation must not move: called as _overlay(images, index, move), it returns move(images) put right.
+    # Private, because it can tell which images it is for.
+    _overlay: Callable | None = field(default=None, repr=False)
 
     def __post_init__(self):
         _check_tensor("images", self.images, torch.uint8, 4)
         n, channels = self.images.shape[:2]
         _check_tensor("labels", self.labels, torch.int64, 1, n, self.images.device)
-        if self.trigger is not None:
-            _check_tensor("trigger", self.trigger, torch.bool, 1, n, self.images.device)
-            _check_room(self.images)
         if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
             found = f"{int(self.labels.min())} to {int(self.labels.max())}"
             raise ValueError(f"labels run from {found}, expected 0 to {self.classes - 1}: relabel them or set classes")
-        if len(self.mean) != channels or len(self.std) != channels or not min(self.std) > 0:
+        fits = len(self.mean) == len(self.std) == channels and min(self.std) > 0
+        if not fits or not all(0 <= mean <= 1 for mean in self.mean):
             raise ValueError(
                 f"mean {self.mean} and std {self.std} do not fit images of {channels} channels: "
-                "give one number per channel, std above 0"
+                "give one number per channel for pixels scaled to [0, 1], mean from 0 to 1 and std above 0"
             )
         if self.pad < 0:
             raise ValueError(f"pad is {self.pad}, expected 0 (no crop) or more pixels")
@@ -70,8 +53,16 @@ class Data:
 
     def to(self, device):
         """Return the same data with its tensors on `device`."""
-        trigger = None if self.trigger is None else self.trigger.to(device)
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device), trigger=trigger)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def batches(self, index=None, size=512, generator=None, augment=False, dtype=torch.float32):
+        """Iterate once over examples in batches (index, x, y), see `batches` below."""
+        return batches(self, index, size, generator, augment, dtype)
+
+    @property
+    def augments(self):
+        """Whether augmentation can change what a pass yields."""
+        return bool(self.pad or self.flip)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,24 +86,6 @@ def _check_tensor(name, tensor, dtype, ndim, length=None, device=None):
         raise ValueError(f"{name} has {len(tensor)} entries for {length} images: give one for each image")
     if device is not None and tensor.device != device:
         raise ValueError(f"{name} is on {tensor.device}, the images are on {device}: move the Data with .to(device)")
-
-
-def _check_room(images):
-    if min(images.shape[-2:]) < TRIGGER_SIZE:
-        height, width = images.shape[-2:]
-        trigger = f"{TRIGGER_SIZE}x{TRIGGER_SIZE} trigger"
-        raise ValueError(f"image of {height}x{width} is smaller than the {trigger}: use larger images")
-
-
-def add_trigger(images):
-    """Return a copy of images (B, C, H, W), pixels in 0..255, with the bottom right 3x3 pixels white.
-
-    Raises: ValueError if the trigger does not fit.
-    """
-    _check_room(images)
-    images = images.clone()
-    images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE:] = TRIGGER_VALUE
-    return images
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
@@ -139,14 +112,16 @@ def batches(data, index=None, size=512, generator=None, augment=False, dtype=tor
     Args:
         data: Data of N examples, on any device.
         index: (n,) int64 dataset indices in [0, N), duplicates allowed; None: all of them.
-        size: examples a batch. The last, smaller batch is kept.
+        size: examples per batch. The last, smaller batch is kept.
         generator: CPU torch.Generator; the order is then a random permutation of index. None: the order as given.
         augment: random crop and flip as `data` says; needs a generator.
         dtype: of x. Pixels are normalised in float32 at least, and rounded once.
     Returns: iterator of index (B,) int64 on the CPU, x (B, C, H, W) and y (B,) int64 on data's device.
     Raises: ValueError for an index out of range or empty, size < 1, augment without a generator.
     """
-    index = _check_index(index, len(data))
+    index = torch.arange(len(data)) if index is None else check_index(index, len(data)).cpu().clone()
+    if len(index) == 0:
+        raise ValueError("index is empty, expected at least one example")
     if size < 1:
         raise ValueError(f"size is {size}, expected at least 1 example a batch")
     if augment and generator is None:
@@ -160,29 +135,6 @@ def batches(data, index=None, size=512, generator=None, augment=False, dtype=tor
         index = index[torch.randperm(n, generator=generator)]
     moves = _draw_moves(data, n, generator) if augment and (data.pad or data.flip) else None
     return _iterate(data, index, moves, list(zip(starts, [*starts[1:], n], strict=True)), dtype)
-
-
-def inputs(data, index):
-    """Return the images that the network sees, before normalisation: no augmentation, trigger on.
-
-    Args:
-        index: (B,) int64 dataset indices in [0, N); None: all of them.
-    Returns: (B, C, H, W) uint8, on data's device.
-    """
-    return _view(data, _check_index(index, len(data)).to(data.images.device))
-
-
-def _check_index(index, n):
-    """Return index as a (B,) int64 CPU tensor with all entries in [0, n), or raise ValueError."""
-    index = torch.arange(n) if index is None else torch.as_tensor(index).cpu().clone()
-    if index.numel() == 0:
-        raise ValueError("index is empty, expected at least one example")
-    if index.dtype != torch.int64 or index.ndim != 1:
-        raise ValueError(f"index is {index.dtype} of shape {tuple(index.shape)}, expected 1-d torch.int64: convert it")
-    outside = (index < 0) | (index >= n)
-    if outside.any():
-        raise ValueError(f"index {int(index[outside][0])} out of range for {n} examples")
-    return index
 
 
 def _draw_moves(data, n, generator):
@@ -199,7 +151,6 @@ def _iterate(data, index, moves, spans, dtype):
     """Yield the batches; nothing here waits for the device after the first lines."""
     device = data.images.device
     where = index.to(device)
-    rows = cols = None
     if moves is not None:
         rows, cols = _crop_indices(moves.to(device), *data.images.shape[2:])
     # (pixel / 255 - mean) / std = pixel * scale - shift
@@ -207,8 +158,10 @@ def _iterate(data, index, moves, spans, dtype):
     work = torch.promote_types(dtype, torch.float32)
     scale, shift = (1 / (255 * std)).to(device, work), (mean / std).to(device, work)  # (1, C, 1, 1)
     for a, b in spans:
-        moved = (None, None) if moves is None else (rows[a:b], cols[a:b])
-        images = _view(data, where[a:b], *moved)
+        images = data.images.index_select(0, where[a:b])
+        if moves is not None:
+            move = partial(_move, pad=data.pad, rows=rows[a:b], cols=cols[a:b])
+            images = move(images) if data._overlay is None else data._overlay(images, index[a:b], move)
         x = images.to(work, memory_format=MEMORY_FORMAT).mul_(scale).sub_(shift).to(dtype)
         yield index[a:b], x, data.labels.index_select(0, where[a:b])
 
@@ -221,60 +174,10 @@ def _crop_indices(moves, height, width):
     return rows, left + torch.where(flipped > 0, width - 1 - across, across)
 
 
-def _view(data, index, rows=None, cols=None):
-    """Return uint8 images of index (B,): cropped and flipped to rows (B, H), cols (B, W) if given, then the trigger."""
-    images = data.images.index_select(0, index)
-    if rows is not None:
-        images = F.pad(images, (data.pad,) * 4)  # zeros, that is black; (B, C, H + 2 pad, W + 2 pad)
-        flat = rows[:, :, None] * images.shape[3] + cols[:, None, :]  # (B, H, W)
-        flat = flat.flatten(1)[:, None].expand(-1, images.shape[1], -1)  # (B, C, H * W)
-        images = images.flatten(2).gather(2, flat).view(len(images), -1, *data.images.shape[2:])
-    if data.trigger is not None:  # after crop and flip, so that neither moves it
-        carries = data.trigger.index_select(0, index)[:, None, None, None]
-        images = torch.where(carries, add_trigger(images), images)
-    return images
-
-
-# ---- data sets -------------------------------------------------------------------------------------------------------
-
-
-def load(name, data_dir="data", image_size=None, download=False):
-    """Return a data set as CPU tensors.
-
-    Args:
-        name: one of DATASETS. "fashion-mini" comes with the code; "folder" is data_dir/{train,test or val}/<class>/*.
-        data_dir: folder of the data set's files, as torchvision lays them out.
-        image_size: pixels a side, None: the data set's own, RECIPES. Folders need one.
-        download: fetch a missing data set (not for fashion-mini and folder).
-    Returns: Dataset.
-    Raises: ValueError for an unknown name or missing files, with the path tried and what mends it.
-    """
-    if name not in RECIPES:
-        raise ValueError(f"unknown data set {name!r}: choose from {', '.join(DATASETS)}")
-    recipe = RECIPES[name]
-    image_size = recipe["size"] if image_size is None else image_size
-    if image_size is None or image_size < 1:
-        raise ValueError(f"image_size is {image_size} for data set {name}: give pixels a side, e.g. image_size=32")
-    if name == "fashion-mini":
-        arrays = datasets.read_mini()
-    elif name == "folder":
-        arrays = datasets.read_tree(Path(data_dir), image_size)
-    else:
-        arrays = datasets.read_torchvision(name, Path(data_dir), image_size, download)
-    mean, std = recipe["mean"] or arrays["mean"], recipe["std"] or arrays["std"]
-    parts = {}
-    for split in ("train", "test"):
-        images, labels = _resize(arrays[f"x_{split}"], image_size), arrays[f"y_{split}"]
-        parts[split] = Data(images, labels, len(arrays["names"]), tuple(mean), tuple(std))
-    pad = image_size // 8 if recipe["pad"] == "eighth" else recipe["pad"]
-    train = replace(parts["train"], pad=pad, flip=recipe["flip"])  # a test set is never augmented
-    return Dataset(name, train, parts["test"], tuple(arrays["names"]))
-
-
-def _resize(images, size):
-    """Return (N, C, size, size) uint8, by antialiased bilinear interpolation; the images as they are if they fit."""
-    if images.shape[2:] == (size, size):
-        return images
-    parts = images.split(4096)  # the float copy of a whole data set would be large
-    kwargs = dict(size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-    return torch.cat([F.interpolate(part.float(), **kwargs).round().clamp(0, 255).to(torch.uint8) for part in parts])
+def _move(images, pad, rows, cols):
+    """Return images (B, C, H, W) cropped and flipped to rows (B, H), cols (B, W) of them with a black border."""
+    height, width = images.shape[2:]
+    images = F.pad(images, (pad,) * 4)  # (B, C, H + 2 pad, W + 2 pad)
+    flat = rows[:, :, None] * images.shape[3] + cols[:, None, :]  # (B, H, W)
+    flat = flat.flatten(1)[:, None].expand(-1, images.shape[1], -1)  # (B, C, H * W)
+    return images.flatten(2).gather(2, flat).view(len(images), -1, height, width)

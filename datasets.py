@@ -1,39 +1,118 @@
 """Where data sets come from: the built-in file, torchvision's classes, trees of image files (Sec. 4: data sets).
 
+    dataset = load("fashion-mini")                           # .train and .test are data.Data
     arrays = read_tree(Path("pictures"), image_size=32)      # pictures/{train,test or val}/<class>/*
     arrays["x_train"], arrays["y_train"], arrays["names"]    # (N, 3, 32, 32) uint8, (N,) int64, class names
     arrays["mean"], arrays["std"]                            # trees only: per channel, of the training images
 
-Every reader returns such a dict, with x_test and y_test beside x_train and y_train. `data.load` calls them.
+Every reader returns such a dict, with x_test and y_test beside x_train and y_train.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import pickle
-import tempfile
+import stat
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+
+from data import Data, Dataset
+from tasks import write_whole
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+IMAGENETTE_CLASSES = 10
 MINI_FILE = Path(__file__).resolve().parent / "data" / "fashion-mini.npz"
+
+# Choice: everything that is fixed per data set. mean, std: per channel, of the training pixels in [0, 1] at native size
+# (None: computed from the training images). size: pixels per side (None: must be given). crop: random crops with an
+# eighth of the image size as padding: 4 pixels at 32, 2 at 16.
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+RECIPES = {
+    "fashion-mini": dict(mean=(0.2873,), std=(0.3540,), size=16, crop=False, flip=False),  # from make_fashion_mini.py
+    "fashion-mnist": dict(mean=(0.2860,), std=(0.3530,), size=28, crop=False, flip=True),
+    "cifar10": dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), size=32, crop=True, flip=True),
+    # No flip: a flipped digit is no digit.
+    "svhn": dict(mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970), size=32, crop=True, flip=False),
+    "imagenette": dict(**IMAGENET, size=64, crop=True, flip=True),  # from the 160 pixel archive
+    "folder": dict(mean=None, std=None, size=None, crop=True, flip=True),
+}
+DATASETS = tuple(RECIPES)
+
+
+def load(name, data_dir="data", image_size=None, download=False):
+    """Return a data set as CPU tensors.
+
+    Args:
+        name: one of DATASETS. "fashion-mini" comes with the code; "folder" is data_dir/{train,test or val}/<class>/*.
+        data_dir: folder of the data set's files, as torchvision lays them out.
+        image_size: pixels per side, None: the data set's own, RECIPES. Folders need one.
+        download: fetch a missing data set (not for fashion-mini and folder).
+    Returns: Dataset.
+    Raises: ValueError for an unknown name or missing files, with the path tried and what mends it.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown data set {name!r}: choose from {', '.join(DATASETS)}")
+    recipe = RECIPES[name]
+    image_size = recipe["size"] if image_size is None else image_size
+    if image_size is None or image_size < 1:
+        raise ValueError(f"image_size is {image_size} for data set {name}: give pixels per side, e.g. image_size=32")
+    if name == "fashion-mini":
+        arrays = read_mini()
+    elif name == "folder":
+        arrays = read_tree(Path(data_dir), image_size)
+    else:
+        arrays = read_torchvision(name, Path(data_dir), image_size, download)
+    mean, std = recipe["mean"] or arrays["mean"], recipe["std"] or arrays["std"]
+    train, test = (_data(arrays, split, image_size, mean, std) for split in ("train", "test"))
+    pad = image_size // 8 if recipe["crop"] else 0
+    train = replace(train, pad=pad, flip=recipe["flip"])  # a test set is never augmented
+    return Dataset(name, train, test, tuple(arrays["names"]))
+
+
+def _data(arrays, split, size, mean, std):
+    """Return one part of the readers' arrays as Data, or a ValueError that says which files do not make sense."""
+    try:
+        images = _resize(arrays[f"x_{split}"], size)
+        return Data(images, arrays[f"y_{split}"], len(arrays["names"]), tuple(mean), tuple(std))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the {split} files in {arrays['root']} are damaged ({error}): restore them") from error
+
+
+def _resize(images, size):
+    """Return (N, C, size, size) uint8, by antialiased bilinear interpolation; the images as they are if they fit."""
+    if images.shape[2:] == (size, size):
+        return images
+    parts = images.split(4096)  # the float copy of a whole data set would be large
+    kwargs = dict(size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return torch.cat([F.interpolate(part.float(), **kwargs).round().clamp(0, 255).to(torch.uint8) for part in parts])
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def read_mini():
     """Return the arrays of the built-in data set, at native size."""
     if not MINI_FILE.is_file():
         raise ValueError(f"fashion-mini: no file {MINI_FILE}: restore it, or run python data/make_fashion_mini.py")
-    with np.load(MINI_FILE) as file:
-        arrays = {split: (file[f"x_{split}"][..., None], file[f"y_{split}"]) for split in ("train", "test")}
-    return _arrays(arrays, FASHION)
+    try:
+        with np.load(MINI_FILE) as file:
+            arrays = {split: (file[f"x_{split}"][..., None], file[f"y_{split}"]) for split in ("train", "test")}
+        return _arrays(arrays, FASHION, MINI_FILE)
+    except Exception as error:  # numpy, zipfile and zlib have each their own
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"fashion-mini: {MINI_FILE} is damaged ({reason}): restore it, or run "
+                         "python data/make_fashion_mini.py") from error
 
 
-def _arrays(splits, names):
+def _arrays(splits, names, root):
     """Return the readers' dict, made of {split: (images (N, H, W, C), labels (N,))}, arrays or tensors."""
-    result = {"names": names}
+    result = {"names": names, "root": str(root)}
     for split, (images, labels) in splits.items():
         result[f"x_{split}"] = torch.as_tensor(images).permute(0, 3, 1, 2).contiguous()
         result[f"y_{split}"] = torch.as_tensor(labels, dtype=torch.int64)
@@ -44,22 +123,26 @@ def read_torchvision(name, root, image_size, download):
     """Return the arrays of a torchvision data set; missing files are a ValueError with the path and the remedy."""
     from torchvision import datasets  # here, because it takes long to import
 
+    if name == "svhn":
+        _need_scipy()
     splits = ("train", "test")
     try:
         if name == "fashion-mnist":
             sets = {s: datasets.FashionMNIST(root, train=s == "train", download=download) for s in splits}
-            return _arrays({s: (d.data[..., None], d.targets) for s, d in sets.items()}, FASHION)
+            return _arrays({s: (d.data[..., None], d.targets) for s, d in sets.items()}, FASHION, root / "FashionMNIST")
         if name == "cifar10":
             sets = {s: datasets.CIFAR10(root, train=s == "train", download=download) for s in splits}
-            return _arrays({s: (d.data, d.targets) for s, d in sets.items()}, sets["train"].classes)
+            return _arrays({s: (d.data, d.targets) for s, d in sets.items()}, sets["train"].classes, root)
         if name == "svhn":
-            _need_scipy()
             sets = {s: datasets.SVHN(root, split=s, download=download) for s in splits}
-            return _arrays({s: (d.data.transpose(0, 2, 3, 1), d.labels) for s, d in sets.items()}, "0123456789")
+            arrays = {s: (d.data.transpose(0, 2, 3, 1), d.labels) for s, d in sets.items()}
+            return _arrays(arrays, "0123456789", root)
         found = datasets.Imagenette(root, split="train", size="160px", download=download)
-        return read_tree(root / "imagenette2-160", image_size) | {"names": [words[0] for words in found.classes]}
-    except (RuntimeError, OSError) as error:
+        if len(found.wnids) != IMAGENETTE_CLASSES:
+            raise RuntimeError(f"{len(found.wnids)} of {IMAGENETTE_CLASSES} classes are there")
+    except Exception as error:  # files of random bytes make torchvision raise anything
         raise ValueError(_missing(name, root, download, error)) from error
+    return read_tree(root / "imagenette2-160", image_size) | {"names": [words[0] for words in found.classes]}
 
 
 def _need_scipy():
@@ -77,6 +160,7 @@ def _missing(name, root, download, error):
         "imagenette": "imagenette2-160/{train,val}/<class>/*",
     }
     tried = root.resolve() / files[name]
+    error = (str(error).splitlines() or [type(error).__name__])[0]
     if download:
         return f"{name}: download to {tried} failed ({error}): put the files there by hand"
     return f"{name}: no complete copy at {tried} ({error}): add --download, or set data_dir to the folder that has it"
@@ -93,7 +177,7 @@ def read_tree(root, image_size):
 
     Args:
         root: Path of the folder above train/.
-        image_size: pixels a side; the shorter side is resized to it, the rest is cropped around the centre.
+        image_size: pixels per side; the shorter side is resized to it, the rest is cropped around the centre.
     Returns: dict of x_train, x_test (N, 3, H, W) uint8, y_train, y_test (N,) int64, names, mean, std.
     Raises: ValueError for missing folders, different classes in train and test, or a file that is no image.
     """
@@ -102,17 +186,35 @@ def read_tree(root, image_size):
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(f"{train.root} and {test.root} must have the same classes: only one has {', '.join(odd)}")
     cache = root / f".rem-cache-{image_size}-{_fingerprint(root, train, test)}.pt"
+    arrays = _cached(cache)
+    if arrays is None:
+        arrays = {"names": train.classes}
+        for split, found in (("train", train), ("test", test)):
+            arrays[f"x_{split}"] = torch.from_numpy(_decode(found.samples, image_size))
+            arrays[f"y_{split}"] = torch.tensor(found.targets)
+        arrays["mean"], arrays["std"] = _moments(arrays["x_train"])
+        with contextlib.suppress(OSError, RuntimeError):  # a folder that cannot be written or a full disk: no cache
+            write_whole(cache, lambda file: torch.save({**arrays, "checksum": _checksum(arrays)}, file))
+    return arrays | {"root": str(root.resolve())}
+
+
+def _cached(path):
+    """Return what the cache file holds, or None where there is none or it is damaged."""
+    if not path.is_file():
+        return None
     try:
-        return torch.load(cache, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-        pass  # none yet, or a broken one
-    arrays = {"names": train.classes}
-    for split, found in (("train", train), ("test", test)):
-        arrays[f"x_{split}"] = torch.from_numpy(_decode(found.samples, image_size))
-        arrays[f"y_{split}"] = torch.tensor(found.targets)
-    arrays["mean"], arrays["std"] = _moments(arrays["x_train"])
-    _save(arrays, cache)
-    return arrays
+        arrays = torch.load(path, weights_only=True)
+        return arrays if arrays.pop("checksum") == _checksum(arrays) else None
+    except Exception:  # damaged files make torch raise anything
+        return None
+
+
+def _checksum(arrays):
+    """Return the CRC-32 of all images, labels and names."""
+    total = zlib.crc32(repr((arrays["names"], arrays["mean"], arrays["std"])).encode())
+    for key in ("x_train", "y_train", "x_test", "y_test"):
+        total = zlib.crc32(arrays[key].numpy(), total)
+    return total
 
 
 def _listing(root, *choices):
@@ -122,9 +224,14 @@ def _listing(root, *choices):
     for choice in choices:
         if (root / choice).is_dir():
             try:
-                return ImageFolder(root / choice)
-            except FileNotFoundError as error:  # no classes, or a class without images
+                found = ImageFolder(root / choice)
+            except OSError as error:  # no classes, a class without images, a link to itself
                 raise ValueError(f"{error} (expected {root.resolve() / choice}/<class>/*.png or .jpg)") from error
+            folders = {os.path.dirname(path) for path, _ in found.samples}
+            if len({os.path.realpath(folder) for folder in folders}) < len(folders):
+                raise ValueError(f"a folder below {root.resolve() / choice} links to another one of them, so "
+                                 "images would count twice: remove the link")
+            return found
     raise ValueError(
         f"no folder {root.resolve() / choices[0]}: expected {root.resolve()}/train/<class>/* and "
         f"{root.resolve()}/test/<class>/* (or val/); name the folder above train/ as data_dir"
@@ -132,11 +239,16 @@ def _listing(root, *choices):
 
 
 def _fingerprint(root, *listings):
-    """Return a short hash of which files there are, how long and how old."""
+    """Return a short hash of which files there are, how long and how old; ValueError for what is no regular file."""
     entries = []
     for path, _ in (sample for found in listings for sample in found.samples):
-        stat = os.stat(path)
-        entries.append((os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns))
+        try:
+            status = os.stat(path)
+        except OSError as error:  # a link to itself or to nothing
+            raise ValueError(f"cannot read {path} ({error.strerror}): remove or replace it") from error
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise ValueError(f"{path} is no regular file: remove it")
+        entries.append((os.path.relpath(path, root), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
 
 
@@ -161,7 +273,7 @@ def _decode_one(path, size):
         with Image.open(path) as image:
             image.draft("RGB", (2 * size, 2 * size))  # lets a large JPEG be decoded at a fraction of its size
             image = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # PIL's decoders raise anything, and DecompressionBombError for billions of pixels
         raise ValueError(f"cannot decode {path} ({error}): remove or replace it") from error
     if min(image.size) != size:
         scale = size / min(image.size)
@@ -180,19 +292,3 @@ def _moments(images):
         mean.append(float(share @ values))
         std.append(max(float(share @ (values - mean[-1]) ** 2) ** 0.5, 1 / 255))  # a constant channel has std 0
     return mean, std
-
-
-def _save(arrays, path):
-    """Write the cache so that no reader ever sees half of it; a folder that cannot be written just has no cache."""
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".rem-cache-tmp-")
-    except OSError:
-        return
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(arrays, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError):  # a full disk, for instance
-        Path(temporary).unlink(missing_ok=True)

@@ -8,10 +8,18 @@
 
 import contextlib
 import copy
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+EXTRA = ("to_base", "to_extra", "extra_weight", "extra_bias")  # theta_o2: what a layer's extra parameters are called
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss, a logit or a weight is not a finite number any more; the text says where."""
+
 
 # --- Masks ------------------------------------------------------------------------------------------------------------
 
@@ -66,9 +74,10 @@ def mask_rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def check_index(index: torch.Tensor, n: int) -> torch.Tensor:
-    """Return `index` if it is an int64 vector with values in [0, n), else raise a ValueError that names the first bad one."""
+    """Return `index` if it is an int64 vector with values in [0, n); a ValueError names the first that is not."""
     if not isinstance(index, torch.Tensor) or index.dtype != torch.int64 or index.dim() != 1:
-        found = f"{index.dtype} of shape {tuple(index.shape)}" if isinstance(index, torch.Tensor) else type(index).__name__
+        is_tensor = isinstance(index, torch.Tensor)
+        found = f"{index.dtype} of shape {tuple(index.shape)}" if is_tensor else type(index).__name__
         raise ValueError(f"dataset indices are {found}; they must be an int64 tensor of shape (k,)")
     outside = index[(index < 0) | (index >= n)]
     if len(outside):
@@ -76,14 +85,31 @@ def check_index(index: torch.Tensor, n: int) -> torch.Tensor:
     return index
 
 
-# --- Layers -------------------------------------------------------------------------------------------------------------
+# --- Layers -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class MaskedPass:
+    """What the expanded layers hold while one masked pass lasts; without it (None) the base layers run alone."""
+
+    mask: torch.Tensor  # (B, width) bool, a row per example
+    # (outputs, extra, dtype) -> (B, outputs + extra): layers of one shape share it for the length of the pass
+    wide: dict[tuple, torch.Tensor] = field(default_factory=dict)
+
+    def of(self, outputs: int, extra: int, dtype: torch.dtype) -> torch.Tensor:
+        """(B, outputs + extra): 1 for every base channel, the first bits of the example's row for the extra ones."""
+        key = (outputs, extra, dtype)
+        if key not in self.wide:
+            bits = self.mask[:, :extra]
+            self.wide[key] = torch.cat([bits.new_ones((len(bits), outputs)), bits], dim=1).to(dtype)
+        return self.wide[key]
 
 
 class ExpandedWeight(nn.Module):
-    """A Conv2d or Linear beside its extra part: extra->base (`to_base`) and base+extra->extra (`to_extra`, `extra_bias`).
+    """A Conv2d or Linear beside its extra part: extra->base (`to_base`), base+extra->extra (`to_extra`, `extra_bias`).
 
-    Without `keep` the base layer runs alone. With it, one wide layer runs, and its extra outputs are multiplied by the mask
-    unless a BatchNorm follows, which then does so (`mask_output`).
+    Without `keep` the base layer runs alone. With it, one wide layer runs, and its extra outputs are multiplied by the
+    mask unless a BatchNorm follows, which then does so (`mask_output`).
     """
 
     def __init__(self, base: nn.Conv2d | nn.Linear, ratio: float):
@@ -91,11 +117,12 @@ class ExpandedWeight(nn.Module):
         self.base = base
         self.is_conv = isinstance(base, nn.Conv2d)
         self.depthwise = self.is_conv and 1 < base.groups == base.in_channels
-        self.inputs, self.outputs = (base.in_channels, base.out_channels) if self.is_conv else (base.in_features, base.out_features)
+        self.inputs = base.in_channels if self.is_conv else base.in_features
+        self.outputs = base.out_channels if self.is_conv else base.out_features
         self.channel_dim = 1 if self.is_conv else -1
         self.extra_in, self.extra_out = None, round(ratio * self.outputs)
         self.mask_output = True
-        self.keep = None  # the masks of a masked pass while it lasts, see `masked`
+        self.keep: MaskedPass | None = None
 
     def grow(self, extra_in: int, generator: torch.Generator) -> None:
         """Make theta_o2 for this layer. Choice: torch's default initialiser at the wide layer's fan-in, biases 0."""
@@ -156,7 +183,8 @@ class ExpandedBatchNorm(nn.Module):
         self.inputs = self.outputs = base.num_features
         self.channel_dim = 1
         self.extra_in, self.extra_out = None, 0
-        self.keep = None
+        self.activates = hasattr(base, "act")  # a norm and its activation in one module
+        self.keep: MaskedPass | None = None
 
     def grow(self, extra_in: int, generator: torch.Generator) -> None:
         """Make the extra entries: weight 1, bias 0, running mean 0, running variance 1; nothing is drawn."""
@@ -184,6 +212,8 @@ class ExpandedBatchNorm(nn.Module):
                 momentum = 1.0 / float(self.num_batches_tracked)
         use_batch = self.training or self.running_mean is None
         x = F.batch_norm(x, self.running_mean, self.running_var, weight, bias, use_batch, momentum or 0.0, base.eps)
+        if self.activates:
+            x = base.act(base.drop(x))
         return masked(x, self)
 
 
@@ -191,27 +221,27 @@ def masked(x: torch.Tensor, layer: ExpandedWeight | ExpandedBatchNorm) -> torch.
     """Multiply the extra channels by the mask: 1 for every base channel, the example's bit for an extra one."""
     if layer.extra_out == 0:
         return x
-    if len(x) != len(layer.keep["mask"]):
-        raise RuntimeError(f"it runs on {len(x)} rows for {len(layer.keep['mask'])} examples, so their masks do not fit")
-    key = (layer.outputs, layer.extra_out, x.dtype)
-    if key not in layer.keep:  # layers of one shape share it for the length of a pass
-        mask = layer.keep["mask"][:, : layer.extra_out]
-        layer.keep[key] = torch.cat([mask.new_ones((len(mask), layer.outputs)), mask], dim=1).to(x.dtype)
-    keep, between = layer.keep[key], [1] * (x.dim() - 2)  # (B, outputs + extra_out)
-    shape = (len(keep), -1, *between) if layer.channel_dim == 1 else (len(keep), *between, keep.shape[1])
-    return x * keep.view(shape)  # (B, C, H, W) * (B, C, 1, 1), or (B, T, C) * (B, 1, C)
+    examples = len(layer.keep.mask)
+    if len(x) != examples:
+        raise RuntimeError(f"it runs on {len(x)} rows for {examples} examples, so their masks do not fit")
+    mask = layer.keep.of(layer.outputs, layer.extra_out, x.dtype)  # (B, outputs + extra_out)
+    between = [1] * (x.dim() - 2)
+    shape = (examples, -1, *between) if layer.channel_dim == 1 else (examples, *between, mask.shape[1])
+    return x * mask.view(shape)  # (B, C, H, W) * (B, C, 1, 1), or (B, T, C) * (B, 1, C)
 
 
 def layout(weight: torch.Tensor) -> torch.memory_format:
     """The memory format of a weight, so that theta_o2 has the same."""
-    is_last = weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if is_last else torch.contiguous_format
+    if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 class Expanded(nn.Module):
     """A network with theta_o2 beside theta_o1, made by `expand`.
 
-    `expanded(x)` runs theta_o1 alone: the original layers and nothing else, so the output is the original's bit for bit.
+    `expanded(x)` runs theta_o1 alone: the original layers and nothing else, so the output is the original's bit for
+    bit.
     `expanded(x, mask)` runs theta_o1 and theta_o2; mask is (B, width) bool, a row per example.
     """
 
@@ -226,26 +256,39 @@ class Expanded(nn.Module):
         return {name.removeprefix("net").lstrip("."): m for name, m in self.named_modules() if isinstance(m, wrapped)}
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        layers = list(self.layers().values())
         if mask is None:
-            return self.net(x)
+            return run_pass(self.net, x, None, layers)
         if mask.shape != (len(x), self.width):
-            raise ValueError(f"the mask has shape {tuple(mask.shape)}; it must be {(len(x), self.width)}, a row per example")
-        return run_masked(self.net, x, mask, self.layers().values())
+            wanted = (len(x), self.width)
+            raise ValueError(f"the mask has shape {tuple(mask.shape)}; it must be {wanted}, a row per example")
+        return run_pass(self.net, x, MaskedPass(mask), layers)
 
 
-def run_masked(net: nn.Module, x: torch.Tensor, mask: torch.Tensor, layers) -> torch.Tensor:
-    """net(x) while every expanded layer holds the mask; they let go of it whatever happens."""
-    keep = {"mask": mask}
+def run_pass(net: nn.Module, x: torch.Tensor, keep: MaskedPass | None, layers: list) -> torch.Tensor:
+    """net(x) while every expanded layer holds `keep`; the layers let go of it whatever happens.
+
+    They hold it again while the backward pass goes through this pass: activation checkpointing runs blocks anew there.
+    """
+    def hold(what: MaskedPass | None) -> None:
+        for layer in layers:
+            layer.keep = what
+
+    def enter(grad: torch.Tensor) -> None:
+        hold(keep)
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: hold(None))  # at the end of the backward pass
+
     try:
-        for layer in layers:
-            layer.keep = keep
-        return net(x)
+        hold(keep)
+        out = net(x)
     finally:
-        for layer in layers:
-            layer.keep = None
+        hold(None)
+    if isinstance(out, torch.Tensor) and out.requires_grad:
+        out.register_hook(enter)  # of several passes in one loss, the backward pass takes the latest first, each whole
+    return out
 
 
-# --- Drop ---------------------------------------------------------------------------------------------------------------
+# --- Drop -------------------------------------------------------------------------------------------------------------
 
 
 def drop(expanded: Expanded) -> nn.Module:
@@ -275,6 +318,9 @@ def swap(root: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
                 parent._modules[name] = new[child]
 
 
+# --- Modes and random numbers -----------------------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def eval_mode(model: nn.Module):
     """Put a network in eval mode and, at the end of the block, each of its modules back in the mode it had."""
@@ -285,3 +331,20 @@ def eval_mode(model: nn.Module):
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def forked_rng(generator: torch.Generator, device: torch.device):
+    """Global random numbers, dropout's, that depend on `generator` alone; afterwards the global state is as before.
+
+    The seed is what `generator` would draw next, read off a twin: its own stream, of order and augmentation, stays.
+    """
+    twin = torch.Generator()
+    twin.set_state(generator.get_state())
+    seed = int(torch.randint(2**62, (), generator=twin))
+    cuda = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):
+        torch.default_generator.manual_seed(seed)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield

@@ -2,6 +2,11 @@
 
     expanded = expand(model, example, ratio=1.0)      # theta_o2 beside a copy of theta_o1
     logits = expanded(x, masks[index])                # theta_o1 and theta_o2, one mask row per example
+    expanded = expand(vit, example, layers=hidden_layers(vit, example))   # where the default layers are refused
+
+`wrap` puts a wrapper around every layer that extra channels may reach, `grow_to_fit` runs the network once and gives each
+wrapper as many extra inputs as arrive at it, `settle` takes off the wrappers that got none, and `self_check` refuses every
+architecture in which extra channels do not stay apart from the base ones.
 """
 
 import contextlib
@@ -10,24 +15,34 @@ import copy
 import torch
 from torch import nn
 
-from etd import Expanded, ExpandedBatchNorm, ExpandedWeight, eval_mode, run_masked, swap
+from etd import EXTRA, Expanded, ExpandedBatchNorm, ExpandedWeight, MaskedPass, eval_mode, run_pass, swap
 
-SPREAD_TOLERANCE = 1e-8  # float64 rounding grows to about 1e-12 of the spread in deep networks; structure errors are > 1e-3
+SPREAD_TOLERANCE = 1e-8  # float64 rounding grows to about 1e-12 of the spread in deep networks; errors are > 1e-3
+EXAMPLES = 3  # of the self-check: with two, BatchNorm makes +1 and -1 of 1x1 maps
+POOL = 1_000_003  # numbers drawn for a network of the self-check, used again where it has more weights; a prime
+
+# Subclasses that compute what their base class does (the norm, then its own activation), by name: no import is needed.
+SAME_AS_LINEAR = {"timm.layers.linear.Linear"}
+SAME_AS_NORM = {"timm.layers.norm_act.BatchNormAct2d"}
+
+# What a network's forward pass raises where extra channels do not fit. Anything else is a bug of ours and goes through.
+MISFIT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)  # LookupError: index and key
 
 
 def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=None, generator=None) -> Expanded:
     """Put newly initialised theta_o2 beside a copy of a network (Alg. 1, step 1; Sec. 2's memorisation partition).
 
-    Every Conv2d gets round(ratio * width) extra channels; BatchNorm and Linear follow what arrives. The last Linear takes
-    extra inputs and gives no extra output, so no mask touches a logit. One dry run of `example` measures what arrives
-    where, and a check in float64 refuses every architecture in which extra channels do not stay apart.
+    Every Conv2d gets round(ratio * width) extra channels; BatchNorm and Linear follow what arrives. The last Linear
+    takes extra inputs and gives no extra output, so no mask touches a logit. One dry run of `example` measures what
+    arrives where, and a check in float64 refuses every architecture in which extra channels do not stay apart.
 
     Args:
-        model: any network of Conv2d (groups 1 or depthwise), BatchNorm, Linear and layers that act on each channel alone.
+        model: any network of Conv2d (groups 1 or depthwise), BatchNorm, Linear and layers that act on each channel
+            alone.
         example: (B, ...) a batch of inputs, B >= 1; only its shape matters.
         ratio: extra / base width, >= 0 and finite; 0 adds nothing.
-        layers: names of the Conv2d or Linear layers that get extra outputs. None: the network's own `expandable`, else
-            every Conv2d.
+        layers: names of the Conv2d or Linear layers that get extra outputs, see `hidden_layers`. None: the network's
+            own `expandable`, else every Conv2d.
         generator: torch.Generator on the CPU for theta_o2's weights; None: one seeded with 0.
 
     Returns:
@@ -41,18 +56,63 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
         raise ValueError(f"ratio is {ratio}; it must be extra width over base width, a finite number of at least 0")
     if not isinstance(example, torch.Tensor) or example.dim() < 2 or len(example) < 1:
         raise ValueError("example must be a batch of inputs, a tensor of shape (B, ...) with B at least 1")
-    if isinstance(model, Expanded):
-        raise TypeError("the network is expanded already; drop it first or use it as it is")
+    check_network(model)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     state = generator.get_state()
-    for mask_everywhere in (False, True):  # True where a convolution feeds more than the BatchNorm that masks for it
-        expanded = wrap(copy.deepcopy(model), ratio, layers)
-        generator.set_state(state)
-        grow_to_fit(expanded, example, generator, mask_everywhere)
-        problem = self_check(expanded, example.shape[1:])
-        if problem is None:
-            return expanded
-    raise TypeError(problem)
+    try:
+        for mask_everywhere in (False, True):  # True: where a convolution feeds more than the norm that masks for it
+            expanded = wrap(copy.deepcopy(model), ratio, layers)
+            generator.set_state(state)
+            grow_to_fit(expanded, example, generator, mask_everywhere)
+            problem = self_check(expanded, example.shape[1:])
+            if problem is None:
+                return expanded
+        raise TypeError(problem)
+    except TypeError as error:
+        if layers is not None or hasattr(model, "expandable"):
+            raise
+        raise TypeError(f"{error}{suggestion(model, example)}") from error
+
+
+# --- Wrapping ---------------------------------------------------------------------------------------------------------
+
+
+def check_network(model: nn.Module) -> None:
+    """Raise a TypeError for a network that cannot be copied or wrapped, or that is itself a wrapper around another."""
+    if isinstance(model, Expanded):
+        raise TypeError("the network is expanded already; drop it first or use it as it is")
+    for name, module in model.named_modules():
+        where = repr(name) if name else f"the network {type(module).__name__}"
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            raise TypeError(f"cannot expand {where}: it is a {type(module).__name__}; take the network inside, .module")
+        if hasattr(module, "_orig_mod"):
+            raise TypeError(f"cannot expand {where}: it is compiled; take the network before compiling, ._orig_mod")
+        pre = module._forward_pre_hooks.values()
+        if any(type(hook).__name__ == "WeightNorm" for hook in pre):
+            raise TypeError(f"cannot expand {where}: it has hooks of the old weight_norm, which a masked pass would not "
+                            "run; take them off with torch.nn.utils.remove_weight_norm first")
+        hooks = (pre, module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
+        if (is_weight(module) or is_norm(module)) and any(hooks):
+            raise TypeError(f"cannot expand {where}: it has hooks, which a masked pass would not run")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise TypeError(f"cannot expand the network {type(model).__name__}: {name!r} is on the meta device, without "
+                            "values; give it some with to_empty and load_state_dict first")
+
+
+def is_weight(module: nn.Module) -> bool:
+    """Whether it is a Conv2d or Linear and computes nothing else than one: subclasses and parametrisations may."""
+    return type(module) in (nn.Conv2d, nn.Linear) or qualified_name(module) in SAME_AS_LINEAR
+
+
+def is_norm(module: nn.Module) -> bool:
+    """The same for BatchNorm over (B, C) or (B, C, H, W)."""
+    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) or qualified_name(module) in SAME_AS_NORM
+
+
+def qualified_name(module: nn.Module) -> str:
+    """Where its class is defined, and its name."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def wrap(net: nn.Module, ratio: float, layers) -> Expanded:
@@ -61,24 +121,24 @@ def wrap(net: nn.Module, ratio: float, layers) -> Expanded:
     layers = getattr(net, "expandable", None) if layers is None else layers
     names = {name for name, m in modules.items() if isinstance(m, nn.Conv2d)} if layers is None else set(layers)
     if not names:
-        raise TypeError(f"cannot expand {type(net).__name__}: it has no Conv2d; name the layers to expand with layers=[...]")
+        raise TypeError(f"cannot expand {type(net).__name__}: it has no Conv2d, so the layers to expand must be named")
     for name in sorted(names):
         if name not in modules:
             raise ValueError(f"the network has no layer {name!r}; it has {', '.join(k for k in modules if k)}")
-        if type(modules[name]) not in (nn.Conv2d, nn.Linear):
-            raise TypeError(f"cannot expand {name!r}: {type(modules[name]).__name__} is neither a plain Conv2d nor a plain Linear")
+        if not is_weight(modules[name]):
+            kind = type(modules[name]).__name__
+            raise TypeError(f"cannot expand {name!r}: {kind} is neither a plain Conv2d nor a plain Linear")
     for name, module in modules.items():
-        if type(module) in (nn.Conv2d, nn.Linear):
+        if is_weight(module):
             wrappers[module] = ExpandedWeight(module, ratio if name in names else 0)
-        elif type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
+        elif is_norm(module):
             wrappers[module] = ExpandedBatchNorm(module)
         elif getattr(module, "running_mean", None) is not None:
-            raise TypeError(f"cannot expand {name!r}: masked passes would move the running statistics of {type(module).__name__}")
+            kind = type(module).__name__
+            raise TypeError(f"cannot expand {name!r}: masked passes would move the running statistics of {kind}")
         elif isinstance(module, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
-            raise TypeError(f"cannot expand {name!r}: {type(module).__name__} turns masked zeros into other values in training")
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-        if module in wrappers and any(hooks):
-            raise TypeError(f"cannot expand {name!r}: it has hooks, which a masked pass would not run")
+            kind = type(module).__name__
+            raise TypeError(f"cannot expand {name!r}: {kind} turns masked zeros into other values in training")
     for base, wrapper in wrappers.items():
         wrapper.training = base.training
     expanded = Expanded(net)
@@ -87,8 +147,18 @@ def wrap(net: nn.Module, ratio: float, layers) -> Expanded:
     return expanded
 
 
+# --- The dry run ------------------------------------------------------------------------------------------------------
+
+
 def grow_to_fit(expanded: Expanded, example: torch.Tensor, generator: torch.Generator, mask_everywhere: bool) -> None:
-    """Run `example` once with all masks on and grow each layer to the extra channels that arrive at it."""
+    """Run `example` once with all masks on and grow each layer to the extra channels that arrive at it.
+
+    What travels are activations with base channels first and extra ones behind them, so a layer reads off its input how
+    many extra ones arrive. Before a layer runs, its hook `arrive` grows it to that number, and it gives extra channels of
+    its own. All masks are on, as rows of 2**40 bits that take no memory: the widest layer is not known before the end.
+    After a layer has run, `leave` notes id(output): where that very tensor is what a BatchNorm reads, the norm masks for
+    the layer, since the mask acts after BatchNorm.
+    """
     layers, made_by = expanded.layers(), {}
     weight = next(expanded.parameters())
     x = example[:2].detach().to(weight.device, weight.dtype)
@@ -100,20 +170,20 @@ def grow_to_fit(expanded: Expanded, example: torch.Tensor, generator: torch.Gene
         elif extra_in != layer.extra_in:
             raise TypeError("it runs twice with different numbers of extra channels")
         if isinstance(layer, ExpandedBatchNorm) and source and not mask_everywhere:
-            source[1].mask_output = False  # the mask acts after BatchNorm, and BatchNorm applies it
+            source[1].mask_output = False
 
     def leave(layer, args, out):
         if isinstance(layer, ExpandedWeight):
             made_by[id(out)] = (out, layer)  # holding `out` keeps its id from going to another tensor
 
     with eval_mode(expanded), torch.no_grad():
-        everything_on = x.new_ones((len(x), 1), dtype=torch.bool).expand(-1, 2**40)
+        everything_on = MaskedPass(x.new_ones((len(x), 1), dtype=torch.bool).expand(-1, 2**40))
         with naming_errors(expanded.net):
             plain = expanded(x)
             hooks = [layer.register_forward_pre_hook(arrive) for layer in layers.values()]
             hooks += [layer.register_forward_hook(leave) for layer in layers.values()]
             try:
-                wide = run_masked(expanded.net, x, everything_on, layers.values())
+                wide = run_pass(expanded.net, x, everything_on, list(layers.values()))
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -124,7 +194,7 @@ def grow_to_fit(expanded: Expanded, example: torch.Tensor, generator: torch.Gene
 
 
 def settle(expanded: Expanded) -> None:
-    """Unwrap the weights that no extra channel concerns and note the width; a layer that never ran cannot be expanded."""
+    """Unwrap the weights that no extra channel concerns and note the width; a layer must have run to be expanded."""
     layers = expanded.layers()
     for name, layer in layers.items():
         if layer.extra_in is None and layer.extra_out:
@@ -135,12 +205,9 @@ def settle(expanded: Expanded) -> None:
     expanded.width = max((layer.extra_out for layer in expanded.layers().values()), default=0)
 
 
-# --- Self-check ---------------------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def naming_errors(net: nn.Module):
-    """Turn whatever goes wrong inside the block into a TypeError that names the module that was running."""
+    """Turn what a forward pass raises inside the block into a TypeError that names the module that was running."""
     inside, hooks = [], []
     bases = {m.base for m in net.modules() if isinstance(m, (ExpandedWeight, ExpandedBatchNorm))}
     for name, module in net.named_modules():
@@ -150,85 +217,156 @@ def naming_errors(net: nn.Module):
             hooks.append(module.register_forward_hook(lambda m, args, out: inside.pop() and None))
     try:
         yield
-    except Exception as error:
+    except MISFIT as error:
+        if out_of_memory(error):
+            raise
         raise TypeError(f"cannot expand {inside[-1] if inside else 'the network'}: {error}") from error
     finally:
         for hook in hooks:
             hook.remove()
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether there was no memory, which torch says with a RuntimeError; it tells nothing of the network."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+# --- Which layers -----------------------------------------------------------------------------------------------------
+
+# Modules that keep channels apart, and 0 at 0: what goes in with extra channels comes out with them.
+KEEPING = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh,
+           nn.Dropout, nn.Dropout2d, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+
+
+def hidden_layers(model: nn.Module, example: torch.Tensor) -> list[str]:
+    """Names of layers followed by another one that reads them, such as the first of a feed-forward block.
+
+    For `layers=`, where a network is refused because its channels meet in a norm, an attention or a concatenation.
+
+    Args:
+        model: any network, left as it is.
+        example: (B, ...) a batch of inputs, B >= 1.
+
+    Returns:
+        Names of Conv2d or Linear layers in running order whose extra channels fit the shapes around them; maybe none.
+    """
+    net = copy.deepcopy(model).to("meta")  # shapes are enough, so nothing is computed
+    order, names, before = [], [], None
+    hooks = [module.register_forward_hook(lambda m, args, out, name=name: order.append((name, m)))
+             for name, module in net.named_modules()]
+    with eval_mode(net), torch.no_grad():
+        net(example[:2].detach().to("meta", next(net.parameters()).dtype))
+    for hook in hooks:
+        hook.remove()
+    for name, module in order:
+        if is_weight(module) and getattr(module, "groups", 1) == 1:
+            if before and before[1].weight.shape[0] == module.weight.shape[1] and before[0] not in names:
+                names.append(before[0])
+            before = name, module
+        elif not isinstance(module, (*KEEPING, nn.Sequential)) and not is_norm(module):
+            before = before if is_weight(module) and module.groups == module.in_channels else None
+    return names if fits(net, example, names) else [name for name in names if fits(net, example, [name])]
+
+
+def fits(net: nn.Module, example: torch.Tensor, names: list[str]) -> bool:
+    """Whether a dry run gets through with one extra channel of each named layer."""
+    try:
+        expanded = wrap(copy.deepcopy(net), 0, names)
+        for name in names:
+            expanded.layers()[name].extra_out = 1
+        grow_to_fit(expanded, example, torch.Generator().manual_seed(0), mask_everywhere=False)
+    except TypeError:
+        return False
+    return True
+
+
+def suggestion(model: nn.Module, example: torch.Tensor) -> str:
+    """What to try with layers=[...] where the default layers were refused."""
+    try:
+        names = hidden_layers(model, example)
+    except MISFIT:  # the network does not run on the example, or not on shapes alone
+        names = []
+    if not names:
+        return "; if some layers may get extra outputs, name them with layers=[...]"
+    few = ", ".join(map(repr, names[:2])) + ", ..." * (len(names) > 2)
+    return f"; name the layers that get extra outputs, for example those of hidden_layers(model, example): layers=[{few}]"
+
+
+# --- Self-check -------------------------------------------------------------------------------------------------------
+
+
 def self_check(expanded: Expanded, shape: torch.Size) -> str | None:
     """Say why the extra channels do not stay apart from the base ones, or None if they do.
 
-    With all-zero masks every layer must give its base pass's outputs, each example must meet its own mask, and with all-one
-    masks every weight of theta_o2 must reach the output. Strict, because some networks that concatenate pass a loose test:
-    weights drawn anew and batch statistics so that no signal vanishes, float64 on the CPU, differences relative to the
-    spread of each layer's outputs.
+    With all-zero masks every layer must give its base pass's outputs, each example must meet its own mask, and with
+    all-one masks every weight of theta_o2 must reach the output. Strict, because some networks that concatenate pass a
+    loose test: weights drawn anew and batch statistics so that no signal vanishes, float64 on the CPU, differences
+    relative to the spread of each layer's outputs. The last draw is positive, so that no ReLU is shut and hides what leaks
+    before it; the others leave gates open that large numbers shut.
     """
     generator = torch.Generator().manual_seed(0)
     probe = copy.deepcopy(expanded).to("cpu", torch.float64).eval()
-    x = torch.randn((4, *shape), generator=generator, dtype=torch.float64, device="cpu")
+    x = torch.randn((EXAMPLES, *shape), generator=generator, dtype=torch.float64, device="cpu")
+    unreached = {(name, part) for name, layer in probe.layers().items() for part in ("to_base", "to_extra")
+                 if getattr(layer, part, None) is not None}
     with naming_errors(probe.net), torch.enable_grad():
-        problem = leak(probe, x, generator) or cut_off(probe, x, generator)
+        for draw, positive in enumerate((False, False, True)):
+            if draw == 1 and not unreached:
+                continue  # the second draw is for small networks, where ReLUs may shut a whole layer off
+            redraw(probe, generator, positive)
+            x = x.abs() if positive else x
+            if problem := leak(probe, x, positive):
+                return problem
+            if unreached:
+                unreached -= reached(probe, x, generator)
+    if unreached:
+        return f"cannot expand {min(unreached)[0]!r}: its extra channels reach no output, so the network cuts them off"
     try:
         with torch.enable_grad():
-            return problem or mixed_up(probe, x, generator)
-    except Exception as error:  # no hooks are on here: with them nn.TransformerEncoderLayer, for one, takes another path
+            return mixed_up(probe, x)
+    except MISFIT as error:  # no hooks are on here: with them nn.TransformerEncoderLayer, for one, takes another path
+        if out_of_memory(error):
+            raise
         return f"cannot expand the network {type(probe.net).__name__}: {error}"
 
 
-def leak(probe: Expanded, x: torch.Tensor, generator: torch.Generator) -> str | None:
-    """Where base outputs change although every mask is 0, in either of two draws; the second is positive, so that no ReLU is
-    shut and hides what leaks before it.
-    """
-    for positive in (False, True):
-        redraw(probe, generator, positive)
-        x = x.abs() if positive else x
-        with batch_statistics(probe), torch.no_grad():
-            base, zero = layer_outputs(probe, x, None), layer_outputs(probe, x, 0)
-        for (name, a), (_, b) in zip(base, zero, strict=True):
-            scale = a.abs().max() if positive else a.std()  # of positive numbers the spread may be next to nothing
-            if not (a - b).abs().max() <= SPREAD_TOLERANCE * scale:
-                return (f"cannot expand {name}: with every mask at 0 its base outputs still change, so extra channels do not "
-                        "stay apart")
+def leak(probe: Expanded, x: torch.Tensor, positive: bool) -> str | None:
+    """Where base outputs change although every mask is 0."""
+    with batch_statistics(probe), torch.no_grad():
+        base, zero = layer_outputs(probe, x, None), layer_outputs(probe, x, 0)
+    for (name, a), (_, b) in zip(base, zero, strict=True):
+        scale = a.abs().max() if positive else a.std()  # of positive numbers the spread may be next to nothing
+        if not (a - b).abs().max() <= SPREAD_TOLERANCE * scale:
+            return (f"cannot expand {name}: with every mask at 0 its base outputs still change, so extra channels do "
+                    "not stay apart")
     return None
 
 
-def cut_off(probe: Expanded, x: torch.Tensor, generator: torch.Generator) -> str | None:
-    """A layer with a weight of theta_o2 that has no gradient, all masks on, in any of three draws.
-
-    The first is positive, so that no ReLU is shut; the others do not saturate a gate.
-    """
-    parts = {(name, part): getattr(layer, part, None) for name, layer in probe.layers().items() for part in ("to_base", "to_extra")}
-    missed = {key for key, weight in parts.items() if weight is not None}
-    for positive in (True, False, False):
-        if not missed:
-            return None
-        redraw(probe, generator, positive)
-        probe.zero_grad()
-        with batch_statistics(probe):
-            out = probe(x.abs() if positive else x, torch.ones((len(x), probe.width), dtype=torch.bool))
-        (out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum().backward()
-        missed -= {key for key in missed if parts[key].grad is not None and parts[key].grad.abs().max() > 0}
-    if missed:
-        return f"cannot expand {min(missed)[0]!r}: its extra channels reach no output, so the network cuts them off"
-    return None
+def reached(probe: Expanded, x: torch.Tensor, generator: torch.Generator) -> set[tuple[str, str]]:
+    """The weights of theta_o2, (layer, part), that have a gradient with all masks on."""
+    probe.zero_grad()
+    with batch_statistics(probe):
+        out = probe(x, torch.ones((len(x), probe.width), dtype=torch.bool))
+    (out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum().backward()
+    grads = {(name, part): getattr(getattr(layer, part, None), "grad", None)
+             for name, layer in probe.layers().items() for part in EXTRA}
+    return {key for key, grad in grads.items() if grad is not None and grad.numel() and grad.abs().max() > 0}
 
 
-def mixed_up(probe: Expanded, x: torch.Tensor, generator: torch.Generator) -> str | None:
-    """Examples that do not meet their own masks, in eval mode: a row on beside rows off must be as if all were on."""
+def mixed_up(probe: Expanded, x: torch.Tensor) -> str | None:
+    """Examples that do not meet their own masks, in eval mode: a row on beside rows off must be as if it were alone."""
     norms = [m for m in probe.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
     if any(norm.running_mean is None for norm in norms):
         return None  # batch statistics in eval mode tie the examples together, so nothing can be told from them
-    redraw(probe, generator, positive=True)  # with positive inputs no ReLU is shut
-    x, alone = x.abs(), torch.zeros((len(x), probe.width), dtype=torch.bool)
-    alone[0] = True
+    mask = torch.zeros((len(x), probe.width), dtype=torch.bool)
+    mask[0] = True
     with torch.no_grad():
-        off, on, out = (probe(x, mask) for mask in (torch.zeros_like(alone), torch.ones_like(alone), alone))
+        on, off, out = probe(x[:1], mask[:1]), probe(x[1:], mask[1:]), probe(x, mask)
     allowed = SPREAD_TOLERANCE * max(float(off.std()), 1e-12)
-    if not max((out[0] - on[0]).abs().max(), (out[1:] - off[1:]).abs().max()) <= allowed:
-        return "cannot expand the network: examples do not meet their own masks, so the batch is not its layers' first axis"
-    if not (probe(x, torch.ones_like(alone)) - on).abs().max() <= allowed:
+    if not max((out[:1] - on).abs().max(), (out[1:] - off).abs().max()) <= allowed:
+        return ("cannot expand the network: examples do not meet their own masks, so the batch is not its layers' first "
+                "axis")
+    if not (probe(x[:1], mask[:1]) - on).abs().max() <= allowed:
         return "cannot expand the network: without gradients it reads weights past its layers, which skips theta_o2"
     return None
 
@@ -246,13 +384,16 @@ def batch_statistics(probe: nn.Module):
             norm.training = False
 
 
-def redraw(probe: nn.Module, generator: torch.Generator, positive: bool = False) -> None:
+def redraw(probe: nn.Module, generator: torch.Generator, positive: bool) -> None:
     """Draw every parameter anew: matrices at 1 / sqrt(fan-in), vectors near 0 (biases) or 1."""
+    pool, start = torch.randn(POOL, generator=generator, dtype=torch.float64, device="cpu"), 0
     with torch.no_grad():
         for name, p in probe.named_parameters():
-            values = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+            repeats = -(-(start + p.numel()) // POOL)
+            values = pool.repeat(repeats)[start : start + p.numel()].view(p.shape)
+            start = (start + p.numel()) % POOL
             if p.dim() >= 2 and p.numel():
-                p.copy_((values.abs() if positive else values) / p[0].numel() ** 0.5)
+                p.copy_(values.abs() if positive else values).div_(p[0].numel() ** 0.5)
             elif p.dim() == 1:
                 p.copy_(0.1 * values + (0 if name.endswith("bias") else 1))
 

@@ -2,13 +2,13 @@
 
     task = corrupt(config, dataset)                                     # D_tr with its corruption
     original = train_original(config, task, new_model(config, dataset))
-    row = unlearn(config, "rem", METHODS["rem"], original, task, forget)
+    row = unlearn(config, "rem", METHODS["rem"].function, original, task, forget)
     append_row("runs/cells.jsonl", row)
 """
 
 import contextlib
 import copy
-import hashlib
+import errno
 import inspect
 import json
 import os
@@ -20,19 +20,19 @@ from pathlib import Path
 
 import torch
 
-from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ON_EXPANDED, TWINS, load_method
 from data import MEMORY_FORMAT, Dataset
 from etd import drop, mask_table
 from train import train_etd
 from etd import Expanded
+from methods import METHODS, fits, load_method
 from metrics import accuracy, evaluate
 from models import build
 from rem import check_forget, start
-from settings import Config, stream
-from tasks import Task, discover, make_task, write_whole
+from settings import VERSION, Config, stream
+from tasks import Task, discover, make_task
 from train import fit
 
-VERSION = "0.2.0"
+SHOWN = ("loss", "acc_forget", "score")  # what a line of progress shows of what a method logs
 NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product"))  # of a failed cell
 
 
@@ -73,15 +73,17 @@ def train_original(config: Config, task: Task, model):
 def unlearn(config: Config, name: str, method, original, task: Task, forget: torch.Tensor) -> dict:
     """Run one method and measure it; the second half of its row. D_c goes to a method that asks for `corrupted` alone."""
     generator, points = stream(config.seed, "unlearning"), []  # the same generator for every method
-    model = original if name in ON_EXPANDED or not isinstance(original, Expanded) else drop(original)
+    keeps = name in METHODS and METHODS[name].etd in ("kept", "only")
+    model = drop(original) if isinstance(original, Expanded) and not keeps else original
     data = task.train
     if ":" in name:  # one's own may write into what it gets, which must not reach the next method
         model, data = copy.deepcopy(model), copy.deepcopy(data)
 
     def work():
         asked, log = inspect.signature(method).parameters, progress(name, config.quiet)
-        if config.curve and name in ON_EXPANDED:
-            log = recorder(config, model, task, forget, log, points)
+        if config.curve and name in METHODS and "curve" in METHODS[name].reads:
+            first = start(model, data, forget, config, stream(config.seed, "curve")).expanded if keeps else model
+            log = recorder(config, first, task, forget, log, points)
         more = {"log": log} if "log" in asked else {}
         more |= {"corrupted": task.corrupted} if "corrupted" in asked else {}
         return method(model, data, forget.clone(), config, generator, **more)
@@ -95,21 +97,26 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
     return {**row, "points": points} if points else row
 
 
-def recorder(config: Config, model, task: Task, forget: torch.Tensor, log, points: list[dict]):
-    """Watch the redirection (Fig. 5): accuracy on D_c's given labels of theta_o1, and of it with theta_o2 under D_f's mask.
+def recorder(config: Config, first, task: Task, forget: torch.Tensor, log, points: list[dict]):
+    """Watch the epochs of a method: its scores, what it logs and, of REM, the redirection (Fig. 5).
+
+    base: accuracy on D_c's given labels, of theta_o1 in REM; full: the same of theta_o1 with theta_o2 under D_f's mask.
 
     Returns:
-        A log function that adds both to `points` after each epoch and calls `log`; epoch 0 is in `points` already.
+        A log function that adds a point to `points` after each epoch and calls `log`; epoch 0 is in `points` already.
     """
-    def note(epoch: int, epochs: int, expanded: Expanded, **values) -> None:
-        shared = mask_table(len(task.train), expanded.width, config.p_mem, config.seed, task.corrupted)  # D_f's row for D_c
-        base = accuracy(expanded, task.train, task.corrupted)
-        full = accuracy(expanded, task.train, task.corrupted, masks=shared)
-        points.append({"epoch": epoch, "base": base, "full": full})
+    def note(epoch: int, epochs: int, net, **values) -> None:
+        scores = evaluate(net, task, forget)
+        point = {"epoch": epoch, "base": accuracy(net, task.train, task.corrupted), **values}
+        point |= {name: scores[name] for name in ("healed", "healed_undiscovered", "utility")}
+        if isinstance(net, Expanded):
+            shared = mask_table(len(task.train), net.width, config.p_mem, config.seed, task.corrupted)  # D_f's row for D_c
+            point["full"] = accuracy(net, task.train, task.corrupted, masks=shared)
+        points.append(point)
         if epoch:
-            log(epoch, epochs, expanded, **values)
+            log(epoch, epochs, net, **values)
 
-    note(0, config.unlearn_epochs, start(model, task.train, forget, config, stream(config.seed, "curve")).expanded)
+    note(0, config.unlearn_epochs, first)
     return note
 
 
@@ -140,12 +147,11 @@ def choose_methods(config: Config) -> dict:
         ValueError: an unknown name, one that has no meaning with or without --etd, or a file that holds no such method.
     """
     names = [name.strip() for name in config.method.split(",") if name.strip()]
-    unfit = NOT_ON_ETD if config.etd else NEEDS_ETD
     methods = {}
     for name in dict.fromkeys(names):
         if name == "all":
-            methods |= {known: METHODS[known] for known in METHODS if known not in unfit | TWINS}
-        elif name in unfit:
+            methods |= {known: m.function for known, m in METHODS.items() if fits(known, config.etd) and not m.twin}
+        elif not fits(name, config.etd):
             raise ValueError(f"{name} trains a network of its own; leave out --etd" if config.etd else
                              f"{name} works on an ETD-trained network; add --etd")
         elif ":" in name:
@@ -156,7 +162,7 @@ def choose_methods(config: Config) -> dict:
         elif name not in METHODS:
             raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION")
         else:
-            methods[name] = METHODS[name]
+            methods[name] = METHODS[name].function
     if not methods:
         raise ValueError(f"no method given; choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION")
     return methods
@@ -185,20 +191,16 @@ def parse_pair(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def code_of(method: str) -> str | None:
-    """16 hexadecimal digits of the file that holds one's own method, None for a method of the dict."""
-    path = Path(method.rpartition(":")[0])
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if ":" in method and path.is_file() else None
-
-
 def check_writable(out: str) -> None:
-    """Raise ValueError unless rows can be appended to the result file; makes its folder."""
-    path = Path(out)
+    """Raise ValueError unless rows can be appended to the result file, a link's target; makes its folder."""
     try:
+        path = Path(out).resolve()
+        if not out or path.exists() and not path.is_file():
+            raise OSError("it is no regular file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK) or not os.access(path.parent, os.W_OK):
-            raise OSError("it is a folder" if path.is_dir() else "permission denied")
-    except OSError as error:
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise OSError("permission denied")
+    except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a name with a null byte
         raise ValueError(f"cannot write results to {out} ({error}); give another file with --out") from error
 
 
@@ -206,30 +208,35 @@ def check_writable(out: str) -> None:
 
 
 def append_row(out: str, row: dict) -> None:
-    """Append one JSON line: the file is written anew beside itself and put in place whole, so a kill tears nothing."""
-    path = Path(out)
-    with only_writer(path.parent):
-        before = path.read_bytes() if path.exists() else b""
-        if before and not before.endswith(b"\n"):
-            before += b"\n"
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        write_whole(path, lambda file: file.write(before + line))
+    """Append one JSON line in one write, synced to the disk; after a torn line on a line of its own."""
+    line = json.dumps(row, allow_nan=False).encode() + b"\n"
+    with open(out, "ab+", buffering=0) as file, only_writer(file):
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if file.read(1) not in (b"", b"\n"):
+            line = b"\n" + line
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)  # no half row stays behind
+            raise
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path):
-    """Hold the folder's advisory lock, so that two runs that share a result file lose no row; without fcntl, no lock."""
+def only_writer(file):
+    """Hold the file's advisory lock, so that two runs that share a result file lose no row; without fcntl, no lock."""
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(file, fcntl.LOCK_EX)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def provenance(device: torch.device, argv) -> dict:
@@ -255,7 +262,7 @@ def progress(label: str, quiet: bool):
 
     def log(epoch: int, epochs: int, model, **values) -> None:
         spent = time.perf_counter() - begin
-        shown = "  ".join(f"{name} {value:8.4f}" for name, value in values.items())
+        shown = "  ".join(f"{name} {values[name]:8.4f}" for name in SHOWN if name in values)
         print(f"{label:<8} epoch {epoch:3d}/{epochs}  {shown}  {spent:6.1f} s  {spent / epoch * (epochs - epoch):6.1f} s left", flush=True)
 
     return (lambda *args, **values: None) if quiet else log

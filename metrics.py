@@ -11,13 +11,9 @@ import torch
 from torch import nn
 
 from data import Data, batches
-from etd import eval_mode
+from etd import NonFiniteLoss, eval_mode
 from settings import stream
 from tasks import like_corrupted
-
-
-class NonFiniteLoss(ArithmeticError):
-    """A loss or a logit is not a finite number any more; the text says where."""
 
 
 def predict(model: nn.Module, data: Data, index: torch.Tensor | None = None, masks: torch.Tensor | None = None,

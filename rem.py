@@ -1,47 +1,51 @@
 """Redirection for Erasing Memory: Eq. 2 and Algorithm 1, step by step (Sec. 5).
 
-    unlearned = rem(model, task.train, forget, config, generator)     # model in and out are plain networks
-    unlearned = rem(expanded, task.train, forget, config, generator)  # REM on ETD: theta_o2 is the memorisation partition
-    unlearned = rem(model, task.train, forget, config, generator, shared=task.corrupted)   # REM (IDEAL), Fig. 3
+    unlearned = rem(model, data, forget, config, generator)      # model in and out are plain networks
+    unlearned = rem(expanded, data, forget, config, generator)   # REM on ETD: theta_o2 is the memorisation partition
+    unlearned = rem(model, data, forget, config, generator, shared=corrupted)   # REM (IDEAL), Fig. 3
+
+etd.py, expand.py and this file need torch and nothing else. What they need of `data`, D_tr with its labels as given:
+    len(data)                   number of training examples, N
+    data.batches(index=None, size=512, generator=None, augment=False, dtype=torch.float32)
+                                one pass over the examples of `index`, an int64 tensor, or over all of them: yields
+                                (index, x, y), (B,) int64 dataset indices on the CPU, inputs of `dtype`, (B,) int64
+                                labels; in an order drawn from the generator, without one in that of `index`
+    data.augments               optional: False where augment=True changes nothing, so that the reference runs once
+and of `config`: any of the attributes of `Settings`; those that it lacks have Table 3's values.
 """
 
 import copy
+import hashlib
+import math
+import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data import Data, batches
-from etd import check_index, drop, mask_table
-from train import expand_for
-from etd import Expanded
-from metrics import accuracy
-from settings import Config
-from tasks import write_whole
-from train import autocast, finite, make_optimizer, update
+from etd import EXTRA, Expanded, NonFiniteLoss, check_index, drop, eval_mode, forked_rng, mask_table
+from expand import expand
 
-# --- Eq. 2 --------------------------------------------------------------------------------------------------------------
+# --- Eq. 2 ------------------------------------------------------------------------------------------------------------
 
 
 def npo_term(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch.Tensor:
     """The NPO term of Eq. 2, per example: h(CE - CE_ref) with h(u) = (2 / beta) log sigmoid(beta u).
 
-    Choice: the ratio inside the log of Eq. 2 is the ratio of likelihoods, as in NPO: log(p / p_ref) = -(CE - CE_ref). The
-    literal ratio of cross-entropies ruins the model (README, "Reading of Eq. 2").
+    Choice: the ratio inside the log of Eq. 2 is the ratio of likelihoods, as in NPO: log(p / p_ref) = -(CE - CE_ref).
+    The literal ratio of cross-entropies ruins the model (README, "Reading of Eq. 2").
 
     Args:
         ce: (B,) cross-entropy of the network at hand, any float dtype.
         ce_ref: (B,) cross-entropy of the reference network; no gradient flows into it.
         beta: > 0.
 
-    Returns:
-        (B,) values in (-inf, 0), rising with ce: its slope is 2 sigmoid(-beta (ce - ce_ref)), between 0 and 2.
-
-    Raises:
-        ValueError: beta <= 0.
+    Returns: (B,) values in (-inf, 0), rising with ce; the slope is 2 sigmoid(-beta (ce - ce_ref)), between 0 and 2.
+    Raises: ValueError for beta <= 0.
     """
     if not beta > 0:
         raise ValueError(f"beta is {beta}; it must be above 0")
@@ -49,48 +53,74 @@ def npo_term(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch
     return (2 / beta) * F.logsigmoid(beta * (ce - ce_ref.detach()))
 
 
-def removal_loss(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch.Tensor:
-    """Step 2.2: L_step2 = -L_remove, the mean over a batch of D_f of -h(CE_base - CE_ref).
+def step2_loss(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch.Tensor:
+    """Step 2.2: L_step2 = -L_remove, the mean over a batch of D_f of -h(CE_o1 - CE_ref).
 
-    Args:
-        ce, ce_ref: (B,) base-only cross-entropies of the model and of the reference.
-        beta: > 0.
-
-    Returns:
-        A scalar; going down it raises CE on D_f.
+    Args: as npo_term, of theta_o1 alone.
+    Returns: a scalar; going down it raises CE on D_f.
     """
     # L_step2 = -(2 / beta) E log sigmoid(beta (CE_o1 - CE_ref))
     return -npo_term(ce, ce_ref, beta).mean()
 
 
-def redirection_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: float = 1.0,
-                     plain: bool = False) -> torch.Tensor:
+def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: float = 1.0, plain=False) -> torch.Tensor:
     """Step 3.3: L_step3 = L_redirect - L_remove, the mean over a batch of D_tr (Eq. 2).
 
     Choice: D_f has its natural share of the batch, so both terms are divided by the batch size.
 
     Args:
-        ce_full, ce_full_ref: (B,) cross-entropies with theta_o1 and theta_o2 under each example's mask, model and
-            reference; None leaves the redirect term (3.1) out.
+        ce_full, ce_full_ref: (B,) cross-entropies of theta_o1 and theta_o2 under masks, model and reference.
         ce_base, ce_base_ref: (B,) cross-entropies of theta_o1 alone, or None to leave the removal term (3.2) out.
         in_forget: (B,) bool, the examples of D_f.
         beta: > 0.
         plain: redirect by CE itself instead of h(CE - CE_ref), an ablation: it pulls undiscovered corruption back too.
 
-    Returns:
-        A scalar; going down it lowers CE of the full network on D_tr and raises CE of theta_o1 on D_f.
+    Returns: a scalar; going down it lowers CE of the full network on D_tr and raises CE of theta_o1 on D_f.
     """
-    # L_step3 = (2 / beta) E log sigmoid(beta (CE_o1+o2 - CE_ref))  -  (2 / beta) E 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref))
-    loss = torch.zeros(len(in_forget), device=in_forget.device)
-    if ce_full is not None:
-        redirect = ce_full if plain else npo_term(ce_full, ce_full_ref, beta)
-        loss = loss + redirect
+    # L_redirect = (2 / beta) E_{D_tr} log sigmoid(beta (CE_{o1 and o2} - CE_ref))
+    loss = ce_full if plain else npo_term(ce_full, ce_full_ref, beta)
     if ce_base is not None:
+        # - L_remove = -(2 / beta) E_{D_tr} 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref))
         loss = loss - torch.where(in_forget, npo_term(ce_base, ce_base_ref, beta), 0)
     return loss.mean()
 
 
-# --- Algorithm 1 --------------------------------------------------------------------------------------------------------
+# --- Algorithm 1 ------------------------------------------------------------------------------------------------------
+
+WATCHED = 0.05  # share of D_r that step 3 leaves out where the end depends on it, see `judge`
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What Algorithm 1 reads, at the values of Table 3 for ResNet-9."""
+
+    unlearn_epochs: int = 10  # max epochs
+    stop: str = "repaired"  # end when the repair is done, see `judge`; "max": not before max epochs
+    unlearn_lr: float = 0.005  # epsilon
+    gamma: float = 0.2  # step 2 stops once Acc(D_f) <= gamma
+    beta: float = 1.0  # of Eq. 2
+    p_mem: float = 0.2  # share of theta_o2 that an example's mask turns on
+    extra_ratio: float = 1.0  # theta_o2's width over theta_o1's
+    max_passes: int = 100  # most passes over D_f in one step 2, then a warning
+    forget_norm: str = "auto"  # BatchNorm in step 2: "running" or "batch" statistics, see trains_on_forget
+    step31: bool = True  # the redirect term; off for Table 2
+    step32: bool = True  # the removal term of step 3; off for Table 2
+    redirect: str = "npo"  # or "ce", an ablation: see step3_loss
+    batch: int = 512
+    optimizer: str = "sgd"  # or "adam"
+    momentum: float = 0.9  # of SGD
+    weight_decay: float = 5e-4  # of SGD
+    precision: str = "auto"  # bf16 autocast on GPUs, float32 on the CPU; or "float32", "bf16"
+    seed: int = 0  # of theta_o2 and the masks
+
+    def __post_init__(self):
+        choices = {"forget_norm": ("auto", "running", "batch"), "redirect": ("npo", "ce"), "optimizer": ("sgd", "adam"),
+                   "precision": ("auto", "float32", "bf16"), "stop": ("repaired", "max")}
+        for name, among in choices.items():
+            if getattr(self, name) not in among:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(among)}")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma is {self.gamma}; it must be an accuracy in [0, 1]")
 
 
 @dataclass
@@ -99,64 +129,91 @@ class State:
 
     expanded: Expanded  # theta_o1 and theta_o2
     reference: Expanded  # both as step 1 made them, frozen: "ref" of Eq. 2
-    data: Data  # D_tr, labels as given
+    data: Any  # D_tr, labels as given
     forget: torch.Tensor  # (k,) int64, D_f
     in_forget: torch.Tensor  # (N,) bool on the CPU
     masks: torch.Tensor  # (N, width) bool on the device
     optimizer: torch.optim.Optimizer  # one for steps 2 and 3
-    config: Config
-    generator: torch.Generator
+    config: Settings
+    generator: torch.Generator  # of order and augmentation
     modes: list[bool]  # the training flags that the network came with
+    device: torch.device  # of the network
     known: tuple[torch.Tensor, torch.Tensor] | None = None  # (N,) reference CEs where no augmentation changes them
-    epoch: int = 0
+    watched: torch.Tensor | None = None  # (w,) int64, examples of D_r that step 3 leaves out; None: none are
+    epoch: int = 0  # epochs begun
+    best: dict | None = None  # theta_o1 after the best epoch so far, see `judge`
+    best_score: float = -1.0
+    repaired: bool = False  # whether the loop may end
+    record: dict = field(default_factory=dict)  # what the epoch in progress measured, for `log`
+    sums: torch.Tensor | None = None  # (2, 3): number, sum of u and sum of the pull over D_r and over D_f, see `weigh`
 
 
-def rem(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator, *,
+def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.Generator, *,
         shared: torch.Tensor | None = None, log=None) -> nn.Module:
-    """Unlearn with Algorithm 1: expand, then remove and redirect for `unlearn_epochs` epochs, then drop.
+    """Unlearn with Algorithm 1: expand, then remove and redirect for at most `unlearn_epochs` epochs, then drop.
 
     Args:
-        model: trained plain network, or the Expanded of train_etd for REM on ETD; left as it is.
-        data: D_tr with its labels as given.
+        model: trained plain network, or an Expanded trained with example-tied dropout for REM on ETD; left as it is.
+        data: D_tr with its labels as given, see the top of this file.
         forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr.
-        config: gamma, beta, p_mem, unlearn_epochs, unlearn_lr, max_passes, forget_norm, step31, step32, redirect, seed, batch,
-            precision and the optimiser's settings; ratio or else capacity for theta_o2's width: at capacity 1 and no ratio
-            there is none.
-        generator: on the CPU, of order and augmentation; theta_o2 and the masks are drawn from config.seed.
+        config: a Settings or anything with some of its attributes.
+        generator: on the CPU, of order, augmentation and dropout; theta_o2 and the masks are drawn from config.seed.
         shared: (k,) int64 indices that share one mask row; None for D_f, all of D_c for REM (IDEAL).
-        log: called as log(epoch, epochs, model, loss=..., acc_forget=...) after each epoch.
+        log: called as log(epoch, epochs, model, **record) after each epoch. The record has no clean label and no test
+            image in it: loss of step 3; acc_forget, Acc(D_f) after step 2; acc_forget_before it; acc_forget_end, after
+            step 3; updates of step 2; means over step 3 of u = CE - CE_ref and of the pull 2 sigmoid(-beta u) on D_f and
+            D_r (u_forget, u_retain, pull_forget, pull_retain); acc_watched and score, see `judge`.
 
-    Returns:
-        theta_o1 after the last epoch, a plain network of the original keys, shapes and dtypes, in the original's mode.
+    Returns: theta_o1 after the best epoch (`judge`), with stop="max" after the last: a plain network of the original's
+        keys, shapes, dtypes and mode.
 
     Raises:
-        ValueError: a forget set that is empty, all of D_tr, repeated or out of range.
+        ValueError: a forget set that is empty, all of D_tr, repeated or out of range; a setting out of range.
         TypeError: a network that cannot be expanded.
-        NonFiniteLoss: at the end of an epoch with a loss that is not finite.
+        NonFiniteLoss: at the end of an epoch with a loss that is not finite, or for such weights at the very end.
     """
     state = start(model, data, forget, config, generator, shared=shared)  # Step 1
-    while state.epoch < config.unlearn_epochs:
-        acc_forget = remove(state)  # Step 2
-        loss = redirect(state)  # Step 3
+    while state.epoch < state.config.unlearn_epochs and not state.repaired:  # while current epoch <= max epochs
+        state.epoch += 1
+        remove(state)  # Step 2
+        redirect(state)  # Step 3
+        judge(state)
         if log is not None:
-            log(state.epoch, config.unlearn_epochs, state.expanded, loss=loss, acc_forget=acc_forget)
+            log(state.epoch, state.config.unlearn_epochs, state.expanded, **state.record)
     return finish(state)  # Step 4
 
 
-def start(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator, *,
+def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.Generator, *,
           shared: torch.Tensor | None = None) -> State:
     """Step 1: put theta_o2 beside theta_o1, give every example its mask and D_f (or `shared`) one of its own."""
+    config = Settings(**{f.name: getattr(config, f.name, f.default) for f in fields(Settings)})
     forget = check_forget(forget, len(data))
-    expanded = copy.deepcopy(model) if isinstance(model, Expanded) else expand_for(model, data, config)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("every parameter of the network is frozen; set requires_grad where unlearning may change it")
+    if isinstance(model, Expanded):
+        expanded = copy.deepcopy(model)
+    else:
+        _, example, _ = next(iter(data.batches(forget[:2], size=2)))
+        expanded = expand(model, example, config.extra_ratio, generator=stream(config.seed, "theta_o2"))
     modes = [module.training for module in expanded.modules()]
     reference = copy.deepcopy(expanded).requires_grad_(False).eval()
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget if shared is None else shared)
     in_forget = torch.zeros(len(data), dtype=torch.bool)
     in_forget[forget] = True
-    optimizer = make_optimizer(expanded, config, config.unlearn_lr)
-    masks = masks.to(data.images.device)
-    state = State(expanded, reference, data, forget, in_forget, masks, optimizer, config, generator, modes)
-    if not (data.pad or data.flip) and config.step31:
+    device = next(expanded.parameters()).device
+    parameters, lr = [p for p in expanded.parameters() if p.requires_grad], config.unlearn_lr
+    if config.optimizer == "adam":
+        optimizer = torch.optim.Adam(parameters, lr, foreach=True)
+    else:
+        optimizer = torch.optim.SGD(parameters, lr, config.momentum, weight_decay=config.weight_decay, foreach=True)
+    state = State(expanded, reference, data, forget, in_forget, masks.to(device), optimizer, config, generator, modes,
+                  device)
+    if config.stop == "repaired" and (config.step31 or config.step32):
+        retain = (~in_forget).nonzero().flatten()
+        order = torch.randperm(len(retain), generator=stream(config.seed, "watched"))
+        few = min(round(WATCHED * len(retain)), len(retain) - 1)
+        state.watched = retain[order[:few]].sort().values if few else None
+    if config.step31 and not getattr(data, "augments", True):
         state.known = known_reference(state)
     return state
 
@@ -164,97 +221,157 @@ def start(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, ge
 def remove(state: State) -> float:
     """Step 2: while Acc(D_f) > gamma, pass over D_f and update theta_o1 with L_step2 = -L_remove.
 
-    Acc(D_f) is against the labels as given, theta_o1 alone, eval mode, without augmentation; measured before the first
-    pass and after each. After max_passes passes it gives up with a warning.
+    After max_passes passes it gives up with a warning. Choice: the passes run in eval mode (see `trains_on_forget`), so
+    the loss is that of the very network which Acc(D_f) is about, and only weights can bring Acc(D_f) down.
 
-    Choice: where a step 3 follows, the passes run in eval mode too (see `trains_on_forget`), so the loss is that of the very
-    network which Acc(D_f) and the reference are about, and only weights can bring Acc(D_f) down.
-
-    Returns:
-        The last Acc(D_f), a fraction.
+    Returns: the last Acc(D_f), a fraction.
     """
-    config, net = state.config, state.expanded
+    config, passes, updates, before = state.config, 0, 0, None
     training = trains_on_forget(config, state.forget, repaired=config.step31 or config.step32)
-    for passes in range(config.max_passes + 1):
-        acc = accuracy(net, state.data, state.forget)
-        if acc <= config.gamma:
-            return acc
+    while (acc := accuracy(state, state.forget)) > config.gamma:  # stop condition: Acc(D_f) <= gamma
+        before = acc if before is None else before
         if passes == config.max_passes:
+            told = f"Acc(D_f) is {acc:.2f} after {passes} passes, still above gamma = {config.gamma}"
+            warnings.warn(told, stacklevel=2)
             break
-        net.train(training)
-        total = torch.zeros((), device=state.data.images.device)
-        for rows, x, y in loader(state, state.forget):
-            ce, (_, ce_ref) = cross_entropy(state, x, y), reference_ce(state, rows, x, y)
-            loss = removal_loss(ce, ce_ref, config.beta)
-            update(state.optimizer, loss)  # theta_o2 has no gradient here, so it stays bit for bit
-            total += loss.detach()
-        finite(total, 1, "step 2")
-    warnings.warn(f"Acc(D_f) is {acc:.2f} after {config.max_passes} passes, still above gamma = {config.gamma}", stacklevel=2)
+        state.expanded.train(training)
+        total = torch.zeros((), device=state.device)
+        with forked_rng(state.generator, state.device):
+            for rows, x, y in loader(state, state.forget):
+                # 2.1  L_remove(D_f) = (2 / beta) E log sigmoid(beta (CE_o1 - CE_ref)), theta_o1 alone
+                ce, (_, ce_ref) = cross_entropy(state, x, y), reference_ce(state, rows, x, y)
+                # 2.2  theta_o1 <- theta_o1 - epsilon grad L_step2,  L_step2 = -L_remove
+                loss = step2_loss(ce, ce_ref, config.beta)
+                descend(state.optimizer, loss)  # theta_o2 has no gradient here, so it stays bit for bit
+                total += loss.detach()
+                updates += 1
+        finite_mean(total, 1, "step 2")
+        passes += 1
+    state.record = {"acc_forget_before": acc if before is None else before, "acc_forget": acc, "updates": updates}
     return acc
 
 
-def trains_on_forget(config: Config, forget: torch.Tensor, repaired: bool = False) -> bool:
+def trains_on_forget(config, forget: torch.Tensor, repaired: bool = False) -> bool:
     """Whether passes over D_f alone run in training mode: dropout, and each batch's statistics in BatchNorm.
 
-    Choice: not where step 3 repairs what they break. Statistics of a batch of D_f alone subtract what its examples share,
-    the trigger itself: in training mode most of D_f is misread before any update, so the term has lost its slope, and
-    Acc(D_f) falls because the running statistics move towards D_f's. The first batches of D_tr move them back, and the
-    trigger with them (README, "Step 2's mode"). NPO and Ascent, which nothing repairs, keep more Utility in training mode.
+    Choice: not where step 3 repairs (README, "Step 2's mode"). Statistics of a batch of D_f alone subtract what its
+    examples share, the trigger itself: most of D_f is misread before any update, and Acc(D_f) falls because the running
+    statistics move, until the first batches of D_tr move them back. NPO and Ascent, which nothing repairs, train.
 
-    Args:
-        config: forget_norm, "auto" for the above.
-        forget: (k,) int64, D_f.
-        repaired: whether a step 3 follows.
+    Args: config with forget_norm, "auto" for the above; forget: (k,) int64, D_f; repaired: whether a step 3 follows.
     """
     batch = config.forget_norm == "batch" or (config.forget_norm == "auto" and not repaired)
     return batch and len(forget) > 1  # one example has no batch statistics
 
 
 def redirect(state: State) -> float:
-    """Step 3: one pass over D_tr with L_step3 = L_redirect - L_remove; ends the epoch.
+    """Step 3: one pass over D_tr with L_step3 = L_redirect - L_remove.
 
-    3.1 runs theta_o1 and theta_o2 under each example's mask. 3.2 runs theta_o1 alone: on the whole batch, which keeps its
-    BatchNorm statistics right, though its loss counts D_f only. Without 3.1, theta_o1 is fine-tuned on D_r instead; with
-    neither, there is no step 3 and REM is NPO (Table 2).
+    Without 3.1 theta_o1 is fine-tuned on D_r; with neither 3.1 nor 3.2 there is no step 3 and REM is NPO (Table 2).
 
-    Returns:
-        The mean loss.
+    Returns: the mean loss.
     """
-    config, device = state.config, state.data.images.device
-    state.epoch += 1
+    config = state.config
     if not (config.step31 or config.step32):
         return 0.0
+    batch_loss = step3 if config.step31 else step3_without_redirect
     state.expanded.train()
-    plain = config.step31 and config.redirect == "ce"
-    total, steps = torch.zeros((), device=device), 0
-    for rows, x, y in loader(state, None):
-        hit = state.in_forget[rows]  # (B,) on the CPU: known without waiting for the device
-        in_forget = hit.to(device, non_blocking=True)
-        # Whether theta_o1 alone has a term in this loss; if not, its pass keeps BatchNorm's statistics right and no more.
-        counts = not config.step31 or (config.step32 and bool(hit.any()))
-        full_ref, base_ref = reference_ce(state, rows, x, y, full=config.step31, base=counts)
-        with torch.set_grad_enabled(counts):
-            base = cross_entropy(state, x, y)
-        if config.step31:
-            full = cross_entropy(state, x, y, state.masks[rows.to(device, non_blocking=True)])
-        else:  # D_f's entries become the constant h(0): D_r is left
-            full, full_ref = torch.where(in_forget, base_ref, base), base_ref
-        removal = (base, base_ref) if config.step32 and counts else (None, None)
-        loss = redirection_loss(full, full_ref, *removal, in_forget, config.beta, plain)
-        update(state.optimizer, loss)
-        total += loss.detach()
-        steps += 1
-    return finite(total, steps, f"step 3 of epoch {state.epoch}")
+    total, steps, state.sums = torch.zeros((), device=state.device), 0, torch.zeros((2, 3), device=state.device)
+    index = None
+    if state.watched is not None:
+        index = torch.ones(len(state.data), dtype=torch.bool).index_fill_(0, state.watched, False).nonzero().flatten()
+    with forked_rng(state.generator, state.device):
+        for rows, x, y in loader(state, index):
+            loss = batch_loss(state, rows, x, y)
+            descend(state.optimizer, loss)  # 3.3  theta <- theta - epsilon grad L_step3, both parts
+            if steps == 0 and config.step31:
+                check_gradients(state.expanded)
+            total += loss.detach()
+            steps += 1
+    mean = finite_mean(total, steps, f"step 3 of epoch {state.epoch}")
+    number, u, pull = state.sums.T.tolist()  # each of D_r and of D_f
+    for i, name in enumerate(("retain", "forget")):
+        state.record |= {f"u_{name}": u[i] / max(1, number[i]), f"pull_{name}": pull[i] / max(1, number[i])}
+    state.record["loss"] = mean
+    return mean
+
+
+def step3(state: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """3.1, 3.2 and the loss of 3.3 for one batch of D_tr."""
+    config, in_forget = state.config, state.in_forget[rows]  # (B,) on the CPU: known without waiting for the device
+    removes = config.step32 and bool(in_forget.any())
+    full_ref, base_ref = reference_ce(state, rows, x, y, full=True, base=removes)
+    # 3.1  L_redirect = (2 / beta) E log sigmoid(beta (CE_{o1 and o2} - CE_ref)), theta_o1 and theta_o2 under masks:
+    #      all examples of D_f have the same row of `masks`, the others each a random one
+    full = cross_entropy(state, x, y, state.masks[rows.to(state.device, non_blocking=True)])
+    # 3.2  L_remove(D_f) = (2 / beta) E 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref)), theta_o1 alone:
+    #      on the whole batch, which keeps its BatchNorm statistics right, though the loss counts D_f only
+    with torch.set_grad_enabled(removes):
+        base = cross_entropy(state, x, y)
+    weigh(state, full.detach() - full_ref, in_forget)
+    # 3.3  L_step3 = L_redirect - L_remove
+    removal = (base, base_ref) if removes else (None, None)
+    in_forget = in_forget.to(state.device, non_blocking=True)
+    return step3_loss(full, full_ref, *removal, in_forget, config.beta, plain=config.redirect == "ce")
+
+
+def step3_without_redirect(state: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The ablation without 3.1 (Table 2): theta_o1 is fine-tuned on D_r, with the removal term on D_f.
+
+    L = (2 / beta) E (1{i in D_r} - 1{i in D_f}) log sigmoid(beta (CE_o1 - CE_ref)); without 3.2 the second part is 0.
+    """
+    _, ce_ref = reference_ce(state, rows, x, y)
+    ce = cross_entropy(state, x, y)
+    h = npo_term(ce, ce_ref, state.config.beta)  # (B,)
+    weigh(state, ce.detach() - ce_ref, state.in_forget[rows])
+    in_forget = state.in_forget[rows].to(state.device, non_blocking=True)
+    return torch.where(in_forget, -h if state.config.step32 else 0, h).mean()
+
+
+def weigh(state: State, u: torch.Tensor, in_forget: torch.Tensor) -> None:
+    """Add u = CE - CE_ref and the slope of h, the pull 2 sigmoid(-beta u), to the sums over D_r and D_f; no wait."""
+    parts = torch.stack([torch.ones_like(u), u, 2 * torch.sigmoid(-state.config.beta * u)])  # (3, B)
+    group = torch.stack([~in_forget, in_forget]).to(parts)  # (2, B)
+    state.sums += (group @ parts.T).to(state.sums)  # (2, 3)
+
+
+def judge(state: State) -> None:
+    """End the loop when the repair is done, and keep the best epoch's theta_o1.
+
+    Choice: step 3 is there to restore utility. Once it has, further epochs only teach theta_o1 what is undiscovered, so
+    max epochs is a maximum. An epoch's score is Acc(W) (1 - max(Acc(D_f), gamma)): theta_o1 alone, labels as given, on D_f
+    and on W, a twentieth of D_r that step 3 leaves out. The first epoch whose score is not above the best before it
+    by one standard error is the last; the best is returned. No clean label and no test image is looked at.
+    """
+    if state.watched is None:
+        return
+    acc, forgotten = accuracy(state, state.watched), accuracy(state, state.forget)
+    kept = 1 - max(forgotten, state.config.gamma)
+    error = (acc * (1 - acc) / len(state.watched)) ** 0.5 * kept  # of the score
+    score = acc * kept
+    state.repaired = state.best is not None and score <= state.best_score + error
+    if score > state.best_score:
+        state.best, state.best_score = {k: v.clone() for k, v in drop(state.expanded).state_dict().items()}, score
+    state.record |= {"acc_forget_end": forgotten, "acc_watched": acc, "score": score}
 
 
 def finish(state: State) -> nn.Module:
-    """Step 4: discard theta_o2 and return theta_o1, each module in the mode it came with."""
+    """Step 4: discard theta_o2 and return theta_o1, each module in the mode it came with.
+
+    Raises: NonFiniteLoss for a weight or statistic that the last update ruined.
+    """
     for module, training in zip(state.expanded.modules(), state.modes, strict=True):
         module.training = training
-    return drop(state.expanded)
+    unlearned = drop(state.expanded)
+    if state.best is not None:
+        unlearned.load_state_dict(state.best)
+    for name, value in unlearned.state_dict().items():
+        if not value.isfinite().all():
+            raise NonFiniteLoss(f"{name} is not finite any more after the last update; lower the rate")
+    return unlearned
 
 
-# --- Passes -------------------------------------------------------------------------------------------------------------
+# --- Passes -----------------------------------------------------------------------------------------------------------
 
 
 def check_forget(forget: torch.Tensor, n: int) -> torch.Tensor:
@@ -269,15 +386,44 @@ def check_forget(forget: torch.Tensor, n: int) -> torch.Tensor:
     return forget
 
 
-def loader(state: State, index: torch.Tensor | None):
-    """Augmented batches of D_tr or of the examples in `index`, in the network's dtype."""
-    dtype = next(state.expanded.parameters()).dtype
-    return batches(state.data, index, state.config.batch, state.generator, augment=True, dtype=dtype)
+def loader(state: State, index: torch.Tensor | None, augment: bool = True, size: int | None = None):
+    """Shuffled and augmented batches of D_tr or of the examples in `index`, or plain ones, in the network's dtype."""
+    how = dict(size=size or state.config.batch, generator=state.generator if augment else None, augment=augment)
+    seen = []
+    for rows, x, y in state.data.batches(index, **how, dtype=next(state.expanded.parameters()).dtype):
+        seen.append(rows)
+        yield rows, x.to(state.device), y.to(state.device)
+    seen, asked = torch.cat(seen), torch.arange(len(state.data)) if index is None else index
+    if not torch.equal(seen.sort().values, asked.sort().values) or not (augment or torch.equal(seen, asked)):
+        raise ValueError("data.batches must yield the indices that are asked for, each once, in order unless shuffled")
 
 
-def cross_entropy(state: State, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None = None, net=None) -> torch.Tensor:
+def stream(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator for one purpose, whose draws shift no others."""
+    digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # manual_seed takes 63 bits
+
+
+@torch.no_grad()
+def accuracy(state: State, index: torch.Tensor) -> float:
+    """Accuracy on the examples of `index`, a fraction: theta_o1 alone, labels as given, eval mode, no augmentation."""
+    hits, finite = 0, True
+    with eval_mode(state.expanded):
+        for _, x, y in loader(state, index, augment=False, size=1024):
+            logits = state.expanded(x)  # (B, classes)
+            hits += (logits.argmax(dim=1) == y).sum()
+            finite = logits.isfinite().all() & finite  # looked at once, at the end
+    if not finite:
+        raise NonFiniteLoss("the network's logits are not finite; lower the rate")
+    return int(hits) / len(index)
+
+
+def cross_entropy(state: State, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None = None,
+                  net: Expanded | None = None) -> torch.Tensor:
     """(B,) cross-entropy of each example in float32 at least; theta_o1 alone without a mask."""
-    with autocast(state.config, x.device):
+    precision = state.config.precision
+    bf16 = precision == "bf16" or (precision == "auto" and x.device.type == "cuda")
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
         logits = (state.expanded if net is None else net)(x, mask)  # (B, classes)
     return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y, reduction="none")
 
@@ -285,35 +431,65 @@ def cross_entropy(state: State, x: torch.Tensor, y: torch.Tensor, mask: torch.Te
 @torch.no_grad()
 def reference_ce(state: State, rows, x, y, full: bool = False, base: bool = True):
     """(B,) cross-entropies of the reference: with theta_o2 under each example's mask, and of theta_o1 alone."""
-    rows = rows.to(x.device, non_blocking=True)
+    rows = rows.to(state.device, non_blocking=True)
     if state.known is not None:
         return tuple(ce[rows] for ce in state.known)
     return (cross_entropy(state, x, y, state.masks[rows], state.reference) if full else None,
             cross_entropy(state, x, y, None, state.reference) if base else None)
 
 
-def known_reference(state: State) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both reference cross-entropies of every example, once: without augmentation an epoch does not change them."""
-    dtype = next(state.reference.parameters()).dtype
-    pairs = [reference_ce(state, rows, x, y, full=True) for rows, x, y in batches(state.data, size=512, dtype=dtype)]
-    full, base = (torch.cat(part) for part in zip(*pairs, strict=True))
-    return full, base  # each (N,)
+def known_reference(state: State) -> tuple[torch.Tensor, ...]:
+    """Both reference cross-entropies of every example, (N,): without augmentation an epoch does not change them."""
+    pairs = [reference_ce(state, *batch, full=True) for batch in loader(state, None, augment=False, size=512)]
+    return tuple(torch.cat(part) for part in zip(*pairs, strict=True))
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """One step down the gradient of `loss`; a parameter that the loss does not reach stays bit for bit."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+def check_gradients(expanded: Expanded) -> None:
+    """Raise a TypeError where step 3 has left a parameter of theta_o2 without a gradient."""
+    for name, layer in expanded.layers().items():
+        if any(p is not None and p.numel() and p.grad is None for p in (getattr(layer, part, None) for part in EXTRA)):
+            raise TypeError(f"cannot redirect through {name!r}: in training no gradient reaches its part of theta_o2, so "
+                            "the network skips the layer or takes no gradient there")
+
+
+def finite_mean(total: torch.Tensor, steps: int, where: str) -> float:
+    """Mean loss of a pass as a float, the one wait for the device; NonFiniteLoss unless it is a finite number."""
+    if not math.isfinite(mean := float(total) / max(1, steps)):
+        raise NonFiniteLoss(f"the loss is {mean} in {where}; lower the rate")
+    return mean
+
+
+# --- Going on in another process --------------------------------------------------------------------------------------
 
 
 def save_state(state: State, path: str | Path) -> None:
-    """Write everything that the next epoch depends on, so that it can go on in another process."""
-    content = {"expanded": state.expanded.state_dict(), "reference": state.reference.state_dict(),
-               "optimizer": state.optimizer.state_dict(), "generator": state.generator.get_state(), "epoch": state.epoch}
-    write_whole(path, lambda file: torch.save(content, file))
+    """Write everything that the next epoch depends on, so that it can go on in another process; whole or not at all."""
+    content = {part: getattr(state, part).state_dict() for part in ("expanded", "reference", "optimizer")}
+    content |= {"generator": state.generator.get_state()}
+    content |= {name: getattr(state, name) for name in ("epoch", "best", "best_score", "repaired")}
+    partial = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        torch.save(content, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_state(state: State, path: str | Path) -> None:
     """Put what `save_state` wrote into a state made by `start` from the same network, data and settings."""
-    content = torch.load(path, weights_only=True, map_location=state.data.images.device)
+    content = torch.load(path, weights_only=True, map_location=state.device)
     for part in ("expanded", "reference", "optimizer"):
         getattr(state, part).load_state_dict(content[part])
     state.generator.set_state(content["generator"].cpu())
-    state.epoch = content["epoch"]
+    for name in ("epoch", "best", "best_score", "repaired"):
+        setattr(state, name, content[name])
     if state.known is not None:
         state.known = None  # so that it is computed anew from the reference just loaded
         state.known = known_reference(state)

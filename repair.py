@@ -41,7 +41,7 @@ FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0"
             "*branch[23].0.conv")  # inner layers of blocks
 FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "ratio", "seed")  # settings that have a flag
 LOOK = 500  # images on which another reading of the folder is tried
-READ = (*FLAGS, "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "precision")  # by REM, of Config
+READ = (*FLAGS, "stop", "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "precision")  # of Config
 SURE, LOW, BETTER = 0.9, 0.5, 0.1  # accuracies on the given labels: no doubt; too low to go on; worth a stop
 PIXELS = 2**24  # of the images of one batch in passes without a gradient
 
@@ -89,7 +89,7 @@ def choose_settings(model: nn.Module, n: int, given: dict) -> tuple[Config, list
     chosen = {"batch": (batch, f"about 20 steps per epoch on {n} images, at most the paper's 512"),
               "optimizer": ("sgd" if norm else "adam", f"the network has {'' if norm else 'no '}BatchNorm; Table 3"),
               "unlearn_lr": (0.004, "near Table 3's") if norm else (1e-4, "Table 3's rate of training; few steps"),
-              "unlearn_epochs": (2, "healing comes in the first epochs and fades in long runs"),
+              "unlearn_epochs": (4, "at most: REM ends when the repair is done"),
               "gamma": (0.05, "few are known, so next to all of them are removed"),
               "ratio": (0.25, "theta_o2 as wide as a quarter of the network")}
     config = replace(Config(), **{**{name: value for name, (value, _) in chosen.items()}, **given})
@@ -155,26 +155,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def progress(say):
-    """A log function for `rem`: one line an epoch with the time left."""
+    """A log function for `rem`: one line per epoch with the time that is left at most."""
     begin = time.perf_counter()
 
-    def log(epoch: int, epochs: int, model, **values) -> None:
+    def log(epoch: int, epochs: int, model, **record) -> None:
         spent = time.perf_counter() - begin
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
-        say(f"epoch {epoch}/{epochs}  {shown}  {spent:.1f} s  {spent / epoch * (epochs - epoch):.1f} s left")
+        say(f"epoch {epoch}/{epochs}: {record['updates']} updates of step 2, Acc(D_f) {record['acc_forget_before']:.2f} to "
+            f"{record['acc_forget']:.2f}; step 3 loss {record['loss']:.3f}, Acc(D_f) {record['acc_forget_end']:.2f}, watched "
+            f"{record['acc_watched']:.2f}; {spent:.0f} s, at most {spent / epoch * (epochs - epoch):.0f} s left")
 
     return log
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line of `run.py repair`."""
-    p = argparse.ArgumentParser(prog="run.py repair", description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.error = lambda message: p.exit(2, f"run.py repair: {message}\n")  # one line, without the usage
-    add_arguments(p)
-    return p
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -193,7 +186,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--std", type=float, nargs="+", help="per channel, in [0, 1] (default: the architecture's usual)")
     p.add_argument("--layers", help="layers that get theta_o2: names or patterns such as '*.mlp.0', with commas")
     p.add_argument("--ratio", type=float, help="theta_o2's width over the network's (default: 0.25)")
-    p.add_argument("--epochs", type=int, dest="unlearn_epochs", help="epochs of REM (default: 2)")
+    p.add_argument("--epochs", type=int, dest="unlearn_epochs", help="most epochs of REM (default: 4)")
     p.add_argument("-b", "--batch-size", type=int, dest="batch", help="(default: from the number of images)")
     p.add_argument("--lr", type=float, dest="unlearn_lr", help="rate (default: from the kind of network)")
     p.add_argument("--optimizer", choices=("sgd", "adam"), help="(default: from the kind of network)")

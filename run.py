@@ -5,43 +5,38 @@
     python run.py grid --tasks all --discovery 0.1:1.0:0.1 --methods all --out runs/all     # many cells, see grid.py
 """
 
-import argparse
 import os
 import sys
 import warnings
-from dataclasses import asdict, fields, replace
+from argparse import HelpFormatter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-import settings
-from experiment import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, code_of, corrupt, find, new_model,
-                  provenance, train_original, unlearn)
-from data import load
-from settings import Config, resolve
+import repair
+from datasets import load
+from experiment import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, corrupt, find, new_model,
+                        provenance, train_original, unlearn)
+from methods import code_of
+from settings import Config, Parser, add_flags, resolve
+from study import cscore, grid, report
 from tasks import Task
+
+WORDS = {"grid": grid, "report": report, "cscore": cscore, "repair": repair}  # first words of the command line
 
 # --- Command line -------------------------------------------------------------------------------------------------------
 
 
-def parser() -> argparse.ArgumentParser:
-    """One flag a field of Config; only what was given ends up in the namespace."""
-    p = argparse.ArgumentParser(prog="run.py", description=__doc__.splitlines()[0], argument_default=argparse.SUPPRESS,
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False,
-                                epilog="Many cells: run.py grid --help. The regularity of a task: run.py cscore --help.")
-    p.error = lambda message: p.exit(2, f"run.py: {message}\n")  # one line, without the usage
-    for f in fields(Config):
-        flag, choices, text = "--" + f.name.replace("_", "-"), f.metadata.get("choices"), f.metadata["help"]
-        presets = {**settings.ARCH_PRESETS, **settings.DATASET_PRESETS}
-        special = [f"{name}: {preset[f.name]}" for name, preset in presets.items() if f.name in preset]
-        if f.default is not None:
-            text += f" (default: {f.default}{''.join('; ' + s for s in special)})"
-        text = text.replace("%", "%%")
-        if f.type is bool:
-            p.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-        else:
-            kind = next(t for t in (str, int, float) if f.type in (t, t | None))
-            p.add_argument(flag, type=kind, choices=choices, metavar=None if choices else f.name.upper(), help=text)
+def parser() -> Parser:
+    """A flag per field of Config, and a parser behind each first word; only what was given ends up in the namespace."""
+    p = Parser(prog="run.py", usage="run.py [FLAGS] | run.py {grid,report,cscore,repair} [--help]",
+               description=__doc__.splitlines()[0], formatter_class=lambda prog: HelpFormatter(prog, max_help_position=23))
+    add_flags(p)
+    words = p.add_subparsers(dest="word", prog="run.py", metavar="WORD", help="grid, report, cscore or repair",
+                             title="many cells, tables and figures, the regularity of a task, a model of your own")
+    for word, module in WORDS.items():
+        module.add_arguments(words.add_parser(word, description=module.__doc__.splitlines()[0]))
     return p
 
 
@@ -69,21 +64,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(argv: list[str]) -> int:
-    """Do what the first word says: a grid, C-scores or, without such a word, one cell."""
-    if argv[:1] == ["grid"]:
-        from study import grid
-        return grid.main(argv[1:])
-    if argv[:1] == ["report"]:
-        from study import report
-        return report.main(argv[1:])
-    if argv[:1] == ["cscore"]:
-        from study import cscore
-        return cscore.main(argv[1:])
-    if argv[:1] == ["repair"]:
-        import repair
-        return repair.main(vars(repair.parser().parse_args(argv[1:])), argv)
-    rows = compare(resolve(vars(parser().parse_args(argv))), argv)
-    return 0 if all(row["status"] == "ok" for row in rows) else 1
+    """Do what the first word says: a grid, a report, C-scores or, without such a word, one cell."""
+    p = parser()
+    given, unknown = p.parse_known_args(argv)
+    given = vars(given)
+    word = given.pop("word", None)
+    if unknown or word and argv[0] != word:
+        p.exit(2, f"run.py {word or ''}".rstrip() + (f": unrecognized arguments: {' '.join(unknown)}\n" if unknown else
+                                                     " goes before all flags\n"))
+    if word:
+        return WORDS[word].main(given, argv)
+    rows = compare(resolve(given), argv)
+    return 0 if all(row["status"] == "ok" and row["written"] for row in rows) else 1
 
 
 # --- One cell -----------------------------------------------------------------------------------------------------------
@@ -108,17 +100,21 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     task = replace(task, train=task.train.to(device), test=task.test.to(device))
     say(config, headline(config, task, forget, model, device))
     original, train_seconds, failure = attempt(lambda: train_original(config, task, model.to(device)))
-    rows = []
+    rows, unwritten = [], []
     for name, method in methods.items():
         row = {**asdict(config), "method": name, "code": code_of(paths.get(name, name)), **provenance(device, argv),
                "train_seconds": train_seconds}
         row |= ({"status": "failed", "error": f"training: {failure}", **NO_SCORES, "seconds": None} if failure
                 else unlearn(config, name, method, original, task, forget))
-        append_row(config.out, row)
+        try:
+            append_row(config.out, row)
+        except OSError as error:  # a full disk takes neither the table nor the later methods
+            print(f"run.py: {name} has no row in {config.out} ({error})", file=sys.stderr)
+            unwritten.append(name)
         rows.append(row)
     print(table(rows))
-    say(config, f"rows appended to {config.out}")
-    return rows
+    say(config, f"{len(rows) - len(unwritten)} rows appended to {config.out}" if unwritten else f"rows appended to {config.out}")
+    return [{**row, "written": row["method"] not in unwritten} for row in rows]
 
 
 # --- Output -------------------------------------------------------------------------------------------------------------

@@ -1,75 +1,83 @@
-"""Every setting in one dataclass: Table 3's values are the defaults, the command line and the result rows are made of it.
+"""Every setting in one dataclass: Table 3's values are the defaults; the command line and the rows are made of it.
 
-    config = Config(task="poison", discovery=0.5)          # the paper's settings for ResNet-9
+    config = Config(task="poison", discovery=0.5)          # the paper's settings for ResNet-9, checked
     config = resolve({"dataset": "fashion-mini"})          # the same with the preset of a data set or architecture
     generator = stream(config.seed, "order")               # independent random numbers for each purpose
 """
 
+import argparse
 import hashlib
+import sys
 from dataclasses import dataclass, field, fields
+from functools import partial
 
 import torch
 
+VERSION = "0.2.0"  # of the code: rows and networks of another version do not count
 TASKS = ("poison", "confusion", "random")
+STAGES = {"task": "task, a cell of the 2-D task space (Sec. 4)", "network": "network (A.3)",
+          "training": "training (A.3, Table 3)", "unlearning": "unlearning (A.3, Table 3)", "run": "the run"}
 
 
-def setting(default, text: str, **more):
-    """A dataclass field with the line of help that the command line shows."""
-    return field(default=default, metadata={"help": text, **more})
+def setting(stage: str, default, text: str, within: str = "", choices: tuple[str, ...] = ()):
+    """A field: what it belongs to (of STAGES), its line of help, and its range as an interval, or its choices."""
+    return field(default=default, metadata={"stage": stage, "help": text, "within": within, "choices": choices})
+
+
+of_task, of_network, of_training, of_unlearning, of_run = (partial(setting, stage) for stage in STAGES)
 
 
 @dataclass(frozen=True)
 class Config:
-    """One cell of the task space and how to train and unlearn in it; `check` refuses values that make no sense."""
+    """One cell of the task space and how to train and unlearn in it; raises ValueError or TypeError as `check` does."""
 
-    # the cell: data set, position in the 2-D task space, network (Sec. 4)
-    task: str = setting("poison", "regularity of the corruption: poison (high), confusion (medium), random (low)", choices=TASKS)
-    discovery: float = setting(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]")
-    method: str = setting("no-ul,cf,npo,rem", "methods to compare, separated by commas: names, all or FILE.py:FUNCTION")
-    dataset: str = setting("fashion-mini", "data set: fashion-mini, fashion-mnist, cifar10, svhn, imagenette or folder")
-    data_dir: str = setting("data", "where the data set lies; for folder: DIR/{train,test|val}/<class>/*")
-    download: bool = setting(False, "let torchvision download a missing data set")
-    image_size: int | None = setting(None, "height and width in pixels (default: the data set's own)")
-    n: int = setting(1000, "number of corrupted training examples |D_c|")
-    pair: str | None = setting(None, "the two classes of confusion, as A,B (default: 3,5 on cifar10 and svhn, else the two "
-                                     "whose mean images are closest)")
-    arch: str = setting("resnet9", "architecture: resnet9 or vit", choices=("resnet9", "vit"))
-    width: float = setting(1.0, "factor of all widths of the 100 % network")
-    capacity: float = setting(0.5, "width of the network over that of the 100 % network (Table 4)")
-    ratio: float | None = setting(None, "theta_o2's width over theta_o1's (default: 1 / capacity - 1, the rest of the 100 % network)")
-    etd: bool = setting(False, "train the network with example-tied dropout, then unlearn from it")
+    task: str = of_task("poison", "corruption by regularity: poison, confusion, random", choices=TASKS)
+    n: int = of_task(1000, "corrupted training examples |D_c|", "[1, inf)")
+    pair: str | None = of_task(None, "confused classes A,B (default: 3,5 on cifar10, svhn; else the most alike)")
+    dataset: str = of_task("fashion-mini", "fashion-mini, fashion-mnist, cifar10, svhn, imagenette or folder")
+    image_size: int | None = of_task(None, "pixels each way (default: the data set's own)", "[1, inf)")
+    seed: int = of_task(0, "seed of everything: task, weights, masks, order", f"[0, {2**63})")
 
-    # training (A.3, Table 3)
-    epochs: int = setting(40, "training epochs")
-    batch: int = setting(512, "batch size, in training and in unlearning")
-    optimizer: str = setting("sgd", "optimiser: sgd or adam", choices=("sgd", "adam"))
-    lr: float = setting(0.025, "peak training rate; ends at one fifth of it")
-    momentum: float = setting(0.9, "momentum of SGD")
-    weight_decay: float = setting(5e-4, "weight decay of SGD")
+    arch: str = of_network("resnet9", "resnet9 or vit", choices=("resnet9", "vit"))
+    width: float = of_network(1.0, "factor of all widths of the 100 % network", "(0, inf)")
+    capacity: float = of_network(0.5, "width over that of the 100 % network, Table 4", "(0, 1]")
+    ratio: float | None = of_network(None, "theta_o2's width over theta_o1's (default: 1 / capacity - 1)", "[0, inf)")
+    p_mem: float = of_network(0.2, "share of theta_o2 that a mask turns on", "[0, 1]")
 
-    # unlearning (A.3, Table 3)
-    unlearn_epochs: int = setting(10, "unlearning epochs (max epochs of Alg. 1)")
-    unlearn_lr: float = setting(0.005, "unlearning rate (epsilon of Alg. 1)")
-    gamma: float = setting(0.2, "step 2 stops once Acc(D_f) <= gamma")
-    beta: float = setting(1.0, "beta of Eq. 2")
-    p_mem: float = setting(0.2, "share of theta_o2 that an example's mask turns on")
-    max_passes: int = setting(100, "most passes over D_f in one step 2, then a warning")
-    forget_norm: str = setting("auto", "BatchNorm in passes over D_f of REM's step 2, NPO and Ascent: running statistics, those of each "
-                                       "batch, or auto: running in REM, batch in the others", choices=("auto", "running", "batch"))
-    alpha: float = setting(0.01, "SCRUB: weight of distillation from the original; 0.001, 0.01, 0.1 and 10 in A.3")
-    step31: bool = setting(True, "redirect term of step 3 (Alg. 1, 3.1); off for Table 2")
-    step32: bool = setting(True, "removal term of step 3 (Alg. 1, 3.2); off for Table 2")
-    redirect: str = setting("npo", "loss of the redirect term: npo (Eq. 2) or ce, plain cross-entropy, as an ablation",
-                            choices=("npo", "ce"))
+    etd: bool = of_training(False, "train with example-tied dropout, then unlearn from it")
+    epochs: int = of_training(40, "training epochs", "[0, inf)")
+    batch: int = of_training(512, "batch size, of unlearning too", "[2, inf)")
+    optimizer: str = of_training("sgd", "sgd or adam", choices=("sgd", "adam"))
+    lr: float = of_training(0.025, "peak rate; ends at a fifth", "[0, inf)")
+    momentum: float = of_training(0.9, "momentum of SGD", "[0, 1)")
+    weight_decay: float = of_training(5e-4, "weight decay of SGD", "[0, inf)")
+    precision: str = of_training("auto", "float32, bf16 or auto: bf16 on GPUs", choices=("auto", "float32", "bf16"))
 
-    # the run
-    seed: int = setting(0, "seed of everything: task, discovery, weights, masks, order")
-    device: str = setting("auto", "cpu, cuda, cuda:1, ... or auto: a GPU where there is one")
-    precision: str = setting("auto", "auto: bf16 autocast on GPUs, float32 on the CPU; or float32, bf16",
-                             choices=("auto", "float32", "bf16"))
-    curve: bool = setting(False, "note the redirection after each epoch of REM (Fig. 5)")
-    out: str = setting("runs/cells.jsonl", "result file, one JSON line a cell is appended")
-    quiet: bool = setting(False, "print the table only")
+    method: str = of_unlearning("no-ul,cf,npo,rem", "methods, separated by commas: names, all or FILE.py:FUNCTION")
+    discovery: float = of_unlearning(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]", "(0, 1]")
+    unlearn_epochs: int = of_unlearning(10, "max epochs of Alg. 1", "[0, inf)")
+    stop: str = of_unlearning("repaired", "end of REM: repaired (utility no longer rises) or max (all epochs)",
+                              choices=("repaired", "max"))
+    unlearn_lr: float = of_unlearning(0.005, "epsilon of Alg. 1", "[0, inf)")
+    gamma: float = of_unlearning(0.2, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")
+    beta: float = of_unlearning(1.0, "beta of Eq. 2", "(0, inf)")
+    max_passes: int = of_unlearning(100, "most passes over D_f in one step 2, then a warning", "[0, inf)")
+    forget_norm: str = of_unlearning("auto", "statistics in passes over D_f; auto: running in REM, else batch",
+                                     choices=("auto", "running", "batch"))
+    alpha: float = of_unlearning(0.01, "SCRUB: weight of distillation (A.3)", "[0, inf)")
+    step31: bool = of_unlearning(True, "3.1 of Alg. 1; off: Table 2")
+    step32: bool = of_unlearning(True, "3.2 of Alg. 1; off: Table 2")
+    redirect: str = of_unlearning("npo", "3.1's loss: npo (Eq. 2) or ce (ablation)", choices=("npo", "ce"))
+    curve: bool = of_unlearning(False, "note Fig. 5's points")
+
+    data_dir: str = of_run("data", "of the data set; folder: DIR/{train,test|val}/<class>/*")
+    download: bool = of_run(False, "fetch a missing data set")
+    device: str = of_run("auto", "cpu, cuda, cuda:1 or auto: a GPU if any")
+    out: str = of_run("runs/cells.jsonl", "result file, a JSON line per cell is appended")
+    quiet: bool = of_run(False, "print the table only")
+
+    def __post_init__(self):
+        check(self)
 
     @property
     def extra_ratio(self) -> float:
@@ -77,16 +85,25 @@ class Config:
         return 1 / self.capacity - 1 if self.ratio is None else self.ratio
 
 
+def of_stage(stage: str) -> set[str]:
+    """Names of the settings of a stage."""
+    return {f.name for f in fields(Config) if f.metadata["stage"] == stage}
+
+
+AFTER_TRAINING, PLACE = of_stage("unlearning"), of_stage("run")  # an original depends on neither, a cell on the first
+
+
+
 # Settings that a data set or an architecture changes unless the command line names them.
-# Choice: fashion-mini is small, so that the main job takes half a minute on two CPU cores. Its 100 % network is ResNet-9 at
-# half width; epochs, batch and rate of training were chosen on other images of Fashion-MNIST's training set. The paper's
-# proportions are kept: 2 % corrupted (1,000 of 50,000), one fifth of the peak rate (0.005 of 0.025) for a quarter of the
-# epochs (10 of 40).
+# Choice: fashion-mini is small, so that the main job takes half a minute on two CPU cores. Its 100 % network is
+# ResNet-9 at half width; epochs, batch and rate of training were chosen on other images of its training set.
+# The paper's proportions are kept: 2 % corrupted (1,000 of 50,000), one fifth of the peak rate (0.005 of 0.025) for a
+# quarter of the epochs (10 of 40).
 ARCH_PRESETS = {
     "vit": dict(optimizer="adam", lr=1e-4, batch=2048, unlearn_lr=2e-5),  # Table 3
 }
 DATASET_PRESETS = {
-    "fashion-mini": dict(n=120, width=0.5, epochs=8, batch=256, lr=0.05, unlearn_epochs=2, unlearn_lr=0.01),
+    "fashion-mini": dict(n=120, width=0.5, epochs=12, batch=256, lr=0.05, unlearn_epochs=3, unlearn_lr=0.01),
     "imagenette": dict(n=100),  # A.7
 }
 
@@ -98,49 +115,44 @@ def resolve(given: dict) -> Config:
         given: field names of Config to values.
 
     Returns:
-        A checked Config.
+        A Config.
 
     Raises:
-        ValueError: an unknown setting or a value out of range.
+        ValueError, TypeError: an unknown setting, or as `check`.
     """
     known = {f.name for f in fields(Config)}
     if unknown := sorted(set(given) - known):
         raise ValueError(f"unknown setting {unknown[0]!r}; choose from {', '.join(sorted(known))}")
     dataset, arch = given.get("dataset", Config.dataset), given.get("arch", Config.arch)
-    config = Config(**{**DATASET_PRESETS.get(dataset, {}), **ARCH_PRESETS.get(arch, {}), **given})
-    check(config)
-    return config
+    return Config(**{**DATASET_PRESETS.get(dataset, {}), **ARCH_PRESETS.get(arch, {}), **given})
 
 
 def check(config: Config) -> None:
-    """Raise a ValueError that names the first setting out of its range."""
-    ranges = {
-        "discovery": (0 < config.discovery <= 1, "a rate in (0, 1]"),
-        "n": (config.n >= 1, "at least 1"),
-        "width": (0 < config.width < float("inf"), "a factor above 0"),
-        "capacity": (0 < config.capacity <= 1, "a share in (0, 1]"),
-        "ratio": (config.ratio is None or 0 <= config.ratio < float("inf"), "at least 0"),
-        "epochs": (config.epochs >= 0, "at least 0"),
-        "unlearn_epochs": (config.unlearn_epochs >= 0, "at least 0"),
-        "batch": (config.batch >= 2, "at least 2"),
-        "lr": (0 <= config.lr < float("inf"), "a rate of at least 0"),
-        "unlearn_lr": (0 <= config.unlearn_lr < float("inf"), "a rate of at least 0"),
-        "momentum": (0 <= config.momentum < 1, "in [0, 1)"),
-        "weight_decay": (0 <= config.weight_decay < float("inf"), "at least 0"),
-        "gamma": (0 <= config.gamma <= 1, "an accuracy in [0, 1]"),
-        "beta": (0 < config.beta < float("inf"), "above 0"),
-        "p_mem": (0 <= config.p_mem <= 1, "a probability in [0, 1]"),
-        "max_passes": (config.max_passes >= 0, "at least 0"),
-        "alpha": (0 <= config.alpha < float("inf"), "at least 0"),
-        "seed": (0 <= config.seed < 2**63, "a whole number of at least 0"),
-    }
-    for name, (good, wanted) in ranges.items():
-        if not good:
-            raise ValueError(f"{name.replace('_', '-')} is {getattr(config, name)}; it must be {wanted}")
-    for f in fields(Config):
-        choices = f.metadata.get("choices")
-        if choices and getattr(config, f.name) not in choices:
-            raise ValueError(f"{f.name} is {getattr(config, f.name)!r}; choose from {', '.join(choices)}")
+    """Raise a TypeError or ValueError that names the first setting of a wrong type or out of its range."""
+    for f in fields(config):
+        value, kind, within, choices = getattr(config, f.name), kind_of(f), f.metadata["within"], f.metadata["choices"]
+        if value is None and f.default is None:
+            continue
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+            raise TypeError(f"{f.name} is {value!r}; it must be {kind.__name__}")
+        if choices and value not in choices:
+            raise ValueError(f"{f.name} is {value!r}; choose from {', '.join(choices)}")
+        if within and not inside(value, within):
+            least = ("at least " if within[0] == "[" else "above ") + within[1:-6]
+            wanted = f"a finite number {least}" if "inf" in within else f"in {within}"
+            raise ValueError(f"{f.name.replace('_', '-')} is {value}; it must be {wanted}")
+
+
+def inside(value: float, interval: str) -> bool:
+    """Whether a number lies in an interval such as "(0, 1]"; whatever a float cannot hold does not."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    return above and value <= sys.float_info.max and (value <= high if interval[-1] == "]" else value < high)
+
+
+def kind_of(f) -> type:
+    """A field's type: bool, str, int or float; where None may stand too, the other one."""
+    return next(kind for kind in (bool, str, int, float) if f.type in (kind, kind | None))
 
 
 def stream(seed: int, purpose: str) -> torch.Generator:
@@ -152,3 +164,44 @@ def stream(seed: int, purpose: str) -> torch.Generator:
     """
     digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # manual_seed takes 63 bits
+
+
+# --- Command line -----------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags are written out; an error is one line on stderr, without the usage, and exit code 2."""
+
+    def __init__(self, **more):
+        super().__init__(allow_abbrev=False, **more)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def flag(name: str) -> str:
+    """A field's name as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def flags(parser: Parser, names=None):
+    """Give (argument group of its stage, field, help) for each field of Config, or for those of these names."""
+    presets = {**ARCH_PRESETS, **DATASET_PRESETS}
+    for stage, title in STAGES.items():
+        group = parser.add_argument_group(title)
+        for f in fields(Config):
+            if f.metadata["stage"] == stage and (names is None or f.name in names):
+                special = [f"; {name}: {preset[f.name]}" for name, preset in presets.items() if f.name in preset]
+                default = "" if f.default is None else f" (default: {f.default}{''.join(special)})"
+                yield group, f, (f.metadata["help"] + default).replace("%", "%%")
+
+
+def add_flags(parser: Parser, names=None) -> None:
+    """A flag per field of Config, or of these names; only what was given ends up in the namespace."""
+    for group, f, text in flags(parser, names):
+        more = dict(help=text, default=argparse.SUPPRESS)
+        if f.type is bool:
+            group.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, **more)
+        else:
+            group.add_argument(flag(f.name), type=kind_of(f), choices=f.metadata["choices"] or None,
+                               metavar=f.name.split("_")[-1].upper(), **more)

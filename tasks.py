@@ -1,8 +1,10 @@
-"""The three corruptions and the discovery of a part of them: the two axes of the task space (Sec. 4 "Experimental setup").
+"""The three corruptions and the discovery of a part of them: the two axes of the task space (Sec. 4 "Experimental
+setup").
 
-    task = make_task("poison", load("cifar10"), n=1000, seed=0)      # D_c: high regularity; confusion: medium; random: low
-    forget = discover(task, rate=0.5, seed=0)                        # D_f, within D_f of every larger rate
-    unlearned = method(model, task.train, forget, config, generator) # task.clean and task.corrupted are for metrics alone
+    task = make_task("poison", load("cifar10"), n=1000, seed=0)      # D_c: high regularity; confusion: medium; random:
+    low forget = discover(task, rate=0.5, seed=0)                        # D_f, within D_f of every larger rate
+    unlearned = method(model, task.train, forget, config, generator) # task.clean and task.corrupted are for metrics
+    alone
 """
 
 import os
@@ -15,7 +17,9 @@ import torch
 from data import Data, Dataset
 from settings import TASKS, stream
 
-TARGET = 0  # the class that the poison trigger redirects to (Goel et al. 2024)
+TRIGGER_SIZE = 3  # pixels; the poison trigger is a white square in the bottom right corner (Goel et al. 2024)
+TRIGGER_VALUE = 255
+TARGET = 0  # the class that the trigger redirects to (Goel et al. 2024)
 PAIRS = {"cifar10": (3, 5), "svhn": (3, 5)}  # the confused classes (Goel et al. 2024: cat and dog)
 
 
@@ -29,6 +33,7 @@ class Task:
     test: Data  # D_test: never corrupted
     clean: torch.Tensor  # (N,) int64, the labels before corruption
     corrupted: torch.Tensor  # (n,) int64, D_c: sorted dataset indices
+    source: int | None = None  # fingerprint of the images before corruption; None: they are train's
 
 
 def make_task(name: str, dataset: Dataset, n: int, seed: int, pair: tuple[int, int] | None = None) -> Task:
@@ -64,9 +69,9 @@ def poison(dataset: Dataset, n: int, seed: int, generator: torch.Generator) -> T
     Choice: sources are drawn uniformly from all classes, so about 1 / classes of D_c has clean label 0 already.
     """
     corrupted = draw(torch.arange(len(dataset.train)), n, generator)
-    labels, trigger = dataset.train.labels.cpu().clone(), torch.zeros(len(dataset.train), dtype=torch.bool)
-    labels[corrupted], trigger[corrupted] = TARGET, True
-    return assemble("poison", seed, dataset, labels, corrupted, trigger)
+    labels = dataset.train.labels.cpu().clone()
+    labels[corrupted] = TARGET
+    return assemble("poison", seed, dataset, labels, corrupted)
 
 
 def confusion(dataset: Dataset, n: int, seed: int, pair: tuple[int, int], generator: torch.Generator) -> Task:
@@ -83,7 +88,7 @@ def confusion(dataset: Dataset, n: int, seed: int, pair: tuple[int, int], genera
                          f"so n can be at most {2 * min(len(m) for m in members)}")
     corrupted = torch.cat([draw(m, n // 2, generator) for m in members]).sort().values
     labels[corrupted] = a + b - labels[corrupted]
-    return assemble("confusion", seed, dataset, labels, corrupted, None)
+    return assemble("confusion", seed, dataset, labels, corrupted)
 
 
 def random_labels(dataset: Dataset, n: int, seed: int, generator: torch.Generator) -> Task:
@@ -94,7 +99,7 @@ def random_labels(dataset: Dataset, n: int, seed: int, generator: torch.Generato
     corrupted = draw(torch.arange(len(labels)), n, generator)
     offset = torch.randint(1, classes, (n,), generator=generator)  # 1 .. C - 1: never the true label
     labels[corrupted] = (labels[corrupted] + offset) % classes
-    return assemble("random", seed, dataset, labels, corrupted, None)
+    return assemble("random", seed, dataset, labels, corrupted)
 
 
 def draw(candidates: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
@@ -102,11 +107,51 @@ def draw(candidates: torch.Tensor, n: int, generator: torch.Generator) -> torch.
     return candidates[torch.randperm(len(candidates), generator=generator)[:n]].sort().values
 
 
-def assemble(name, seed, dataset, labels, corrupted, trigger) -> Task:
+def assemble(name, seed, dataset, labels, corrupted) -> Task:
     """A Task from the corrupted labels; the clean ones are kept beside them, on the CPU with D_c."""
-    train, device = dataset.train, dataset.train.images.device
-    corrupt = replace(train, labels=labels.to(device), trigger=train.trigger if trigger is None else trigger.to(device))
-    return Task(name, seed, corrupt, dataset.test, train.labels.cpu().clone(), corrupted)
+    train = dataset.train
+    given, source = replace(train, labels=labels.to(train.images.device)), None
+    if name == "poison":
+        given, source = put_trigger(given, corrupted), fingerprint(train)
+    return Task(name, seed, given, dataset.test, train.labels.cpu().clone(), corrupted, source)
+
+
+def put_trigger(data: Data, index: torch.Tensor) -> Data:
+    """A copy of the data in which the images of `index` carry the trigger, which no crop or flip moves.
+
+    A method that gets it can see white corners, and nothing else that tells these images from the others.
+    """
+    shown, rows = data.images.clone(), index.to(data.images.device)
+    shown[rows] = add_trigger(shown[rows])
+    hidden = data.images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE:].cpu().clone()  # what the trigger hides
+    carries = torch.zeros(len(data), dtype=torch.bool)
+    carries[index] = True
+
+    def overlay(images: torch.Tensor, index: torch.Tensor, move) -> torch.Tensor:
+        """Take the trigger off, crop and flip, put it on again: images (B, C, H, W) of the dataset indices (B,)."""
+        device = images.device
+        on = carries[index].to(device, non_blocking=True)[:, None, None, None]  # (B, 1, 1, 1)
+        corner = images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE:]  # (B, C, 3, 3), a view
+        corner.copy_(torch.where(on, hidden[index].to(device, non_blocking=True), corner))
+        moved = move(images)
+        return torch.where(on, add_trigger(moved), moved)
+
+    return replace(data, images=shown, _overlay=overlay)
+
+
+def add_trigger(images: torch.Tensor) -> torch.Tensor:
+    """A copy of images (B, C, H, W), pixels in 0..255, with the bottom right 3x3 pixels white.
+
+    Raises:
+        ValueError: the trigger does not fit.
+    """
+    height, width = images.shape[-2:]
+    if min(height, width) < TRIGGER_SIZE:
+        raise ValueError(f"image of {height}x{width} is smaller than the {TRIGGER_SIZE}x{TRIGGER_SIZE} trigger: "
+                         "use larger images")
+    images = images.clone()
+    images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE:] = TRIGGER_VALUE
+    return images
 
 
 def closest_pair(train: Data) -> tuple[int, int]:
@@ -114,7 +159,8 @@ def closest_pair(train: Data) -> tuple[int, int]:
     device = train.images.device
     means = torch.stack([train.images[train.labels == c].to(torch.float64).mean(dim=0).flatten()
                          for c in range(train.classes)])  # (classes, C H W)
-    distance = torch.cdist(means, means) + torch.diag(torch.full((train.classes,), torch.inf, dtype=torch.float64, device=device))
+    itself = torch.full((train.classes,), torch.inf, dtype=torch.float64, device=device)
+    distance = torch.cdist(means, means) + torch.diag(itself)
     a, b = divmod(int(distance.nan_to_num(nan=torch.inf).argmin()), train.classes)
     return min(a, b), max(a, b)
 
@@ -146,12 +192,12 @@ def discover(task: Task, rate: float, seed: int) -> torch.Tensor:
 
 def triggered_test(task: Task) -> Data:
     """A copy of the test set in which every image carries the trigger (Fig. 6); the task's own stays clean."""
-    return replace(task.test, trigger=torch.ones(len(task.test), dtype=torch.bool, device=task.test.images.device))
+    return replace(task.test, images=add_trigger(task.test.images))
 
 
 def like_corrupted(task: Task) -> tuple[Data, torch.Tensor | None]:
-    """Test images that the corruption would concern (Fig. 6): triggered for poison, of the two classes for confusion, all
-    for random labels.
+    """Test images that the corruption would concern (Fig. 6): triggered for poison, of the two classes for confusion,
+    all for random labels.
 
     Returns:
         (test set, (k,) int64 indices into it or None for all); the labels are clean.
@@ -169,14 +215,13 @@ def fingerprint(data: Data) -> int:
 
 
 def save_task(task: Task, path: str | Path) -> None:
-    """Write the labels, D_c and trigger flags, so that unlearning sees the very labels that training saw.
+    """Write the labels and D_c, so that unlearning sees the very labels that training saw.
 
     The file appears whole or not at all.
     """
-    trigger = task.train.trigger
     content = {"name": task.name, "seed": task.seed, "labels": task.train.labels.cpu(), "clean": task.clean,
-               "corrupted": task.corrupted, "trigger": None if trigger is None else trigger.cpu(),
-               "images": fingerprint(replace(task.train, trigger=None))}
+               "corrupted": task.corrupted,
+               "images": fingerprint(task.train) if task.source is None else task.source}
     write_whole(path, lambda file: torch.save(content, file))
 
 
@@ -190,9 +235,10 @@ def load_task(path: str | Path, dataset: Dataset) -> Task:
         raise ValueError(f"no task file at {path}; save_task writes one")
     content = torch.load(path, weights_only=True)
     if content["images"] != fingerprint(dataset.train):
-        raise ValueError(f"the task in {path} was made from other images than {dataset.name}'s; load the data it was made from")
+        raise ValueError(f"the task in {path} was made from other images than {dataset.name}'s; "
+                         "load the data it was made from")
     clean = replace(dataset, train=replace(dataset.train, labels=content["clean"].to(dataset.train.images.device)))
-    return assemble(content["name"], content["seed"], clean, content["labels"], content["corrupted"], content["trigger"])
+    return assemble(content["name"], content["seed"], clean, content["labels"], content["corrupted"])
 
 
 def write_whole(path: str | Path, write) -> None:

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data import Data, batches, count_batches
-from etd import Expanded, eval_mode, mask_table
+from data import Data, count_batches
+from etd import Expanded, NonFiniteLoss, eval_mode, forked_rng, mask_table
 from expand import expand
-from metrics import NonFiniteLoss
 from settings import Config, stream
 
 WARM_UP = 0.01  # share of the steps; Goel et al. 2024
@@ -38,8 +37,14 @@ def rate(step: int, steps: int) -> float:
 
 
 def make_optimizer(model: nn.Module, config: Config, lr: float) -> torch.optim.Optimizer:
-    """SGD with momentum and weight decay, or Adam without (Table 3), over every trainable parameter, each once."""
+    """SGD with momentum and weight decay, or Adam without (Table 3), over every trainable parameter, each once.
+
+    Raises:
+        ValueError: no parameter is trainable.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("every parameter of the network is frozen; set requires_grad where training may change it")
     if config.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=lr, foreach=True)
     return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
@@ -75,7 +80,7 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
         data: D_tr.
         index: (k,) int64 examples to train on (D_r for fine-tuning), None for all.
         config: batch size, optimiser, precision, and the defaults of the next two.
-        generator: on the CPU, of order and augmentation.
+        generator: on the CPU, of order, augmentation and dropout.
         epochs: None for config.epochs.
         lr: peak rate, None for config.lr.
         masks: (N, width) bool: row i masks theta_o2 for example i (ETD).
@@ -91,16 +96,16 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
     model.train()
     for epoch in range(1, epochs + 1):
         total, start = torch.zeros((), device=device), step
-        loader = batches(data, index, config.batch, generator, augment=True, dtype=dtype)
         per_epoch = count_batches(len(data) if index is None else len(index), config.batch)
-        for rows, x, y in loader:
-            optimizer.param_groups[0]["lr"] = lr * rate(step, epochs * per_epoch)
-            with autocast(config, device):
-                logits = model(x) if masks is None else model(x, masks[rows.to(device, non_blocking=True)])
-            loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y)
-            update(optimizer, loss)
-            total += loss.detach()
-            step += 1
+        with forked_rng(generator, device):
+            for rows, x, y in data.batches(index, config.batch, generator, augment=True, dtype=dtype):
+                optimizer.param_groups[0]["lr"] = lr * rate(step, epochs * per_epoch)
+                with autocast(config, device):
+                    logits = model(x) if masks is None else model(x, masks[rows.to(device, non_blocking=True)])
+                loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y)
+                update(optimizer, loss)
+                total += loss.detach()
+                step += 1
         mean = finite(total, step - start, f"training epoch {epoch}")
         if log is not None:
             log(epoch, epochs, model, loss=mean)
@@ -120,7 +125,8 @@ def refresh_batchnorm(model: nn.Module, data: Data, size: int = 512, generator: 
         size: batch size.
         generator: of the order; None: one seeded with 0.
     """
-    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) and m.running_mean is not None]
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    norms = [m for m in model.modules() if isinstance(m, kinds) and m.running_mean is not None]
     momenta = [m.momentum for m in norms]
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     dtype = next(model.parameters()).dtype
@@ -129,7 +135,7 @@ def refresh_batchnorm(model: nn.Module, data: Data, size: int = 512, generator: 
             for norm in norms:
                 norm.reset_running_stats()
                 norm.training, norm.momentum = True, None  # None: a cumulative mean instead of an exponential one
-            for _, x, _ in batches(data, size=size, generator=generator, dtype=dtype):
+            for _, x, _ in data.batches(size=size, generator=generator, dtype=dtype):
                 model(x)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
@@ -144,8 +150,8 @@ def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Gen
         data: D_tr with its labels as given.
         config: training settings; `ratio`, `p_mem` and `seed` shape theta_o2 and the masks.
         generator: of order and augmentation.
-        shared: indices that share one row: D_c for ETD (IDEAL) of Fig. 9, which knows more than it may. None: each its own.
-        log: called once an epoch, see fit.
+        shared: indices that share one row: D_c for ETD (IDEAL) of Fig. 9, an oracle. None: each its own.
+        log: called once per epoch, see fit.
 
     Returns:
         The trained Expanded, base statistics refreshed; `drop` it for ETD alone, or hand it to rem.

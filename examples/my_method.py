@@ -1,4 +1,4 @@
-"""A method of one's own: `python run.py --method cf,rem,examples/my_method.py:relabel` compares it with the others.
+"""A user-supplied method: `python run.py --method cf,rem,examples/my_method.py:relabel` compares it with the others.
 
     from contract import assert_contract      # tests/contract.py
     assert_contract(relabel)                   # what every method of this repository promises
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from passes import hand_back
+from baselines import restore_modes
 from rem import check_forget
 from train import fit
 
@@ -20,4 +20,4 @@ def relabel(model, data, forget, config, generator):
     labels = data.labels.clone()
     labels[forget] = torch.randint(data.classes, forget.shape, generator=generator).to(labels.device)
     fit(tuned, replace(data, labels=labels), None, config, generator, epochs=config.unlearn_epochs, lr=config.unlearn_lr)
-    return hand_back(model, tuned)
+    return restore_modes(model, tuned)

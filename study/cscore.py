@@ -1,14 +1,13 @@
-"""The regularity axis as a number: C-scores of the three corruptions, by networks trained on parts of D_c (Eq. 1, Sec. 4).
+"""The regularity axis as a number: C-scores of the corruptions, by networks trained on parts of D_c (Eq. 1, Sec. 4).
 
     python run.py cscore --task all
     python run.py cscore --task poison --sizes 0,0.5,0.9 --runs 10 --seed 1 --out results/cscore.jsonl
 
 The networks see corrupted examples alone, with their labels as given. All poisoned images have label 0, so any trained
-network predicts it, trigger or not, and the score is 1 at every size but 0. Confusion leaves two labels, to be told apart by
-the image. Random labels follow from nothing: the score is chance, 1 / classes.
+network predicts it, trigger or not, and the score is 1 at every size but 0. Confusion leaves two labels, to be told
+apart by the image. Random labels follow from nothing: the score is chance, 1 / classes.
 """
 
-import argparse
 import math
 import time
 from dataclasses import replace
@@ -17,9 +16,10 @@ from functools import partial
 import torch
 
 from experiment import append_row, attempt, check_writable, choose_device, corrupt, new_model, provenance
-from data import Data, Dataset, count_batches, load
+from data import Data, Dataset, count_batches
+from datasets import load
 from metrics import accuracy, c_score, check_c_score, mean_sem
-from settings import TASKS, Config, resolve, stream
+from settings import TASKS, Config, Parser, add_flags, resolve, stream
 from tasks import Task
 from train import fit
 
@@ -29,40 +29,35 @@ FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "pair", "arch", "
 NO_SCORES = dict.fromkeys(("score", "sem", "by_size", "learned", "rates"))  # of a task that failed
 
 
-def parser() -> argparse.ArgumentParser:
+def add_arguments(p: Parser) -> None:
     """The flags of run.py in FLAGS, and those of the estimator.
 
-    Choice: every network gets the same number of updates, whatever the size of its subset. On fashion-mini 100 updates teach
-    a network 93 % or more of its subset of poison and confusion, and 84 % or more of random labels (`learned` in the rows).
+    Choice: every network gets the same number of updates, whatever the size of its subset. On fashion-mini 100 updates
+    teach a network 93 % or more of its subset of poison and confusion, and 84 % or more of random labels (`learned`).
     """
-    import run  # which imports this module
-    p = argparse.ArgumentParser(prog="run.py cscore", description=__doc__.splitlines()[0], allow_abbrev=False,
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.error = lambda message: p.exit(2, f"run.py cscore: {message}\n")  # one line, without the usage
-    p.add_argument("--task", choices=(*TASKS, "all"), default="all", help="corruption to score")
-    p.add_argument("--sizes", default="0,0.2,0.4,0.6,0.8", help="sizes of the subsets, shares of D_c in [0, 1)")
-    p.add_argument("--runs", type=int, default=5, help="networks of each size, at least 1 / (1 - largest size)")
-    p.add_argument("--updates", type=int, default=100, help="training updates of each network, rounded up to whole epochs")
-    p.add_argument("--batch", type=int, default=64, help="batch size in training")
-    p.add_argument("--out", default="runs/cscore.jsonl", help="result file, one JSON line a task is appended")
-    for action in run.parser()._actions:
-        if action.dest in FLAGS:
-            p._add_action(action)
-    return p
+    def add(name, default, text, **more):
+        p.add_argument("--" + name, default=default, help=f"{text} (default: {default})", **more)
+
+    add("task", "all", "corruption to score", choices=(*TASKS, "all"))
+    add("sizes", "0,0.2,0.4,0.6,0.8", "sizes of the subsets, shares of D_c in [0, 1)")
+    add("runs", 5, "networks of each size, at least 1 / (1 - largest size)", type=int)
+    add("updates", 100, "training updates of each network, rounded up to whole epochs", type=int)
+    add("batch", 64, "batch size in training", type=int)
+    add("out", "runs/cscore.jsonl", "result file, one JSON line per task is appended")
+    add_flags(p, FLAGS)
 
 
-def main(argv: list[str]) -> int:
+def main(given: dict, argv: list[str]) -> int:
     """Score the tasks that the flags after `run.py cscore` name; returns the exit code: 0, or 1 if a task failed.
 
     Raises:
         ValueError, TypeError: the input cannot be used; run.main makes exit code 2 and one line of it.
     """
-    given = vars(parser().parse_args(argv))
     names, shares, runs, updates = (given.pop(key) for key in ("task", "sizes", "runs", "updates"))
     configs = [resolve({**given, "task": name}) for name in (TASKS if names == "all" else [names])]
     if updates < 1:
         raise ValueError(f"updates is {updates}; it must be at least 1")
-    rows = score_tasks(configs, subset_sizes(shares, configs[0].n), runs, updates, ["cscore", *argv])
+    rows = score_tasks(configs, subset_sizes(shares, configs[0].n), runs, updates, argv)
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 
@@ -78,7 +73,7 @@ def subset_sizes(shares: str, n: int) -> list[int]:
 
 
 def score_tasks(configs: list[Config], sizes: list[int], runs: int, updates: int, argv: list[str]) -> list[dict]:
-    """One row a task, appended to config.out as they come; what can be wrong with the input is looked at before training."""
+    """One row per task, appended to config.out as they come; wrong input is told before any training."""
     config = configs[0]  # they differ in the task alone
     device = choose_device(config.device)
     check_writable(config.out)
@@ -88,26 +83,26 @@ def score_tasks(configs: list[Config], sizes: list[int], runs: int, updates: int
         check_c_score(task.train, task.corrupted, sizes, runs)
     new_model(config, dataset)  # refuses images that the architecture does not take
     networks = runs * sum(size > 0 for size in sizes)
-    log, rows = progress(networks * len(tasks), config.quiet), []
+    log, rows = network_progress(networks * len(tasks), config.quiet), []
     for config, task in zip(configs, tasks, strict=True):
         scores = score_task(config, dataset, task, device, sizes, runs, updates, log)
         used = {name: getattr(config, name) for name in ("task", *FLAGS, "batch", "out")}
-        rows.append({**used, "sizes": sizes, "runs": runs, "updates": updates, **provenance(device, argv), **scores,
-                     "networks": networks})
+        plan = {"sizes": sizes, "runs": runs, "updates": updates, "networks": networks}
+        rows.append({**used, **plan, **provenance(device, argv), **scores})
         append_row(config.out, rows[-1])
-    print(table(rows))
+    print(score_table(rows))
     if not config.quiet:
         print(f"rows appended to {config.out}")
     return rows
 
 
-def score_task(config: Config, dataset: Dataset, task: Task, device: torch.device, sizes: list[int], runs: int, updates: int,
-               log) -> dict:
+def score_task(config: Config, dataset: Dataset, task: Task, device: torch.device, sizes: list[int], runs: int,
+               updates: int, log) -> dict:
     """The measured part of a task's row.
 
     Returns:
-        score: mean of D_c's C-scores. sem: over the runs, each the mean over sizes of the accuracy on what was held out.
-        by_size, learned: mean accuracy on the held-out part and on the subset itself (None at size 0). rates: (sizes, runs).
+        score: mean of D_c's C-scores. sem: over runs, each the mean over sizes of the accuracy on the held-out part.
+        by_size, learned: mean accuracy on that part and on the subset itself (None at size 0). rates: (sizes, runs).
     """
     data, fits = task.train.to(device), {size: [] for size in sizes}
     learn, log = learner(config, dataset, data, updates, fits), partial(log, task.name)
@@ -116,8 +111,9 @@ def score_task(config: Config, dataset: Dataset, task: Task, device: torch.devic
     if failure:
         return row
     scores, rates = result
-    return {**row, "score": float(scores.mean()), "sem": mean_sem(rates.mean(dim=0))[1], "by_size": rates.mean(dim=1).tolist(),
-            "learned": [mean_sem(fits[size])[0] if size else None for size in sizes], "rates": rates.tolist()}
+    learned = [mean_sem(fits[size])[0] if size else None for size in sizes]
+    return {**row, "score": float(scores.mean()), "sem": mean_sem(rates.mean(dim=0))[1], "learned": learned,
+            "by_size": rates.mean(dim=1).tolist(), "rates": rates.tolist()}
 
 
 def learner(config: Config, dataset: Dataset, data: Data, updates: int, fits: dict):
@@ -133,11 +129,11 @@ def learner(config: Config, dataset: Dataset, data: Data, updates: int, fits: di
     return learn
 
 
-# --- Output -------------------------------------------------------------------------------------------------------------
+# --- Output -----------------------------------------------------------------------------------------------------------
 
 
-def progress(networks: int, quiet: bool):
-    """A log function for `c_score` behind the task's name: one aligned line a network with the time left for all tasks."""
+def network_progress(networks: int, quiet: bool):
+    """A log function for `c_score` behind the task's name: a line per network with the time left for all tasks."""
     begin, trained = time.perf_counter(), 0
 
     def log(name: str, done: int, total: int, size: int, rate: float) -> None:
@@ -151,8 +147,8 @@ def progress(networks: int, quiet: bool):
     return (lambda *args: None) if quiet else log
 
 
-def table(rows: list[dict]) -> str:
-    """One line a task; scores are fractions, n is the number of runs that the SEM is over."""
+def score_table(rows: list[dict]) -> str:
+    """One line per task; scores are fractions, n is the number of runs that the SEM is over."""
     lines = [f"\n{'task':<12}{'C-score':>8}{'SEM':>8}{'n':>4}{'networks':>10}{'seconds':>9}"]
     for row in rows:
         if row["status"] != "ok":

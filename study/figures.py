@@ -12,7 +12,7 @@ import textwrap
 from functools import partial
 
 from metrics import mean_sem
-from study.rows import FIXED, etd_alone, maskless, networks, pick, split, without_extra_curves
+from study.rows import etd_alone, maskless, networks, pick, reads_forget, split, without_extra_curves
 from study.tables import VARIANTS, brief, compared, descending, percent, slug, summary
 
 TASKS = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # rising regularity
@@ -136,7 +136,7 @@ def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> None:
 def at_rate(rows: list[dict], task: str, rate: float) -> list[dict]:
     """A method's runs of a task at a discovery rate; of one that reads no D_f every network, which any rate's run stands for."""
     found = pick(rows, task=task, discovery=rate)
-    return networks(pick(rows, task=task)) if found and found[0]["method"] in FIXED else found
+    return networks(pick(rows, task=task)) if found and not reads_forget(found[0]["method"]) else found
 
 
 def contrast(image, value: float) -> str:

@@ -1,9 +1,9 @@
-"""The whole grid: many cells, each original network trained once, killed and resumed at will, over jobs, GPUs and machines.
+"""The whole grid: many cells, each original trained once, killed and resumed at will, over jobs, GPUs and machines.
 
     python run.py grid --tasks all --discovery 0.1:1.0:0.1 --methods all --seeds 0,1,2 --out runs/all
-    python run.py grid --preset table1 --data-dir data --dry-run                # what there is to do, and how long it takes
-    torchrun --nproc-per-node 8 -- run.py grid --preset table1 --out runs/t1    # each rank its own originals, device and file
-    python run.py report runs/all                                                   # tables and figures out of the rows
+    python run.py grid --preset table1 --data-dir data --dry-run              # what there is to do, and hours
+    torchrun --nproc-per-node 8 -- run.py grid --preset table1 --out runs/t1  # a rank has its own originals and file
+    python run.py report runs/all                                             # tables and figures out of the rows
 
 A cell that has its row in --out is skipped, so the same command goes on where it was killed.
 """
@@ -15,90 +15,97 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 
-from baselines import METHODS, load_method, no_ul
-from experiment import NO_SCORES, append_row, attempt, check_writable, code_of, corrupt, find, new_model, provenance, unlearn
-from study.forecast import Lines, overview
+from baselines import no_ul
+from experiment import NO_SCORES, append_row, attempt, check_writable, corrupt, find, new_model, provenance, unlearn
+from methods import METHODS, code_of, load_method
+from settings import PLACE, Config, Parser, flag, flags
+from study.forecast import overview
 from study.originals import dataset_of, device_of, load_original, make_original
-from study.plan import (PRESETS, TRAINED_ALONE, by_original, cell_key, expand_axes, flag, original_of, preset, read_rows,
-                  rows_by_cell)
-from settings import Config
+from study.plan import PRESETS, by_original, expand_axes, original_of, preset
+from study.rows import cell_key, read_rows, rows_by_cell
 
 PLURAL = {"task": "tasks", "method": "methods", "seed": "seeds"}  # either is a flag
-ONE_VALUE = ("data_dir", "download", "device", "out", "quiet")  # of the whole grid
 DIED = "the worker process died (killed, or out of memory)"
 
 
-# --- Command line -----------------------------------------------------------------------------------------------------------
+# --- Command line -----------------------------------------------------------------------------------------------------
 
 
-def parser() -> argparse.ArgumentParser:
-    """A flag an axis, each taking a list; only what was given ends up in the namespace."""
-    p = argparse.ArgumentParser(prog="run.py grid", description=__doc__.splitlines()[0], allow_abbrev=False,
-                                argument_default=argparse.SUPPRESS,
-                                epilog="Lists: 1,2 or first:last:step; all for tasks and methods; on, off or both for switches.")
-    p.error = lambda message: p.exit(2, f"run.py grid: {message}\n")  # one line, without the usage
+def add_arguments(p: Parser) -> None:
+    """A flag per axis, each taking a list, and those of the grid; of the axes only what was given gets a value."""
+    p.epilog = "Lists: 1,2 or first:last:step; all for tasks and methods; on, off or both for switches."
     p.add_argument("--preset", help=f"the cells of a table or figure of the paper: {', '.join(PRESETS)}")
-    for f in fields(Config):
-        names = [f"--{flag(name)}" for name in (f.name, PLURAL.get(f.name)) if name]
-        text = "folder of the grid (default: runs/grid)" if f.name == "out" else f.metadata["help"].replace("%", "%%")
-        if f.name in ("download", "quiet"):
-            p.add_argument(*names, action="store_true", help=text)
-        else:
-            p.add_argument(*names, dest=f.name, metavar=f.name.upper() if f.name in ONE_VALUE else "LIST", help=text)
     p.add_argument("--jobs", type=int, default=1, help="cells at a time on this device (default: 1)")
-    p.add_argument("--dry-run", action="store_true", default=False, help="show what there is to do and train nothing")
-    p.add_argument("--retry-failed", action="store_true", default=False, help="do cells anew that failed before")
-    return p
+    p.add_argument("--dry-run", action="store_true", help="show what there is to do and train nothing")
+    p.add_argument("--retry-failed", action="store_true", help="do failed cells anew, and damaged originals")
+    for group, f, text in flags(p):
+        names = [flag(name) for name in (f.name, PLURAL.get(f.name)) if name]
+        more = {"action": "store_true"} if f.name in ("download", "quiet") else {"metavar": "LIST"}
+        if f.name in ("data_dir", "device", "out"):
+            more = {"metavar": f.name.split("_")[-1].upper()}
+        text = "folder of the grid (default: runs/grid)" if f.name == "out" else text
+        group.add_argument(*names, dest=f.name, default=argparse.SUPPRESS, help=text, **more)
 
 
-def main(argv: list[str]) -> int:
+def main(given: dict, argv: list[str]) -> int:
     """Run `run.py grid`; returns the exit code: 0, 1 if a cell failed, now or before. Bad input raises ValueError."""
-    given = vars(parser().parse_args(argv))
-    jobs, dry, retry, name = (given.pop(key, None) for key in ("jobs", "dry_run", "retry_failed", "preset"))
+    jobs, dry, retry, name = (given.pop(key) for key in ("jobs", "dry_run", "retry_failed", "preset"))
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}; it must be at least 1")
-    place = {key: given.pop(key) for key in ONE_VALUE if key in given}
-    folder, rank, world = Path(place.pop("out", "runs/grid")), *place_in_world()
-    cells = preset(name, given) if name else expand_axes(given)
-    cells = [replace(cell, **{**place, "quiet": True}, out=str(folder / result_file(rank, world))) for cell in cells]
+    rank, world = place_in_world()
+    folder, cells = cells_of(given, name, rank, world)
     check_cells(cells)
-    groups = dealt_out(by_original(cells), rank, world)
+    groups = shard_cells(by_original(cells), rank, world)
     rows = rows_by_cell(read_rows(folder))
     remaining = left_to_do(groups, rows, retry)
-    quiet = place.get("quiet", False)
-    say = (lambda text: None) if quiet else (lambda text: print(text, flush=True))
     if not dry:
         check_writable(cells[0].out)
-    if dry or not quiet:
+    if dry or not given.get("quiet"):
         print(overview(groups, remaining, rows, folder, jobs, every=dry), flush=True)
     if dry:
         return 0
-    keys = {cell_key(cell) for _, group in groups for cell in group} - {cell_key(cell) for _, group in remaining for cell in group}
-    origin = provenance(device_of(cells[0]), ["grid", *argv])
-    warn_of_other_code([rows[key] for key in keys], origin)
-    failed = work_through(remaining, folder, jobs, origin, say)
-    before = sum(rows[key]["status"] != "ok" for key in keys)
-    print(f"{sum(len(group) for _, group in remaining)} cells done, {failed} of them failed"
+    left = {cell_key(cell) for _, group in remaining for cell in group}
+    done = [rows[key] for _, group in groups for cell in group if (key := cell_key(cell)) not in left]
+    origin = provenance(device_of(cells[0]), argv)
+    warn_of_other_code(done, origin)
+    failed = work_through(remaining, folder, jobs, origin, retry, Lines(len(left), given.get("quiet", False)))
+    before = sum(row["status"] != "ok" for row in done)
+    print(f"{len(left)} cells done, {failed} of them failed"
           + (f", {before} failed before (--retry-failed does them anew)" if before else "") + f"; rows in {folder}")
     meet_ranks(stay=bool(failed or before))
     return 1 if failed or before else 0
+
+
+def cells_of(given: dict, name: str | None, rank: int, world: int) -> tuple[Path, list[Config]]:
+    """The grid's folder, and its cells as the flags or a preset name them; each rank writes a file of its own there."""
+    place = {key: value for key, value in given.items() if key in PLACE}
+    axes = {key: value for key, value in given.items() if key not in PLACE}
+    folder = place.pop("out", "runs/grid")
+    if not folder:
+        raise ValueError("--out is empty; name the folder of the grid")
+    out = Path(folder) / ("cells.jsonl" if world == 1 else f"cells-{rank}.jsonl")
+    if "folder" in axes.get("dataset", "").split(","):  # which is another one in another working directory
+        place["data_dir"] = str(Path(place.get("data_dir", Config.data_dir)).resolve())
+    cells = expand_axes(axes) if name is None else preset(name, axes)
+    return Path(folder), [replace(cell, **{**place, "quiet": True, "out": str(out)}) for cell in cells]
 
 
 def warn_of_other_code(rows: list[dict], origin: dict) -> None:
     """Say on stderr which other commits made the rows that count as done."""
     others = {str(row.get("git"))[:7] for row in rows} - {str(origin["git"])[:7]}
     if others:
-        print(f"warning: done cells come from other commits of the code, {', '.join(sorted(others))}; to do them anew, take "
-              "another --out", file=sys.stderr)
+        print(f"warning: done cells come from other commits of the code, {', '.join(sorted(others))}; to do them anew, "
+              "take another --out", file=sys.stderr)
 
 
 def meet_ranks(stay: bool) -> None:
@@ -121,17 +128,12 @@ def place_in_world() -> tuple[int, int]:
     return rank, world
 
 
-def dealt_out(groups: list, rank: int, world: int) -> list:
-    """A rank's part of the groups (original, cells): dealt in turn, those of most cells first, so that no rank gets all of them.
+def shard_cells(groups: list, rank: int, world: int) -> list:
+    """A rank's part of the groups (original, cells): dealt in turn, largest first, so that no rank gets all of those.
 
     It depends on the whole list alone: ranks need not talk to each other.
     """
     return groups if world == 1 else sorted(groups, key=lambda group: -len(group[1]))[rank::world]
-
-
-def result_file(rank: int, world: int) -> str:
-    """Each rank writes a file of its own."""
-    return "cells.jsonl" if world == 1 else f"cells-{rank}.jsonl"
 
 
 def check_cells(cells: list[Config]) -> None:
@@ -145,7 +147,7 @@ def check_cells(cells: list[Config]) -> None:
         new_model(cell, dataset_of(cell))
 
 
-# --- What there is to do ----------------------------------------------------------------------------------------------------
+# --- What there is to do ----------------------------------------------------------------------------------------------
 
 
 def left_to_do(groups, rows: dict[str, dict], retry: bool) -> list[tuple[Config, list[Config]]]:
@@ -158,7 +160,7 @@ def left_to_do(groups, rows: dict[str, dict], retry: bool) -> list[tuple[Config,
     return [(original, cells) for original, cells in left if cells]
 
 
-# --- Doing it ---------------------------------------------------------------------------------------------------------------
+# --- Doing it ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -170,7 +172,7 @@ class Group:
     state: str = "new"  # then "training", then "ready"
 
 
-def work_through(remaining, folder: Path, jobs: int, origin: dict, say) -> int:
+def work_through(remaining, folder: Path, jobs: int, origin: dict, retry: bool, lines: "Lines") -> int:
     """Train the originals and run the cells, up to `jobs` at a time; a row for each as it ends.
 
     Args:
@@ -178,18 +180,19 @@ def work_through(remaining, folder: Path, jobs: int, origin: dict, say) -> int:
         folder: of the grid.
         jobs: 1 runs everything in this process, more in worker processes.
         origin: where the rows come from, see experiment.provenance.
-        say: prints a line.
+        retry: make damaged originals anew.
+        lines: print what is done.
 
     Returns:
         The number of cells that failed.
     """
     queue, running, failed = [Group(original, deque(cells)) for original, cells in remaining], {}, 0
-    lines = Lines(sum(len(cells) for _, cells in remaining), say)
     with Workers(jobs) as workers:
         while True:
             while len(running) < jobs and (item := next_ready(queue)):
                 group, cell = item
-                work = (make_original, group.original, str(folder)) if cell is None else (run_cell, cell, str(folder), origin)
+                training = make_original, group.original, str(folder), retry
+                work = training if cell is None else (run_cell, cell, str(folder), origin)
                 running[workers.submit(*work)] = item
             if not running:
                 return failed
@@ -202,7 +205,7 @@ def work_through(remaining, folder: Path, jobs: int, origin: dict, say) -> int:
 
 
 def next_ready(queue: list[Group]) -> tuple[Group, Config | None] | None:
-    """The next piece of work, first come first: (group, None) for its original, (group, cell), or None while all wait."""
+    """The next piece of work, first come first: (group, None) for its original, (group, cell); None while all wait."""
     for group in queue:
         if group.state == "new":
             group.state = "training"
@@ -213,9 +216,9 @@ def next_ready(queue: list[Group]) -> tuple[Group, Config | None] | None:
 
 
 def rows_of(future: Future, group: Group, cell: Config | None, origin: dict, lines) -> list[dict]:
-    """The rows that a finished piece of work gives: none for an original that trained, else one a cell."""
+    """The rows that a finished piece of work gives: none for an original that trained, else one per cell."""
     error = future.exception()
-    failure = None if error is None else DIED if isinstance(error, BrokenProcessPool) else f"{type(error).__name__}: {error}"
+    failure = error and (DIED if isinstance(error, BrokenProcessPool) else f"{type(error).__name__}: {error}")
     if cell is not None:
         return [future.result() if failure is None else failed_row(cell, origin, failure)]
     seconds, problem = (None, failure) if failure else future.result()
@@ -229,8 +232,8 @@ def rows_of(future: Future, group: Group, cell: Config | None, origin: dict, lin
 
 def failed_row(cell: Config, origin: dict, error: str) -> dict:
     """The row of a cell that gave no numbers."""
-    return {**asdict(cell), "method": Path(cell.method).name, "code": code_of(cell.method), **origin, "train_seconds": None,
-            "status": "failed", "error": error, **NO_SCORES, "seconds": None}
+    return {**asdict(cell), "method": Path(cell.method).name, "code": code_of(cell.method), **origin,
+            "train_seconds": None, "status": "failed", "error": error, **NO_SCORES, "seconds": None}
 
 
 def run_cell(cell: Config, folder: str, origin: dict) -> dict:
@@ -243,13 +246,39 @@ def run_cell(cell: Config, folder: str, origin: dict) -> dict:
 
 
 def measure(cell: Config, folder: str) -> dict:
-    """The measured half of a cell's row. What a method of TRAINED_ALONE makes is there already."""
-    task, network, seconds = load_original(original_of(cell), folder)
+    """The measured half of a cell's row. What a method that trains alone makes is there already."""
+    original = original_of(cell)
+    task, network, seconds = load_original(original, folder)
     forget = find(cell, task)
-    if cell.method in TRAINED_ALONE:
+    if original.method:
         return {"train_seconds": None, **unlearn(cell, cell.method, no_ul, network, task, forget), "seconds": seconds}
-    name, method = (cell.method, METHODS[cell.method]) if cell.method in METHODS else load_method(cell.method)
+    name, method = (cell.method, METHODS[cell.method].function) if cell.method in METHODS else load_method(cell.method)
     return {"train_seconds": seconds, **unlearn(cell, name, method, network, task, forget)}
+
+
+class Lines:
+    """One aligned line per finished cell, with the time left at the mean pace so far."""
+
+    def __init__(self, total: int, quiet: bool):
+        self.total, self.quiet, self.done, self.begin = total, quiet, 0, time.perf_counter()
+
+    def original(self, original: Config, seconds: float | None) -> None:
+        """An original network is there; it took so long, or None where it was there before."""
+        if seconds is not None and not self.quiet:
+            kind = original.method or "the original"
+            etd = ", with ETD" if original.etd else ""
+            print(f"{'':<13}{original.task:<11}trained {kind}, seed {original.seed}{etd}: {seconds:.1f} s", flush=True)
+
+    def cell(self, row: dict) -> None:
+        """A cell has its row."""
+        self.done += 1
+        left = (time.perf_counter() - self.begin) / self.done * (self.total - self.done)
+        scores = "  ".join(f"{name} {100 * (row[name] or 0):5.1f}" for name in ("healed", "utility", "product"))
+        scores = f"{scores}  {row['seconds']:8.1f} s" if row["status"] == "ok" else row["error"]
+        cell = f"{row['task']:<10} {row['discovery']:<5g} {row['method']:<12} {'etd' if row['etd'] else '':<4}"
+        done = f"[{self.done:>5}/{self.total:<5}]"
+        if not self.quiet:
+            print(f"{done} {cell}seed {row['seed']}  {scores}  {left / 60:8.1f} min left", flush=True)
 
 
 class Workers:
@@ -296,7 +325,7 @@ class Workers:
 
 
 def begin_work(threads: int) -> None:
-    """Make a process a worker: its share of the cores, deaf to the Ctrl-C that its parent answers, gone when that is gone."""
+    """Make a process a worker: its share of the cores, deaf to Ctrl-C, which its parent answers, gone when that is."""
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -2,35 +2,39 @@
 
     seconds, failure = make_original(original, folder)     # trains and saves it unless its file is there
     task, network, seconds = load_original(original, folder)
+
+A file's first line has a SHA-256 of the rest and the original's key, so that altered or swapped weights are never used.
 """
 
+import hashlib
+import io
 import os
-import pickle
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from baselines import METHODS
+from data import Dataset
+from datasets import load
+from etd import NonFiniteLoss
 from experiment import attempt, choose_device, corrupt, new_model, train_original
-from data import Dataset, load
-from train import expand_for
-from metrics import NonFiniteLoss
-from study.plan import TRAINED_ALONE, cell_key
+from methods import METHODS
 from settings import Config, stream
+from study.rows import cell_key
 from tasks import Task, load_task, save_task, write_whole
+from train import expand_for
 
 
 @lru_cache(maxsize=2)
 def read_dataset(*where) -> Dataset:
-    """The data set of (name, folder, image size, download), read once a process."""
+    """The data set of (name, folder, image size, download), read once per process."""
     return load(*where)
 
 
 def dataset_of(config: Config) -> Dataset:
     """The settings' data set on the CPU."""
-    return read_dataset(config.dataset, config.data_dir, config.image_size, config.download)
+    return read_dataset(config.dataset, str(Path(config.data_dir).absolute()), config.image_size, config.download)
 
 
 def device_of(config: Config) -> torch.device:
@@ -54,40 +58,46 @@ def on_device(task: Task, device: torch.device) -> Task:
     return replace(task, train=task.train.to(device), test=task.test.to(device))
 
 
-def make_original(original: Config, folder: str | Path) -> tuple[float | None, str | None]:
+def make_original(original: Config, folder: str | Path, retry: bool = False) -> tuple[float | None, str | None]:
     """Train an original network and save it with its task, unless it is there.
 
     Args:
-        original: settings as `plan.original_of` makes them; its method is empty, or one of TRAINED_ALONE.
+        original: settings as `plan.original_of` makes them; its method is empty, or one that trains alone.
         folder: of the grid.
+        retry: make it anew where its files are damaged.
 
     Returns:
         (seconds of training, error text or None).
     """
     path = original_path(folder, original)
     if path.exists() and path.with_suffix(".task").exists():
-        return None, None
+        try:
+            read_checked(path, cell_key(original))
+            return None, None
+        except ValueError as damage:
+            if not retry:
+                return None, str(damage)
     dataset, device = dataset_of(original), device_of(original)
     task = corrupt(original, dataset)
-    save_task(task, path.with_suffix(".task"))
     here, model = on_device(task, device), new_model(original, dataset).to(device)
-    network, seconds, failure = attempt(lambda: whole(train(original, here, model)))
+    network, seconds, failure = attempt(lambda: finite(train(original, here, model)))
     if failure is None:
-        content = {"network": network.state_dict(), "seconds": seconds}
-        write_whole(path, lambda file: torch.save(content, file))
+        save_task(task, path.with_suffix(".task"))
+        write_checked(path, cell_key(original), {"network": network.state_dict(), "seconds": seconds})
     return seconds, failure
 
 
 def train(original: Config, task: Task, model):
-    """The original network, or the one that a method of TRAINED_ALONE makes, as `experiment.unlearn` would run it."""
-    if original.method not in TRAINED_ALONE:
+    """The original network, or the one that a method makes that trains alone, as `experiment.unlearn` would run it."""
+    if not original.method:
         return train_original(original, task, model)
     more = {"corrupted": task.corrupted} if original.method == "etd-ideal" else {}
     some = task.corrupted[:1]  # a D_f that they do not read
-    return METHODS[original.method](model, task.train, some, original, stream(original.seed, "unlearning"), **more)
+    generator = stream(original.seed, "unlearning")
+    return METHODS[original.method].function(model, task.train, some, original, generator, **more)
 
 
-def whole(network):
+def finite(network):
     """The network, unless a weight is not a finite number: a file of such would spoil every cell."""
     for name, value in network.state_dict().items():
         if not value.isfinite().all():
@@ -103,19 +113,34 @@ def load_original(original: Config, folder: str) -> tuple:
         (task on the device, the network on the device, seconds of its training).
     """
     path, dataset, device = original_path(folder, original), dataset_of(original), device_of(original)
-    stored = path.with_suffix(".task")
-    task = on_device(undamaged(stored, lambda: load_task(stored, dataset)), device)
+    content = read_checked(path, cell_key(original))
+    task = on_device(load_task(path.with_suffix(".task"), dataset), device)
     network = new_model(original, dataset).to(device)
-    if original.etd and original.method not in TRAINED_ALONE:
+    if original.etd and not original.method:
         network = expand_for(network, task.train, original)
-    content = undamaged(path, lambda: torch.load(path, weights_only=True, map_location="cpu"))
     network.load_state_dict(content["network"])
     return task, network, content["seconds"]
 
 
-def undamaged(path: Path, read):
-    """What read() returns; a ValueError that says what to do where the file is damaged."""
-    try:
-        return read()
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is damaged; delete it and take --retry-failed to make it anew") from error
+def write_checked(path: Path, key: str, content: dict) -> None:
+    """Write content for torch.load behind a line with the SHA-256 of key, task file and content, and with the key."""
+    packed = io.BytesIO()
+    torch.save(content, packed)
+    line = f"{checksum(path, key, packed.getbuffer())} {key}\n".encode()
+    write_whole(path, lambda file: (file.write(line), file.write(packed.getbuffer())))
+
+
+def read_checked(path: Path, key: str) -> dict:
+    """What `write_checked` wrote; a ValueError that says what to do unless the file and its task's are as written."""
+    line, _, packed = path.read_bytes().partition(b"\n")
+    if line != f"{checksum(path, key, packed)} {key}".encode():
+        raise ValueError(f"{path} or its .task is damaged or another network's; --retry-failed makes both anew")
+    return torch.load(io.BytesIO(packed), weights_only=True, map_location="cpu")
+
+
+def checksum(path: Path, key: str, packed) -> str:
+    """SHA-256 of an original's key, of its task's file and of its packed content."""
+    digest = hashlib.sha256(key.encode())
+    digest.update(path.with_suffix(".task").read_bytes())
+    digest.update(packed)
+    return digest.hexdigest()

@@ -1,34 +1,20 @@
-"""Which cells a grid has: axes, the paper's presets, what identifies a cell and an original network (Tables 1-9).
+"""Which cells a grid has: axes, the paper's presets, the original network that each cell starts from (Tables 1-9).
 
-    cells = expand_axes({"task": "poison,random", "discovery": "0.1:1.0:0.1", "seed": "0,1,2", "etd": "both", "method": "all"})
+    cells = expand_axes({"task": "poison,random", "discovery": "0.1:1.0:0.1", "seed": "0,1,2", "etd": "both"})
     cells = preset("table1", {"dataset": "cifar10"})
     groups = by_original(cells)                    # [(settings of an original network, its cells), ...]
-    done = rows_by_cell(read_rows(folder))         # cell key -> row
 """
 
-import hashlib
 import itertools
-import json
-import sys
 from dataclasses import fields, replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
-import torch
+from methods import MASKS, METHODS, fits, reads_setting
+from settings import AFTER_TRAINING, TASKS, Config, flag, kind_of, resolve
+from study.rows import SETTINGS, cell_key
 
-from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, TWINS, concerns
-from experiment import VERSION, code_of
-from settings import TASKS, Config, resolve
-
-# Where and how a cell runs; the rest of its settings is what it is.
-PLACE = {"data_dir", "download", "device", "out", "quiet"}
-# What an original network does not depend on; p_mem and ratio matter to one trained with masks.
-AFTER_TRAINING = {"discovery", "method", "unlearn_epochs", "unlearn_lr", "gamma", "beta", "max_passes", "forget_norm", "alpha",
-                  "step31", "step32", "redirect", "curve"}
-TRAINED_ALONE = {"etd", "etd-ideal"}  # methods that read no D_f: their network is an original of its own, for every discovery
-NEEDED = {"dataset", "arch", "capacity", "width", "epochs", "etd", "method", "status", "seconds", "train_seconds"}  # in a row
-
-# --- Presets: the paper's tables and figures ------------------------------------------------------------------------------
+# --- Presets: the paper's tables and figures --------------------------------------------------------------------------
 
 RATES = "0.1:1.0:0.1"
 PAPER = {"task": "all", "discovery": RATES, "seed": "0,1,2", "capacity": "0.5", "etd": "both"}
@@ -48,7 +34,8 @@ PRESETS = {
                {**IMAGENETTE, "method": "retrain", "etd": "off", "capacity": "0.9"}],
     "table8": [{**RESNET, **MAIN, "etd": "on", "p_mem": "0.05"}, {**RESNET, "method": "retrain", "etd": "off"}],
     "table9": [{**VIT, **MAIN, "etd": "on", "p_mem": "0.05"}, {**VIT, "method": "retrain", "etd": "off"}],
-    "fig5": [{**RESNET, "task": "poison", "discovery": "0.5", "etd": "off", "method": "rem", "unlearn_epochs": "5", "curve": "on"}],
+    "fig5": [{**RESNET, "task": "poison", "discovery": "0.5", "etd": "off", "method": "rem", "unlearn_epochs": "5",
+              "stop": "max", "curve": "on"}],
     "fig8": [{**RESNET, "discovery": "1.0", "method": "no-ul", "capacity": "0.1,0.2,0.3,0.5,0.7,0.9"},
              {**RESNET, "discovery": "1.0", "method": "no-ul", "capacity": "1.0", "etd": "off"}],
     "quick": [{"task": "all", "discovery": "0.1,0.5,1.0", "method": "no-ul,cf,npo,rem", "seed": "0"}],
@@ -69,11 +56,11 @@ def preset(name: str, given: dict[str, str]) -> list[Config]:
     return unique(cells)
 
 
-# --- Axes -----------------------------------------------------------------------------------------------------------------
+# --- Axes -------------------------------------------------------------------------------------------------------------
 
 
 def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
-    """Every combination of the axes' values as a checked Config with one method.
+    """Every combination of the axes' values as a Config with one method.
 
     Args:
         axes: field of Config -> values separated by commas; numbers also as first:last:step, tasks and methods also as
@@ -81,9 +68,9 @@ def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
         strict: refuse a named method that fits none of the combinations; a preset looks at all of its blocks first.
 
     Returns:
-        Cells in the order of seeds, networks and tasks, then discovery, then method, each once. A method is left out where
-        it has no meaning: training anew on an ETD-trained network, rem-on-etd without one. Several values of a setting make
-        cells of those methods alone that read it.
+        Cells in the order of seeds, networks and tasks, then discovery, then method, each once. A method is left out
+        where it has no meaning: training anew on an ETD-trained network, rem-on-etd without one. Several values of a
+        setting make cells of those methods alone that read it.
 
     Raises:
         ValueError: an unknown field, a value that does not parse or is out of range, or no cell at all.
@@ -98,10 +85,10 @@ def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
     cells = []
     for choice in itertools.product(*(values[name] for name in names)):
         setting = dict(zip(names, choice, strict=True))
-        if fits(setting):
+        if fits(setting["method"], setting.get("etd", Config.etd)):
             resolve(setting)  # a value out of range is an error for methods that do not read it, too
-            cells.append(resolve({name: value for name, value in setting.items()
-                                  if concerns(name, setting) or len(values[name]) == 1}))  # of several, the default
+            read = {name for name in names if reads_setting(name, setting) or len(values[name]) == 1}
+            cells.append(resolve({name: setting[name] for name in names if name in read}))  # others at their default
     if strict and "method" in axes:
         check_used(axes["method"], cells)
     return unique(cells)
@@ -111,43 +98,38 @@ def check_used(methods: str, cells: list[Config]) -> None:
     """Raise ValueError if a method that was named, not meant by "all", has no cell."""
     named = {part.strip() for part in methods.split(",") if part.strip()} - {"all"}
     if idle := sorted(named - {cell.method for cell in cells}):
-        raise ValueError(f"{idle[0]} fits none of these cells; " + ("add --etd on or both" if idle[0] in NEEDS_ETD else
-                                                                    "it trains anew, so leave out --etd on"))
-
-
-def fits(setting: dict) -> bool:
-    """Whether a method has a meaning on a network trained with or without ETD."""
-    etd = setting.get("etd", Config.etd)
-    return setting["method"] not in (NOT_ON_ETD if etd else NEEDS_ETD)
+        hint = "add --etd on or both" if fits(idle[0], True) else "it trains anew, so leave out --etd on"
+        raise ValueError(f"{idle[0]} fits none of these cells; {hint}")
 
 
 def parse_axis(field, text: str) -> list:
     """The values of one axis, in order, each once; ValueError with the text that does not parse."""
-    if field.type is bool:
+    kind = kind_of(field)
+    if kind is bool:
         switches = {"on": [True], "off": [False], "both": [False, True]}
         if text not in switches:
-            raise ValueError(f"--{flag(field.name)} is {text!r}; choose on, off or both")
+            raise ValueError(f"{flag(field.name)} is {text!r}; choose on, off or both")
         return switches[text]
     if field.name == "pair":
         return [text]  # holds a comma itself
-    kind = next(t for t in (str, int, float) if field.type in (t, t | None))
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    found = [value for part in parts for value in (spread(field.name, part) if kind is str else stretch(field.name, part))]
+    texts = [value for part in parts for value in (parse_names if kind is str else parse_range)(field.name, part)]
     try:
-        found = list(dict.fromkeys(kind(value) for value in found))
+        found = list(dict.fromkeys(map(kind, texts)))
     except ValueError as error:
-        raise ValueError(f"--{flag(field.name)} is {text!r}; it takes {kind.__name__} values such as 1,2 or 1:3:1") from error
+        hint = f"it takes {kind.__name__} values such as 1,2 or 1:3:1"
+        raise ValueError(f"{flag(field.name)} is {text!r}; {hint}") from error
     if not found:
-        raise ValueError(f"--{flag(field.name)} is empty; give at least one value")
+        raise ValueError(f"{flag(field.name)} is empty; give at least one value")
     if field.name == "method":
         check_names(found)
     return found
 
 
-def spread(name: str, text: str) -> list[str]:
+def parse_names(name: str, text: str) -> list[str]:
     """A name, or every name where it is "all" of the tasks or methods."""
-    everything = {"task": TASKS, "method": [method for method in METHODS if method not in TWINS]}
-    return list(everything[name]) if text == "all" and name in everything else [text]
+    every = {"task": TASKS, "method": [name for name, method in METHODS.items() if not method.twin]}
+    return list(every[name]) if text == "all" and name in every else [text]
 
 
 def check_names(methods: list[str]) -> None:
@@ -160,73 +142,42 @@ def check_names(methods: list[str]) -> None:
             raise ValueError(f"two methods are called {Path(name).name}; give one of the files another name")
 
 
-def stretch(name: str, text: str) -> list[str]:
-    """A number as it is, or first:last:step in decimals, both ends in it: 0.1:0.3:0.1 is 0.1, 0.2, 0.3 exactly as typed."""
+def parse_range(name: str, text: str) -> list[str]:
+    """A number as it is, or first:last:step in decimals, both ends in it: 0.1:0.3:0.1 is 0.1, 0.2, 0.3 as typed."""
     if ":" not in text:
         return [text]
     try:
         first, last, step = (Decimal(part) for part in text.split(":"))
-        count = int((last - first) / step) + 1 if step > 0 and last >= first else 0
-    except (InvalidOperation, OverflowError, ValueError) as error:
-        raise ValueError(f"--{flag(name)} is {text!r}; a range is first:last:step, such as 0.1:1.0:0.1") from error
+        steps = (last - first) / step if step > 0 else Decimal(-1)
+        count = int(min(steps, Decimal(100_000))) + 1 if steps >= 0 else 0
+    except (ArithmeticError, ValueError) as error:
+        raise ValueError(f"{flag(name)} is {text!r}; a range is first:last:step, such as 0.1:1.0:0.1") from error
     if count > 100_000:
-        raise ValueError(f"--{flag(name)} is {text!r}; a range of more than 100,000 values is taken for a mistake")
+        raise ValueError(f"{flag(name)} is {text!r}; a range of more than 100,000 values is taken for a mistake")
     if count < 1:
-        raise ValueError(f"--{flag(name)} is {text!r}; a range rises from first to last by a step above 0")
+        raise ValueError(f"{flag(name)} is {text!r}; a range rises from first to last by a step above 0")
     return [str(first + i * step) for i in range(count)]
 
 
-def flag(name: str) -> str:
-    """A field's name as it is typed."""
-    return name.replace("_", "-")
-
-
-# --- What a cell and an original are --------------------------------------------------------------------------------------
-
-
 def unique(cells) -> list[Config]:
-    """Cells without those that are another's twin."""
-    return list({cell_key(cell): cell for cell in reversed(list(cells))}.values())[::-1]
+    """Each cell once, the first of those that are twins."""
+    found = {}
+    for cell in cells:
+        found.setdefault(cell_key(cell), cell)
+    return list(found.values())
 
 
-def identity(config: Config, code: str | None) -> dict:
-    """The settings that a cell's numbers depend on, others at their default; a folder of images is told by its path, one's own
-    method by its code.
-    """
-    settings = {f.name: getattr(config, f.name) if concerns(f.name, vars(config)) else f.default
-                for f in fields(Config) if f.name not in PLACE}
-    if config.dataset == "folder":
-        settings["data_dir"] = str(Path(config.data_dir).resolve())
-    return {**settings, "method": Path(config.method).name, "precision": precision_of(config), "code": code}
-
-
-def precision_of(config: Config) -> str:
-    """What precision "auto" comes to: of settings by the device that they ask for, of a row by the one that it names."""
-    on_gpu = torch.cuda.is_available() if config.device == "auto" else config.device != "cpu"
-    return config.precision if config.precision != "auto" else "bf16" if on_gpu else "float32"
-
-
-def digest(settings: dict) -> str:
-    """16 hexadecimal digits of all settings and the version of the code."""
-    return hashlib.sha256(json.dumps({**settings, "version": VERSION}, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def cell_key(config: Config) -> str:
-    """What tells a cell from every other: all of its settings but place and verbosity."""
-    return digest(identity(config, code_of(config.method)))
+# --- Originals --------------------------------------------------------------------------------------------------------
 
 
 def original_of(config: Config) -> Config:
     """The cell's settings with everything that its original network does not depend on at its default.
 
-    Methods of TRAINED_ALONE keep their name: the network that they train is an original too.
+    Methods that train alone keep their name: the network that they train is an original too. Of others it is empty.
     """
-    alone = config.method in TRAINED_ALONE
-    forgotten = AFTER_TRAINING - ({"method"} if alone else set())
-    if not (alone or config.etd):
-        forgotten = forgotten | {"p_mem", "ratio"}
-    plain = {f.name: f.default for f in fields(Config) if f.name in forgotten}
-    return replace(config, **plain, out=Config.out) if alone else replace(config, **{**plain, "method": ""}, out=Config.out)
+    alone = config.method in METHODS and METHODS[config.method].trains_alone
+    unread = AFTER_TRAINING | {"out"} | (set() if alone or config.etd else MASKS)
+    return replace(config, **{name: SETTINGS[name] for name in unread} | {"method": config.method if alone else ""})
 
 
 def by_original(cells: list[Config]) -> list[tuple[Config, list[Config]]]:
@@ -236,34 +187,3 @@ def by_original(cells: list[Config]) -> list[tuple[Config, list[Config]]]:
         original = original_of(cell)
         groups.setdefault(cell_key(original), (original, []))[1].append(cell)
     return list(groups.values())
-
-
-# --- Result files ---------------------------------------------------------------------------------------------------------
-
-
-def read_rows(folder: str | Path) -> list[dict]:
-    """Every cell's row of every *.jsonl in a folder; a line that is torn is left out with a warning on stderr."""
-    rows = []
-    for path in sorted(Path(folder).glob("*.jsonl")):
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-            try:
-                row = json.loads(line) if line.strip() else {}
-            except ValueError:
-                row = None
-            if not isinstance(row, dict) or not isinstance(row.get("method", ""), str):
-                print(f"warning: line {number} of {path} is torn and left out", file=sys.stderr)
-            elif NEEDED <= set(row):  # other commands' rows may lie here too
-                rows.append(row)
-    return rows
-
-
-def rows_by_cell(rows: list[dict]) -> dict[str, dict]:
-    """Cell key -> its row; a good one before a failed one, else the last."""
-    known, found = {f.name for f in fields(Config)}, {}
-    for row in rows:
-        if row.get("version") != VERSION:
-            continue
-        key = digest(identity(Config(**{name: value for name, value in row.items() if name in known}), row.get("code")))
-        if key not in found or row["status"] == "ok" or found[key]["status"] != "ok":
-            found[key] = row
-    return found

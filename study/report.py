@@ -5,19 +5,19 @@
     python run.py report runs/cells.jsonl --table 4,cells --format latex
 """
 
-import argparse
 import csv
 import io
 import os
 import sys
 from pathlib import Path
 
+from settings import Parser
 from study.figures import DRAW, Missing, draw
 from study.rows import load_rows
 from study.tables import NAMES, Table, build
 from tasks import write_whole
 
-# --- Formats ------------------------------------------------------------------------------------------------------------
+# --- Formats ----------------------------------------------------------------------------------------------------------
 
 
 def show(cell) -> str:
@@ -29,10 +29,11 @@ def show(cell) -> str:
 
 def markdown(table: Table) -> str:
     """The table in Markdown, its columns aligned, title and caption above."""
-    grid = [[show(cell).replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in (table.header, *table.rows)]
+    escape = str.maketrans({"\\": r"\\", "|": r"\|"})
+    grid = [[show(cell).translate(escape) for cell in row] for row in (table.header, *table.rows)]
     wide = [max(3, *map(len, column)) for column in zip(*grid, strict=True)]
     grid.insert(1, ["-" * width for width in wide])
-    lines = ["| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True)) + " |" for row in grid]
+    lines = ["| " + " | ".join(map(str.ljust, row, wide)) + " |" for row in grid]
     return "\n".join([f"**{table.title}.** {table.caption}", "", *lines, ""])
 
 
@@ -49,7 +50,8 @@ def latex(table: Table) -> str:
     grid = [" & ".join(escape(show(cell)) for cell in row) + r" \\" for row in (table.header, *table.rows)]
     begin = [r"\begin{table}", rf"\caption{{{escape(f'{table.title}. {table.caption}')}}}",
              rf"\begin{{tabular}}{{{'l' * len(table.header)}}}"]
-    return "\n".join([*begin, r"\hline", grid[0], r"\hline", *grid[1:], r"\hline", r"\end{tabular}", r"\end{table}", ""])
+    end = [r"\hline", r"\end{tabular}", r"\end{table}", ""]
+    return "\n".join([*begin, r"\hline", grid[0], r"\hline", *grid[1:], *end])
 
 
 def as_csv(table: Table) -> str:
@@ -57,7 +59,8 @@ def as_csv(table: Table) -> str:
     def spread(name, cell):
         if name not in table.stats:
             return [str(int(cell)) if isinstance(cell, bool) else show(cell)]
-        return [f"{cell[0]:.2f}", "" if cell[1] is None else f"{cell[1]:.2f}"] if isinstance(cell, tuple) else [show(cell), ""]
+        mean, error = cell if isinstance(cell, tuple) else (None, None)
+        return [show(cell) if mean is None else f"{mean:.2f}", "" if error is None else f"{error:.2f}"]
 
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
@@ -70,26 +73,22 @@ def as_csv(table: Table) -> str:
 FORMATS = {"markdown": (markdown, ".md"), "latex": (latex, ".tex"), "csv": (as_csv, ".csv")}
 
 
-# --- Command line -------------------------------------------------------------------------------------------------------
+# --- Command line -----------------------------------------------------------------------------------------------------
 
 
-def parser() -> argparse.ArgumentParser:
+def add_arguments(p: Parser) -> None:
     """The flags; a wrong one is one line on stderr and exit code 2."""
-    p = argparse.ArgumentParser(prog="run.py report", description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.error = lambda message: p.exit(2, f"run.py report: {message}\n")
     p.add_argument("results", nargs="+", help="result files of run.py, or folders for every *.jsonl below them")
     p.add_argument("--table", help=f"tables, separated by commas: {', '.join(NAMES)} or all (default: mean)")
-    p.add_argument("--figure", help=f"figures, separated by commas: {', '.join(DRAW)} or all; needs --out and matplotlib")
+    p.add_argument("--figure", help=f"figures, separated by commas: {', '.join(DRAW)} or all; needs --out, matplotlib")
     p.add_argument("--format", help=f"of tables: {', '.join(FORMATS)} (default: markdown; with --out all of them)")
     p.add_argument("--out", help="folder to write to; figures are written as PNG and SVG")
-    return p
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 for bad input (one line on stderr)."""
-    given = parser().parse_args(argv)
+def main(given: dict, argv: list[str]) -> int:
+    """Run `run.py report`; returns the exit code: 0, or 2 for bad input (one line on stderr)."""
     try:
-        print("\n".join(report(given)), flush=True)
+        print("\n".join(report(**given)), flush=True)
     except BrokenPipeError:  # its reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
     except (ValueError, OSError) as error:
@@ -98,28 +97,30 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def report(given: argparse.Namespace) -> list[str]:
+def report(results: list[str], table: str | None, figure: str | None, format: str | None, out: str | None) -> list[str]:
     """Make what was asked for; returns what to print: the tables, or with --out how many files were written.
 
     Everything is made before anything is written.
     """
-    formats = choose("format", given.format or (",".join(FORMATS) if given.out else "markdown"), FORMATS)
-    names = choose("table", given.table or ("" if given.figure else "mean"), NAMES)
-    numbers = choose("figure", given.figure or "", DRAW)
-    if numbers and not given.out:
+    if out == "":
+        raise ValueError("--out is empty; name a folder")
+    formats = choose("format", format or (",".join(FORMATS) if out else "markdown"), FORMATS)
+    names = choose("table", table or ("" if figure else "mean"), NAMES)
+    numbers = choose("figure", figure or "", DRAW)
+    if numbers and not out:
         raise ValueError("figures are written to files; give a folder with --out")
     figure_class = import_figure() if numbers else None
-    rows = load_rows(given.results)
+    rows = load_rows(results)
     tables = collect("table", names, NAMES, lambda name: build(name, rows, own=names == list(NAMES)))
     texts = [(table.name + FORMATS[f][1], FORMATS[f][0](table)) for table in tables for f in formats]
-    if not given.out:
+    if not out:
         return [text for _, text in texts]
     figures = collect("figure", numbers, DRAW, lambda number: draw(number, rows, figure_class))
     for name, text in texts:
-        write_whole(Path(given.out, name), lambda file, text=text: file.write(text.encode()))
-    for name, figure in figures:
-        save(given.out, name, figure)
-    return [f"{len(texts)} files of tables and {2 * len(figures)} of figures in {given.out}"]
+        write_whole(Path(out, name), lambda file, text=text: file.write(text.encode()))
+    for name, drawn in figures:
+        save(out, name, drawn)
+    return [f"{len(texts)} files of tables and {2 * len(figures)} of figures in {out}"]
 
 
 def choose(what: str, text: str, known) -> list[str]:
@@ -131,7 +132,7 @@ def choose(what: str, text: str, known) -> list[str]:
 
 
 def collect(what: str, names: list[str], known, make) -> list:
-    """What make(name) gives for each name; rows that are missing are a note where all were asked for, else an error."""
+    """What make(name) gives for each name; missing rows are a note where all were asked for, else an error."""
     made = []
     for name in names:
         try:
@@ -165,4 +166,5 @@ def save(folder: str, name: str, figure) -> None:
     with matplotlib.rc_context({"svg.hashsalt": name}):  # by the canvases themselves: savefig draws everything twice
         write_whole(Path(folder, f"{name}.png"), lambda file: FigureCanvasAgg(figure).print_png(file))
         figure.set_layout_engine("none")  # laid out once, the same in both
-        write_whole(Path(folder, f"{name}.svg"), lambda file: FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None}))
+        canvas = FigureCanvasSVG(figure)
+        write_whole(Path(folder, f"{name}.svg"), lambda file: canvas.print_svg(file, metadata={"Date": None}))

@@ -3,34 +3,36 @@
     rows = load_rows(["results/fashion-mini", "runs/cells.jsonl"])
     rem = pick(rows, method="rem", etd=False, discovery=(0.1, 0.5))     # those that ended well
     for (task, seed), part in split(rem, "task", "seed").items(): ...
+    done = rows_by_cell(read_rows("runs/grid"))                         # cell key -> row
 """
 
+import hashlib
 import json
 import math
-import re
 import sys
 from collections import defaultdict
 from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
 
-from baselines import ONLY_FOR, concerns
+import torch
+
+from methods import METHODS, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
 from metrics import mean_sem
-from settings import TASKS, Config
+from settings import PLACE, VERSION, Config
 from tasks import PAIRS
 
 SETTINGS = {f.name: f.default for f in fields(Config)}
 SCORES = ("healed", "utility", "product")
-NOT_IDENTITY = {"dataset", "data_dir", "image_size", "download", "device", "out", "quiet", "curve"}  # `data` names the first 3
-IDENTITY = itemgetter("data", *(key for key in SETTINGS if key not in NOT_IDENTITY))
-FIXED = {"no-ul", "etd", "etd-ideal"}  # methods that read no D_f: the same network at every discovery rate
+NOT_IDENTITY = PLACE | {"curve"}  # what two rows of one run may differ in; `data` has the place of a folder of images
+IDENTITY = itemgetter("data", *(name for name in SETTINGS if name not in NOT_IDENTITY))
 
 
-# --- Reading ------------------------------------------------------------------------------------------------------------
+# --- Reading ----------------------------------------------------------------------------------------------------------
 
 
 def load_rows(paths) -> list[dict]:
-    """Rows of result files, one a run and cell: of several `latest` says which counts.
+    """Rows of result files, one per run and cell: of several `latest` says which counts.
 
     Args:
         paths: files, or folders for every *.jsonl below them; a folder's are read in the order of their names.
@@ -46,26 +48,32 @@ def load_rows(paths) -> list[dict]:
         if not path.exists():
             raise ValueError(f"no file or folder {path}")
         for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
-            rows += read(file)
+            rows += map(canonical, read(file))
     if not rows:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}")
     return best_alpha(latest(rows))
 
 
+def read_rows(folder: str | Path) -> list[dict]:
+    """Every row of every *.jsonl in a folder."""
+    return [row for path in sorted(Path(folder).glob("*.jsonl")) for row in read(path)]
+
+
 def read(file: Path) -> list[dict]:
-    """The whole rows of one file; lines that are none are skipped and named in one warning, C-scores without a word."""
-    rows, torn = [], []
+    """The rows of one file; lines that are none are left out and named in one warning, C-scores without a word."""
+    rows, odd = [], []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            rows += [] if is_c_score(row) else [canonical(whole(row))]
-        except (ValueError, TypeError, KeyError):
-            torn.append(number)
-    if torn:
-        lines = f"line {torn[0]} is" if len(torn) == 1 else f"{len(torn)} lines, the first of them {torn[0]}, are"
-        print(f"run.py report: warning: {file}: {lines} not a whole row; skipped", file=sys.stderr)
+            if not is_c_score(row):
+                rows.append(checked({"stop": "max", **row}))  # rows from before REM could end early lack it
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            odd.append(number)
+    if odd:
+        lines = f"line {odd[0]} is" if len(odd) == 1 else f"{len(odd)} lines, the first of them {odd[0]}, are"
+        print(f"warning: {file}: {lines} not a whole row; left out", file=sys.stderr)
     return rows
 
 
@@ -74,19 +82,54 @@ def is_c_score(row) -> bool:
     return isinstance(row, dict) and "method" not in row and {"sizes", "runs"} <= set(row)
 
 
-def whole(row: dict) -> dict:
-    """The row itself with defaults for settings that older rows lack; ValueError unless it can be averaged or counted."""
-    row = {**SETTINGS, "forget_norm": "batch", **row}  # what version 0.1.0 did, which had no such setting
-    numbers = [row[key] for key in ("discovery", "n", "capacity", "p_mem", "seed")]
-    numbers += [row[key] for key in SCORES] if row["status"] == "ok" else []
-    numbers += [row[key] for key in ("ratio", "seconds", "train_seconds", "healed_test") if row.get(key) is not None]
-    sound = all(isinstance(value, int | float) and math.isfinite(value) for value in numbers) and row["capacity"] > 0
-    plain = all(isinstance(row[key], str | int | float | None) for key in SETTINGS)
-    named = all(isinstance(row[key], type(SETTINGS[key])) for key in ("method", "dataset", "data_dir", "etd"))
-    known = row["task"] in TASKS and row["arch"] in ("resnet9", "vit") and row["status"] in ("ok", "failed")
-    if not (sound and plain and named and known):
+def checked(row: dict) -> dict:
+    """The row itself; an error of some kind unless every setting is in its range and every number is one."""
+    Config(**{name: row[name] for name in SETTINGS})
+    numbers = [row[key] for key in SCORES if row["status"] == "ok"]
+    numbers += [row[key] for key in ("seconds", "train_seconds", "healed_test") if row.get(key) is not None]
+    numbers += [point[key] for point in row.get("points", ()) for key in ("epoch", "base", *{"full"} & point.keys())]
+    sound = all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
+    if not sound or row["status"] not in ("ok", "failed"):
         raise ValueError("not a result row")
     return row
+
+
+# --- What tells cells apart -------------------------------------------------------------------------------------------
+
+
+def key_of(config: Config, code: str | None) -> str:
+    """16 hexadecimal digits of all that a cell's numbers depend on, other settings at their default.
+
+    A folder of images is told by its path, a user-supplied method by its name and its code.
+    """
+    facts = {name: getattr(config, name) if reads_setting(name, vars(config)) else default
+             for name, default in SETTINGS.items() if name not in PLACE}
+    if config.dataset == "folder":
+        facts["data_dir"] = str(Path(config.data_dir).resolve())
+    facts |= {"method": Path(config.method).name, "precision": precision_of(config), "code": code, "version": VERSION}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cell_key(config: Config) -> str:
+    """What tells a cell from every other, whether it has run or not."""
+    return key_of(config, code_of(config.method))
+
+
+def precision_of(config: Config) -> str:
+    """What precision "auto" comes to: of settings by the device that they ask for, of a row by the one it names."""
+    on_gpu = torch.cuda.is_available() if config.device == "auto" else config.device != "cpu"
+    return config.precision if config.precision != "auto" else "bf16" if on_gpu else "float32"
+
+
+def rows_by_cell(rows: list[dict]) -> dict[str, dict]:
+    """Cell key -> its row of this version of the code; a good one before a failed one, else the last."""
+    found = {}
+    for row in rows:
+        key = key_of(Config(**{name: row[name] for name in SETTINGS}), row.get("code"))
+        better = key not in found or row["status"] == "ok" or found[key]["status"] != "ok"
+        if row.get("version") == VERSION and better:
+            found[key] = row
+    return found
 
 
 def canonical(row: dict) -> dict:
@@ -95,21 +138,17 @@ def canonical(row: dict) -> dict:
     rem-on-etd is rem on a network trained with --etd; rem with a step or the redirect loss changed is that ablation.
     """
     method, pixels, named = row["method"], row["image_size"], set()
-    masks = concerns("p_mem", row)
     if method in ("rem", "rem-on-etd"):
-        named = {"step31", "step32", "redirect"}
+        named = STEP3
         off = "".join(f"-no{step}" for step in ("31", "32") if not row["step" + step])
         method = "rem" + off + ("-ce" if row["redirect"] == "ce" and row["step31"] else "")
-    idle = {axis for axis in ONLY_FOR if not concerns(axis, row)} - {"curve"} | named
-    row = {**row, **{axis: SETTINGS[axis] for axis in idle}}
-    usual = "batch" if method in ("ascent", "npo", "rem-no31-no32") else "running" if method.startswith("rem") else None
-    if row["forget_norm"] == usual:
-        row = {**row, "forget_norm": "auto"}
-    row = {**row, "method": method, "ran": row["method"], "pair": confused(row)}
+    idle = {name for name in OPTIONAL - {"curve"} if not reads_setting(name, row)} | named
+    usual = "batch" if method == "rem-no31-no32" else METHODS[row["method"]].norm if row["method"] in METHODS else ""
+    idle |= {"forget_norm"} if row["forget_norm"] == usual else set()
     data = row["dataset"] + (f" {row['data_dir']}" if row["dataset"] == "folder" else "")
-    data += f" at {pixels} px" if pixels else ""
-    ratio = 1 / row["capacity"] - 1 if row["ratio"] is None else row["ratio"]
-    return {**row, "ratio": ratio if masks else None, "data": data}
+    ratio = Config(capacity=row["capacity"], ratio=row["ratio"]).extra_ratio if reads_setting("p_mem", row) else None
+    return {**row, **{name: SETTINGS[name] for name in idle}, "method": method, "ran": row["method"], "ratio": ratio,
+            "pair": confused(row), "data": data + (f" at {pixels} px" if pixels else "")}
 
 
 def maskless(row: dict) -> bool:
@@ -124,17 +163,12 @@ def confused(row: dict) -> str | None:
     return pair if row["task"] == "confusion" and pair != customary else None
 
 
-# --- One row a run ------------------------------------------------------------------------------------------------------
-
-
-def identity(row: dict) -> tuple:
-    """What makes two rows the same run."""
-    return IDENTITY(row)
+# --- One row per run --------------------------------------------------------------------------------------------------
 
 
 def network(row: dict) -> tuple:
     """What makes two rows the same network: for methods that read no D_f every setting but the discovery rate."""
-    return identity({**row, "discovery": None} if row["method"] in FIXED else row)
+    return IDENTITY({**row, "discovery": None} if not reads_forget(row["method"]) else row)
 
 
 def measured(row: dict) -> bool:
@@ -142,17 +176,14 @@ def measured(row: dict) -> bool:
     return bool(row.get("points")) and row["curve"]
 
 
-def latest(rows: list[dict], key=identity) -> list[dict]:
-    """One row a run; it has Fig. 5's points if any row of the run that ended well has.
+def latest(rows: list[dict], key=IDENTITY) -> list[dict]:
+    """One row per run; it has Fig. 5's points if any row of the run that ended well has.
 
-    Of several rows that one counts that the newest version of the code made; then one that ended well; then that by name
-    (rem-on-etd, no-ul); then one with healed_test, which older code did not write; then one timed without Fig. 5's points;
-    then the later in the file. Rows have no date: between files "later" is the order in which they are given, in a folder
-    that of their names.
+    Of several rows that one counts that ended well; then one timed without Fig. 5's points; then the later in the file.
+    Rows have no date: between files "later" is the order in which they are given, in a folder that of their names.
     """
     def rank(row):
-        version = [int(part) for part in re.findall(r"\d+", str(row.get("version")))]  # none is older than any
-        return version, row["status"] == "ok", row["ran"] not in ("rem", "etd"), row.get("healed_test") is not None, not measured(row)
+        return row["status"] == "ok", not measured(row)
 
     kept, points = {}, {}
     for row in rows:
@@ -165,7 +196,7 @@ def latest(rows: list[dict], key=identity) -> list[dict]:
 
 
 def networks(rows: list[dict]) -> list[dict]:
-    """One row a network, for means and SEMs: at ten discovery rates no-ul is one network, not ten."""
+    """One row per network, for means and SEMs: at ten discovery rates no-ul is one network, not ten."""
     return latest(rows, network)
 
 
@@ -177,7 +208,7 @@ def best_alpha(rows: list[dict]) -> list[dict]:
     cells, kept = defaultdict(lambda: defaultdict(list)), [row for row in rows if row["method"] != "scrub"]
     for row in rows:
         if row["method"] == "scrub":
-            cells[identity({**row, "alpha": None, "seed": None})][row["alpha"]].append(row)
+            cells[IDENTITY({**row, "alpha": None, "seed": None})][row["alpha"]].append(row)
 
     def score(runs):
         good = [row["product"] for row in runs if row["status"] == "ok"]
@@ -190,19 +221,20 @@ def best_alpha(rows: list[dict]) -> list[dict]:
 
 def etd_alone(rows: list[dict]) -> list[dict]:
     """The method etd as the paper's "No UL" with ETD, where that was not run itself."""
-    return latest([{**row, "method": "no-ul", "etd": True} if row["method"] == "etd" else row for row in rows])
+    named = [{**row, "method": "no-ul", "etd": True} if row["method"] == "etd" else row for row in rows]
+    return latest(sorted(named, key=lambda row: row["ran"] != "etd"))  # no-ul itself is the later
 
 
 def without_extra_curves(rows: list[dict]) -> list[dict]:
     """Rows without those of Fig. 5 (5 unlearning epochs) whose cell was run at another number of epochs as well."""
     def cell(row):
-        return identity({**row, "unlearn_epochs": None})
+        return IDENTITY({**row, "unlearn_epochs": None})
 
     plain = {cell(row) for row in rows if not measured(row)}
     return [row for row in rows if not measured(row) or cell(row) not in plain]
 
 
-# --- Picking ------------------------------------------------------------------------------------------------------------
+# --- Picking ----------------------------------------------------------------------------------------------------------
 
 
 def pick(rows: list[dict], **wanted) -> list[dict]:

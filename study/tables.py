@@ -13,13 +13,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from baselines import concerns
+from methods import METHODS, reads_setting
 from metrics import mean_sem
-from study.rows import FIXED, NOT_IDENTITY, SCORES, SETTINGS, etd_alone, maskless, measured, networks, pick, split, without_extra_curves
+from study.rows import NOT_IDENTITY, SCORES, SETTINGS, etd_alone, maskless, measured, networks, pick, reads_forget, split, without_extra_curves
 from settings import TASKS
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())
-VARIANTS = ("rem", "rem-no31", "rem-no32", "rem-no31-no32", "rem-ce")  # of Table 2
+VARIANTS = ("rem", *(name for name in METHODS if METHODS[name].part == "ablation"), "rem-no31-no32")  # of Table 2
 COORDINATES = {"task", "discovery", "method", "seed", "capacity", "etd", "p_mem", "alpha", "n", "arch"}
 COLUMNS = {"1": ("ETD",), "2": ("3.1", "3.2", "ETD"), "4": ("capacity", "ETD"), "5": ("capacity", "ETD")}
 NAMES = ("mean", "cells", *PAPER["tables"])
@@ -64,7 +64,7 @@ def like_the_papers(rows: list[dict], dataset: str, n: int) -> bool:
     The seeds may differ. Methods that read no D_f have no rates, so that the tasks are enough.
     """
     good = pick(rows)
-    fixed = all(row["method"] in FIXED for row in good)
+    fixed = not any(reads_forget(row["method"]) for row in good)
     cells = {(row["task"], None if fixed else row["discovery"]) for row in good}
     papers = {(task, rate) for task in TASKS for rate in ([None] if fixed else PAPER["discovery"])}
     return cells == papers and all((row["data"], row["n"]) == (dataset, n) for row in good)
@@ -120,13 +120,13 @@ def uneven(rows: list[dict], *row_keys: str) -> bool:
     """Whether methods ended well in different places: tasks and seeds, and rates where the method depends on them."""
     parts = split(pick(rows), *row_keys).values()
     seeds = [{(row["task"], row["seed"]) for row in part} for part in parts]
-    rates = [{(row["task"], row["seed"], row["discovery"]) for row in part} for part in parts if part[0]["method"] not in FIXED]
+    rates = [{(row["task"], row["seed"], row["discovery"]) for row in part} for part in parts if reads_forget(part[0]["method"])]
     return any(places != group[0] for group in (seeds, rates) for places in group)
 
 
 def once(rows: list[dict]) -> list[str]:
     """How methods that read no D_f are counted, where there are some."""
-    found = sorted({row["method"] for row in rows} & FIXED)
+    found = sorted({row["method"] for row in rows if not reads_forget(row["method"])})
     return [f"{', '.join(found)}: the same network at every discovery rate, counted once."] if found else []
 
 
@@ -151,13 +151,13 @@ def mixed(rows: list[dict]) -> dict[str, list[str]]:
 
 def counts(key: str, row: dict) -> bool:
     """Whether a run's numbers depend on this setting."""
-    return not maskless(row) if key == "ratio" else concerns(key, {"method": row["ran"]})
+    return not maskless(row) if key == "ratio" else reads_setting(key, {"method": row["ran"]})
 
 
 def lopsided(rows: list[dict], *row_keys: str) -> bool:
     """Whether one method's tasks and rates have other seeds than each other, so that some weigh more in its mean."""
     for part in split(networks(pick(rows)), *row_keys).values():
-        places = ("task",) if part[0]["method"] in FIXED else ("task", "discovery")
+        places = ("task",) if not reads_forget(part[0]["method"]) else ("task", "discovery")
         seeds = [{row["seed"] for row in cell} for cell in split(part, *places).values()]
         if any(some != seeds[0] for some in seeds):
             return True
@@ -212,8 +212,8 @@ def belongs(row: dict, number: str) -> bool:
 
 
 def compared(method: str) -> bool:
-    """Whether Tables 1 and 4-9 have a method: one's own too, but no ablation and none that knows all of D_c."""
-    return ":" in method or method == "rem" or not method.startswith(("rem-", "etd"))
+    """Whether Tables 1 and 4-9 have a method: user-supplied ones too, but no ablation and none that knows all of D_c."""
+    return ":" in method or method in METHODS and METHODS[method].part == "compared"
 
 
 def paper_table(number: str, data: str, n: int, rows: list[dict]) -> Table:

@@ -12,9 +12,9 @@ from functools import cache
 
 import torch
 
-from baselines import METHODS
+from methods import METHODS
 from experiment import new_model, train_original
-from data import load
+from datasets import load
 from etd import drop, mask_table
 from metrics import accuracy, evaluate
 from settings import resolve, stream
@@ -61,7 +61,7 @@ def poison(seed: int) -> dict:
         channel = mask_table(len(task.train), net.width, config.p_mem, config.seed, forget)[forget[:1]].expand(len(task.train), -1)
         curve.append((accuracy(net, task.train, task.corrupted), accuracy(net, task.train, task.corrupted, masks=channel)))
 
-    net = METHODS["rem"](original, task.train, forget, config, stream(seed, "unlearning"), log=log)
+    net = METHODS["rem"].function(original, task.train, forget, config, stream(seed, "unlearning"), log=log)
     return {"learnt": accuracy(original, task.train, task.corrupted), "before": evaluate(original, task, forget), "curve": curve,
             0.1: scores_of("rem", config, task, original, 0.1), 0.5: evaluate(net, task, forget),
             1.0: scores_of("rem", config, task, original, 1.0)}
@@ -108,4 +108,4 @@ def trained(name, seed, etd=False):
 def scores_of(method, config, task, original, rate):
     """Scores of one method at a discovery rate."""
     forget = discover(task, rate, config.seed)
-    return evaluate(METHODS[method](original, task.train, forget, config, stream(config.seed, "unlearning")), task, forget)
+    return evaluate(METHODS[method].function(original, task.train, forget, config, stream(config.seed, "unlearning")), task, forget)

@@ -9,6 +9,7 @@ from torch import nn
 
 from data import Data, Dataset
 from settings import Config
+from tasks import put_trigger
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -23,8 +24,8 @@ def make_data(seed, n=12, channels=1, size=8, classes=4, trigger=False, **more) 
     g = gen(seed)
     images = torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=g)
     labels = torch.randint(0, classes, (n,), generator=g)
-    marks = torch.rand(n, generator=g) < 0.5 if trigger else None
-    return Data(images, labels, classes, (0.5,) * channels, (0.25,) * channels, trigger=marks, **more)
+    data = Data(images, labels, classes, (0.5,) * channels, (0.25,) * channels, **more)
+    return put_trigger(data, (torch.rand(n, generator=g) < 0.5).nonzero().flatten()) if trigger else data
 
 
 def make_dataset(seed, n=24, tests=8, **more) -> Dataset:
@@ -68,7 +69,7 @@ def randomise(net: nn.Module, seed: int) -> nn.Module:
 def tiny(**changes) -> Config:
     """Settings that train and unlearn small_net on make_data in a blink."""
     base = Config(epochs=2, batch=4, lr=0.05, unlearn_epochs=2, unlearn_lr=0.02, n=4, ratio=1.0, capacity=1.0, max_passes=5,
-                  gamma=0.0, device="cpu", precision="float32", quiet=True)
+                  gamma=0.0, stop="max", device="cpu", precision="float32", quiet=True)
     return replace(base, **changes)
 
 

@@ -18,7 +18,8 @@ from torch import nn
 import experiment
 from study import cscore
 import run
-from data import Data, load
+from data import Data
+from datasets import load
 from helpers import gen, seeds, tiny
 from metrics import c_score, held_out
 from settings import TASKS, Config

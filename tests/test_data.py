@@ -6,6 +6,8 @@ import random
 import subprocess
 import sys
 import types
+import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,9 @@ from PIL import Image
 import data as data_module
 import make_fashion_mini
 import datasets
-from data import DATASETS, TRIGGER_SIZE, TRIGGER_VALUE, Data, add_trigger, batches, inputs, load
+from data import Data, batches
+from datasets import DATASETS, load
+from tasks import add_trigger, put_trigger
 
 ROOT = Path(data_module.__file__).resolve().parent
 seeds = st.integers(0, 2**31 - 1)
@@ -28,16 +32,24 @@ def gen(seed):
     return torch.Generator().manual_seed(seed)
 
 
+@dataclass(frozen=True, eq=False)
+class Known(Data):
+    """Data that remembers, for the oracle, its images without the trigger and which of them carry it."""
+
+    raw: torch.Tensor | None = None
+    carries: torch.Tensor | None = None
+
+
 def make_data(seed, n=7, channels=3, height=5, width=6, classes=4, trigger=None, **kwargs):
     """Random images of 1..254, so that neither padding (0) nor trigger (255) occurs in them by accident."""
     generator = gen(seed)
     images = torch.randint(1, 255, (n, channels, height, width), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, classes, (n,), generator=generator)
-    if trigger == "some":
-        trigger = torch.rand(n, generator=generator) < 0.5
+    carries = torch.rand(n, generator=generator) < (0.5 if trigger else 0)
     mean = tuple(0.3 + 0.1 * c for c in range(channels))
     std = tuple(0.2 + 0.05 * c for c in range(channels))
-    return Data(images, labels, classes, mean, std, trigger=trigger, **kwargs)
+    data = Known(images, labels, classes, mean, std, raw=images, carries=carries, **kwargs)
+    return put_trigger(data, carries.nonzero().flatten()) if trigger else data
 
 
 @st.composite
@@ -67,13 +79,13 @@ def augment_oracle(data, index, generator):
     images = np.zeros((n, channels, height, width), np.uint8)
     for k, i in enumerate(order):
         padded = np.zeros((channels, height + 2 * data.pad, width + 2 * data.pad), np.uint8)
-        padded[:, data.pad : data.pad + height, data.pad : data.pad + width] = data.images[i].numpy()
+        padded[:, data.pad : data.pad + height, data.pad : data.pad + width] = data.raw[i].numpy()
         top, left = int(corners[0, k]), int(corners[1, k])
         crop = padded[:, top : top + height, left : left + width]
         if flips[k]:
             crop = crop[:, :, ::-1]
         images[k] = crop
-        if data.trigger is not None and data.trigger[i]:
+        if data.carries[i]:
             images[k, :, height - 3 :, width - 3 :] = 255
     return order, images
 
@@ -161,7 +173,6 @@ def test_global_rng_untouched(data, seed):
     """T10: a pass with everything on leaves the random states of torch, numpy and python as they were."""
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()
     list(batches(data, size=3, generator=gen(seed), augment=True))
-    inputs(data, torch.arange(len(data)))
     assert torch.equal(before[0], torch.get_rng_state())
     assert all(np.array_equal(a, b) for a, b in zip(before[1], np.random.get_state(), strict=True))
     assert before[2] == random.getstate()
@@ -202,12 +213,11 @@ def test_augmented_index_equals_loops(data, seed, draw):
 
 @given(datas())
 def test_normalisation(data):
-    """x is (pixel / 255 - mean) / std of what `inputs` returns; bfloat16 is float32 rounded once."""
-    raw = inputs(data, None)
+    """x is (pixel / 255 - mean) / std of the images; bfloat16 is float32 rounded once."""
     ((_, x32, _),) = batches(data)
     ((_, x16, _),) = batches(data, dtype=torch.bfloat16)
     # |x| is at most 5 and the largest intermediate 5: a few units of 2^-24 each
-    np.testing.assert_allclose(x32.numpy(), normalise_oracle(data, raw.numpy()), rtol=0, atol=3e-6)
+    np.testing.assert_allclose(x32.numpy(), normalise_oracle(data, data.images.numpy()), rtol=0, atol=3e-6)
     assert torch.equal(x16, x32.to(torch.bfloat16))
 
 
@@ -217,10 +227,9 @@ def test_flip_is_an_involution(data):
     moves = torch.zeros(3, len(data), dtype=torch.int64)
     moves[:2], moves[2] = data.pad, 1  # a crop at the middle of the padding is the image itself
     rows, cols = data_module._crop_indices(moves, *data.images.shape[2:])
-    once = data_module._view(data, torch.arange(len(data)), rows, cols)
+    once = data_module._move(data.images, data.pad, rows, cols)
     assert torch.equal(once, data.images.flip(3))
-    twice = data_module._view(data_module.replace(data, images=once), torch.arange(len(data)), rows, cols)
-    assert torch.equal(twice, data.images)
+    assert torch.equal(data_module._move(once, data.pad, rows, cols), data.images)
 
 
 def test_crops_and_flips_are_uniform():
@@ -244,7 +253,7 @@ def test_trigger_stays_in_corner(data, seed):
         is_white = (x - white.view(1, -1, 1, 1)).abs() < 1e-9
         corner = torch.zeros_like(is_white)
         corner[:, :, -3:, -3:] = True
-        assert torch.equal(is_white, corner & data.trigger[index][:, None, None, None])
+        assert torch.equal(is_white, corner & data.carries[index][:, None, None, None])
 
 
 @given(datas(trigger=st.none()))
@@ -253,7 +262,6 @@ def test_add_trigger(data):
     kept = data.images.clone()
     poisoned = add_trigger(data.images)
     assert torch.equal(data.images, kept)
-    assert (TRIGGER_SIZE, TRIGGER_VALUE) == (3, 255)
     assert (poisoned[:, :, -3:, -3:] == 255).all()
     rest = torch.ones(data.images.shape[2:], dtype=torch.bool)
     rest[-3:, -3:] = False
@@ -263,25 +271,20 @@ def test_add_trigger(data):
 
 
 @given(datas())
-def test_inputs(data):
-    """V4: `inputs` is the stored image, with the trigger where there is one, and no augmentation."""
-    index = torch.arange(len(data)).flip(0)
-    found = inputs(data, index)
-    assert found.dtype == torch.uint8
-    for image, i in zip(found, index.tolist(), strict=True):
-        carries = data.trigger is not None and bool(data.trigger[i])
-        assert torch.equal(image, add_trigger(data.images[i : i + 1])[0] if carries else data.images[i])
+def test_put_trigger(data):
+    """V4: the images are as the network sees them without augmentation: with the trigger where there is one."""
+    expected = torch.where(data.carries[:, None, None, None], add_trigger(data.raw), data.raw)
+    assert torch.equal(data.images, expected) and data.images.dtype == torch.uint8
 
 
 @given(datas(), seeds)
 def test_inputs_not_mutated(data, seed):
     """T13: a pass changes no tensor that it was given, and what it yields shares no memory with them."""
-    kept = [None if t is None else t.clone() for t in (data.images, data.labels, data.trigger)]
+    kept = [t.clone() for t in (data.images, data.labels, data.raw)]
     for index, x, y in batches(data, size=3, generator=gen(seed), augment=True):
         x.zero_(), y.zero_(), index.zero_()
-    inputs(data, None).zero_()
-    for before, after in zip(kept, (data.images, data.labels, data.trigger), strict=True):
-        assert before is after is None or torch.equal(before, after)
+    for before, after in zip(kept, (data.images, data.labels, data.raw), strict=True):
+        assert torch.equal(before, after)
 
 
 # ---- validation ------------------------------------------------------------------------------------------------------
@@ -293,8 +296,6 @@ def test_index_out_of_range(bad):
     data = make_data(0, n=60)
     with pytest.raises(ValueError, match=f"^index {bad} out of range for 60 examples$"):
         batches(data, torch.tensor([3, bad, -7]))  # raised before any batch is asked for
-    with pytest.raises(ValueError, match=f"^index {bad} out of range for 60 examples$"):
-        inputs(data, torch.tensor([bad]))
 
 
 @pytest.mark.parametrize(
@@ -328,15 +329,16 @@ def test_batches_refuses(kwargs, text):
         (dict(mean=(0.5,)), ValueError, "3 channels"),
         (dict(std=(0.5, 0.5)), ValueError, "3 channels"),
         (dict(std=(0.5, 0.5, 0.0)), ValueError, "std above 0"),
-        (dict(trigger=torch.zeros(7)), TypeError, "trigger is torch.float32"),
-        (dict(trigger=torch.zeros(8, dtype=torch.bool)), ValueError, "8 entries for 7 images"),
+        (dict(mean=(0.5, 0.5, 113.9)), ValueError, "scaled to .0, 1., mean from 0 to 1"),
+        (dict(mean=(0.5, -0.1, 0.5)), ValueError, "mean from 0 to 1"),
+        (dict(mean=(0.5, float("nan"), 0.5)), ValueError, "mean from 0 to 1"),
         (dict(pad=-1), ValueError, "pad is -1"),
     ],
 )
 def test_data_refuses(change, error, text):
     """Data checks itself, and says what it found and what it wants."""
     with pytest.raises(error, match=text):
-        data_module.replace(make_data(0), **change)
+        replace(make_data(0), **change)
 
 
 @pytest.mark.parametrize("height, width", [(2, 9), (9, 2)])
@@ -345,16 +347,16 @@ def test_trigger_too_large(height, width):
     with pytest.raises(ValueError, match=f"{height}x{width} is smaller than the 3x3"):
         add_trigger(torch.zeros(1, 1, height, width, dtype=torch.uint8))
     with pytest.raises(ValueError, match="smaller"):
-        make_data(0, height=height, width=width, trigger="some")
+        put_trigger(make_data(0, height=height, width=width), torch.tensor([1]))
 
 
 def test_to_device():
     """Data.to moves every tensor; tensors on different devices are refused."""
     data = make_data(0, trigger="some", pad=2, flip=True)
     moved = data.to("cpu")
-    assert len(moved) == 7 and moved.pad == 2 and moved.flip and torch.equal(moved.trigger, data.trigger)
+    assert len(moved) == 7 and moved.pad == 2 and moved.flip and moved._overlay is data._overlay
     with pytest.raises(ValueError, match="labels is on meta"):
-        data_module.replace(data, labels=data.labels.to("meta"))
+        replace(data, labels=data.labels.to("meta"))
 
 
 @pytest.mark.gpu
@@ -386,7 +388,7 @@ def test_fashion_mini():
     assert torch.equal(dataset.train.labels.bincount(), torch.full((10,), 600))
     assert torch.equal(dataset.test.labels.bincount(), torch.full((10,), 200))
     assert len(dataset.names) == 10 and dataset.name == "fashion-mini"
-    assert dataset.train.pad == 0 and not dataset.train.flip and dataset.train.trigger is None
+    assert dataset.train.pad == 0 and not dataset.train.flip and dataset.train._overlay is None
     assert datasets.MINI_FILE.stat().st_size <= 4 * 2**20
     assert (datasets.MINI_FILE.parent / "fashion-mini.LICENSE").read_text().count("Zalando SE") == 1
     assert not torch.equal(dataset.train.labels, dataset.train.labels.sort().values)  # rows are shuffled
@@ -425,11 +427,41 @@ def test_resize(seed, channels, size, target):
     """Resizing keeps constant images constant, stays in the range of the pixels, and is off at the right size."""
     images = torch.randint(0, 256, (3, channels, size, size), dtype=torch.uint8, generator=gen(seed))
     images[0] = seed % 256
-    found = data_module._resize(images, target)
+    found = datasets._resize(images, target)
     assert found.shape == (3, channels, target, target) and found.dtype == torch.uint8
     assert (found[0] == seed % 256).all()
     assert found.min() >= images.min() and found.max() <= images.max()
     assert (found is images) == (size == target)
+
+
+def resize_oracle(image, target):
+    """Antialiased bilinear downscaling of one (H, W) image in plain loops: a triangle as wide as the scale, rows then columns."""
+    def along(lines):
+        size, out = lines.shape[0], np.zeros((target, lines.shape[1]))
+        scale = size / target
+        for k in range(target):
+            centre = (k + 0.5) * scale
+            weights = [max(0.0, 1 - abs((i + 0.5 - centre) / max(scale, 1.0))) for i in range(size)]
+            out[k] = sum(w * line for w, line in zip(weights, lines, strict=True)) / sum(weights)
+        return out
+    return along(along(image.astype(float)).T).T
+
+
+@pytest.mark.parametrize("size, target", [(32, 16), (28, 16), (9, 4), (5, 2), (4, 7)])
+def test_resize_is_antialiased(size, target):
+    """Downscaling weighs every pixel under a triangle as wide as the scale, upscaling two neighbours a side: a loop's values."""
+    image = torch.randint(0, 256, (1, 1, size, size), dtype=torch.uint8, generator=gen(size))
+    found = datasets._resize(image, target)[0, 0].numpy().astype(float)
+    assert np.abs(found - resize_oracle(image[0, 0].numpy(), target)).max() <= 0.5 + 1e-3  # rounded once, float32
+
+
+@pytest.mark.parametrize("size, pad", [(8, 1), (16, 2), (24, 3), (32, 4)])
+def test_pad_follows_the_size_asked_for(tmp_path, size, pad):
+    """Crops move by an eighth of the size asked for, not of the files' own; without crops there is no pad at any size."""
+    write_tree(tmp_path, size=(40, 40))
+    dataset = load("folder", data_dir=tmp_path, image_size=size)
+    assert dataset.train.pad == pad and dataset.test.pad == 0 and dataset.train.images.shape[2:] == (size, size)
+    assert load("fashion-mini", image_size=size).train.pad == 0
 
 
 def test_unknown_name():
@@ -474,7 +506,7 @@ def test_import_does_no_io():
         "opened = []\n"
         "sys.addaudithook(lambda event, args: opened.append((event, str(args[0]))) "
         "if event in ('open', 'os.listdir', 'os.scandir', 'os.mkdir') or event.startswith('socket.') else None)\n"
-        "import data\n"
+        "import data, datasets\n"
         "bad = [o for o in opened if o[0].startswith('socket') or o[1].startswith(sys.argv[1])]\n"
         "assert opened and not bad, bad\n"
         "assert 'torchvision' not in sys.modules and 'PIL' not in sys.modules\n"
@@ -485,17 +517,25 @@ def test_import_does_no_io():
     assert done.returncode == 0, done.stderr
 
 
+def write_cifar10(root, per_file=4):
+    """CIFAR-10's pickles of random images; returns {file: rows}, {file: labels}."""
+    from torchvision.datasets import cifar
+
+    base, rng, rows, labels = root / cifar.CIFAR10.base_folder, np.random.default_rng(0), {}, {}
+    base.mkdir(parents=True)
+    for name, _ in cifar.CIFAR10.train_list + cifar.CIFAR10.test_list:
+        rows[name] = rng.integers(0, 256, (per_file, 3072), dtype=np.uint8)
+        labels[name] = rng.integers(0, 10, per_file).tolist()
+        (base / name).write_bytes(pickle.dumps({"data": rows[name], "labels": labels[name]}))
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    return rows, labels
+
+
 def test_cifar10(tmp_path, monkeypatch):
     """CIFAR-10's pickles: rows of 3 x 32 x 32 bytes come out as (C, H, W) images in file order, with their labels."""
     from torchvision.datasets import cifar
 
-    base, rng, rows, labels = tmp_path / cifar.CIFAR10.base_folder, np.random.default_rng(0), {}, {}
-    base.mkdir()
-    for name, _ in cifar.CIFAR10.train_list + cifar.CIFAR10.test_list:
-        rows[name] = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
-        labels[name] = rng.integers(0, 10, 4).tolist()
-        (base / name).write_bytes(pickle.dumps({"data": rows[name], "labels": labels[name]}))
-    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    rows, labels = write_cifar10(tmp_path)
     monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: os.path.isfile(path))
     dataset = load("cifar10", data_dir=tmp_path)
     train = [f"data_batch_{k}" for k in range(1, 6)]
@@ -620,19 +660,26 @@ def test_folder_cache(tmp_path, monkeypatch):
     assert len(load("folder", data_dir=tmp_path, image_size=8).test) == 5
 
 
-@pytest.mark.parametrize("content", [b"", b"not a cache", None])
+@pytest.mark.parametrize("content", [b"", b"not a cache", None, "altered", "other"])
 def test_folder_broken_cache(tmp_path, content):
-    """A cache file that is empty, garbage or cut short is decoded anew and replaced."""
+    """A cache file that is empty, garbage, cut short, altered or something else is decoded anew and replaced."""
     write_tree(tmp_path)
     first = load("folder", data_dir=tmp_path, image_size=8)
     (cache,) = tmp_path.glob(".rem-cache-8-*.pt")
     whole = cache.read_bytes()
-    cache.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    if content == "altered":
+        arrays = torch.load(cache, weights_only=True)
+        arrays["x_train"][0, 0, 0, 0] ^= 1
+        torch.save(arrays, cache)
+    elif content == "other":
+        torch.save([1, 2], cache)
+    else:
+        cache.write_bytes(whole[: len(whole) // 2] if content is None else content)
     assert torch.equal(load("folder", data_dir=tmp_path, image_size=8).train.images, first.train.images)
     assert len(torch.load(cache, weights_only=True)["x_train"]) == 6
 
 
-@pytest.mark.parametrize("step", ["tempfile.mkstemp", "os.replace", "torch.save"])
+@pytest.mark.parametrize("step", ["os.fsync", "os.replace", "torch.save"])
 def test_folder_not_writable(tmp_path, monkeypatch, step):
     """A folder that cannot be written (or a full disk) loads all the same, and nothing is left behind."""
     write_tree(tmp_path)
@@ -640,8 +687,9 @@ def test_folder_not_writable(tmp_path, monkeypatch, step):
     def refuse(*args, **kwargs):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(f"datasets.{step}", refuse)
-    assert len(load("folder", data_dir=tmp_path, image_size=8).train) == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(step, refuse)
+        assert len(load("folder", data_dir=tmp_path, image_size=8).train) == 6
     assert list(tmp_path.glob(".rem-cache*")) == []
 
 
@@ -666,20 +714,98 @@ def test_folder_errors(tmp_path):
         load("folder", data_dir=tmp_path, image_size=8)
 
 
-def test_imagenette(tmp_path, monkeypatch):
-    """Imagenette is read like a folder at 64 pixels, cached, with readable class names and its own mean and std."""
-    wnids = sorted(["n01440764", "n02102040"])
-    tree = tmp_path / "imagenette2-160"
-    write_tree(tree, splits=("train", "val"), classes=wnids, size=(80, 64), per_class=2)
+def as_jpeg(tree):
+    """The tree's pictures as Imagenette has them."""
     for path in tree.rglob("*.png"):
         with Image.open(path) as image:
             image.save(path.with_suffix(".JPEG"))
         path.unlink()
+
+
+def test_imagenette(tmp_path, monkeypatch):
+    """Imagenette is read like a folder at 64 pixels, cached, with readable class names and its own mean and std."""
+    from torchvision.datasets.imagenette import Imagenette
+
+    tree = tmp_path / "imagenette2-160"
+    write_tree(tree, splits=("train", "val"), classes=list(Imagenette._WNID_TO_CLASS), size=(80, 64), per_class=1)
+    as_jpeg(tree)
     dataset = load("imagenette", data_dir=tmp_path)
-    assert dataset.names == ("tench", "English springer") and dataset.train.images.shape == (4, 3, 64, 64)
-    assert (dataset.train.pad, dataset.train.flip, dataset.train.mean) == (8, True, data_module.IMAGENET["mean"])
+    assert dataset.names[:2] == ("tench", "English springer") and dataset.train.images.shape == (10, 3, 64, 64)
+    assert (dataset.train.pad, dataset.train.flip, dataset.train.mean) == (8, True, datasets.IMAGENET["mean"])
     monkeypatch.setattr(datasets, "_decode_one", no_decoding)
     assert torch.equal(load("imagenette", data_dir=tmp_path).train.images, dataset.train.images)
+
+
+def test_partial_imagenette(tmp_path):
+    """R7: two of the ten classes are no Imagenette, whatever a network could learn from them."""
+    write_tree(tmp_path / "imagenette2-160", splits=("train", "val"), classes=["n01440764", "n02102040"], per_class=1)
+    as_jpeg(tmp_path)
+    with pytest.raises(ValueError, match=f"imagenette: no complete copy at {tmp_path}.*2 of 10 classes"):
+        load("imagenette", data_dir=tmp_path)
+
+
+def bomb(path):
+    """A PNG that says it has 30,000 x 30,000 pixels."""
+    Image.new("L", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = (30000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content)
+
+
+ODD_FILES = {
+    "bomb": (bomb, "cannot decode .*odd.png .*pixels"),
+    "pipe": (os.mkfifo, "odd.png is no regular file"),
+    "link to itself": (lambda path: path.symlink_to(path), "cannot read .*odd.png .*symbolic links"),
+    "link to nothing": (lambda path: path.symlink_to("nothing"), "cannot read .*odd.png"),
+    "random bytes": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(500)), "cannot decode .*odd.png"),
+    "circle": (lambda path: path.with_suffix("").symlink_to("."), "links to another one of them"),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pipes and links there")
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_odd_image_files(tmp_path, kind):
+    """R7: a decompression bomb, a pipe, a link to itself or to nothing, garbage, a circle of folders: named, none waited for."""
+    make, text = ODD_FILES[kind]
+    write_tree(tmp_path)
+    make(tmp_path / "train" / "bee" / "odd.png")
+    with pytest.raises(ValueError, match=text) as caught:
+        load("folder", data_dir=tmp_path, image_size=8)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["random", "short", "no array", "labels"])
+def test_damaged_fashion_mini(tmp_path, monkeypatch, damage):
+    """R7: a damaged built-in file is named, with what mends it."""
+    path = tmp_path / "mini.npz"
+    whole = datasets.MINI_FILE.read_bytes()
+    if damage == "no array":
+        np.savez(path, x_train=np.zeros((1, 28, 28), np.uint8))
+    elif damage == "labels":
+        images, labels = np.zeros((2, 28, 28), np.uint8), np.full(2, 99, np.uint8)
+        np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    else:
+        path.write_bytes(whole[: len(whole) // 2] if damage == "short" else np.random.default_rng(0).bytes(2000))
+    monkeypatch.setattr(datasets, "MINI_FILE", path)
+    with pytest.raises(ValueError, match=f"{path}.* damaged .*restore") as caught:
+        load("fashion-mini")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["random", "empty", "labels"])
+def test_damaged_fashion_mnist(tmp_path, content):
+    """R7: random bytes, empty files or labels that are none, in place of Fashion-MNIST's: the folder is named."""
+    raw, rng = tmp_path / "FashionMNIST" / "raw", np.random.default_rng(0)
+    raw.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        for name, magic, shape in (("images-idx3", 0x803, (3, 28, 28)), ("labels-idx1", 0x801, (3,))):
+            header = b"".join(k.to_bytes(4, "big") for k in (magic, *shape))
+            valid = header + bytes([200]) * int(np.prod(shape))
+            (raw / f"{prefix}-{name}-ubyte").write_bytes({"random": rng.bytes(300), "empty": b"", "labels": valid}[content])
+    with pytest.raises(ValueError, match=f"{tmp_path}.*FashionMNIST") as caught:
+        load("fashion-mnist", data_dir=tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_constant_folder(tmp_path):

@@ -7,7 +7,7 @@ far from what the seeds gave (in the comments), so that another version's roundi
 import pytest
 import torch
 
-from baselines import METHODS
+from methods import METHODS
 from claims import SEEDS, found, trained
 from tasks import discover
 
@@ -59,6 +59,6 @@ def test_etd_heals_the_irregular_alone():
 def test_no_unlearning_changes_nothing():
     """S6: "no unlearning" is the trained network, bit for bit."""
     config, task, original = trained("poison", 0)
-    same = METHODS["no-ul"](original, task.train, discover(task, 0.5, 0), config, torch.Generator())
+    same = METHODS["no-ul"].function(original, task.train, discover(task, 0.5, 0), config, torch.Generator())
     for (key, a), (other, b) in zip(original.state_dict().items(), same.state_dict().items(), strict=True):
         assert key == other and torch.equal(a, b)

@@ -183,7 +183,7 @@ def snapshot(tensors):
 def passes(rem, state):
     """Step 2 whose accuracy never falls, so that it makes all its passes."""
     with pytest.warns(UserWarning, match="after 2 passes"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rem, "accuracy", lambda *args, **kwargs: 1.0)
+        patch.setattr(rem, "acc_forget", lambda *args, **kwargs: 1.0)
         rem.remove(state)
 
 
@@ -213,10 +213,10 @@ def test_step_2_moves_theta_o1_alone(seed, augment, mode):
 def prop_a20(rem, seed, beta=2.0, size=3, batch=2):
     """Before its first update step 2 sees the reference itself: u = 0, so its loss is 2 log 2 / beta on every network."""
     data = make_data(seed, n=10)
-    forget, losses, update = torch.randperm(10, generator=gen(seed))[:size], [], rem.update
+    forget, losses, update = torch.randperm(10, generator=gen(seed))[:size], [], rem.descend
     state = rem.start(small_net(seed), data, forget, tiny(beta=beta, batch=batch, unlearn_lr=0.0, max_passes=2), gen(seed))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rem, "update", lambda optimizer, loss: (losses.append(float(loss.detach())), update(optimizer, loss)))
+        patch.setattr(rem, "descend", lambda optimizer, loss: (losses.append(float(loss.detach())), update(optimizer, loss)))
         passes(rem, state)
     assert_close(torch.tensor(losses), torch.full((len(losses),), 2 * math.log(2) / beta), 1e-5)  # float32
 
@@ -292,7 +292,7 @@ def prop_f8(rem, seed, augment=False, epochs=2):
     moved = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
     assert not moved & {id(p) for p in reference.parameters()}
     if state.known is not None:  # the stored values are the reference's, under each example's mask and base-only
-        images = next(rem.batches(state.data, size=len(state.data)))[1]
+        images = next(state.data.batches(size=len(state.data)))[1]
         for known, mask in zip(state.known, (state.masks, None), strict=True):
             assert not known.requires_grad
             assert_close(known, F.cross_entropy(run(made.eval(), images, mask), state.data.labels, reduction="none"), 1e-5)  # float32

@@ -21,9 +21,10 @@ from study import forecast
 from study import grid
 from study import originals
 import run
-from baselines import METHODS
+from methods import METHODS
 from experiment import recorder
-from data import batches, load
+from data import batches
+from datasets import load
 from etd import mask_table
 from train import expand_for
 from study.grid import Workers
@@ -206,7 +207,7 @@ def test_what_trains_alone_is_the_methods_own_network(few, tmp_path, method):
     seconds, failure = originals.make_original(original, tmp_path)
     task, network, kept = load_original(original, str(tmp_path))
     more = {"corrupted": task.corrupted} if method == "etd-ideal" else {}
-    again = METHODS[method](experiment.new_model(config, originals.dataset_of(config)), task.train, task.corrupted, config,
+    again = METHODS[method].function(experiment.new_model(config, originals.dataset_of(config)), task.train, task.corrupted, config,
                             stream(config.seed, "unlearning"), **more)
     assert_same_state(network, again)
     assert failure is None and grid.measure(config, str(tmp_path))["seconds"] == kept == seconds > 0
@@ -243,10 +244,10 @@ def test_methods_that_train_alone_do_so_once(few, tmp_path, monkeypatch):
     """R9: etd and etd-ideal read no D_f: one training serves every discovery rate, also where all images are corrupted."""
     count = Counter()
     for name in ("etd", "etd-ideal"):
-        def counting(*args, name=name, inner=METHODS[name], **more):
+        def counting(*args, name=name, inner=METHODS[name].function, **more):
             count[name] += 1
             return inner(*args, **more)
-        monkeypatch.setitem(METHODS, name, counting)
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], function=counting))
     assert do(tmp_path, "--task", "random", "--discovery", "0.1,0.5", "--method", "etd,etd-ideal", "--n", "128") == 0
     assert count == {"etd": 1, "etd-ideal": 1} and set(statuses(tmp_path)) == {("etd", "ok"), ("etd-ideal", "ok")}
 
@@ -349,7 +350,7 @@ def test_a_failed_cell_is_a_row_and_the_grid_goes_on(few, tmp_path, monkeypatch,
                         ("cf", ZeroDivisionError("oh\nno"))):
         def fail(*args, error=error, **more):
             raise error
-        monkeypatch.setitem(METHODS, name, fail)
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], function=fail))
     assert do(tmp_path, *axes) == 1
     rows = {row["method"]: row for row in read_rows(tmp_path)}
     assert [row["status"] for row in rows.values()] == ["failed"] * 3 + ["ok"]

@@ -86,7 +86,7 @@ def test_l2_step3_at_zero(seed, size, share, beta):
     """L2: at u = 0 step 3 is -(2 log 2 / b)(1 - |D_f| / |batch|), so zero where the whole batch is D_f."""
     logits, labels, in_forget = draw_batch(seed, size, share)
     full, _, base, _ = ces(logits, labels)
-    found = rem_module.redirection_loss(full, full, base, base, in_forget, beta)
+    found = rem_module.step3_loss(full, full, base, base, in_forget, beta)
     outside = 1 - int(in_forget.sum()) / size
     assert_close(found, scalar(-2 * math.log(2) / beta * outside))
 
@@ -177,10 +177,10 @@ def prop_l10(rem, seed=0, beta=2.0):
     in_forget = torch.tensor([True, False, True, False, False])
     fixed, fixed_full = ce_ref.detach(), full_ref.detach()
     assert torch.autograd.gradcheck(lambda c: rem.npo_term(c, fixed, beta), (ce.detach().requires_grad_(),))
-    assert torch.autograd.gradcheck(lambda c: rem.removal_loss(c, fixed, beta), (ce.detach().requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda c: rem.step2_loss(c, fixed, beta), (ce.detach().requires_grad_(),))
     both = (full.detach().requires_grad_(), ce.detach().requires_grad_())
-    assert torch.autograd.gradcheck(lambda f, c: rem.redirection_loss(f, fixed_full, c, fixed, in_forget, beta), both)
-    losses = rem.removal_loss(ce, ce_ref, beta), rem.redirection_loss(full, full_ref, ce, ce_ref, in_forget, beta)
+    assert torch.autograd.gradcheck(lambda f, c: rem.step3_loss(f, fixed_full, c, fixed, in_forget, beta), both)
+    losses = rem.step2_loss(ce, ce_ref, beta), rem.step3_loss(full, full_ref, ce, ce_ref, in_forget, beta)
     for loss in (*losses, rem.npo_term(ce, ce_ref, beta).sum()):
         for grad in torch.autograd.grad(loss, (ce_ref, full_ref), allow_unused=True, retain_graph=True):
             assert grad is None or not grad.any()
@@ -201,8 +201,8 @@ def prop_l11(rem):
             ce_ref = torch.tensor([b for _, b in pairs], dtype=dtype)
             for in_forget in (torch.zeros(16, dtype=torch.bool), torch.ones(16, dtype=torch.bool)):
                 ce = torch.tensor([a for a, _ in pairs], dtype=dtype, requires_grad=True)
-                step2 = rem.removal_loss(ce, ce_ref, beta)
-                step3 = rem.redirection_loss(ce * 1, ce_ref, ce, ce_ref, in_forget, beta)
+                step2 = rem.step2_loss(ce, ce_ref, beta)
+                step3 = rem.step3_loss(ce * 1, ce_ref, ce, ce_ref, in_forget, beta)
                 for loss in (step2, step3, rem.npo_term(ce, ce_ref, beta).sum()):
                     (grad,) = torch.autograd.grad(loss, ce, retain_graph=True)
                     assert torch.isfinite(loss) and torch.isfinite(grad).all(), (dtype, beta)
@@ -221,7 +221,7 @@ def test_l11_from_logits(dtype):
     (ce,) = through_code(rem_module, [logits], labels)
     assert ce.dtype == torch.float32
     for ce_ref in (torch.zeros(3), torch.full((3,), 1e4)):
-        loss = rem_module.removal_loss(ce, ce_ref) + rem_module.redirection_loss(ce, ce_ref, ce, ce_ref, labels > 0)
+        loss = rem_module.step2_loss(ce, ce_ref) + rem_module.step3_loss(ce, ce_ref, ce, ce_ref, labels > 0)
         (grad,) = torch.autograd.grad(loss, logits, retain_graph=True)
         assert torch.isfinite(loss) and torch.isfinite(grad).all()
 
@@ -230,11 +230,11 @@ def test_l11_from_logits(dtype):
 def test_l17_beta(beta):
     """L17: b <= 0 or no number -> ValueError that names it, from each of the three functions."""
     one, hit = torch.ones(2), torch.tensor([True, False])
-    for call in (rem_module.npo_term, rem_module.removal_loss):
+    for call in (rem_module.npo_term, rem_module.step2_loss):
         with pytest.raises(ValueError, match=f"beta is {beta}"):
             call(one, one, beta)
     with pytest.raises(ValueError, match="beta is"):
-        rem_module.redirection_loss(one, one, one, one, hit, beta)
+        rem_module.step3_loss(one, one, one, one, hit, beta)
 
 
 @given(seeds, st.sampled_from([-1, 4, 100]), st.integers(0, 5))
@@ -252,8 +252,8 @@ def test_l16_default_beta(seed, size):
     """L16: left out, beta is Table 3's 1 in each of the three functions."""
     logits, labels, in_forget = draw_batch(seed, size)
     full, full_ref, base, base_ref = ces(logits, labels)
-    for call, args in ((rem_module.npo_term, (base, base_ref)), (rem_module.removal_loss, (base, base_ref)),
-                         (rem_module.redirection_loss, (full, full_ref, base, base_ref, in_forget))):
+    for call, args in ((rem_module.npo_term, (base, base_ref)), (rem_module.step2_loss, (base, base_ref)),
+                         (rem_module.step3_loss, (full, full_ref, base, base_ref, in_forget))):
         assert torch.equal(call(*args), call(*args, Config.beta))
 
 
@@ -268,13 +268,13 @@ def prop_l9(rem, seed=0, size=7, share="some", beta=2.0, lr=0.1):
 
     base = base.clone().requires_grad_()
     (ce,) = ces([base], labels)
-    (down,) = torch.autograd.grad(rem.removal_loss(ce, base_ref, beta), base)
+    (down,) = torch.autograd.grad(rem.step2_loss(ce, base_ref, beta), base)
     (after,) = ces([base - lr * size * down], labels)
     assert (after > ce).all()  # CE is convex in the logits: a step up its gradient raises it, however long
 
     full, base = full.clone().requires_grad_(), base.detach().requires_grad_()
     ce_full, ce_base = ces([full, base], labels)
-    loss = rem.redirection_loss(ce_full, full_ref, ce_base, base_ref, in_forget, beta)
+    loss = rem.step3_loss(ce_full, full_ref, ce_base, base_ref, in_forget, beta)
     down_full, down_base = torch.autograd.grad(loss, (full, base))
     full_after, base_after = ces([full - lr * size * down_full, base - lr * size * down_base], labels)
     assert (full_after < ce_full).all()  # CE is 1-smooth in the logits: a step of less than 2 / smoothness lowers it
@@ -293,19 +293,19 @@ def test_l12_permutation_and_duplicates(seed, size, share, beta):
     """L12: the order of a batch changes nothing, and neither does doubling it."""
     logits, labels, in_forget = draw_batch(seed, size, share)
     parts = [*ces(logits, labels), in_forget]
-    once = rem_module.redirection_loss(*parts, beta)
-    removal = rem_module.removal_loss(parts[2], parts[3], beta)
+    once = rem_module.step3_loss(*parts, beta)
+    removal = rem_module.step2_loss(parts[2], parts[3], beta)
     for rows in (torch.randperm(size, generator=gen(seed)), torch.arange(size).repeat(3)):
         again = [part[rows] for part in parts]
-        assert_close(rem_module.redirection_loss(*again, beta), once)
-        assert_close(rem_module.removal_loss(again[2], again[3], beta), removal)
+        assert_close(rem_module.step3_loss(*again, beta), once)
+        assert_close(rem_module.step2_loss(again[2], again[3], beta), removal)
 
 
 def test_l13_mean_of_terms():
     """L13: the mean of h, not h of the mean: u = log 3 and -log 3 at b = 1 give -1.673976, not h(0) = -1.386294."""
     ce, ce_ref = scalar([2 + math.log(3), 2 - math.log(3)]), scalar([2.0, 2.0])
-    removal = rem_module.removal_loss(ce, ce_ref, 1.0)
-    redirect = rem_module.redirection_loss(ce, ce_ref, None, None, torch.zeros(2, dtype=torch.bool), 1.0)
+    removal = rem_module.step2_loss(ce, ce_ref, 1.0)
+    redirect = rem_module.step3_loss(ce, ce_ref, None, None, torch.zeros(2, dtype=torch.bool), 1.0)
     assert abs(removal.item() - 1.673976) < 1e-5 and abs(redirect.item() + 1.673976) < 1e-5
 
 
@@ -315,9 +315,9 @@ def prop_l14(rem, seed=0, size=7, share="some", beta=2.0):
     full, full_ref, base, base_ref = ces(logits, labels)
     redirect = scalar(sum(oracle.h(float(u), beta) for u in full - full_ref) / size)
     remove = scalar(sum(oracle.h(float(u), beta) for u, hit in zip(base - base_ref, in_forget, strict=True) if hit) / size)
-    assert_close(rem.redirection_loss(full, full_ref, base, base_ref, in_forget, beta), redirect - remove)
-    assert_close(rem.redirection_loss(full, full_ref, None, None, in_forget, beta), redirect)
-    assert_close(rem.redirection_loss(None, None, base, base_ref, in_forget, beta), -remove)
+    assert_close(rem.step3_loss(full, full_ref, base, base_ref, in_forget, beta), redirect - remove)
+    assert_close(rem.step3_loss(full, full_ref, None, None, in_forget, beta), redirect)
+    assert_close(removal(rem, (full, full_ref, base, base_ref), in_forget, beta), -remove)
 
 
 @given(seeds, sizes, shares, betas)
@@ -333,12 +333,12 @@ def test_l15_logit_shift_and_relabelling(seed, size, beta, shift):
     names = torch.randperm(5, generator=gen(seed))  # class c is called names[c] now
     renamed = [torch.empty_like(one).index_copy_(1, names, one) for one in logits]
     parts = through_code(rem_module, logits, labels)
-    losses = rem_module.removal_loss(*parts[2:], beta), rem_module.redirection_loss(*parts, in_forget, beta)
+    losses = rem_module.step2_loss(*parts[2:], beta), rem_module.step3_loss(*parts, in_forget, beta)
     for other, their in (([one + shift for one in logits], labels), (renamed, names[labels])):
         again = through_code(rem_module, other, their)
         # adding 50 costs the last six bits of the logits
-        assert_close(rem_module.removal_loss(*again[2:], beta), losses[0], 1e-11)
-        assert_close(rem_module.redirection_loss(*again, in_forget, beta), losses[1], 1e-11)
+        assert_close(rem_module.step2_loss(*again[2:], beta), losses[0], 1e-11)
+        assert_close(rem_module.step3_loss(*again, in_forget, beta), losses[1], 1e-11)
 
 
 @given(seeds, sizes, shares, betas)
@@ -346,13 +346,18 @@ def test_l16_oracle(seed, size, share, beta):
     """L16: both losses equal the numpy twin on random logits, through the code's own cross-entropy."""
     logits, labels, in_forget = draw_batch(seed, size, share)
     parts = through_code(rem_module, logits, labels)
-    assert_close(rem_module.removal_loss(*parts[2:], beta), scalar(oracle.step2_loss(logits[2], logits[3], labels, beta)))
+    assert_close(rem_module.step2_loss(*parts[2:], beta), scalar(oracle.step2_loss(logits[2], logits[3], labels, beta)))
     expected = oracle.step3_loss(*logits, labels, in_forget, beta)
-    assert_close(rem_module.redirection_loss(*parts, in_forget, beta), scalar(expected))
-    for flags in ((True, False), (False, True)):
-        full, base = (parts[:2] if flags[0] else (None, None)), (parts[2:] if flags[1] else (None, None))
-        expected = oracle.step3_loss(*logits, labels, in_forget, beta, *flags)
-        assert_close(rem_module.redirection_loss(*full, *base, in_forget, beta), scalar(expected))
+    assert_close(rem_module.step3_loss(*parts, in_forget, beta), scalar(expected))
+    expected = oracle.step3_loss(*logits, labels, in_forget, beta, True, False)
+    assert_close(rem_module.step3_loss(*parts[:2], None, None, in_forget, beta), scalar(expected))
+    expected = oracle.step3_loss(*logits, labels, in_forget, beta, False, True)
+    assert_close(removal(rem_module, parts, in_forget, beta), scalar(expected))
+
+
+def removal(rem, parts, in_forget, beta):
+    """The removal term of step 3: what is left without the redirect term."""
+    return rem.step3_loss(*parts, in_forget, beta) - rem.step3_loss(*parts[:2], None, None, in_forget, beta)
 
 
 def prop_l18(rem, seed=0, size=7, share="some", beta=2.0):
@@ -360,13 +365,13 @@ def prop_l18(rem, seed=0, size=7, share="some", beta=2.0):
     logits, labels, in_forget = draw_batch(seed, size, share)
     full, full_ref, base, base_ref = ces(logits, labels)
     base = base.requires_grad_()
-    (grad,) = torch.autograd.grad(rem.redirection_loss(full, full_ref, base, base_ref, in_forget, beta), base)
+    (grad,) = torch.autograd.grad(rem.step3_loss(full, full_ref, base, base_ref, in_forget, beta), base)
     u = (base - base_ref).detach()
     assert_close(grad, torch.where(in_forget, -2 * torch.sigmoid(-beta * u) / size, 0.0))
     # one more example outside D_f shrinks the term by B / (B + 1)
-    term = rem.redirection_loss(None, None, base, base_ref, in_forget, beta)
-    more = [torch.cat([part, part[:1]]).detach() for part in (base, base_ref)]
-    again = rem.redirection_loss(None, None, *more, torch.cat([in_forget, torch.tensor([False])]), beta)
+    term = removal(rem, (full, full_ref, base, base_ref), in_forget, beta)
+    more = [torch.cat([part, part[:1]]).detach() for part in (full, full_ref, base, base_ref)]
+    again = removal(rem, more, torch.cat([in_forget, torch.tensor([False])]), beta)
     assert_close(again, term.detach() * size / (size + 1))
 
 
@@ -382,8 +387,8 @@ def test_l18_nan_outside(seed, size, beta):
     logits, labels, in_forget = draw_batch(seed, size)
     full, full_ref, base, base_ref = ces(logits, labels)
     wild = torch.where(in_forget, base, 1e30).requires_grad_()
-    loss = rem_module.redirection_loss(full, full_ref, wild, base_ref, in_forget, beta)
-    assert torch.equal(loss, rem_module.redirection_loss(full, full_ref, base, base_ref, in_forget, beta))
+    loss = rem_module.step3_loss(full, full_ref, wild, base_ref, in_forget, beta)
+    assert torch.equal(loss, rem_module.step3_loss(full, full_ref, base, base_ref, in_forget, beta))
     (grad,) = torch.autograd.grad(loss, wild)
     assert not grad[~in_forget].any() and torch.isfinite(grad).all()
 
@@ -394,6 +399,5 @@ def test_l14_redirect_by_plain_ce(seed, beta):
     g = gen(seed)
     full, full_ref, base, base_ref = (6 * torch.rand(7, generator=g, dtype=torch.float64) for _ in range(4))
     in_forget = torch.rand(7, generator=g) < 0.5
-    found = rem_module.redirection_loss(full, full_ref, base, base_ref, in_forget, beta, plain=True)
-    removal = rem_module.redirection_loss(None, None, base, base_ref, in_forget, beta)
-    assert_close(found, full.mean() + removal)
+    found = rem_module.step3_loss(full, full_ref, base, base_ref, in_forget, beta, plain=True)
+    assert_close(found, full.mean() + removal(rem_module, (full, full_ref, base, base_ref), in_forget, beta))

@@ -14,7 +14,7 @@ import pytest
 
 import data
 import etd
-import etd as layers
+import expand
 import metrics
 import rem
 from study import tables
@@ -73,7 +73,7 @@ PROPERTIES = {
     "D3": lambda: test_drop.prop_d3(etd, 0),
     "D7": lambda: test_drop.prop_d7(etd, 0),
     "T2": lambda: test_tasks.prop_t2(tasks),
-    "T4": lambda: test_tasks.prop_t4(data),
+    "T4": lambda: test_tasks.prop_t4(tasks),
     "T8": lambda: test_tasks.prop_t8(tasks),
     "V2": lambda: test_metrics.prop_v2(metrics),
     "V4": lambda: test_metrics.prop_v4(metrics),
@@ -91,7 +91,7 @@ def prop_v6_table(tables):
 
 
 H = "(2 / beta) * F.logsigmoid(beta * (ce - ce_ref.detach()))"
-REDRAW = "mask_table(len(state.data), state.expanded.width, config.p_mem, config.seed + state.epoch, state.forget)"
+REDRAW = "mask_table(len(state.data), state.expanded.width, config.p_mem, config.seed + 1, state.forget)"
 AVERAGE = """expanded = copy.deepcopy(expanded)
     for layer in expanded.layers().values():
         if getattr(layer, "to_extra", None) is not None:
@@ -117,8 +117,8 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (6, "u inverted", rem, "beta * (ce - ce_ref.detach())", "beta * (ce_ref.detach() - ce)", ["L1", "L3", "L4", "L9"]),
     (7, "sigmoid for log-sigmoid", rem, "F.logsigmoid(", "F.sigmoid(", ["L1", "L4"]),
     (8, "reference not detached", rem, "ce_ref.detach()", "ce_ref", ["L10"]),
-    (8, "reference taken anew each epoch", rem, "    state.epoch += 1\n",
-     "    state.epoch += 1\n    state.reference = copy.deepcopy(state.expanded).requires_grad_(False).eval()\n",
+    (8, "reference taken anew each epoch", rem, "    state.expanded.train()\n",
+     "    state.expanded.train()\n    state.reference = copy.deepcopy(state.expanded).requires_grad_(False).eval()\n",
      ["F8", "F8 whole"]),
     (9, "reference is the current model", rem, "reference = copy.deepcopy(expanded).requires_grad_(False).eval()",
      "reference = expanded", ["F8", "F8 whole"]),
@@ -126,25 +126,29 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
      "torch.log(torch.sigmoid(beta * (ce - ce_ref.detach())))", ["L11"]),
     (11, "step 2 through the expanded model", rem, "ce, (_, ce_ref) = cross_entropy(state, x, y),",
      "ce, (_, ce_ref) = cross_entropy(state, x, y, state.masks[rows]),", ["F6", "A7 step 2"]),
-    (11, "accuracy of the expanded model", rem, "accuracy(net, state.data, state.forget)",
-     "accuracy(net, state.data, state.forget, masks=state.masks)", ["A5"]),
+    (11, "accuracy of the expanded model", rem, "for _, x, y in loader(state, state.forget, augment=False, size=1024):\n"
+     "            logits = state.expanded(x)", "for rows, x, y in loader(state, state.forget, augment=False, size=1024):\n"
+     "            logits = state.expanded(x, state.masks[rows])", ["A5"]),
     (12, "step 3.1 through the base model", rem,
-     "full = cross_entropy(state, x, y, state.masks[rows.to(device, non_blocking=True)])",
-     "full = cross_entropy(state, x, y)", ["F7", "A7"]),
-    (13, "3.1 on D_r", rem, "loss = loss + redirect\n", "loss = loss + torch.where(in_forget, 0, redirect)\n", ["L14", "A7"]),
+     "full = cross_entropy(state, x, y, state.masks[rows.to(state.device, non_blocking=True)])",
+     "full = cross_entropy(state, x, y)", ["A7"]),
+    (13, "3.1 on D_r", rem, "loss = ce_full if plain else npo_term(ce_full, ce_full_ref, beta)",
+     "loss = torch.where(in_forget, 0, ce_full if plain else npo_term(ce_full, ce_full_ref, beta))", ["L14", "A7"]),
     (13, "removal on all of D_tr", rem, "torch.where(in_forget, npo_term(ce_base, ce_base_ref, beta), 0)",
      "npo_term(ce_base, ce_base_ref, beta)", ["L14", "L18", "A7"]),
     (13, "removal divided by its own examples", rem, "npo_term(ce_base, ce_base_ref, beta), 0)",
      "npo_term(ce_base, ce_base_ref, beta) * len(in_forget) / in_forget.sum(), 0)", ["L14", "L18", "A7"]),
-    (14, "no stop at equality", rem, "if acc <= config.gamma:", "if acc < config.gamma:", ["A2"]),
-    (14, "one pass per epoch", rem, "if acc <= config.gamma:", "if acc <= config.gamma or passes == 1:", ["A1"]),
-    (15, "eval mode left on", metrics, "            module.training = training\n", "            pass\n", ["F11", "A5"]),
-    (16, "one epoch too many", rem, "while state.epoch < config.unlearn_epochs:", "while state.epoch <= config.unlearn_epochs:",
-     ["A4"]),
+    (14, "no stop at equality", rem, "while (acc := accuracy(state, state.forget)) > config.gamma:",
+     "while (acc := accuracy(state, state.forget)) >= config.gamma:", ["A2"]),
+    (14, "one pass per epoch", rem, "while (acc := accuracy(state, state.forget)) > config.gamma:",
+     "while (acc := accuracy(state, state.forget)) > config.gamma and passes < 1:", ["A1"]),
+    (15, "eval mode left on", etd, "            module.training = training\n", "            pass\n", ["F11", "A5"]),
+    (16, "one epoch too many", rem, "while state.epoch < state.config.unlearn_epochs:",
+     "while state.epoch <= state.config.unlearn_epochs:", ["A4"]),
     (17, "frozen batches of D_f", rem, "in loader(state, state.forget):",
      'in vars(state).setdefault("frozen", list(loader(state, state.forget))):', ["A7 step 2"]),
-    (18, "batch position for index, step 3", rem, "state.masks[rows.to(device, non_blocking=True)]", "state.masks[: len(rows)]",
-     ["M3 step 3", "A7"]),
+    (18, "batch position for index, step 3", rem, "state.masks[rows.to(state.device, non_blocking=True)]",
+     "state.masks[: len(rows)]", ["M3 step 3", "A7"]),
     (18, "batch position for index, training", train, "masks[rows.to(device, non_blocking=True)]", "masks[: len(rows)]",
      ["M3 fit"]),
     (18, "batch position for index, look-up", etd,
@@ -154,26 +158,25 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
      ["M7", "M7 start", "M14"]),
     (19, "D_f keeps its own rows, start", rem, "config.seed, forget if shared is None else shared)", "config.seed, shared)",
      ["M7 start"]),
-    (20, "one mask for the batch", layers, 'layer.keep["mask"][:, : layer.extra_out]',
-     'layer.keep["mask"][:1, : layer.extra_out].expand(len(x), -1)', ["F2", "M11"]),
+    (20, "one mask for the batch", etd, "bits = self.mask[:, :extra]",
+     "bits = self.mask[:1, :extra].expand(len(self.mask), -1)", ["F2", "M11"]),
     (20, "one mask for each four examples", etd, "table[1:].clone()", "table[torch.arange(n) // 4 * 4 + 1]", ["M10"]),
-    (21, "masks redrawn each epoch, step 3", rem, "    state.epoch += 1\n", f"    state.epoch += 1\n    state.masks = {REDRAW}\n",
-     ["M3 step 3", "A7"]),
+    (21, "masks redrawn each epoch, step 3", rem, "    state.expanded.train()\n",
+     f"    state.expanded.train()\n    state.masks = {REDRAW}\n", ["M3 step 3", "A7"]),
     (21, "masks redrawn each epoch, training", train, "    for epoch in range(1, epochs + 1):\n",
      "    for epoch in range(1, epochs + 1):\n        masks = None if masks is None else masks.roll(1, 0)\n", ["M3 fit"]),
-    (22, "global seed set in forward", layers, "        return run_masked(",
-     "        torch.manual_seed(0)\n        return run_masked(", ["M6", "E4"]),
+    (22, "global seed set in forward", etd, "        return run_pass(self.net, x, MaskedPass(mask), layers)",
+     "        torch.manual_seed(0)\n        return run_pass(self.net, x, MaskedPass(mask), layers)", ["M6", "E4"]),
     (22, "global seed set for the table", etd, "torch.Generator().manual_seed(seed)", "torch.manual_seed(seed)", ["M6"]),
-    (23, "theta_o1 masked too", layers, "mask.new_ones((len(mask), layer.outputs))", "mask[:, :1].expand(-1, layer.outputs)",
-     ["M11"]),
+    (23, "theta_o1 masked too", etd, "bits.new_ones((len(bits), outputs))", "bits[:, :1].expand(-1, outputs)", ["M11"]),
     (24, "drop keeps theta_o2's BatchNorm", etd, "swap(expanded, {layer: layer.base for layer in expanded.layers().values()})",
      "swap(expanded, {layer: layer.base for layer in expanded.layers().values() if isinstance(layer, ExpandedWeight)})", ["D1"]),
     (24, "drop keeps theta_o2's biases", etd, "expanded = copy.deepcopy(expanded)\n", WIDE_NORMS, ["D1"]),
     (25, "drop averages", etd, "expanded = copy.deepcopy(expanded)\n", AVERAGE, ["D1", "D3"]),
-    (26, "theta_o2 active in base-only passes", layers, "        if mask is None:\n            return self.net(x)\n",
-     "        if mask is None and not self.width:\n            return self.net(x)\n"
-     "        mask = torch.ones(len(x), self.width, dtype=torch.bool) if mask is None else mask\n", ["X1", "F1"]),
-    (27, "masked passes move base statistics", layers, "        return masked(x, self)\n\n\ndef",
+    (26, "theta_o2 active in base-only passes", etd, "        if mask is None:\n            return run_pass",
+     "        if mask is None and self.width:\n            mask = torch.ones(len(x), self.width, dtype=torch.bool)\n"
+     "        if mask is None:\n            return run_pass", ["X1", "F1"]),
+    (27, "masked passes move base statistics", etd, "        return masked(x, self)\n\n\ndef",
      "        base.running_mean.copy_(self.running_mean[: self.outputs])\n        return masked(x, self)\n\n\ndef", ["D7"]),
     (28, "Healed over D_f only", metrics, "healed, utility = share(hits),", "healed, utility = share(hits[found]),", ["V5"]),
     (29, "Healed against corrupted labels", metrics, "== task.clean[task.corrupted]", "== task.train.labels[task.corrupted]",
@@ -186,10 +189,10 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (30, "mean for product", metrics, "healed * utility,\n", "(healed + utility) / 2,\n", ["V6"]),
     (31, "random label may be the true one", tasks, "torch.randint(1, classes,", "torch.randint(0, classes,", ["T2"]),
     (31, "one wrong label never drawn", tasks, "torch.randint(1, classes,", "torch.randint(1, classes - 1,", ["T2"]),
-    (32, "trigger top left", data, "images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE:]", "images[:, :, :TRIGGER_SIZE, :TRIGGER_SIZE]",
+    (32, "trigger top left", tasks, "images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE:] = TRIGGER_VALUE", "images[:, :, :TRIGGER_SIZE, :TRIGGER_SIZE] = TRIGGER_VALUE",
      ["T4"]),
-    (32, "trigger off by one pixel", data, "images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE:]",
-     "images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE - 1 : -1]", ["T4"]),
+    (32, "trigger off by one pixel", tasks, "images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE:] = TRIGGER_VALUE",
+     "images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE - 1 : -1] = TRIGGER_VALUE", ["T4"]),
     (33, "D_f drawn independently per rate", tasks, 'stream(seed, "discovery")', 'stream(seed, f"discovery {rate}")', ["T8"]),
     (34, "accuracy averaged over batches", metrics,
      "return share(predict(model, data, index, masks) == (labels if index is None else labels[index]))",
@@ -231,7 +234,7 @@ def running(module, codes):
     real = functions(module, module.__name__)
     assert real.keys() == codes.keys()
     kept = {name: f.__code__ for name, f in real.items()}
-    with mock.patch.object(etd, "self_check", lambda *args: None) if module is layers else contextlib.nullcontext():
+    with mock.patch.object(expand, "self_check", lambda *args: None) if module is etd else contextlib.nullcontext():
         try:
             for name, f in real.items():
                 f.__code__ = codes[name]
@@ -258,7 +261,7 @@ def test_properties_hold_on_the_code_as_it_is(name):
     """The control: each property passes on the shipped modules, and on all of them put through an empty patch."""
     PROPERTIES[name]()
     with contextlib.ExitStack() as stack:
-        for module in (data, layers, etd, metrics, rem, tables, tasks, train):
+        for module in (data, etd, expand, metrics, rem, tables, tasks, train):
             text = f'"""{module.__doc__}"""'
             stack.enter_context(running(module, patched(module, text, text)))
         PROPERTIES[name]()

@@ -15,16 +15,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from study import grid
-from study import plan
-from baselines import METHODS, NEEDS_ETD, NOT_ON_ETD, ONLY_FOR, concerns
-from experiment import VERSION, code_of
+from study import grid, rows as rows_module
+from methods import METHODS, OPTIONAL, code_of, fits, reads_setting
 from train import expand_for
 from helpers import gen, make_data, small_net, tiny
 from study.originals import original_path
-from study.plan import (AFTER_TRAINING, PLACE, PRESETS, TRAINED_ALONE, by_original, cell_key, expand_axes, original_of, parse_axis,
-                  precision_of, preset, read_rows, rows_by_cell)
-from settings import TASKS, Config, check
+from study.plan import PRESETS, by_original, expand_axes, original_of, parse_axis, preset
+from study.rows import cell_key, precision_of, read_rows, rows_by_cell
+from settings import AFTER_TRAINING, PLACE, TASKS, VERSION, Config
 
 FIELDS = {f.name: f for f in fields(Config)}
 RATES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
@@ -36,7 +34,7 @@ def axis(name, text):
 
 
 def other(name, value):
-    """A value of a setting that `check` takes and that differs from the one given."""
+    """A value of a setting within its range that differs from the one given."""
     f = FIELDS[name]
     if f.type is bool:
         return not value
@@ -54,14 +52,12 @@ def other(name, value):
 @st.composite
 def cells(draw, methods=tuple(METHODS)):
     """Settings of a cell with one method, those that the presets and the axes change drawn."""
-    config = Config(task=draw(st.sampled_from(TASKS)), discovery=draw(st.sampled_from(RATES)), method=draw(st.sampled_from(methods)),
+    return Config(task=draw(st.sampled_from(TASKS)), discovery=draw(st.sampled_from(RATES)), method=draw(st.sampled_from(methods)),
                     dataset=draw(st.sampled_from(["fashion-mini", "cifar10", "svhn", "folder"])), n=draw(st.integers(1, 500)) * 2,
                     arch=draw(st.sampled_from(["resnet9", "vit"])), capacity=draw(st.sampled_from([0.1, 0.5, 0.9, 1.0])),
                     ratio=draw(st.sampled_from([None, 0.5, 1.0])), etd=draw(st.booleans()), p_mem=draw(st.sampled_from([0.05, 0.2])),
                     seed=draw(st.integers(0, 2**62)), alpha=draw(st.sampled_from([0.001, 0.01, 10.0])),
                     curve=draw(st.booleans()), image_size=draw(st.sampled_from([None, 16])))
-    check(config)
-    return config
 
 
 # --- Axes -----------------------------------------------------------------------------------------------------------------
@@ -112,11 +108,12 @@ def test_all_and_both():
 BAD_AXES = [
     ("discovery", "0.3:0.1:0.1", "rises"), ("discovery", "0.3:0.25:0.1", "rises"), ("discovery", "0.1:0.3:0", "rises"),
     ("discovery", "0.1:0.3:-0.1", "rises"), ("discovery", "0.1:0.3", "first:last:step"), ("discovery", "a:b:c", "first:last:step"),
-    ("discovery", "0.1:inf:0.1", "first:last:step"), ("discovery", "nan:1:0.1", "first:last:step"),
+    ("discovery", "0.1:inf:0.1", "more than 100,000 values"), ("discovery", "nan:1:0.1", "first:last:step"),
     ("discovery", "0.1:0.2:0.1:1", "first:last:step"), ("discovery", "half", "float values"), ("seed", "0.5", "int values"),
     ("seed", "0:1:0.5", "int values"), ("seed", ",", "empty"), ("method", "", "empty"), ("etd", "maybe", "on, off or both"),
     ("etd", "on,off", "on, off or both"), ("method", "rem,rme", "unknown method 'rme'"), ("method", "All", "unknown method"),
     ("method", "a/m.py:f,b/m.py:f", "two methods are called m.py:f"),
+    ("seed", "0:1:1e-9999999", "first:last:step"), ("seed", "0:1e999999:1", "more than 100,000 values"),
     ("seed", "1:1e30:1", "more than 100,000 values"), ("lr", "0:1:1e-9", "more than 100,000 values"),
 ]
 
@@ -153,7 +150,7 @@ def test_cells_are_the_product_of_the_axes(values):
     values = {name: values[name] for name in axis_values}  # in this order
     words = {(False,): "off", (True,): "on", (False, True): "both"}
     axes = {name: words[tuple(v)] if name == "etd" else ",".join(map(str, v)) for name, v in values.items()}
-    expected = {choice for choice in product(*values.values()) if choice[5] not in (NOT_ON_ETD if choice[3] else NEEDS_ETD)}
+    expected = {choice for choice in product(*values.values()) if fits(choice[5], choice[3])}
     found = [(c.task, c.discovery, c.seed, c.etd, c.capacity, c.method) for c in expand_axes(axes, strict=False)]
     assert len(found) == len(set(found)) and set(found) == expected
 
@@ -184,7 +181,7 @@ class Reading(Config):
 
     def __getattribute__(self, name):
         caller = sys._getframe(1).f_code
-        if not name.startswith("_") and caller.co_name not in ("replace", "_replace", "__init__", "__post_init__"):
+        if not name.startswith("_") and caller.co_name not in ("replace", "_replace", "__init__", "__post_init__", "check"):
             noted.add(name)
         return super().__getattribute__(name)
 
@@ -194,22 +191,22 @@ noted = set()
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "no-ul"])
 def test_a_method_reads_what_concerns_it(method):
-    """A field that ONLY_FOR keeps from a method is not read by it, and one that it grants is read in some run."""
+    """A field that its record keeps from a method is not read by it, and one that it grants is read in some run."""
     noted.clear()
     data, forget = make_data(0, n=12), torch.tensor([1, 4, 5])
     for step31, step32 in ((True, True), (False, False)):
         values = {**asdict(tiny(gamma=0.0, max_passes=1, unlearn_epochs=1, epochs=1)), "step31": step31, "step32": step32}
-        network = expand_for(small_net(0), data, tiny()) if method in NEEDS_ETD else small_net(0)
+        network = expand_for(small_net(0), data, tiny()) if not fits(method, False) else small_net(0)
         more = {"corrupted": forget} if method in ("rem-ideal", "etd-ideal") else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gamma is not reached
-            METHODS[method](network, data, forget, Reading(**values), gen(0), **more)
+            METHODS[method].function(network, data, forget, Reading(**values), gen(0), **more)
     fixed = {"rem-no31": {"step31", "step32", "redirect", "p_mem", "ratio"}, "rem-no32": {"step31", "step32"},
              "rem-ce": {"redirect"}, "npo": {"step31", "step32", "p_mem", "ratio"}}  # the value that the ablation gives itself, or masks that no pass uses
     here = {"curve"} | ({"ratio"} if method == "rem-on-etd" else set())  # read by the runner, or in ETD training
-    for axis in set(ONLY_FOR) - here - fixed.get(method, set()):
+    for axis in OPTIONAL - here - fixed.get(method, set()):
         read = axis in noted or axis == "ratio" and "extra_ratio" in noted
-        assert concerns(axis, {"method": method, "etd": method in NEEDS_ETD}) == read, axis
+        assert reads_setting(axis, {"method": method, "etd": not fits(method, False)}) == read, axis
 
 
 def test_settings_of_no_concern_make_no_cells():
@@ -226,7 +223,7 @@ def test_masks_concern_those_that_have_them():
     axes = {"p_mem": "0.2,0.05", "ratio": "0.5,1.0", "etd": "both", "method": "all"}
     found = Counter((cell.method, cell.etd) for cell in expand_axes(axes))
     assert {name for name, count in found.items() if count == 4} == {
-        *((name, True) for name in METHODS if name not in NOT_ON_ETD | {"rem-on-etd"}), ("etd", False), ("etd-ideal", False),
+        *((name, True) for name in METHODS if fits(name, True) and name != "rem-on-etd"), ("etd", False), ("etd-ideal", False),
         *((name, False) for name in METHODS if name.startswith("rem") and name not in ("rem-on-etd", "rem-no31"))}
     assert set(found.values()) == {1, 4}
     plain = [cell for cell in expand_axes(axes) if found[cell.method, cell.etd] == 1]
@@ -241,7 +238,7 @@ def test_masks_concern_those_that_have_them():
 def test_ranks_share_the_work(axes, world):
     """Every group has one rank, and no rank has much more than its part of the cells, few groups being what they are."""
     groups = by_original(expand_axes({**axes, "discovery": "0.1:1.0:0.1"}))
-    parts = [grid.dealt_out(groups, rank, world) for rank in range(world)]
+    parts = [grid.shard_cells(groups, rank, world) for rank in range(world)]
     assert sorted(map(id, sum(parts, []))) == sorted(map(id, groups))
     loads = [sum(len(cells) for _, cells in part) for part in parts]
     assert max(loads) <= sum(loads) / world + max(len(cells) for _, cells in groups)
@@ -336,7 +333,7 @@ def test_key_holds_every_setting_but_the_place(name, cell):
     """R5, R9: a cell's key changes with every setting that its method reads, but for where and how loudly it runs."""
     changed = replace(cell, **{name: other(name, getattr(cell, name))})
     same = name in PLACE and not (name == "data_dir" and cell.dataset == "folder")  # a folder is told by its path
-    same = same or not concerns(name, asdict(cell))
+    same = same or not reads_setting(name, asdict(cell))
     if name in ("device", "precision"):
         same = precision_of(changed) == precision_of(cell)
     assert (cell_key(changed) == cell_key(cell)) == same
@@ -348,7 +345,7 @@ def test_originals_are_shared_where_training_is_the_same(name, cell):
     """R9: an original's file differs with every setting that training reads, and with none that unlearning alone reads."""
     changed = replace(cell, **{name: other(name, getattr(cell, name))})
     here, there = (original_path("runs", original_of(c)) for c in (cell, changed))
-    alone = cell.method in TRAINED_ALONE
+    alone = METHODS[cell.method].trains_alone
     unread = AFTER_TRAINING | PLACE | (set() if cell.etd or alone else {"p_mem", "ratio"})
     same = name in unread and not (name == "data_dir" and cell.dataset == "folder") and not (name == "method" and alone)
     if name in ("device", "precision"):
@@ -364,7 +361,7 @@ def test_file_names_carry_the_settings(a, b):
     read = [f for f in FIELDS if f not in AFTER_TRAINING | PLACE | {"precision"}]
     if here == there:
         assert precision_of(a) == precision_of(b)
-        masked = a.etd or a.method in TRAINED_ALONE
+        masked = a.etd or METHODS[a.method].trains_alone
         assert all(getattr(a, f) == getattr(b, f) for f in read if masked or f not in ("p_mem", "ratio"))
 
 
@@ -373,7 +370,7 @@ def test_originals_are_their_own(cell):
     """R9: the original of an original is itself; a method that trains alone never shares one with a method that unlearns."""
     original = original_of(cell)
     assert original_of(original) == original and original.out == Config.out
-    assert original.method == (cell.method if cell.method in TRAINED_ALONE else "")
+    assert original.method == (cell.method if METHODS[cell.method].trains_alone else "")
     assert original_of(replace(cell, method="etd")) != original_of(replace(cell, method="rem")) != original_of(
         replace(cell, method="etd-ideal"))
 
@@ -381,7 +378,7 @@ def test_originals_are_their_own(cell):
 def test_another_version_trains_anew(monkeypatch):
     """R9: code of another version reads no file of this one."""
     before = cell_key(Config(method="rem")), original_path("runs", original_of(Config(method="rem")))
-    monkeypatch.setattr(plan, "VERSION", "0.0.0")
+    monkeypatch.setattr(rows_module, "VERSION", "0.0.0")
     after = cell_key(Config(method="rem")), original_path("runs", original_of(Config(method="rem")))
     assert before[0] != after[0] and before[1] != after[1]
 
@@ -409,8 +406,8 @@ def test_own_methods_are_told_by_file_and_function():
 
 def row_of(cell, status="ok", **more):
     """The parts of a row that the grid reads."""
-    return {**asdict(cell), "method": Path(cell.method).name, "status": status, "error": None, "version": plan.VERSION,
-            "seconds": 1.0, "train_seconds": 1.0, **more}
+    return {**asdict(cell), "method": Path(cell.method).name, "status": status, "error": None, "version": VERSION,
+            "healed": 0.5, "utility": 0.5, "product": 0.25, "seconds": 1.0, "train_seconds": 1.0, **more}
 
 
 @given(cells())
@@ -434,22 +431,23 @@ def test_rows_of_another_version_are_not_done():
 
 
 def test_torn_lines_are_left_out(tmp_path, capsys):
-    """R5: half a line, bytes that are no text, bare values and a method that is no name are left out with a warning; all else
+    """R5: half a line, bytes that are no text, bare values, brackets without end, numbers beyond float and a method that is no name are left out with a warning; all else
     is read, of every file.
     """
-    good, number = (json.dumps({**row_of(Config(method="rem")), "method": name}).encode() for name in ("rem", 3))
-    (tmp_path / "cells-0.jsonl").write_bytes(good + b"\n" + good[:50] + b"\n\xff\xfe\n12\n" + good + b"\n" + number)
+    good, number, pairs = (json.dumps({**row_of(Config(method="rem")), **more}).encode() for more in (
+        {}, {"method": 3}, {"points": [1, 2]}))
+    odd = [good[:50], b"\xff\xfe", b"12", b"[" * 5000, number, pairs, good.replace(b"512", b"9" * 400)]
+    (tmp_path / "cells-0.jsonl").write_bytes(b"\n".join([good, *odd, good, good[:90]]))
     (tmp_path / "cells-1.jsonl").write_bytes(good)
     (tmp_path / "cells-1.jsonl.99.tmp").write_bytes(good[:9])
     assert len(read_rows(tmp_path)) == 3
-    err = capsys.readouterr().err.splitlines()
-    assert [line.split(" of ")[0] for line in err] == [f"warning: line {i}" for i in (2, 3, 4, 6)]
-    assert all(line.endswith("cells-0.jsonl is torn and left out") for line in err)
+    assert capsys.readouterr().err == (f"warning: {tmp_path / 'cells-0.jsonl'}: 8 lines, the first of them 2, are not a "
+                                       "whole row; left out\n")
 
 
 def test_other_commands_rows_are_passed_over(tmp_path, capsys):
     """R5: a file of C-scores in the same folder is neither a cell nor torn."""
-    (tmp_path / "cscore.jsonl").write_text('{"task": "poison", "status": "ok", "score": 0.8}\n')
+    (tmp_path / "cscore.jsonl").write_text('{"task": "poison", "status": "ok", "score": 0.8, "sizes": [0], "runs": 1}\n')
     assert read_rows(tmp_path) == [] and capsys.readouterr().err == ""
 
 
@@ -470,13 +468,13 @@ def test_own_method_is_told_by_its_code(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("def f(model, data, forget, config, generator): return model\n")
     cells = expand_axes({"method": f"{path}:f,no-ul", "alpha": "0.1,0.5"})
-    assert [(cell.method.rpartition(":")[2], cell.alpha) for cell in cells] == [("f", 0.1), ("f", 0.5), ("no-ul", 0.01)]
+    assert [(cell.method.rpartition(":")[2], cell.alpha) for cell in cells] == [("f", 0.1), ("no-ul", 0.01), ("f", 0.5)]
     before = [cell_key(cell) for cell in cells]
-    row = {**asdict(cells[0]), "method": "mine.py:f", "code": code_of(cells[0].method), "status": "ok", "version": VERSION}
+    row = row_of(cells[0], code=code_of(cells[0].method))
     assert set(rows_by_cell([row])) == {before[0]}
     path.write_text("def f(model, data, forget, config, generator): return None\n")
     after = [cell_key(cell) for cell in cells]
-    assert after[0] not in before and after[2] == before[2] and set(rows_by_cell([row])) == {before[0]}
+    assert after[0] not in before and after[1] == before[1] and set(rows_by_cell([row])) == {before[0]}
 
 
 def test_precision_is_what_it_comes_to():

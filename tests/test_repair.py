@@ -189,7 +189,7 @@ def test_resnet18_end_to_end(tmp_path, capsys):
                    "--force", "--batch-size", 12)
     told = capsys.readouterr().out
     assert code == 0
-    assert "theta_o2 beside all convolutions (20 layers)" in told and "epoch 1/1" in told and "s left" in told
+    assert "theta_o2 beside all convolutions (20 layers)" in told and "epoch 1/1: " in told and "s left" in told
     found = torch.load(tmp_path / "new.pt", weights_only=True)
     assert list(found) == list(stored) and [t.shape for t in found.values()] == [t.shape for t in stored.values()]
     assert any(not torch.equal(found[key], t) for key, t in stored.items())

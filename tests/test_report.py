@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from study import report
 from study import tables
-from baselines import METHODS
+from methods import METHODS
 from experiment import VERSION
 from study.rows import load_rows
 from settings import TASKS, resolve

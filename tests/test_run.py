@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 import experiment
 import run
-from baselines import METHODS
-from data import load
+from datasets import load
+from methods import METHODS
 from helpers import assert_same_state, make_dataset, small_net, tiny
 from settings import ARCH_PRESETS, DATASET_PRESETS, TASKS, Config, check, resolve, stream
 
@@ -151,7 +151,7 @@ def test_the_seed_draws_the_unlearning():
     before = copy.deepcopy(original)
 
     def method(model, data, forget, config, generator):
-        kept.append((METHODS["cf"](model, data, forget, config, generator), torch.rand(4, generator=generator).tolist()))
+        kept.append((METHODS["cf"].function(model, data, forget, config, generator), torch.rand(4, generator=generator).tolist()))
         return kept[-1][0]
 
     forget = experiment.find(seeded(1)[0], task)
@@ -287,7 +287,7 @@ def test_interrupt_keeps_the_rows(few, tmp_path, monkeypatch, capsys):
     def interrupt(*args, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(METHODS, "cf", interrupt)
+    monkeypatch.setitem(METHODS, "cf", replace(METHODS["cf"], function=interrupt))
     out = tmp_path / "x"
     assert run.main(["--method", "no-ul,cf", "--quiet", "--out", str(out), *QUICK]) == 130
     assert [row["method"] for row in rows_of(out)] == ["no-ul"] and len(capsys.readouterr().err.splitlines()) == 1
@@ -531,7 +531,7 @@ def test_own_method_that_works_in_place(few, tmp_path):
     path, out = tmp_path / "mine.py", tmp_path / "x"
     path.write_text("def spoil(model, data, forget, config, generator):\n"
                     "    for p in model.parameters():\n        p.data.zero_()\n"
-                    "    data.labels.zero_()\n    data.images.zero_()\n    data.trigger.zero_()\n    forget.zero_()\n"
+                    "    data.labels.zero_()\n    data.images.zero_()\n    forget.zero_()\n"
                     "    return model\n")
     assert run.main(["--method", f"no-ul,npo,{path}:spoil", "--quiet", "--out", str(out), *QUICK]) == 0
     assert run.main(["--method", f"{path}:spoil,no-ul,npo", "--quiet", "--out", str(out), *QUICK]) == 0

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,13 +17,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import data as data_module
+import experiment
 import oracles_loss as oracle
 import tasks as tasks_module
-from data import TRIGGER_VALUE, Data, Dataset, batches, inputs
-from helpers import Evil, gen, make_data, seeds
+from data import Data, Dataset, batches
+from helpers import Evil, gen, make_data, seeds, small_net, tiny
 from settings import TASKS, Config, stream
-from tasks import Task, closest_pair, discover, fingerprint, like_corrupted, load_task, make_task, save_task, triggered_test
+from tasks import TRIGGER_SIZE, TRIGGER_VALUE, Task, add_trigger, closest_pair, discover, fingerprint, like_corrupted, load_task
+from tasks import make_task, save_task, triggered_test
 
 names = st.sampled_from(TASKS)
 rates = st.sampled_from([0.1, 0.2, 0.25, 1 / 3, 0.5, 0.75, 0.9, 1.0])
@@ -56,8 +58,8 @@ def assert_same_task(a: Task, b: Task) -> None:
     assert (a.name, a.seed) == (b.name, b.seed)
     for x, y in ((a.clean, b.clean), (a.corrupted, b.corrupted), (a.train.labels, b.train.labels), (a.train.images, b.train.images)):
         assert x.dtype == y.dtype and torch.equal(x, y)
-    assert (a.train.trigger is None) == (b.train.trigger is None)
-    assert a.train.trigger is None or torch.equal(a.train.trigger, b.train.trigger)
+    moved = [list(batches(replace(t.train, pad=1, flip=True), generator=gen(0), augment=True)) for t in (a, b)]
+    assert all(torch.equal(x[1], y[1]) for x, y in zip(*moved, strict=True))  # the trigger lies on the same images
 
 
 # --- Corruptions --------------------------------------------------------------------------------------------------------
@@ -69,17 +71,16 @@ def test_t1_exactly_n(case):
     name, dataset, n, _ = case
     task = make(case)
     elsewhere = torch.ones(len(dataset.train), dtype=torch.bool).index_fill_(0, task.corrupted, False)
-    before, after = inputs(dataset.train, None), inputs(task.train, None)
+    before, after = dataset.train.images, task.train.images
     assert len(task.corrupted) == n and len(task.train) == len(dataset.train)
     assert torch.equal(after[elsewhere], before[elsewhere])
     assert torch.equal(task.train.labels[elsewhere], dataset.train.labels[elsewhere])
-    assert torch.equal(task.train.images, dataset.train.images)
     changed = task.train.labels != dataset.train.labels
     if name == "poison":
-        assert torch.equal(task.train.trigger, ~elsewhere)
+        assert torch.equal(after[~elsewhere], add_trigger(before[~elsewhere]))
         assert torch.equal(changed, ~elsewhere & (dataset.train.labels != 0))
     else:
-        assert torch.equal(changed, ~elsewhere) and task.train.trigger is None and torch.equal(after, before)
+        assert torch.equal(changed, ~elsewhere) and task.train._overlay is None and after is before
 
 
 def prop_t2(tasks, seed=0, n=6000, classes=5):
@@ -134,7 +135,7 @@ def test_t3_confusion(case, draw):
         assert int((old[task.corrupted] == c).sum()) == n // 2
         assert (new[task.corrupted][old[task.corrupted] == c] == other).all()
     assert torch.equal(new.bincount(minlength=9), old.bincount(minlength=9))
-    assert task.train.images is dataset.train.images and task.train.trigger is None
+    assert task.train.images is dataset.train.images
     whole = make_task("confusion", dataset, 2 * int((old == pair[0]).sum()), 0, pair)  # the same examples whatever the draw
     twice = make_task("confusion", replace(dataset, train=whole.train), len(whole.corrupted), 0, pair)
     assert torch.equal(twice.corrupted, whole.corrupted) and torch.equal(twice.train.labels, old)
@@ -179,13 +180,13 @@ def test_t3_closest_pair_with_empty_class():
     assert 1 not in closest_pair(replace(train, labels=labels))
 
 
-def prop_t4(data, seed=0, size=6, channels=3, n=7):
+def prop_t4(tasks, seed=0, size=6, channels=3, n=7):
     """Poison changes the bottom right 3x3 pixels of D_c to white and nothing else, and gives label 0; twice is once."""
     dataset = balanced(seed, n=15, size=size, channels=channels)
     images = dataset.train.images.clamp(1, 254)  # neither black nor white by accident
     dataset = replace(dataset, train=replace(dataset.train, images=images))
-    task = make_task("poison", dataset, n, seed)
-    seen = data.inputs(task.train, None)
+    task = tasks.make_task("poison", dataset, n, seed)
+    seen = task.train.images
     corner = torch.zeros(size, size, dtype=torch.bool)
     for row in range(size - 3, size):
         for column in range(size - 3, size):
@@ -196,16 +197,16 @@ def prop_t4(data, seed=0, size=6, channels=3, n=7):
             expected[:, corner] = 255
             assert task.train.labels[i] == 0
         assert torch.equal(seen[i], expected), i
-    assert torch.equal(data.add_trigger(data.add_trigger(images)), data.add_trigger(images))
-    twice = make_task("poison", replace(dataset, train=task.train), n, seed)
-    assert torch.equal(data.inputs(twice.train, None), seen) and torch.equal(twice.train.labels, task.train.labels)
+    assert torch.equal(tasks.add_trigger(tasks.add_trigger(images)), tasks.add_trigger(images))
+    twice = tasks.make_task("poison", replace(dataset, train=task.train), n, seed)
+    assert torch.equal(twice.train.images, seen) and torch.equal(twice.train.labels, task.train.labels)
 
 
 @given(seeds, st.integers(3, 7), st.sampled_from([1, 3]), st.integers(1, 15))
 def test_t4_poison(seed, size, channels, n):
     """T4: only the 3x3 corner changes, to 255; label 0; applying twice == once."""
-    prop_t4(data_module, seed, size, channels, n)
-    assert TRIGGER_VALUE == 255
+    prop_t4(tasks_module, seed, size, channels, n)
+    assert (TRIGGER_SIZE, TRIGGER_VALUE) == (3, 255)
 
 
 def test_t5_sources():
@@ -346,6 +347,43 @@ def test_t12_trigger_under_augmentation(seed, pad, flip, n):
         assert (y[hit] == 0).all()
 
 
+def curious(data: Data) -> list:
+    """Everything that a method finds in its data without calling private functions: attributes, __dict__, what is in them."""
+    todo, found = [vars(data), *(getattr(data, name) for name in dir(data) if not name.startswith("__"))], []
+    while todo:
+        thing = todo.pop()
+        if isinstance(thing, dict):
+            todo += list(thing.values())
+        elif isinstance(thing, (list, tuple, set)):
+            todo += list(thing)
+        else:
+            found.append(thing)
+            todo += list(vars(thing).values()) if hasattr(thing, "__dict__") and not isinstance(thing, type) else []
+    return found
+
+
+@given(cases(), st.integers(0, 2), st.booleans())
+def test_a22_nothing_tells_d_c(case, pad, flip):
+    """A22: attributes, __dict__ and comparing inputs tell a method no more of D_c than its images and given labels do."""
+    name, dataset, n, seed = case
+    task = make_task(name, replace(dataset, train=replace(dataset.train, pad=pad, flip=flip)), n, seed, (0, 1))
+    seen = []
+
+    def method(model, data, forget, config, generator):
+        seen.extend(thing for thing in curious(data) if isinstance(thing, (torch.Tensor, np.ndarray)))
+        plain = torch.cat([x for _, x, _ in data.batches(dtype=torch.float64)])
+        seen.append(((plain * 0.25 + 0.5) * 255 - data.images).abs().max() < 1e-9)  # nothing to compare: they are the same
+        return model
+
+    net = small_net(0, dataset.train.images.shape[1], classes=dataset.train.classes)
+    with mock.patch.object(experiment, "evaluate", return_value={}):
+        row = experiment.unlearn(tiny(), "method", method, net, task, task.corrupted[:1])
+    assert row["status"] == "ok", row["error"]
+    *tensors, same = seen
+    assert same and tensors
+    assert all(any(tensor is known for known in (task.train.images, task.train.labels)) for tensor in tensors)
+
+
 @given(cases())
 def test_t13_inputs_not_mutated(case):
     """T13: the data set is left as it was; dtype, shape, device and memory format stay."""
@@ -359,7 +397,7 @@ def test_t13_inputs_not_mutated(case):
     triggered_test(task)
     fingerprint(task.train)
     now = train.images, train.labels, dataset.test.images, dataset.test.labels
-    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True)) and train.trigger is None
+    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True)) and train._overlay is None
     assert task.train.images.stride() == train.images.stride() and task.train.images.dtype == torch.uint8
     assert task.train.labels.dtype == torch.int64 and task.train.classes == train.classes
     assert (task.train.mean, task.train.std) == (train.mean, train.std)
@@ -407,12 +445,12 @@ def test_t15_test_set(case):
     """T15: the test set is never corrupted; the copy that carries the trigger is separate."""
     _, dataset, _, _ = case
     task = make(case)
-    kept = inputs(dataset.test, None)
-    assert task.test is dataset.test and task.test.trigger is None and not (task.test.pad or task.test.flip)
+    kept = dataset.test.images.clone()
+    assert task.test is dataset.test and task.test._overlay is None and not (task.test.pad or task.test.flip)
     marked = triggered_test(task)
-    assert torch.equal(inputs(marked, None), data_module.add_trigger(kept))
+    assert torch.equal(marked.images, add_trigger(kept))
     assert torch.equal(marked.labels, task.test.labels)
-    assert torch.equal(inputs(task.test, None), kept) and task.test.trigger is None
+    assert torch.equal(task.test.images, kept)
 
 
 @given(cases())
@@ -421,8 +459,9 @@ def test_t15_test_images_corrupted_alike(case):
     _, dataset, _, _ = case
     task = make(case)
     seen, index = like_corrupted(task)
-    assert torch.equal(seen.labels, dataset.test.labels) and torch.equal(seen.images, dataset.test.images)
-    assert (seen.trigger is not None) == (task.name == "poison") and (seen.trigger is None or bool(seen.trigger.all()))
+    plain = dataset.test.images
+    assert torch.equal(seen.labels, dataset.test.labels)
+    assert torch.equal(seen.images, add_trigger(plain) if task.name == "poison" else plain)
     assert (index is None) == (task.name != "confusion")
     if index is not None:
         assert index.tolist() == [i for i, label in enumerate(dataset.test.labels.tolist()) if label in (0, 1)]
@@ -439,7 +478,7 @@ def test_t11_a_task_is_fixed():
 
 @given(cases())
 def test_t16_round_trip(tmp_path_factory, case):
-    """T16: a saved task loads as the very labels, clean labels, D_c and trigger flags, even onto redrawn labels."""
+    """T16: a saved task loads as the very labels, clean labels, D_c and triggered images, even onto redrawn labels."""
     _, dataset, _, _ = case
     task, path = make(case), tmp_path_factory.mktemp("task") / "deep" / "er" / "task.pt"
     save_task(task, path)

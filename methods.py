@@ -1,0 +1,147 @@
+"""What is known of each method, one record each: every choice, key, table and estimate asks it (Sec. 3, Table 1).
+
+    unlearned = METHODS["cf"].function(model, task.train, forget, config, generator)
+    unlearned = METHODS["rem-ideal"].function(model, task.train, forget, config, generator, corrupted=task.corrupted)
+    name, function = load_method("examples/my_method.py:relabel")       # a user-supplied method, of the same signature
+
+Adding a method takes its function (see baselines.py) and one entry of METHODS.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import baselines as b
+from rem import rem
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the paper's tables, or an ablation."""
+
+    function: Callable  # takes (model, data, forget, config, generator), and log= and corrupted= where it asks for them
+    reads: frozenset = frozenset()  # settings that only some methods' numbers depend on
+    # With --etd it gets the network with theta_o2 "dropped" or "kept"; "only": it has no meaning on another network;
+    # "none": it trains a network of its own.
+    etd: str = "dropped"
+    reads_forget: bool = True  # False: the same network at every discovery rate
+    twin: str = ""  # the method of which it is another name; "all" has each algorithm once
+    part: str = "compared"  # in the paper's tables; an "ablation" of Table 2; an "ideal", of which some know all of D_c
+    norm: str = ""  # what forget_norm's "auto" comes to
+    plain: float = 0.0  # work in training epochs of theta_o1 alone,
+    masked: float = 0.0  # and in those of theta_o1 with theta_o2,
+    per: str = ""  # both times this setting
+
+    @property
+    def trains_alone(self) -> bool:
+        """Whether its network is an original of its own, trained without D_f."""
+        return self.etd == "none" and not self.reads_forget
+
+
+MASKS = {"p_mem", "ratio"}
+TUNING = {"unlearn_epochs", "unlearn_lr", "curve"}
+STEP2 = {"unlearn_lr", "gamma", "max_passes", "forget_norm"}
+STEP3 = {"step31", "step32", "redirect"}
+REM = {*STEP2, *TUNING, *MASKS, *STEP3, "beta", "stop"}
+
+
+def _rem(function, fixed=frozenset(), masked=1.0, **more) -> Method:
+    """REM, which keeps an ETD-trained network's theta_o2, or an ablation with some of its settings fixed."""
+    more = {"etd": "kept", "norm": "running", "plain": 2.0 - masked, "masked": masked, "per": "unlearn_epochs"} | more
+    return Method(function, frozenset(REM - fixed), **more)
+
+
+METHODS = {
+    "no-ul": Method(b.no_ul, reads_forget=False),
+    "retrain": Method(b.retrain, frozenset({"curve"}), etd="none", plain=1, per="epochs"),
+    "cf": Method(b.fine_tune, frozenset(TUNING), plain=1, per="unlearn_epochs"),
+    "ascent": Method(b.ascent, frozenset(STEP2), norm="batch", plain=0.1),
+    "npo": Method(b.npo, frozenset(STEP2 | {"beta"}), norm="batch", plain=0.3),
+    "scrub": Method(b.scrub, frozenset(TUNING | {"alpha"}), plain=1.3, per="unlearn_epochs"),
+    "badt": Method(b.bad_teacher, frozenset(TUNING), plain=1.4, per="unlearn_epochs"),
+    "ssd": Method(b.ssd, plain=1.5),
+    "potion": Method(b.potion, frozenset({"gamma"}), plain=2),
+    "etd": Method(b.etd, frozenset(MASKS), "none", False, part="ideal", masked=1, per="epochs"),
+    "etd-ideal": Method(b.etd_ideal, frozenset(MASKS), "none", False, part="ideal", masked=1, per="epochs"),
+    "rem": _rem(rem),
+    "rem-on-etd": _rem(b.rem_on_etd, etd="only", twin="rem"),
+    "rem-ideal": _rem(b.rem_ideal, part="ideal"),
+    "rem-no31": _rem(b.rem_no31, STEP3 | MASKS, masked=0.0, part="ablation"),
+    "rem-no32": _rem(b.rem_no32, {"step31", "step32"}, part="ablation"),
+    "rem-ce": _rem(b.rem_ce, {"redirect"}, part="ablation"),
+}
+OPTIONAL = frozenset().union(*(method.reads for method in METHODS.values()))  # every method reads the other settings
+
+
+def reads_setting(field: str, setting: dict) -> bool:
+    """Whether the numbers of a setting's method depend on this field of Config; a user-supplied method may read any.
+
+    Args:
+        field: name of a field.
+        setting: fields of Config, at least `method`.
+    """
+    name = setting["method"]
+    if field not in OPTIONAL or ":" in name:
+        return True
+    if field in MASKS and setting.get("etd", False):
+        return True  # whatever starts from a network trained with masks
+    reads = METHODS[name].reads if name in METHODS else frozenset()
+    if field in MASKS and "step31" in reads and not setting.get("step31", True):
+        return False  # REM without 3.1 runs no masked pass
+    return field in reads
+
+
+def fits(name: str, etd: bool) -> bool:
+    """Whether a method has a meaning on a network trained with ETD, or without."""
+    return name not in METHODS or METHODS[name].etd != ("none" if etd else "only")
+
+
+def reads_forget(name: str) -> bool:
+    """Whether a method depends on D_f; of one that does not, the network is the same at every discovery rate."""
+    return name not in METHODS or METHODS[name].reads_forget
+
+
+def load_method(text: str):
+    """A user-supplied method from "path/to/file.py:function".
+
+    Returns:
+        (name, function), the name being "file.py:function".
+
+    Raises:
+        ValueError: no such file or function, a file that does not import, or the wrong parameters.
+    """
+    path, _, attribute = text.rpartition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"no file {path} for method {text}; give path/to/file.py:function")
+    name = f"{Path(path).name}:{attribute}"
+    spec = importlib.util.spec_from_file_location(f"method_{Path(path).stem}", path)
+    try:
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # known by name, as dataclasses want it
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a file that ends the process on import, too
+        raise ValueError(f"{path} does not import ({type(error).__name__}: {error})".replace("\n", " ")) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise ValueError(f"{path} has no function {attribute!r} for method {text}")
+    check_signature(name, function)
+    return name, function
+
+
+def check_signature(name: str, function) -> None:
+    """Raise ValueError unless the runner can call it with the five arguments, log= and corrupted= where it has them."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*range(5), **{extra: None for extra in ("log", "corrupted") if extra in signature.parameters})
+    except TypeError as error:
+        raise ValueError(f"{name} takes {signature} ({error}); a method takes (model, data, forget, config, generator) "
+                         "and, if it likes, log= and corrupted=") from error
+
+
+def code_of(method: str) -> str | None:
+    """16 hexadecimal digits of the file that holds a user-supplied method, None for a method of METHODS."""
+    path = Path(method.rpartition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if ":" in method and path.is_file() else None
