@@ -42,6 +42,9 @@ FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0"
 FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "ratio", "seed")  # settings that have a flag
 LOOK = 500  # images on which another reading of the folder is tried
 READ = (*FLAGS, "stop", "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "precision")  # of Config
+EPOCH = ("epoch {}/{}: {} updates of step 2, Acc(D_f) {acc_forget_before:.2f} to {acc_forget:.2f}; loss of step 3 "
+         "{loss:.3f}, Acc(watched) {acc_watched:.2f}; {:.0f} s, at most {:.0f} s left")
+SHOWN = ("acc_forget_before", "acc_forget", "loss", "acc_watched")  # of rem's record; the last is missing with stop="max"
 SURE, LOW, BETTER = 0.9, 0.5, 0.1  # accuracies on the given labels: no doubt; too low to go on; worth a stop
 PIXELS = 2**24  # of the images of one batch in passes without a gradient
 
@@ -160,9 +163,8 @@ def progress(say):
 
     def log(epoch: int, epochs: int, model, **record) -> None:
         spent = time.perf_counter() - begin
-        say(f"epoch {epoch}/{epochs}: {record['updates']} updates of step 2, Acc(D_f) {record['acc_forget_before']:.2f} to "
-            f"{record['acc_forget']:.2f}; step 3 loss {record['loss']:.3f}, Acc(D_f) {record['acc_forget_end']:.2f}, watched "
-            f"{record['acc_watched']:.2f}; {spent:.0f} s, at most {spent / epoch * (epochs - epoch):.0f} s left")
+        values = {name: record.get(name, math.nan) for name in SHOWN}
+        say(EPOCH.format(epoch, epochs, record["updates"], spent, spent / epoch * (epochs - epoch), **values))
 
     return log
 

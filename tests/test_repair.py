@@ -319,6 +319,17 @@ def test_wrapped_networks_and_inputs_stay(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_progress_says_what_each_step_did():
+    """P1: a line per epoch with the updates of step 2 and the time left, with or without a watched share."""
+    data, told = make_data(0, n=24, classes=4), []
+    for stop in ("max", "repaired"):
+        repair.repair(small_net(0), data, torch.tensor([1, 5]), unlearn_epochs=2, stop=stop, say=told.append)
+    lines = [line for line in told if line.startswith("epoch ")]
+    assert lines[0].startswith("epoch 1/2: ") and lines[1].startswith("epoch 2/2: ") and len(lines) >= 3
+    assert all("updates of step 2, Acc(D_f)" in line and "s left" in line for line in lines)
+    assert "watched) nan" in lines[0] and "nan" not in lines[2]
+
+
 def test_running_statistics_are_those_of_the_repaired_weights():
     """P7: BatchNorm's statistics are computed anew, so that they are those of the weights that are returned."""
     data, net = make_data(0, n=32, classes=4), small_net(0)
