@@ -44,7 +44,7 @@ LOOK = 500  # images on which another reading of the folder is tried
 READ = (*FLAGS, "stop", "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "precision")  # of Config
 EPOCH = ("epoch {}/{}: {} updates of step 2, Acc(D_f) {acc_forget_before:.2f} to {acc_forget:.2f}; loss of step 3 "
          "{loss:.3f}, Acc(watched) {acc_watched:.2f}; {:.0f} s, at most {:.0f} s left")
-SHOWN = ("acc_forget_before", "acc_forget", "loss", "acc_watched")  # of rem's record; the last is missing with stop="max"
+SHOWN = ("acc_forget_before", "acc_forget", "loss", "acc_watched")  # of the record; the last only with an early end
 SURE, LOW, BETTER = 0.9, 0.5, 0.1  # accuracies on the given labels: no doubt; too low to go on; worth a stop
 PIXELS = 2**24  # of the images of one batch in passes without a gradient
 
