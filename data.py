@@ -123,7 +123,7 @@ def batches(data, index=None, size=512, generator=None, augment=False, dtype=tor
     if len(index) == 0:
         raise ValueError("index is empty, expected at least one example")
     if size < 1:
-        raise ValueError(f"size is {size}, expected at least 1 example a batch")
+        raise ValueError(f"size is {size}, expected at least 1 example per batch")
     if augment and generator is None:
         raise ValueError("augment=True draws random numbers: pass generator=torch.Generator().manual_seed(seed)")
     if generator is not None and generator.device.type != "cpu":

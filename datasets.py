@@ -101,7 +101,7 @@ def read_mini():
     if not MINI_FILE.is_file():
         raise ValueError(f"fashion-mini: no file {MINI_FILE}: restore it, or run python data/make_fashion_mini.py")
     try:
-        with np.load(MINI_FILE) as file:
+        with open(MINI_FILE, "rb") as opened, np.load(opened) as file:
             arrays = {split: (file[f"x_{split}"][..., None], file[f"y_{split}"]) for split in ("train", "test")}
         return _arrays(arrays, FASHION, MINI_FILE)
     except Exception as error:  # numpy, zipfile and zlib have each their own

@@ -8,6 +8,7 @@
 
 import contextlib
 import copy
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,14 @@ EXTRA = ("to_base", "to_extra", "extra_weight", "extra_bias")  # theta_o2: what 
 
 class NonFiniteLoss(ArithmeticError):
     """A loss, a logit or a weight is not a finite number any more; the text says where."""
+
+
+def finite(total: torch.Tensor, steps: int, where: str) -> float:
+    """Mean loss of a pass as a float, the one wait for the device; NonFiniteLoss unless it is a finite number."""
+    mean = float(total) / max(1, steps)
+    if not math.isfinite(mean):
+        raise NonFiniteLoss(f"the loss is {mean} in {where}; lower the rate")
+    return mean
 
 
 # --- Masks ------------------------------------------------------------------------------------------------------------

@@ -4,9 +4,8 @@
     logits = expanded(x, masks[index])                # theta_o1 and theta_o2, one mask row per example
     expanded = expand(vit, example, layers=hidden_layers(vit, example))   # where the default layers are refused
 
-`wrap` puts a wrapper around every layer that extra channels may reach, `grow_to_fit` runs the network once and gives each
-wrapper as many extra inputs as arrive at it, `settle` takes off the wrappers that got none, and `self_check` refuses every
-architecture in which extra channels do not stay apart from the base ones.
+`wrap` puts a wrapper around every layer that extra channels may reach, `grow_to_fit` runs the network once and gives
+each as many extra inputs as arrive at it, and `self_check` refuses networks in which extra channels do not stay apart.
 """
 
 import contextlib
@@ -20,13 +19,11 @@ from etd import EXTRA, Expanded, ExpandedBatchNorm, ExpandedWeight, MaskedPass, 
 SPREAD_TOLERANCE = 1e-8  # float64 rounding grows to about 1e-12 of the spread in deep networks; errors are > 1e-3
 EXAMPLES = 3  # of the self-check: with two, BatchNorm makes +1 and -1 of 1x1 maps
 POOL = 1_000_003  # numbers drawn for a network of the self-check, used again where it has more weights; a prime
-
 # Subclasses that compute what their base class does (the norm, then its own activation), by name: no import is needed.
-SAME_AS_LINEAR = {"timm.layers.linear.Linear"}
-SAME_AS_NORM = {"timm.layers.norm_act.BatchNormAct2d"}
-
+SAME_AS_LINEAR = "timm.layers.linear.Linear"
+SAME_AS_NORM = "timm.layers.norm_act.BatchNormAct2d"
 # What a network's forward pass raises where extra channels do not fit. Anything else is a bug of ours and goes through.
-MISFIT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)  # LookupError: index and key
+MISFIT = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 
 
 def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=None, generator=None) -> Expanded:
@@ -89,30 +86,27 @@ def check_network(model: nn.Module) -> None:
             raise TypeError(f"cannot expand {where}: it is compiled; take the network before compiling, ._orig_mod")
         pre = module._forward_pre_hooks.values()
         if any(type(hook).__name__ == "WeightNorm" for hook in pre):
-            raise TypeError(f"cannot expand {where}: it has hooks of the old weight_norm, which a masked pass would not "
-                            "run; take them off with torch.nn.utils.remove_weight_norm first")
+            raise TypeError(f"cannot expand {where}: it has hooks of the old weight_norm, which a masked pass would "
+                            "not run; take them off with torch.nn.utils.remove_weight_norm first")
         hooks = (pre, module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
         if (is_weight(module) or is_norm(module)) and any(hooks):
             raise TypeError(f"cannot expand {where}: it has hooks, which a masked pass would not run")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
-            raise TypeError(f"cannot expand the network {type(model).__name__}: {name!r} is on the meta device, without "
-                            "values; give it some with to_empty and load_state_dict first")
+            raise TypeError(f"cannot expand the network {type(model).__name__}: {name!r} is on the meta device, "
+                            "without values; give it some with to_empty and load_state_dict first")
 
 
 def is_weight(module: nn.Module) -> bool:
     """Whether it is a Conv2d or Linear and computes nothing else than one: subclasses and parametrisations may."""
-    return type(module) in (nn.Conv2d, nn.Linear) or qualified_name(module) in SAME_AS_LINEAR
+    kind = type(module)
+    return kind in (nn.Conv2d, nn.Linear) or f"{kind.__module__}.{kind.__qualname__}" == SAME_AS_LINEAR
 
 
 def is_norm(module: nn.Module) -> bool:
     """The same for BatchNorm over (B, C) or (B, C, H, W)."""
-    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) or qualified_name(module) in SAME_AS_NORM
-
-
-def qualified_name(module: nn.Module) -> str:
-    """Where its class is defined, and its name."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    kind = type(module)
+    return kind in (nn.BatchNorm1d, nn.BatchNorm2d) or f"{kind.__module__}.{kind.__qualname__}" == SAME_AS_NORM
 
 
 def wrap(net: nn.Module, ratio: float, layers) -> Expanded:
@@ -134,15 +128,14 @@ def wrap(net: nn.Module, ratio: float, layers) -> Expanded:
         elif is_norm(module):
             wrappers[module] = ExpandedBatchNorm(module)
         elif getattr(module, "running_mean", None) is not None:
-            kind = type(module).__name__
-            raise TypeError(f"cannot expand {name!r}: masked passes would move the running statistics of {kind}")
+            raise TypeError(f"cannot expand {name!r}: masked passes would move the running statistics of "
+                            f"{type(module).__name__}")
         elif isinstance(module, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
-            kind = type(module).__name__
-            raise TypeError(f"cannot expand {name!r}: {kind} turns masked zeros into other values in training")
-    for base, wrapper in wrappers.items():
-        wrapper.training = base.training
+            raise TypeError(f"cannot expand {name!r}: {type(module).__name__} turns masked zeros into other values in "
+                            "training")
     expanded = Expanded(net)
-    expanded.training = net.training
+    for base, wrapper in [*wrappers.items(), (net, expanded)]:
+        wrapper.training = base.training
     swap(expanded, wrappers)
     return expanded
 
@@ -153,11 +146,11 @@ def wrap(net: nn.Module, ratio: float, layers) -> Expanded:
 def grow_to_fit(expanded: Expanded, example: torch.Tensor, generator: torch.Generator, mask_everywhere: bool) -> None:
     """Run `example` once with all masks on and grow each layer to the extra channels that arrive at it.
 
-    What travels are activations with base channels first and extra ones behind them, so a layer reads off its input how
-    many extra ones arrive. Before a layer runs, its hook `arrive` grows it to that number, and it gives extra channels of
-    its own. All masks are on, as rows of 2**40 bits that take no memory: the widest layer is not known before the end.
-    After a layer has run, `leave` notes id(output): where that very tensor is what a BatchNorm reads, the norm masks for
-    the layer, since the mask acts after BatchNorm.
+    What travels are activations with base channels first and extra ones behind, so a layer reads off its input how many
+    extra ones arrive. Before it runs, its hook `arrive` grows it to that number; then it gives extra channels of its
+    own. All masks are on, as rows of 2**40 bits that take no memory: the widest layer is not known before the end.
+    After a layer has run, `leave` notes id(output): where that very tensor is what a BatchNorm reads, the norm masks
+    for the layer, since the mask acts after BatchNorm.
     """
     layers, made_by = expanded.layers(), {}
     weight = next(expanded.parameters())
@@ -239,23 +232,17 @@ KEEPING = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, n
 
 
 def hidden_layers(model: nn.Module, example: torch.Tensor) -> list[str]:
-    """Names of layers followed by another one that reads them, such as the first of a feed-forward block.
+    """Names for `layers=` where the default is refused: channels meet in a norm, an attention or a concatenation.
 
-    For `layers=`, where a network is refused because its channels meet in a norm, an attention or a concatenation.
-
-    Args:
-        model: any network, left as it is.
-        example: (B, ...) a batch of inputs, B >= 1.
-
-    Returns:
-        Names of Conv2d or Linear layers in running order whose extra channels fit the shapes around them; maybe none.
+    Args: model, left as it is; example: (B, ...) a batch of inputs, B >= 1.
+    Returns: layers that another one follows, such as the first of a feed-forward block, where extra channels fit.
     """
     net = copy.deepcopy(model).to("meta")  # shapes are enough, so nothing is computed
     order, names, before = [], [], None
     hooks = [module.register_forward_hook(lambda m, args, out, name=name: order.append((name, m)))
              for name, module in net.named_modules()]
-    with eval_mode(net), torch.no_grad():
-        net(example[:2].detach().to("meta", next(net.parameters()).dtype))
+    with torch.no_grad():
+        net.eval()(example[:2].detach().to("meta", next(net.parameters()).dtype))
     for hook in hooks:
         hook.remove()
     for name, module in order:
@@ -285,11 +272,12 @@ def suggestion(model: nn.Module, example: torch.Tensor) -> str:
     try:
         names = hidden_layers(model, example)
     except MISFIT:  # the network does not run on the example, or not on shapes alone
-        names = []
+        names = None
     if not names:
         return "; if some layers may get extra outputs, name them with layers=[...]"
     few = ", ".join(map(repr, names[:2])) + ", ..." * (len(names) > 2)
-    return f"; name the layers that get extra outputs, for example those of hidden_layers(model, example): layers=[{few}]"
+    return ("; name the layers that get extra outputs, for example those of "
+            f"hidden_layers(model, example): layers=[{few}]")
 
 
 # --- Self-check -------------------------------------------------------------------------------------------------------
@@ -300,9 +288,8 @@ def self_check(expanded: Expanded, shape: torch.Size) -> str | None:
 
     With all-zero masks every layer must give its base pass's outputs, each example must meet its own mask, and with
     all-one masks every weight of theta_o2 must reach the output. Strict, because some networks that concatenate pass a
-    loose test: weights drawn anew and batch statistics so that no signal vanishes, float64 on the CPU, differences
-    relative to the spread of each layer's outputs. The last draw is positive, so that no ReLU is shut and hides what leaks
-    before it; the others leave gates open that large numbers shut.
+    loose test: weights drawn anew and batch statistics so that no signal vanishes, float64, differences relative to each
+    layer's outputs. The last draw is positive, so that no ReLU is shut; the others keep open what large numbers shut.
     """
     generator = torch.Generator().manual_seed(0)
     probe = copy.deepcopy(expanded).to("cpu", torch.float64).eval()
@@ -355,7 +342,7 @@ def reached(probe: Expanded, x: torch.Tensor, generator: torch.Generator) -> set
 
 def mixed_up(probe: Expanded, x: torch.Tensor) -> str | None:
     """Examples that do not meet their own masks, in eval mode: a row on beside rows off must be as if it were alone."""
-    norms = [m for m in probe.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    norms = (m for m in probe.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)))
     if any(norm.running_mean is None for norm in norms):
         return None  # batch statistics in eval mode tie the examples together, so nothing can be told from them
     mask = torch.zeros((len(x), probe.width), dtype=torch.bool)
@@ -364,8 +351,7 @@ def mixed_up(probe: Expanded, x: torch.Tensor) -> str | None:
         on, off, out = probe(x[:1], mask[:1]), probe(x[1:], mask[1:]), probe(x, mask)
     allowed = SPREAD_TOLERANCE * max(float(off.std()), 1e-12)
     if not max((out[:1] - on).abs().max(), (out[1:] - off).abs().max()) <= allowed:
-        return ("cannot expand the network: examples do not meet their own masks, so the batch is not its layers' first "
-                "axis")
+        return "cannot expand the network: examples do not meet their own masks, so the batch is not the first axis"
     if not (probe(x[:1], mask[:1]) - on).abs().max() <= allowed:
         return "cannot expand the network: without gradients it reads weights past its layers, which skips theta_o2"
     return None
@@ -399,10 +385,7 @@ def redraw(probe: nn.Module, generator: torch.Generator, positive: bool) -> None
 
 
 def layer_outputs(probe: Expanded, x: torch.Tensor, fill: int | None) -> list[tuple[str, torch.Tensor]]:
-    """The base part of each expanded layer's output, in running order and the network's last, in one pass.
-
-    fill: None for the base-only pass, else the value of all masks.
-    """
+    """The base part of each expanded layer's output, in running order, the network's last; fill: of masks, or None."""
     outputs, hooks = [], []
     for name, layer in probe.layers().items():
         def keep(layer, args, out, name=name):

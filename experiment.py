@@ -14,14 +14,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from data import MEMORY_FORMAT, Dataset
-from etd import drop, mask_table
+from data import MEMORY_FORMAT, Data, Dataset
+from etd import drop, eval_mode, mask_table
 from train import train_etd
 from etd import Expanded
 from methods import METHODS, fits, load_method
@@ -33,7 +35,9 @@ from tasks import Task, discover, make_task
 from train import fit
 
 SHOWN = ("loss", "acc_forget", "score")  # what a line of progress shows of what a method logs
-NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product"))  # of a failed cell
+LONG = 60.0  # seconds without a line after which a terminal is told that work goes on
+NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product",
+                           "learnt"))  # of a failed cell
 
 
 # --- Train, unlearn, measure ------------------------------------------------------------------------------------------
@@ -54,45 +58,78 @@ def new_model(config: Config, dataset: Dataset):
     """The freshly initialised network for a data set, weights from config.seed."""
     images = dataset.train.images
     if images.shape[2] != images.shape[3]:
-        raise ValueError(f"images are {images.shape[2]}x{images.shape[3]}; the networks take square ones, use --image-size")
+        raise ValueError(f"images are {images.shape[2]}x{images.shape[3]}; the networks take square ones, "
+                         "use --image-size")
     shape = dict(channels=images.shape[1], classes=dataset.train.classes, image_size=images.shape[2])
     seed = stream(config.seed, "weights").initial_seed()
     model = build(config.arch, config.width * config.capacity, **shape, seed=seed)
     return model.to(memory_format=MEMORY_FORMAT)
 
 
-def train_original(config: Config, task: Task, model):
-    """Train the original on D_tr, corruption included; an Expanded with --etd."""
-    generator, log = stream(config.seed, "training"), progress("train", config.quiet)
-    if config.etd:
-        return train_etd(model, task.train, config, generator, log=log)
-    fit(model, task.train, None, config, generator, log=log)
+def train_original(config: Config, task: Task, model, log=None):
+    """Train the original on D_tr, corruption included; an Expanded with --etd.
+
+    Args:
+        log: called once per epoch, see train.fit; None for `progress`, as loud as the settings say.
+    """
+    check_outputs(model, task.train)
+    generator = stream(config.seed, "training")
+    with contextlib.nullcontext(log) if log else progress("train", config.quiet) as log:
+        if config.etd:
+            return train_etd(model, task.train, config, generator, log=log)
+        fit(model, task.train, None, config, generator, log=log)
     return model
 
 
-def unlearn(config: Config, name: str, method, original, task: Task, forget: torch.Tensor) -> dict:
-    """Run one method and measure it; the second half of its row. D_c goes to a method that asks for `corrupted` alone."""
+def check_outputs(model, data: Data) -> None:
+    """Raise ValueError unless the network has an output for every label that the data can have."""
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    with eval_mode(model), torch.no_grad():
+        _, x, _ = next(data.batches(torch.tensor([0]), dtype=dtype))
+        outputs = model(x).shape[1]
+    if outputs < data.classes:
+        raise ValueError(f"the network has {outputs} outputs for {data.classes} classes; "
+                         "give it a head with one for each")
+
+
+def unlearn(config: Config, name: str, method, original, task: Task, forget: torch.Tensor, log=None) -> dict:
+    """Run one method and measure it; the second half of its row. D_c goes to a method that asks for `corrupted` alone.
+
+    Args:
+        config, name, method: settings; the method's name in rows and its function.
+        original: the trained network, an Expanded with --etd; left as it is.
+        task, forget: D_tr with its corruption; D_f.
+        log: called once per epoch by methods that take log=; None for `progress`, as loud as the settings say.
+    """
     generator, points = stream(config.seed, "unlearning"), []  # the same generator for every method
     keeps = name in METHODS and METHODS[name].etd in ("kept", "only")
     model = drop(original) if isinstance(original, Expanded) and not keeps else original
     data = task.train
-    if ":" in name:  # one's own may write into what it gets, which must not reach the next method
+    if ":" in name:  # a user-supplied method may write into what it gets, which must not reach the next method
         model, data = copy.deepcopy(model), copy.deepcopy(data)
 
     def work():
-        asked, log = inspect.signature(method).parameters, progress(name, config.quiet)
-        if config.curve and name in METHODS and "curve" in METHODS[name].reads:
-            first = start(model, data, forget, config, stream(config.seed, "curve")).expanded if keeps else model
-            log = recorder(config, first, task, forget, log, points)
-        more = {"log": log} if "log" in asked else {}
-        more |= {"corrupted": task.corrupted} if "corrupted" in asked else {}
-        return method(model, data, forget.clone(), config, generator, **more)
+        check_outputs(model, data)
+        asked = inspect.signature(method).parameters
+        with contextlib.nullcontext(log) if log else progress(name, config.quiet) as tell:
+            if config.curve and name in METHODS and "curve" in METHODS[name].reads:
+                first = start(model, data, forget, config, stream(config.seed, "curve")).expanded if keeps else model
+                tell = recorder(config, first, task, forget, tell, points)
+            more = {"log": tell} if "log" in asked else {}
+            more |= {"corrupted": task.corrupted} if "corrupted" in asked else {}
+            return method(model, data, forget.clone(), config, generator, **more)
+
+    def measure():
+        if not isinstance(unlearned, nn.Module):
+            raise TypeError(f"{name} returned {type(unlearned).__name__}; a method returns the unlearned network")
+        anew = name in METHODS and METHODS[name].etd == "none"  # what trains anew had nothing to unlearn
+        before = None if anew else original
+        return evaluate(drop(unlearned) if isinstance(unlearned, Expanded) else unlearned, task, forget, before)
 
     unlearned, seconds, failure = attempt(work)
     scores = {}
     if failure is None:
-        unlearned = drop(unlearned) if isinstance(unlearned, Expanded) else unlearned
-        scores, _, failure = attempt(lambda: evaluate(unlearned, task, forget))
+        scores, _, failure = attempt(measure)
     row = {"status": "failed" if failure else "ok", "error": failure, **NO_SCORES, **(scores or {}), "seconds": seconds}
     return {**row, "points": points} if points else row
 
@@ -110,7 +147,8 @@ def recorder(config: Config, first, task: Task, forget: torch.Tensor, log, point
         point = {"epoch": epoch, "base": accuracy(net, task.train, task.corrupted), **values}
         point |= {name: scores[name] for name in ("healed", "healed_undiscovered", "utility")}
         if isinstance(net, Expanded):
-            shared = mask_table(len(task.train), net.width, config.p_mem, config.seed, task.corrupted)  # D_f's row for D_c
+            # D_f's row for all of D_c
+            shared = mask_table(len(task.train), net.width, config.p_mem, config.seed, task.corrupted)
             point["full"] = accuracy(net, task.train, task.corrupted, masks=shared)
         points.append(point)
         if epoch:
@@ -121,23 +159,55 @@ def recorder(config: Config, first, task: Task, forget: torch.Tensor, log, point
 
 
 def attempt(work):
-    """Run work(); returns (result, seconds, error text or None). Running out of numbers or of memory is an outcome."""
+    """Run work() and leave the world as it was; returns (result, seconds, error text or None).
+
+    Diverging, running out of memory, or a user-supplied method that calls sys.exit is an outcome. An interrupt by the
+    user, or a reader that has closed the pipe, is none.
+    """
     begin = time.perf_counter()
     result = failure = None
     try:
-        result = work()
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-    except BrokenPipeError:  # nobody reads the output any more, which says nothing about the work
+        with same_world():
+            result = work()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+    except (KeyboardInterrupt, BrokenPipeError):
         raise
-    except Exception as error:
+    except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        failure = f"{type(error).__name__}: {error}".splitlines()[0] + f" ({Path(place.filename).name}:{place.lineno})"
+        failure = f"{one_line(error)} ({Path(place.filename).name}:{place.lineno})"
         print(f"failed: {failure}", file=sys.stderr)
     return result, round(time.perf_counter() - begin, 3), failure
 
 
-# --- Input checks -------------------------------------------------------------------------------------------------------
+def one_line(error: BaseException) -> str:
+    """Type and first line of an exception, whatever its text is or does."""
+    try:
+        text = next(iter(str(error).strip().splitlines()), "")
+    except Exception:  # a __str__ that fails
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def same_world():
+    """Put back what a method may leave changed: folder, default dtype and device, grad mode, threads, random state."""
+    folder, dtype, device = os.getcwd(), torch.get_default_dtype(), torch.get_default_device()
+    grad, threads, state = torch.is_grad_enabled(), torch.get_num_threads(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
+        torch.set_grad_enabled(grad)
+        torch.set_rng_state(state)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+# --- Input checks -----------------------------------------------------------------------------------------------------
 
 
 def choose_methods(config: Config) -> dict:
@@ -204,7 +274,7 @@ def check_writable(out: str) -> None:
         raise ValueError(f"cannot write results to {out} ({error}); give another file with --out") from error
 
 
-# --- Rows ---------------------------------------------------------------------------------------------------------------
+# --- Rows -------------------------------------------------------------------------------------------------------------
 
 
 def append_row(out: str, row: dict) -> None:
@@ -248,7 +318,8 @@ def provenance(device: torch.device, argv) -> dict:
 
 def git_hash() -> str | None:
     """The commit of the code, with "-dirty" if tracked files differ from it; None outside a checkout."""
-    command = ["git", "-C", Path(__file__).resolve().parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", Path(__file__).resolve().parent, "describe", "--always", "--dirty", "--abbrev=40",
+               "--exclude=*"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
@@ -256,13 +327,46 @@ def git_hash() -> str | None:
     return found.stdout.strip() if found.returncode == 0 else None
 
 
-def progress(label: str, quiet: bool):
-    """A log function for `fit` and the methods: one aligned line an epoch with the time left."""
-    begin = time.perf_counter()
+@contextlib.contextmanager
+def progress(label: str, quiet: bool, min_seconds: float = 0.0):
+    """A log function for `fit` and the methods, for the length of a block: one line per epoch with the time left.
+
+    In a terminal, work without such a line for LONG seconds says so in a line that is written anew every second.
+
+    Args:
+        label: what is done, such as "train".
+        quiet: print nothing.
+        min_seconds: print nothing either of what takes less, by the seconds so far and the estimate of those left.
+    """
+    if quiet:
+        yield lambda *args, **values: None
+        return
+    begin = last = time.perf_counter()
+    since, done, terminal = "the start", threading.Event(), sys.stdout is not None and sys.stdout.isatty()
+    clear = "\r" + " " * 60 + "\r" if terminal else ""
 
     def log(epoch: int, epochs: int, model, **values) -> None:
-        spent = time.perf_counter() - begin
-        shown = "  ".join(f"{name} {values[name]:8.4f}" for name in SHOWN if name in values)
-        print(f"{label:<8} epoch {epoch:3d}/{epochs}  {shown}  {spent:6.1f} s  {spent / epoch * (epochs - epoch):6.1f} s left", flush=True)
+        nonlocal last, since
+        last, since = time.perf_counter(), f"epoch {epoch}"
+        spent = last - begin
+        left = spent / epoch * (epochs - epoch)
+        if spent + left >= min_seconds:
+            shown = "".join(f"{name} {values[name]:8.4f}  " for name in SHOWN if name in values)
+            print(f"{clear}{label:<8} epoch {epoch:3d}/{epochs}  {shown}{spent:6.1f} s  {left:6.1f} s left", flush=True)
 
-    return (lambda *args, **values: None) if quiet else log
+    def watch() -> None:
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            while not done.wait(1.0):
+                if (silent := time.perf_counter() - last) >= LONG:
+                    print(f"\r{label:<8} {silent:.0f} s since {since}", end="", flush=True)
+            print(clear, end="", flush=True)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    if terminal:
+        watcher.start()
+    try:
+        yield log
+    finally:
+        done.set()
+        if terminal:
+            watcher.join()

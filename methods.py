@@ -24,6 +24,7 @@ class Method:
     """A method of the paper's tables, or an ablation."""
 
     function: Callable  # takes (model, data, forget, config, generator), and log= and corrupted= where it asks for them
+    label: str  # in figures
     reads: frozenset = frozenset()  # settings that only some methods' numbers depend on
     # With --etd it gets the network with theta_o2 "dropped" or "kept"; "only": it has no meaning on another network;
     # "none": it trains a network of its own.
@@ -49,30 +50,31 @@ STEP3 = {"step31", "step32", "redirect"}
 REM = {*STEP2, *TUNING, *MASKS, *STEP3, "beta", "stop"}
 
 
-def _rem(function, fixed=frozenset(), masked=1.0, **more) -> Method:
+def _rem(function, label: str, fixed=frozenset(), masked=1.0, **more) -> Method:
     """REM, which keeps an ETD-trained network's theta_o2, or an ablation with some of its settings fixed."""
     more = {"etd": "kept", "norm": "running", "plain": 2.0 - masked, "masked": masked, "per": "unlearn_epochs"} | more
-    return Method(function, frozenset(REM - fixed), **more)
+    return Method(function, label, frozenset(REM - fixed), **more)
 
 
 METHODS = {
-    "no-ul": Method(b.no_ul, reads_forget=False),
-    "retrain": Method(b.retrain, frozenset({"curve"}), etd="none", plain=1, per="epochs"),
-    "cf": Method(b.fine_tune, frozenset(TUNING), plain=1, per="unlearn_epochs"),
-    "ascent": Method(b.ascent, frozenset(STEP2), norm="batch", plain=0.1),
-    "npo": Method(b.npo, frozenset(STEP2 | {"beta"}), norm="batch", plain=0.3),
-    "scrub": Method(b.scrub, frozenset(TUNING | {"alpha"}), plain=1.3, per="unlearn_epochs"),
-    "badt": Method(b.bad_teacher, frozenset(TUNING), plain=1.4, per="unlearn_epochs"),
-    "ssd": Method(b.ssd, plain=1.5),
-    "potion": Method(b.potion, frozenset({"gamma"}), plain=2),
-    "etd": Method(b.etd, frozenset(MASKS), "none", False, part="ideal", masked=1, per="epochs"),
-    "etd-ideal": Method(b.etd_ideal, frozenset(MASKS), "none", False, part="ideal", masked=1, per="epochs"),
-    "rem": _rem(rem),
-    "rem-on-etd": _rem(b.rem_on_etd, etd="only", twin="rem"),
-    "rem-ideal": _rem(b.rem_ideal, part="ideal"),
-    "rem-no31": _rem(b.rem_no31, STEP3 | MASKS, masked=0.0, part="ablation"),
-    "rem-no32": _rem(b.rem_no32, {"step31", "step32"}, part="ablation"),
-    "rem-ce": _rem(b.rem_ce, {"redirect"}, part="ablation"),
+    "no-ul": Method(b.no_ul, "no unlearning", reads_forget=False),
+    "retrain": Method(b.retrain, "retraining", frozenset({"curve"}), etd="none", plain=1, per="epochs"),
+    "cf": Method(b.fine_tune, "fine-tuning", frozenset(TUNING), plain=1, per="unlearn_epochs"),
+    "ascent": Method(b.ascent, "gradient ascent", frozenset(STEP2), norm="batch", plain=0.1),
+    "npo": Method(b.npo, "NPO", frozenset(STEP2 | {"beta"}), norm="batch", plain=0.3),
+    "scrub": Method(b.scrub, "SCRUB", frozenset(TUNING | {"alpha"}), plain=1.3, per="unlearn_epochs"),
+    "badt": Method(b.bad_teacher, "Bad Teacher", frozenset(TUNING), plain=1.4, per="unlearn_epochs"),
+    "ssd": Method(b.ssd, "SSD", plain=1.5),
+    "potion": Method(b.potion, "Potion", frozenset({"gamma"}), plain=2),
+    "etd": Method(b.etd, "ETD", frozenset(MASKS), "none", False, part="ideal", masked=1, per="epochs"),
+    "etd-ideal": Method(b.etd_ideal, "ETD (ideal)", frozenset(MASKS), "none", False, part="ideal", masked=1,
+                        per="epochs"),
+    "rem": _rem(rem, "REM"),
+    "rem-on-etd": _rem(b.rem_on_etd, "REM", etd="only", twin="rem"),
+    "rem-ideal": _rem(b.rem_ideal, "REM (ideal)", part="ideal"),
+    "rem-no31": _rem(b.rem_no31, "REM without 3.1", STEP3 | MASKS, masked=0.0, part="ablation"),
+    "rem-no32": _rem(b.rem_no32, "REM without 3.2", {"step31", "step32"}, part="ablation"),
+    "rem-ce": _rem(b.rem_ce, "REM by cross-entropy", {"redirect"}, part="ablation"),
 }
 OPTIONAL = frozenset().union(*(method.reads for method in METHODS.values()))  # every method reads the other settings
 

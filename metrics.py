@@ -1,8 +1,10 @@
-"""What the paper reports: accuracy, Healed, Utility, product, mean and standard error, regularity (Sec. 4, Sec. 6, Eq. 1).
+"""What the paper reports: accuracy, Healed, Utility, product, mean and standard error, regularity (Sec. 4, Sec. 6, Eq.
+1).
 
     scores = evaluate(model, task, forget)    # healed, utility, product and more, in [0, 1]
     mean, error = mean_sem([run["product"] for run in runs])
-    scores, rates = c_score(task.train, task.corrupted, learn, sizes=[0, 200, 400], runs=3, seed=0)  # the task's: scores.mean()
+    scores, rates = c_score(task.train, task.corrupted, learn, sizes=[0, 200, 400], runs=3, seed=0)  # the task's:
+    scores.mean()
 """
 
 import math
@@ -68,25 +70,29 @@ def accuracy(model: nn.Module, data: Data, index: torch.Tensor | None = None, la
     return share(predict(model, data, index, masks) == (labels if index is None else labels[index]))
 
 
-def evaluate(model: nn.Module, task, forget: torch.Tensor) -> dict[str, float | None]:
+def evaluate(model: nn.Module, task, forget: torch.Tensor,
+             original: nn.Module | None = None) -> dict[str, float | None]:
     """Healed and Utility of one network (Sec. 6 "Metrics").
 
-    Healed: accuracy of clean labels on D_c's inputs as they were trained on. Utility: accuracy on the clean test set, over
-    all classes. This and no method may read the clean labels.
+    Healed: accuracy of clean labels on D_c's inputs as they were trained on. Utility: accuracy on the clean test set,
+    over all classes. Only metrics may read the clean labels.
 
     Args:
         model: plain network.
         task: tasks.Task.
         forget: (k,) int64, D_f within D_c.
+        original: the network before unlearning, plain or Expanded, for one score more.
 
     Returns:
-        healed, healed_forget (over D_f), healed_undiscovered (over the rest of D_c; None when there is none), healed_test
-        (over test images corrupted alike, see tasks.like_corrupted; None when there is none), utility and product =
-        healed * utility, all fractions.
+        healed, healed_forget (over D_f), healed_undiscovered (over the rest of D_c; None when there is none),
+        healed_test (over test images corrupted alike, see tasks.like_corrupted; None when there is none), utility and
+        product = healed * utility, all fractions; with `original` learnt, its accuracy on D_c's labels as given: what
+        there was to unlearn.
     """
     hits = predict(model, task.train, task.corrupted) == task.clean[task.corrupted]  # (|D_c|,)
     found = torch.isin(task.corrupted, forget)
     healed, utility = share(hits), accuracy(model, task.test)
+    learnt = {} if original is None else {"learnt": accuracy(original, task.train, task.corrupted)}
     return {
         "healed": healed,
         "healed_forget": share(hits[found]),
@@ -94,6 +100,7 @@ def evaluate(model: nn.Module, task, forget: torch.Tensor) -> dict[str, float | 
         "healed_test": utility if task.name == "random" else healing_on_test(model, task),
         "utility": utility,
         "product": healed * utility,
+        **learnt,
     }
 
 
@@ -107,7 +114,7 @@ def mean_sem(values) -> tuple[float, float | None]:
     """Mean over runs and its standard error std(ddof=1) / sqrt(n), as in the paper's "mean +- SEM".
 
     Args:
-        values: one finite number a run, at least one.
+        values: one finite number per run, at least one.
 
     Returns:
         (mean, sem); sem is None for a single run.
@@ -124,25 +131,27 @@ def mean_sem(values) -> tuple[float, float | None]:
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
 
 
-# --- Regularity ---------------------------------------------------------------------------------------------------------
+# --- Regularity -------------------------------------------------------------------------------------------------------
 
 
 def c_score(data: Data, corrupted: torch.Tensor, learn, sizes, runs: int, seed: int,
             log=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Consistency score of each example of D_c: how well other examples of D_c predict its label as given (Eq. 1, Sec. 4).
+    """Consistency score of each example of D_c: how well other examples of D_c predict its label as given (Eq. 1, Sec.
+    4).
 
-    Eq. 1: C_hat(x, y) = E_n E^r_{D ~ D_c, |D| = n} P(f(x; D - {(x, y)}) = y), after Jiang et al. 2020. The mean over D_c is
-    the regularity of the corruption.
+    Eq. 1: C_hat(x, y) = E_n E^r_{D ~ D_c, |D| = n} P(f(x; D - {(x, y)}) = y), after Jiang et al. 2020. The mean over
+    D_c is the regularity of the corruption.
 
-    Choice: n counts what a network learns from, that is D without (x, y): Eq. 1's n = |D_c| is size |D_c| - 1 here, leave
-    one out; size 0 is an untrained network. An example is scored by those networks alone whose subset did not hold it, by
-    whether they predict its label. Sizes weigh alike, and so do an example's networks of one size (`held_out`).
+    Choice: n counts what a network learns from, that is D without (x, y): Eq. 1's n = |D_c| is size |D_c| - 1 here,
+    leave one out; size 0 is an untrained network. An example is scored by those networks alone whose subset did not
+    hold it, by whether they predict its label. Sizes weigh alike, and so do an example's networks of one size
+    (`held_out`).
 
     Args:
         data: D_tr; no label of it but D_c's labels as given is read.
         corrupted: (m,) int64, D_c.
-        learn: learn(index, seed) -> network trained on the dataset indices `index`, (n,) int64 in the order of D_c, empty
-            at size 0; `seed` of its weights and order differs from call to call.
+        learn: learn(index, seed) -> network trained on the dataset indices `index`, (n,) int64 in the order of D_c,
+            empty at size 0; `seed` of its weights and order differs from call to call.
         sizes: different numbers n from 0 to m - 1, in the order of learning.
         runs: r, networks of each size; at least m / (m - n) for every n, so that each example is held out once or more.
         seed: of the subsets and of the networks' seeds.
@@ -186,7 +195,7 @@ def held_out(n: int, size: int, runs: int, seed: int) -> torch.Tensor:
         seed: of the order, which depends on `size` too.
 
     Returns:
-        (runs, n) bool, n - size true entries a row.
+        (runs, n) bool, n - size true entries per row.
     """
     order = torch.randperm(n, generator=stream(seed, f"c-score subsets {size}"))
     places = torch.arange(runs)[:, None] * (n - size) + torch.arange(n - size)  # (runs, n - size)
@@ -199,11 +208,13 @@ def check_c_score(data: Data, corrupted: torch.Tensor, sizes: list[int], runs: i
     if n == 0:
         raise ValueError("D_c is empty; the C-score is a mean over at least one corrupted example")
     if not 0 <= int(corrupted.min()) <= int(corrupted.max()) < len(data) or len(corrupted.unique()) < n:
-        raise ValueError(f"D_c must be different indices from 0 to {len(data) - 1}; it runs from {int(corrupted.min())} to "
-                         f"{int(corrupted.max())} with {n - len(corrupted.unique())} repeated")
+        lowest, highest, repeated = int(corrupted.min()), int(corrupted.max()), n - len(corrupted.unique())
+        raise ValueError(f"D_c must be different indices from 0 to {len(data) - 1}; it runs from {lowest} to {highest} "
+                         f"with {repeated} repeated")
     if not sizes or len(set(sizes)) < len(sizes) or not 0 <= min(sizes) <= max(sizes) < n:
-        raise ValueError(f"sizes are {sizes}; they must be one or more different numbers from 0 to {n - 1}, since at least "
-                         f"one of the {n} corrupted examples is held out")
+        raise ValueError(f"sizes are {sizes}; they must be one or more different numbers from 0 to {n - 1}, since at "
+                         f"least one of the {n} corrupted examples is held out")
     least = -(-n // (n - max(sizes)))
     if runs < least:
-        raise ValueError(f"runs is {runs}; at {max(sizes)} of {n} examples it takes at least {least} for each to be held out")
+        raise ValueError(f"runs is {runs}; at {max(sizes)} of {n} examples it takes at least {least} for each to be "
+                         "held out")

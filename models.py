@@ -71,7 +71,8 @@ class ResNet9(nn.Module):
 
 
 class ShiftedPatches(nn.Module):
-    """Shifted patch tokenisation (Lee et al. 2021): the image and its four half-patch diagonal shifts, cut into patches.
+    """Shifted patch tokenisation (Lee et al. 2021): the image and its four half-patch diagonal shifts, cut into
+    patches.
 
     Choice: shifts of half a patch, zero filled, as in its paper.
     """
@@ -116,7 +117,8 @@ class LocalityAttention(nn.Module):
 
 
 def feed_forward(dim: int, hidden: int) -> nn.Sequential:
-    """LayerNorm -> Linear -> GELU -> Linear; theta_o2 is extra hidden units here (design: never the residual stream)."""
+    """LayerNorm -> Linear -> GELU -> Linear; theta_o2 is extra hidden units here (design: never the residual
+    stream)."""
     return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
 
@@ -139,7 +141,8 @@ class ViT(nn.Module):
     """
 
     def __init__(self, capacity: float = 1.0, channels: int = 3, classes: int = 10, image_size: int = 32, *,
-                 patch: int = 8, dim: int = 512, depth: int = 4, heads: int = 8, head_dim: int = 64, hidden: int = 1536):
+                 patch: int = 8, dim: int = 512, depth: int = 4, heads: int = 8, head_dim: int = 64,
+                 hidden: int = 1536):
         super().__init__()
         check_sizes(capacity, channels, classes)
         if image_size % patch or image_size < 2 * patch:
@@ -232,8 +235,8 @@ def reinitialise(model: nn.Module, seed: int) -> nn.Module:
         if reset is not None:
             reset()
         elif next(module.parameters(recurse=False), None) is not None:
-            raise TypeError(f"cannot draw fresh weights: {names[module] or 'the network'!r} ({type(module).__name__}) owns "
-                            "parameters and has no reset_parameters()")
+            raise TypeError(f"cannot draw fresh weights: {names[module] or 'the network'!r} ({type(module).__name__}) "
+                            "owns parameters and has no reset_parameters()")
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
 

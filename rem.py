@@ -16,18 +16,16 @@ and of `config`: any of the attributes of `Settings`; those that it lacks have T
 
 import copy
 import hashlib
-import math
 import os
 import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from etd import EXTRA, Expanded, NonFiniteLoss, check_index, drop, eval_mode, forked_rng, mask_table
+from etd import EXTRA, Expanded, NonFiniteLoss, check_index, drop, eval_mode, finite, forked_rng, mask_table
 from expand import expand
 
 # --- Eq. 2 ------------------------------------------------------------------------------------------------------------
@@ -54,11 +52,7 @@ def npo_term(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch
 
 
 def step2_loss(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch.Tensor:
-    """Step 2.2: L_step2 = -L_remove, the mean over a batch of D_f of -h(CE_o1 - CE_ref).
-
-    Args: as npo_term, of theta_o1 alone.
-    Returns: a scalar; going down it raises CE on D_f.
-    """
+    """Step 2.2: L_step2 = -L_remove over a batch of D_f, (B,) CE of theta_o1 alone; going down it raises CE on D_f."""
     # L_step2 = -(2 / beta) E log sigmoid(beta (CE_o1 - CE_ref))
     return -npo_term(ce, ce_ref, beta).mean()
 
@@ -67,14 +61,12 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
     """Step 3.3: L_step3 = L_redirect - L_remove, the mean over a batch of D_tr (Eq. 2).
 
     Choice: D_f has its natural share of the batch, so both terms are divided by the batch size.
-
     Args:
         ce_full, ce_full_ref: (B,) cross-entropies of theta_o1 and theta_o2 under masks, model and reference.
         ce_base, ce_base_ref: (B,) cross-entropies of theta_o1 alone, or None to leave the removal term (3.2) out.
         in_forget: (B,) bool, the examples of D_f.
         beta: > 0.
         plain: redirect by CE itself instead of h(CE - CE_ref), an ablation: it pulls undiscovered corruption back too.
-
     Returns: a scalar; going down it lowers CE of the full network on D_tr and raises CE of theta_o1 on D_f.
     """
     # L_redirect = (2 / beta) E_{D_tr} log sigmoid(beta (CE_{o1 and o2} - CE_ref))
@@ -129,7 +121,7 @@ class State:
 
     expanded: Expanded  # theta_o1 and theta_o2
     reference: Expanded  # both as step 1 made them, frozen: "ref" of Eq. 2
-    data: Any  # D_tr, labels as given
+    data: object  # D_tr, labels as given
     forget: torch.Tensor  # (k,) int64, D_f
     in_forget: torch.Tensor  # (N,) bool on the CPU
     masks: torch.Tensor  # (N, width) bool on the device
@@ -163,14 +155,10 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
             image in it: loss of step 3; acc_forget, Acc(D_f) after step 2; acc_forget_before it; acc_forget_end, after
             step 3; updates of step 2; means over step 3 of u = CE - CE_ref and of the pull 2 sigmoid(-beta u) on D_f and
             D_r (u_forget, u_retain, pull_forget, pull_retain); acc_watched and score, see `judge`.
-
     Returns: theta_o1 after the best epoch (`judge`), with stop="max" after the last: a plain network of the original's
         keys, shapes, dtypes and mode.
-
-    Raises:
-        ValueError: a forget set that is empty, all of D_tr, repeated or out of range; a setting out of range.
-        TypeError: a network that cannot be expanded.
-        NonFiniteLoss: at the end of an epoch with a loss that is not finite, or for such weights at the very end.
+    Raises: ValueError for a forget set or setting that makes no sense; TypeError for a network that cannot be expanded;
+        NonFiniteLoss at the end of an epoch with a loss that is not finite, or for such weights at the very end.
     """
     state = start(model, data, forget, config, generator, shared=shared)  # Step 1
     while state.epoch < state.config.unlearn_epochs and not state.repaired:  # while current epoch <= max epochs
@@ -201,11 +189,9 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
     in_forget = torch.zeros(len(data), dtype=torch.bool)
     in_forget[forget] = True
     device = next(expanded.parameters()).device
-    parameters, lr = [p for p in expanded.parameters() if p.requires_grad], config.unlearn_lr
-    if config.optimizer == "adam":
-        optimizer = torch.optim.Adam(parameters, lr, foreach=True)
-    else:
-        optimizer = torch.optim.SGD(parameters, lr, config.momentum, weight_decay=config.weight_decay, foreach=True)
+    adam, parameters = config.optimizer == "adam", [p for p in expanded.parameters() if p.requires_grad]
+    more = {} if adam else dict(momentum=config.momentum, weight_decay=config.weight_decay)
+    optimizer = (torch.optim.Adam if adam else torch.optim.SGD)(parameters, config.unlearn_lr, foreach=True, **more)
     state = State(expanded, reference, data, forget, in_forget, masks.to(device), optimizer, config, generator, modes,
                   device)
     if config.stop == "repaired" and (config.step31 or config.step32):
@@ -223,7 +209,6 @@ def remove(state: State) -> float:
 
     After max_passes passes it gives up with a warning. Choice: the passes run in eval mode (see `trains_on_forget`), so
     the loss is that of the very network which Acc(D_f) is about, and only weights can bring Acc(D_f) down.
-
     Returns: the last Acc(D_f), a fraction.
     """
     config, passes, updates, before = state.config, 0, 0, None
@@ -245,7 +230,7 @@ def remove(state: State) -> float:
                 descend(state.optimizer, loss)  # theta_o2 has no gradient here, so it stays bit for bit
                 total += loss.detach()
                 updates += 1
-        finite_mean(total, 1, "step 2")
+        finite(total, 1, "step 2")
         passes += 1
     state.record = {"acc_forget_before": acc if before is None else before, "acc_forget": acc, "updates": updates}
     return acc
@@ -257,7 +242,6 @@ def trains_on_forget(config, forget: torch.Tensor, repaired: bool = False) -> bo
     Choice: not where step 3 repairs (README, "Step 2's mode"). Statistics of a batch of D_f alone subtract what its
     examples share, the trigger itself: most of D_f is misread before any update, and Acc(D_f) falls because the running
     statistics move, until the first batches of D_tr move them back. NPO and Ascent, which nothing repairs, train.
-
     Args: config with forget_norm, "auto" for the above; forget: (k,) int64, D_f; repaired: whether a step 3 follows.
     """
     batch = config.forget_norm == "batch" or (config.forget_norm == "auto" and not repaired)
@@ -268,7 +252,6 @@ def redirect(state: State) -> float:
     """Step 3: one pass over D_tr with L_step3 = L_redirect - L_remove.
 
     Without 3.1 theta_o1 is fine-tuned on D_r; with neither 3.1 nor 3.2 there is no step 3 and REM is NPO (Table 2).
-
     Returns: the mean loss.
     """
     config = state.config
@@ -288,7 +271,7 @@ def redirect(state: State) -> float:
                 check_gradients(state.expanded)
             total += loss.detach()
             steps += 1
-    mean = finite_mean(total, steps, f"step 3 of epoch {state.epoch}")
+    mean = finite(total, steps, f"step 3 of epoch {state.epoch}")
     number, u, pull = state.sums.T.tolist()  # each of D_r and of D_f
     for i, name in enumerate(("retain", "forget")):
         state.record |= {f"u_{name}": u[i] / max(1, number[i]), f"pull_{name}": pull[i] / max(1, number[i])}
@@ -356,10 +339,7 @@ def judge(state: State) -> None:
 
 
 def finish(state: State) -> nn.Module:
-    """Step 4: discard theta_o2 and return theta_o1, each module in the mode it came with.
-
-    Raises: NonFiniteLoss for a weight or statistic that the last update ruined.
-    """
+    """Step 4: discard theta_o2 and return theta_o1 in its old modes; NonFiniteLoss if the last update ruined it."""
     for module, training in zip(state.expanded.modules(), state.modes, strict=True):
         module.training = training
     unlearned = drop(state.expanded)
@@ -455,15 +435,8 @@ def check_gradients(expanded: Expanded) -> None:
     """Raise a TypeError where step 3 has left a parameter of theta_o2 without a gradient."""
     for name, layer in expanded.layers().items():
         if any(p is not None and p.numel() and p.grad is None for p in (getattr(layer, part, None) for part in EXTRA)):
-            raise TypeError(f"cannot redirect through {name!r}: in training no gradient reaches its part of theta_o2, so "
-                            "the network skips the layer or takes no gradient there")
-
-
-def finite_mean(total: torch.Tensor, steps: int, where: str) -> float:
-    """Mean loss of a pass as a float, the one wait for the device; NonFiniteLoss unless it is a finite number."""
-    if not math.isfinite(mean := float(total) / max(1, steps)):
-        raise NonFiniteLoss(f"the loss is {mean} in {where}; lower the rate")
-    return mean
+            raise TypeError(f"cannot redirect through {name!r}: in training no gradient reaches its part of theta_o2, "
+                            "so the network skips the layer or takes no gradient there")
 
 
 # --- Going on in another process --------------------------------------------------------------------------------------

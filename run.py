@@ -6,11 +6,15 @@
 """
 
 import os
+import platform
 import sys
 import warnings
 from argparse import HelpFormatter
 from dataclasses import asdict, replace
 from pathlib import Path
+
+# Before torch is imported: waiting threads of GNU OpenMP spin, so two runs that share the cores take each other's time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
@@ -23,34 +27,43 @@ from settings import Config, Parser, add_flags, resolve
 from study import cscore, grid, report
 from tasks import Task
 
+DESCRIPTION = "Train a network on corrupted data, unlearn with each method, compare."  # python -OO leaves no docstrings
 WORDS = {"grid": grid, "report": report, "cscore": cscore, "repair": repair}  # first words of the command line
 
-# --- Command line -------------------------------------------------------------------------------------------------------
+# --- Command line -----------------------------------------------------------------------------------------------------
 
 
-def parser() -> Parser:
-    """A flag per field of Config, and a parser behind each first word; only what was given ends up in the namespace."""
+def parser(words: bool = False) -> Parser:
+    """A flag per field of Config, or a parser behind each first word; only what was given ends up in the namespace."""
     p = Parser(prog="run.py", usage="run.py [FLAGS] | run.py {grid,report,cscore,repair} [--help]",
-               description=__doc__.splitlines()[0], formatter_class=lambda prog: HelpFormatter(prog, max_help_position=23))
-    add_flags(p)
-    words = p.add_subparsers(dest="word", prog="run.py", metavar="WORD", help="grid, report, cscore or repair",
-                             title="many cells, tables and figures, the regularity of a task, a model of your own")
+               description=DESCRIPTION,
+               formatter_class=lambda prog: HelpFormatter(prog, max_help_position=23),
+               epilog="Many cells: run.py grid. Tables and figures: run.py report. How regular a task is: run.py cscore. "
+                      "A model of your own: run.py repair.")
+    if not words:
+        add_flags(p)
+        return p
+    behind = p.add_subparsers(dest="word", metavar="WORD", prog="run.py")
     for word, module in WORDS.items():
-        module.add_arguments(words.add_parser(word, description=module.__doc__.splitlines()[0]))
+        module.add_arguments(behind.add_parser(word, description=(module.__doc__ or "").partition("\n")[0]))
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 if a cell or a file failed, 2 for bad input (one line on stderr)."""
+    """Run the command line; returns the exit code: 0, 1 if a cell or a file failed, 2 for bad input (one line on
+    stderr)."""
     argv = sys.argv[1:] if argv is None else argv
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an encoding without a letter of a file's name ends no run
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: print(f"warning: {message}", file=sys.stderr)
         try:
             code = command(argv)
-            sys.stdout.flush()  # so that a closed pipe is noticed here
+            if sys.stdout is not None:  # it is None where stdout was closed from the start
+                sys.stdout.flush()  # so that a closed pipe is noticed here
             return code
-        except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:  # torch's own for absurd sizes too
-            print(f"run.py: {(str(error).splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
+        except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:  # torch's, for absurd sizes
+            print(f"run.py: {(str(error).strip().splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
             return 2
         except BrokenPipeError:  # the reader of its output, such as head, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
@@ -64,39 +77,41 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(argv: list[str]) -> int:
-    """Do what the first word says: a grid, a report, C-scores or, without such a word, one cell."""
-    p = parser()
+    """Do what the first word says: a grid, a report, C-scores, a repair or, where a flag comes first or nothing, one cell."""
+    p = parser(words=bool(argv) and not argv[0].startswith("-"))
     given, unknown = p.parse_known_args(argv)
-    given = vars(given)
-    word = given.pop("word", None)
-    if unknown or word and argv[0] != word:
-        p.exit(2, f"run.py {word or ''}".rstrip() + (f": unrecognized arguments: {' '.join(unknown)}\n" if unknown else
-                                                     " goes before all flags\n"))
+    word = vars(given).pop("word", None)
+    if unknown:
+        p.exit(2, f"run.py{' ' + word if word else ''}: unrecognized arguments: {' '.join(unknown)}\n")
     if word:
-        return WORDS[word].main(given, argv)
-    rows = compare(resolve(given), argv)
+        return WORDS[word].main(vars(given), argv)
+    rows = compare(resolve(vars(given)), argv)
     return 0 if all(row["status"] == "ok" and row["written"] for row in rows) else 1
 
 
-# --- One cell -----------------------------------------------------------------------------------------------------------
+# --- One cell ---------------------------------------------------------------------------------------------------------
 
 
 def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     """Train one original network and unlearn from it with each method of config.method; one row a method.
 
-    Rows are appended to config.out as they come. Everything that can be wrong with the input is looked at before training.
+    Rows are appended to config.out as they come. Everything that can be wrong with the input is looked at before
+    training.
 
     Raises:
         ValueError, TypeError: the input cannot be used.
+        OSError: a row could not be written; raised after the table.
     """
     methods = choose_methods(config)
-    paths = {Path(path.strip()).name: path.strip() for path in config.method.split(",")}  # of methods of one's own
+    paths = {Path(path.strip()).name: path.strip() for path in config.method.split(",")}  # of user-supplied methods
     device = choose_device(config.device)
     check_writable(config.out)
     dataset = load(config.dataset, config.data_dir, config.image_size, config.download)
     task = corrupt(config, dataset)
     forget = find(config, task)
     model = new_model(config, dataset)
+    check_precision(config, device)
+    check_room(config, model)
     task = replace(task, train=task.train.to(device), test=task.test.to(device))
     say(config, headline(config, task, forget, model, device))
     original, train_seconds, failure = attempt(lambda: train_original(config, task, model.to(device)))
@@ -108,7 +123,7 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
                 else unlearn(config, name, method, original, task, forget))
         try:
             append_row(config.out, row)
-        except OSError as error:  # a full disk takes neither the table nor the later methods
+        except OSError as error:  # a full disk costs no method and no table
             print(f"run.py: {name} has no row in {config.out} ({error})", file=sys.stderr)
             unwritten.append(name)
         rows.append(row)
@@ -117,7 +132,27 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     return [{**row, "written": row["method"] not in unwritten} for row in rows]
 
 
-# --- Output -------------------------------------------------------------------------------------------------------------
+def check_precision(config: Config, device: torch.device) -> None:
+    """Warn where bf16 makes a CPU slower: one of Intel's or AMD's without AMX and AVX512_BF16 has to emulate it."""
+    if config.precision != "bf16" or device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return
+    checks = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
+    if None not in checks and not any(check() for check in checks):
+        print("warning: this CPU has neither AMX nor AVX512_BF16, so bf16 is slower than float32 here", file=sys.stderr)
+
+
+def check_room(config: Config, model) -> None:
+    """Raise ValueError for a ratio whose theta_o2 cannot fit into this machine's memory, before hours of training."""
+    if config.ratio is None or not hasattr(os, "sysconf"):
+        return
+    need = 4 * sum(p.numel() for p in model.parameters()) * (1 + config.ratio) ** 2  # bytes: wider both ways
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > room:
+        raise ValueError(f"ratio is {config.ratio:g}; theta_o2 would take {need / 1e9:.3g} GB and this machine has "
+                         f"{room / 1e9:.3g}; give a smaller one")
+
+
+# --- Output -----------------------------------------------------------------------------------------------------------
 
 
 def say(config: Config, text: str) -> None:
@@ -130,10 +165,20 @@ def headline(config: Config, task: Task, forget: torch.Tensor, model, device: to
     """Two lines that say what is about to run."""
     parameters = sum(p.numel() for p in model.parameters())
     size = task.train.images.shape[-1]
-    return (f"{config.task} on {config.dataset}: {len(task.train)} images of {size}x{size}, {len(task.corrupted)} corrupted, "
-            f"{len(forget)} of them discovered ({100 * config.discovery:g}%)\n"
+    return (f"{config.task} on {config.dataset}: {len(task.train)} images of {size}x{size}, "
+            f"{len(task.corrupted)} corrupted, {len(forget)} of them discovered ({100 * config.discovery:g}%)\n"
             f"{config.arch} at {100 * config.capacity:g}% capacity, {parameters:,} parameters"
-            f"{', trained with ETD' if config.etd else ''}; seed {config.seed}; {device}")
+            f"{', trained with ETD' if config.etd else ''}; seed {config.seed}; {describe(device)}")
+
+
+def describe(device: torch.device) -> str:
+    """The device for the eye: a GPU's name, or what the CPU computes with, such as "cpu (AVX2, 2 threads)"."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type != "cpu":
+        return str(device)
+    threads = torch.get_num_threads()
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)})"
 
 
 def table(rows: list[dict]) -> str:
@@ -144,8 +189,10 @@ def table(rows: list[dict]) -> str:
         if row["status"] != "ok":
             lines.append(f"{row['method']:<{wide}}  {row['error']}")
             continue
-        cells = [f"{100 * row[k]:.1f}" if row[k] is not None else "-" for k in ("healed", "healed_undiscovered", "utility", "product")]
-        lines.append(f"{row['method']:<{wide}}{cells[0]:>8}{cells[1]:>14}{cells[2]:>9}{cells[3]:>9}{row['seconds']:>9.1f}")
+        values = [row[key] for key in ("healed", "healed_undiscovered", "utility", "product")]
+        healed, undiscovered, utility, product = ("-" if value is None else f"{100 * value:.1f}" for value in values)
+        seconds = f"{row['seconds']:.1f}"
+        lines.append(f"{row['method']:<{wide}}{healed:>8}{undiscovered:>14}{utility:>9}{product:>9}{seconds:>9}")
     return "\n".join(lines)
 
 

@@ -5,14 +5,12 @@
     fit(model, data, retain, config, generator, epochs=10, lr=0.005)
 """
 
-import math
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from data import Data, count_batches
-from etd import Expanded, NonFiniteLoss, eval_mode, forked_rng, mask_table
+from etd import Expanded, eval_mode, finite, forked_rng, mask_table
 from expand import expand
 from settings import Config, stream
 
@@ -63,14 +61,6 @@ def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.step()
 
 
-def finite(total: torch.Tensor, steps: int, where: str) -> float:
-    """Mean loss of an epoch as a float, the one wait for the device; NonFiniteLoss unless it is a finite number."""
-    mean = float(total) / max(1, steps)
-    if not math.isfinite(mean):
-        raise NonFiniteLoss(f"the loss is {mean} in {where}; lower the rate")
-    return mean
-
-
 def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config, generator: torch.Generator, *,
         epochs: int | None = None, lr: float | None = None, masks: torch.Tensor | None = None, log=None) -> None:
     """Train a network in place with cross-entropy on the labels as given.
@@ -111,7 +101,7 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
             log(epoch, epochs, model, loss=mean)
 
 
-# --- ETD training -------------------------------------------------------------------------------------------------------
+# --- ETD training -----------------------------------------------------------------------------------------------------
 
 
 def refresh_batchnorm(model: nn.Module, data: Data, size: int = 512, generator: torch.Generator | None = None) -> None:
@@ -142,7 +132,8 @@ def refresh_batchnorm(model: nn.Module, data: Data, size: int = 512, generator: 
             norm.momentum = momentum
 
 
-def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Generator, shared=None, log=None) -> Expanded:
+def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Generator, shared=None,
+              log=None) -> Expanded:
     """Train theta_o1 and theta_o2 together with example-tied masks (Sec. 2, "Example-Tied Dropout").
 
     Args:

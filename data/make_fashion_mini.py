@@ -50,7 +50,7 @@ def draw(source=SOURCE, seed=SEED):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Draw data/fashion-mini.npz from the full Fashion-MNIST.")
     parser.add_argument("--source", type=Path, default=SOURCE, help="folder of the four .gz files (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="file to write (data/fashion-mini.npz)")
     args = parser.parse_args()

@@ -19,5 +19,6 @@ def relabel(model, data, forget, config, generator):
     forget, tuned = check_forget(forget, len(data)), copy.deepcopy(model)
     labels = data.labels.clone()
     labels[forget] = torch.randint(data.classes, forget.shape, generator=generator).to(labels.device)
-    fit(tuned, replace(data, labels=labels), None, config, generator, epochs=config.unlearn_epochs, lr=config.unlearn_lr)
+    data = replace(data, labels=labels)
+    fit(tuned, data, None, config, generator, epochs=config.unlearn_epochs, lr=config.unlearn_lr)
     return restore_modes(model, tuned)

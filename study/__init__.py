@@ -1,1 +1,1 @@
-"""Everything about many cells: running them, and tables and figures out of their rows. The paper's method needs none of it."""
+"""Everything about many cells: running them, tables and figures of their rows. The paper's method needs none of it."""

@@ -10,6 +10,7 @@ A cell that has its row in --out is skipped, so the same command goes on where i
 
 import argparse
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -29,9 +30,9 @@ from baselines import no_ul
 from experiment import NO_SCORES, append_row, attempt, check_writable, corrupt, find, new_model, provenance, unlearn
 from methods import METHODS, code_of, load_method
 from settings import PLACE, Config, Parser, flag, flags
-from study.forecast import overview
+from study.forecast import hours
 from study.originals import dataset_of, device_of, load_original, make_original
-from study.plan import PRESETS, by_original, expand_axes, original_of, preset
+from study.plan import PRESETS, by_original, expand_axes, original_of, overview, preset
 from study.rows import cell_key, read_rows, rows_by_cell
 
 PLURAL = {"task": "tasks", "method": "methods", "seed": "seeds"}  # either is a flag
@@ -71,7 +72,10 @@ def main(given: dict, argv: list[str]) -> int:
     if not dry:
         check_writable(cells[0].out)
     if dry or not given.get("quiet"):
-        print(overview(groups, remaining, rows, folder, jobs, every=dry), flush=True)
+        print(overview(groups, remaining, rows, every=dry))
+        time_left = hours(remaining, rows, folder, jobs)
+        time_left = "an unknown number of" if math.isnan(time_left) else f"about {time_left:.2f}"
+        print(f"{time_left} hours left with --jobs {jobs}, a rough estimate", flush=True)
     if dry:
         return 0
     left = {cell_key(cell) for _, group in remaining for cell in group}

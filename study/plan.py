@@ -11,8 +11,10 @@ from decimal import Decimal
 from pathlib import Path
 
 from methods import MASKS, METHODS, fits, reads_setting
-from settings import AFTER_TRAINING, TASKS, Config, flag, kind_of, resolve
+from settings import AFTER_TRAINING, PLACE, TASKS, Config, flag, kind_of, resolve
 from study.rows import SETTINGS, cell_key
+
+COLUMNS = {"task", "dataset", "arch", "capacity", "seed", "method", "etd", "discovery"}  # of an overview
 
 # --- Presets: the paper's tables and figures --------------------------------------------------------------------------
 
@@ -187,3 +189,40 @@ def by_original(cells: list[Config]) -> list[tuple[Config, list[Config]]]:
         original = original_of(cell)
         groups.setdefault(cell_key(original), (original, []))[1].append(cell)
     return list(groups.values())
+
+
+# --- What there is to do ----------------------------------------------------------------------------------------------
+
+
+def overview(groups, remaining, rows: dict[str, dict], every: bool = False) -> str:
+    """A line per original network: its cells, how many are done, failed and left; then the sum.
+
+    Args:
+        groups: [(original, cells)] of the whole grid, or of one rank of it.
+        remaining: the same without the cells that are done.
+        rows: cell key -> row.
+        every: list every cell below its original.
+    """
+    left, total = {cell_key(cell) for _, cells in remaining for cell in cells}, [0] * 4
+    names = [f"{o.arch} {100 * o.capacity:g}% " + (o.method or ("trained with etd" if o.etd else "")) + more
+             for (o, _), more in zip(groups, differences([original for original, _ in groups]), strict=True)]
+    line = "{:<11}{:<15}{:<%d}{:>4}{:>7}{:>6}{:>8}{:>6}" % max([41, *(len(name) + 2 for name in names)])
+    lines = [line.format("task", "data set", "network", "seed", "cells", "done", "failed", "left")]
+    for (original, cells), name in zip(groups, names, strict=True):
+        states = [rows[key]["status"] if (key := cell_key(cell)) in rows else "" for cell in cells]
+        counts = [len(cells), states.count("ok"), states.count("failed"), sum(cell_key(cell) in left for cell in cells)]
+        total = [a + b for a, b in zip(total, counts, strict=True)]
+        lines.append(line.format(original.task, original.dataset, name, original.seed, *counts))
+        for cell, state, more in zip(cells, states, differences(cells), strict=True) if every else ():
+            state = ", ".join(filter(None, [state.replace("ok", "done"), "left" if cell_key(cell) in left else ""]))
+            text = f"  {cell.discovery:<7g}{Path(cell.method).name:<20}{more}  "
+            lines.append(text.ljust(len(lines[0]) - len(state)) + state)
+    return "\n".join([*lines, line.format("all", "", "", "", *total)])
+
+
+def differences(configs: list[Config]) -> list[str]:
+    """Of each those settings, as they are typed, that its method reads and in which they differ."""
+    read = [{name: getattr(c, name) for name in SETTINGS if reads_setting(name, vars(c))} for c in configs]
+    names = [name for name in SETTINGS if len({mine[name] for mine in read if name in mine}) > 1]
+    names = [name for name in names if name not in COLUMNS | PLACE]
+    return ["".join(f" {flag(name)[2:]} {mine[name]}" for name in names if name in mine) for mine in read]

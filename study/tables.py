@@ -13,12 +13,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from methods import METHODS, reads_setting
+from methods import METHODS, reads_forget, reads_setting
 from metrics import mean_sem
-from study.rows import NOT_IDENTITY, SCORES, SETTINGS, etd_alone, maskless, measured, networks, pick, reads_forget, split, without_extra_curves
 from settings import TASKS
+from study.rows import (NOT_IDENTITY, SCORES, SETTINGS, etd_alone, maskless, measured, networks, pick, split,
+                        without_extra_curves)
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())
+ON_ETD = ("7", "8", "9")  # tables of networks trained with ETD
 VARIANTS = ("rem", *(name for name in METHODS if METHODS[name].part == "ablation"), "rem-no31-no32")  # of Table 2
 COORDINATES = {"task", "discovery", "method", "seed", "capacity", "etd", "p_mem", "alpha", "n", "arch"}
 COLUMNS = {"1": ("ETD",), "2": ("3.1", "3.2", "ETD"), "4": ("capacity", "ETD"), "5": ("capacity", "ETD")}
@@ -27,7 +29,7 @@ NAMES = ("mean", "cells", *PAPER["tables"])
 
 @dataclass(frozen=True)
 class Table:
-    """A table before it is written; a cell is a str, an int, a bool, None (empty) or, in a column of `stats`, (mean, SEM)."""
+    """A table before it is written; a cell is str, int, bool, None (empty) or, in a column of `stats`, (mean, SEM)."""
 
     name: str  # of its file
     title: str
@@ -37,7 +39,7 @@ class Table:
     stats: tuple[str, ...]  # the columns that hold (mean, SEM)
 
 
-# --- Numbers ------------------------------------------------------------------------------------------------------------
+# --- Numbers ----------------------------------------------------------------------------------------------------------
 
 
 def percent(values) -> tuple[float, float | None] | None:
@@ -47,7 +49,7 @@ def percent(values) -> tuple[float, float | None] | None:
 
 
 def summary(rows: list[dict]) -> dict:
-    """n (runs that ended well; None where none was tried), failed, and mean and SEM over runs of each score, in percent."""
+    """n (runs that ended well; None where none was tried), failed, and mean and SEM over runs of each score, in %."""
     good = pick(rows)
     counts = {"n": len(good) if rows else None, "failed": len(rows) - len(good)}
     return counts | {key: percent(row[key] for row in good) for key in SCORES}
@@ -59,7 +61,7 @@ def difference(ours, paper) -> str | None:
 
 
 def like_the_papers(rows: list[dict], dataset: str, n: int) -> bool:
-    """Whether runs are on this data set with n corrupted images, in all cells (task, discovery rate) of the paper and no other.
+    """Whether runs are on this data set with n corrupted images, in all cells (task, rate) of the paper and no other.
 
     The seeds may differ. Methods that read no D_f have no rates, so that the tasks are enough.
     """
@@ -75,7 +77,7 @@ def descending(scores: dict, key: str = "product") -> list:
     return sorted(scores, key=lambda k: -scores[k][key][0] if scores[k][key] else 1.0)
 
 
-# --- Captions -----------------------------------------------------------------------------------------------------------
+# --- Captions ---------------------------------------------------------------------------------------------------------
 
 
 def caption(rows: list[dict], *row_keys: str) -> str:
@@ -84,16 +86,17 @@ def caption(rows: list[dict], *row_keys: str) -> str:
         return ", ".join(dict.fromkeys(of(row[key]) for row in sorted(rows, key=lambda row: row[key])))
 
     good, failed = pick(rows), [row for row in rows if row["status"] != "ok"]
-    runs = [f"{len(good)} run" + "s" * (len(good) != 1), *sorted({hardware(row) for row in good})]
+    runs = [f"{len(good)} {'run' if len(good) == 1 else 'runs'}", *sorted({hardware(row) for row in good})]
     text = ["Mean ± SEM over runs, in percent; product: mean over runs of Healed × Utility (over all classes).",
-            f"Rows: {found('data')}, {found('n')} corrupted; {found('task')}; discovery {found('discovery', '{:g}'.format)}; "
-            f"seeds {found('seed')}; {'; '.join(runs)}."]
-    names = "; ".join(f"{r['method']}{' with ETD' * r['etd']} {r['task']} {r['discovery']:g} seed {r['seed']}" for r in failed)
+            f"Rows: {found('data')}, {found('n')} corrupted; {found('task')}; "
+            f"discovery {found('discovery', '{:g}'.format)}; seeds {found('seed')}; {'; '.join(runs)}."]
+    names = [f"{row['method']}{' with ETD' if row['etd'] else ''} {row['task']} {row['discovery']:g} seed {row['seed']}"
+             for row in failed]
     if failed:
-        text.append(f"Failed, not averaged: {len(failed)} of {len(rows)} runs ({names}).")
+        text.append(f"Failed, not averaged: {len(failed)} of {len(rows)} runs ({'; '.join(names)}).")
     if any(row.get("alphas", 1) > 1 for row in rows):
-        text.append("SCRUB: the alpha with the best mean product in each task and discovery rate, chosen by the score itself, "
-                    "which no user could (the paper does so too).")
+        text.append("SCRUB: the alpha with the best mean product in each task and discovery rate, chosen by the score "
+                    "itself, which no user could (the paper does so too).")
     if uneven(rows, *row_keys):
         text.append("The methods do not cover the same tasks, rates and seeds (see n): compare with care.")
     if lopsided(rows, *row_keys):
@@ -102,25 +105,28 @@ def caption(rows: list[dict], *row_keys: str) -> str:
         settings = "; ".join(f"{key} ({', '.join(found)})" for key, found in settings.items())
         text.append(f"NOT ONE EXPERIMENT: the runs differ in {settings}.")
     names = [str(row.get("git") or "unknown") for row in rows]
-    commits = sorted({name[:7] + "-dirty" * name.endswith("-dirty") for name in names})
+    commits = sorted({name[:7] + ("-dirty" if name.endswith("-dirty") else "") for name in names})
     return " ".join([*text, f"Commits: {', '.join(commits)}."] if len(commits) > 1 else text)
 
 
 def brief(rows: list[dict], failed: int) -> str:
     """The warnings of a caption in a few words, for the title of a figure; empty where there are none."""
     alphas, settings = max(row.get("alphas", 1) for row in rows), mixed(rows)
-    return "; ".join([f"NOT ONE EXPERIMENT: {', '.join(settings)} differ"] * bool(settings)
-                     + ["the methods' tasks, rates or seeds differ"] * uneven(rows, "arch", "capacity", "etd", "method")
-                     + ["some cells have more seeds than others"] * lopsided(rows, "arch", "capacity", "etd", "method")
-                     + [f"scrub: best of {alphas} alphas by this score"] * (alphas > 1)
-                     + [f"{failed} failed run{'s' * (failed > 1)} left out"] * bool(failed))
+    keys = ("arch", "capacity", "etd", "method")
+    warnings = {f"NOT ONE EXPERIMENT: {', '.join(settings)} differ": settings,
+                "the methods' tasks, rates or seeds differ": uneven(rows, *keys),
+                "some cells have more seeds than others": lopsided(rows, *keys),
+                f"SCRUB: best of {alphas} alphas by this score": alphas > 1,
+                f"{failed} failed {'run' if failed == 1 else 'runs'} left out": failed}
+    return "; ".join(words for words, apply in warnings.items() if apply)
 
 
 def uneven(rows: list[dict], *row_keys: str) -> bool:
     """Whether methods ended well in different places: tasks and seeds, and rates where the method depends on them."""
     parts = split(pick(rows), *row_keys).values()
     seeds = [{(row["task"], row["seed"]) for row in part} for part in parts]
-    rates = [{(row["task"], row["seed"], row["discovery"]) for row in part} for part in parts if reads_forget(part[0]["method"])]
+    rated = [part for part in parts if reads_forget(part[0]["method"])]
+    rates = [{(row["task"], row["seed"], row["discovery"]) for row in part} for part in rated]
     return any(places != group[0] for group in (seeds, rates) for places in group)
 
 
@@ -137,20 +143,22 @@ def hardware(row: dict) -> str:
 
 
 def mixed(rows: list[dict]) -> dict[str, list[str]]:
-    """Settings that differ between runs which a table averages or compares, with their values; `pair` in confusion alone."""
+    """Settings that differ between runs which a table averages or compares, with their values."""
     values = defaultdict(set)
     for part in split(rows, "method").values():  # those that do not read it keep the default
         found = {row["forget_norm"] for row in part}
         values["forget_norm"] |= found if len(found) > 1 else set()
     for part in split(rows, "arch", "capacity").values():
         for key in [*(key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | {"forget_norm"}), "version"]:
-            found = {str(row.get(key)) for row in part if (key != "pair" or row["task"] == "confusion") and counts(key, row)}
+            found = {str(row.get(key)) for row in part if counts(key, row)}
             values[key] |= found if len(found) > 1 else set()
     return {key: sorted(found) for key, found in values.items() if found}
 
 
 def counts(key: str, row: dict) -> bool:
     """Whether a run's numbers depend on this setting."""
+    if key == "pair":
+        return row["task"] == "confusion"
     return not maskless(row) if key == "ratio" else reads_setting(key, {"method": row["ran"]})
 
 
@@ -164,7 +172,7 @@ def lopsided(rows: list[dict], *row_keys: str) -> bool:
     return False
 
 
-# --- Tables -------------------------------------------------------------------------------------------------------------
+# --- Tables -----------------------------------------------------------------------------------------------------------
 
 
 def build(name: str, rows: list[dict], own: bool = False) -> list[Table]:
@@ -183,13 +191,14 @@ def build(name: str, rows: list[dict], own: bool = False) -> list[Table]:
         return [(means if name == "mean" else cells)(key, part) for key, part in groups(rows).items()]
     spec = PAPER["tables"][name]
     mine = [row for row in etd_alone(rows) if belongs(row, name)]
-    beside = {row["n"] for row in mine if row["data"] == "cifar10"}  # Table 1 has ViT on SVHN beside ResNet-9 on CIFAR-10
+    beside = {row["n"] for row in mine if row["data"] == "cifar10"}  # Table 1 has ViT on SVHN beside ResNet-9
     mine = [{**r, "study": "cifar10" if name == "1" and r["data"] == "svhn" and r["arch"] == "vit" and r["n"] in beside
              else r["data"]} for r in mine]
     others = {table["dataset"] for table in PAPER["tables"].values()} - {spec["dataset"]}
     studies = [(key, part) for key, part in split(mine, "study", "n").items() if not (own and key[0] in others)]
-    # Tables 7-9 are of networks trained with ETD; a plain retrain alone makes none
-    return [paper_table(name, *key, part) for key, part in studies if name not in "789" or any(row["etd"] for row in part)]
+    # A plain retrain alone makes no table of networks trained with ETD.
+    studies = [(key, part) for key, part in studies if name not in ON_ETD or any(row["etd"] for row in part)]
+    return [paper_table(name, *key, part) for key, part in studies]
 
 
 def groups(rows: list[dict]) -> dict[tuple, list[dict]]:
@@ -212,7 +221,7 @@ def belongs(row: dict, number: str) -> bool:
 
 
 def compared(method: str) -> bool:
-    """Whether Tables 1 and 4-9 have a method: user-supplied ones too, but no ablation and none that knows all of D_c."""
+    """Whether Tables 1 and 4-9 have a method: user-supplied ones too, no ablation, none that knows all of D_c."""
     return ":" in method or method in METHODS and METHODS[method].part == "compared"
 
 
@@ -227,10 +236,12 @@ def paper_table(number: str, data: str, n: int, rows: list[dict]) -> Table:
     lines = []
     for key in descending({key: summary(ours[spec["arch"]].get(key, [])) for key in every}):
         (capacity, etd, method), mine, theirs = key, ours[spec["arch"]].get(key, []), paper.get(key, {})
-        first = {"capacity": f"{100 * capacity:g}", "ETD": etd, "3.1": "no31" not in method, "3.2": "no32" not in method}
+        first = {"capacity": f"{100 * capacity:g}", "ETD": etd}
+        first |= {"3.1": "no31" not in method, "3.2": "no32" not in method}
         line = *(first[c] for c in columns), method, *compare(mine, theirs, spec)
         if number == "1":
-            line += compare(ours["vit"].get(key, []), {"product": theirs.get("vit")}, PAPER["tables"]["5"], ("product",))
+            product = {"product": theirs.get("vit")}
+            line += compare(ours["vit"].get(key, []), product, PAPER["tables"]["5"], ("product",))
         lines.append(line)
     stats = ("Healed", "Healed (paper)", "Utility", "Utility (paper)", "product", "product (paper)")
     vit = ("ViT n", "ViT product", "ViT product (paper)", "ViT difference") if number == "1" else ()
@@ -250,13 +261,15 @@ def compare(rows: list[dict], theirs: dict, spec: dict, scores=SCORES) -> tuple:
 def of_the_paper(number: str) -> str:
     """Where the paper's numbers of a table come from, and how far ours can be compared."""
     spec, rates = PAPER["tables"][number], len(PAPER["discovery"])
-    text = (f"The paper's numbers: {spec['data']}{' (ViT: SVHN)' * (number == '1')}, {spec['corrupted']} corrupted, over its "
-            f"{len(TASKS) * rates} cells ({len(TASKS)} tasks × {rates} discovery rates); no difference is given where ours are "
-            "over other data or cells.")
-    if number in "789":
+    data = f"{spec['data']} (ViT: SVHN)" if number == "1" else spec["data"]
+    text = (f"The paper's numbers: {data}, {spec['corrupted']} corrupted, over its {len(TASKS) * rates} cells "
+            f"({len(TASKS)} tasks × {rates} discovery rates); no difference is given where ours are over other data or "
+            "cells.")
+    if number in ON_ETD:
         plain = {"8": 4, "9": 5}.get(number)
         hint = f"; its Utility is below that of Table {plain}, which may mean with ETD" if plain else ""
-        text += f" Trained with ETD, but for retrain, a plain network here (the paper does not say how its is trained{hint})."
+        text += (" Trained with ETD, but for retrain, a plain network here (the paper does not say how its is trained"
+                 f"{hint}).")
     return text
 
 
@@ -270,14 +283,15 @@ def means(key: tuple, rows: list[dict]) -> Table:
         timed = [row for row in good if row.get("seconds") is not None]
         timed = [row for row in timed if not measured(row)] or timed
         shares = [100 * row["seconds"] / row["train_seconds"] for row in timed if row.get("train_seconds")]
-        times = *(mean_sem(v)[0] if v else None for v in ([row["seconds"] for row in timed], shares)), PAPER["A.8"].get(method)
-        lines.append((method, mine["n"], mine["failed"], *(mine[k] for k in SCORES),
-                      *(None if v is None else f"{v:.1f}" for v in times)))
-    note = ("Time in percent of training, beside A.8's (CIFAR10, 50 % capacity). With --jobs the seconds include waiting for "
-            "each other. Runs with Fig. 5's points are timed with their measuring, so these count only where there is no other.")
-    return Table(slug("mean " + short(key)), "Means: " + place(key), " ".join([caption(rows, "method"), *once(rows), note]),
-                 ("method", "n", "failed", "Healed", "Utility", "product", "seconds", "time %", "time % (paper)"), lines,
-                 ("Healed", "Utility", "product"))
+        times = [mean_sem(v)[0] if v else None for v in ([row["seconds"] for row in timed], shares)]
+        times = [None if v is None else f"{v:.1f}" for v in (*times, PAPER["A.8"].get(method))]
+        lines.append((method, mine["n"], mine["failed"], *(mine[k] for k in SCORES), *times))
+    note = ("Time in percent of training, beside A.8's (CIFAR10, 50 % capacity). With --jobs the seconds include "
+            "waiting for each other. Runs with Fig. 5's points are timed with their measuring, so these count only where "
+            "there is no other.")
+    text, stats = " ".join([caption(rows, "method"), *once(rows), note]), ("Healed", "Utility", "product")
+    header = ("method", "n", "failed", *stats, "seconds", "time %", "time % (paper)")
+    return Table(slug("mean " + short(key)), "Means: " + place(key), text, header, lines, stats)
 
 
 def cells(key: tuple, rows: list[dict]) -> Table:
@@ -285,12 +299,13 @@ def cells(key: tuple, rows: list[dict]) -> Table:
     rates, lines = sorted({row["discovery"] for row in rows}), []
     for (task,), part in split(rows, "task").items():
         scores = {method: summary(runs) for (method,), runs in split(part, "method").items()}
-        lines += [(task, method, *(percent(r["product"] for r in pick(part, method=method, discovery=rate)) for rate in rates))
-                  for method in descending(scores)]
+        for method in descending(scores):
+            runs = [pick(part, method=method, discovery=rate) for rate in rates]
+            lines.append((task, method, *(percent(row["product"] for row in some) for some in runs)))
     stats = tuple(f"{rate:g}" for rate in rates)
     sizes = [len(part) for part in split(pick(rows), "task", "method", "discovery").values()]
     least_most = sorted({min(sizes, default=0), max(sizes, default=0)})
-    note = f"Columns: discovery rates; runs a cell: {' to '.join(map(str, least_most))}."
+    note = f"Columns: discovery rates; runs per cell: {' to '.join(map(str, least_most))}."
     return Table(slug("cells " + short(key)), "Product: " + place(key), f"{caption(rows, 'method')} {note}",
                  ("task", "method", *stats), lines, stats)
 
@@ -298,13 +313,14 @@ def cells(key: tuple, rows: list[dict]) -> Table:
 def place(key: tuple) -> str:
     """A group of runs in words."""
     data, n, arch, capacity, etd, p_mem = key
-    return f"{data}, {n} corrupted, {arch}, capacity {100 * capacity:g} %, {'with' if etd else 'no'} ETD, p_mem {p_mem:g}"
+    training = "with" if etd else "no"
+    return f"{data}, {n} corrupted, {arch}, capacity {100 * capacity:g} %, {training} ETD, p_mem {p_mem:g}"
 
 
 def short(key: tuple) -> str:
     """A group of runs in a file name."""
     data, n, arch, capacity, etd, p_mem = key
-    return f"{data} n{n} {arch} c{100 * capacity:g}{' etd' * etd} p{p_mem:g}"
+    return f"{data} n{n} {arch} c{100 * capacity:g}{' etd' if etd else ''} p{p_mem:g}"
 
 
 def slug(text: str) -> str:

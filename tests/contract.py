@@ -1,4 +1,4 @@
-"""What every method promises, one function a property; a test of one's own method takes three lines.
+"""What every method promises, one function a property; a test of a user-supplied method takes three lines.
 
     from contract import PROPERTIES
     @pytest.mark.parametrize("keeps", PROPERTIES)
@@ -131,7 +131,8 @@ class SealedData(Data):
 
 
 def blind(method, seed=0):
-    """A12, A22: run as the command line runs it, nothing reads the test set, the clean labels or (unless asked for) D_c."""
+    """A12, A22: run as the command line runs it, nothing reads the test set, the clean labels or (unless asked for)
+    D_c."""
     task = make_task("poison", make_dataset(seed, pad=1, flip=True), 8, seed)
     kind = SealedButCorrupted if "corrupted" in inspect.signature(method).parameters else SealedTask
     train = SealedData(**{f.name: getattr(task.train, f.name) for f in fields(Data)})

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import baselines
+import etd
 import methods
 import oracles_loss as oracle
 import rem as rem_module
@@ -812,7 +813,7 @@ def test_float64(seed, precision, method):
 @pytest.mark.parametrize("method", ["rem", "npo", "cf"])
 def test_nonfinite(method):
     """A3: a rate of 1e30 ends in NonFiniteLoss that says where, not in a network of NaN."""
-    with mock.patch.object(rem_module, "acc_forget", scripted((0.9,))), pytest.raises(train.NonFiniteLoss, match="the loss is nan|inf"):
+    with mock.patch.object(rem_module, "acc_forget", scripted((0.9,))), pytest.raises(etd.NonFiniteLoss, match="the loss is nan|inf"):
         CORE[method](small_net(0), make_data(0), torch.tensor([1, 2, 3]), tiny(gamma=0.2, unlearn_lr=1e30), gen(0))
 
 
@@ -912,14 +913,14 @@ def test_finite(total, steps):
     """A3: the mean loss of an epoch, NonFiniteLoss with the place where it is no number; no step at all counts as one."""
     assert train.finite(torch.tensor(total, dtype=torch.float64), steps, "here") == total / max(1, steps)
     for bad in (float("nan"), float("inf"), float("-inf")):
-        with pytest.raises(train.NonFiniteLoss, match="in there; lower the rate"):
+        with pytest.raises(etd.NonFiniteLoss, match="in there; lower the rate"):
             train.finite(torch.tensor(bad), steps, "there")
 
 
 def test_nonfinite_fit():
     """A3: fit raises at the end of the epoch in which the loss stopped being finite, with its number."""
     net = small_net(0)
-    with pytest.raises(train.NonFiniteLoss, match="training epoch 1"):
+    with pytest.raises(etd.NonFiniteLoss, match="training epoch 1"):
         train.fit(net, make_data(0), None, tiny(lr=1e30), gen(0))
 
 

@@ -76,7 +76,7 @@ def draw(seed, size=4, n=12):
     return forget, torch.tensor([i for i in range(n) if i not in forget.tolist()])
 
 
-# --- The contract -------------------------------------------------------------------------------------------------------
+# --- The contract -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list(RUNNABLE))
@@ -158,17 +158,18 @@ def test_nonfinite(name):
     loss, last = "the loss is (nan|-?inf)", "not finite any more"
     for more, text in ((dict(batch=4), loss), (dict(batch=12, epochs=1, unlearn_epochs=1), last)):
         text = {"scrub": loss, "ascent": last}.get(name, text)  # SCRUB ends with a pass over D_r; Ascent's only pass is one batch
-        with accuracies(0.9, 0.0), pytest.raises(train.NonFiniteLoss, match=text):
+        with accuracies(0.9, 0.0), pytest.raises(ArithmeticError, match=text):
             contract.unlearn(METHODS[name], lr=1e37, unlearn_lr=1e37, weight_decay=1e5, gamma=0.2, **more)
 
 
-# --- Training anew and training on --------------------------------------------------------------------------------------
+# --- Training anew and training on ------------------------------------------------------------------------------------
 
 
 @few
 @given(seeds, st.integers(1, 11))
 def test_retrain(seed, size):
-    """Retrain is fresh weights trained on D_r with the full recipe; neither D_f's images nor the trained weights matter."""
+    """Retrain is fresh weights trained on D_r with the full recipe; neither D_f's images nor the trained weights
+    matter."""
     data, (forget, retain) = make_data(seed), draw(seed, size)
     config = tiny(seed=seed, epochs=3, unlearn_lr=9.0, unlearn_epochs=7)
     anew = reinitialise(small_net(seed), stream(seed, "fresh weights").initial_seed())
@@ -190,7 +191,8 @@ def test_fine_tune(seed):
 
 
 def test_reinitialise_resnet9():
-    """N1: fresh weights of ResNet-9 are what `build` draws from that seed, in the network's own layout, mode and dtype."""
+    """N1: fresh weights of ResNet-9 are what `build` draws from that seed, in the network's own layout, mode and
+    dtype."""
     net = build("resnet9", 0.1, channels=1, image_size=8, seed=1).eval().requires_grad_(False)
     net.to(memory_format=torch.channels_last)
     before, state = copy.deepcopy(net), torch.get_rng_state()
@@ -204,7 +206,8 @@ def test_reinitialise_resnet9():
 
 
 def test_reinitialise_vit():
-    """N1: no number of the ViT's trained weights is left, its bare parameters included, and each has its first spread."""
+    """N1: no number of the ViT's trained weights is left, its bare parameters included, and each has its first
+    spread."""
     sizes = dict(channels=1, image_size=16, dim=64, depth=2, heads=2, head_dim=32, hidden=64)
     net = build("vit", seed=0, **sizes)
     first = build("vit", seed=2, **sizes)
@@ -233,14 +236,15 @@ def test_reinitialise_refuses():
         reinitialise(nn.Sequential(nn.Sequential(nn.Linear(2, 2), Scale())), 0)
 
 
-# --- Ascent -------------------------------------------------------------------------------------------------------------
+# --- Ascent -----------------------------------------------------------------------------------------------------------
 
 
 @few
 @given(seeds, augmentations, st.integers(0, 4), st.integers(2, 8))
 @example(0, dict(pad=1, flip=True), 2, 5)
 def test_ascent(seed, augmentation, count, size):
-    """Ascent is `count` whole passes up the CE on D_f while Acc(D_f) > gamma, equality included; oracle: SGD by hand."""
+    """Ascent is `count` whole passes up the CE on D_f while Acc(D_f) > gamma, equality included; oracle: SGD by
+    hand."""
     data, (forget, _), config = make_data(seed, **augmentation), draw(seed, size), tiny(gamma=0.2, max_passes=9)
     net, generator = small_net(seed, dtype=torch.float64), gen(3)
     with accuracies(*[0.9] * count, 0.2) as spy:
@@ -292,7 +296,8 @@ def test_npo_and_ablations(seed):
 
 
 def test_l14_rem_ce_redirects_by_plain_ce():
-    """L14: rem-ce is REM with the redirect loss set to CE, another network than REM's; without 3.1 the loss set is of no concern."""
+    """L14: rem-ce is REM with the redirect loss set to CE, another network than REM's; without 3.1 the loss set is of
+    no concern."""
     data, (forget, _), net = make_data(0), draw(0), small_net(0)
 
     def by_rem(**more):
@@ -306,7 +311,7 @@ def test_l14_rem_ce_redirects_by_plain_ce():
     assert all(torch.equal(without[0][key], without[1][key]) for key in plain)
 
 
-# --- Distillation -------------------------------------------------------------------------------------------------------
+# --- Distillation -----------------------------------------------------------------------------------------------------
 
 
 def kd_loop(student, teacher, temperature, lib=torch):
@@ -365,7 +370,8 @@ def test_distillation(seed, size, classes, temperature, scale):
 @example(0, dict(pad=1, flip=True), 1.0, 5, 1)
 @example(0, dict(), 1.0, 5, 2)
 def test_scrub(seed, augmentation, alpha, size, most):
-    """SCRUB: max passes over D_f before passes over D_r while fewer than SCRUB_STEPS updates are done; oracle: loops and SGD."""
+    """SCRUB: max passes over D_f before passes over D_r while fewer than SCRUB_STEPS updates are done; oracle: loops
+    and SGD."""
     data, (forget, retain) = make_data(seed, **augmentation), draw(seed, size)
     config = tiny(alpha=alpha, unlearn_epochs=3, unlearn_lr=1e-3)
     net = small_net(seed, dtype=torch.float64)
@@ -423,7 +429,8 @@ def test_scrub_defaults():
 @example(0, dict(flip=True), 5)
 @example(0, dict(), 5)
 def test_badt(seed, augmentation, size):
-    """BadT: D_f learns the fresh network's distribution, D_r the original's, both in eval mode; oracle: loops and SGD."""
+    """BadT: D_f learns the fresh network's distribution, D_r the original's, both in eval mode; oracle: loops and
+    SGD."""
     data, (forget, _), config = make_data(seed, **augmentation), draw(seed, size), tiny(seed=seed)
     net = small_net(seed, dtype=torch.float64)
     teachers = {False: copy.deepcopy(net).eval(), True: reinitialise(net, stream(seed, "fresh weights").initial_seed()).eval()}
@@ -470,12 +477,12 @@ def test_teacher(seed, augmentation, part):
     assert runs == ([2] * (n // 2) + [1] * (n % 2) if augmentation else [n])
 
 
-# --- Dampening ----------------------------------------------------------------------------------------------------------
+# --- Dampening --------------------------------------------------------------------------------------------------------
 
 
 def importance_loop(net, data, index, batch, kind):
-    """Mean over batches of squared gradient of CE, or absolute gradient of the mean norm of the logits; one list of floats a
-    parameter."""
+    """Mean over batches of squared gradient of CE, or absolute gradient of the mean norm of the logits; one list of
+    floats a parameter."""
     net, index = copy.deepcopy(net).eval(), torch.arange(len(data)) if index is None else index
     total = [np.zeros(p.numel()) for p in net.parameters()]
     chunks = index.split(batch)
@@ -569,7 +576,8 @@ def test_ssd(seed, size):
 @example(0, 5, 0)
 @example(0, 5, 3)
 def test_potion(seed, size, tries):
-    """Potion cuts at percentile 100 - ln(1 + 100 f) of I_f / I_r; f grows by 10 % a try, each from the original; loops."""
+    """Potion cuts at percentile 100 - ln(1 + 100 f) of I_f / I_r; f grows by 10 % a try, each from the original;
+    loops."""
     data, (forget, retain), net = make_data(seed), draw(seed, size), small_net(seed, dtype=torch.float64)
     relabelled = replace(data, labels=data.labels.flip(0))  # labels play no part but in Acc(D_f)
     with (accuracies(*[0.9] * tries, 0.2) as spy, mock.patch.object(baselines, "dampen", wraps=dampen) as damp,
@@ -617,13 +625,14 @@ def test_weights_only_shrink(seed, name, size):
     assert any(not torch.equal(a, b) for a, b in zip(net.parameters(), out.parameters(), strict=True))
 
 
-# --- ETD and REM --------------------------------------------------------------------------------------------------------
+# --- ETD and REM ------------------------------------------------------------------------------------------------------
 
 
 @few
 @given(seeds)
 def test_etd(seed):
-    """ETD alone trains fresh weights with masks on all of D_tr and drops theta_o2; only IDEAL shares a row, all of D_c."""
+    """ETD alone trains fresh weights with masks on all of D_tr and drops theta_o2; only IDEAL shares a row, all of
+    D_c."""
     data, forget, corrupted = make_data(seed), torch.tensor([3, 1]), torch.tensor([1, 3, 5])
     config = tiny(seed=seed, p_mem=0.5, ratio=20.0, epochs=1)
     anew = reinitialise(small_net(seed), stream(seed, "fresh weights").initial_seed())
@@ -658,7 +667,7 @@ def test_rem_ideal(seed):
     assert not torch.equal(run_ideal(corrupted).conv1.weight, run_ideal(forget).conv1.weight)
 
 
-# --- The command line ---------------------------------------------------------------------------------------------------
+# --- The command line -------------------------------------------------------------------------------------------------
 
 
 def chosen(method, etd=False):
@@ -708,7 +717,8 @@ def test_refused_files(content, text, tmp_path):
 
 
 def test_own_files(tmp_path):
-    """R2: any callable of the five arguments will do, dataclasses included; two of one name are told apart by refusing."""
+    """R2: any callable of the five arguments will do, dataclasses included; two of one name are told apart by
+    refusing."""
     source = ("from __future__ import annotations\nfrom dataclasses import dataclass\n"
               "@dataclass\nclass Mine:\n    rate: float = 1.0\n"
               "    def __call__(self, model, data, forget, config, generator, log=None, corrupted=None):\n        return model\n"

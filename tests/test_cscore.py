@@ -3,6 +3,7 @@
 Most tests script `learn`, so that the networks' answers are known and only the estimator is looked at.
 """
 
+import copy
 import json
 import random
 from dataclasses import asdict, replace
@@ -338,6 +339,37 @@ def test_learner():
     assert torch.equal(seen[0][0], task.corrupted) and seen[0][1] == 3  # 3 batches an epoch: 9 updates
     assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), fresh.parameters(), strict=True))
     assert fits[0] == [] and len(fits[40]) == 1 and 0 <= fits[40][0] <= 1
+
+
+def test_the_seed_draws_networks_and_their_training(monkeypatch):
+    """V16, R4: a network's weights follow its own seed, and so does the order in which it learns, from the same weights too."""
+    dataset = cut(load("fashion-mini"))
+    task = make_task("random", dataset, 40, seed=0)
+
+    def weights(seed, index=task.corrupted):
+        learn = cscore.learner(small(batch=16), dataset, task.train, 7, {0: [], 40: []})
+        return torch.cat([p.detach().flatten() for p in learn(index, seed).parameters()])
+
+    none = task.corrupted[:0]
+    assert torch.equal(weights(11, none), weights(11, none)) and not torch.equal(weights(11, none), weights(12, none))
+    made = cscore.new_model(small(seed=11), dataset)
+    monkeypatch.setattr(cscore, "new_model", lambda config, dataset: copy.deepcopy(made))
+    assert torch.equal(weights(11), weights(11)) and not torch.equal(weights(11), weights(12))
+
+
+def test_the_seed_draws_the_subsets(monkeypatch):
+    """V16, R4: the subsets of a task's score follow the settings' seed."""
+    dataset, seeds_seen = cut(load("fashion-mini")), []
+    task = make_task("random", dataset, 12, seed=0)
+
+    def noting(data, corrupted, learn, sizes, runs, seed, log):
+        seeds_seen.append(seed)
+        return c_score(data, corrupted, learn, sizes, runs, seed, log)
+
+    monkeypatch.setattr(cscore, "c_score", noting)
+    for seed in (3, 4):
+        cscore.score_task(small(seed=seed), dataset, task, torch.device("cpu"), [0, 6], 2, 2, lambda *a: None)
+    assert seeds_seen == [3, 4]
 
 
 class Blind(SimpleNamespace):

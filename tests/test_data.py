@@ -435,7 +435,8 @@ def test_resize(seed, channels, size, target):
 
 
 def resize_oracle(image, target):
-    """Antialiased bilinear downscaling of one (H, W) image in plain loops: a triangle as wide as the scale, rows then columns."""
+    """Antialiased bilinear downscaling of one (H, W) image in plain loops: a triangle as wide as the scale, rows then
+    columns."""
     def along(lines):
         size, out = lines.shape[0], np.zeros((target, lines.shape[1]))
         scale = size / target
@@ -449,7 +450,8 @@ def resize_oracle(image, target):
 
 @pytest.mark.parametrize("size, target", [(32, 16), (28, 16), (9, 4), (5, 2), (4, 7)])
 def test_resize_is_antialiased(size, target):
-    """Downscaling weighs every pixel under a triangle as wide as the scale, upscaling two neighbours a side: a loop's values."""
+    """Downscaling weighs every pixel under a triangle as wide as the scale, upscaling two neighbours a side: a loop's
+    values."""
     image = torch.randint(0, 256, (1, 1, size, size), dtype=torch.uint8, generator=gen(size))
     found = datasets._resize(image, target)[0, 0].numpy().astype(float)
     assert np.abs(found - resize_oracle(image[0, 0].numpy(), target)).max() <= 0.5 + 1e-3  # rounded once, float32
@@ -457,7 +459,8 @@ def test_resize_is_antialiased(size, target):
 
 @pytest.mark.parametrize("size, pad", [(8, 1), (16, 2), (24, 3), (32, 4)])
 def test_pad_follows_the_size_asked_for(tmp_path, size, pad):
-    """Crops move by an eighth of the size asked for, not of the files' own; without crops there is no pad at any size."""
+    """Crops move by an eighth of the size asked for, not of the files' own; without crops there is no pad at any
+    size."""
     write_tree(tmp_path, size=(40, 40))
     dataset = load("folder", data_dir=tmp_path, image_size=size)
     assert dataset.train.pad == pad and dataset.test.pad == 0 and dataset.train.images.shape[2:] == (size, size)
@@ -766,7 +769,8 @@ ODD_FILES = {
 @pytest.mark.skipif(os.name == "nt", reason="no pipes and links there")
 @pytest.mark.parametrize("kind", ODD_FILES)
 def test_odd_image_files(tmp_path, kind):
-    """R7: a decompression bomb, a pipe, a link to itself or to nothing, garbage, a circle of folders: named, none waited for."""
+    """R7: a decompression bomb, a pipe, a link to itself or to nothing, garbage, a circle of folders: named, none
+    waited for."""
     make, text = ODD_FILES[kind]
     write_tree(tmp_path)
     make(tmp_path / "train" / "bee" / "odd.png")
@@ -802,7 +806,8 @@ def test_damaged_fashion_mnist(tmp_path, content):
         for name, magic, shape in (("images-idx3", 0x803, (3, 28, 28)), ("labels-idx1", 0x801, (3,))):
             header = b"".join(k.to_bytes(4, "big") for k in (magic, *shape))
             valid = header + bytes([200]) * int(np.prod(shape))
-            (raw / f"{prefix}-{name}-ubyte").write_bytes({"random": rng.bytes(300), "empty": b"", "labels": valid}[content])
+            damaged = {"random": rng.bytes(300), "empty": b"", "labels": valid}[content]
+            (raw / f"{prefix}-{name}-ubyte").write_bytes(damaged)
     with pytest.raises(ValueError, match=f"{tmp_path}.*FashionMNIST") as caught:
         load("fashion-mnist", data_dir=tmp_path)
     assert "\n" not in str(caught.value)

@@ -10,6 +10,7 @@ import gc
 import math
 import pickle
 import random
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -905,7 +906,7 @@ class Undecided(nn.Module):
 
 SELF_CHECKS = {
     "one example": (Folded, IMAGE[:1], None), "as many tokens as examples": (SequenceFirst, torch.zeros(2, 6), ["up"]),
-    "checkpoint": (Checkpointed, torch.zeros(2, 6), ["up"]), "classes": (Undecided, IMAGE, None),
+    "classes": (Undecided, IMAGE, None),
 }
 
 
@@ -1175,3 +1176,203 @@ def test_norms_keep_statistics_of_their_own():
     run(expanded, draw(0, 4, 1, 8, 8, dtype=torch.float32), rows(0, expanded, 4))
     assert all(torch.equal(before[0][key], value) for key, value in norm.base.state_dict().items())
     assert not torch.equal(before[1], norm.running_mean) and norm.num_batches_tracked == 1
+
+
+# --- What each draw of the self check is for ------------------------------------------------------------------------------
+
+
+class Gate(nn.Module):
+    """x * sigmoid(the largest channel): a masked 0 lifts the largest one where all base channels are negative."""
+
+    def forward(self, x):
+        return x * x.amax(dim=1, keepdim=True).sigmoid()
+
+
+def prop_x10_draws(expand):
+    """A leak that only signed signals show, one that only positive ones show, and a gate that only signed ones pass."""
+    for leaking in (chain(Gate()), shut(Flip())):
+        try:
+            expand.expand(leaking, IMAGE)
+        except TypeError as error:
+            assert "its base outputs still change" in str(error), error
+        else:
+            raise AssertionError("a leak was accepted")
+    for gate in (nn.Hardtanh(), nn.ReLU6()):
+        try:
+            assert expand.expand(chain(nn.ReLU(), Times(10), gate), IMAGE).width == 3
+        except TypeError as error:
+            raise AssertionError(f"{gate} was refused: {error}") from error
+
+
+def shut(mix):
+    """A deep narrow network: a random draw shuts one of its ReLUs, and nothing that lies behind it shows."""
+    body = [part for _ in range(24) for part in (nn.Conv2d(1, 1, 1, bias=False), nn.ReLU())]
+    return nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, bias=False), nn.ReLU(), *body, mix, nn.Conv2d(1, 1, 1, bias=False),
+                         nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(1, 2, bias=False))
+
+
+def test_each_draw_of_the_self_check_counts():
+    """X10: what one kind of draw cannot see, the other does, and a gate that large numbers shut is no cut."""
+    prop_x10_draws(expand)
+
+
+def prop_x10_pool(expand, pool=101):
+    """More weights than were drawn for the self check: the numbers are used again, and every verdict stays."""
+    with mock.patch.object(expand, "POOL", pool):
+        prop_x10_draws(expand)
+        assert expand.expand(randomise(PreActivation(width=9), 0), IMAGE).width == 9
+
+
+def test_numbers_used_again_change_no_verdict():
+    """X10: the self check draws a pool of numbers once for all weights; a pool shorter than one layer decides the same."""
+    prop_x10_pool(expand)
+
+
+class Raising(nn.Module):
+    """A network whose forward pass raises in a masked pass."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error, self.conv, self.head = error, nn.Conv2d(1, 3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.conv(x)
+        if x.shape[1] > 3:
+            raise self.error
+        return self.head(x.amax(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), RuntimeError("can't allocate memory"), NameError("x"),
+                                   ZeroDivisionError("0"), MemoryError()])
+def test_what_no_network_means_goes_through(error):
+    """X10: running out of memory and bugs of the code itself are no verdict about the network."""
+    with pytest.raises(type(error)):
+        expand.expand(Raising(error), IMAGE)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a"), ValueError("a"), TypeError("a"), IndexError("a"), KeyError("a"),
+                                   AttributeError("a"), AssertionError("a"), NotImplementedError("a")])
+def test_what_a_network_means_names_it(error):
+    """X10: whatever a forward pass raises where extra channels do not fit is a TypeError that names the module."""
+    assert refused(Raising(error), IMAGE).startswith("cannot expand the network Raising: ")
+
+
+# --- Networks that are refused in words -----------------------------------------------------------------------------------
+
+
+def test_old_weight_norm_is_refused():
+    """X10: old-style weight_norm lives in a hook, and such a network cannot even be copied: the text says what to do."""
+    net = small_net(0)
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(net.conv2)
+    assert "'conv2': it has hooks of the old weight_norm" in refused(net, IMAGE)
+    nn.utils.remove_weight_norm(net.conv2)
+    expand.expand(net, IMAGE)
+
+
+def test_a_network_without_values_is_refused():
+    """X10: a network on the meta device has no values to expand."""
+    assert "on the meta device" in refused(small_net(0).to("meta"), IMAGE)
+
+
+def test_wrappers_around_a_network_are_refused():
+    """X10, D1: DataParallel and torch.compile stand around the network that is meant; the text names it."""
+    assert ".module" in refused(nn.DataParallel(small_net(0)), IMAGE)
+    compiled = small_net(0)
+    compiled._orig_mod = nn.Identity()  # how torch.compile keeps the network inside
+    assert "it is compiled; take the network before compiling" in refused(compiled, IMAGE)
+
+
+# --- Which layers to name -------------------------------------------------------------------------------------------------
+
+
+def small_convnext():
+    setting = torchvision.models.convnext.CNBlockConfig
+    return torchvision.models.convnext.ConvNeXt([setting(4, 6, 1), setting(6, None, 1)], num_classes=3)
+
+
+def small_torchvision_vit():
+    return torchvision.models.VisionTransformer(16, 8, 2, 2, 8, 12, num_classes=3)
+
+
+@pytest.mark.parametrize("make, names", [
+    (small_convnext, ["features.1.0.block.3", "features.3.0.block.3"]),
+    (small_torchvision_vit, ["encoder.layers.encoder_layer_0.mlp.0", "encoder.layers.encoder_layer_1.mlp.0"]),
+])
+def test_refusals_say_which_layers_to_name(make, names):
+    """X10, X13: where the default layers are refused, the text names some that work, and hidden_layers gives them all."""
+    with torch.random.fork_rng():
+        net, inputs = make().eval(), torch.zeros(2, 3, 16, 16)
+    assert "; name the layers that get extra outputs" in (text := refused(net, inputs))
+    assert f"hidden_layers(model, example): layers=[{', '.join(map(repr, names))}]" in text
+    before = copy.deepcopy(net)
+    assert expand.hidden_layers(net, inputs) == names
+    assert_same_state(net, before)
+    assert not any(m._forward_hooks for m in net.modules())
+    expanded = expand.expand(net, inputs, layers=names)
+    assert {name for name, layer in expanded.layers().items() if layer.extra_out} == set(names)
+
+
+def test_layers_that_do_not_fit_are_not_suggested():
+    """X10: a convolution whose output also goes into a sum is followed by another one, but fits only by itself; it is left out."""
+    class Norms(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.up, self.down = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 5, 1), nn.Conv2d(5, 3, 1)
+            self.norm, self.act, self.head = nn.GroupNorm(1, 3), nn.ReLU(), nn.Linear(3, 2)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(self.norm(x + self.down(self.act(self.up(x)))).amax(dim=(2, 3)))
+
+    net = randomise(Norms(), 0)
+    assert expand.hidden_layers(net, IMAGE) == ["up"]
+    assert "layers=['up']" in refused(net, IMAGE)
+    assert expand.expand(net, IMAGE, layers=["up"]).width == 5
+    assert "name" not in refused(net, IMAGE, layers=["stem"])  # who has named layers gets no suggestion
+
+
+# --- Known subclasses -----------------------------------------------------------------------------------------------------
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm's: the norm, dropout and the activation in one module."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class Linear(nn.Linear):
+    """As timm's: the same forward pass as torch's."""
+
+
+BatchNormAct2d.__module__, Linear.__module__ = "timm.layers.norm_act", "timm.layers.linear"
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_timm_layers_are_known_by_name(ratio):
+    """X1, X9: timm's BatchNormAct2d and Linear expand as the torch layers that they stand for, masks and statistics too."""
+    def make(norm, act, linear):
+        return nn.Sequential(nn.Conv2d(1, 4, 3), norm(4), act, nn.Conv2d(4, 4, 3), norm(4), act, nn.AdaptiveAvgPool2d(1),
+                             nn.Flatten(), linear(4, 2))
+
+    known, plain = make(BatchNormAct2d, nn.Identity(), Linear), make(nn.BatchNorm2d, nn.ReLU(), nn.Linear)
+    prop_x1(etd, 0, randomise(known, 0), IMAGE, ratio)
+    nets = [randomise(expand.expand(randomise(net, 0).double(), IMAGE, ratio, generator=gen(1)), 2) for net in (known, plain)]
+    x = draw(0, 4, 1, 8, 8)
+    for mode in (True, False):
+        outs = [run(net.train(mode), x, rows(0, net, 4)) for net in nets]
+        assert_close(*outs)
+    assert type(etd.drop(nets[0])[1]) is BatchNormAct2d
+
+
+def test_other_subclasses_stay_refused():
+    """X10: only the qualified names that are known count; the same class names from elsewhere are refused."""
+    other = type("BatchNormAct2d", (nn.BatchNorm2d,), {"__module__": "elsewhere"})
+    net = small_net(0)
+    net.norm1.__class__ = other
+    assert "'norm1'" in refused(net, IMAGE)

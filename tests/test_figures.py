@@ -19,7 +19,7 @@ from study import report  # noqa: E402
 from study.figures import DRAW, Missing, draw  # noqa: E402
 from study.rows import load_rows  # noqa: E402
 from settings import TASKS  # noqa: E402
-from test_report import ROOT, grid, make_row, write  # noqa: E402
+from test_report import ROOT, grid, main, make_row, write  # noqa: E402
 
 RATES = (0.1, 0.5, 1.0)
 
@@ -74,7 +74,7 @@ def test_same_rows_same_bytes(tmp_path):
     """A figure drawn again is the same file, byte for byte."""
     source = str(write(tmp_path / "x.jsonl", grid(("no-ul", "rem"))))
     for name in ("a", "b"):
-        assert report.main([source, "--figure", "3", "--out", str(tmp_path / name)]) == 0
+        assert main([source, "--figure", "3", "--out", str(tmp_path / name)]) == 0
     for kind in ("png", "svg"):
         assert len({(tmp_path / name / f"figure-3-cifar10-n1000.{kind}").read_bytes() for name in ("a", "b")}) == 1
 
@@ -90,8 +90,8 @@ def test_a_figure_for_each_data_set(tmp_path):
 def test_figures_warn(tmp_path):
     """Other settings, unequal cells, SCRUB's alphas and failed runs are in the title, and none of them without cause."""
     rows = grid(("no-ul", "rem", "scrub"), seeds=(0, 1), rates=RATES)
-    assert only("3", load(tmp_path, rows)).get_suptitle().endswith("cifar10, 1000 corrupted images")
-    assert only("1", load(tmp_path, rows)).get_suptitle().endswith("cifar10, 1000 corrupted images")
+    assert only("3", load(tmp_path, rows)).get_suptitle().endswith("cifar10, 1000 corrupted images, 42 runs")
+    assert only("1", load(tmp_path, rows)).get_suptitle().endswith("cifar10, 1000 corrupted images, 42 runs")
     worse = [{**row, "lr": 0.5} if row["seed"] else row for row in rows[:-1]]
     worse += [make_row("scrub", 0.01, alpha=7.0), make_row("potion", status="failed"), make_row("rem", etd=True, status="failed"),
               make_row("rem-no31", status="failed"), make_row("rem", arch="vit", status="failed")]
@@ -113,11 +113,11 @@ def test_missing_rows_are_named(tmp_path, capsys, monkeypatch, number):
     rows = grid(methods, arch="vit" if number == "3" else "resnet9")
     rows = [{**row, "healed_test": None} for row in rows] if number == "6" else rows
     source = str(write(tmp_path / "x.jsonl", rows))
-    assert report.main([source, "--figure", number, "--out", str(tmp_path / "o")]) == 2
+    assert main([source, "--figure", number, "--out", str(tmp_path / "o")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and err.startswith(f"run.py report: figure {number} needs rows of ")
     assert NEEDED[number] in err and not (tmp_path / "o").exists()
-    assert report.main([source, "--figure", "all", "--out", str(tmp_path / "o")]) == 0
+    assert main([source, "--figure", "all", "--out", str(tmp_path / "o")]) == 0
     assert f"run.py report: skipped: figure {number} needs" in capsys.readouterr().err
 
 
@@ -137,8 +137,8 @@ def test_heat_map(tmp_path):
             make_row("rem", 1.0, 1.0, task="random", discovery=1.0), make_row("no-ul", 0.1, 0.9, task="random", discovery=0.1),
             make_row("retrain", 0.2, 0.5, task="confusion", discovery=1.0)]
     figure = only("1", load(tmp_path, rows))
-    assert list(panels(figure)) == ["retrain", "rem"]
-    axes = panels(figure)["rem"]
+    assert list(panels(figure)) == ["retraining", "REM"]
+    axes = panels(figure)["REM"]
     assert {(text.get_position(), text.get_text()) for text in axes.texts} == {((1, 2), "48"), ((2, 0), "100"), ((0, 0), "9")}
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.0", "0.1", "1.0"]
     assert [tick.get_text().split("\n")[0] for tick in figure.axes[0].get_yticklabels()] == ["random", "confusion", "poison"]
@@ -149,10 +149,37 @@ def test_heat_map(tmp_path):
     assert figure.axes[-1].get_ylabel() == "Healed × Utility, %"
 
 
+def test_one_scale_for_all_panels(tmp_path):
+    """Fig. 10: every panel and the colour bar have one scale, from 0 to the next ten above the largest mean, never beyond
+    100 %; on it 55 and 75 are further apart than black and dark grey, by luminance too."""
+    rows = [make_row("rem", 0.75, 1.0), make_row("cf", 0.55, 1.0), make_row("npo", 0.02, 1.0), make_row("no-ul", 0.1, 1.0)]
+    figure = only("10", load(tmp_path, rows))
+    images = [axes.images[0] for axes in panels(figure).values()]
+    assert len(images) == 3 and {image.get_clim() for image in images} == {(0, 80)}
+    assert figure.axes[-1].get_ylim() == (0, 80)
+    low, high = (images[0].cmap(images[0].norm(value))[:3] for value in (55, 75))
+    assert math.dist(low, high) > 0.4 and abs(sum(low) - sum(high)) > 0.2
+    full = only("10", load(tmp_path, [make_row("rem", 1.0, 1.0)]))
+    assert full.axes[0].images[0].get_clim() == (0, 100)
+
+
+def test_no_axis_beyond_100_percent(tmp_path):
+    """Percentages end at 100; a bar's number that would lie beyond is printed inside."""
+    rows = everything() + [make_row("cf", 1.0, 1.0, task=task) for task in TASKS]
+    rows = load(tmp_path, rows)
+    for number in DRAW:
+        for axes in (axes for _, figure in draw(number, rows, Figure) for axes in figure.axes):
+            shown = axes.get_xlabel(), axes.get_ylabel()
+            assert "%" not in shown[0] or axes.get_xlim()[1] <= 100
+            assert "%" not in shown[1] or axes.get_ylim()[1] <= 100
+    texts = {text.get_text(): text for text in only("3", rows).axes[0].texts}
+    assert texts["100.0"].get_position()[0] < 100 and texts["100.0"].get_ha() == "right"
+
+
 def test_numbers_stand_out(tmp_path):
     """Fig. 1: every printed number has a contrast of at least 4.4 : 1 to its cell (WCAG), read in grey as well."""
     rows = [make_row("rem", k / 10, 1.0, task=task, discovery=k / 10) for k in range(1, 11) for task in TASKS]
-    axes = panels(only("1", load(tmp_path, rows)))["rem"]
+    axes = panels(only("1", load(tmp_path, rows)))["REM"]
 
     def luminance(colour):
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
@@ -168,13 +195,13 @@ def test_numbers_stand_out(tmp_path):
 
 
 def test_bars(tmp_path):
-    """Fig. 3: a bar a method and capacity, best first, with mean, SEM and hatch; with ETD alone, without REM on ETD."""
+    """Fig. 3: a bar per method and capacity, best first, with mean, SEM and hatch; with ETD alone, without REM on ETD."""
     rows = [make_row("rem", h, 1.0, seed=s) for s, h in enumerate((0.6, 0.8))] + [make_row("cf", 0.3, 1.0)]
     rows += [make_row("cf", 0.2, 1.0, capacity=1.0), make_row("no-ul", 0.4, 1.0, etd=True), make_row("rem", etd=True)]
     rows += [make_row("rem-no31"), make_row("no-ul", capacity=0.1)]
     figure = only("3", load(tmp_path, rows))
     axes = figure.axes[0]
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["rem", "etd", "cf"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["REM", "ETD", "fine-tuning"]
     half, full = (bars for bars in axes.containers if hasattr(bars, "patches"))
     assert [bar.get_width() for bar in half] == pytest.approx([70, 40, 30])
     assert [bar.get_width() for bar in full] == pytest.approx([20])
@@ -182,7 +209,7 @@ def test_bars(tmp_path):
     assert {bar.get_hatch() for bar in half} != {bar.get_hatch() for bar in full}
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["50 % capacity", "100 % capacity"]
     assert [t.get_text() for t in axes.texts] == ["70.0", "40.0", "30.0", "20.0"]
-    assert "1 to 2 runs a bar" in figure.get_suptitle()
+    assert "1 to 2 runs per bar" in figure.get_suptitle()
 
 
 def test_figures_count_a_network_once(tmp_path):
@@ -198,18 +225,18 @@ def test_figures_count_a_network_once(tmp_path):
 
     assert errors(only("8", rows)) == pytest.approx([0.0] * 3 + [error] * 3, abs=1e-9)
     assert errors(only("9", rows)) == pytest.approx([error] * 3)
-    assert "3 to 30 runs a bar" in only("3", rows).get_suptitle()
+    assert "3 to 30 runs per bar" in only("3", rows).get_suptitle()
     assert "n = 42" in labels(only("6", rows))[0]  # 4 x 3 networks and rem's 30 runs
-    assert len(panels(only("10", rows))["etd"].texts) == 11
+    assert len(panels(only("10", rows))["ETD"].texts) == 11
 
 
 def test_networks_without_rates_have_one_number(tmp_path):
     """A method that reads no D_f has the mean over its networks at every rate of its runs, whichever seed ran at which."""
     runs = [make_row("etd", h, 1.0, discovery=d, seed=s) for h, d, s in ((0.2, 0.1, 0), (0.2, 0.5, 0), (0.6, 0.1, 1))]
-    axes = panels(only("1", load(tmp_path, [make_row("no-ul", 0.1, 1.0), *runs])))["etd"]
+    axes = panels(only("1", load(tmp_path, [make_row("no-ul", 0.1, 1.0), *runs])))["ETD"]
     assert [text.get_text() for text in axes.texts] == ["10", "40", "40"]  # not 40 and 20
     other = [make_row("rem", h, 1.0, discovery=d, seed=s) for h, d, s in ((0.2, 0.1, 0), (0.2, 0.5, 0), (0.6, 0.1, 1))]
-    axes = panels(only("1", load(tmp_path, [make_row("no-ul", 0.1, 1.0), *other])))["rem"]
+    axes = panels(only("1", load(tmp_path, [make_row("no-ul", 0.1, 1.0), *other])))["REM"]
     assert [text.get_text() for text in axes.texts] == ["10", "40", "20"]  # the control
 
 
@@ -218,7 +245,7 @@ def test_other_masks_are_told(tmp_path, number):
     """Runs that a figure leaves out for their p_mem are named in its title; what has no mask stands in any."""
     rows = grid(("no-ul", "rem"))
     plain = only(number, load(tmp_path, [*rows, *grid(("cf",), p_mem=0.05)]))
-    assert "p_mem" not in plain.get_suptitle() and "cf" in [*panels(plain), *bar_names(plain), "cf" * (number == "1")]
+    assert "p_mem" not in plain.get_suptitle() and (number == "1" or "fine-tuning" in [*panels(plain), *bar_names(plain)])
     assert "not drawn: p_mem 0.05" in only(number, load(tmp_path, [*rows, *grid(("rem",), p_mem=0.05)])).get_suptitle()
 
 
@@ -240,7 +267,7 @@ def test_rem_on_and_off_etd(tmp_path):
     rows += [make_row("no-ul", 0.1, 1.0), make_row("no-ul", 0.3, 1.0, etd=True)]
     found = panels(only("4", load(tmp_path, rows)))
     assert {title: sorted(t.get_text() for t in axes.texts) for title, axes in found.items()} == {
-        "rem": ["10", "90"], "rem on ETD": ["30", "80"]}
+        "REM": ["10", "90"], "REM on ETD": ["30", "80"]}
 
 
 def test_redirection(tmp_path):
@@ -255,7 +282,8 @@ def test_redirection(tmp_path):
     base, full = [lines[0] for lines in axes.containers]
     assert list(base.get_xdata()) == [0, 1] and list(base.get_ydata()) == pytest.approx([90, 10])
     assert list(full.get_ydata()) == [100, 100] and base.get_linestyle() != full.get_linestyle()
-    assert "discovery 0.5, 2 seeds" in figure.get_suptitle() and labels(figure)[0] == "theta_o1 alone"
+    assert "discovery rate 0.5\ncifar10, 1000 corrupted images, 2 runs" in figure.get_suptitle()
+    assert labels(figure)[0] == "the repaired network"
 
 
 def test_healing_on_training_and_test(tmp_path):
@@ -270,17 +298,22 @@ def test_healing_on_training_and_test(tmp_path):
 
 
 def test_ablations(tmp_path):
-    """Fig. 7: a line a variant over discovery in each task, ETD dashed and hollow, no two lines alike."""
+    """Fig. 7: a row of panels per variant, over discovery in each task, with REM in each; no two variants look alike."""
     rows = grid(("rem", "rem-no31", "rem-no32", "rem-ce"), seeds=(0, 1), rates=RATES) + grid(("rem",), rates=RATES, etd=True)
     figure = only("7", load(tmp_path, rows))
     assert list(panels(figure)) == ["random (low)", "confusion (medium)", "poison (high)"]
-    assert labels(figure) == ["rem", "rem-no31", "rem-no32", "rem-ce", "rem on ETD"]
-    lines = [container[0] for container in panels(figure)["poison (high)"].containers]
-    looks = {(line.get_color(), line.get_marker(), line.get_linestyle(), str(line.get_markerfacecolor())) for line in lines}
-    assert len(looks) == 5 and all(list(line.get_xdata()) == list(RATES) for line in lines)
-    mine = [row for row in rows if (row["method"], row["task"], row["etd"]) == ("rem", "poison", False)]
-    want = [100 * sum(row["product"] for row in mine if row["discovery"] == rate) / 2 for rate in RATES]
-    assert list(lines[0].get_ydata()) == pytest.approx(want)
+    names = [axes.get_ylabel().replace("\n", " ") for axes in figure.axes if axes.get_ylabel()]
+    assert names == ["REM without 3.1", "REM without 3.2", "REM by cross-entropy", "REM on ETD"]
+    kinds = [("rem-no31", False), ("rem-no32", False), ("rem-ce", False), ("rem", True)]
+    looks = set()
+    for axes, kind in zip(figure.axes[2::3], kinds, strict=True):  # poison
+        for bars, (method, etd) in zip(axes.containers, (("rem", False), kind), strict=True):
+            mine = [row for row in rows if (row["method"], row["task"], row["etd"]) == (method, "poison", etd)]
+            mine = [[row["product"] for row in mine if row["discovery"] == rate] for rate in RATES]
+            assert list(bars[0].get_xdata()) == list(RATES)
+            assert list(bars[0].get_ydata()) == pytest.approx([100 * statistics.mean(products) for products in mine])
+            looks.add((bars[0].get_color(), bars[0].get_marker(), bars[0].get_linestyle()))
+    assert len(looks) == 5
 
 
 def test_capacity(tmp_path):
@@ -301,7 +334,7 @@ def test_ideal_etd(tmp_path):
     healed, utility = figure.axes
     assert [t.get_text() for t in healed.texts] == ["10.0", "50.0", "80.0"]
     assert [t.get_text() for t in utility.texts] == ["90.0"] * 3
-    assert labels(figure) == ["before unlearning", "etd", "etd-ideal"] and healed.get_xlabel() == "Healed, %"
+    assert labels(figure) == ["no unlearning", "ETD", "ETD (ideal)"] and healed.get_xlabel() == "Healed, %"
 
 
 @pytest.mark.parametrize("number, arch", [("10", "resnet9"), ("11", "vit")])
@@ -311,7 +344,7 @@ def test_every_method_has_its_heat_map(tmp_path, number, arch):
     other = {"vit": "resnet9", "resnet9": "vit"}[arch]
     rows += grid(("rem",), arch=arch, capacity=1.0) + grid(("rem",), arch=other, capacity=0.75)
     found = panels(only(number, load(tmp_path, rows)))
-    assert set(found) == {"cf", "rem", "rem on ETD", "etd", "rem, 100 %"}
+    assert set(found) == {"fine-tuning", "REM", "REM on ETD", "ETD", "REM, 100 %"}
 
 
 def test_no_label_leaves_the_figure(tmp_path):

@@ -1,4 +1,5 @@
-"""Branches and defaults that the tests of their own files do not reach: odd networks, missing programs, second tries."""
+"""Branches and defaults that the tests of their own files do not reach: odd networks, missing programs, second
+tries."""
 
 import ast
 import importlib
@@ -94,13 +95,15 @@ class Cut(nn.Module):
 
 
 def test_a_network_that_cuts_theta_o2_off_is_refused():
-    """X10: extra channels that reach no output are a TypeError that names their layer, not a theta_o2 without effect."""
+    """X10: extra channels that reach no output are a TypeError that names their layer, not a theta_o2 without
+    effect."""
     with pytest.raises(TypeError, match="cannot expand 'conv': its extra channels reach no output"):
         expand.expand(Cut(), torch.zeros(2, 1, 4, 4))
 
 
 def test_refresh_is_one_shuffled_pass():
-    """D7: refreshed statistics are cumulative means over unaugmented batches in the generator's order, or in that of seed 0."""
+    """D7: refreshed statistics are cumulative means over unaugmented batches in the generator's order, or in that of
+    seed 0."""
     data, found = make_data(0, n=10, pad=2, flip=True), []
     for given, seed in ((None, 0), (gen(5), 5)):
         expanded = expand.expand(small_net(0), torch.zeros(2, 1, 8, 8))

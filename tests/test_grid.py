@@ -17,9 +17,7 @@ import pytest
 import torch
 
 import experiment
-from study import forecast
-from study import grid
-from study import originals
+from study import forecast, grid, originals, plan
 import run
 from methods import METHODS
 from experiment import recorder
@@ -32,7 +30,8 @@ from helpers import assert_same_state, make_dataset, randomise, small_net, tiny
 from helpers import run as run_net
 from metrics import accuracy
 from study.originals import load_original, original_path
-from study.plan import by_original, cell_key, expand_axes, original_of, read_rows, rows_by_cell
+from study.plan import by_original, expand_axes, original_of
+from study.rows import cell_key, read_rows, rows_by_cell
 from settings import stream
 from tasks import discover, make_task
 
@@ -256,8 +255,8 @@ def test_methods_that_train_alone_do_so_once(few, tmp_path, monkeypatch):
 
 
 def fork_and_kill(function, number, argv):
-    """Run the command in a copy of this process that SIGKILLs itself in its nth call of os.fsync, with half of the file on
-    the disk, or right after its nth os.replace; True if it came to that."""
+    """Run the command in a copy of this process that SIGKILLs itself in its nth call of os.fsync, with the end of the file not
+    on the disk yet, or right after its nth os.replace; True if it came to that."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads
         child = os.fork()
@@ -270,7 +269,8 @@ def fork_and_kill(function, number, argv):
         calls.append(args)
         if len(calls) == number:
             if function == "fsync":
-                os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)
+                size = os.fstat(args[0]).st_size
+                os.ftruncate(args[0], size - min(size // 2, 150))  # of a file of rows less than its last line
             os.kill(os.getpid(), signal.SIGKILL)
 
     try:
@@ -290,9 +290,13 @@ def test_killed_at_every_write_and_resumed(few, tmp_path, capsys):
     seen, kills = [0], [("fsync", 1), ("replace", 1), ("fsync", 2), ("replace", 2)] * 3  # an original's two files, then rows
     while fork_and_kill(*kills.pop(0), argv):
         seen.append(len(read_rows(out)))
-        assert seen[-2] <= seen[-1] <= seen[-2] + 2 and capsys.readouterr().err == ""
-        for path in (path for path in (out / "originals").iterdir() if path.suffix in (".pt", ".task")):
+        assert seen[-2] <= seen[-1] <= seen[-2] + 2
+        assert all("not a whole row" in line for line in capsys.readouterr().err.splitlines())
+        for path in (out / "originals").glob("*.task"):
             torch.load(path, weights_only=True)
+        for path in (out / "originals").glob("*.pt"):
+            originals.read_checked(path, path.stem[-16:])
+        assert [path.name for path in out.iterdir() if path.is_file()] in ([], ["cells.jsonl"])
     assert len(read_rows(out)) == 4 and 0 < seen[-1] and len(seen) > 8
     assert do(tmp_path / "whole", *axes) == 0 and do(tmp_path / "other", *axes, "--seed", "1") == 0
     assert numbers(out) == numbers(tmp_path / "whole")
@@ -325,7 +329,7 @@ def test_a_torn_line_is_done_again(few, tmp_path, capsys):
     capsys.readouterr()
     assert do(tmp_path, *axes) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("1 cells done, 0 of them failed") and err == f"warning: line 3 of {path} is torn and left out\n"
+    assert out.startswith("1 cells done, 0 of them failed") and err == f"warning: {path}: line 3 is not a whole row; left out\n"
     assert numbers(tmp_path) == whole
 
 
@@ -419,13 +423,13 @@ def test_dry_run_tells_cells_apart():
     rows = {cell_key(c): bad if c.unlearn_lr == 0.1 else ok for c in cells if c.method == "cf"}
     for retried, state in ((True, "failed, left"), (False, "failed")):
         left = [(original, [c for c in cells if cell_key(c) not in rows or retried and rows[cell_key(c)] == bad])]
-        text = forecast.overview(groups, left, rows, "nowhere", 1, every=True)
-        lines = [line.split(maxsplit=2) for line in text.splitlines()[2:-2]]
+        text = plan.overview(groups, left, rows, every=True)
+        lines = [line.split(maxsplit=2) for line in text.splitlines()[2:-1]]
         assert [line[:2] for line in lines] == [["0.5", c.method] for c in cells]
         found = Counter(" ".join(line[2].split()) for line in lines)
         assert found == Counter([f"unlearn-lr 0.1 {state}", "unlearn-lr 0.2 done",
                                  *(f"unlearn-lr {lr} alpha {a} left" for lr in (0.1, 0.2) for a in (0.1, 1.0)),
-                                 *(f"unlearn-lr {lr} p-mem {p} left" for lr in (0.1, 0.2) for p in (0.05, 0.2))])
+                                 *(f"p-mem {p} unlearn-lr {lr} left" for lr in (0.1, 0.2) for p in (0.05, 0.2))])
 
 
 def test_dry_run_tells_originals_apart():
@@ -433,12 +437,12 @@ def test_dry_run_tells_originals_apart():
     blocks = [{"n": "20,30", "lr": "0.1,0.2", "capacity": "0.125", "method": "no-ul", "discovery": "0.125"},
               {"task": "random", "method": "examples/my_method.py:relabel"}]
     groups = by_original([cell for block in blocks for cell in expand_axes(block)])
-    lines = forecast.overview(groups, [], {}, "nowhere", 1, every=True).splitlines()
-    heads = [" ".join(line.split()[2:-5]) for line in lines[1:-2] if line[0] != " "]
-    assert heads == [*(f"resnet9 12.5%, n {n}, lr {lr}" for n in (20, 30) for lr in (0.1, 0.2)), "resnet9 50%"]
-    cells = [line.split() for line in lines[1:-2] if line[0] == " "]
+    lines = plan.overview(groups, groups, {}, every=True).splitlines()
+    heads = [" ".join(line.split()[2:-5]) for line in lines[1:-1] if line[0] != " "]
+    assert heads == [*(f"resnet9 12.5% n {n} lr {lr}" for n in (20, 30) for lr in (0.1, 0.2)), "resnet9 50% n 120 lr 0.05"]
+    cells = [line.split() for line in lines[1:-1] if line[0] == " "]
     assert cells == [["0.125", "no-ul", "left"]] * 4 + [["0.5", "my_method.py:relabel", "left"]]
-    assert len({len(line) for line in lines[:-1]}) == 1  # aligned
+    assert len({len(line) for line in lines}) == 1  # aligned
 
 
 def test_estimate_times_what_a_job_has(monkeypatch):
@@ -449,14 +453,15 @@ def test_estimate_times_what_a_job_has(monkeypatch):
     try:
         torch.set_num_threads(4)
         for jobs in (1, 2, 3, 8):
-            forecast.overview(groups, groups, {}, "nowhere", jobs)
+            forecast.hours(groups, {}, "nowhere", jobs)
         assert set(seen[:1]) == {4} and sorted(set(seen), reverse=True) == [4, 2, 1] and torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
 
 
 def test_a_damaged_original_says_what_to_do(few, tmp_path):
-    """R5: a damaged file of an original fails its cells with its name; deleted, --retry-failed makes it anew."""
+    """R12: a file of an original that was cut, garbled, swapped or made elsewhere fails its cells, which name it; its weights
+    are never used, and --retry-failed makes it anew."""
     assert do(tmp_path, "--method", "no-ul,cf") == 0
     (kept,) = (tmp_path / "originals").glob("*.pt")
 
@@ -464,34 +469,41 @@ def test_a_damaged_original_says_what_to_do(few, tmp_path):
         return sorted((row["method"], row["healed"], row["utility"]) for row in read_rows(tmp_path) if row["status"] == "ok")
 
     good = scores()
-    for damaged in (kept, kept.with_suffix(".task")):
-        damaged.write_bytes(damaged.read_bytes()[:100])
+    assert do(tmp_path / "other", "--method", "no-ul", "--seed", "1") == 0
+    (other,) = (tmp_path / "other" / "originals").glob("*.pt")
+    whole = kept.read_bytes()
+    half = len(whole) // 2
+    for path, content in ((kept, whole[:100]), (kept, whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1:]), (kept, b""),
+                          (kept, other.read_bytes()), (kept, b"elsewhere\n"), (kept.with_suffix(".task"), b"x" * 100),
+                          (kept.with_suffix(".task"), other.with_suffix(".task").read_bytes())):
+        path.write_bytes(content)
         (tmp_path / "cells.jsonl").unlink(missing_ok=True)
         load_original.cache_clear()
         assert do(tmp_path, "--method", "no-ul,cf") == 1
-        assert all(f"{damaged} is damaged; delete it" in row["error"] for row in read_rows(tmp_path))
-        damaged.unlink()
+        words = f"{kept} or its .task is damaged or another network's; --retry-failed makes both anew"
+        assert all(words in row["error"] for row in read_rows(tmp_path))
         assert do(tmp_path, "--method", "no-ul,cf", "--retry-failed") == 0 and scores() == good
+        assert kept.read_bytes().partition(b"\n")[0].endswith(cell_key(original_of(expand_axes({
+            "method": "cf", "epochs": "1", "n": "10", "width": "0.1", "batch": "64", "device": "cpu"})[0])).encode())
 
 
-def test_estimate_follows_the_rows_there_are(tmp_path, monkeypatch):
-    """The hours left are the folder's own means where it has rows: 9 cells at 100 s, each judged, and 10 epochs at 40 s."""
+def test_estimate_follows_the_rows_there_are(tmp_path):
+    """The hours left are the folder's own means where it has rows: 9 cells at 100 s and 10 epochs at 40 s."""
     cells = expand_axes({"task": "random", "discovery": "0.1:1.0:0.1", "method": "npo", "epochs": "10"})
     groups = by_original(cells)
     past = {"status": "ok", "dataset": "fashion-mini", "arch": "resnet9", "capacity": 0.5, "width": 0.5, "epochs": 10,
             "method": "npo", "seconds": 100.0, "train_seconds": 400.0, "etd": False, "unlearn_epochs": 2}
     remaining = [(groups[0][0], groups[0][1][1:])]
-    judged = pytest.approx((2 * 2000 + 120) / 6000 / 3)  # epochs: test images twice, D_c once, forward alone
-    assert forecast.evaluation(cells[0]) == judged
-    monkeypatch.setattr(forecast, "evaluation", lambda config: 0.25)
-    assert forecast.estimate(remaining, {"a": past, "b": {**past, "seconds": 300.0}}, tmp_path) == [10 * 40.0 + 9 * 210.0]
-    assert forecast.estimate([], {"a": past}, tmp_path) == []
-    elsewhere = {**past, "seconds": 1000.0, "width": 1.0}  # of another network
-    assert forecast.estimate(remaining, {"a": past, "b": elsewhere}, tmp_path) == [10 * 40.0 + 9 * 110.0]
+    def estimate(*rows, left=remaining, jobs=1):
+        return pytest.approx(3600 * forecast.hours(left, dict(enumerate(rows)), tmp_path, jobs))
+
+    assert 10 * 40.0 + 9 * 200.0 == estimate(past, {**past, "seconds": 300.0})
+    assert 0 == estimate(past, left=[]) and (10 * 40.0 + 9 * 100.0) / 2 == estimate(past, jobs=2)
+    assert 10 * 40.0 + 9 * 100.0 == estimate(past, {**past, "seconds": 1000.0, "width": 1.0})  # of another network
     path = original_path(tmp_path, groups[0][0])
     path.parent.mkdir()
     path.touch()
-    assert forecast.estimate(remaining, {"a": past}, tmp_path) == [9 * 110.0]  # the original is there
+    assert 9 * 100.0 == estimate(past)  # the original is there
 
 
 @pytest.mark.parametrize("capacity", [0.1, 0.25, 0.5, 1.0])
@@ -499,15 +511,14 @@ def test_masked_passes_cost_what_the_whole_network_costs(capacity, monkeypatch, 
     """With masks an epoch takes that of the 100 % network, in training with --etd, of etd and in REM beside the plain pass."""
     def estimate(method, etd):
         axes = {"method": method, "etd": etd, "capacity": str(capacity), "epochs": "10", "unlearn_epochs": "3"}
-        return forecast.estimate(by_original(expand_axes(axes)), {}, tmp_path)
+        return pytest.approx(3600 * forecast.hours(by_original(expand_axes(axes)), {}, tmp_path, 1))
 
-    monkeypatch.setattr(forecast, "timed_epoch", lambda config: round(100 * config.capacity, 6))  # seconds
-    monkeypatch.setattr(forecast, "evaluation", lambda config: 0)
+    monkeypatch.setattr(forecast, "timed_epoch", lambda config: 200 * config.width * config.capacity)  # seconds; width 0.5
     plain = 100 * capacity
-    assert estimate("no-ul", "off") == [10 * plain] and estimate("no-ul", "on") == [10 * 100]
-    assert estimate("etd", "off") == estimate("etd-ideal", "off") == [10 * 100]
-    assert estimate("rem", "off") == [10 * plain + 3 * (plain + 100)] and estimate("rem", "on") == [10 * 100 + 3 * (plain + 100)]
-    assert estimate("retrain", "off") == [2 * 10 * plain] and estimate("cf", "off") == [13 * plain]
+    assert estimate("no-ul", "off") == 10 * plain and estimate("no-ul", "on") == 10 * 100
+    assert 10 * 100 == estimate("etd", "off") and 10 * 100 == estimate("etd-ideal", "off")
+    assert estimate("rem", "off") == 10 * plain + 3 * (plain + 100) and estimate("rem", "on") == 10 * 100 + 3 * (plain + 100)
+    assert estimate("retrain", "off") == 2 * 10 * plain and estimate("cf", "off") == 13 * plain
 
 
 def test_lines_of_a_grid(few, tmp_path, capsys):
@@ -542,6 +553,13 @@ def test_ranks_share_the_work(few, tmp_path, trained, monkeypatch):
     monkeypatch.delenv("RANK")
     monkeypatch.delenv("WORLD_SIZE")
     assert do(tmp_path / "two", *axes) == 0 and trained.total() == 6  # another number of ranks: nothing is done again
+    rows = {path: path.read_bytes() for out in ("one", "two") for path in (tmp_path / out).glob("*.jsonl")}
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in "012":  # nor by more ranks, nor by ranks after a single process
+        monkeypatch.setenv("RANK", rank)
+        assert do(tmp_path / "two", *axes) == do(tmp_path / "one", *axes) == 0
+    assert trained.total() == 6
+    assert rows == {path: path.read_bytes() for out in ("one", "two") for path in (tmp_path / out).glob("*.jsonl")}
 
 
 def test_each_rank_has_its_gpu(monkeypatch):
@@ -573,6 +591,9 @@ BAD = [
     (["--disc", "0.5"], "run.py grid: unrecognized arguments: --disc 0.5"),
     (["--jobs", "0"], "--jobs is 0; it must be at least 1"),
     (["--jobs", "two"], "run.py grid: argument --jobs: invalid int value: 'two'"),
+    (["--preset", ""], "unknown preset ''; choose from table1"),
+    (["--out", ""], "--out is empty; name the folder of the grid"),
+    (["--seeds", "0:1:1e-9999999"], "a range is first:last:step"),
     (["--preset", "table3"], "unknown preset 'table3'; choose from table1"),
     (["--tasks", "poison,poisn"], "task is 'poisn'; choose from poison"),
     (["--method", "rme"], "unknown method 'rme'"),

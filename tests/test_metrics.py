@@ -38,7 +38,8 @@ def numbered(n, labels, classes) -> Data:
 
 
 class Answers(nn.Module):
-    """A network that gives example i of `numbered` data row i of a table of logits, another one where the trigger is on."""
+    """A network that gives example i of `numbered` data row i of a table of logits, another one where the trigger is
+    on."""
 
     def __init__(self, logits, triggered=None):
         super().__init__()
@@ -72,7 +73,7 @@ def draw_task(seed, name="random", n=40, corrupted=16, classes=4) -> Task:
     return make_task(name, Dataset("made", train, test, ("",) * classes), corrupted, seed, (0, 1))
 
 
-# --- Accuracy -----------------------------------------------------------------------------------------------------------
+# --- Accuracy ---------------------------------------------------------------------------------------------------------
 
 
 @given(seeds, sizes)
@@ -167,7 +168,7 @@ def test_v8_empty(seed):
         metrics_module.evaluate(answering(task.clean, 4), replace(task, corrupted=nobody), elsewhere)
 
 
-# --- Healed and Utility -------------------------------------------------------------------------------------------------
+# --- Healed and Utility -----------------------------------------------------------------------------------------------
 
 
 def prop_v4(metrics, seed=0, rate=0.5):
@@ -192,7 +193,8 @@ def test_v4_healed(seed, rate):
 
 @given(seeds, st.integers(1, 40))
 def test_v4_trigger(seed, n):
-    """V4: on poison the trigger is on in D_c's inputs and off in the test set's; the memorised start is D_c's share of class 0."""
+    """V4: on poison the trigger is on in D_c's inputs and off in the test set's; the memorised start is D_c's share of
+    class 0."""
     task = draw_task(seed, "poison", corrupted=n)
     forget, zeros = discover(task, 1.0, seed), torch.zeros(40, dtype=torch.int64)
     fooled = metrics_module.evaluate(answering(task.test.labels, 4, triggered=zeros), task, forget)
@@ -234,7 +236,8 @@ def test_v5_parts(seed, size):
 
 
 def prop_v6(metrics, seed=0, rights=((0, 40), (16, 0), (8, 40), (16, 20))):
-    """The product is a run's own healed x utility, at most either, and a table's cell is the mean over runs of products."""
+    """The product is a run's own healed x utility, at most either, and a table's cell is the mean over runs of
+    products."""
     task, runs = draw_task(seed), []
     forget = discover(task, 0.5, seed)
     for healed, useful in rights:  # so many of D_c and of the test set are answered right
@@ -272,7 +275,7 @@ def test_v12_all_classes(seed):
     assert found["utility"] == 1 - int(confused.sum()) / 40
 
 
-# --- Mean and standard error --------------------------------------------------------------------------------------------
+# --- Mean and standard error ------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9), st.floats(-10, 10), st.floats(-10, 10))
@@ -313,7 +316,7 @@ def test_v11_golden():
         assert abs(mean - expected) < 1e-4 and math.isclose(sem, oracle.sem(values), rel_tol=1e-9)
 
 
-# --- What evaluation leaves behind --------------------------------------------------------------------------------------
+# --- What evaluation leaves behind ------------------------------------------------------------------------------------
 
 
 def prop_f11(metrics, seed=0):
@@ -408,3 +411,21 @@ def test_v4_reads_task_alone(seed):
     assert set(found) == {"healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product"}
     untouched = METHODS["no-ul"].function(net, task.train, forget, tiny(), gen(seed))
     assert metrics_module.evaluate(untouched, task, forget) == found
+
+
+def test_v14_the_seed_of_a_c_score():
+    """V14: subsets and networks' seeds follow the seed alone: the same for the same one, others for another."""
+    data, calls = make_data(0), {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(len(calls))
+        kept = calls.setdefault(name, [])
+
+        def learn(index, seed, kept=kept):
+            kept.append((index.tolist(), seed))
+            return small_net(0)
+
+        metrics_module.c_score(data, torch.arange(10), learn, [0, 4, 6], 4, seed)
+    assert calls["a"] == calls["b"]
+    subsets, network_seeds = ([call[k] for name in ("a", "c") for call in calls[name]] for k in (0, 1))
+    assert subsets[:4] == [[]] * 4 and len({tuple(subset) for subset in subsets}) > 12  # 16 draws of 4 or 6 out of 10
+    assert len(set(network_seeds)) == 24

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from etd import drop
 from expand import expand
 from helpers import assert_same_state, gen, randomise, seeds
-from models import ARCHITECTURES, LocalityAttention, ResNet9, ShiftedPatches, ViT, build
+from models import ARCHITECTURES, LocalityAttention, ResNet9, ShiftedPatches, ViT, build, reinitialise
 
 SMALL = dict(patch=4, dim=8, depth=2, heads=2, head_dim=4, hidden=12)  # a ViT that runs in a blink
 
@@ -104,7 +104,8 @@ def norm_by_hand(x, norm):
 
 
 def test_resnet9_by_hand():
-    """N1: the layers of Goel et al.'s ResNet-9 one after another, CELU at 0.075, two residual sums, a head without bias."""
+    """N1: the layers of Goel et al.'s ResNet-9 one after another, CELU at 0.075, two residual sums, a head without
+    bias."""
     net = randomise(build("resnet9", 0.1, channels=2, classes=4, image_size=17, seed=0), 0).double().eval()
     convs, norms = ([m for m in net.modules() if isinstance(m, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d))
     assert [(c.out_channels, c.kernel_size[0], c.stride[0]) for c in convs] == [
@@ -126,7 +127,8 @@ def test_resnet9_by_hand():
 
 
 def test_vit_by_hand():
-    """N3: class token first, positions, then attention and feed-forward layers with residual sums; the class token's logits."""
+    """N3: class token first, positions, then attention and feed-forward layers with residual sums; the class token's
+    logits."""
     net = randomise(build("vit", 0.5, channels=1, classes=4, image_size=8, seed=0, **SMALL), 0).double().eval()
 
     def norm(x, layer):
@@ -151,6 +153,19 @@ def test_vit_is_table_3s():
         assert (attention.heads, attention.qkv.out_features, ff[1].out_features) == (8, 3 * 8 * 64, 1536)
 
 
+def test_vit_initialisation():
+    """N1: the class token and every position start at a mean of 0 and a spread of 0.02, on the first draw and on a new
+    one."""
+    net = build("vit", seed=0)
+    for anew in (False, True):
+        if anew:
+            net = reinitialise(net, 1)
+        for p in (net.token, net.position):
+            values, n = p.detach().double().flatten(), p.numel()
+            # standard errors of a mean and of a standard deviation of n normal draws; five of each
+            assert abs(values.mean()) < 5 * 0.02 * n**-0.5 and abs(values.std() - 0.02) < 5 * 0.02 * (2 * n) ** -0.5
+
+
 def test_attention_skips_itself():
     """N3: with two tokens the diagonal mask leaves each token the other one's value alone."""
     net = LocalityAttention(4, 1, 4).double()
@@ -160,7 +175,8 @@ def test_attention_skips_itself():
 
 
 def test_attention_matches_the_formula():
-    """N3: softmax(q k^T exp(temperature), diagonal left out) v, by hand; the temperature starts at 1 / sqrt(head_dim)."""
+    """N3: softmax(q k^T exp(temperature), diagonal left out) v, by hand; the temperature starts at 1 /
+    sqrt(head_dim)."""
     net = LocalityAttention(6, 2, 3).double()
     assert torch.allclose(net.temperature.exp(), torch.tensor(3.0, dtype=torch.float64) ** -0.5, atol=1e-7)
     x = torch.rand((2, 5, 6), generator=gen(4), dtype=torch.float64)
@@ -193,7 +209,8 @@ def test_shifted_patches():
 
 
 def test_vit_expands_its_hidden_layers():
-    """X13, N1: theta_o2 of the ViT is hidden units: the expanded layers are the feed-forward ones, and drop gives it back."""
+    """X13, N1: theta_o2 of the ViT is hidden units: the expanded layers are the feed-forward ones, and drop gives it
+    back."""
     net = build("vit", 0.5, channels=1, classes=4, image_size=8, seed=0, **SMALL)
     expanded = expand(net, torch.zeros(1, 1, 8, 8), 1.0)
     assert set(expanded.layers()) == {"ff.0.1", "ff.0.3", "ff.1.1", "ff.1.3"} and expanded.width == 6

@@ -15,7 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from study import grid, rows as rows_module
+from study import grid, originals
+from study import rows as rows_module
 from methods import METHODS, OPTIONAL, code_of, fits, reads_setting
 from train import expand_for
 from helpers import gen, make_data, small_net, tiny
@@ -475,6 +476,40 @@ def test_own_method_is_told_by_its_code(tmp_path):
     path.write_text("def f(model, data, forget, config, generator): return None\n")
     after = [cell_key(cell) for cell in cells]
     assert after[0] not in before and after[1] == before[1] and set(rows_by_cell([row])) == {before[0]}
+
+
+def test_a_relative_path_is_another_one_elsewhere(tmp_path, monkeypatch):
+    """R9, R5: one relative data path in two working directories is two data sets of images, and a row of the one is no row of
+    the other; the grid's rows hold the whole path."""
+    keys = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        given = {"dataset": "folder", "data_dir": "images", "image_size": "16", "method": "rem"}
+        _, (cell,) = grid.cells_of(given, None, 0, 1)
+        keys.append(cell_key(cell))
+        assert cell.data_dir == str(tmp_path / name / "images")
+        assert cell_key(replace(cell, data_dir="images")) == keys[-1]
+        assert cell_key(replace(cell, data_dir="images", dataset="cifar10")) == cell_key(replace(cell, dataset="cifar10"))
+        row = row_of(cell)
+    assert keys[0] != keys[1] and set(rows_by_cell([row])) == {keys[1]}
+    monkeypatch.chdir(tmp_path / "a")
+    assert set(rows_by_cell([row])) == {keys[1]}
+
+
+def test_data_are_read_where_the_process_stands(tmp_path, monkeypatch):
+    """R9: the data set that is kept in memory is that of the whole path."""
+    asked = []
+    monkeypatch.setattr(originals, "load", lambda name, folder, *rest: asked.append(folder) or object())
+    originals.read_dataset.cache_clear()
+    found = []
+    for name in ("a", "b", "a"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / name)
+        found.append(originals.dataset_of(Config(dataset="folder", data_dir="images")))
+    originals.read_dataset.cache_clear()
+    assert asked == [str(tmp_path / name / "images") for name in ("a", "b")]
+    assert found[0] is found[2] is not found[1]
 
 
 def test_precision_is_what_it_comes_to():

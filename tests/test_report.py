@@ -16,12 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from study import report
-from study import tables
+import run
 from methods import METHODS
-from experiment import VERSION
+from settings import TASKS, VERSION, resolve
+from study import report, tables
 from study.rows import load_rows
-from settings import TASKS, resolve
 from study.tables import PAPER, build, summary
 
 ROOT = Path(report.__file__).resolve().parent.parent
@@ -46,6 +45,11 @@ def write(path: Path, rows: list) -> Path:
 
 def load(tmp_path, rows) -> list[dict]:
     return load_rows([write(tmp_path / "rows.jsonl", rows)])
+
+
+def main(argv) -> int:
+    """Run `run.py report`."""
+    return run.main(["report", *argv])
 
 
 def one(name, rows) -> tables.Table:
@@ -296,7 +300,7 @@ def test_cells(tmp_path):
     assert [row[:2] for row in table.rows] == [("poison", "cf"), ("poison", "rem"), ("random", "rem")]
     got = line(table, task="poison", method="rem")
     assert got["0.1"] == pytest.approx((18.0, 9.0)) and got["1"] == (pytest.approx(45.0), None)
-    assert line(table, task="random", method="rem")["0.1"] is None and "runs a cell: 1 to 2" in table.caption
+    assert line(table, task="random", method="rem")["0.1"] is None and "runs per cell: 1 to 2" in table.caption
 
 
 # --- Rows ---------------------------------------------------------------------------------------------------------------
@@ -319,15 +323,6 @@ def test_which_row_counts_between_files(tmp_path):
         assert [row["healed"] for row in load_rows(paths)] == [healed]
 
 
-def test_rows_of_older_code_give_way(tmp_path):
-    """A row without healed_test, which older code did not write, does not count where one has it, in whichever file it is."""
-    old = make_row(healed=0.1)
-    del old["healed_test"]
-    write(tmp_path / "a.jsonl", [make_row(healed=0.2)])
-    write(tmp_path / "b.jsonl", [old, make_row(healed=0.9, status="failed")])
-    assert [row["healed"] for row in load_rows([tmp_path])] == [0.2]
-
-
 def test_folders_of_images_are_told_by_their_path(tmp_path):
     """Two folders are two data sets, and so are two sizes of one."""
     places = [dict(data_dir="a"), dict(data_dir="b"), dict(data_dir="a", image_size=8)]
@@ -335,10 +330,10 @@ def test_folders_of_images_are_told_by_their_path(tmp_path):
     assert sorted(row["data"] for row in rows) == ["folder a", "folder a at 8 px", "folder b"]
 
 
-def test_folders_of_results_and_old_rows(tmp_path, capsys):
-    """A folder stands for every *.jsonl below it; settings that older rows lack have their default."""
+def test_folders_of_results(tmp_path, capsys):
+    """A folder stands for every *.jsonl below it; not every row has the scores of Fig. 6."""
     old = make_row(seed=1)
-    for key in ("redirect", "healed_test", "threads", "curve"):
+    for key in ("healed_test", "threads"):
         old.pop(key, None)
     write(tmp_path / "a" / "x.jsonl", [make_row(seed=0)])
     write(tmp_path / "a" / "b" / "y.jsonl", [old])
@@ -353,7 +348,10 @@ TORN = ['{"method": "rem", "status"', "[1]", "7", "null", "\x00", json.dumps({"s
         json.dumps({**make_row(), "task": "other"}), json.dumps({**make_row(), "lr": [1]}),
         json.dumps({**make_row(), "curve": [1]}),
         json.dumps({**make_row(), "etd": None}), json.dumps({**make_row(), "ratio": "1"}),
-        json.dumps({**make_row(), "discovery": "0.5"}), json.dumps({**make_row(), "status": "half"})]
+        json.dumps({**make_row(), "discovery": "0.5"}), json.dumps({**make_row(), "status": "half"}), "[" * 5000,
+        json.dumps({**make_row(), "seed": 10**400}), json.dumps({**make_row(), "healed": 10**400}),
+        json.dumps({**make_row(), "method": ["rem"]}), json.dumps({**make_row(), "seconds": "long"}),
+        json.dumps({**make_row(), "points": [{"epoch": 0}]}), json.dumps({**make_row(), "gamma": 5})]
 
 
 @pytest.mark.parametrize("text", TORN)
@@ -362,18 +360,18 @@ def test_torn_lines_are_skipped_with_one_warning(tmp_path, capsys, text):
     rows = load(tmp_path, [make_row(seed=0), text, "", make_row(seed=1)])
     assert [row["seed"] for row in rows] == [0, 1]
     error = capsys.readouterr().err.splitlines()
-    assert len(error) == 1 and error[0].startswith("run.py report: warning: ") and "line 2 is not a whole row" in error[0]
+    assert len(error) == 1 and error[0] == f"warning: {tmp_path / 'rows.jsonl'}: line 2 is not a whole row; left out"
 
 
 def test_many_torn_lines_are_one_warning(tmp_path, capsys):
     """A damaged file does not flood the screen."""
     load(tmp_path, ["{", make_row(), "{", "{"])
-    assert re.search(r": 3 lines, the first of them 1, are not a whole row; skipped\n$", capsys.readouterr().err)
+    assert re.search(r": 3 lines, the first of them 1, are not a whole row; left out\n$", capsys.readouterr().err)
 
 
 def test_rem_on_etd_counts_once(tmp_path):
-    """rem with --etd and rem-on-etd are one algorithm: of both, rem-on-etd counts; either alone does."""
-    both = [make_row("rem-on-etd", 0.6, etd=True), make_row("rem", 0.9, etd=True), make_row("rem", 0.3, etd=True, seed=1)]
+    """rem with --etd and rem-on-etd are one algorithm: of both, the later counts; either alone does."""
+    both = [make_row("rem", 0.9, etd=True), make_row("rem-on-etd", 0.6, etd=True), make_row("rem", 0.3, etd=True, seed=1)]
     rows = load(tmp_path, both)
     got = line(one("4", rows), method="rem", ETD=True)
     assert got["n"] == 2 and got["Healed"][0] == pytest.approx(45.0) and len(rows) == 2
@@ -411,18 +409,6 @@ def test_settings_that_do_not_matter(tmp_path):
     assert [row["method"] for row in rows] == ["cf", "rem", "a.py:f", "a.py:f"]
 
 
-def test_newer_code_counts(tmp_path):
-    """Of two rows of one run that of the newer version counts, whatever the order of the files and how it ended."""
-    for names in (("a", "b"), ("b", "a")):
-        new, old = {**make_row("cf", 0.8), "version": "0.10.0"}, {**make_row("cf", 0.1), "version": "0.9.3"}
-        folder = tmp_path / names[0]
-        for name, row in zip(names, (new, old), strict=True):
-            write(folder / f"{name}.jsonl", [row])
-        assert [row["healed"] for row in load_rows([folder])] == [0.8]
-        write(folder / "c.jsonl", [{**make_row("cf", status="failed"), "version": "1.0"}])
-        assert [row["status"] for row in load_rows([folder])] == ["failed"]
-
-
 def test_forget_norm_is_one_experiment_where_all_that_read_it_agree(tmp_path):
     """Methods that do not read the setting keep its default, which is no difference; one method in two ways is."""
     rows = [make_row("cf"), make_row("npo", forget_norm="running"), make_row("rem")]
@@ -432,15 +418,12 @@ def test_forget_norm_is_one_experiment_where_all_that_read_it_agree(tmp_path):
 
 
 def test_statistics_in_passes_over_forget(tmp_path):
-    """What "auto" comes to is no second run; where no such pass is made the setting is of no concern; old rows were "batch"."""
+    """What "auto" comes to is no second run; where no such pass is made the setting is of no concern."""
     usual = {"rem": "running", "rem-no31": "running", "npo": "batch", "ascent": "batch"}
     other = {"running": "batch", "batch": "running"}
     for method, norm in usual.items():
         rows = load(tmp_path, [make_row(method), make_row(method, forget_norm=norm), make_row(method, forget_norm=other[norm])])
         assert sorted(row["forget_norm"] for row in rows) == sorted(["auto", other[norm]])
-        old = make_row(method)
-        del old["forget_norm"]
-        assert [row["forget_norm"] for row in load(tmp_path, [old])] == ["auto" if norm == "batch" else "batch"]
     assert len(load(tmp_path, [make_row("cf"), make_row("cf", forget_norm="batch"), make_row("scrub", forget_norm="running")])) == 2
     assert len(load(tmp_path, [make_row("a.py:f"), make_row("a.py:f", forget_norm="batch")])) == 2
 
@@ -458,6 +441,17 @@ def test_scrub_has_the_best_alpha_of_each_cell(tmp_path):
     assert "chosen by the score itself" in table.caption and "Failed" not in table.caption
     alone = load(tmp_path, [make_row("scrub", alpha=0.1), make_row("scrub", status="failed", seed=1, alpha=0.1)])
     assert len(alone) == 2 and "chosen" not in one("mean", alone).caption
+
+
+@pytest.mark.parametrize("score", ["healed", "utility", "seconds"])
+def test_alphas_are_told_apart_by_product(tmp_path, score):
+    """V6: the best alpha is that of the best mean product, though another one heals more, is more useful, or faster."""
+    best = {"healed": 0.6, "utility": 0.6, "product": 0.36, "seconds": 5.0}
+    other = {"healed": 0.9, "utility": 0.1, "product": 0.09, "seconds": 9.0} if score == "healed" else {
+        "healed": 0.1, "utility": 0.9, "product": 0.09, "seconds": 9.0 if score == "utility" else 1.0}
+    rows = [{**make_row("scrub", alpha=0.1), **best}, {**make_row("scrub", alpha=10.0), **other}]
+    for order in (rows, rows[::-1]):
+        assert [row["alpha"] for row in load(tmp_path, order)] == [0.1]
 
 
 def test_no_alpha_wins_by_failing(tmp_path):
@@ -718,7 +712,7 @@ def test_latex_escapes():
 
 def test_default_prints_the_means(tmp_path, capsys):
     """Without anything asked for the means are printed in Markdown, exit code 0."""
-    assert report.main([str(write(tmp_path / "x.jsonl", [make_row()]))]) == 0
+    assert main([str(write(tmp_path / "x.jsonl", [make_row()]))]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("**Means: cifar10") and "| rem " in out and err == ""
 
@@ -727,19 +721,19 @@ def test_written_files(tmp_path, capsys):
     """--out has each table in each format asked for, and nothing else; the same call writes the same bytes."""
     source = write(tmp_path / "x.jsonl", grid(["rem", "npo"]))
     argv = [str(source), "--table", "mean,4", "--out", str(tmp_path / "out")]
-    assert report.main(argv) == 0
+    assert main(argv) == 0
     files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert set(files) == {f"{name}.{kind}" for name in ("mean-cifar10-n1000-resnet9-c50-p0.2", "table-4-cifar10-n1000")
                           for kind in ("md", "tex", "csv")}
-    assert report.main(argv) == 0 and files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert report.main([str(source), "--format", "csv", "--out", str(tmp_path / "one")]) == 0
+    assert main(argv) == 0 and files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert main([str(source), "--format", "csv", "--out", str(tmp_path / "one")]) == 0
     assert [path.suffix for path in (tmp_path / "one").iterdir()] == [".csv"]
 
 
 def test_all_tables_skip_what_has_no_rows(tmp_path, capsys):
     """--table all makes what can be made and names the rest on stderr; by number the same is an error."""
     source = str(write(tmp_path / "x.jsonl", grid(["rem", "npo"])))
-    assert report.main([source, "--table", "all"]) == 0
+    assert main([source, "--table", "all"]) == 0
     out, err = capsys.readouterr()
     assert re.findall(r"^\*\*Table (\d)", out, re.MULTILINE) == ["1", "2", "4"]
     assert re.findall(r"^run.py report: skipped: table (\d) ", err, re.MULTILINE) == ["5", "6", "7", "8", "9"]
@@ -752,6 +746,7 @@ BAD = [
     (["{file}", "--format", "pdf"], "unknown format 'pdf'; choose from markdown, latex, csv or all"),
     (["{file}", "--table", "5"], "table 5 has no rows in these results"),
     (["{empty}"], "no rows in "),
+    (["{file}", "--out", ""], "--out is empty"),
     (["{file}", "--figure", "4"], "give a folder with --out"),
     (["{file}", "--out", "{file}"], "{file}"),
     ([], "the following arguments are required: results"),
@@ -765,7 +760,7 @@ def test_bad_input(tmp_path, capsys, monkeypatch, argv, words):
     monkeypatch.chdir(tmp_path)
     names = {"file": str(write(tmp_path / "x.jsonl", [make_row()])), "empty": str(write(tmp_path / "empty.jsonl", []))}
     try:
-        code = report.main([text.format(**names) for text in argv])
+        code = main([text.format(**names) for text in argv])
     except SystemExit as stop:
         code = stop.code
     out, err = capsys.readouterr()
@@ -778,11 +773,11 @@ def test_without_matplotlib(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     source = str(write(tmp_path / "x.jsonl", [make_row()]))
-    assert report.main([source, "--figure", "3", "--out", str(tmp_path / "o")]) == 2
+    assert main([source, "--figure", "3", "--out", str(tmp_path / "o")]) == 2
     err = capsys.readouterr().err
     assert err == "run.py report: figures need matplotlib: pip install -r requirements-figures.txt\n"
     assert not (tmp_path / "o").exists()
-    assert report.main([source, "--table", "4"]) == 0
+    assert main([source, "--table", "4"]) == 0
 
 
 def test_requirements_of_figures():
@@ -805,7 +800,7 @@ def test_three_thousand_rows(tmp_path, capsys):
     """A whole grid: 3,000 rows, every mean over the right ones."""
     rows = grid(["no-ul", "cf", "npo", "scrub", "rem"], seeds=range(20), rates=[k / 10 for k in range(1, 11)])
     assert len(rows) == 3000
-    assert report.main([str(write(tmp_path / "x.jsonl", rows)), "--table", "all"]) == 0
+    assert main([str(write(tmp_path / "x.jsonl", rows)), "--table", "all"]) == 0
     loaded = load_rows([tmp_path / "x.jsonl"])
     want = statistics.mean(row["product"] for row in rows if row["method"] == "npo")
     got = line(one("mean", loaded), method="npo")

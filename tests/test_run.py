@@ -1,6 +1,7 @@
 """run.py and settings.py: the command line, its errors, its result rows (Table 3, A.3)."""
 
 import copy
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -19,10 +21,15 @@ from hypothesis import strategies as st
 
 import experiment
 import run
+import metrics
 from datasets import load
+from etd import mask_table
+from helpers import assert_same_state, gen, make_dataset, small_net, tiny
 from methods import METHODS
-from helpers import assert_same_state, make_dataset, small_net, tiny
+from rem import start
 from settings import ARCH_PRESETS, DATASET_PRESETS, TASKS, Config, check, resolve, stream
+from tasks import discover
+from test_data import write_cifar10, write_tree
 
 ROOT = Path(run.__file__).resolve().parent
 QUICK = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--batch", "64", "--max-passes", "2",
@@ -43,6 +50,12 @@ def few(monkeypatch):
     monkeypatch.setattr(run, "load", load_few)
 
 
+@pytest.fixture
+def made(monkeypatch):
+    """24 random images of 4 classes in place of the built-in data."""
+    monkeypatch.setattr(run, "load", lambda *args: make_dataset(0, size=8))
+
+
 def rows_of(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
@@ -54,7 +67,7 @@ def command(*arguments, **more):
                           timeout=300, **more)
 
 
-# --- Running ------------------------------------------------------------------------------------------------------------
+# --- Running ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("etd", [False, True])
@@ -95,7 +108,7 @@ def test_same_command_same_numbers(few, tmp_path):
     assert kept[0] == kept[1] != kept[2]
 
 
-# --- Seeds --------------------------------------------------------------------------------------------------------------
+# --- Seeds ------------------------------------------------------------------------------------------------------------
 
 
 def seeded(seed, **changes):
@@ -162,11 +175,12 @@ def test_the_seed_draws_the_unlearning():
     assert kept[0][1] == kept[1][1] != kept[2][1] and not same_state(kept[0][0], kept[2][0])
 
 
-# --- Where a row comes from ---------------------------------------------------------------------------------------------
+# --- Where a row comes from -------------------------------------------------------------------------------------------
 
 
 def test_row_holds_what_reproduces_it(few, tmp_path):
-    """R3: a row has every setting, the versions, the commit, the command; the settings read back make the same Config."""
+    """R3: a row has every setting, the versions, the commit, the command; the settings read back make the same
+    Config."""
     out = tmp_path / "cells.jsonl"
     argv = ["--task", "random", "--discovery", "0.3", "--method", "no-ul", "--out", str(out), *QUICK]
     assert run.main(argv) == 0
@@ -181,7 +195,8 @@ def test_row_holds_what_reproduces_it(few, tmp_path):
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="no git here")
 def test_the_commit_of_the_code(tmp_path, monkeypatch):
-    """R3: a row names the commit that HEAD is, tagged or not, "-dirty" once a tracked file differs; outside a checkout None."""
+    """R3: a row names the commit that HEAD is, tagged or not, "-dirty" once a tracked file differs; outside a checkout
+    None."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:  # a hook's point to the repository that it is of
         monkeypatch.delenv(name)
     for name, value in dict(CEILING_DIRECTORIES=str(tmp_path.parent), CONFIG_GLOBAL=os.devnull, CONFIG_NOSYSTEM="1").items():
@@ -209,7 +224,7 @@ def test_the_commit_of_the_code(tmp_path, monkeypatch):
     assert experiment.git_hash() == git("rev-parse", "HEAD").strip() != head
 
 
-# --- What is printed ----------------------------------------------------------------------------------------------------
+# --- What is printed --------------------------------------------------------------------------------------------------
 
 
 def test_quiet_prints_the_table_only(few, tmp_path, capsys):
@@ -238,13 +253,14 @@ def test_no_unlearning_is_the_trained_network(few, tmp_path, monkeypatch):
         assert torch.equal(a, b)
 
 
-# --- Failures -----------------------------------------------------------------------------------------------------------
+# --- Failures ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("argv", [QUICK, [*QUICK, "--method", "no-ul", "--quiet"], ["grid", *QUICK, "--dry-run"]],
                          ids=["cell", "quiet", "grid"])
 def test_a_reader_that_has_enough(tmp_path, argv):
-    """R2: a pipe that closes before anything is printed, as head may close it, ends the run with exit code 1 and no words."""
+    """R2: a pipe that closes before anything is printed, as head may close it, ends the run with exit code 1 and no
+    words."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen([sys.executable, "-B", ROOT / "run.py", *argv, "--out", tmp_path / "x"], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
@@ -294,17 +310,60 @@ def test_interrupt_keeps_the_rows(few, tmp_path, monkeypatch, capsys):
 
 
 def test_failed_write_leaves_the_old_rows(tmp_path, monkeypatch):
-    """R3: if the new file cannot be put in place, the old one stands and nothing lies beside it."""
+    """R3, R10: a row that does not reach the disk is taken back: the old ones stand and nothing lies beside them."""
     out = tmp_path / "x"
     experiment.append_row(str(out), {"a": 1})
 
     def fail(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(os, "fsync", fail)
         experiment.append_row(str(out), {"a": 2})
-    assert rows_of(out) == [{"a": 1}] and list(tmp_path.iterdir()) == [out]
+    assert rows_of(out)[0] == {"a": 1} and list(tmp_path.iterdir()) == [out]
+    experiment.append_row(str(out), {"a": 3})
+    assert rows_of(out)[-1] == {"a": 3}
+
+
+def test_a_row_is_appended(tmp_path):
+    """R10: a row goes behind those that are there, in the very same file: nothing is written anew, and a link is
+    followed."""
+    out, link = tmp_path / "x", tmp_path / "link"
+    link.symlink_to(out)
+    experiment.append_row(str(link), {"a": 0})
+    before = out.stat().st_ino, out.read_bytes()
+    for number in (1, 2):
+        experiment.append_row(str(link), {"a": number})
+    assert link.is_symlink() and out.stat().st_ino == before[0] and out.read_bytes().startswith(before[1])
+    assert rows_of(out) == [{"a": number} for number in range(3)] and sorted(tmp_path.iterdir()) == [link, out]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pipes and devices there")
+@pytest.mark.parametrize("kind", ["pipe", "device", "circle"])
+def test_out_is_a_regular_file(tmp_path, capsys, kind):
+    """R10: --out that names a pipe, a device or a link to itself is refused in one line, and it stays what it is."""
+    out = tmp_path / "x"
+    if kind == "pipe":
+        os.mkfifo(out)
+    else:
+        out.symlink_to("/dev/full" if kind == "device" else out)
+    assert run.main(["--out", str(out), *QUICK]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"run.py: cannot write results to {out}") and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [out] and (out.is_fifo() if kind == "pipe" else out.is_symlink())
+
+
+@pytest.mark.filterwarnings("ignore:Acc")
+def test_a_full_disk_costs_no_method(made, tmp_path, monkeypatch, capsys):
+    """R3: where rows cannot be written, all methods run, the table is printed, one line says so, exit code 1."""
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "append_row", full)
+    assert run.main(["--method", "no-ul,cf", "--out", str(tmp_path / "x"), *SMALL]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["no-ul", "cf"]
+    assert "No space left" in err and err.count("\n") == 1
 
 
 def test_torn_line_of_another_program_is_kept_apart(tmp_path):
@@ -315,11 +374,12 @@ def test_torn_line_of_another_program_is_kept_apart(tmp_path):
     assert out.read_text().splitlines()[2] == '{"a": 2}'
 
 
-APPENDER = "import cell, sys\nfor i in range(int(sys.argv[2])): experiment.append_row(sys.argv[1], {'i': i, 'pad': 'x' * 3000})"
+APPENDER = "import experiment, sys\nfor i in range(int(sys.argv[2])): experiment.append_row(sys.argv[1], {'i': i, 'pad': 'x' * 3000})"
 
 
 def test_killed_writer_tears_nothing(tmp_path):
-    """R3: SIGKILL at any moment leaves whole rows, in order, without a gap."""
+    """R3, R10: SIGKILL at any moment leaves whole rows, in order, without a gap, a torn one at most behind them, and no
+    other file; the next row begins a line."""
     out = tmp_path / "x"
     for delay in (0.05, 0.15, 0.3):
         out.unlink(missing_ok=True)
@@ -329,8 +389,67 @@ def test_killed_writer_tears_nothing(tmp_path):
         time.sleep(delay)
         writer.send_signal(signal.SIGKILL)
         writer.wait()
-        numbers = [row["i"] for row in rows_of(out)]
-        assert numbers == list(range(len(numbers))) and numbers
+        *lines, last = out.read_bytes().split(b"\n")
+        numbers = [json.loads(line)["i"] for line in lines]
+        assert numbers == list(range(len(numbers))) and numbers and list(tmp_path.iterdir()) == [out]
+        experiment.append_row(str(out), {"i": -1})
+        assert out.read_bytes().split(b"\n")[-2] == b'{"i": -1}'
+
+
+def test_a_row_costs_the_same_in_a_long_file(tmp_path, monkeypatch):
+    """R10: a row is one write and one sync, however many there are before it; of those one byte is read."""
+    out, calls = tmp_path / "x", []
+    out.write_bytes(b'{"a": 1}\n' * 50_000)
+    monkeypatch.setattr(os, "fsync", lambda *args, inner=os.fsync: (calls.append("sync"), inner(*args)))
+    inode = out.stat().st_ino
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda *args: pytest.fail("read whole"))
+        experiment.append_row(str(out), {"a": 2})
+    assert calls == ["sync"] and out.stat().st_ino == inode and out.stat().st_size == 9 * 50_001
+
+
+@pytest.mark.parametrize("kind", ["/dev/full", "/dev/null", "fifo", "folder", "loop", ""])
+def test_results_go_to_regular_files_alone(tmp_path, capsys, monkeypatch, kind):
+    """R10: a device, a pipe, a folder, a link to itself or no name at all is refused in one line and left as it is."""
+    monkeypatch.chdir(tmp_path)
+    out = kind if kind.startswith("/") or not kind else str(tmp_path / kind)
+    if kind == "fifo":
+        os.mkfifo(out)
+    elif kind == "folder":
+        Path(out).mkdir()
+    elif kind == "loop":
+        Path(out).symlink_to(out)
+    before = os.lstat(out).st_mode if out else None
+    monkeypatch.setattr(run, "train_original", lambda *a: pytest.fail("training began"))
+    assert run.main(["--out", out]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"run.py: cannot write results to {out} (") and len(err.splitlines()) == 1
+    assert not out or os.lstat(out).st_mode == before
+
+
+def test_links_are_followed_and_kept(few, tmp_path):
+    """R10: rows go to the file that a link points to, which may be new, and the link stays one."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "there" / "cells.jsonl")
+    for _ in range(2):
+        assert run.main(["--method", "no-ul", "--quiet", "--out", str(link), *QUICK]) == 0
+    assert link.is_symlink() and len(rows_of(tmp_path / "there" / "cells.jsonl")) == 2
+
+
+def test_a_full_disk_takes_neither_table_nor_later_methods(few, tmp_path, monkeypatch, capsys):
+    """R10: where a row cannot be written the next methods run, the table is printed, and the exit code is 1."""
+    def full(out, row):
+        if row["method"] == "no-ul":
+            raise OSError(28, "No space left on device")
+        inner(out, row)
+
+    inner, out = run.append_row, tmp_path / "x"
+    monkeypatch.setattr(run, "append_row", full)
+    assert run.main(["--method", "no-ul,npo", "--quiet", "--out", str(out), *QUICK]) == 1
+    printed, err = capsys.readouterr()
+    assert [line.split()[0] for line in printed.splitlines() if line] == ["method", "no-ul", "npo"]
+    assert err == f"run.py: no-ul has no row in {out} ([Errno 28] No space left on device)\n"
+    assert [row["method"] for row in rows_of(out)] == ["npo"]
 
 
 def test_two_writers_lose_no_row(tmp_path):
@@ -341,10 +460,10 @@ def test_two_writers_lose_no_row(tmp_path):
     assert sorted(row["i"] for row in rows_of(out)) == sorted([*range(30)] * 2)
 
 
-# --- Bad input ----------------------------------------------------------------------------------------------------------
+# --- Bad input --------------------------------------------------------------------------------------------------------
 
 BAD = [
-    (["--discovery", "0"], "discovery is 0.0; it must be a rate in (0, 1]"),
+    (["--discovery", "0"], "discovery is 0.0; it must be in (0, 1]"),
     (["--discovery", "1.5"], "discovery is 1.5"),
     (["--discovery", "nan"], "discovery is nan"),
     (["--n", "6001"], "n is 6001; it must be from 1 to 6000"),
@@ -379,6 +498,7 @@ BAD = [
     (["--beta", "0"], "beta is 0.0"),
     (["--p-mem", "-0.1"], "p-mem is -0.1"),
     (["--capacity", "2"], "capacity is 2.0"),
+    (["--ratio", "1e9"], "ratio is 1e+09; theta_o2 would take"),
     (["--batch", "1"], "batch is 1"),
     (["--lr", "-1"], "lr is -1.0"),
     (["--seed", "-1"], "seed is -1"),
@@ -404,7 +524,8 @@ def test_bad_input(monkeypatch, tmp_path, capsys, argv, words):
 
 
 def test_unwritable_folder(tmp_path, monkeypatch, capsys):
-    """R2: a folder without write permission is refused before training (root may write anywhere, so the check is asked)."""
+    """R2: a folder without write permission is refused before training (root may write anywhere, so the check is
+    asked)."""
     monkeypatch.setattr(experiment.os, "access", lambda *a: False)
     assert run.main(["--out", str(tmp_path / "x")]) == 2
     assert "permission denied" in capsys.readouterr().err
@@ -417,8 +538,24 @@ def test_bad_input_of_a_real_process(tmp_path):
     assert all(name in done.stderr for name in TASKS) and not list(tmp_path.iterdir())
 
 
-def test_help_shows_every_setting_and_default(capsys):
+def test_help_fits_on_two_screens(capsys, monkeypatch):
+    """R2: on a screen of 80 columns --help has at most 100 lines, its flags below the stage that they belong to."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        run.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 100 and max(map(len, lines)) <= 80
+    heads = [k for k, line in enumerate(lines) if line.endswith(":") and line[:1] not in ("", " ")]
+    parts = {lines[a].split()[0].rstrip(",:"): lines[a:b] for a, b in zip(heads, [*heads[1:], None], strict=True)}
+    assert list(parts)[-5:] == ["task", "network", "training", "unlearning", "the"]
+    for f in fields(Config):
+        part = parts[f.metadata["stage"].replace("run", "the")]
+        assert any(line.startswith(f"  --{f.name.replace('_', '-')}") for line in part), f.name
+
+
+def test_help_shows_every_setting_and_default(capsys, monkeypatch):
     """R2: --help names every flag with its default and the presets that change it."""
+    monkeypatch.setenv("COLUMNS", "300")  # no word is broken at its hyphen
     with pytest.raises(SystemExit) as stop:
         run.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
@@ -430,7 +567,7 @@ def test_help_shows_every_setting_and_default(capsys):
         assert all(f"{name}: {value}" in text for value in preset.values())
 
 
-# --- Settings -----------------------------------------------------------------------------------------------------------
+# --- Settings ---------------------------------------------------------------------------------------------------------
 
 
 def test_table_3():
@@ -471,6 +608,28 @@ def test_choices_are_checked(name):
     """R2: a Config made in code is held to the same choices as the command line."""
     with pytest.raises(ValueError, match="choose from"):
         check(replace(Config(), **{name: "nonsense"}))
+
+
+BAD_SETTINGS = [("gamma", 5, ValueError, "gamma is 5; it must be in"), ("redirect", "foo", ValueError, "choose from npo, ce"),
+                ("optimizer", "adamw", ValueError, "choose from sgd, adam"), ("n", 0, ValueError, "a finite number at least 1"),
+                ("lr", float("inf"), ValueError, "lr is inf; it must be a finite number at least 0"), ("beta", "1", TypeError, "must be float"),
+                ("seed", 2**63, ValueError, "seed is 9223372036854775808"), ("n", 2.0, TypeError, "it must be int"),
+                ("etd", 1, TypeError, "etd is 1; it must be bool"), ("epochs", True, TypeError, "epochs is True; it must be int"),
+                ("width", 10**400, ValueError, "a finite number above 0"), ("method", None, TypeError, "must be str"),
+                ("gamma", float("nan"), ValueError, "gamma is nan"), ("out", ["x"], TypeError, "must be str")]
+
+
+@pytest.mark.parametrize("name, value, kind, words", BAD_SETTINGS)
+def test_a_config_checks_itself(name, value, kind, words):
+    """R2: settings of a wrong type or out of their range are refused however they are made: by name, by replace, by resolve."""
+    for make in (lambda: Config(**{name: value}), lambda: replace(Config(), **{name: value}), lambda: resolve({name: value})):
+        with pytest.raises(kind, match=re.escape(words)):
+            make()
+
+
+def test_no_ratio_and_a_ratio_of_zero():
+    """X7: a ratio of 0 is no theta_o2, not the default of the rest of the 100 % network."""
+    assert Config(ratio=0.0).extra_ratio == 0 != Config(ratio=None).extra_ratio == 1
 
 
 def test_rectangular_images_are_refused(monkeypatch, tmp_path, capsys):
@@ -538,3 +697,216 @@ def test_own_method_that_works_in_place(few, tmp_path):
     first, second = rows_of(out)[:3], rows_of(out)[3:]
     scores = [{row["method"]: (row["healed"], row["utility"]) for row in rows} for rows in (first, second)]
     assert scores[0] == scores[1] and first[2]["code"] == second[0]["code"] != first[0]["code"] is None
+
+
+ODD_METHODS = {  # what a user-supplied method does, and the error in its row (None: a good row)
+    "leaves": ("sys.exit(0)", "SystemExit: 0"),
+    "generator": ("raise GeneratorExit", "GeneratorExit"),
+    "base": ("raise BaseException('stop')", "BaseException: stop"),
+    "mute": ("raise ValueError", "ValueError"),
+    "lines": ("raise ValueError('\\n\\nfirst\\nsecond')", "ValueError: first"),
+    "unspeakable": ("raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})", "Odd"),
+    "nothing": ("return None", "TypeError: odd.py:f returned NoneType; a method returns the unlearned network"),
+    "folder": ("os.chdir('/')", None),
+    "dtype": ("torch.set_default_dtype(torch.float64)", None),
+    "device": ("torch.set_default_device('meta')", None),
+    "gradients": ("torch.set_grad_enabled(False)", None),
+    "threads": ("torch.set_num_threads(3)", None),
+    "seed": ("torch.manual_seed(5)", None),
+    "all": ("os.chdir('/'); torch.set_default_dtype(torch.float64); torch.set_grad_enabled(False); sys.exit(3)",
+            "SystemExit: 3"),
+}
+SMALL = ["--n", "6", "--width", "0.1", "--epochs", "1", "--unlearn-epochs", "1", "--batch", "8", "--max-passes", "2",
+         "--device", "cpu", "--quiet"]
+SCORES = ("healed", "healed_undiscovered", "utility", "learnt", "error")
+
+
+@pytest.mark.filterwarnings("ignore:Acc")
+@pytest.mark.parametrize("kind", ODD_METHODS)
+def test_what_an_odd_method_does_reaches_no_other(made, tmp_path, monkeypatch, kind):
+    """R11: a method that exits, raises anything or changes the world is a failed row at most; the next give what they
+    give alone."""
+    body, error = ODD_METHODS[kind]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd.py").write_text(f"import os, sys, torch\ndef f(model, data, forget, config, generator):\n"
+                                     f"    {body}\n    return model\n")
+    state = torch.get_rng_state()
+    assert run.main(["--method", "cf,npo", "--out", "alone", *SMALL]) == 0
+    assert run.main(["--method", "odd.py:f,cf,npo", "--out", "after", *SMALL]) == (1 if error else 0)
+    odd, *others = rows_of("after")
+    assert odd["status"] == ("failed" if error else "ok") and (odd["error"] or "").startswith(error or "")
+    if error:
+        assert re.fullmatch(rf"{re.escape(error)} \(\w+\.py:\d+\)", odd["error"])
+    after, alone = ([[row[key] for key in SCORES] for row in rows] for rows in (others, rows_of("alone")))
+    assert after == alone
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_rows_tell_what_was_learnt(made, tmp_path):
+    """R3: every row has the accuracy on D_c's given labels of the network that its method got, whatever the method did
+    to it; None where the method trains anew."""
+    (tmp_path / "odd.py").write_text("def f(model, data, forget, config, generator):\n"
+                                     "    for p in model.parameters():\n        p.data.zero_()\n    return model\n")
+    out, given = tmp_path / "x", []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "train_original", lambda *a, inner=run.train_original: given.append(inner(*a)) or given[0])
+        assert run.main(["--method", f"no-ul,cf,{tmp_path}/odd.py:f,retrain", "--out", str(out), *SMALL]) == 0
+    config = resolve({"n": 6})
+    task = experiment.corrupt(config, make_dataset(0, size=8))
+    assert [row["learnt"] for row in rows_of(out)] == [metrics.accuracy(given[0], task.train, task.corrupted)] * 3 + [None]
+
+
+def test_too_few_outputs_are_told_before_any_work():
+    """R2: a network with fewer outputs than the data has classes is a line with both numbers, and no method begins."""
+    config, dataset = seeded(1)
+    task = experiment.corrupt(config, dataset)
+    narrow = small_net(0, classes=3)
+    with pytest.raises(ValueError, match="3 outputs for 4 classes"):
+        experiment.train_original(config, task, narrow)
+    row = experiment.unlearn(config, "cf", lambda *a: pytest.fail("it began"), narrow, task, task.corrupted[:2])
+    assert row["status"] == "failed" and "the network has 3 outputs for 4 classes" in row["error"]
+    row = experiment.unlearn(config, "cf", METHODS["no-ul"], small_net(0, classes=5), task, task.corrupted[:2])
+    assert row["status"] == "ok"
+
+
+def test_the_recorder_reads_d_c_through_d_fs_row():
+    """S3: Fig. 5's points are of all of D_c: theta_o1 alone, and with theta_o2 under D_f's mask row for each of
+    them."""
+    config, dataset = seeded(1, task="random", p_mem=0.5)
+    task = experiment.corrupt(config, dataset)
+    forget, points, calls = discover(task, 0.5, 1), [], []
+    net = small_net(3, width=8)
+    log = experiment.recorder(config, net, task, forget, lambda *a, **more: calls.append(a[0]), points)
+    state = start(net, task.train, forget, config, gen(0))
+    row = mask_table(len(task.train), state.expanded.width, config.p_mem, config.seed, forget)[forget[0]]
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "accuracy", lambda net, data, index, masks=None: seen.append((index, masks)) or 0.25)
+        log(1, 2, state.expanded, loss=0.0)
+    (base_index, none), (full_index, masks) = seen
+    assert torch.equal(base_index, task.corrupted) and torch.equal(full_index, task.corrupted) and none is None
+    assert (masks[task.corrupted] == row).all() and calls == [1]
+    assert [point["epoch"] for point in points] == [0, 1] and points[1] == {"epoch": 1, "base": 0.25, "full": 0.25}
+
+
+# --- Signs of life ----------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_progress_is_silent_about_what_is_short(capsys, monkeypatch):
+    """R1: with min_seconds a line is printed once the time so far and the estimate of the rest reach it; quiet prints
+    none."""
+    clock = [0.0]
+    monkeypatch.setattr(experiment.time, "perf_counter", lambda: clock[0])
+    for quiet, least, lines in ((False, 0, 2), (False, 60, 0), (True, 0, 0)):
+        with experiment.progress("train", quiet, least) as log:
+            for epoch in (1, 2):
+                clock[0] += 20
+                log(epoch, 2, None, loss=0.5)
+        assert len(capsys.readouterr().out.splitlines()) == lines
+    with experiment.progress("train", False, 60) as log:
+        clock[0] += 20
+        log(1, 10, None, loss=0.5)
+    assert capsys.readouterr().out == "train    epoch   1/10  loss   0.5000    20.0 s   180.0 s left\n"
+
+
+@pytest.mark.parametrize("stream_of, seen", [(Terminal, True), (io.StringIO, False)])
+def test_long_silence_is_told_in_a_terminal(monkeypatch, stream_of, seen):
+    """R1: work without a line for long writes one line anew in a terminal, wiped before the next and at the end; elsewhere
+    it writes nothing."""
+    out = stream_of()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(experiment, "LONG", 0.5)
+
+    def wait_for(text):
+        deadline = time.monotonic() + (30 if seen else 1.5)
+        while text not in out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    threads = threading.active_count()
+    with experiment.progress("train", False) as log:
+        wait_for("s since the start")
+        log(1, 2, None, loss=0.5)
+        wait_for("s since epoch 1")
+    assert threading.active_count() == threads  # nobody watches any more
+    told = re.findall(r"\rtrain +\d+ s since (the start|epoch 1)", out.getvalue())
+    assert set(told) == ({"the start", "epoch 1"} if seen else set())
+    shown = [line.split("\r")[-1] for line in out.getvalue().split("\n")]  # what a terminal is left with
+    assert shown[0].startswith("train    epoch   1/2  loss   0.5000") and shown[1:] == [""]
+
+
+# --- Where it runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("machine, amx, bf16, warned", [
+    ("x86_64", False, False, True), ("AMD64", True, False, False), ("x86_64", False, True, False),
+    ("aarch64", False, False, False)])
+def test_slow_bf16_is_told(monkeypatch, capsys, machine, amx, bf16, warned):
+    """R2: bf16 on a CPU of Intel's or AMD's without AMX and AVX512_BF16 warns that it is slower; elsewhere nothing is
+    said."""
+    monkeypatch.setattr(run.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
+    for precision in ("auto", "float32", "bf16"):
+        run.check_precision(tiny(precision=precision), torch.device("cpu"))
+    assert ("bf16 is slower" in capsys.readouterr().err) is warned
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # a torch that cannot tell
+    run.check_precision(tiny(precision="bf16"), torch.device("cpu"))
+    assert capsys.readouterr().err == ""
+
+
+def test_headline_tells_the_cpu():
+    """R3: the headline has the CPU's instruction set and the number of threads."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert run.describe(torch.device("cpu")) == f"cpu ({capability}, 1 thread)"  # conftest sets one
+
+
+TINY = ["--n", "4", "--width", "0.05", "--epochs", "1", "--unlearn-epochs", "1", "--batch", "4", "--max-passes", "1",
+        "--device", "cpu", "--image-size", "8"]
+
+
+@pytest.mark.parametrize("how", ["-OO", "closed", "ascii"])
+def test_odd_processes(tmp_path, how):
+    """R2: python -OO, a closed stdout and an encoding without the letters of a path all run to the end."""
+    folder = tmp_path / "d\u00e4ta"
+    write_tree(folder)
+    out = tmp_path / "r\u00f6ws"
+    argv = [ROOT / "run.py", "--dataset", "folder", "--data-dir", folder, *TINY, "--method", "no-ul,rem", "--out", out]
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
+    environment |= {"PYTHONIOENCODING": "ascii"} if how == "ascii" else {}
+    command = [sys.executable, *(["-OO"] if how == "-OO" else []), *map(str, argv)]
+    if how == "closed":
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
+    assert (done.returncode, done.stderr.replace(b"warning: Acc", b"").count(b"\n") <= 1) == (0, True), done.stderr
+    assert [row["status"] for row in rows_of(out)] == ["ok", "ok"]
+    assert (b"r\\xf6ws" if how == "ascii" else b"") in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_ascii_errors(tmp_path, encoding):
+    """R2: an error about a path with other letters is one line in any encoding."""
+    environment = dict(os.environ, PYTHONIOENCODING=encoding)
+    argv = ["--dataset", "folder", "--data-dir", tmp_path / "\u00e4", *TINY, "--out", tmp_path / "x"]
+    done = subprocess.run([sys.executable, "-B", ROOT / "run.py", *argv], capture_output=True, env=environment, timeout=300)
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"Traceback" not in done.stderr
+
+
+def test_cifar10_at_16_pixels(tmp_path, monkeypatch):
+    """R1: --dataset cifar10 --image-size 16 is one command: images and padding are halved, the row says so."""
+    from torchvision.datasets import cifar
+
+    write_cifar10(tmp_path)
+    monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: os.path.isfile(path))
+    kept = []
+    monkeypatch.setattr(run, "corrupt", lambda *a, inner=run.corrupt: kept.append(inner(*a)) or kept[0])
+    flags = ["--dataset", "cifar10", "--data-dir", str(tmp_path), "--image-size", "16", "--method", "no-ul,cf"]
+    assert run.main([*flags, "--out", str(tmp_path / "x"), *SMALL]) == 0
+    assert kept[0].train.images.shape == (20, 3, 16, 16) and (kept[0].train.pad, kept[0].train.flip) == (2, True)
+    assert [(row["image_size"], row["status"]) for row in rows_of(tmp_path / "x")] == [(16, "ok")] * 2

@@ -23,8 +23,8 @@ import tasks as tasks_module
 from data import Data, Dataset, batches
 from helpers import Evil, gen, make_data, seeds, small_net, tiny
 from settings import TASKS, Config, stream
-from tasks import TRIGGER_SIZE, TRIGGER_VALUE, Task, add_trigger, closest_pair, discover, fingerprint, like_corrupted, load_task
-from tasks import make_task, save_task, triggered_test
+from tasks import (TRIGGER_SIZE, TRIGGER_VALUE, Task, add_trigger, closest_pair, discover, fingerprint, like_corrupted,
+                   load_task, make_task, save_task, triggered_test)
 
 names = st.sampled_from(TASKS)
 rates = st.sampled_from([0.1, 0.2, 0.25, 1 / 3, 0.5, 0.75, 0.9, 1.0])
@@ -62,7 +62,7 @@ def assert_same_task(a: Task, b: Task) -> None:
     assert all(torch.equal(x[1], y[1]) for x, y in zip(*moved, strict=True))  # the trigger lies on the same images
 
 
-# --- Corruptions --------------------------------------------------------------------------------------------------------
+# --- Corruptions ------------------------------------------------------------------------------------------------------
 
 
 @given(cases())
@@ -293,7 +293,8 @@ def test_t9_uniform():
 
 @given(cases(), rates, seeds)
 def test_t10_deterministic(case, rate, world):
-    """T10: the seed decides alone: the global random states are neither read nor moved; a second call gives the same."""
+    """T10: the seed decides alone: the global random states are neither read nor moved; a second call gives the
+    same."""
     tasks, found = [], []
     for k in range(2):
         torch.manual_seed(world + k)
@@ -332,7 +333,8 @@ def test_t11_clean_labels(case):
 
 @given(seeds, st.integers(0, 3), st.booleans(), st.integers(1, 15))
 def test_t12_trigger_under_augmentation(seed, pad, flip, n):
-    """T12: through the batches of a poisoned task the corner is white on D_c, after crop and flip, and as ever elsewhere."""
+    """T12: through the batches of a poisoned task the corner is white on D_c, after crop and flip, and as ever
+    elsewhere."""
     dataset = balanced(seed, n=15, size=6)
     clean = replace(dataset.train, images=dataset.train.images.clamp(1, 254), pad=pad, flip=flip)
     task = make_task("poison", replace(dataset, train=clean), n, seed)
@@ -348,7 +350,8 @@ def test_t12_trigger_under_augmentation(seed, pad, flip, n):
 
 
 def curious(data: Data) -> list:
-    """Everything that a method finds in its data without calling private functions: attributes, __dict__, what is in them."""
+    """Everything that a method finds in its data without calling private functions: attributes, __dict__, what is in
+    them."""
     todo, found = [vars(data), *(getattr(data, name) for name in dir(data) if not name.startswith("__"))], []
     while todo:
         thing = todo.pop()
@@ -364,7 +367,8 @@ def curious(data: Data) -> list:
 
 @given(cases(), st.integers(0, 2), st.booleans())
 def test_a22_nothing_tells_d_c(case, pad, flip):
-    """A22: attributes, __dict__ and comparing inputs tell a method no more of D_c than its images and given labels do."""
+    """A22: attributes, __dict__ and comparing inputs tell a method no more of D_c than its images and given labels
+    do."""
     name, dataset, n, seed = case
     task = make_task(name, replace(dataset, train=replace(dataset.train, pad=pad, flip=flip)), n, seed, (0, 1))
     seen = []
@@ -372,7 +376,7 @@ def test_a22_nothing_tells_d_c(case, pad, flip):
     def method(model, data, forget, config, generator):
         seen.extend(thing for thing in curious(data) if isinstance(thing, (torch.Tensor, np.ndarray)))
         plain = torch.cat([x for _, x, _ in data.batches(dtype=torch.float64)])
-        seen.append(((plain * 0.25 + 0.5) * 255 - data.images).abs().max() < 1e-9)  # nothing to compare: they are the same
+        seen.append(((plain * 0.25 + 0.5) * 255 - data.images).abs().max() < 1e-9)  # nothing to tell apart
         return model
 
     net = small_net(0, dataset.train.images.shape[1], classes=dataset.train.classes)
@@ -455,7 +459,8 @@ def test_t15_test_set(case):
 
 @given(cases())
 def test_t15_test_images_corrupted_alike(case):
-    """T15: a task's like on the test set: all with the trigger, those of the two classes, or all; clean labels throughout."""
+    """T15: a task's like on the test set: all with the trigger, those of the two classes, or all; clean labels
+    throughout."""
     _, dataset, _, _ = case
     task = make(case)
     seen, index = like_corrupted(task)
@@ -473,7 +478,7 @@ def test_t11_a_task_is_fixed():
         make_task("random", balanced(0), 4, 0).clean = None
 
 
-# --- Stored labels ------------------------------------------------------------------------------------------------------
+# --- Stored labels ----------------------------------------------------------------------------------------------------
 
 
 @given(cases())
@@ -522,6 +527,15 @@ def test_t16_other_images(tmp_path_factory, seed, where, step):
             load_task(path, replace(dataset, train=other))
     with pytest.raises(ValueError, match="no task file at"):
         load_task(path.with_name("absent.pt"), dataset)
+
+
+def test_t16_last_image():
+    """T16: of 9,000 images one pixel of the last makes other data of them."""
+    images = torch.zeros(9000, 1, 3, 3, dtype=torch.uint8)
+    data = Data(images, torch.zeros(9000, dtype=torch.int64), 2, (0.5,), (0.5,))
+    before = fingerprint(data)
+    images[-1, 0, -1, -1] = 1
+    assert fingerprint(data) != before
 
 
 def test_t16_loads_no_code(tmp_path):

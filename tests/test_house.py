@@ -1,0 +1,64 @@
+"""The house: which module imports which, read from the code itself."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = {path.stem: path for path in ROOT.glob("*.py")} | {f"study.{path.stem}": path for path in ROOT.glob("study/*.py")
+                                                           if path.stem != "__init__"}
+OPTIONAL = {"matplotlib", "scipy", "fcntl", "torchvision", "PIL"}  # not everywhere, or slow: what needs one imports it when it must
+
+LONGEST = 15  # modules in a chain of imports
+
+
+def imported(tree) -> set[str]:
+    """Whole names of the modules that the import statements of a tree name."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+ARROWS = {name: sorted(imported(ast.parse(path.read_text())) & set(FILES) - {name}) for name, path in FILES.items()}
+
+
+@cache
+def chain(name: str) -> tuple[str, ...]:
+    """The longest chain of imports from a module down."""
+    return max(((name, *chain(below)) for below in ARROWS[name]), key=len, default=(name,))
+
+
+def test_the_root_is_small():
+    """R13: the paper's rooms and few others stand in the root; everything about many cells is next door."""
+    root = [name for name in FILES if "." not in name]
+    assert len(root) <= 16, sorted(root)
+
+
+def test_no_circle_and_no_long_climb():
+    """R13: no module imports itself by way of others, and no chain of imports is longer than LONGEST modules."""
+    left = dict(ARROWS)
+    while ready := [name for name, below in left.items() if not set(below) & set(left)]:
+        for name in ready:
+            del left[name]
+    assert not left, f"in a circle or above one: {sorted(left)}"
+    longest = max(map(chain, FILES), key=len)
+    assert len(longest) <= LONGEST, " -> ".join(longest)
+
+
+def test_the_root_does_not_need_the_study():
+    """R13: of the root run.py alone imports study/, which holds no step of the method."""
+    assert [name for name, below in ARROWS.items() if "." not in name and any("." in other for other in below)] == ["run"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_stand_at_the_top(name):
+    """R13: no import inside a function, but for packages that are optional."""
+    functions = [node for node in ast.walk(ast.parse(FILES[name].read_text())) if isinstance(node, ast.FunctionDef)]
+    inside = {module.split(".")[0] for function in functions for module in imported(function)}
+    assert inside <= OPTIONAL, inside - OPTIONAL
