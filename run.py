@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(argv: list[str]) -> int:
-    """Do what the first word says: a grid, a report, C-scores, a repair or, where a flag comes first or nothing, one cell."""
+    """Do what the first word says: grid, report, cscore, repair or, where a flag comes first or nothing, one cell."""
     p = parser(words=bool(argv) and not argv[0].startswith("-"))
     given, unknown = p.parse_known_args(argv)
     word = vars(given).pop("word", None)
