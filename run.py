@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+import repair
 from datasets import load
 from experiment import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, corrupt, find, new_model,
                         provenance, train_original, unlearn)
@@ -27,16 +28,18 @@ from study import cscore, grid, report
 from tasks import Task
 
 DESCRIPTION = "Train a network on corrupted data, unlearn with each method, compare."  # python -OO leaves no docstrings
-WORDS = {"grid": grid, "report": report, "cscore": cscore}  # first words of the command line
+WORDS = {"grid": grid, "report": report, "cscore": cscore, "repair": repair}  # first words of the command line
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 
 def parser(words: bool = False) -> Parser:
     """A flag per field of Config, or a parser behind each first word; only what was given ends up in the namespace."""
-    p = Parser(prog="run.py", usage="run.py [FLAGS] | run.py {grid,report,cscore} [--help]", description=DESCRIPTION,
+    p = Parser(prog="run.py", usage="run.py [FLAGS] | run.py {grid,report,cscore,repair} [--help]",
+               description=DESCRIPTION,
                formatter_class=lambda prog: HelpFormatter(prog, max_help_position=23),
-               epilog="Many cells: run.py grid. Tables and figures: run.py report. How regular a task is: run.py cscore.")
+               epilog="Many cells: run.py grid. Tables and figures: run.py report. How regular a task is: run.py cscore. "
+                      "A model of your own: run.py repair.")
     if not words:
         add_flags(p)
         return p
@@ -74,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(argv: list[str]) -> int:
-    """Do what the first word says: a grid, a report, C-scores or, where a flag comes first or nothing, one cell."""
+    """Do what the first word says: grid, report, cscore, repair or, where a flag comes first or nothing, one cell."""
     p = parser(words=bool(argv) and not argv[0].startswith("-"))
     given, unknown = p.parse_known_args(argv)
     word = vars(given).pop("word", None)

@@ -1,0 +1,256 @@
+"""Checkpoints as they are in the wild: read without running anything, fitted to a network, written back as stored.
+
+    stored = read("model.pt")                       # stored name -> tensor; nothing in the file is run
+    names = load_into(model, stored)                # stored name -> the network's name, every weight in its place
+    write("repaired.pt", stored, model, names)      # the keys, shapes and dtypes of `stored`, whole or not at all
+"""
+
+import argparse
+import json
+import math
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from tasks import write_whole
+
+EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights", "params", "module", "state")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "_module.", "timm_model.")
+ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of wrapped parts of a network
+EXTRAS = ("n_averaged", "total_ops", "total_params")  # weight averaging and the profiler thop leave these behind
+SAFE_TORCH = (2, 10)  # before it weights_only=True could be broken (CVE-2025-32434, CVE-2026-24747)
+SAVE = "where it was made, run: state = model.state_dict(); torch.save(state, 'weights.pt')"
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+NUMPY = [getattr(np.dtypes, f"{kind}DType") for kind in ("Float64", "Float32", "Float16", "Int64", "Int32", "Bool")]
+SCALAR = np.float64(0).__reduce__()[0]  # what makes a numpy scalar out of a dtype and bytes
+ALLOWED = [argparse.Namespace, np.dtype, *NUMPY, (SCALAR, "numpy.core.multiarray.scalar"),
+           (SCALAR, "numpy._core.multiarray.scalar")]
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def read(path: str | Path, ema: bool = False) -> dict[str, torch.Tensor]:
+    """The state dict in a file, on the CPU, under the names it was stored with.
+
+    Args:
+        path: what torch.save wrote, a state dict or a training state that holds one, or a .safetensors file.
+        ema: take the averaged weights of a training state instead of the last ones.
+
+    Returns:
+        Stored name -> tensor, at least one.
+
+    Raises:
+        ValueError: the file holds no weights or cannot be read without running what is in it; the text says what it is.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        raise ValueError(f"cannot open the checkpoint {path} ({error.strerror}); give a file of weights") from error
+    if not head:
+        raise ValueError(f"{path} is an empty file; the download or copy failed")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git-LFS pointer, not the weights; fetch them with: git lfs pull")
+    if head.lstrip().startswith(b"<"):
+        raise ValueError(f"{path} is a web page, not weights; the download needs another address or a login")
+    content = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path, head)
+    stored = unwrap(content, path, ema)
+    for name, tensor in stored.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise ValueError(f"{path}: {name} is sparse, quantised or without values; save the plain float network")
+    return stored
+
+
+def read_pickle(path: Path, head: bytes) -> object:
+    """What torch.save wrote, by weights_only=True and a few harmless names more; nothing else is ever tried."""
+    if tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2]) < SAFE_TORCH:
+        raise ValueError(f"torch {torch.__version__} cannot read a foreign {path.name} safely; install torch 2.10 or "
+                         "newer, or convert the file to .safetensors")
+    if head.startswith(b"PK"):
+        check_zip(path)
+    try:
+        with torch.serialization.safe_globals(ALLOWED):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile or broken pickle can raise anything; all of it means the same
+        if found := re.search(r"GLOBAL ([\w.]+) was not an allowed global", str(error)):
+            told = f"{path} is a whole pickled object ({found[1]}), and reading it could run code; {SAVE}"
+            raise ValueError(told) from error
+        cut = isinstance(error, EOFError) or re.search(r"truncated|unexpected EOF|not enough", str(error))
+        what = "is cut short" if cut else "is no file of weights that can be read safely"
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(f"{path} {what}: {path.stat().st_size:,} bytes ({reason})") from error
+
+
+def check_zip(path: Path) -> None:
+    """Raise ValueError unless a zip archive is one that torch.save wrote: whole, not compressed, not a program."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        raise ValueError(f"{path} is cut short or damaged: {path.stat().st_size:,} bytes ({error})") from error
+    inside = {member.filename.partition("/")[2] for member in members}
+    if "constants.pkl" in inside:
+        raise ValueError(f"{path} is a TorchScript program, not weights; {SAVE}")
+    if "data.pkl" not in inside:
+        what = "a program of torch.export" if path.suffix == ".pt2" or "archive_format" in inside else "a zip archive"
+        raise ValueError(f"{path} is {what}, not weights; {SAVE}")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError(f"{path} is compressed, which torch.save never does; {SAVE}")
+
+
+def unwrap(content: object, path: Path, ema: bool) -> dict[str, torch.Tensor]:
+    """The state dict inside a training state, whose containers may lie in each other."""
+    if ema:
+        found = [content[key] for key in EMA if isinstance(content, dict) and isinstance(content.get(key), dict)]
+        if not found:
+            raise ValueError(f"{path} holds no averaged weights ({', '.join(EMA)}); leave out --ema")
+        content = found[0]
+    for _ in range(len(CONTAINERS)):
+        if is_state_dict(content):
+            return dict(content)
+        inner = [content[key] for key in CONTAINERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
+        if not inner:
+            break
+        content = inner[0]
+    keys = ", ".join(sorted(map(str, content))[:8]) if isinstance(content, dict) else type(content).__name__
+    raise ValueError(f"{path} holds no state dict, but: {keys or 'an empty dict'}; {SAVE}")
+
+
+def is_state_dict(content: object) -> bool:
+    """A dict of tensors by name, at least one."""
+    return (isinstance(content, dict) and len(content) > 0
+            and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()))
+
+
+# --- Into the network and back ----------------------------------------------------------------------------------------
+
+
+def load_into(model: nn.Module, stored: dict[str, torch.Tensor], file: str = "the checkpoint") -> dict[str, str]:
+    """Put stored weights into a network, in place and all of them.
+
+    Args:
+        model: a plain network; its dtypes stay.
+        stored: what `read` returned.
+        file: what the messages call the checkpoint.
+
+    Returns:
+        Stored name -> the network's name, without the extras that mean nothing to it.
+
+    Raises:
+        ValueError: missing, unknown or misshapen weights, or values that are not finite; the text names the first.
+    """
+    own = model.state_dict()
+    names = network_names(stored, set(own))
+    found = set(names.values())
+    missing = [name for name in own if name not in found and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in found if name not in own]
+    if missing or unknown or len(found) < len(names):
+        parts = [f"{len(rest)} {what} ({', '.join(sorted(rest)[:3])}{', ...' if len(rest) > 3 else ''})"
+                 for what, rest in (("missing", missing), ("unknown", unknown)) if rest]
+        told = " and ".join(parts) or "several names for the same weight"
+        raise ValueError(f"{file} is not of this network: {told}; check --model, or give FILE.py:FUNCTION for it")
+    shapes = {name: (stored[key].shape, own[name].shape) for key, name in names.items()}
+    if odd := {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}:  # before any copy
+        raise ValueError(misshapen(odd, file))
+    if broken := [key for key in names if not stored[key].isfinite().all()]:
+        raise ValueError(f"{file} has values in {broken[0]} that are not finite; this network cannot be repaired")
+    model.load_state_dict({name: stored[key] for key, name in names.items()}, strict=False)
+    return names
+
+
+def network_names(stored: dict[str, torch.Tensor], own: set[str]) -> dict[str, str]:
+    """Stored name -> the network's: without what wrappers put before it, while all names carry it and none fits."""
+    extras = {key for key in stored if key.rpartition(".")[2] in EXTRAS and stored[key].numel() == 1}
+    names = {key: key for key in stored if key not in extras or key in own}
+    for part in ANYWHERE:
+        names = {key: name if name in own else re.sub(rf"(^|\.){part}", r"\1", name) for key, name in names.items()}
+    while not own.intersection(names.values()):
+        common = [prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in names.values())]
+        if not names or not common:
+            break
+        names = {key: name.removeprefix(common[0]) for key, name in names.items()}
+    return names
+
+
+def misshapen(odd: dict[str, tuple[torch.Size, torch.Size]], file: str) -> str:
+    """What to say of weights of another shape: a head of other classes, or another network."""
+    name, (found, wanted) = next(iter(odd.items()))
+    widths = {(a[0], b[0]) if a[1:] == b[1:] else None for a, b in odd.values()}
+    if len(widths) == 1 and None not in widths:  # nothing but the outputs of one layer differ
+        return (f"{file} was trained on {found[0]} classes ({name}), the data has {wanted[0]}; give the folders it was "
+                "trained on, or all its classes with --class-map")
+    stem = " (a stem for small images?)" if len(found) == 4 and found[2:] != wanted[2:] else ""
+    return (f"{file} has {name} of shape {tuple(found)}, this network {tuple(wanted)}{stem}; check --model, or give "
+            "FILE.py:FUNCTION that builds the network")
+
+
+def write(path: str | Path, stored: dict[str, torch.Tensor], model: nn.Module, names: dict[str, str]) -> None:
+    """Write a network's weights under the stored names, shapes and dtypes; extras as they were. Whole or not at all.
+
+    Args:
+        path: safetensors if it ends so, else torch.save; an old file stays until the new one is whole.
+        stored, names: from `read` and `load_into`.
+        model: the network that goes into the file.
+    """
+    own = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    content = {key: own[names[key]].to(old.dtype) if key in names else old for key, old in stored.items()}
+    content = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in content.items()}
+    plain = Path(path).suffix == ".safetensors"
+    write_whole(path, lambda file: file.write(safetensors_bytes(content)) if plain else torch.save(content, file))
+
+
+# --- safetensors: 8 bytes of length, a JSON header, the values --------------------------------------------------------
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file; everything in the header is checked against the bytes that are there."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > len(data) - 8:
+        raise ValueError(f"{path} is cut short or no safetensors file: {len(data):,} bytes, a header of {length:,}")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        entries = []
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            entries.append((name, DTYPES[entry["dtype"]], [int(n) for n in entry["shape"]], int(begin), int(end)))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} has an unusable safetensors header ({type(error).__name__}: {error})") from error
+    values, expected, tensors = memoryview(data)[8 + length :], 0, {}
+    for name, dtype, shape, begin, end in sorted(entries, key=lambda entry: entry[3:]):
+        if begin != expected or end - begin != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+            raise ValueError(f"{path} is damaged: {name} of shape {shape} lies at bytes {begin} to {end}")
+        if end > len(values):
+            raise ValueError(f"{path} is cut short: {name} ends at byte {end:,} of {len(values):,}")
+        part = bytearray(values[begin:end])
+        tensors[name] = torch.frombuffer(part, dtype=dtype).view(shape) if part else torch.empty(shape, dtype=dtype)
+        expected = end
+    if expected != len(values):
+        raise ValueError(f"{path} is damaged: {len(values) - expected:,} bytes belong to no weight")
+    return {name: tensors[name] for name in header}
+
+
+def safetensors_bytes(tensors: dict[str, torch.Tensor]) -> bytes:
+    """The bytes of a safetensors file."""
+    kinds = {dtype: kind for kind, dtype in DTYPES.items()}
+    header, parts, begin = {"__metadata__": {"format": "pt"}}, [], 0
+    for name, tensor in tensors.items():
+        if tensor.dtype not in kinds:
+            raise ValueError(f"{name} is {tensor.dtype}, which .safetensors does not hold; give --out another suffix")
+        part = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        end = begin + len(part)
+        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        parts.append(part)
+        begin = end
+    text = json.dumps(header).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # so that the values begin at a multiple of 8
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])

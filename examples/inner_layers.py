@@ -1,0 +1,64 @@
+"""Does healing survive where theta_o2 stands beside inner layers alone? A small ViT, ConvNeXt and ResNet on the shapes.
+
+    python examples/inner_layers.py --out runs/inner.jsonl      # a JSON line per network, choice of layers and seed
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torchvision import models
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this file's own folder
+
+import repair as command  # noqa: E402
+from examples.repair import make, right  # noqa: E402
+from models import build  # noqa: E402
+from settings import Config, stream  # noqa: E402
+from train import fit  # noqa: E402
+
+BLOCK = models.convnext.CNBlockConfig
+NETWORKS = {  # name: constructor, choices of layers (None: what repair chooses), epochs of training
+    "vit": (lambda: models.VisionTransformer(32, 4, 3, 4, 64, 128, num_classes=3), [None], 30),
+    "convnext": (lambda: models.ConvNeXt([BLOCK(32, 64, 2), BLOCK(64, None, 2)], num_classes=3), [None], 70),
+    "resnet9": (lambda: build("resnet9", 0.25, classes=3), [None, "*.block.0.0"], 12),
+}
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--networks", default=",".join(NETWORKS), help="which of them (default: all)")
+    p.add_argument("--seeds", default="0,1,2")
+    p.add_argument("--n", type=int, default=600, help="training images, 5 %% of them stickered (default: 600)")
+    p.add_argument("--out", type=Path, required=True, help="file of JSON lines, appended to: [before, after]")
+    args = p.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for name in args.networks.split(","):
+        make_network, choices, epochs = NETWORKS[name]
+        for seed in map(int, args.seeds.split(",")):
+            train, bad, known, clean, stickered = make(seed, args.n)
+            torch.manual_seed(seed)
+            model = make_network()
+            config = Config(epochs=epochs, batch=32, lr=1e-3, optimizer="adam")
+            fit(model, train, None, config, stream(seed, "training"))
+            before, told = (right(model, clean)[0], *right(model, stickered)), []
+            for layers in choices:
+                begin = time.perf_counter()
+                repaired = command.repair(model, train, known, seed=seed, layers=layers and [layers], say=told.append)
+                chosen = [line.removeprefix("theta_o2 beside ") for line in told if line.startswith("theta_o2")]
+                after = (right(repaired, clean)[0], *right(repaired, stickered))
+                row = {"network": name, "layers": layers or chosen[0], "seed": seed, "n": args.n, "bad": len(bad),
+                       "known": len(known), "clean": (before[0], after[0]), "stickered": (before[1], after[1]),
+                       "misled": (before[2], after[2]), "seconds": round(time.perf_counter() - begin, 1),
+                       "torch": torch.__version__}
+                print(json.dumps(row), flush=True)
+                with open(args.out, "a") as file:
+                    file.write(json.dumps(row) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,344 @@
+"""Repair a trained classifier from a folder of images and a list of some bad ones, by REM (Sec. 5).
+
+    python run.py repair --data DIR --model resnet18 --checkpoint model.pt --bad bad.txt --out repaired.pt
+
+    repaired = repair(model, data, forget)            # any network, data.Data, (k,) indices; a plain network comes back
+"""
+
+import argparse
+import fnmatch
+import functools
+import hashlib
+import json
+import math
+import re
+import sys
+import time
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import checkpoints
+from data import Data
+from datasets import _moments
+from etd import Expanded, eval_mode
+from expand import expand
+from experiment import check_writable, choose_device, provenance
+from inputs import IMAGENET, Folder, Reading, build_network, decode, open_folder
+from metrics import predict
+from rem import check_forget, rem
+from settings import Config, check, stream
+from tasks import write_whole
+from train import refresh_batchnorm
+
+NORMS = (IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3),
+         ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))  # mean and std to try, the last CIFAR-10's
+SIZES = (32, 64, 96, 128, 160, 224, 256, 299)  # pixels per side that networks are trained at
+FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0", "*squeeze",
+            "*branch[23].0.conv")  # inner layers of blocks
+FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "ratio", "seed")  # settings that have a flag
+LOOK = 500  # images on which another reading of the folder is tried
+READ = (*FLAGS, "stop", "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "precision")  # of Config
+EPOCH = ("epoch {}/{}: {} updates of step 2, Acc(D_f) {acc_forget_before:.2f} to {acc_forget:.2f}; loss of step 3 "
+         "{loss:.3f}, Acc(watched) {acc_watched:.2f}; {:.0f} s, at most {:.0f} s left")
+SHOWN = ("acc_forget_before", "acc_forget", "loss", "acc_watched")  # of the record; the last only with an early end
+SURE, LOW, BETTER = 0.9, 0.5, 0.1  # accuracies on the given labels: no doubt; too low to go on; worth a stop
+PIXELS = 2**24  # of the images of one batch in passes without a gradient
+
+
+# --- In Python --------------------------------------------------------------------------------------------------------
+
+
+def repair(model: nn.Module, data: Data, forget: torch.Tensor, *, layers=None, say=None, **settings) -> nn.Module:
+    """A repaired copy of a trained classifier: REM from some known bad examples, the others unknown.
+
+    Args:
+        model: any network that `expand` takes, also inside DataParallel or compiled; left as it is.
+        data: all training images, labels as the network was trained on them.
+        forget: (k,) int64 indices of the known bad ones; neither empty nor all.
+        layers: names or patterns (`*.mlp.0`) of the layers that get theta_o2; None: chosen by `expand_any`.
+        say: called with a line of text about each choice and each epoch; None: silent.
+        settings: of settings.Config, over the defaults of `choose_settings`, such as unlearn_epochs=2 or seed=1.
+
+    Returns:
+        A plain network of the keys, shapes and dtypes of `model`, in its modes.
+
+    Raises:
+        ValueError: forget, or a setting, cannot be used.
+        TypeError: no choice of layers can be expanded.
+        NonFiniteLoss: the rate is too high.
+    """
+    say = say or (lambda text: None)
+    model, forget = unwrapped(model), check_forget(forget, len(data))
+    config, reasons = choose_settings(model, len(data), settings)
+    for line in reasons:
+        say(line)
+    weight = next(model.parameters())
+    example = torch.zeros((2, *data.images.shape[1:]), device=weight.device)
+    expanded = expand_any(model, example, config, layers, say)
+    repaired = rem(expanded, data, forget, config, stream(config.seed, "repair"), log=progress(say))
+    if any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in repaired.modules()):
+        refresh_batchnorm(repaired, data, config.batch)  # in few steps the running statistics lag behind the weights
+    return repaired
+
+
+def choose_settings(model: nn.Module, n: int, given: dict) -> tuple[Config, list[str]]:
+    """Batch, rate, optimiser and epochs for n training images, and the reason for each; what is given stays."""
+    batch = min(512, max(16, 2 ** round(math.log2(max(1, n) / 20))))
+    norm = any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in model.modules())
+    chosen = {"batch": (batch, f"about 20 steps per epoch on {n} images, at most the paper's 512"),
+              "optimizer": ("sgd" if norm else "adam", f"the network has {'' if norm else 'no '}BatchNorm; Table 3"),
+              "unlearn_lr": (0.004, "near Table 3's") if norm else (1e-4, "Table 3's rate of training; few steps"),
+              "unlearn_epochs": (4, "at most: REM ends when the repair is done"),
+              "gamma": (0.05, "few are known, so next to all of them are removed"),
+              "ratio": (0.25, "theta_o2 as wide as a quarter of the network")}
+    config = replace(Config(), **{**{name: value for name, (value, _) in chosen.items()}, **given})
+    check(config)
+    return config, [f"{name} {value} ({reason})" for name, (value, reason) in chosen.items() if name not in given]
+
+
+def expand_any(model: nn.Module, example: torch.Tensor, config: Config, layers, say) -> Expanded:
+    """`expand` with the given layers, or with the first choice that its self-check accepts."""
+    names = [name for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    if layers is not None:
+        chosen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in layers)]
+        if unused := [pattern for pattern in layers if not fnmatch.filter(names, pattern)]:
+            raise ValueError(f"no layer is called {unused[0]!r}; the network has {', '.join(names)}")
+        return expand(model, example, config.extra_ratio, chosen, stream(config.seed, "theta_o2"))
+    refusals = []
+    for what, chosen in layer_choices(model, names, example):
+        try:
+            expanded = expand(model, example, config.extra_ratio, chosen, stream(config.seed, "theta_o2"))
+        except TypeError as error:
+            refusals.append(str(error))
+            continue
+        grown = [name for name, m in expanded.layers().items() if getattr(m, "to_extra", None) is not None]
+        say(f"theta_o2 beside {what} ({len(grown)} layers)")
+        return expanded
+    raise TypeError(f"{refusals[0]}; {len(refusals) - 1} other choices of layers were refused too: try --layers")
+
+
+def layer_choices(model: nn.Module, names: list[str], example: torch.Tensor):
+    """Choices of layers to try in turn: (words, names); None leaves the choice to `expand`."""
+    yield "the layers of its own choice" if hasattr(model, "expandable") else "all convolutions", None
+    modules, order = dict(model.named_modules()), running_order(model, names, example)
+    convolutions = [name for name in order if isinstance(modules[name], nn.Conv2d)]
+    grouped = {name for name in convolutions if 1 < modules[name].groups < modules[name].in_channels}
+    feeding = {before for before, name in zip(order, order[1:]) if name in grouped}
+    gates = {name for name in convolutions if "se" in name.split(".")}  # squeeze-and-excitation scales what feeds it
+    left = [name for name in convolutions if name not in grouped | feeding | gates | set(order[-1:])]
+    if left and len(left) < len(convolutions):
+        yield "all convolutions but grouped ones, those that feed them and the one that makes the logits", left
+    for pattern in FAMILIES:
+        if inner := [name for name in order[:-1] if fnmatch.fnmatchcase(name, pattern)]:
+            yield f"the inner layers {pattern}, where healing is less tried", inner
+
+
+def running_order(model: nn.Module, names: list[str], example: torch.Tensor) -> list[str]:
+    """The layers that run, in their order."""
+    order, modules = [], dict(model.named_modules())
+    hooks = [modules[name].register_forward_pre_hook(lambda m, args, name=name: order.append(name)) for name in names]
+    try:
+        with eval_mode(model), torch.no_grad():
+            model(example.to(next(model.parameters()).dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(order))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel and torch.compile."""
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(model, "_orig_mod"):
+        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+    return model
+
+
+def progress(say):
+    """A log function for `rem`: one line per epoch with the time that is left at most."""
+    begin = time.perf_counter()
+
+    def log(epoch: int, epochs: int, model, **record) -> None:
+        spent = time.perf_counter() - begin
+        values = {name: record.get(name, math.nan) for name in SHOWN}
+        say(EPOCH.format(epoch, epochs, record["updates"], spent, spent / epoch * (epochs - epoch), **values))
+
+    return log
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """The flags, under timm's names where it has one."""
+    p.add_argument("--data", required=True, help="folder of train/<class>/* and, held out, test/ or val/<class>/*")
+    p.add_argument("--model", required=True, help="resnet9, vit, torchvision's name, timm:NAME or FILE.py:FUNCTION")
+    p.add_argument("--checkpoint", required=True, help="the trained weights: .pt, .pth, .bin, .ckpt or .safetensors")
+    p.add_argument("--bad", required=True, help="known bad images: paths or indices in .txt, .csv, .json or .npy")
+    p.add_argument("--out", required=True, help="file of the repaired weights; a report goes beside it as .json")
+    p.add_argument("--ema", action="store_true", help="repair the averaged weights of the checkpoint")
+    p.add_argument("--clean", help="CSV of true labels, which the report alone reads: a path and a label column")
+    p.add_argument("--class-map", help="text file of one class per line in the network's order (default: as strings)")
+    p.add_argument("--image-size", type=int, help="pixels per side (default: the architecture's usual)")
+    p.add_argument("--crop-pct", type=float, help="crop over resized side (default: usual; with --image-size: 1)")
+    p.add_argument("--mean", type=float, nargs="+", help="per channel, in [0, 1] (default: the architecture's usual)")
+    p.add_argument("--std", type=float, nargs="+", help="per channel, in [0, 1] (default: the architecture's usual)")
+    p.add_argument("--layers", help="layers that get theta_o2: names or patterns such as '*.mlp.0', with commas")
+    p.add_argument("--ratio", type=float, help="theta_o2's width over the network's (default: 0.25)")
+    p.add_argument("--epochs", type=int, dest="unlearn_epochs", help="most epochs of REM (default: 4)")
+    p.add_argument("-b", "--batch-size", type=int, dest="batch", help="(default: from the number of images)")
+    p.add_argument("--lr", type=float, dest="unlearn_lr", help="rate (default: from the kind of network)")
+    p.add_argument("--optimizer", choices=("sgd", "adam"), help="(default: from the kind of network)")
+    p.add_argument("--seed", type=int, help="of everything that is drawn (default: 0)")
+    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto (default)")
+    p.add_argument("-j", "--workers", type=int, help="threads that decode images (default: one a core)")
+    p.add_argument("--skip-bad-images", action="store_true", help="leave out training images that cannot be decoded")
+    p.add_argument("--force", action="store_true", help="go on although the network does not fit the folder")
+
+
+def main(given: dict, argv: list[str]) -> int:
+    """Run `run.py repair`; returns the exit code. Bad input raises ValueError or TypeError before any training."""
+    args, begin = argparse.Namespace(**given), time.perf_counter()
+    device, report_file = choose_device(args.device), Path(args.out).with_suffix(".json")
+    check_outputs(args, report_file)
+    settings = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
+    folder = open_folder(args.data, args.bad, args.clean, args.class_map)
+    print(folder.said)
+    model, reading = build_network(args.model, len(folder.classes), args.image_size, args.crop_pct, args.mean, args.std)
+    stored = checkpoints.read(args.checkpoint, args.ema)
+    names = checkpoints.load_into(model, stored, args.checkpoint)
+    train, heldout, skipped = folder.load(reading, args.workers, args.skip_bad_images)
+    check_forget(folder.forget, len(train))
+    config, _ = choose_settings(model, len(train), settings)
+    if skipped:
+        print(f"{len(skipped)} images cannot be decoded and are left out, {skipped[0]} first")
+    print(f"{len(train)} training images of {reading.size}x{reading.size}, {len(folder.forget)} known bad, "
+          f"{len(heldout or ())} held out; {len(folder.classes)} classes; {device}", flush=True)
+    model, train = model.to(device, memory_format=torch.channels_last), train.to(device)
+    before = predicted(model, train)
+    look_first(model, train, before, folder, reading, args.force)
+    layers, say = args.layers and args.layers.split(","), functools.partial(print, flush=True)
+    try:
+        repaired = repair(model, train, folder.forget, layers=layers, say=say, **settings)
+        scores = compare((model, repaired), before, train, heldout and heldout.to(device), folder)
+    except ArithmeticError as error:  # the loss is not finite any more
+        raise ValueError(f"{error} with --lr") from error
+    checkpoints.write(args.out, stored, repaired, names)
+    seconds = round(time.perf_counter() - begin, 1)
+    print(table(scores), f"{args.out} has the repaired weights, {report_file} this report; {seconds} s", sep="\n")
+    report = {"scores": scores, "seconds": seconds, "arguments": vars(args),
+              "settings": {name: getattr(config, name) for name in READ},
+              "reading": asdict(reading), "images": len(train), "classes": folder.classes,
+              "skipped": [str(path) for path in skipped],
+              "sha256": {name: digest(name) for name in (args.checkpoint, args.bad, args.out)},
+              "torchvision": version("torchvision"), **provenance(device, argv)}
+    write_whole(report_file, lambda file: file.write(json.dumps(report, indent=1).encode()))
+    return 0
+
+
+def check_outputs(args: argparse.Namespace, report_file: Path) -> None:
+    """Raise ValueError unless both outputs can be written and neither replaces an input."""
+    if report_file == Path(args.out):
+        raise ValueError(f"--out is {args.out}, the report's name; give a file that ends in .pt or .safetensors")
+    for out in (Path(args.out), report_file):
+        check_writable(str(out))
+        for name in (args.checkpoint, args.bad, args.clean, args.class_map):
+            if name and out.exists() and Path(name).exists() and out.samefile(name):
+                raise ValueError(f"{out} would replace the input {name}; give another file with --out")
+
+
+# --- Told before any work, and at the end -----------------------------------------------------------------------------
+
+
+def predicted(model: nn.Module, data: Data) -> torch.Tensor:
+    """(N,) classes, in batches that fit into memory."""
+    return predict(model, data, size=max(16, PIXELS // data.images[0].numel()))
+
+
+def share(hits: torch.Tensor) -> float | None:
+    """Fraction of true entries, None of none."""
+    return round(float(hits.double().mean()), 4) if len(hits) else None
+
+
+def look_first(model, data: Data, before: torch.Tensor, folder: Folder, reading: Reading, force: bool) -> None:
+    """Print how well the network knows the given labels; ValueError if it does not, with what fits better."""
+    hits, others = before == data.labels.cpu(), torch.ones(len(data), dtype=torch.bool)
+    others[folder.forget] = False
+    accuracy, known = share(hits[others]), share(hits[folder.forget])
+    print(f"accuracy on the labels as given: {accuracy:.3f} without the known bad, {known:.3f} on these", flush=True)
+    if known < LOW:
+        print("warning: the network has not learnt the known bad labels, so there is little to repair", file=sys.stderr)
+    if accuracy >= SURE or force:
+        return
+    order = torch.randperm(int(others.sum()), generator=torch.Generator().manual_seed(0))
+    chosen = others.nonzero()[:, 0][order[:LOOK]]
+    few = replace(data, images=data.images[chosen], labels=data.labels[chosen])
+    found = sorted(readings(model, few, [folder.paths[i] for i in chosen], folder.classes, reading), reverse=True)
+    better = [f"{value:.1%} with {words}" for value, words in found if value > share(hits[chosen]) + BETTER][:3]
+    if better or accuracy < LOW:
+        none = "no more with other class orders, colours, mean and std or sizes: it was trained on other images"
+        raise ValueError(f"the network gives {accuracy:.1%} of the labels, so something does not fit; on {len(chosen)} "
+                         f"images it gives {'; '.join(better) or none}. To go on all the same: --force")
+
+
+def readings(model: nn.Module, data: Data, paths: list[Path], classes: list[str], reading: Reading):
+    """(accuracy, words) of each other reading of some images, one thing changed at a time."""
+    def note(words: str, other: Data) -> tuple[float, str]:
+        return share(predicted(model, other) == other.labels.cpu()), words
+
+    for words, order in (("timm's", sorted(classes, key=natural)), ("torchvision's", sorted(classes))):
+        if order != classes:
+            places = torch.tensor([order.index(name) for name in classes], device=data.labels.device)
+            yield note(f"{words} order of classes (--class-map with {', '.join(order[:4])}, ...)",
+                       replace(data, labels=places[data.labels]))
+    yield note("BGR images (which FILE.py:FUNCTION can flip)", replace(data, images=data.images.flip(1)))
+    for mean, std in (*NORMS, _moments(data.images.cpu())):
+        if (tuple(mean), tuple(std)) != (data.mean, data.std):
+            numbers = [" ".join(f"{v:.4g}" for v in values) for values in (mean, std)]
+            yield note(f"--mean {numbers[0]} --std {numbers[1]}", replace(data, mean=tuple(mean), std=tuple(std)))
+    for size, crop in ((reading.size, 0.875), *((size, 1.0) for size in SIZES)):
+        if (size, crop) != (reading.size, reading.crop_pct):
+            images = decode(paths, Reading(size, crop))[0].to(data.images.device)
+            try:
+                yield note(f"--image-size {size} --crop-pct {crop:g}", replace(data, images=images))
+            except (RuntimeError, AssertionError, ValueError):
+                continue  # the network takes no such size
+
+
+def natural(name: str) -> list:
+    """Sort key of timm's class order: numbers by value, letters without case."""
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts]
+
+
+def compare(models, before: torch.Tensor, data: Data, heldout: Data | None, folder: Folder) -> dict:
+    """What the repair changed: [before, after] by the name of the row, and how many predictions changed."""
+    pair, labels = (before, predicted(models[1], data)), data.labels.cpu()
+    known = torch.zeros(len(data), dtype=torch.bool)
+    known[folder.forget] = True
+    rows = {"known bad, their given labels": [share((p == labels)[known]) for p in pair],
+            "other training images, given labels": [share((p == labels)[~known]) for p in pair]}
+    if heldout is not None:
+        rows["held-out images"] = [share(predicted(model, heldout) == heldout.labels.cpu()) for model in models]
+    if folder.clean is not None:
+        wrong = (folder.clean >= 0) & (known | (folder.clean != labels))
+        rows["Healed: bad images, true labels"] = [share((p == folder.clean)[wrong]) for p in pair]
+    return {**rows, "training images with another prediction": int((pair[0] != pair[1]).sum())}
+
+
+def table(scores: dict) -> str:
+    """The comparison, in percent."""
+    lines = [f"{'':<44}{'before':>8}{'after':>8}"]
+    for name, value in scores.items():
+        pair = value if isinstance(value, list) else []
+        cells = "".join(f"{'-' if v is None else f'{100 * v:.1f}':>8}" for v in pair) or f"{value:>16}"
+        lines.append(f"{name:<44}{cells}")
+    return "\n".join(lines)
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,0 +1,398 @@
+"""checkpoints.py: containers, prefixes, refusals in words, nothing run, the stored keys back."""
+
+import argparse
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import checkpoints
+from checkpoints import load_into, read, write
+from helpers import seeds, small_net
+
+ROOT = Path(checkpoints.__file__).resolve().parent
+
+
+def saved(tmp_path, content, name="model.pt", **more) -> Path:
+    """A file that torch.save wrote."""
+    torch.save(content, tmp_path / name, **more)
+    return tmp_path / name
+
+
+def assert_same(found: dict, wanted: dict) -> None:
+    """The same names in the same order, tensors bit for bit."""
+    assert list(found) == list(wanted)
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+WEIGHTS = small_net(0).state_dict()
+OTHERS = small_net(1).state_dict()
+CONTAINERS = {
+    "bare": WEIGHTS,
+    "ordered": OrderedDict(WEIGHTS),
+    "timm": {"epoch": 3, "arch": "x", "state_dict": WEIGHTS, "state_dict_ema": OTHERS, "args": argparse.Namespace(lr=1),
+             "metric": np.float64(0.5)},
+    "torchvision": {"model": WEIGHTS, "optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(data="x")},
+    "imagenet": {"epoch": 1, "arch": "resnet18", "state_dict": WEIGHTS, "best_acc1": torch.tensor(70.0)},
+    "lightning": {"epoch": 1, "global_step": 5, "pytorch-lightning_version": "2", "state_dict": WEIGHTS, "loops": {}},
+    "fastai": {"model": WEIGHTS, "opt": {}},
+    "mmpretrain": {"meta": {"epoch": 1}, "state_dict": WEIGHTS},
+    "deepspeed": {"module": WEIGHTS, "dp_world_size": 1},
+    "composer": {"state": {"model": WEIGHTS, "timestamp": {}}, "rng": []},
+    "nested": {"model": {"state_dict": WEIGHTS}},
+    **{name: {name: WEIGHTS} for name in ("model_state_dict", "net", "weights", "params")},
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_container_gives_its_weights(tmp_path, name):
+    """K1: the state dict comes out of every container, under its stored names."""
+    assert_same(read(saved(tmp_path, CONTAINERS[name])), WEIGHTS)
+
+
+def test_the_old_format_is_read(tmp_path):
+    """K1: so do files of the time before zip archives, and numpy scalars beside the weights."""
+    content = {"state_dict": WEIGHTS, "a": np.float32(1), "b": np.int64(3), "c": np.bool_(True), "d": np.float16(1)}
+    assert_same(read(saved(tmp_path, content, _use_new_zipfile_serialization=False)), WEIGHTS)
+
+
+@pytest.mark.parametrize("key", checkpoints.EMA)
+def test_averaged_weights_if_asked_alone(tmp_path, key):
+    """K1: averaged weights are taken with ema, the last ones without, and ema without any is refused."""
+    path = saved(tmp_path, {"model": WEIGHTS, key: {"module." + name: t for name, t in OTHERS.items()}})
+    assert_same(read(path), WEIGHTS)
+    assert_same(read(path, ema=True), {"module." + name: t for name, t in OTHERS.items()})
+    with pytest.raises(ValueError, match="no averaged weights.*leave out --ema"):
+        read(saved(tmp_path, {"model": WEIGHTS}), ema=True)
+
+
+@given(prefixes=st.lists(st.sampled_from(checkpoints.PREFIXES), max_size=4), extra=st.booleans(), seed=seeds)
+def test_prefixes_are_stripped_while_all_carry_them(prefixes, extra, seed):
+    """K2: any pile of prefixes that all names carry is stripped; extras count as nothing and stay in the output."""
+    source, model = small_net(seed), small_net(seed + 1)
+    stored = {"".join(prefixes) + name: t for name, t in source.state_dict().items()}
+    more = {"n_averaged": torch.tensor(3), "conv1.total_ops": torch.zeros(1)} if extra else {}
+    names = load_into(model, {**more, **stored})
+    assert_same(model.state_dict(), source.state_dict())
+    assert list(names) == list(stored) and not set(more) & set(names)
+
+
+@pytest.mark.parametrize("where", ["conv1._orig_mod.weight", "_orig_mod.conv1.weight", "module._orig_mod.conv1.weight",
+                                   "module.conv1._fsdp_wrapped_module.weight"])
+def test_wrapped_parts_in_the_middle(where):
+    """K2: the mark of a compiled or sharded part goes wherever it stands."""
+    source, model = small_net(0), small_net(1)
+    before = "module." if where.startswith("module.") else ""
+    stored = {where if name == "conv1.weight" else before + name: t for name, t in source.state_dict().items()}
+    assert load_into(model, stored)[where] == "conv1.weight"
+    assert_same(model.state_dict(), source.state_dict())
+
+
+def test_a_network_whose_own_names_begin_so_keeps_them():
+    """K2: a prefix that the network's own names carry is none."""
+    class Wrapped(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            self.model = small_net(seed)
+
+    source, model = Wrapped(0), Wrapped(1)
+    for before in ("", "module.", "net.module."):
+        load_into(model, {before + name: t for name, t in source.state_dict().items()})
+        assert_same(model.state_dict(), source.state_dict())
+
+
+def test_what_the_file_lacks_or_has_too_much_is_named():
+    """K4: missing and unknown weights are named; num_batches_tracked may be missing."""
+    old = {name: t for name, t in WEIGHTS.items() if not name.endswith("num_batches_tracked")}
+    load_into(small_net(1), old)
+    before = small_net(1)
+    for stored, words in (({k: t for k, t in WEIGHTS.items() if k != "head.weight"}, r"1 missing \(head.weight\)"),
+                          ({**WEIGHTS, "more.weight": torch.zeros(1)}, r"1 unknown \(more.weight\)"),
+                          ({**WEIGHTS, "conv1._orig_mod.weight": WEIGHTS["conv1.weight"]}, "same weight"),
+                          ({**WEIGHTS, "n_averaged": torch.zeros(5)}, r"unknown \(n_averaged\)")):
+        model = small_net(1)
+        with pytest.raises(ValueError, match=words):
+            load_into(model, stored)
+        assert_same(model.state_dict(), before.state_dict())
+
+
+def test_weights_of_another_shape_are_explained():
+    """K4: a head of other classes is told from another network; a shape that would fill the memory costs nothing."""
+    with pytest.raises(ValueError, match=r"trained on 7 classes \(head.weight\), the data has 4"):
+        load_into(small_net(0), small_net(0, classes=7).state_dict())
+    with pytest.raises(ValueError, match=r"conv1.weight of shape \(5, 1, 3, 3\), this network \(3, 1, 3, 3\); check"):
+        load_into(small_net(0), small_net(0, width=5).state_dict())
+    with pytest.raises(ValueError, match=r"\(3, 1, 5, 5\).*stem for small images"):
+        load_into(small_net(0), {**WEIGHTS, "conv1.weight": torch.zeros(3, 1, 5, 5)})
+    with pytest.raises(ValueError, match="shape"):
+        load_into(small_net(0), {**WEIGHTS, "conv1.weight": torch.zeros(1).expand(10**6, 10**6)})
+    with pytest.raises(ValueError, match="head.weight that are not finite"):
+        load_into(small_net(0), {**WEIGHTS, "head.weight": torch.full_like(WEIGHTS["head.weight"], torch.nan)})
+
+
+class Whole(nn.Module):
+    """Pickled whole in a test."""
+
+
+class RunsCode:
+    """Its pickle writes a file when it is loaded unsafely."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+REFUSED = {
+    "nothing": (b"", "empty file"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git-LFS pointer.*git lfs pull"),
+    "page": (b"\n<!DOCTYPE html><html></html>", "web page"),
+    "text": (b"hello there", "no file of weights"),
+    "zip": (b"PK\x03\x04 and no more", "cut short or damaged: 16 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_checkpoint_is_refused_in_words(tmp_path, name):
+    """K3: what is no checkpoint at all is refused in words."""
+    content, words = REFUSED[name]
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path / "model.pt")
+
+
+def test_no_file_and_a_folder(tmp_path):
+    """K3: no file, and a folder."""
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(ValueError, match="cannot open the checkpoint"):
+            read(path)
+
+
+def archive(path: Path, *names: str, kind=zipfile.ZIP_STORED) -> Path:
+    """A zip archive with such members."""
+    with zipfile.ZipFile(path, "w", kind) as file:
+        for name in names:
+            file.writestr(name, "x" * 100)
+    return path
+
+
+def test_programs_and_other_archives_are_refused_in_words(tmp_path):
+    """K3: TorchScript, torch.export, other zip archives and compressed ones."""
+    for name, members, words in (("s.pt", ("s/constants.pkl", "s/data.pkl"), "TorchScript program.*state_dict"),
+                                 ("e.pt2", ("e/archive_format", "e/models/model.json"), "torch.export.*state_dict"),
+                                 ("z.pt", ("a.txt",), "a zip archive, not weights")):
+        with pytest.raises(ValueError, match=words):
+            read(archive(tmp_path / name, *members))
+    with pytest.raises(ValueError, match="compressed"):
+        read(archive(tmp_path / "c.pt", "c/data.pkl", kind=zipfile.ZIP_DEFLATED))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_whole_object_is_refused_with_its_name_and_the_remedy(tmp_path, old):
+    """K3: a whole pickled network: the global is named, and how to save a state dict."""
+    path = saved(tmp_path, Whole(), _use_new_zipfile_serialization=not old)
+    words = r"whole pickled object \(test_checkpoints.Whole\).*torch.save\(state, 'weights.pt'\)"
+    with pytest.raises(ValueError, match=words):
+        read(path)
+
+
+def test_a_file_without_weights_is_refused_with_its_keys(tmp_path):
+    """K3: what a loadable file holds instead of weights is named."""
+    for content, words in (({"student": WEIGHTS, "teacher": WEIGHTS}, "student, teacher"), ({}, "an empty dict"),
+                           ([1], "list"), ({"state_dict": {}}, "an empty dict"), ({"epoch": 3}, "epoch")):
+        with pytest.raises(ValueError, match=f"holds no state dict, but: .*({words})"):
+            read(saved(tmp_path, content))
+
+
+def test_sparse_and_empty_shells_are_refused(tmp_path):
+    """K3: tensors that are not plain numbers in memory are named."""
+    for tensor in (torch.eye(3).to_sparse(), torch.empty(3, device="meta")):
+        with pytest.raises(ValueError, match="sparse, quantised or without values"):
+            read(saved(tmp_path, {"head.weight": tensor}))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".old", ".safetensors"])
+def test_a_file_cut_anywhere_is_refused(tmp_path, suffix):
+    """K3, K8: cut at any of many places, a file is refused with a sentence and never half read."""
+    whole = tmp_path / f"whole{suffix}"
+    if suffix == ".old":
+        torch.save(WEIGHTS, whole, _use_new_zipfile_serialization=False)
+    else:
+        write(whole, WEIGHTS, small_net(0), {})
+    content, part = whole.read_bytes(), tmp_path / f"part{suffix}"
+    for end in [*range(1, 12), *range(12, len(content), max(1, len(content) // 40)), len(content) - 1]:
+        part.write_bytes(content[:end])
+        with pytest.raises(ValueError, match=r"part\.\w+"):
+            read(part)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@given(st.data())
+def test_a_file_with_a_flipped_byte_is_read_or_refused(tmp_path_factory, suffix, data):
+    """K3, K8: whatever byte is wrong, the answer is tensors or one ValueError."""
+    path = tmp_path_factory.getbasetemp() / f"flipped{suffix}"
+    write(path, WEIGHTS, small_net(0), {})
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    try:
+        assert all(isinstance(tensor, torch.Tensor) for tensor in read(path).values())
+    except ValueError as error:
+        assert path.name in str(error)
+
+
+@pytest.mark.parametrize("container", ["bare", "state_dict", "beside", "old", "raw"])
+def test_a_malicious_pickle_runs_nothing(tmp_path, container):
+    """K5: code in a pickle is not run, whatever form the file has; a control shows that an unsafe load would run it."""
+    trap = RunsCode(tmp_path / "ran")
+    content = {"bare": trap, "state_dict": {"state_dict": trap}, "beside": {**WEIGHTS, "x": trap}}.get(container, trap)
+    path = tmp_path / "model.pt"
+    if container == "raw":
+        path.write_bytes(pickle.dumps(trap))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=container != "old")
+    for ema in (False, True):
+        words = r"model.pt is (a whole pickled object \(posix.mkdir\)|no file of weights)"
+        with pytest.raises(ValueError, match=words):
+            read(path, ema)
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(pickle.dumps(trap))
+    assert (tmp_path / "ran").is_dir()
+
+
+@pytest.mark.parametrize("version, safe", [("2.9.1", False), ("2.4.0+cu1", False), ("2.10.0", True), ("3.0.0", True)])
+def test_old_torch_reads_no_foreign_pickle(tmp_path, monkeypatch, version, safe):
+    """K5: a torch whose weights_only can be broken reads no pickle, but safetensors."""
+    path = saved(tmp_path, WEIGHTS)
+    write(tmp_path / "model.safetensors", WEIGHTS, small_net(0), {})
+    monkeypatch.setattr(checkpoints.torch, "__version__", version)
+    assert_same(read(tmp_path / "model.safetensors"), WEIGHTS)
+    if safe:
+        assert_same(read(path), WEIGHTS)
+    else:
+        with pytest.raises(ValueError, match="install torch 2.10"):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_the_output_has_the_stored_keys_shapes_and_dtypes(tmp_path, suffix, dtype):
+    """K6: the network's values come back under the stored names, order, shapes and dtypes, extras as they were."""
+    stored = {f"module.{name}": t.to(dtype) if t.is_floating_point() else t for name, t in WEIGHTS.items()}
+    stored["n_averaged"] = torch.tensor(7)
+    model = small_net(1)
+    names = load_into(model, stored)
+    other = small_net(2)
+    write(tmp_path / f"out{suffix}", stored, other, names)
+    found = read(tmp_path / f"out{suffix}")
+    assert list(found) == list(stored)
+    assert [(t.dtype, t.shape) for t in found.values()] == [(t.dtype, t.shape) for t in stored.values()]
+    for key, name in names.items():
+        assert torch.equal(found[key], other.state_dict()[name].to(found[key].dtype))
+    assert found["n_averaged"] == 7
+    del found["n_averaged"]
+    nn.DataParallel(small_net(3)).load_state_dict(found)  # as its owner would
+
+
+def test_channels_last_and_tied_weights_are_written_plainly(tmp_path):
+    """K6: neither memory layout nor sharing gets into the file."""
+    model = small_net(0).to(memory_format=torch.channels_last)
+    stored = {**WEIGHTS, "again": WEIGHTS["head.weight"]}
+    for name in ("a.pt", "a.safetensors"):
+        write(tmp_path / name, stored, model, {name: name for name in WEIGHTS})
+        found = read(tmp_path / name)
+        assert_same(found, stored)
+        assert all(t.is_contiguous() for t in found.values())
+
+
+KILLED = """
+import os, signal, sys, torch, checkpoints
+weights = {"x": torch.zeros(1000)}
+os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+checkpoints.write(sys.argv[1], weights, torch.nn.Identity(), {})
+"""
+
+
+def test_a_kill_during_the_write_leaves_the_old_file(tmp_path):
+    """K7: killed before the last step, the old file is whole."""
+    (tmp_path / "out.pt").write_text("old")
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "out.pt"], cwd=ROOT, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "out.pt").read_text() == "old"
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    """K7: an error during the write leaves the old file and no temporary one."""
+    (tmp_path / "out.safetensors").write_text("old")
+    with pytest.raises(ValueError, match="complex64"):
+        write(tmp_path / "out.safetensors", {"x": torch.zeros(1, dtype=torch.complex64)}, nn.Identity(), {})
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_safetensors_as_its_description_says(tmp_path):
+    """K8: length, JSON header, values: read from bytes put together here, and written so that others find them."""
+    values = np.arange(6, dtype="<f4")
+    header = json.dumps({"__metadata__": {"a": "b"}, "w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [1, 25]},
+                         "b": {"dtype": "U8", "shape": [], "data_offsets": [0, 1]}}).encode()
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\x05" + values.tobytes())
+    found = read(path)
+    assert_same(found, {"w": torch.arange(6.0).view(2, 3), "b": torch.tensor(5, dtype=torch.uint8)})
+    write(path, {"w": found["w"], "none": torch.zeros(0, 3)}, nn.Identity(), {})
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert header["w"] == {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]} and length % 8 == 0
+    assert np.array_equal(np.frombuffer(data[8 + length :], "<f4"), values)
+    assert read(path)["none"].shape == (0, 3)
+
+
+def test_safetensors_matches_its_own_library(tmp_path):
+    """K8: the safetensors package, where it is there, reads what is written here and the other way round."""
+    library = pytest.importorskip("safetensors.torch")
+    write(tmp_path / "a.safetensors", WEIGHTS, small_net(0), {})
+    assert library.load_file(tmp_path / "a.safetensors").keys() == WEIGHTS.keys()
+    library.save_file(WEIGHTS, tmp_path / "b.safetensors")
+    found = read(tmp_path / "b.safetensors")
+    assert all(torch.equal(found[name], t) for name, t in WEIGHTS.items())
+
+
+@pytest.mark.parametrize("entry", [{"dtype": "F99"}, {"shape": [2**40, 2**40]}, {"shape": [-1, -6]}, {"shape": "x"},
+                                   {"data_offsets": [0]}, {"data_offsets": [4, 28]}, {"data_offsets": [0, 2**60]},
+                                   {"data_offsets": [-24, 0]}, {"shape": [5]}, {"shape": None}])
+def test_a_lying_safetensors_header_is_refused(tmp_path, entry):
+    """K8: a header that does not fit the bytes is refused before anything is allocated."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [6], "data_offsets": [0, 24], **entry}}).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
+    with pytest.raises(ValueError, match="m.safetensors (has an unusable safetensors header|is damaged|is cut short)"):
+        read(tmp_path / "m.safetensors")
+
+
+def test_trailing_bytes_and_shared_bytes_are_refused(tmp_path):
+    """K8: bytes that belong to no weight or to two."""
+    for entries, size in (({"w": (0, 4)}, 8), ({"w": (0, 4), "v": (0, 4)}, 4)):
+        header = json.dumps({k: {"dtype": "F32", "shape": [1], "data_offsets": v} for k, v in entries.items()}).encode()
+        (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+        with pytest.raises(ValueError, match="damaged"):
+            read(tmp_path / "m.safetensors")
+
+
+def test_reading_leaves_the_random_state(tmp_path):
+    """K1: reading and writing draw nothing."""
+    model, state = small_net(0), torch.get_rng_state()
+    write(tmp_path / "a.pt", read(saved(tmp_path, WEIGHTS)), model, {})
+    assert torch.equal(torch.get_rng_state(), state)

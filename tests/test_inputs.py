@@ -1,0 +1,268 @@
+"""inputs.py: the folder, bad lists of every kind, true labels, networks by name."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from inputs import Folder, Reading, build_network, decode, open_folder, read_bad, read_labels
+
+CLASSES = ("ant", "bee")
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """pictures/train/{ant,bee}/{0..4}.png, one of them called alone.png, and pictures/val/bee/9.png."""
+    root = tmp_path / "pictures"
+    for split, name, files in (("train", "ant", "01234"), ("train", "bee", "0123"), ("val", "bee", "9")):
+        for i in files:
+            path = root / split / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (10 * int(i), 0, 200)).save(path)
+    Image.new("RGB", (8, 8)).save(root / "train" / "bee" / "alone.png")
+    return root
+
+
+def training(root: Path) -> list[Path]:
+    """The training images in ImageFolder order."""
+    return [root / "train" / name for name in [f"ant/{i}.png" for i in range(5)] + [f"bee/{i}.png" for i in range(4)]
+            + ["bee/alone.png"]]
+
+
+WANTED = [1, 6, 9]  # ant/1.png, bee/1.png, bee/alone.png
+LISTS = {
+    "to the folder.txt": "train/ant/1.png\n\ntrain/bee/1.png\ntrain/bee/alone.png\n",
+    "to train.txt": "ant/1.png\r\n./bee/1.png\r\nbee/../bee/alone.png",
+    "mixed.txt": "ant\\1.png\nROOT/train/bee/1.png\nalone.png\n",
+    "with a mark.txt": "\ufeffant/1.png\nbee/1.png\nalone.png\n",
+    "twice.txt": "alone.png\nant/1.png\nbee/1.png\nalone.png\n",
+    "indices.txt": "9\n1\n6\n",
+    "paths.json": json.dumps(["ant/1.png", "bee/1.png", "alone.png"]),
+    "named.json": json.dumps({"paths": ["ant/1.png", "bee/1.png", "alone.png"]}),
+    "indices.json": json.dumps({"indices": [1, 6, 9]}),
+    "numbers.json": "[9, 6, 1]",
+    **{f"{column}.csv": f"n,{column}\n1,ant/1.png\n2, bee/1.png\n3,alone.png\n"
+       for column in ("filename", "filepath", "path", "image", "file", "img_filename")},
+    "cleanlab.csv": ",is_label_issue,is_outlier_issue,label_score\n0,False,True,1\n1,True,False,0\n6,True,True,0\n"
+                    "9,TRUE,False,0\n",
+    "cleanvision.csv": "path,is_dark_issue,is_blurry_issue\nant/0.png,0,0\nant/1.png,1,0\nbee/1.png,0,1\n"
+                       "alone.png,1,1\n",
+    "indices.npy": np.array([6, 1, 9]),
+}
+
+
+def written(folder: Path, name: str, content, root: Path = Path()) -> Path:
+    """A list in a file."""
+    path = folder / name
+    if isinstance(content, np.ndarray):
+        np.save(path, content)
+    else:
+        path.write_text(content.replace("ROOT", str(root)), encoding="utf-8", newline="")
+    return path
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_every_kind_of_list_finds_the_same_images(tmp_path, root, name):
+    """B1: paths of every kind, indices, CSV columns and JSON give the same D_f, and say how many lines matched."""
+    forget, said = read_bad(written(tmp_path, name, LISTS[name], root), training(root), root)
+    assert forget.dtype == torch.int64 and forget.tolist() == WANTED
+    lines = 4 if name == "twice.txt" else 3
+    assert f"{lines} lines, {lines} matched" in said and said.endswith("train/ant/1.png to train/bee/alone.png")
+    assert ("1 of them twice" in said) == (lines == 4)
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("a.txt", "ant/1.png\nant/77.png\nval/bee/9.png\n", r"3 lines, 1 matched.*'ant/77.png', 'val/bee/9.png'"),
+    ("a.txt", "1\n10\n", r"2 lines, 1 matched.* for 10$"),
+    ("a.txt", "1.png\n", r"'1.png' \(2 images have this name\)"),
+    ("a.txt", "\n \n", "lists no image"),
+    ("a.txt", "\n".join(str(i) for i in range(100, 130)), "and 10 more"),
+    ("a.txt", "0\n1\n0\n1\n", "list of 0 and 1"),
+    ("a.csv", "name,score\na,1\n", "columns name, score; one must be filename"),
+    ("a.csv", "path,is_label_issue\nant/1.png,maybe\n", "line 2: is_label_issue is 'maybe'"),
+    ("a.csv", "path,is_label_issue\nant/1.png\n", "line 2: 1 values for 2 columns"),
+    ("a.csv", "path,is_label_issue\nant/1.png,False\n", "lists no image"),
+    ("a.csv", "", "has the columns"),
+    ("a.json", "{", "is no JSON"),
+    ("a.json", '{"files": []}', "neither a list of paths"),
+    ("a.json", "[1.5]", "neither a list of paths"),
+    ("a.json", "[true]", "neither a list of paths"),
+    ("a.json", "[-1]", "0 matched.*-1"),
+    ("a.json", "[" * 100_000, "is no JSON"),
+    ("a.npy", np.array([True, False]), "holds bool of shape"),
+    ("a.npy", np.array([[1]]), r"shape \(1, 1\)"),
+    ("a.npy", np.array(["x"], dtype=object), "cannot read the list"),
+    ("none.txt", None, "cannot read the list"),
+])
+def test_a_line_that_matches_nothing_stops(tmp_path, root, name, content, words):
+    """B2: every line that is no training image is named; a list that is none is refused, a pickle in .npy too."""
+    path = tmp_path / name if content is None else written(tmp_path, name, content)
+    with pytest.raises(ValueError, match=words):
+        read_bad(path, training(root), root)
+
+
+def test_true_labels(tmp_path, root):
+    """B3: class names, or numbers where they are no names; -1 where the file says nothing."""
+    for label in ("label", "true_label", "clean_label", "class"):
+        path = written(tmp_path, "c.csv", f"path,{label}\nant/1.png,bee\nalone.png,0\n")
+        assert read_labels(path, training(root), root, CLASSES).tolist() == [-1, 1] + [-1] * 7 + [0]
+    path = written(tmp_path, "i.csv", ",label\n1,bee\n9,ant\n")
+    assert read_labels(path, training(root), root, CLASSES).tolist() == [-1, 1] + [-1] * 7 + [0]
+    assert read_labels(path, training(root), root, ("1", "bee", "ant"))[9] == 2
+    for content, words in (("path,label\nant/1.png,cat\n", "'cat' is no class; they are ant, bee"),
+                           ("path,label\nant/9.png,ant\n", "no training image for 'ant/9.png'"),
+                           ("path,truth\nant/1.png,ant\n", "one must be label")):
+        with pytest.raises(ValueError, match=words):
+            read_labels(written(tmp_path, "bad.csv", content), training(root), root, CLASSES)
+
+
+def test_the_folder(tmp_path, root):
+    """B4: images, labels and held-out images as the folders say; a normalisation of their own if none is given."""
+    folder = open_folder(root, written(tmp_path, "b.txt", "9"))
+    assert (folder.classes, folder.paths, folder.forget.tolist()) == (list(CLASSES), training(root), [9])
+    train, heldout, skipped = folder.load(Reading(8))
+    assert (train.labels.tolist(), heldout.labels.tolist(), skipped) == ([0] * 5 + [1] * 5, [1], [])
+    assert train.images[3, :, 0, 0].tolist() == [30, 0, 200] and heldout.images[0, 0].eq(90).all()
+    assert train.mean[0] == pytest.approx(160 / 2550) and train.mean == heldout.mean
+    assert folder.load(Reading(8, mean=(0.5,) * 3, std=(0.2,) * 3))[0].mean == (0.5,) * 3
+
+
+def test_the_class_map(tmp_path, root):
+    """B4: a class map gives the order, may name more classes, and must name every folder."""
+    def opened(text):
+        return open_folder(root, written(tmp_path, "b.txt", "9"), None, written(tmp_path, "m.txt", text))
+
+    folder = opened("cat\nbee\nant\n")
+    train, heldout, _ = folder.load(Reading(8))
+    assert (train.labels.tolist(), train.classes, heldout.labels.tolist()) == ([2] * 5 + [1] * 5, 3, [1])
+    for text, words in (("ant\n", "does not name the folder 'bee'"), ("ant\nbee\nant\n", "names a class twice")):
+        with pytest.raises(ValueError, match=words):
+            opened(text)
+
+
+def test_without_and_with_strange_held_out_images(tmp_path, root):
+    """B4: no held-out part is fine; a held-out class that is not trained on is not."""
+    (root / "val" / "bee").rename(root / "val" / "cat")
+    with pytest.raises(ValueError, match="class 'cat'"):
+        open_folder(root, written(tmp_path, "b.txt", "9")).load(Reading(8))
+    (root / "val").rename(tmp_path / "away")
+    assert open_folder(root, written(tmp_path, "b.txt", "9")).load(Reading(8))[1] is None
+    with pytest.raises(ValueError, match="no folder"):
+        open_folder(tmp_path / "away", tmp_path / "b.txt")
+
+
+def damage(root: Path) -> None:
+    """Make four training images undecodable, each in its way, one of them in D_f, and a held-out one."""
+    whole = (root / "train/ant/0.png").read_bytes()
+    (root / "train/ant/0.png").write_bytes(whole[:40])
+    (root / "train/ant/1.png").write_bytes(b"")
+    (root / "train/bee/1.png").write_bytes(b"no image at all")
+    Image.new("1", (20_000, 20_000)).save(root / "train/bee/2.png")  # 50 kB that would be 1.2 GB
+    (root / "val/bee/8.png").write_bytes(whole[:40])
+
+
+def test_images_that_cannot_be_decoded(tmp_path, root):
+    """B5: truncated, empty, foreign and monstrous images are refused by name, or left out of everything if asked."""
+    damage(root)
+    bad = written(tmp_path, "b.txt", "1\n4\n9")
+    clean = written(tmp_path, "c.csv", "path,label\nalone.png,ant\nant/1.png,bee\n")
+    with pytest.raises(ValueError, match=r"4 images cannot be decoded, .*ant/0.png .* first; .*--skip-bad-images"):
+        open_folder(root, bad).load(Reading(8))
+    folder = open_folder(root, bad, clean)
+    train, heldout, skipped = folder.load(Reading(8), skip=True)
+    kept = [path for path in training(root) if path.relative_to(root / "train").as_posix() not in
+            ("ant/0.png", "ant/1.png", "bee/1.png", "bee/2.png")]
+    assert folder.paths == kept and len(train) == 6 and len(heldout) == 1 and len(skipped) == 5
+    assert [kept[i].name for i in folder.forget] == ["4.png", "alone.png"]
+    assert folder.clean.tolist() == [-1] * 5 + [0]
+    assert train.images[0, 0].eq(20).all()  # ant/2.png is first now
+
+
+def test_the_crop(tmp_path):
+    """B4: with crop_pct 0.5 the middle half of each side is left."""
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[4:12, 4:12] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    images, kept = decode([tmp_path / "a.png"], Reading(8, 0.5))
+    assert images.shape == (1, 3, 8, 8) and images.eq(255).all() and kept.tolist() == [0]
+    assert decode([tmp_path / "a.png"], Reading(16))[0].float().mean() == 255 / 4
+
+
+FILE = """
+from torch import nn
+def sized(num_classes): return nn.Linear(2, num_classes)
+def named(classes): return nn.Linear(2, classes)
+def fixed(): return nn.Linear(2, 7)
+value = 3
+"""
+
+
+def test_networks_by_name(tmp_path):
+    """B6: ours, torchvision's and a file's, and what images they want unless it is given."""
+    model, reading = build_network("resnet9:0.125", 3, 16)
+    assert reading == Reading(16) and model.head.weight.shape == (3, 16)
+    model, reading = build_network("resnet18", 5)
+    assert model.fc.out_features == 5 and reading.size == 224 and reading.crop_pct == 224 / 256
+    assert reading.mean == (0.485, 0.456, 0.406) and reading.std == (0.229, 0.224, 0.225)
+    assert build_network("resnet18", 5, 64)[1] == Reading(64, 1.0, reading.mean, reading.std)
+    given = build_network("resnet18", 5, 64, 0.875, [0.5] * 3, [0.2] * 3)[1]
+    assert given == Reading(64, 0.875, (0.5,) * 3, (0.2,) * 3)
+    path = tmp_path / "net.py"
+    path.write_text(FILE)
+    for name, outputs in (("sized", 4), ("named", 4), ("fixed", 7)):
+        model, reading = build_network(f"{path}:{name}", 4, 32)
+        assert model.out_features == outputs and reading.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("name, more, words", [
+    ("model.pt", {}, r"--model is the file model.pt.*swapped"),
+    ("resnet1", {}, "unknown --model 'resnet1'; give resnet9, vit, .*FILE.py:FUNCTION"),
+    ("none.py:make", {}, "no file none.py"),
+    ("FILE:absent", {}, "no function 'absent'"),
+    ("FILE:value", {}, "no function 'value'"),
+    ("resnet9", {}, "image size is None; give --image-size"),
+    ("resnet18", {"size": 0}, "image size is 0"),
+    ("resnet18", {"crop_pct": 1.5}, "--crop-pct 1.5"),
+    ("resnet18", {"mean": (0.5,) * 3}, "--std None"),
+    ("vit", {"size": 30}, "patch size 8 do not fit"),
+    ("timm:resnet18", {}, "needs timm: pip install timm"),
+])
+def test_networks_that_cannot_be_built(tmp_path, monkeypatch, name, more, words):
+    """B6: a swapped file, an unknown name, a missing or impossible size: one sentence each."""
+    monkeypatch.setitem(sys.modules, "timm", None)
+    (tmp_path / "net.py").write_text(FILE)
+    with pytest.raises(ValueError, match=words):
+        build_network(name.replace("FILE", str(tmp_path / "net.py")), 3, **more)
+
+
+def test_a_network_of_timm(monkeypatch):
+    """B6: timm's network with its own mean, std, size and crop, the size handed on only to those that take it."""
+    def create_model(name, pretrained, num_classes, **more):
+        assert pretrained is False
+        if name == "conv" and more:
+            raise TypeError("unexpected keyword")
+        return nn.Linear(more.get("img_size", 1), num_classes)
+
+    cfg = types.SimpleNamespace(input_size=(3, 160, 160), crop_pct=0.95, mean=(0.5,) * 3, std=(0.4,) * 3)
+    fake = types.SimpleNamespace(list_models=lambda: ["conv", "vit"], get_pretrained_cfg=lambda name: cfg,
+                                 create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    model, reading = build_network("timm:vit", 6)
+    assert reading == Reading(160, 0.95, (0.5,) * 3, (0.4,) * 3) and model.weight.shape == (6, 160)
+    assert build_network("timm:conv", 6)[0].weight.shape == (6, 1)
+    with pytest.raises(ValueError, match="timm has no network 'other'"):
+        build_network("timm:other", 6)
+
+
+def test_a_folder_is_plain_data(root, tmp_path):
+    """B4: listing a folder writes nothing into it."""
+    before = sorted(root.rglob("*"))
+    assert isinstance(open_folder(root, written(tmp_path, "b.txt", "9")), Folder)
+    open_folder(root, tmp_path / "b.txt").load(Reading(8))
+    assert sorted(root.rglob("*")) == before

@@ -1,0 +1,404 @@
+"""repair.py: the command end to end, traps told before any work, choices of layers and settings, the report."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+import checkpoints
+import inputs
+import repair
+import run
+from data import Data
+from examples.repair import draw_shapes, make, put_sticker, write_images
+from helpers import gen, make_data, small_net
+from metrics import accuracy
+from models import build
+from settings import Config, stream
+from train import fit
+
+ROOT = Path(repair.__file__).resolve().parent
+SMALL = ["--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"]
+
+
+def command(*argv) -> int:
+    """run.py repair, in this process."""
+    return run.main(["repair", *map(str, argv)])
+
+
+# --- A world of flat colours whose network is known exactly -----------------------------------------------------------
+
+COLOURS = torch.tensor([[r, g, b] for r in (40, 120, 200) for g in (60, 180) for b in (30, 230)])  # class k is colour k
+NET = """
+import torch
+from torch import nn
+COLOURS = torch.tensor({colours}) / 255
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+class Middle(nn.Module):
+    def forward(self, x): return x[:, :, 20:24, 20:24]
+def colours(classes, size=None):
+    "Nearest colour, written as a convolution and a linear layer."
+    net = nn.Sequential(Middle() if size else nn.Identity(), nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Linear(3, classes))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.diag(STD)[:, :, None, None])
+        net[1].bias.copy_(MEAN)
+        net[4].weight.copy_(2 * COLOURS)
+        net[4].bias.copy_(-(COLOURS**2).sum(1))
+    return net
+def at_the_middle(classes): return colours(classes, 32)
+"""
+
+
+@pytest.fixture
+def colours(tmp_path) -> dict:
+    """Folders "0".."11" of flat images whose network has its classes in natural order; a wrong label on three."""
+    (tmp_path / "net.py").write_text(NET.format(colours=COLOURS.tolist()))
+    sys.path.insert(0, str(tmp_path))
+    paths = []
+    for k, colour in enumerate(COLOURS.tolist()):
+        for i in range(6):
+            where = (k + 1) % 12 if i == 5 and k < 3 else k  # three are in the wrong folder
+            paths.append(tmp_path / "train" / str(where) / f"{k}-{i}.png")
+            paths[-1].parent.mkdir(parents=True, exist_ok=True)
+            shade = np.clip(np.array(colour) + i - 2, 0, 255).astype(np.uint8)
+            Image.fromarray(np.broadcast_to(shade, (32, 32, 3)).copy()).save(paths[-1])
+    (tmp_path / "bad.txt").write_text("0-5.png\n1-5.png\n")
+    (tmp_path / "order.txt").write_text("\n".join(map(str, range(12))))
+    torch.save(inputs.build_network(f"{tmp_path / 'net.py'}:colours", 12, 32)[0].state_dict(), tmp_path / "model.pt")
+    sys.path.remove(str(tmp_path))
+    return {"--data": tmp_path, "--model": f"{tmp_path / 'net.py'}:colours", "--checkpoint": tmp_path / "model.pt",
+            "--bad": tmp_path / "bad.txt", "--class-map": tmp_path / "order.txt", "--image-size": 32,
+            "--out": tmp_path / "out" / "repaired.pt"}
+
+
+def call(world: dict, *more) -> int:
+    """The command in the world of colours."""
+    return command(*(part for pair in world.items() if pair[1] is not None for part in pair), *more)
+
+
+def test_what_fits_is_repaired(colours, capsys):
+    """P2: the right reading passes without a word; the accuracies told first are exact."""
+    assert call(colours, "--epochs", 0) == 0
+    told = capsys.readouterr()
+    assert "accuracy on the labels as given: 0.986 without the known bad, 0.000 on these" in told.out  # 69 of 70
+    assert told.err == "warning: the network has not learnt the known bad labels, so there is little to repair\n"
+    assert "2 lines, 2 matched" in told.out
+
+
+TRAPS = {
+    "order": ({"--class-map": None}, (), "98.6% with timm's order of classes (--class-map with 0, 1, 2, 3, ...)"),
+    "mean": ({}, ("--mean", 0, 0, 0, "--std", 1, 1, 1), "98.6% with --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225"),
+    "size": ({"--model": "at_the_middle", "--image-size": 64}, (), "98.6% with --image-size 32 --crop-pct 1"),
+    "bgr": ({}, (), "98.6% with BGR images"),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_traps_are_told_before_any_work(colours, capsys, trap, monkeypatch):
+    """P2: another class order, mean and std, image size or colour order stops the run, which says what fits."""
+    changed, more, words = TRAPS[trap]
+    changed = {**changed, **({"--model": f"{colours['--data'] / 'net.py'}:at_the_middle"} if trap == "size" else {})}
+    for path in (colours["--data"] / "train").rglob("*.png"):
+        image = np.asarray(Image.open(path))
+        if trap == "bgr":
+            image = image[:, :, ::-1]
+        if trap == "size":  # the colour is in the middle alone
+            image = np.pad(image[20:24, 20:24], ((20, 8), (20, 8), (0, 0)))
+        Image.fromarray(np.ascontiguousarray(image)).save(path)
+    monkeypatch.setattr(repair, "rem", lambda *args, **kwargs: pytest.fail("work began"))
+    assert call({**colours, **changed}, *more) == 2
+    told = capsys.readouterr()
+    assert "accuracy on the labels as given: 0." in told.out
+    assert told.err.count("run.py: the network gives") == 1 and words in told.err and "--force" in told.err
+    assert not colours["--out"].exists()
+
+
+def test_what_fits_nothing_stops_and_can_be_forced(colours, capsys):
+    """P2: images of something else stop the run too; --force goes on."""
+    for path in (colours["--data"] / "train").rglob("*.png"):
+        Image.new("RGB", (32, 32)).save(path)
+    assert call(colours) == 2
+    assert "it was trained on other images" in capsys.readouterr().err
+    assert call(colours, "--force", "--epochs", 0) == 0
+
+
+def test_natural_order():
+    """P2: timm's order: numbers by value, letters without case."""
+    assert sorted(["10", "2", "b10", "B9", "ant", "Cat"], key=repair.natural) == ["2", "10", "ant", "B9", "b10", "Cat"]
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changed, more, words", [
+    ({"--checkpoint": "MODEL", "--model": "model.pt"}, (), "swapped"),
+    ({"--bad": "MODEL"}, (), "cannot read the list"),
+    ({"--out": "MODEL"}, (), "would replace the input"),
+    ({"--out": "LINK"}, (), "would replace the input"),
+    ({"--out": "x.json"}, (), "the report's name"),
+    ({"--out": "FOLDER"}, (), "cannot write"),
+    ({"--data": "none"}, (), "no folder"),
+    ({}, ("--batch-size", 1), "batch is 1"),
+    ({}, ("--ratio", -1), "ratio is -1"),
+    ({}, ("--layers", "9,1"), "no layer is called '9'"),
+    ({}, ("--device", "cuda:99"), "device"),
+    ({}, ("--epochs", "2.5"), "invalid int value"),
+    ({}, ("--what",), "unrecognized arguments"),
+])
+def test_bad_input_is_one_line_before_any_work(colours, capsys, monkeypatch, changed, more, words):
+    """P3: one line on stderr, exit code 2, nothing written, no training."""
+    folder = colours["--data"]
+    (folder / "LINK").symlink_to(folder / "model.pt")
+    places = {"MODEL": folder / "model.pt", "LINK": folder / "LINK", "FOLDER": folder / "train",
+              "x.json": folder / "x.json", "none": folder / "none"}
+    monkeypatch.setattr(repair, "rem", lambda *args, **kwargs: pytest.fail("work began"))
+    before = (folder / "model.pt").read_bytes()
+    try:
+        code = call({**colours, **{key: places.get(value, value) for key, value in changed.items()}}, *more)
+    except SystemExit as leave:
+        code = leave.code
+    told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
+    assert code == 2 and len(told) == 1 and words in told[0]
+    assert (folder / "model.pt").read_bytes() == before and not colours["--out"].exists()
+
+
+# --- End to end -------------------------------------------------------------------------------------------------------
+
+
+def test_resnet18_end_to_end(tmp_path, capsys):
+    """P1, P6: torchvision's resnet18 from a training state on its owner's terms: keys as stored, report, table."""
+    images, labels = draw_shapes(24, gen(0))
+    data = Data(images, labels, 3, (0.5,) * 3, (0.5,) * 3)
+    paths = write_images(tmp_path / "train", data)
+    write_images(tmp_path / "val", data)
+    (tmp_path / "bad.txt").write_text("\n".join(path.name for path in paths[:4]))
+    torch.manual_seed(0)
+    stored = {f"module.{name}": t for name, t in torchvision.models.resnet18(num_classes=3).state_dict().items()}
+    torch.save({"state_dict": stored, "epoch": 1}, tmp_path / "model.pt")
+    code = command("--data", tmp_path, "--model", "resnet18", "--checkpoint", tmp_path / "model.pt",
+                   "--bad", tmp_path / "bad.txt", "--out", tmp_path / "new.pt", "--image-size", 32, "--epochs", 1,
+                   "--force", "--batch-size", 12)
+    told = capsys.readouterr().out
+    assert code == 0
+    assert "theta_o2 beside all convolutions (20 layers)" in told and "epoch 1/1: " in told and "s left" in told
+    found = torch.load(tmp_path / "new.pt", weights_only=True)
+    assert list(found) == list(stored) and [t.shape for t in found.values()] == [t.shape for t in stored.values()]
+    assert any(not torch.equal(found[key], t) for key, t in stored.items())
+    net = nn.DataParallel(torchvision.models.resnet18(num_classes=3))
+    net.load_state_dict(found)
+    report = json.loads((tmp_path / "new.json").read_text())
+    look = replace(data, mean=tuple(report["reading"]["mean"]), std=tuple(report["reading"]["std"]))
+    assert report["scores"]["held-out images"][1] == pytest.approx(accuracy(net.module, look), abs=1e-4)
+    assert report["settings"]["batch"] == 12 and report["images"] == 24
+    assert report["classes"] == ["circle", "square", "triangle"]
+    assert report["sha256"][str(tmp_path / "bad.txt")] == repair.digest(tmp_path / "bad.txt")
+    assert {"torch", "torchvision", "device", "git", "argv", "seconds"} <= set(report)
+
+
+VIT = """
+from torchvision.models import VisionTransformer
+def small(num_classes): return VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=num_classes)
+"""
+
+
+def test_a_vit_of_a_file_end_to_end(tmp_path, capsys):
+    """P1: a transformer from FILE.py:FUNCTION, safetensors in and out, by its inner layers."""
+    images, labels = draw_shapes(24, gen(0))
+    paths = write_images(tmp_path / "train", Data(images, labels, 3, (0.5,) * 3, (0.5,) * 3))
+    (tmp_path / "bad.json").write_text(json.dumps([str(path) for path in paths[:4]]))
+    (tmp_path / "net.py").write_text(VIT)
+    model, _ = inputs.build_network(f"{tmp_path / 'net.py'}:small", 3, 32)
+    stored = model.state_dict()
+    checkpoints.write(tmp_path / "model.safetensors", stored, model, {})
+    code = command("--data", tmp_path, "--model", f"{tmp_path / 'net.py'}:small", "--bad", tmp_path / "bad.json",
+                   "--checkpoint", tmp_path / "model.safetensors", "--out", tmp_path / "new.safetensors",
+                   "--image-size", 32, "--epochs", 1, "--force")
+    told = capsys.readouterr().out
+    assert code == 0 and "theta_o2 beside the inner layers *mlp.0" in told
+    assert "optimizer adam (the network has no BatchNorm" in told
+    found = checkpoints.read(tmp_path / "new.safetensors")
+    assert list(found) == list(stored) and any(not torch.equal(found[key], t) for key, t in stored.items())
+
+
+def test_a_sticker_no_longer_decides():
+    """P1, P4: images with a sticker are healed by the chosen defaults from 40 % of the bad ones; clean ones stay.
+
+    Over seeds 0 to 2 and two instruction sets the gain was 0.17 to 0.32, clean accuracy lost at most 0.03.
+    """
+    train, _, known, clean, stickered = make(0, size=16)
+    model = build("resnet9", 0.125, classes=3, image_size=16, seed=0)
+    fit(model, train, None, Config(epochs=15, batch=16, lr=0.02), stream(0, "training"))
+    repaired = repair.repair(model, train, known)
+    assert accuracy(repaired, stickered) >= accuracy(model, stickered) + 0.08
+    assert accuracy(repaired, clean) >= accuracy(model, clean) - 0.05
+
+
+# --- Choices ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n, batch", [(40, 16), (600, 32), (1300, 64), (9000, 512), (10**6, 512)])
+def test_batch_from_the_number_of_images(n, batch):
+    """P4: about 20 steps per epoch, at most the paper's batch; what is given stays, with its reason left out."""
+    config, reasons = repair.choose_settings(small_net(0), n, {})
+    assert config.batch == batch and config.optimizer == "sgd"
+    assert any(f"batch {batch} (" in line and str(n) in line for line in reasons)
+    config, reasons = repair.choose_settings(small_net(0, norm=False), n, {"batch": 7, "seed": 3})
+    assert (config.batch, config.seed, config.optimizer) == (7, 3, "adam")
+    assert not any("batch 7" in line for line in reasons)
+
+
+def convnext():
+    setting = torchvision.models.convnext.CNBlockConfig
+    return torchvision.models.ConvNeXt([setting(8, 16, 1), setting(16, None, 1)], num_classes=3)
+
+
+def resnext():
+    return torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], 3, groups=2, width_per_group=4)
+
+
+NETWORKS = {
+    "convnext": (convnext, "inner layers *block.3"),
+    "vit": (lambda: torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=3), "inner layers *mlp.0"),
+    "densenet": (lambda: torchvision.models.DenseNet(4, (2, 2), 8, num_classes=3), "inner layers *denselayer*.conv1"),
+    "regnet": (lambda: torchvision.models.regnet_y_400mf(num_classes=3), "all convolutions but grouped ones"),
+    "squeezenet": (lambda: torchvision.models.squeezenet1_1(num_classes=3), "inner layers *squeeze"),
+    "shufflenet": (lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=3), "inner layers *branch2.0"),
+    "resnext": (resnext, "all convolutions but grouped ones"),
+    "resnet9": (lambda: build("resnet9", 0.1, classes=3), "all convolutions"),
+    "own": (lambda: build("vit", 0.02, classes=3, dim=16, depth=1, heads=2, head_dim=8), "layers of its own choice"),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_are_chosen_where_the_default_is_refused(name):
+    """P5: a choice that the self-check accepts, printed."""
+    make_net, words = NETWORKS[name]
+    told = []
+    expanded = repair.expand_any(make_net(), torch.zeros(2, 3, 32, 32), Config(ratio=0.5), None, told.append)
+    assert expanded.width > 0 and len(told) == 1 and words in told[0]
+
+
+def test_layers_that_are_named_overrule():
+    """P5: patterns name the layers; none that the network has is an error that lists them."""
+    net = convnext()
+    expanded = repair.expand_any(net, torch.zeros(2, 3, 32, 32), Config(ratio=0.5), ["features.1.*.block.3"], None)
+    assert {name for name, m in expanded.layers().items() if m.extra_out} == {"features.1.0.block.3"}
+    with pytest.raises(ValueError, match="no layer is called 'nothing'; the network has features.0.0"):
+        repair.expand_any(net, torch.zeros(2, 3, 32, 32), Config(ratio=0.5), ["*.block.3", "nothing"], None)
+
+
+def test_a_network_without_any_choice_is_refused():
+    """P5: the refusal is the first one, and says how many choices were tried and what to do."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4 * 900, 3))
+    with pytest.raises(TypeError, match=r"refused too: try --layers"):
+        repair.expand_any(net, torch.zeros(2, 3, 32, 32), Config(ratio=0.5), None, None)
+
+
+def test_wrapped_networks_and_inputs_stay(capsys):
+    """P7: DataParallel and compiled networks are unwrapped; network, data and modes stay; nothing is printed."""
+    data, net = make_data(0, n=24, classes=4), small_net(0).eval()
+    forget, before = torch.tensor([1, 5]), {name: t.clone() for name, t in net.state_dict().items()}
+    labels = data.labels.clone()
+    plain = repair.repair(net, data, forget, unlearn_epochs=1)
+    for wrapped in (nn.DataParallel(net), nn.DataParallel(torch.compile(net, backend="eager"))):
+        other = repair.repair(wrapped, data, forget, unlearn_epochs=1)
+        pairs = zip(plain.state_dict().values(), other.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert all(torch.equal(net.state_dict()[name], t) for name, t in before.items())
+    assert torch.equal(data.labels, labels)
+    assert list(plain.state_dict()) == list(before) and not any(m.training for m in plain.modules())
+    assert capsys.readouterr().out == ""
+
+
+def test_progress_says_what_each_step_did():
+    """P1: a line per epoch with the updates of step 2 and the time left, with or without a watched share."""
+    data, told = make_data(0, n=24, classes=4), []
+    for stop in ("max", "repaired"):
+        repair.repair(small_net(0), data, torch.tensor([1, 5]), unlearn_epochs=2, stop=stop, say=told.append)
+    lines = [line for line in told if line.startswith("epoch ")]
+    assert lines[0].startswith("epoch 1/2: ") and lines[1].startswith("epoch 2/2: ") and len(lines) >= 3
+    assert all("updates of step 2, Acc(D_f)" in line and "s left" in line for line in lines)
+    assert "watched) nan" in lines[0] and "nan" not in lines[2]
+
+
+def test_running_statistics_are_those_of_the_repaired_weights():
+    """P7: BatchNorm's statistics are computed anew, so that they are those of the weights that are returned."""
+    data, net = make_data(0, n=32, classes=4), small_net(0)
+    repaired = repair.repair(net, data, torch.tensor([1, 5]), unlearn_epochs=1, batch=16)  # two batches of one size
+    x = (data.images / 255 - data.mean[0]) / data.std[0]
+    out = repaired.conv1(x)
+    assert torch.allclose(repaired.norm1.running_mean, out.mean(dim=(0, 2, 3)), atol=1e-5)
+
+
+# --- The report -------------------------------------------------------------------------------------------------------
+
+
+class Fixed(nn.Module):
+    """Predicts what it is told, by the first pixel."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.table = nn.Parameter(nn.functional.one_hot(torch.tensor(classes), 3).float())
+
+    def forward(self, x):
+        return self.table[(x[:, 0, 0, 0] * 255).round().long()]
+
+
+def test_the_report_counts(tmp_path):
+    """P6: accuracies on D_f and the rest against given labels, Healed against true ones, and changed predictions."""
+    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 2, 2).contiguous()
+    data = Data(images, torch.tensor([0, 0, 0, 1, 1, 2]), 3, (0.0,) * 3, (1.0,) * 3)
+    truth = torch.tensor([1, -1, 2, 1, -1, -1])
+    folder = inputs.Folder(tmp_path, ["a", "b", "c"], [], data.labels, torch.tensor([0, 1]), truth, "")
+    old, new = Fixed([0, 0, 0, 1, 1, 2]), Fixed([1, 0, 2, 1, 0, 2])
+    scores = repair.compare((old, new), repair.predicted(old, data), data, data, folder)
+    assert scores == {"known bad, their given labels": [1.0, 0.5],
+                      "other training images, given labels": [1.0, 0.5],
+                      "held-out images": [1.0, 0.5], "Healed: bad images, true labels": [0.0, 1.0],
+                      "training images with another prediction": 3}
+    lines = repair.table(scores).splitlines()
+    assert lines[1].split()[-2:] == ["100.0", "50.0"] and lines[-1].split()[-1] == "3"
+    assert repair.share(torch.zeros(0)) is None
+
+
+def test_true_labels_change_nothing_but_the_report(colours):
+    """P6: with --clean the repaired weights are bit for bit the same, and the report has Healed."""
+    (colours["--data"] / "clean.csv").write_text("path,label\n0-5.png,0\n2-5.png,2\n3-0.png,3\n")
+    assert call(colours, "--epochs", 1) == 0
+    plain, first = colours["--out"].read_bytes(), json.loads(colours["--out"].with_suffix(".json").read_text())
+    assert call({**colours, "--clean": colours["--data"] / "clean.csv"}, "--epochs", 1) == 0
+    report = json.loads(colours["--out"].with_suffix(".json").read_text())
+    assert colours["--out"].read_bytes() == plain
+    assert report["scores"].pop("Healed: bad images, true labels") == [1.0, 1.0]  # the wrong ones were never learnt
+    assert report["scores"] == first["scores"]
+
+
+def test_images_left_out_are_told(colours, capsys):
+    """P1: with --skip-bad-images the run goes on and says what it left out."""
+    (colours["--data"] / "train" / "3" / "3-0.png").write_bytes(b"\x89PNG")
+    assert call(colours, "--epochs", 0) == 2
+    assert "try --skip-bad-images" in capsys.readouterr().err
+    assert call(colours, "--epochs", 0, "--skip-bad-images") == 0
+    assert "1 images cannot be decoded and are left out" in capsys.readouterr().out
+    report = json.loads(colours["--out"].with_suffix(".json").read_text())
+    assert [Path(name).name for name in report["skipped"]] == ["3-0.png"]
+
+
+def test_help_and_the_example(tmp_path):
+    """P1: --help lists every flag; the example writes images that the printed command repairs."""
+    done = subprocess.run([sys.executable, ROOT / "run.py", "repair", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and all(f"--{name}" in done.stdout for name in ("checkpoint", "skip-bad-images"))
+    images, labels = draw_shapes(9, gen(0))
+    assert images.shape == (9, 3, 32, 32) and labels.tolist() == [0, 1, 2] * 3
+    stuck = put_sticker(images, gen(1))
+    changed = (stuck != images).any(1)
+    assert changed.sum(dim=(1, 2)).eq(64).all()  # a quarter of each side
