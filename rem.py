@@ -397,7 +397,7 @@ def acc_of(state: State, index: torch.Tensor) -> float:
     """Accuracy on the examples of `index`, a fraction: theta_o1 alone, labels as given, eval mode, no augmentation."""
     hits, finite = 0, True
     with eval_mode(state.expanded):
-        for _, x, y in loader(state, index, augment=False, size=1024):
+        for _, x, y in loader(state, index, augment=False, size=min(1024, 4 * state.config.batch)):
             logits = state.expanded(x)  # (B, classes)
             hits += (logits.argmax(dim=1) == y).sum()
             finite = logits.isfinite().all() & finite  # looked at once, at the end
@@ -428,7 +428,8 @@ def reference_ce(state: State, rows, x, y, full: bool = False, base: bool = True
 
 def known_reference(state: State) -> tuple[torch.Tensor, ...]:
     """Both reference cross-entropies of every example, (N,): without augmentation an epoch does not change them."""
-    pairs = [reference_ce(state, *batch, full=True) for batch in loader(state, None, augment=False, size=512)]
+    size = min(512, 2 * state.config.batch)
+    pairs = [reference_ce(state, *batch, full=True) for batch in loader(state, None, augment=False, size=size)]
     return tuple(torch.cat(part) for part in zip(*pairs, strict=True))
 
 

@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import checkpoints
+from formats import checkpoints
 from data import Data
 from datasets import _moments
 from etd import Expanded, eval_mode
 from expand import expand
 from experiment import check_writable, choose_device, provenance
-from inputs import IMAGENET, Folder, Reading, build_network, decode, open_folder
+from formats.inputs import IMAGENET, Folder, Reading, build_network, decode, open_folder
 from metrics import predict
 from rem import check_forget, rem
 from settings import Config, check, stream

@@ -1,4 +1,4 @@
-"""checkpoints.py: containers, prefixes, refusals in words, nothing run, the stored keys back."""
+"""formats/checkpoints.py: containers, prefixes, refusals in words, nothing run, the stored keys back."""
 
 import argparse
 import json
@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import checkpoints
-from checkpoints import load_into, read, write
+from formats import checkpoints
+from formats.checkpoints import load_into, read, write
 from helpers import seeds, small_net
 
-ROOT = Path(checkpoints.__file__).resolve().parent
+ROOT = Path(checkpoints.__file__).resolve().parent.parent
 
 
 def saved(tmp_path, content, name="model.pt", **more) -> Path:
@@ -320,7 +320,8 @@ def test_channels_last_and_tied_weights_are_written_plainly(tmp_path):
 
 
 KILLED = """
-import os, signal, sys, torch, checkpoints
+import os, signal, sys, torch
+from formats import checkpoints
 weights = {"x": torch.zeros(1000)}
 os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
 checkpoints.write(sys.argv[1], weights, torch.nn.Identity(), {})

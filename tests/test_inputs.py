@@ -1,4 +1,4 @@
-"""inputs.py: the folder, bad lists of every kind, true labels, networks by name."""
+"""formats/inputs.py: the folder, bad lists of every kind, true labels, networks by name."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from inputs import Folder, Reading, build_network, decode, open_folder, read_bad, read_labels
+from formats.inputs import Folder, Reading, build_network, decode, open_folder, read_bad, read_labels
 
 CLASSES = ("ant", "bee")
 

@@ -13,8 +13,8 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-import checkpoints
-import inputs
+from formats import checkpoints
+from formats import inputs
 import repair
 import run
 from data import Data
