@@ -1,35 +1,37 @@
-"""README.md, tests/README.md and .ci/run: commands run, links exist, every property has its tests."""
+"""The READMEs of the root, of results/, study/ and tests/, and .ci/run: commands run, numbers are those of the result files,
+links exist, every property has its tests."""
 
 import itertools
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from study import cscore
-from study import grid
 import index
-from study import plan
-from study import report
 import run
 from metrics import mean_sem
 from study.rows import SCORES, etd_alone, load_rows, networks, pick
-from settings import TASKS, resolve
+from settings import PLACE, TASKS, Config, resolve
+from study import plan
 from study.tables import PAPER
 
 ROOT = Path(run.__file__).resolve().parent
-README = (ROOT / "README.md").read_text()
+DOCS = {name: (ROOT / name).read_text() for name in ("README.md", "results/README.md", "study/README.md")}
+README, RESULTS = DOCS["README.md"], DOCS["results/README.md"]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
 PYTHON = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if re.search(r"run\.py", line)]
+EVERY = [line for text in DOCS.values() for kind, block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL) if kind == "bash"
+         for line in block.replace("\\\n", " ").splitlines() if re.search(r"run\.py", line)]
 SMALL = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "1", "--quiet"]
 
 
 def commands():
-    """Every call of run.py and report.py in the README, as argument lists that begin with the program."""
-    lines = PYTHON + re.findall(r"python (run\.py [^`;]*)[`;]", README)
+    """Every call of run.py in the READMEs, as argument lists that begin with the program."""
+    lines = EVERY + [found for text in DOCS.values() for found in re.findall(r"python (run\.py [^`;]*)[`;]", text)]
     found = [re.search(r"run\.py.*", line)[0].split("#")[0].split() for line in lines]
     return [argv for argv in found if argv[1:] != ["--help"]]
 
@@ -38,17 +40,13 @@ def commands():
 def test_every_command_is_understood(argv):
     """R6: every command in the README parses, flags and values; a grid's cells and its preset exist."""
     program, *argv = [{"$seed": "0", "N": "120", "D": "0.5"}.get(word, word) for word in argv]
-    if argv[0] == "report":
-        report.parser().parse_args(argv[1:])
-    elif argv[0] == "grid":
-        given = vars(grid.parser().parse_args(argv[1:]))
-        axes = {name: text for name, text in given.items()
-                if name not in (*grid.ONE_VALUE, "preset", "jobs", "dry_run", "retry_failed")}
+    words = not argv[0].startswith("-")
+    given = vars(run.parser(words=words).parse_args(argv))
+    if not words:
+        run.choose_methods(resolve(given))
+    elif given.pop("word") == "grid":
+        axes = {name: text for name, text in given.items() if name in {f.name for f in fields(Config)} - PLACE}
         assert plan.preset(given["preset"], axes) if "preset" in given else plan.expand_axes(axes)
-    elif argv[0] == "cscore":
-        cscore.parser().parse_args(argv[1:])
-    else:
-        run.choose_methods(resolve(vars(run.parser().parse_args(argv))))
 
 
 def test_the_first_command_runs(tmp_path):
@@ -85,17 +83,24 @@ def test_ci_runs_the_test_command_word_for_word():
     assert tests in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-def test_names_in_the_readme_exist():
-    """R6: every file, module and function that the README names is there."""
-    for module, name in re.findall(r"`(\w+)\.(\w+(?:\.\w+)*)`", README):
+@pytest.mark.parametrize("doc", DOCS)
+def test_names_in_the_readmes_exist(doc):
+    """R6: every file, module, function and link that a README names is there."""
+    text = DOCS[doc]
+    for module, name in re.findall(r"`(\w+)\.(\w+(?:\.\w+)*)`", text):
         if (ROOT / f"{module}.py").exists() and name != "py":
             found = __import__(module)
             for part in name.split("."):
                 found = getattr(found, part)
-    for path in re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|md|jsonl|txt))`", README):
-        assert (ROOT / path).exists() or path.startswith("runs/") or path in ("torchvision.models.resnet18",), path
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+    for path in re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|md|jsonl|txt|cff))`", text):
+        assert (ROOT / path).exists() or path.startswith("runs/"), path
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert ((ROOT / doc).parent / link).exists(), link
+
+
+def test_the_readme_is_short():
+    """R6: the README has at most 12,000 bytes; what is longer has a README of its own."""
+    assert len(README.encode()) <= 12_000
 
 
 # --- Figures ------------------------------------------------------------------------------------------------------------
@@ -105,8 +110,8 @@ ABLATIONS = {"rem-no31", "rem-no32", "rem-ce", "rem-ideal", "etd-ideal"}
 
 
 def table(heading: str, number: int = 0) -> list[list[str]]:
-    """The body of a table of a README section, as cells."""
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    """The body of a table of a section of results/README.md, as cells."""
+    section = RESULTS.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     found = [block for block in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in found[number].splitlines()[2:]]
 
