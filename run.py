@@ -124,10 +124,11 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
         try:
             append_row(config.out, row)
         except OSError as error:  # a full disk costs no method and no table
-            print(f"run.py: {name} has no row in {config.out} ({error})", file=sys.stderr)
-            unwritten.append(name)
+            unwritten, why = [*unwritten, name], error
         rows.append(row)
     print(table(rows))
+    if unwritten:
+        print(f"run.py: no row of {', '.join(unwritten)} in {config.out} ({why})", file=sys.stderr)
     say(config, f"{len(rows) - len(unwritten)} rows appended to {config.out}" if unwritten else f"rows appended to {config.out}")
     return [{**row, "written": row["method"] not in unwritten} for row in rows]
 

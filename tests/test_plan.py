@@ -203,7 +203,7 @@ def test_a_method_reads_what_concerns_it(method):
             warnings.simplefilter("ignore")  # gamma is not reached
             METHODS[method].function(network, data, forget, Reading(**values), gen(0), **more)
     fixed = {"rem-no31": {"step31", "step32", "redirect", "p_mem", "ratio"}, "rem-no32": {"step31", "step32"},
-             "rem-ce": {"redirect"}, "npo": {"step31", "step32", "p_mem", "ratio"}}  # the value that the ablation gives itself, or masks that no pass uses
+             "rem-ce": {"redirect"}, "npo": {"step31", "step32", "p_mem", "ratio", "unlearn_epochs", "stop", "redirect"}}  # the ablation's own value, or what no pass uses
     here = {"curve"} | ({"ratio"} if method == "rem-on-etd" else set())  # read by the runner, or in ETD training
     for axis in OPTIONAL - here - fixed.get(method, set()):
         read = axis in noted or axis == "ratio" and "extra_ratio" in noted
