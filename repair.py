@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from formats import checkpoints
 from data import Data
@@ -32,7 +33,6 @@ from metrics import predict
 from rem import check_forget, rem
 from settings import Config, check, stream
 from tasks import write_whole
-from train import refresh_batchnorm
 
 NORMS = (IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3),
          ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))  # mean and std to try, the last CIFAR-10's
@@ -73,24 +73,32 @@ def repair(model: nn.Module, data: Data, forget: torch.Tensor, *, layers=None, s
     """
     say = say or (lambda text: None)
     model, forget = unwrapped(model), check_forget(forget, len(data))
-    config, reasons = choose_settings(model, len(data), settings)
+    config, reasons = choose_settings(model, len(data), settings, too_sure(model, data, forget))
     for line in reasons:
         say(line)
     weight = next(model.parameters())
     example = torch.zeros((2, *data.images.shape[1:]), device=weight.device)
     expanded = expand_any(model, example, config, layers, say)
-    repaired = rem(expanded, data, forget, config, stream(config.seed, "repair"), log=progress(say))
-    if any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in repaired.modules()):
-        refresh_batchnorm(repaired, data, config.batch)  # in few steps the running statistics lag behind the weights
-    return repaired
+    return rem(expanded, data, forget, config, stream(config.seed, "repair"), log=progress(say))
 
 
-def choose_settings(model: nn.Module, n: int, given: dict) -> tuple[Config, list[str]]:
+@torch.no_grad()
+def too_sure(model: nn.Module, data: Data, forget: torch.Tensor) -> bool:
+    """Whether most of D_f has next to no gradient: a median cross-entropy below 1e-6 at the labels as given."""
+    with eval_mode(model):
+        ce = [F.cross_entropy(model(x), y, reduction="none") for _, x, y in data.batches(forget, size=32)]
+    return float(torch.cat(ce).median()) < 1e-6
+
+
+def choose_settings(model: nn.Module, n: int, given: dict, sure: bool = False) -> tuple[Config, list[str]]:
     """Batch, rate, optimiser and epochs for n training images, and the reason for each; what is given stays."""
     batch = min(512, max(16, 2 ** round(math.log2(max(1, n) / 20))))
     norm = any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in model.modules())
+    why = f"the network has {'' if norm else 'no '}BatchNorm; Table 3"
+    if sure and norm:
+        norm, why = False, "so sure of the known bad that their gradient is next to nothing, which Adam rescales"
     chosen = {"batch": (batch, f"about 20 steps per epoch on {n} images, at most the paper's 512"),
-              "optimizer": ("sgd" if norm else "adam", f"the network has {'' if norm else 'no '}BatchNorm; Table 3"),
+              "optimizer": ("sgd" if norm else "adam", why),
               "unlearn_lr": (0.004, "near Table 3's") if norm else (1e-4, "Table 3's rate of training; few steps"),
               "unlearn_epochs": (4, "at most: REM ends when the repair is done"),
               "gamma": (0.05, "few are known, so next to all of them are removed"),
@@ -212,7 +220,7 @@ def main(given: dict, argv: list[str]) -> int:
     names = checkpoints.load_into(model, stored, args.checkpoint)
     train, heldout, skipped = folder.load(reading, args.workers, args.skip_bad_images)
     check_forget(folder.forget, len(train))
-    config, _ = choose_settings(model, len(train), settings)
+    choose_settings(model, len(train), settings)  # so that a value out of range is told before any work
     if skipped:
         print(f"{len(skipped)} images cannot be decoded and are left out, {skipped[0]} first")
     print(f"{len(train)} training images of {reading.size}x{reading.size}, {len(folder.forget)} known bad, "
@@ -220,6 +228,7 @@ def main(given: dict, argv: list[str]) -> int:
     model, train = model.to(device, memory_format=torch.channels_last), train.to(device)
     before = predicted(model, train)
     look_first(model, train, before, folder, reading, args.force)
+    config, _ = choose_settings(model, len(train), settings, too_sure(model, train, folder.forget))
     layers, say = args.layers and args.layers.split(","), functools.partial(print, flush=True)
     try:
         repaired = repair(model, train, folder.forget, layers=layers, say=say, **settings)

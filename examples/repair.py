@@ -54,14 +54,14 @@ def put_sticker(images: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     return images
 
 
-def make(seed: int, n: int = 600, size: int = 32) -> tuple[Data, torch.Tensor, torch.Tensor, Data, Data]:
+def make(seed: int, n: int = 600, size: int = 32, draw=draw_shapes) -> tuple[Data, torch.Tensor, torch.Tensor, Data, Data]:
     """Training images of which 5 % are bad, the bad and the known ones, clean test images, the same with stickers."""
     generator = stream(seed, "shapes")
-    images, labels = draw_shapes(n, generator, size)
+    images, labels = draw(n, generator, size)
     others = (labels != WRONG).nonzero()[:, 0]
     bad = others[torch.randperm(len(others), generator=generator)[: n // 20]]
     images[bad], labels[bad] = put_sticker(images[bad], generator), WRONG
-    test, truth = draw_shapes(300, generator, size)
+    test, truth = draw(300, generator, size)
     test, truth = test[truth != WRONG], truth[truth != WRONG]  # those that the sticker can mislead
     look = dict(classes=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     known = bad[: 2 * len(bad) // 5].sort().values

@@ -256,6 +256,23 @@ def test_batch_from_the_number_of_images(n, batch):
     assert not any("batch 7" in line for line in reasons)
 
 
+def test_a_network_too_sure_gets_adam():
+    """P4: where the known bad images have next to no gradient the optimiser is Adam, with the reason; else SGD stays."""
+    data, net, forget = make_data(0, n=12, classes=4), small_net(0), torch.tensor([1, 5, 7])
+    assert not repair.too_sure(net, data, forget)
+    head = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias = nn.Parameter(torch.tensor([30.0, 0.0, 0.0, 0.0]))
+    data.labels[forget[:2]], data.labels[forget[2:]] = 0, 1  # two of three as sure as can be: the median counts
+    assert repair.too_sure(net, data, forget) and net.training
+    config, reasons = repair.choose_settings(net, len(data), {}, sure=True)
+    assert (config.optimizer, config.unlearn_lr) == ("adam", 1e-4) and any("so sure" in line for line in reasons)
+    told = []
+    repair.repair(net, data, forget, unlearn_epochs=1, gamma=1.0, say=told.append)
+    assert any(line.startswith("optimizer adam") for line in told)
+
+
 def convnext():
     setting = torchvision.models.convnext.CNBlockConfig
     return torchvision.models.ConvNeXt([setting(8, 16, 1), setting(16, None, 1)], num_classes=3)
