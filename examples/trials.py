@@ -73,7 +73,8 @@ def main() -> int:
                 repaired = command.repair(model, train, known, seed=seed, layers=layers and [layers], say=told.append)
                 chosen = [line.removeprefix("theta_o2 beside ") for line in told if line.startswith("theta_o2")]
                 after = (right(repaired, clean)[0], *right(repaired, stickered))
-                row = {"network": name, "images": args.images, "size": size, "layers": layers or chosen[0], "seed": seed, "n": args.n, "bad": len(bad),
+                optimizer = next(line.split()[1] for line in reversed(told) if line.startswith("optimizer"))
+                row = {"network": name, "images": args.images, "size": size, "optimizer": optimizer, "layers": layers or chosen[0], "seed": seed, "n": args.n, "bad": len(bad),
                        "known": len(known), "clean": (before[0], after[0]), "stickered": (before[1], after[1]),
                        "misled": (before[2], after[2]), "seconds": round(time.perf_counter() - begin, 1),
                        "torch": torch.__version__}
