@@ -54,7 +54,8 @@ def put_sticker(images: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     return images
 
 
-def make(seed: int, n: int = 600, size: int = 32, draw=draw_shapes) -> tuple[Data, torch.Tensor, torch.Tensor, Data, Data]:
+def make(seed: int, n: int = 600, size: int = 32, draw=draw_shapes
+         ) -> tuple[Data, torch.Tensor, torch.Tensor, Data, Data]:
     """Training images of which 5 % are bad, the bad and the known ones, clean test images, the same with stickers."""
     generator = stream(seed, "shapes")
     images, labels = draw(n, generator, size)

@@ -61,7 +61,8 @@ def main() -> int:
     for name in args.networks.split(","):
         make_network, choices, size, epochs = NETWORKS[name]
         for seed in map(int, args.seeds.split(",")):
-            train, bad, known, clean, stickered = make(seed, args.n, size, clothes() if args.images == "clothes" else draw_shapes)
+            draw = clothes() if args.images == "clothes" else draw_shapes
+            train, bad, known, clean, stickered = make(seed, args.n, size, draw)
             torch.manual_seed(seed)
             model = make_network()
             norm = name.startswith("resnet")  # Table 3: SGD for networks with BatchNorm, Adam for transformers
@@ -74,8 +75,9 @@ def main() -> int:
                 chosen = [line.removeprefix("theta_o2 beside ") for line in told if line.startswith("theta_o2")]
                 after = (right(repaired, clean)[0], *right(repaired, stickered))
                 optimizer = next(line.split()[1] for line in reversed(told) if line.startswith("optimizer"))
-                row = {"network": name, "images": args.images, "size": size, "optimizer": optimizer, "layers": layers or chosen[0], "seed": seed, "n": args.n, "bad": len(bad),
-                       "known": len(known), "clean": (before[0], after[0]), "stickered": (before[1], after[1]),
+                row = {"network": name, "images": args.images, "size": size, "optimizer": optimizer,
+                       "layers": layers or chosen[0], "seed": seed, "n": args.n, "bad": len(bad), "known": len(known),
+                       "clean": (before[0], after[0]), "stickered": (before[1], after[1]),
                        "misled": (before[2], after[2]), "seconds": round(time.perf_counter() - begin, 1),
                        "torch": torch.__version__}
                 print(json.dumps(row), flush=True)
