@@ -65,8 +65,8 @@ def network(seed: int, channels: int = 1, classes: int = 10) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(*block(channels, 16), nn.MaxPool2d(2), *block(16, 32), *block(32, 32), nn.AdaptiveMaxPool2d(1),
-                             nn.Flatten(), nn.Linear(32, classes, bias=False))
+        return nn.Sequential(*block(channels, 16), nn.MaxPool2d(2), *block(16, 32), *block(32, 32),
+                             nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(32, classes, bias=False))
 
 
 def world(name: str, seed: int, epochs: int = 12):
@@ -159,9 +159,9 @@ def score(seed: int) -> dict[str, float]:
     """V18: C-scores of the three tasks on fashion-mini. Without size 0: untrained networks say one class or another."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "cscore.jsonl"
+        sizes = ["--n", "60", "--width", "0.25", "--sizes", "0.5", "--runs", "2", "--updates", "24", "--batch", "16"]
         with contextlib.redirect_stdout(None):  # --quiet prints the table
-            code = run.main(["cscore", "--n", "60", "--width", "0.25", "--sizes", "0.5", "--runs", "2", "--updates",
-                             "24", "--batch", "16", "--seed", str(seed), "--device", "cpu", "--quiet", "--out", str(out)])
+            code = run.main(["cscore", *sizes, "--seed", str(seed), "--device", "cpu", "--quiet", "--out", str(out)])
         assert code == 0
         found = {row["task"]: row["score"] for row in map(json.loads, out.read_text().splitlines())}
     return {"poison": found["poison"], "poison over confusion": found["poison"] - found["confusion"],

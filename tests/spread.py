@@ -1,10 +1,10 @@
-"""How far outcomes spread over machines: the measurements of claims.py, or the main job, per CPU capability and threads.
+"""How outcomes spread over machines: the measurements of claims.py, or the main job, per CPU capability and threads.
 
-    python tests/spread.py --out runs/spread.jsonl            # 3 capabilities x {1, 2} threads x seeds 0-4; goes on where it stopped
+    python tests/spread.py --out runs/spread.jsonl            # 3 capabilities x {1, 2} threads x seeds 0-4
     python tests/spread.py --out runs/main.jsonl --main       # run.py --task poison --discovery 0.5 likewise
     python tests/spread.py --out runs/spread.jsonl --table    # the table alone
 
-Each run is a process of its own with ONEDNN_MAX_CPU_ISA and OMP_NUM_THREADS set, and appends a line of JSON. Under a
+It goes on where it stopped. Each run is a process of its own with ONEDNN_MAX_CPU_ISA and OMP_NUM_THREADS set, and appends a line of JSON. Under a
 capability that the CPU lacks oneDNN takes the best that it has, so the table says what the machine's own is.
 """
 
@@ -33,7 +33,8 @@ def environment(isa: str, threads: int) -> dict[str, str]:
     """Variables of a run. Threads that wait do not spin: it changes no number, and busy machines are not held up."""
     clean = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"}
     more = {} if isa == "default" else {"ONEDNN_MAX_CPU_ISA": isa}
-    return clean | more | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
+    more |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
+    return clean | more
 
 
 def claims_of(kinds: list[str], isa: str, threads: int, seed: int) -> list[dict]:
@@ -57,8 +58,8 @@ def main_job(isa: str, threads: int, seed: int) -> list[dict]:
         found = {row["method"]: row for row in map(json.loads, out.read_text().splitlines())}
     rem, npo, before = (found[name] for name in ("rem", "npo", "no-ul"))
     scores = {f"rem {name}": rem[name] for name in ("healed", "utility", "product")}
-    return [{"kind": "main", **scores, "npo product": npo["product"], "product over npo": rem["product"] - npo["product"],
-             "utility lost": before["utility"] - rem["utility"]}]
+    return [{"kind": "main", **scores, "npo product": npo["product"],
+             "product over npo": rem["product"] - npo["product"], "utility lost": before["utility"] - rem["utility"]}]
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -92,7 +93,7 @@ def collect(asked) -> bool:
                 with asked.out.open("a") as file:
                     file.writelines(json.dumps(row | origin) + "\n" for row in made)
                 complete &= {row["kind"] for row in made} == set(kinds)
-                print(f"seed {seed}  {threads} threads  {isa:7s}  {origin['seconds']:6.1f} s", file=sys.stderr, flush=True)
+                print(f"seed {seed}  {threads} threads  {isa:7s}  {origin['seconds']:6.1f} s", file=sys.stderr)
     return complete
 
 
@@ -100,7 +101,7 @@ ORIGIN = {"kind", "isa", "threads", "seed", "torch", "native", "seconds"}
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: each number's mean, SD and range over all runs, the most that one seed's number moves, and its bounds."""
+    """Markdown: each number's mean, SD and range over all runs, the most that one seed's moves, and bounds."""
     values = defaultdict(dict)  # (kind, name) -> (isa, threads, seed) -> number
     for row in rows:
         for name in row.keys() - ORIGIN:

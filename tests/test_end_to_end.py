@@ -1,9 +1,9 @@
 """The paper's claims in the small world of claims.py, as means over seeds.
 
-Training is chaotic: another CPU, number of threads or version of a library rounds otherwise and gives another network. So
-each bound is a mean over three seeds, 5 standard errors or more of the spread over CPUs, threads and seeds away from the
-mean that `python tests/spread.py` found (README.md there, "Spread over machines"): a bound fails by chance less than once
-in 100,000 machines, if the spread is near normal. What does not hold so is not asserted.
+Training is chaotic: another CPU, number of threads or version of a library rounds otherwise and gives another network.
+So each bound is on a mean over three seeds, and lies 5 standard errors or more of the spread over CPUs, threads and seeds
+away from the mean that `python tests/spread.py` found (the README here, "Spread over machines"; it is in the comments):
+if the spread is near normal, a bound fails on one machine in three million. What does not hold so is not asserted.
 """
 
 import pytest
@@ -18,7 +18,7 @@ from train import fit
 
 @pytest.mark.outcome("poison")
 def test_rem_heals_the_poison():
-    """S1: the trigger is learnt before; REM from a fifth of it heals most images, undiscovered too, at the same utility."""
+    """S1: the trigger is learnt before; REM from a fifth of it heals, undiscovered images too, at the same utility."""
     assert mean("poison", "learnt") >= 0.9
     assert mean("poison", "healed before") <= 0.2
     assert mean("poison", "healed 0.2") >= 0.35
@@ -28,8 +28,8 @@ def test_rem_heals_the_poison():
 
 @pytest.mark.outcome("poison")
 def test_theta_o1_loses_the_corruption():
-    """S3: Fig. 5: on D_c's given labels theta_o1 loses its accuracy, which was 1. That D_f's channel takes it over within
-    these few steps does not hold on every seed, so it is not asserted."""
+    """S3: Fig. 5: on D_c's given labels theta_o1 loses its accuracy, which was 1. That D_f's channel takes it over does
+    not hold on every seed in so few steps, so it is not asserted."""
     assert mean("poison", "base") <= 0.6
 
 
@@ -41,7 +41,7 @@ def test_healing_does_not_fall_with_discovery():
 
 @pytest.mark.outcome("poison")
 def test_rem_beats_training_on_what_is_left():
-    """S2: at discovery 0.2 REM heals poison that fine-tuning and retraining on D_r, four fifths of it included, bring back."""
+    """S2: at discovery 0.2 REM heals poison that fine-tuning and retraining on D_r, four fifths of it there, keep."""
     assert mean("poison", "over cf") >= 0.25
     assert mean("poison", "over retrain") >= 0.25
 

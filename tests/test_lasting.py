@@ -34,11 +34,11 @@ def written_out(net, data, forget, config, generator):
 def prop_a25(rem, seed=0, epochs=3, gamma=0.2):
     """stop="max": that many epochs, the last one's network, nothing left out of step 3 and nothing looked at."""
     data, forget = make_data(seed, n=24), torch.randperm(24, generator=gen(seed))[:5]
-    config, net, epochs_seen = tiny(unlearn_epochs=epochs, gamma=gamma, stop="max", max_passes=2), small_net(seed), []
-    out = rem.rem(net, data, forget, config, gen(seed), log=lambda epoch, *rest, **record: epochs_seen.append((epoch, record)))
+    config, net, seen = tiny(unlearn_epochs=epochs, gamma=gamma, stop="max", max_passes=2), small_net(seed), []
+    out = rem.rem(net, data, forget, config, gen(seed), log=lambda epoch, *rest, **record: seen.append((epoch, record)))
     kept = written_out(net, data, forget, config, gen(seed))
-    assert [epoch for epoch, _ in epochs_seen] == list(range(1, epochs + 1))
-    assert not any("score" in record or "acc_watched" in record for _, record in epochs_seen)
+    assert [epoch for epoch, _ in seen] == list(range(1, epochs + 1))
+    assert not any("score" in record or "acc_watched" in record for _, record in seen)
     assert_same_state(out.train(), kept[-1].train())
 
 
