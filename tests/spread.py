@@ -4,8 +4,9 @@
     python tests/spread.py --out runs/main.jsonl --main       # run.py --task poison --discovery 0.5 likewise
     python tests/spread.py --out runs/spread.jsonl --table    # the table alone
 
-It goes on where it stopped. Each run is a process of its own with ONEDNN_MAX_CPU_ISA and OMP_NUM_THREADS set, and appends a line of JSON. Under a
-capability that the CPU lacks oneDNN takes the best that it has, so the table says what the machine's own is.
+It goes on where it stopped. Each run is a process of its own with ONEDNN_MAX_CPU_ISA and OMP_NUM_THREADS set, and
+appends a line of JSON. Under a capability that the CPU lacks oneDNN takes the best that it has, so the table says what
+the CPU's own is.
 """
 
 import argparse

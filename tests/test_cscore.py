@@ -398,7 +398,7 @@ def test_clean_labels_are_never_read(name):
 @pytest.mark.outcome("score")
 def test_the_order_of_the_tasks():
     """V18: on fashion-mini random labels score below confusion, and confusion below poison."""
-    assert claims.mean("score", "confusion over random") >= 0.2
+    assert claims.mean("score", "confusion over random") >= 0.4
     assert claims.mean("score", "poison over confusion") >= 0.1
     assert claims.mean("score", "poison") >= 0.9
 

@@ -1,9 +1,10 @@
 """The paper's claims in the small world of claims.py, as means over seeds.
 
 Training is chaotic: another CPU, number of threads or version of a library rounds otherwise and gives another network.
-So each bound is on a mean over three seeds, and lies 5 standard errors or more of the spread over CPUs, threads and seeds
-away from the mean that `python tests/spread.py` found (the README here, "Spread over machines"; it is in the comments):
-if the spread is near normal, a bound fails on one machine in three million. What does not hold so is not asserted.
+So each bound is on a mean over three seeds, 5 standard errors or more of the spread over CPUs, threads and seeds away
+from the mean that `python tests/spread.py` found (both in the comments; the table is in the README here, "Spread over
+machines"): if the spread is near normal, a bound fails on one machine in three million. What does not hold so is not
+asserted.
 """
 
 import pytest
@@ -21,35 +22,35 @@ def test_rem_heals_the_poison():
     """S1: the trigger is learnt before; REM from a fifth of it heals, undiscovered images too, at the same utility."""
     assert mean("poison", "learnt") >= 0.9
     assert mean("poison", "healed before") <= 0.2
-    assert mean("poison", "healed 0.2") >= 0.35
-    assert mean("poison", "undiscovered 0.2") >= 0.3
-    assert mean("poison", "utility lost") <= 0.08
+    assert mean("poison", "healed 0.2") >= 0.25
+    assert mean("poison", "undiscovered 0.2") >= 0.22
+    assert mean("poison", "utility lost") <= 0.06
 
 
 @pytest.mark.outcome("poison")
 def test_theta_o1_loses_the_corruption():
     """S3: Fig. 5: on D_c's given labels theta_o1 loses its accuracy, which was 1. That D_f's channel takes it over does
     not hold on every seed in so few steps, so it is not asserted."""
-    assert mean("poison", "base") <= 0.6
+    assert mean("poison", "base") <= 0.7
 
 
 @pytest.mark.outcome("poison")
 def test_healing_does_not_fall_with_discovery():
     """S5: REM does not heal less from all of D_c than from a tenth of it, within the spread."""
-    assert mean("poison", "1.0 over 0.1") >= -0.15
+    assert mean("poison", "1.0 over 0.1") >= -0.2
 
 
 @pytest.mark.outcome("poison")
 def test_rem_beats_training_on_what_is_left():
     """S2: at discovery 0.2 REM heals poison that fine-tuning and retraining on D_r, four fifths of it there, keep."""
-    assert mean("poison", "over cf") >= 0.25
-    assert mean("poison", "over retrain") >= 0.25
+    assert mean("poison", "over cf") >= 0.12
+    assert mean("poison", "over retrain") >= 0.12
 
 
 @pytest.mark.outcome("etd")
 def test_etd_heals_the_irregular_alone():
     """S4: ETD without unlearning heals random labels, not the poison."""
-    assert mean("etd", "random, more than plain") >= 0.15
+    assert mean("etd", "random, more than plain") >= 0.2
     assert mean("etd", "poison") <= 0.2
 
 

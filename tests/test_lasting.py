@@ -17,7 +17,7 @@ few = settings(max_examples=max(2, settings().max_examples // 5))  # several who
 @pytest.mark.outcome("lasting")
 def test_healing_lasts():
     """A24: at discovery 0.1, Healed after ten times the epochs is that after the preset's, within the spread."""
-    assert claims.mean("lasting", "healed") >= 0.35
+    assert claims.mean("lasting", "healed") >= 0.3
     assert claims.mean("lasting", "change in 10x") >= -0.1
 
 
