@@ -26,6 +26,7 @@ from models import build
 from settings import Config
 
 ROOT = Path(repair.__file__).resolve().parent
+pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # rounding decides whether a cap is reached
 SMALL = ["--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"]
 
 
