@@ -398,9 +398,9 @@ def test_clean_labels_are_never_read(name):
 @pytest.mark.outcome("score")
 def test_the_order_of_the_tasks():
     """V18: on fashion-mini random labels score below confusion, and confusion below poison."""
-    assert claims.mean("score", "confusion over random") >= 0.4
-    assert claims.mean("score", "poison over confusion") >= 0.1
-    assert claims.mean("score", "poison") >= 0.9
+    assert claims.mean("score", "confusion over random") >= 0.4  # 0.67, SD 0.04: k = 11, see the README here
+    assert claims.mean("score", "poison over confusion") >= 0.1  # 0.25, SD 0.03: k = 8
+    assert claims.mean("score", "poison") >= 0.9  # 1.00 in every run
 
 
 # --- The command --------------------------------------------------------------------------------------------------------
