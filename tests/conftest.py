@@ -39,9 +39,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """Let the other core measure the paper's claims while the first tests run."""
-    if not session.config.option.collectonly and any(item.path.name == "test_end_to_end.py" for item in session.items):
-        claims.begin()
+    """Let the other core measure outcomes while the first tests run."""
+    if not session.config.option.collectonly:
+        claims.begin({kind for item in session.items for mark in item.iter_markers("outcome") for kind in mark.args})
 
 
 def pytest_sessionfinish(session):

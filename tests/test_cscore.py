@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import claims
 import experiment
 from study import cscore
 import run
@@ -394,15 +395,12 @@ def test_clean_labels_are_never_read(name):
     assert row["status"] == "ok" and 0 <= row["score"] <= 1 and row["learned"][0] is None
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_order_of_the_tasks(tmp_path, seed):
-    """V18: on fashion-mini random labels score below confusion, and confusion below poison. Without size 0: untrained
-    networks say one class or another, which five sizes outweigh and two do not."""
-    out = tmp_path / "x"
-    assert run.main(["cscore", "--n", "100", "--sizes", "0.25,0.5", "--runs", "2", "--updates", "24", "--batch", "16", "--seed",
-                     str(seed), "--device", "cpu", "--quiet", "--out", str(out)]) == 0
-    score = {row["task"]: row["score"] for row in rows_of(out)}
-    assert score["random"] + 0.2 < score["confusion"] < score["poison"] - 0.1 and score["poison"] == 1, score
+@pytest.mark.outcome("score")
+def test_the_order_of_the_tasks():
+    """V18: on fashion-mini random labels score below confusion, and confusion below poison."""
+    assert claims.mean("score", "confusion over random") >= 0.4  # 0.67, SD 0.04: k = 11, see the README here
+    assert claims.mean("score", "poison over confusion") >= 0.1  # 0.25, SD 0.03: k = 8
+    assert claims.mean("score", "poison") >= 0.9  # 1.00 in every run
 
 
 # --- The command --------------------------------------------------------------------------------------------------------

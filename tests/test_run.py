@@ -34,6 +34,7 @@ from test_data import write_cifar10, write_tree
 ROOT = Path(run.__file__).resolve().parent
 QUICK = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--batch", "64", "--max-passes", "2",
          "--device", "cpu"]
+pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # in a few passes rounding decides whether gamma is reached
 TIMES = {"seconds", "train_seconds", "argv", "out"}  # what may differ between two runs of one command
 
 
@@ -89,7 +90,8 @@ def test_every_task_and_method_runs(few, tmp_path, capsys, task, etd):
 def test_the_command_itself(tmp_path):
     """R1, R3: a real process on the real built-in data: what it prints and what it leaves."""
     out = tmp_path / "new" / "cells.jsonl"
-    done = command("--task", "poison", "--discovery", "0.5", *QUICK, "--n", "60", "--out", str(out), cwd=tmp_path)
+    done = command("--task", "poison", "--discovery", "0.5", *QUICK, "--n", "60", "--gamma", "1", "--out", str(out),
+                   cwd=tmp_path)  # at gamma 1 step 2 makes no pass, so nothing can warn on any CPU
     assert done.returncode == 0 and done.stderr == "", done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "poison on fashion-mini: 6000 images of 16x16, 60 corrupted, 30 of them discovered (50%)"
