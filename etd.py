@@ -38,7 +38,6 @@ def mask_table(n: int, width: int, p_mem: float, seed: int, shared=None) -> torc
 
     Choice: each bit is Bernoulli(p_mem); row i depends on (seed, i) and never on n, call order or epoch; a layer with c
     extra channels uses the first c bits of a row, so layers joined by a residual sum agree.
-
     Args:
         n: number of training examples, >= 0.
         width: bits of a row, the widest extra part of the network (`Expanded.width`), >= 0.
@@ -46,12 +45,8 @@ def mask_table(n: int, width: int, p_mem: float, seed: int, shared=None) -> torc
         seed: of the table.
         shared: (k,) int64 dataset indices that get one more row, drawn from the same seed and owned by no one else:
             D_f in REM (Alg. 1, step 3.1), all of D_c in REM (IDEAL). None or empty: no shared row.
-
-    Returns:
-        (n, width) bool on the CPU, n * width bytes.
-
-    Raises:
-        ValueError: p_mem outside [0, 1], a negative size or an index out of range.
+    Returns: (n, width) bool on the CPU, n * width bytes.
+    Raises: ValueError for p_mem outside [0, 1], a negative size or an index out of range.
     """
     if not 0 <= p_mem <= 1:
         raise ValueError(f"p_mem is {p_mem}; it must be a probability in [0, 1]")
@@ -72,12 +67,8 @@ def mask_rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     Args:
         table: (N, width) bool.
         index: (B,) int64 dataset indices on the CPU.
-
-    Returns:
-        (B, width) bool on the table's device.
-
-    Raises:
-        ValueError: an index that is not an int64 vector, is negative or is at least N.
+    Returns: (B, width) bool on the table's device.
+    Raises: ValueError for an index that is not an int64 vector, is negative or is at least N.
     """
     return table[check_index(index, len(table)).to(table.device, non_blocking=True)]  # (B, width)
 
@@ -305,12 +296,8 @@ def drop(expanded: Expanded) -> nn.Module:
 
     Args:
         expanded: made by `expand`; it is left as it is.
-
-    Returns:
-        A plain network of its own storage, without masks, hooks or wrappers.
-
-    Raises:
-        TypeError: `expanded` is not an Expanded.
+    Returns: a plain network of its own storage, without masks, hooks or wrappers.
+    Raises: TypeError where `expanded` is not an Expanded.
     """
     if not isinstance(expanded, Expanded):
         raise TypeError(f"drop takes the Expanded that expand returns, not a {type(expanded).__name__}")

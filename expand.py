@@ -32,7 +32,6 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
     Every Conv2d gets round(ratio * width) extra channels; BatchNorm and Linear follow what arrives. The last Linear
     takes extra inputs and gives no extra output, so no mask touches a logit. One dry run of `example` measures what
     arrives where, and a check in float64 refuses every architecture in which extra channels do not stay apart.
-
     Args:
         model: any network of Conv2d (groups 1 or depthwise), BatchNorm, Linear and layers that act on each channel
             alone.
@@ -41,10 +40,8 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
         layers: names of the Conv2d or Linear layers that get extra outputs, see `hidden_layers`. None: the network's
             own `expandable`, else every Conv2d.
         generator: torch.Generator on the CPU for theta_o2's weights; None: one seeded with 0.
-
-    Returns:
-        An `Expanded` on the model's device, with its dtypes, training flags and memory formats. The model is untouched.
-
+    Returns: an `Expanded` on the model's device, with its dtypes, training flags and memory formats. The model is
+        untouched.
     Raises:
         ValueError: a ratio, example or layer name that cannot be used.
         TypeError: the network cannot be expanded; the text names the module.

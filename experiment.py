@@ -138,9 +138,8 @@ def recorder(config: Config, first, task: Task, forget: torch.Tensor, log, point
     """Watch the epochs of a method: its scores, what it logs and, of REM, the redirection (Fig. 5).
 
     base: accuracy on D_c's given labels, of theta_o1 in REM; full: the same of theta_o1 with theta_o2 under D_f's mask.
-
-    Returns:
-        A log function that adds a point to `points` after each epoch and calls `log`; epoch 0 is in `points` already.
+    Returns: a log function that adds a point to `points` after each epoch and calls `log`; epoch 0 is in `points`
+        already.
     """
     def note(epoch: int, epochs: int, net, **values) -> None:
         scores = evaluate(net, task, forget)
@@ -213,8 +212,8 @@ def same_world():
 def choose_methods(config: Config) -> dict:
     """Names and functions of config.method, each once, in the order given.
 
-    Raises:
-        ValueError: an unknown name, one that has no meaning with or without --etd, or a file that holds no such method.
+    Raises: ValueError for an unknown name, one that has no meaning with or without --etd, or a file that holds no such
+        method.
     """
     names = [name.strip() for name in config.method.split(",") if name.strip()]
     methods = {}
@@ -332,7 +331,6 @@ def progress(label: str, quiet: bool, min_seconds: float = 0.0):
     """A log function for `fit` and the methods, for the length of a block: one line per epoch with the time left.
 
     In a terminal, work without such a line for LONG seconds says so in a line that is written anew every second.
-
     Args:
         label: what is done, such as "train".
         quiet: print nothing.

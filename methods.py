@@ -110,11 +110,8 @@ def reads_forget(name: str) -> bool:
 def load_method(text: str):
     """A user-supplied method from "path/to/file.py:function".
 
-    Returns:
-        (name, function), the name being "file.py:function".
-
-    Raises:
-        ValueError: no such file or function, a file that does not import, or the wrong parameters.
+    Returns: (name, function), the name being "file.py:function".
+    Raises: ValueError for no such file or function, a file that does not import, or the wrong parameters.
     """
     path, _, attribute = text.rpartition(":")
     if not Path(path).is_file():

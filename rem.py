@@ -37,12 +37,10 @@ def npo_term(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch
 
     Choice: the ratio inside the log of Eq. 2 is the ratio of likelihoods, as in NPO: log(p / p_ref) = -(CE - CE_ref).
     The literal ratio of cross-entropies ruins the model (README, "Reading of Eq. 2").
-
     Args:
         ce: (B,) cross-entropy of the network at hand, any float dtype.
         ce_ref: (B,) cross-entropy of the reference network; no gradient flows into it.
         beta: > 0.
-
     Returns: (B,) values in (-inf, 0), rising with ce; the slope is 2 sigmoid(-beta (ce - ce_ref)), between 0 and 2.
     Raises: ValueError for beta <= 0.
     """

@@ -62,10 +62,7 @@ def repair(model: nn.Module, data: Data, forget: torch.Tensor, *, layers=None, s
         layers: names or patterns (`*.mlp.0`) of the layers that get theta_o2; None: chosen by `expand_any`.
         say: called with a line of text about each choice and each epoch; None: silent.
         settings: of settings.Config, over the defaults of `choose_settings`, such as unlearn_epochs=2 or seed=1.
-
-    Returns:
-        A plain network of the keys, shapes and dtypes of `model`, in its modes.
-
+    Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes.
     Raises:
         ValueError: forget, or a setting, cannot be used.
         TypeError: no choice of layers can be expanded.

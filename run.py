@@ -97,7 +97,6 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
 
     Rows are appended to config.out as they come. Everything that can be wrong with the input is looked at before
     training.
-
     Raises:
         ValueError, TypeError: the input cannot be used.
         OSError: a row could not be written; raised after the table.

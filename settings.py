@@ -113,12 +113,8 @@ def resolve(given: dict) -> Config:
 
     Args:
         given: field names of Config to values.
-
-    Returns:
-        A Config.
-
-    Raises:
-        ValueError, TypeError: an unknown setting, or as `check`.
+    Returns: a Config.
+    Raises: ValueError, TypeError for an unknown setting, or as `check`.
     """
     known = {f.name for f in fields(Config)}
     if unknown := sorted(set(given) - known):

@@ -45,12 +45,8 @@ def make_task(name: str, dataset: Dataset, n: int, seed: int, pair: tuple[int, i
         n: |D_c|, in [1, N]; even for confusion.
         seed: of the draw; the same seed, data and n give the same task for every method.
         pair: the two classes of confusion; None for Goel's classes or, elsewhere, the pair of `closest_pair`.
-
-    Returns:
-        A Task whose labels are fixed from here on.
-
-    Raises:
-        ValueError: an unknown name, or numbers that the data cannot give; the text has them.
+    Returns: a Task whose labels are fixed from here on.
+    Raises: ValueError for an unknown name, or numbers that the data cannot give; the text has them.
     """
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; choose one of {', '.join(TASKS)}")
@@ -142,8 +138,7 @@ def put_trigger(data: Data, index: torch.Tensor) -> Data:
 def add_trigger(images: torch.Tensor) -> torch.Tensor:
     """A copy of images (B, C, H, W), pixels in 0..255, with the bottom right 3x3 pixels white.
 
-    Raises:
-        ValueError: the trigger does not fit.
+    Raises: ValueError where the trigger does not fit.
     """
     height, width = images.shape[-2:]
     if min(height, width) < TRIGGER_SIZE:
@@ -169,17 +164,12 @@ def discover(task: Task, rate: float, seed: int) -> torch.Tensor:
     """Draw the discovered part D_f of D_c (Sec. 4 "Discovery rate").
 
     Choice: for one seed a smaller rate's D_f lies within a larger one's.
-
     Args:
         task: with D_c of n examples.
         rate: |D_f| / |D_c|, in (0, 1]; |D_f| = round(rate * n).
         seed: of the order of discovery.
-
-    Returns:
-        (|D_f|,) int64 sorted dataset indices on the CPU.
-
-    Raises:
-        ValueError: a rate outside (0, 1], or one so small that nothing is discovered.
+    Returns: (|D_f|,) int64 sorted dataset indices on the CPU.
+    Raises: ValueError for a rate outside (0, 1], or one so small that nothing is discovered.
     """
     if not 0 < rate <= 1:
         raise ValueError(f"discovery is {rate}; it must be a rate in (0, 1]")
@@ -199,8 +189,7 @@ def like_corrupted(task: Task) -> tuple[Data, torch.Tensor | None]:
     """Test images that the corruption would concern (Fig. 6): triggered for poison, of the two classes for confusion,
     all for random labels.
 
-    Returns:
-        (test set, (k,) int64 indices into it or None for all); the labels are clean.
+    Returns: (test set, (k,) int64 indices into it or None for all); the labels are clean.
     """
     if task.name == "poison":
         return triggered_test(task), None
@@ -228,8 +217,7 @@ def save_task(task: Task, path: str | Path) -> None:
 def load_task(path: str | Path, dataset: Dataset) -> Task:
     """Read what `save_task` wrote and put it on the data set it was made from.
 
-    Raises:
-        ValueError: no such file, or the data set has other images.
+    Raises: ValueError for no such file, or the data set has other images.
     """
     if not Path(path).is_file():
         raise ValueError(f"no task file at {path}; save_task writes one")

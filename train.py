@@ -24,9 +24,7 @@ def rate(step: int, steps: int) -> float:
     Args:
         step: number of the step, 0 <= step < steps.
         steps: of the whole training, >= 1.
-
-    Returns:
-        A factor in (0, 1]; FINAL at the last step, 1 where there is but one.
+    Returns: a factor in (0, 1]; FINAL at the last step, 1 where there is but one.
     """
     warm = max(1, round(WARM_UP * steps))
     if step < warm:
@@ -37,8 +35,7 @@ def rate(step: int, steps: int) -> float:
 def make_optimizer(model: nn.Module, config: Config, lr: float) -> torch.optim.Optimizer:
     """SGD with momentum and weight decay, or Adam without (Table 3), over every trainable parameter, each once.
 
-    Raises:
-        ValueError: no parameter is trainable.
+    Raises: ValueError where no parameter is trainable.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
@@ -75,9 +72,7 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
         lr: peak rate, None for config.lr.
         masks: (N, width) bool: row i masks theta_o2 for example i (ETD).
         log: called as log(epoch, epochs, model, loss=...) after each epoch.
-
-    Raises:
-        NonFiniteLoss: at the end of the epoch in which the loss stopped being finite.
+    Raises: NonFiniteLoss for at the end of the epoch in which the loss stopped being finite.
     """
     epochs, lr = config.epochs if epochs is None else epochs, config.lr if lr is None else lr
     device, dtype = data.images.device, next(model.parameters()).dtype
@@ -115,9 +110,7 @@ def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Gen
         generator: of order and augmentation.
         shared: indices that share one row: D_c for ETD (IDEAL) of Fig. 9, an oracle. None: each its own.
         log: called once per epoch, see fit.
-
-    Returns:
-        The trained Expanded, base statistics refreshed; `drop` it for ETD alone, or hand it to rem.
+    Returns: the trained Expanded, base statistics refreshed; `drop` it for ETD alone, or hand it to rem.
     """
     expanded = expand_for(model, data, config)
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, shared)

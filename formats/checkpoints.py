@@ -42,12 +42,9 @@ def read(path: str | Path, ema: bool = False) -> dict[str, torch.Tensor]:
     Args:
         path: what torch.save wrote, a state dict or a training state that holds one, or a .safetensors file.
         ema: take the averaged weights of a training state instead of the last ones.
-
-    Returns:
-        Stored name -> tensor, at least one.
-
-    Raises:
-        ValueError: the file holds no weights or cannot be read without running what is in it; the text says what it is.
+    Returns: Stored name -> tensor, at least one.
+    Raises: ValueError for the file holds no weights or cannot be read without running what is in it; the text says what
+        it is.
     """
     path = Path(path)
     try:
@@ -140,12 +137,9 @@ def load_into(model: nn.Module, stored: dict[str, torch.Tensor], file: str = "th
         model: a plain network; its dtypes stay.
         stored: what `read` returned.
         file: what the messages call the checkpoint.
-
-    Returns:
-        Stored name -> the network's name, without the extras that mean nothing to it.
-
-    Raises:
-        ValueError: missing, unknown or misshapen weights, or values that are not finite; the text names the first.
+    Returns: Stored name -> the network's name, without the extras that mean nothing to it.
+    Raises: ValueError for missing, unknown or misshapen weights, or values that are not finite; the text names the
+        first.
     """
     own = model.state_dict()
     names = network_names(stored, set(own))

@@ -50,8 +50,7 @@ def add_arguments(p: Parser) -> None:
 def main(given: dict, argv: list[str]) -> int:
     """Score the tasks that the flags after `run.py cscore` name; returns the exit code: 0, or 1 if a task failed.
 
-    Raises:
-        ValueError, TypeError: the input cannot be used; run.main makes exit code 2 and one line of it.
+    Raises: ValueError, TypeError where the input cannot be used; run.main makes exit code 2 and one line of it.
     """
     names, shares, runs, updates = (given.pop(key) for key in ("task", "sizes", "runs", "updates"))
     configs = [resolve({**given, "task": name}) for name in (TASKS if names == "all" else [names])]

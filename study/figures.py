@@ -36,12 +36,8 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
         number: of DRAW.
         rows: of `rows.load_rows`.
         figure_class: matplotlib.figure.Figure.
-
-    Returns:
-        Pairs (file name without suffix, figure), at least one.
-
-    Raises:
-        Missing: no data set has the rows.
+    Returns: pairs (file name without suffix, figure), at least one.
+    Raises: Missing for no data set has the rows.
     """
     made, reasons = [], []
     rows = etd_alone(rows if number == "5" else without_extra_curves(rows))

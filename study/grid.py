@@ -186,9 +186,7 @@ def work_through(remaining, folder: Path, jobs: int, origin: dict, retry: bool, 
         origin: where the rows come from, see experiment.provenance.
         retry: make damaged originals anew.
         lines: print what is done.
-
-    Returns:
-        The number of cells that failed.
+    Returns: the number of cells that failed.
     """
     queue, running, failed = [Group(original, deque(cells)) for original, cells in remaining], {}, 0
     with Workers(jobs) as workers:

@@ -65,9 +65,7 @@ def make_original(original: Config, folder: str | Path, retry: bool = False) -> 
         original: settings as `plan.original_of` makes them; its method is empty, or one that trains alone.
         folder: of the grid.
         retry: make it anew where its files are damaged.
-
-    Returns:
-        (seconds of training, error text or None).
+    Returns: (seconds of training, error text or None).
     """
     path = original_path(folder, original)
     if path.exists() and path.with_suffix(".task").exists():
@@ -109,8 +107,7 @@ def finite(network):
 def load_original(original: Config, folder: str) -> tuple:
     """Read what `make_original` saved.
 
-    Returns:
-        (task on the device, the network on the device, seconds of its training).
+    Returns: (task on the device, the network on the device, seconds of its training).
     """
     path, dataset, device = original_path(folder, original), dataset_of(original), device_of(original)
     content = read_checked(path, cell_key(original))

@@ -47,8 +47,7 @@ PRESETS = {
 def preset(name: str, given: dict[str, str]) -> list[Config]:
     """Cells of a table or figure of the paper; what is `given` takes the place of the preset's own values.
 
-    Raises:
-        ValueError: an unknown name or value.
+    Raises: ValueError for an unknown name or value.
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
@@ -68,14 +67,11 @@ def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
         axes: field of Config -> values separated by commas; numbers also as first:last:step, tasks and methods also as
             all, switches as on, off or both.
         strict: refuse a named method that fits none of the combinations; a preset looks at all of its blocks first.
-
     Returns:
         Cells in the order of seeds, networks and tasks, then discovery, then method, each once. A method is left out
         where it has no meaning: training anew on an ETD-trained network, rem-on-etd without one. Several values of a
         setting make cells of those methods alone that read it.
-
-    Raises:
-        ValueError: an unknown field, a value that does not parse or is out of range, or no cell at all.
+    Raises: ValueError for an unknown field, a value that does not parse or is out of range, or no cell at all.
     """
     kinds = {f.name: f for f in fields(Config)}
     if unknown := sorted(set(axes) - set(kinds)):

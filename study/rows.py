@@ -36,12 +36,8 @@ def load_rows(paths) -> list[dict]:
 
     Args:
         paths: files, or folders for every *.jsonl below them; a folder's are read in the order of their names.
-
-    Returns:
-        Rows with every setting, `data` (the data set's name) and `ran` (the method's name as run).
-
-    Raises:
-        ValueError: a path that is not there, or no row at all.
+    Returns: rows with every setting, `data` (the data set's name) and `ran` (the method's name as run).
+    Raises: ValueError for a path that is not there, or no row at all.
     """
     rows = []
     for path in map(Path, paths):

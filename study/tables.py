@@ -182,9 +182,7 @@ def build(name: str, rows: list[dict], own: bool = False) -> list[Table]:
         name: of NAMES: mean, cells, or the number of a table of the paper.
         rows: of `rows.load_rows`.
         own: leave the paper's data sets out of tables in which the paper has another one.
-
-    Returns:
-        Tables, none where no row belongs to them.
+    Returns: Tables, none where no row belongs to them.
     """
     rows = without_extra_curves(rows)
     if name in ("mean", "cells"):

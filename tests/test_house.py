@@ -11,7 +11,7 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
          for path in [*ROOT.glob("*.py"), *ROOT.glob("study/*.py"), *ROOT.glob("formats/*.py")] if path.stem != "__init__"}
 OPTIONAL = {"matplotlib", "scipy", "fcntl", "torchvision", "PIL", "timm"}  # not everywhere, or slow: what needs one imports it when it must
 
-LONGEST = 15  # modules in a chain of imports
+LONGEST = 11  # modules in a chain of imports
 
 
 def imported(tree) -> set[str]:
