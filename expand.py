@@ -70,7 +70,6 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
 
 # --- Wrapping ---------------------------------------------------------------------------------------------------------
 
-
 def check_network(model: nn.Module) -> None:
     """Raise a TypeError for a network that cannot be copied or wrapped, or that is itself a wrapper around another."""
     if isinstance(model, Expanded):
@@ -138,7 +137,6 @@ def wrap(net: nn.Module, ratio: float, layers) -> Expanded:
 
 
 # --- The dry run ------------------------------------------------------------------------------------------------------
-
 
 def grow_to_fit(expanded: Expanded, example: torch.Tensor, generator: torch.Generator, mask_everywhere: bool) -> None:
     """Run `example` once with all masks on and grow each layer to the extra channels that arrive at it.
@@ -278,7 +276,6 @@ def suggestion(model: nn.Module, example: torch.Tensor) -> str:
 
 
 # --- Self-check -------------------------------------------------------------------------------------------------------
-
 
 def self_check(expanded: Expanded, shape: torch.Size) -> str | None:
     """Say why the extra channels do not stay apart from the base ones, or None if they do.

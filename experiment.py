@@ -23,16 +23,14 @@ import torch
 from torch import nn
 
 from data import MEMORY_FORMAT, Data, Dataset
-from etd import drop, eval_mode, mask_table
-from train import train_etd
-from etd import Expanded
+from etd import Expanded, drop, eval_mode, mask_table, stream
 from methods import METHODS, fits, load_method
 from metrics import accuracy, evaluate
 from models import build
-from rem import check_forget, start
-from settings import VERSION, Config, stream
-from tasks import Task, discover, make_task
-from train import fit
+from rem import State, check_forget, start
+from settings import VERSION, Config
+from tasks import Task, discover, make_task, write_whole
+from train import fit, train_etd
 
 SHOWN = ("loss", "acc_forget", "score")  # what a line of progress shows of what a method logs
 LONG = 60.0  # seconds without a line after which a terminal is told that work goes on
@@ -41,7 +39,6 @@ NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "he
 
 
 # --- Train, unlearn, measure ------------------------------------------------------------------------------------------
-
 
 def corrupt(config: Config, dataset: Dataset) -> Task:
     """The settings' task on a data set: D_tr with its corruption."""
@@ -206,8 +203,29 @@ def same_world():
             torch.set_num_threads(threads)
 
 
-# --- Input checks -----------------------------------------------------------------------------------------------------
+# --- Going on in another process --------------------------------------------------------------------------------------
 
+PARTS = ("expanded", "reference", "optimizer")  # of a rem.State, with a state dict each
+NOTES = ("epoch", "best", "best_score", "repaired", "known")
+
+
+def save_state(state: State, path: str | Path) -> None:
+    """Write everything that REM's next epoch depends on, so that it can go on in another process; whole or not at all."""
+    content = {part: getattr(state, part).state_dict() for part in PARTS} | {note: getattr(state, note) for note in NOTES}
+    write_whole(path, lambda file: torch.save(content | {"draws": state.generator.get_state()}, file))
+
+
+def load_state(state: State, path: str | Path) -> None:
+    """Put what `save_state` wrote into a state made by `rem.start` from the same network, data and settings."""
+    content = torch.load(path, weights_only=True, map_location=state.device)
+    for part in PARTS:
+        getattr(state, part).load_state_dict(content[part])
+    for note in NOTES:
+        setattr(state, note, content[note])
+    state.generator.set_state(content["draws"].cpu())
+
+
+# --- Input checks -----------------------------------------------------------------------------------------------------
 
 def choose_methods(config: Config) -> dict:
     """Names and functions of config.method, each once, in the order given.
@@ -274,7 +292,6 @@ def check_writable(out: str) -> None:
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
-
 
 def append_row(out: str, row: dict) -> None:
     """Append one JSON line in one write, synced to the disk; after a torn line on a line of its own."""

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from data import Data, batches
-from etd import NonFiniteLoss, eval_mode
-from settings import stream
+from etd import NonFiniteLoss, eval_mode, stream
 from tasks import like_corrupted
 
 
@@ -121,7 +120,6 @@ def mean_sem(values) -> tuple[float, float | None]:
 
 
 # --- Regularity -------------------------------------------------------------------------------------------------------
-
 
 def c_score(data: Data, corrupted: torch.Tensor, learn, sizes, runs: int, seed: int,
             log=None) -> tuple[torch.Tensor, torch.Tensor]:

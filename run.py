@@ -32,7 +32,6 @@ WORDS = {"grid": grid, "report": report, "cscore": cscore, "repair": repair}  # 
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
-
 def parser(words: bool = False) -> Parser:
     """A flag per field of Config, or a parser behind each first word; only what was given ends up in the namespace."""
     p = Parser(prog="run.py", usage="run.py [FLAGS] | run.py {grid,report,cscore,repair} [--help]",
@@ -90,7 +89,6 @@ def command(argv: list[str]) -> int:
 
 
 # --- One cell ---------------------------------------------------------------------------------------------------------
-
 
 def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     """Train one original network and unlearn from it with each method of config.method; one row a method.
@@ -152,7 +150,6 @@ def check_room(config: Config, model) -> None:
 
 
 # --- Output -----------------------------------------------------------------------------------------------------------
-
 
 def say(config: Config, text: str) -> None:
     """Print unless --quiet."""

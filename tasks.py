@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from data import Data, Dataset
-from settings import TASKS, stream
+from etd import stream
+from settings import TASKS
 
 TRIGGER_SIZE = 3  # pixels; the poison trigger is a white square in the bottom right corner (Goel et al. 2024)
 TRIGGER_VALUE = 255

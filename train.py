@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from data import Data, count_batches
-from etd import Expanded, finite, forked_rng, mask_table, refresh_batchnorm
+from etd import (Expanded, descend, finite, forked_rng, logits_of, make_optimizer, mask_table, refresh_batchnorm,
+                 stream)
 from expand import expand
-from settings import Config, stream
+from settings import Config
 
 WARM_UP = 0.01  # share of the steps; Goel et al. 2024
 FINAL = 0.2  # last rate over peak rate: 0.025 -> 0.005 (Table 3's caption)
@@ -30,32 +31,6 @@ def rate(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return FINAL + (1 - FINAL) * (steps - 1 - step) / (steps - warm)
-
-
-def make_optimizer(model: nn.Module, config: Config, lr: float) -> torch.optim.Optimizer:
-    """SGD with momentum and weight decay, or Adam without (Table 3), over every trainable parameter, each once.
-
-    Raises: ValueError where no parameter is trainable.
-    """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("every parameter of the network is frozen; set requires_grad where training may change it")
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, foreach=True)
-    return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
-
-
-def autocast(config: Config, device: torch.device) -> torch.autocast:
-    """bf16 where the settings ask for it: on GPUs by default, and for float32 networks alone."""
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
-
-
-def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """One step down the gradient of `loss`; a parameter that the loss does not reach stays bit for bit."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
 
 
 def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config, generator: torch.Generator, *,
@@ -85,10 +60,9 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
         with forked_rng(generator, device):
             for rows, x, y in data.batches(index, config.batch, generator, augment=True, dtype=dtype):
                 optimizer.param_groups[0]["lr"] = lr * rate(step, epochs * per_epoch)
-                with autocast(config, device):
-                    logits = model(x) if masks is None else model(x, masks[rows.to(device, non_blocking=True)])
-                loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y)
-                update(optimizer, loss)
+                mask = None if masks is None else masks[rows.to(device, non_blocking=True)]
+                loss = F.cross_entropy(logits_of(model, x, config.precision, mask), y)
+                descend(optimizer, loss)
                 total += loss.detach()
                 step += 1
         mean = finite(total, step - start, f"training epoch {epoch}")
@@ -97,7 +71,6 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
 
 
 # --- ETD training -----------------------------------------------------------------------------------------------------
-
 
 def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Generator, shared=None,
               log=None) -> Expanded:

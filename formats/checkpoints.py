@@ -35,7 +35,6 @@ ALLOWED = [argparse.Namespace, np.dtype, *NUMPY, (SCALAR, "numpy.core.multiarray
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
-
 def read(path: str | Path, ema: bool = False) -> dict[str, torch.Tensor]:
     """The state dict in a file, on the CPU, under the names it was stored with.
 
@@ -129,7 +128,6 @@ def is_state_dict(content: object) -> bool:
 
 # --- Into the network and back ----------------------------------------------------------------------------------------
 
-
 def load_into(model: nn.Module, stored: dict[str, torch.Tensor], file: str = "the checkpoint") -> dict[str, str]:
     """Put stored weights into a network, in place and all of them.
 
@@ -202,7 +200,6 @@ def write(path: str | Path, stored: dict[str, torch.Tensor], model: nn.Module, n
 
 
 # --- safetensors: 8 bytes of length, a JSON header, the values --------------------------------------------------------
-
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file; everything in the header is checked against the bytes that are there."""

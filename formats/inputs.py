@@ -32,7 +32,6 @@ SHOWN = 20  # lines that a message names
 
 # --- The folder -------------------------------------------------------------------------------------------------------
 
-
 @dataclass(frozen=True)
 class Reading:
     """How image files become what the network sees."""
@@ -135,7 +134,6 @@ def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip
 
 
 # --- Lists ------------------------------------------------------------------------------------------------------------
-
 
 def read_bad(file: str | Path, paths: list[Path], root: Path) -> tuple[torch.Tensor, str]:
     """D_f: the positions of the listed images among the training images.
@@ -291,7 +289,6 @@ def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[s
 
 
 # --- The network ------------------------------------------------------------------------------------------------------
-
 
 def build_network(model: str, classes: int, size: int | None = None, crop_pct: float | None = None, mean=None,
                   std=None) -> tuple[nn.Module, Reading]:

@@ -18,8 +18,9 @@ import torch
 from experiment import append_row, attempt, check_writable, choose_device, corrupt, new_model, provenance
 from data import Data, Dataset, count_batches
 from datasets import load
+from etd import stream
 from metrics import accuracy, c_score, check_c_score, mean_sem
-from settings import TASKS, Config, Parser, add_flags, resolve, stream
+from settings import TASKS, Config, Parser, add_flags, resolve
 from tasks import Task
 from train import fit
 
@@ -129,7 +130,6 @@ def learner(config: Config, dataset: Dataset, data: Data, updates: int, fits: di
 
 
 # --- Output -----------------------------------------------------------------------------------------------------------
-
 
 def network_progress(networks: int, quiet: bool):
     """A log function for `c_score` behind the task's name: a line per network with the time left for all tasks."""

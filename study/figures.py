@@ -95,7 +95,6 @@ def mean_or_none(rows: list[dict], key: str = "product") -> float | None:
 
 # --- Heat maps --------------------------------------------------------------------------------------------------------
 
-
 def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> None:
     """Mean product over discovery and regularity, one panel per method, all on one scale; what was not run stays grey.
 
@@ -195,7 +194,6 @@ def figure4(figure, rows: list[dict]) -> Drawn:
 
 # --- Bars -------------------------------------------------------------------------------------------------------------
 
-
 def bars(axes, labels: list[str], series: dict[str, list], xlabel: str) -> None:
     """Horizontal bars with ±1 SEM and their value, first label on top; series: name to (mean, SEM) or None."""
     height = 0.8 / len(series)
@@ -257,7 +255,6 @@ def figure9(figure, rows: list[dict]) -> Drawn:
 
 
 # --- Lines and points -------------------------------------------------------------------------------------------------
-
 
 def line(axes, points: list[tuple[float, float]], style: int, label: str, **more) -> None:
     """Mean ± SEM of y over the runs at each x, points being (x, y) with y a fraction."""

@@ -41,7 +41,6 @@ DIED = "the worker process died (killed, or out of memory)"
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
-
 def add_arguments(p: Parser) -> None:
     """A flag per axis, each taking a list, and those of the grid; of the axes only what was given gets a value."""
     p.epilog = "Lists: 1,2 or first:last:step; all for tasks and methods; on, off or both for switches."
@@ -153,7 +152,6 @@ def check_cells(cells: list[Config]) -> None:
 
 # --- What there is to do ----------------------------------------------------------------------------------------------
 
-
 def left_to_do(groups, rows: dict[str, dict], retry: bool) -> list[tuple[Config, list[Config]]]:
     """The groups without the cells that have a row; a failed one counts as done unless `retry`."""
     def open_(cell):
@@ -165,7 +163,6 @@ def left_to_do(groups, rows: dict[str, dict], retry: bool) -> list[tuple[Config,
 
 
 # --- Doing it ---------------------------------------------------------------------------------------------------------
-
 
 @dataclass
 class Group:

@@ -59,7 +59,6 @@ def preset(name: str, given: dict[str, str]) -> list[Config]:
 
 # --- Axes -------------------------------------------------------------------------------------------------------------
 
-
 def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
     """Every combination of the axes' values as a Config with one method.
 
@@ -167,7 +166,6 @@ def unique(cells) -> list[Config]:
 
 # --- Originals --------------------------------------------------------------------------------------------------------
 
-
 def original_of(config: Config) -> Config:
     """The cell's settings with everything that its original network does not depend on at its default.
 
@@ -188,7 +186,6 @@ def by_original(cells: list[Config]) -> list[tuple[Config, list[Config]]]:
 
 
 # --- What there is to do ----------------------------------------------------------------------------------------------
-
 
 def overview(groups, remaining, rows: dict[str, dict], every: bool = False) -> str:
     """A line per original network: its cells, how many are done, failed and left; then the sum.

@@ -19,7 +19,6 @@ from tasks import write_whole
 
 # --- Formats ----------------------------------------------------------------------------------------------------------
 
-
 def show(cell) -> str:
     """A cell as text, two decimals."""
     if isinstance(cell, tuple):
@@ -74,7 +73,6 @@ FORMATS = {"markdown": (markdown, ".md"), "latex": (latex, ".tex"), "csv": (as_c
 
 
 # --- Command line -----------------------------------------------------------------------------------------------------
-
 
 def add_arguments(p: Parser) -> None:
     """The flags; a wrong one is one line on stderr and exit code 2."""

@@ -30,7 +30,6 @@ IDENTITY = itemgetter("data", *(name for name in SETTINGS if name not in NOT_IDE
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
-
 def load_rows(paths) -> list[dict]:
     """Rows of result files, one per run and cell: of several `latest` says which counts.
 
@@ -91,7 +90,6 @@ def checked(row: dict) -> dict:
 
 
 # --- What tells cells apart -------------------------------------------------------------------------------------------
-
 
 def key_of(config: Config, code: str | None) -> str:
     """16 hexadecimal digits of all that a cell's numbers depend on, other settings at their default.
@@ -160,7 +158,6 @@ def confused(row: dict) -> str | None:
 
 
 # --- One row per run --------------------------------------------------------------------------------------------------
-
 
 def network(row: dict) -> tuple:
     """What makes two rows the same network: for methods that read no D_f every setting but the discovery rate."""
@@ -231,7 +228,6 @@ def without_extra_curves(rows: list[dict]) -> list[dict]:
 
 
 # --- Picking ----------------------------------------------------------------------------------------------------------
-
 
 def pick(rows: list[dict], **wanted) -> list[dict]:
     """Rows that ended well and have these values; a tuple or set means any of its entries."""

@@ -41,7 +41,6 @@ class Table:
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
 
-
 def percent(values) -> tuple[float, float | None] | None:
     """Mean and SEM of fractions, in percent; None of none."""
     values = list(values)
@@ -78,7 +77,6 @@ def descending(scores: dict, key: str = "product") -> list:
 
 
 # --- Captions ---------------------------------------------------------------------------------------------------------
-
 
 def caption(rows: list[dict], *row_keys: str) -> str:
     """What the rows of a table are: data, tasks, rates, seeds, hardware, and everything a reader must be warned of."""
@@ -173,7 +171,6 @@ def lopsided(rows: list[dict], *row_keys: str) -> bool:
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
-
 
 def build(name: str, rows: list[dict], own: bool = False) -> list[Table]:
     """The tables of one name: one for each data set and number of corrupted images that has rows for it.

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 import baselines
 import etd
+import experiment
 import methods
 import oracles_loss as oracle
 import rem as rem_module
@@ -472,7 +473,7 @@ def resumed(seed, path, done, changes, other=99):
     data = make_data(seed, pad=changes.pop("pad", 0), flip=changes.pop("flip", False))
     state = rem_module.start(small_net(seed), data, draw_forget(seed, 12, 4), tiny(**changes), gen(other))
     if path is not None:
-        rem_module.load_state(state, path)
+        experiment.load_state(state, path)
         assert state.epoch == done
     return state
 
@@ -497,7 +498,7 @@ def test_a8_resume(tmp_path_factory, seed, done, optimizer, augmentation):
     state = resumed(seed, None, 0, dict(changes), other=3)
     whole = go_on(copy.deepcopy(state), 3)
     go_on(state, done)
-    rem_module.save_state(state, path)
+    experiment.save_state(state, path)
     assert_same_state(go_on(resumed(seed, path, done, dict(changes)), 3), whole)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
@@ -509,7 +510,7 @@ def test_a8_second_process(tmp_path):
     state = resumed(5, None, 0, dict(changes), other=3)
     whole = go_on(copy.deepcopy(state), 4)
     go_on(state, 2)
-    rem_module.save_state(state, path)
+    experiment.save_state(state, path)
     here = Path(__file__).resolve().parent
     code = (f"import sys; sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]\n"
             "import torch, test_algorithm as t\n"
@@ -528,8 +529,8 @@ def test_a8_reference_is_read(tmp_path, pad):
     """A8, F8: the loaded reference counts, not the one that the state was started with, with and without augmentation."""
     path, data, forget = tmp_path / "state.pt", make_data(0, pad=pad), draw_forget(0, 12, 4)
     states = [rem_module.start(small_net(seed), data, forget, tiny(gamma=1.0), gen(0)) for seed in (0, 1)]
-    rem_module.save_state(states[0], path)
-    rem_module.load_state(states[1], path)
+    experiment.save_state(states[0], path)
+    experiment.load_state(states[1], path)
     assert_same_state(states[0].reference, states[1].reference)
     assert_same_state(*(go_on(state, 1) for state in states))
 
@@ -539,7 +540,7 @@ def test_a8_loads_no_code(tmp_path):
     state = rem_module.start(small_net(0), make_data(0), draw_forget(0, 12, 4), tiny(), gen(0))
     torch.save({"expanded": Evil(tmp_path / "ran")}, tmp_path / "state.pt")
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        rem_module.load_state(state, tmp_path / "state.pt")
+        experiment.load_state(state, tmp_path / "state.pt")
     assert not (tmp_path / "ran").exists()
 
 

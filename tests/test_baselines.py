@@ -464,7 +464,7 @@ def test_teacher(seed, augmentation, part):
     data, net = make_data(seed, **augmentation), small_net(seed)
     index = torch.tensor([7, 2, 5]) if part else None
     runs = []
-    with mock.patch.object(baselines, "logits_of", lambda net, x, config: (runs.append(len(x)), net(x))[1]):
+    with mock.patch.object(baselines, "logits_of", lambda net, x, precision: (runs.append(len(x)), net(x))[1]):
         answer = baselines.teacher(net, data, tiny(), index)
         with torch.no_grad():
             expected = copy.deepcopy(net).eval()
