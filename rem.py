@@ -33,9 +33,8 @@ def npo_term(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch
 
     Choice: the ratio inside the log of Eq. 2 is the ratio of likelihoods, as in NPO: log(p / p_ref) = -(CE - CE_ref).
     The literal ratio of cross-entropies ruins the model (README, "Reading of Eq. 2").
-    Args: ce, ce_ref: (B,) cross-entropies of the network and of the reference, which gets no gradient; beta: > 0.
+    Args: ce, ce_ref: (B,) cross-entropies of network and (without gradient) reference; beta: > 0, or a ValueError.
     Returns: (B,) values in (-inf, 0), rising with ce; the slope is 2 sigmoid(-beta (ce - ce_ref)), between 0 and 2.
-    Raises: ValueError for beta <= 0.
     """
     if not beta > 0:
         raise ValueError(f"beta is {beta}; it must be above 0")
@@ -250,11 +249,10 @@ def redirect(state: State) -> float:
                 check_gradients(state.expanded)
             total += loss.detach()
             steps += 1
-    mean = finite(total, steps, f"step 3 of epoch {state.epoch}")
+    state.record["loss"] = finite(total, steps, f"step 3 of epoch {state.epoch}")
     for name, (number, u, pull) in zip(("retain", "forget"), state.sums.tolist(), strict=True):
         state.record |= {f"u_{name}": u / max(1, number), f"pull_{name}": pull / max(1, number)}
-    state.record["loss"] = mean
-    return mean
+    return state.record["loss"]
 
 
 def step3(state: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -358,13 +356,13 @@ def acc_forget(state: State) -> float:
 @torch.no_grad()
 def acc_of(state: State, index: torch.Tensor) -> float:
     """Accuracy on the examples of `index`, a fraction: theta_o1 alone, labels as given, eval mode, no augmentation."""
-    hits, finite = 0, True
+    hits, sound = 0, True
     with eval_mode(state.expanded):
         for _, x, y in loader(state, index, augment=False, size=min(1024, 4 * state.config.batch)):
             logits = state.expanded(x)  # (B, classes)
             hits += (logits.argmax(dim=1) == y).sum()
-            finite = logits.isfinite().all() & finite  # looked at once, at the end
-    if not finite:
+            sound = logits.isfinite().all() & sound  # looked at once, at the end
+    if not sound:
         raise NonFiniteLoss("the network's logits are not finite; lower the rate")
     return int(hits) / len(index)
 

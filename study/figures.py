@@ -10,6 +10,7 @@ Readable in grey and by the colour-blind: viridis with the numbers printed, Okab
 import math
 import textwrap
 from functools import partial
+from itertools import pairwise
 
 from methods import METHODS
 from metrics import mean_sem
@@ -21,6 +22,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS, DASHES = "osD^vPX*", ("-", "--", ":", "-.")
 HATCHES = ("", "///", "...", "xxx", "|||", "\\\\\\", "ooo", "+++")
 ARCHS = {"resnet9": "ResNet-9", "vit": "ViT"}
+CURVES = ("5", "lasting")  # figures of what a run noted after each epoch
 MAIN = dict(arch="resnet9", capacity=0.5, p_mem=0.2)  # where the paper draws, unless it says otherwise
 Drawn = tuple[str, list[dict]]  # a figure's title and the rows that it shows
 
@@ -40,7 +42,7 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
     Raises: Missing for no data set has the rows.
     """
     made, reasons = [], []
-    rows = etd_alone(rows if number == "5" else without_extra_curves(rows))
+    rows = etd_alone(rows if number in CURVES else without_extra_curves(rows))
     for (data, n), part in split(pick(rows), "data", "n").items():
         figure = figure_class(layout="constrained")
         try:
@@ -53,7 +55,8 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
         warnings = "".join("\n" + line for line in textwrap.wrap(warnings, 60))
         count = len(networks(drawn))
         runs = f"{count} run{'s' * (count != 1)}"
-        figure.suptitle(f"Fig. {number}: {title}\n{data}, {n} corrupted images, {runs}{warnings}", fontsize=11)
+        name = f"Fig. {number}: " if number.isdecimal() else ""
+        figure.suptitle(f"{name}{title}\n{data}, {n} corrupted images, {runs}{warnings}", fontsize=11)
         made.append((slug(f"figure {number} {data} n{n}"), figure))
     if not made:
         raise Missing(f"figure {number} needs {reasons[0] if reasons else 'runs that ended well'}")
@@ -68,7 +71,7 @@ def failed(number: str, drawn: list[dict], rows: list[dict]) -> int:
     def wanted(row):
         whole = number in ("6", "10", "11") or number == "3" and not row["etd"]
         named = (row["method"], row["etd"]) in methods or whole and compared(row["method"])
-        return named and (row["arch"], row["capacity"], row["p_mem"]) in places and (number != "5" or row["curve"])
+        return named and (row["arch"], row["capacity"], row["p_mem"]) in places and (number not in CURVES or row["curve"])
 
     return sum(row["status"] == "failed" and wanted(row) for row in networks(rows))
 
@@ -290,7 +293,8 @@ def figure5(figure, rows: list[dict]) -> Drawn:
     rows = need([row for row in pick(rows, **MAIN, method="rem", etd=False) if row.get("points")],
                 "rem with --curve (resnet9, capacity 0.5)")
     rate = min({row["discovery"] for row in rows}, key=lambda rate: abs(rate - 0.5))
-    rows = pick(rows, discovery=rate)
+    epochs = min({row["unlearn_epochs"] for row in rows}, key=lambda epochs: abs(epochs - 5))  # as in the paper
+    rows = need(pick(rows, discovery=rate, unlearn_epochs=epochs), f"rem with --curve, {epochs} epochs at {rate:g}")
     for task, (axes,) in panels_of(figure, rows):
         curves = [point for row in pick(rows, task=task) for point in row["points"]]
         line(axes, [(p["epoch"], p["base"]) for p in curves], 0, "the repaired network")
@@ -300,6 +304,30 @@ def figure5(figure, rows: list[dict]) -> Drawn:
     figure.axes[0].set_ylabel("accuracy of given labels on D_c, %")
     legend(figure, axes, 2)
     return f"redirection by REM at discovery rate {rate:g}", rows
+
+
+def lasting(figure, rows: list[dict]) -> Drawn:
+    """How long a repair lasts where REM goes on: Healed and Acc(D_f) after each epoch, a line per discovery rate."""
+    rows = [row for row in pick(rows, **MAIN, method="rem", etd=False, stop="max") if row.get("points")]
+    rows = need([row for row in rows if all("healed" in point for point in row["points"])],
+                "rem with --curve and --stop max, with Healed after each epoch (resnet9, capacity 0.5)")
+    epochs = max(row["unlearn_epochs"] for row in rows)
+    rows = pick(rows, unlearn_epochs=epochs)
+    for task, (above, below) in panels_of(figure, rows, 2):
+        for k, rate in enumerate(sorted({row["discovery"] for row in rows})):
+            runs = [row["points"] for row in pick(rows, task=task, discovery=rate)]
+            look = dict(label=f"discovery rate {rate:g}", linestyle=DASHES[k % 4], markersize=3)
+            line(above, [(p["epoch"], p["healed"]) for points in runs for p in points], k, **look)
+            # Acc(D_f) at the end of an epoch is that before step 2 of the next.
+            pairs = [pair for points in runs for pair in pairwise(points)]
+            line(below, [(p["epoch"], after["acc_forget_before"]) for p, after in pairs], k, **look)
+        below.set_xlabel("unlearning epoch")
+        below.xaxis.get_major_locator().set_params(integer=True)
+    figure.set_figheight(6)
+    for words, axes in zip(("Healed, %", "Acc(D_f), %"), figure.axes[::len(figure.axes) // 2], strict=True):
+        axes.set_ylabel(words)
+    legend(figure, below, 4)
+    return f"what is left of REM's repair in {epochs} epochs, mean ± SEM over seeds", rows
 
 
 def figure6(figure, rows: list[dict]) -> Drawn:
@@ -367,4 +395,4 @@ def figure8(figure, rows: list[dict]) -> Drawn:
 
 
 DRAW = {"1": figure1, "3": figure3, "4": figure4, "5": figure5, "6": figure6, "7": figure7, "8": figure8, "9": figure9,
-        "10": partial(every_heat_map, arch="resnet9"), "11": partial(every_heat_map, arch="vit")}
+        "lasting": lasting, "10": partial(every_heat_map, arch="resnet9"), "11": partial(every_heat_map, arch="vit")}

@@ -82,7 +82,7 @@ def checked(row: dict) -> dict:
     Config(**{name: row[name] for name in SETTINGS})
     numbers = [row[key] for key in SCORES if row["status"] == "ok"]
     numbers += [row[key] for key in ("seconds", "train_seconds", "healed_test") if row.get(key) is not None]
-    numbers += [point[key] for point in row.get("points", ()) for key in ("epoch", "base", *{"full"} & point.keys())]
+    numbers += [point[key] for point in row.get("points", ()) for key in ("epoch", "base", *{"full", "healed"} & point.keys())]
     sound = all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
     if not sound or row["status"] not in ("ok", "failed"):
         raise ValueError("not a result row")

@@ -10,12 +10,12 @@ mask would change.
 import json
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from methods import METHODS, reads_forget, reads_setting
 from metrics import mean_sem
-from settings import TASKS
+from settings import TASKS, Config
 from study.rows import (NOT_IDENTITY, SCORES, SETTINGS, etd_alone, maskless, measured, networks, pick, split,
                         without_extra_curves)
 
@@ -111,12 +111,18 @@ def brief(rows: list[dict], failed: int) -> str:
     """The warnings of a caption in a few words, for the title of a figure; empty where there are none."""
     alphas, settings = max(row.get("alphas", 1) for row in rows), mixed(rows)
     keys = ("arch", "capacity", "etd", "method")
-    warnings = {f"NOT ONE EXPERIMENT: {', '.join(settings)} differ": settings,
+    warnings = {f"NOT ONE EXPERIMENT: the runs differ in {', '.join(map(in_words, settings))}": settings,
                 "the methods' tasks, rates or seeds differ": uneven(rows, *keys),
                 "some cells have more seeds than others": lopsided(rows, *keys),
                 f"SCRUB: best of {alphas} alphas by this score": alphas > 1,
                 f"{failed} failed {'run' if failed == 1 else 'runs'} left out": failed}
     return "; ".join(words for words, apply in warnings.items() if apply)
+
+
+def in_words(setting: str) -> str:
+    """What a setting is, by the first words of its help: "peak rate" for lr."""
+    texts = {f.name: f.metadata["help"] for f in fields(Config)}
+    return re.split(r"[;,:(]", texts.get(setting, setting))[0].strip()
 
 
 def uneven(rows: list[dict], *row_keys: str) -> bool:

@@ -28,7 +28,8 @@ def everything() -> list[dict]:
     """Rows for every figure."""
     rows = grid(("no-ul", "rem", "rem-no31", "etd-ideal")) + grid(("no-ul", "rem"), etd=True) + grid(("no-ul",), capacity=1.0)
     rows += grid(("no-ul", "rem"), arch="vit")
-    points = [{"epoch": e, "base": 1 - 0.2 * e, "full": 0.9} for e in range(5)]
+    points = [{"epoch": e, "base": 1 - 0.2 * e, "full": 0.9, "healed": 0.1 * e, "acc_forget_before": 0.5} for e in range(5)]
+    rows = [{**row, "stop": "max"} for row in rows]
     return [{**row, "points": points, "curve": True} if row["method"] == "rem" and not row["etd"] else row for row in rows]
 
 
@@ -96,7 +97,7 @@ def test_figures_warn(tmp_path):
     worse += [make_row("scrub", 0.01, alpha=7.0), make_row("potion", status="failed"), make_row("rem", etd=True, status="failed"),
               make_row("rem-no31", status="failed"), make_row("rem", arch="vit", status="failed")]
     title = " ".join(only("3", load(tmp_path, worse)).get_suptitle().split())
-    for words in ("NOT ONE EXPERIMENT: lr differ", "tasks, rates or seeds differ", "best of 2 alphas", "1 failed run left out"):
+    for words in ("NOT ONE EXPERIMENT: the runs differ in peak rate", "tasks, rates or seeds differ", "best of 2 alphas", "1 failed run left out"):
         assert words in title, words
     assert "2 failed runs left out" in " ".join(only("10", load(tmp_path, worse)).get_suptitle().split())
 
@@ -284,6 +285,27 @@ def test_redirection(tmp_path):
     assert list(full.get_ydata()) == [100, 100] and base.get_linestyle() != full.get_linestyle()
     assert "discovery rate 0.5\ncifar10, 1000 corrupted images, 2 runs" in figure.get_suptitle()
     assert labels(figure)[0] == "the repaired network"
+
+
+def test_lasting(tmp_path):
+    """Lasting: Healed and Acc(D_f) after each epoch, a line per discovery rate, of the longest runs that go on to the end."""
+    def run(healed, forget, **more):
+        points = [{"epoch": e, "base": 0.5, "healed": h, "acc_forget_before": f} for e, (h, f) in enumerate(zip(healed, forget))]
+        more = {"stop": "max", "unlearn_epochs": 24} | more
+        return {**make_row(**more), "curve": True, "points": points}
+
+    rows = [run([0.1, 0.9, 0.4], [1.0, 1.0, 0.2], discovery=0.1), run([0.3, 0.7, 0.6], [1.0, 1.0, 0.0], discovery=0.1, seed=1)]
+    rows += [run([0.1, 0.9, 0.9], [1.0, 1.0, 0.1], discovery=1.0), run([0, 0, 0], [0, 0, 0], unlearn_epochs=5)]
+    rows += [run([0, 0, 0], [0, 0, 0], stop="repaired")]
+    figure = only("lasting", load(tmp_path, rows))
+    above, below = figure.axes
+    healed, forget = ([lines[0] for lines in axes.containers] for axes in (above, below))
+    assert list(healed[0].get_xdata()) == [0, 1, 2] and list(healed[0].get_ydata()) == pytest.approx([20, 80, 50])
+    assert list(forget[0].get_xdata()) == [0, 1] and list(forget[0].get_ydata()) == pytest.approx([100, 10])
+    assert list(healed[1].get_ydata()) == pytest.approx([10, 90, 90]) and list(forget[1].get_ydata()) == pytest.approx([100, 10])
+    assert labels(figure) == ["discovery rate 0.1", "discovery rate 1"]
+    assert above.get_ylabel() == "Healed, %" and below.get_ylabel() == "Acc(D_f), %"
+    assert "in 24 epochs" in figure.get_suptitle() and "3 runs" in figure.get_suptitle()
 
 
 def test_healing_on_training_and_test(tmp_path):
