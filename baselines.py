@@ -323,23 +323,13 @@ def rem_ideal(model: nn.Module, data: Data, forget: torch.Tensor, config: Config
     return rem(model, data, forget, config, generator, shared=corrupted, log=log)
 
 
-def rem_no31(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-             log=None) -> nn.Module:
-    """REM without 3.1 (Table 2, Fig. 7): theta_o1 is fine-tuned on D_r in place of the redirection."""
-    return rem(model, data, forget, replace(config, step31=False, step32=True), generator, log=log)
+def ablation(**fixed):
+    """REM with some of its settings fixed (Table 2, Fig. 7): a method of the same signature as the others."""
+    def rem_ablation(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
+                     log=None) -> nn.Module:
+        return rem(model, data, forget, replace(config, **fixed), generator, log=log)
 
-
-def rem_no32(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-             log=None) -> nn.Module:
-    """REM without 3.2 (Table 2, Fig. 7): redirection without the barrier that keeps D_f out of theta_o1."""
-    return rem(model, data, forget, replace(config, step31=True, step32=False), generator, log=log)
-
-
-def rem_ce(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-           log=None) -> nn.Module:
-    """REM that redirects by plain cross-entropy in place of Eq. 2's term in 3.1; an ablation that the paper does not
-    have."""
-    return rem(model, data, forget, replace(config, redirect="ce"), generator, log=log)
+    return rem_ablation
 
 
 # --- What they share --------------------------------------------------------------------------------------------------

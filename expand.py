@@ -247,10 +247,10 @@ def hidden_layers(model: nn.Module, example: torch.Tensor) -> list[str]:
             before = name, module
         elif not isinstance(module, (*KEEPING, nn.Sequential)) and not is_norm(module):
             before = before if is_weight(module) and module.groups == module.in_channels else None
-    return names if fits(net, example, names) else [name for name in names if fits(net, example, [name])]
+    return names if takes_extra(net, example, names) else [name for name in names if takes_extra(net, example, [name])]
 
 
-def fits(net: nn.Module, example: torch.Tensor, names: list[str]) -> bool:
+def takes_extra(net: nn.Module, example: torch.Tensor, names: list[str]) -> bool:
     """Whether a dry run gets through with one extra channel of each named layer."""
     try:
         expanded = wrap(copy.deepcopy(net), 0, names)

@@ -12,11 +12,13 @@ import errno
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from torch import nn
 
 from data import MEMORY_FORMAT, Data, Dataset
 from etd import Expanded, drop, eval_mode, mask_table, stream
-from methods import METHODS, fits, load_method
+from methods import METHODS, check_names, code_of, find_method, fits
 from metrics import accuracy, evaluate
 from models import build
 from rem import State, check_forget, start
@@ -42,8 +44,10 @@ NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "he
 
 def corrupt(config: Config, dataset: Dataset) -> Task:
     """The settings' task on a data set: D_tr with its corruption."""
-    pair = None if config.pair is None else parse_pair(config.pair)
-    return make_task(config.task, dataset, config.n, config.seed, pair)
+    pair = config.pair and re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*", config.pair)
+    if config.pair is not None and not pair:
+        raise ValueError(f"pair is {config.pair!r}; give two class numbers such as 3,5")
+    return make_task(config.task, dataset, config.n, config.seed, pair and (int(pair[1]), int(pair[2])))
 
 
 def find(config: Config, task: Task) -> torch.Tensor:
@@ -210,9 +214,10 @@ NOTES = ("epoch", "best", "best_score", "repaired", "known")
 
 
 def save_state(state: State, path: str | Path) -> None:
-    """Write everything that REM's next epoch depends on, so that it can go on in another process; whole or not at all."""
-    content = {part: getattr(state, part).state_dict() for part in PARTS} | {note: getattr(state, note) for note in NOTES}
-    write_whole(path, lambda file: torch.save(content | {"draws": state.generator.get_state()}, file))
+    """Write all that REM's next epoch depends on, so that it can go on in another process; whole or not at all."""
+    content = {part: getattr(state, part).state_dict() for part in PARTS} | {"draws": state.generator.get_state()}
+    content |= {note: getattr(state, note) for note in NOTES}
+    write_whole(path, lambda file: torch.save(content, file))
 
 
 def load_state(state: State, path: str | Path) -> None:
@@ -233,26 +238,15 @@ def choose_methods(config: Config) -> dict:
     Raises: ValueError for an unknown name, one that has no meaning with or without --etd, or a file that holds no such
         method.
     """
-    names = [name.strip() for name in config.method.split(",") if name.strip()]
-    methods = {}
-    for name in dict.fromkeys(names):
-        if name == "all":
-            methods |= {known: m.function for known, m in METHODS.items() if fits(known, config.etd) and not m.twin}
-        elif not fits(name, config.etd):
+    every = [name for name, method in METHODS.items() if fits(name, config.etd) and not method.twin]
+    given = [name.strip() for name in config.method.split(",") if name.strip()]
+    names = list(dict.fromkeys(each for name in given for each in (every if name == "all" else [name])))
+    check_names(names)
+    for name in names:
+        if not fits(name, config.etd):
             raise ValueError(f"{name} trains a network of its own; leave out --etd" if config.etd else
                              f"{name} works on an ETD-trained network; add --etd")
-        elif ":" in name:
-            short, method = load_method(name)
-            if short in methods:
-                raise ValueError(f"two methods are called {short}; give one of the files another name")
-            methods[short] = method
-        elif name not in METHODS:
-            raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION")
-        else:
-            methods[name] = METHODS[name].function
-    if not methods:
-        raise ValueError(f"no method given; choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION")
-    return methods
+    return dict(map(find_method, names))
 
 
 def choose_device(name: str) -> torch.device:
@@ -270,14 +264,6 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def parse_pair(text: str) -> tuple[int, int]:
-    """Two class numbers from "A,B"."""
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"pair is {text!r}; give two class numbers such as 3,5")
-    return int(parts[0]), int(parts[1])
-
-
 def check_writable(out: str) -> None:
     """Raise ValueError unless rows can be appended to the result file, a link's target; makes its folder."""
     try:
@@ -292,6 +278,16 @@ def check_writable(out: str) -> None:
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
+
+def row_of(cell: Config, origin: dict, outcome: dict) -> dict:
+    """A whole row: settings, the method's short name and code, where the row comes from, what came out."""
+    return {**asdict(cell), "method": Path(cell.method).name, "code": code_of(cell.method), **origin, **outcome}
+
+
+def failure_of(error: str) -> dict:
+    """What comes out of a cell that gave no numbers."""
+    return {"status": "failed", "error": error, **NO_SCORES, "seconds": None}
+
 
 def append_row(out: str, row: dict) -> None:
     """Append one JSON line in one write, synced to the disk; after a torn line on a line of its own."""
@@ -348,10 +344,8 @@ def progress(label: str, quiet: bool, min_seconds: float = 0.0):
     """A log function for `fit` and the methods, for the length of a block: one line per epoch with the time left.
 
     In a terminal, work without such a line for LONG seconds says so in a line that is written anew every second.
-    Args:
-        label: what is done, such as "train".
-        quiet: print nothing.
-        min_seconds: print nothing either of what takes less, by the seconds so far and the estimate of those left.
+    Args: label: what is done, such as "train"; quiet: print nothing; min_seconds: print nothing either of what takes
+        less, by the seconds so far and the estimate of those left.
     """
     if quiet:
         yield lambda *args, **values: None

@@ -8,6 +8,7 @@
 """
 
 import math
+import statistics
 
 import torch
 from torch import nn
@@ -113,10 +114,8 @@ def mean_sem(values) -> tuple[float, float | None]:
     values = [float(v) for v in values]
     if not values:
         raise ValueError("mean of no runs is undefined; give at least one value")
-    n, mean = len(values), math.fsum(values) / len(values)
-    if n == 1:
-        return mean, None
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return statistics.fmean(values), error
 
 
 # --- Regularity -------------------------------------------------------------------------------------------------------

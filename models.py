@@ -207,9 +207,7 @@ def reinitialise(model: nn.Module, seed: int) -> nn.Module:
 
     Choice: each module that owns parameters draws them by its own `reset_parameters`, children first, as torch's layers
     do, then convolution biases are 0; so ResNet-9 gets what `build` draws from the seed. Values are drawn on the CPU.
-    Args:
-        model: plain network on any device; left as it is.
-        seed: of the new weights.
+    Args: model: plain network on any device; left as it is; seed: of the new weights.
     Returns: the copy, BatchNorm statistics reset too, with the model's device, dtypes, modes and requires_grad.
     Raises: TypeError where a module owns parameters and has no `reset_parameters`; the text names it.
     """

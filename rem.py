@@ -234,7 +234,7 @@ def trains_on_forget(config, forget: torch.Tensor, repaired: bool = False) -> bo
 
 
 def redirect(state: State) -> float:
-    """Step 3: one pass over D_tr with L_step3 = L_redirect - L_remove; with neither 3.1 nor 3.2 REM is NPO (Table 2)."""
+    """Step 3: one pass over D_tr with L_step3 = L_redirect - L_remove; without 3.1 and 3.2 REM is NPO (Table 2)."""
     config = state.config
     if not (config.step31 or config.step32):
         return 0.0

@@ -10,7 +10,7 @@ import platform
 import sys
 import warnings
 from argparse import HelpFormatter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 # Before torch is imported: waiting threads of GNU OpenMP spin, so two runs that share the cores take each other's time.
@@ -20,9 +20,8 @@ import torch
 
 import repair
 from datasets import load
-from experiment import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, corrupt, find, new_model,
-                        provenance, train_original, unlearn)
-from methods import code_of
+from experiment import (append_row, attempt, check_writable, choose_device, choose_methods, corrupt, failure_of, find,
+                        new_model, provenance, row_of, train_original, unlearn)
 from settings import Config, Parser, add_flags, resolve
 from study import cscore, grid, report
 from tasks import Task
@@ -37,8 +36,8 @@ def parser(words: bool = False) -> Parser:
     p = Parser(prog="run.py", usage="run.py [FLAGS] | run.py {grid,report,cscore,repair} [--help]",
                description=DESCRIPTION,
                formatter_class=lambda prog: HelpFormatter(prog, max_help_position=23),
-               epilog="Many cells: run.py grid. Tables and figures: run.py report. How regular a task is: run.py cscore. "
-                      "A model of your own: run.py repair.")
+               epilog="Many cells: run.py grid. Tables and figures: run.py report. How regular a task is: run.py "
+                      "cscore. A model of your own: run.py repair.")
     if not words:
         add_flags(p)
         return p
@@ -114,10 +113,10 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     original, train_seconds, failure = attempt(lambda: train_original(config, task, model.to(device)))
     rows, unwritten = [], []
     for name, method in methods.items():
-        row = {**asdict(config), "method": name, "code": code_of(paths.get(name, name)), **provenance(device, argv),
-               "train_seconds": train_seconds}
-        row |= ({"status": "failed", "error": f"training: {failure}", **NO_SCORES, "seconds": None} if failure
-                else unlearn(config, name, method, original, task, forget))
+        outcome = (failure_of(f"training: {failure}") if failure
+                   else unlearn(config, name, method, original, task, forget))
+        row = row_of(replace(config, method=paths.get(name, name)), provenance(device, argv),
+                     {"train_seconds": train_seconds, **outcome})
         try:
             append_row(config.out, row)
         except OSError as error:  # a full disk costs no method and no table
@@ -125,7 +124,8 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
             unwritten.append(name)
         rows.append(row)
     print(table(rows))
-    say(config, f"{len(rows) - len(unwritten)} rows appended to {config.out}" if unwritten else f"rows appended to {config.out}")
+    written = f"{len(rows) - len(unwritten)} rows" if unwritten else "rows"
+    say(config, f"{written} appended to {config.out}")
     return [{**row, "written": row["method"] not in unwritten} for row in rows]
 
 

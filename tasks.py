@@ -65,7 +65,7 @@ def poison(dataset: Dataset, n: int, seed: int, generator: torch.Generator) -> T
 
     Choice: sources are drawn uniformly from all classes, so about 1 / classes of D_c has clean label 0 already.
     """
-    corrupted = draw(torch.arange(len(dataset.train)), n, generator)
+    corrupted = sample(torch.arange(len(dataset.train)), n, generator)
     labels = dataset.train.labels.cpu().clone()
     labels[corrupted] = TARGET
     return assemble("poison", seed, dataset, labels, corrupted)
@@ -83,7 +83,7 @@ def confusion(dataset: Dataset, n: int, seed: int, pair: tuple[int, int], genera
     if min(len(m) for m in members) < n // 2:
         raise ValueError(f"n is {n}; classes {a} and {b} have {len(members[0])} and {len(members[1])} images, "
                          f"so n can be at most {2 * min(len(m) for m in members)}")
-    corrupted = torch.cat([draw(m, n // 2, generator) for m in members]).sort().values
+    corrupted = torch.cat([sample(m, n // 2, generator) for m in members]).sort().values
     labels[corrupted] = a + b - labels[corrupted]
     return assemble("confusion", seed, dataset, labels, corrupted)
 
@@ -93,13 +93,13 @@ def random_labels(dataset: Dataset, n: int, seed: int, generator: torch.Generato
     labels, classes = dataset.train.labels.cpu().clone(), dataset.train.classes
     if classes < 2:
         raise ValueError(f"the data set has {classes} class; random labels need a wrong one to choose")
-    corrupted = draw(torch.arange(len(labels)), n, generator)
+    corrupted = sample(torch.arange(len(labels)), n, generator)
     offset = torch.randint(1, classes, (n,), generator=generator)  # 1 .. C - 1: never the true label
     labels[corrupted] = (labels[corrupted] + offset) % classes
     return assemble("random", seed, dataset, labels, corrupted)
 
 
-def draw(candidates: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
+def sample(candidates: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
     """n of the candidates, without replacement, sorted."""
     return candidates[torch.randperm(len(candidates), generator=generator)[:n]].sort().values
 
@@ -165,10 +165,8 @@ def discover(task: Task, rate: float, seed: int) -> torch.Tensor:
     """Draw the discovered part D_f of D_c (Sec. 4 "Discovery rate").
 
     Choice: for one seed a smaller rate's D_f lies within a larger one's.
-    Args:
-        task: with D_c of n examples.
-        rate: |D_f| / |D_c|, in (0, 1]; |D_f| = round(rate * n).
-        seed: of the order of discovery.
+    Args: task: with D_c of n examples; rate: |D_f| / |D_c|, in (0, 1]; |D_f| = round(rate * n); seed: of the order of
+        discovery.
     Returns: (|D_f|,) int64 sorted dataset indices on the CPU.
     Raises: ValueError for a rate outside (0, 1], or one so small that nothing is discovered.
     """

@@ -22,9 +22,7 @@ FINAL = 0.2  # last rate over peak rate: 0.025 -> 0.005 (Table 3's caption)
 def rate(step: int, steps: int) -> float:
     """Training rate over peak rate: linear up over the first 1 % of the steps, then linear down to one fifth (A.3).
 
-    Args:
-        step: number of the step, 0 <= step < steps.
-        steps: of the whole training, >= 1.
+    Args: step: number of the step, 0 <= step < steps; steps: of the whole training, >= 1.
     Returns: a factor in (0, 1]; FINAL at the last step, 1 where there is but one.
     """
     warm = max(1, round(WARM_UP * steps))

@@ -131,10 +131,8 @@ def is_state_dict(content: object) -> bool:
 def load_into(model: nn.Module, stored: dict[str, torch.Tensor], file: str = "the checkpoint") -> dict[str, str]:
     """Put stored weights into a network, in place and all of them.
 
-    Args:
-        model: a plain network; its dtypes stay.
-        stored: what `read` returned.
-        file: what the messages call the checkpoint.
+    Args: model: a plain network; its dtypes stay; stored: what `read` returned; file: what the messages call the
+        checkpoint.
     Returns: Stored name -> the network's name, without the extras that mean nothing to it.
     Raises: ValueError for missing, unknown or misshapen weights, or values that are not finite; the text names the
         first.
@@ -187,10 +185,8 @@ def misshapen(odd: dict[str, tuple[torch.Size, torch.Size]], file: str) -> str:
 def write(path: str | Path, stored: dict[str, torch.Tensor], model: nn.Module, names: dict[str, str]) -> None:
     """Write a network's weights under the stored names, shapes and dtypes; extras as they were. Whole or not at all.
 
-    Args:
-        path: safetensors if it ends so, else torch.save; an old file stays until the new one is whole.
-        stored, names: from `read` and `load_into`.
-        model: the network that goes into the file.
+    Args: path: safetensors if it ends so, else torch.save; an old file stays until the new one is whole; stored, names:
+        from `read` and `load_into`; model: the network that goes into the file.
     """
     own = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     content = {key: own[names[key]].to(old.dtype) if key in names else old for key, old in stored.items()}

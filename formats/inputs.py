@@ -294,10 +294,8 @@ def build_network(model: str, classes: int, size: int | None = None, crop_pct: f
                   std=None) -> tuple[nn.Module, Reading]:
     """An untrained network by name, and how images are read for it: as given, else as its usual weights want them.
 
-    Args:
-        model: resnet9 or vit (`resnet9:0.5`: half the widths), a network of torchvision, timm:NAME, FILE.py:FUNCTION.
-        classes: outputs.
-        size, crop_pct, mean, std: see Reading; where a size is given, crop_pct is 1 unless given too.
+    Args: model: resnet9 or vit (`resnet9:0.5`: half the widths), a network of torchvision, timm:NAME, FILE.py:FUNCTION;
+        classes: outputs; size, crop_pct, mean, std: see Reading; where a size is given, crop_pct is 1 unless given too.
     Raises: ValueError for an unknown name, a size that is missing or out of range.
     """
     name, _, detail = model.partition(":")

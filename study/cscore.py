@@ -27,7 +27,7 @@ from train import fit
 # Those settings of run.py that have a part in a C-score; the other flags are errors here.
 FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "pair", "arch", "width", "capacity", "optimizer", "lr",
          "momentum", "weight_decay", "seed", "device", "precision", "quiet")
-NO_SCORES = dict.fromkeys(("score", "sem", "by_size", "learned", "rates"))  # of a task that failed
+NO_C_SCORE = dict.fromkeys(("score", "sem", "by_size", "learned", "rates"))  # of a task that failed
 
 
 def add_arguments(p: Parser) -> None:
@@ -107,7 +107,7 @@ def score_task(config: Config, dataset: Dataset, task: Task, device: torch.devic
     data, fits = task.train.to(device), {size: [] for size in sizes}
     learn, log = learner(config, dataset, data, updates, fits), partial(log, task.name)
     result, seconds, failure = attempt(lambda: c_score(data, task.corrupted, learn, sizes, runs, config.seed, log))
-    row = {"status": "failed" if failure else "ok", "error": failure, **NO_SCORES, "seconds": seconds}
+    row = {"status": "failed" if failure else "ok", "error": failure, **NO_C_SCORE, "seconds": seconds}
     if failure:
         return row
     scores, rates = result

@@ -61,10 +61,8 @@ def on_device(task: Task, device: torch.device) -> Task:
 def make_original(original: Config, folder: str | Path, retry: bool = False) -> tuple[float | None, str | None]:
     """Train an original network and save it with its task, unless it is there.
 
-    Args:
-        original: settings as `plan.original_of` makes them; its method is empty, or one that trains alone.
-        folder: of the grid.
-        retry: make it anew where its files are damaged.
+    Args: original: settings as `plan.original_of` makes them; its method is empty, or one that trains alone; folder: of
+        the grid; retry: make it anew where its files are damaged.
     Returns: (seconds of training, error text or None).
     """
     path = original_path(folder, original)

@@ -14,7 +14,7 @@ from pathlib import Path
 from settings import Parser
 from study.figures import DRAW, Missing, draw
 from study.rows import load_rows
-from study.tables import NAMES, Table, build
+from study.tables import NAMES, Table, make_tables
 from tasks import write_whole
 
 # --- Formats ----------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def report(results: list[str], table: str | None, figure: str | None, format: st
         raise ValueError("figures are written to files; give a folder with --out")
     figure_class = import_figure() if numbers else None
     rows = load_rows(results)
-    tables = collect("table", names, NAMES, lambda name: build(name, rows, own=names == list(NAMES)))
+    tables = collect("table", names, NAMES, lambda name: make_tables(name, rows, own=names == list(NAMES)))
     texts = [(table.name + FORMATS[f][1], FORMATS[f][0](table)) for table in tables for f in formats]
     if not out:
         return [text for _, text in texts]

@@ -43,7 +43,7 @@ def load_rows(paths) -> list[dict]:
         if not path.exists():
             raise ValueError(f"no file or folder {path}")
         for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
-            rows += map(canonical, read(file))
+            rows += map(canonical, read_file(file))
     if not rows:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}")
     return best_alpha(latest(rows))
@@ -51,10 +51,10 @@ def load_rows(paths) -> list[dict]:
 
 def read_rows(folder: str | Path) -> list[dict]:
     """Every row of every *.jsonl in a folder."""
-    return [row for path in sorted(Path(folder).glob("*.jsonl")) for row in read(path)]
+    return [row for path in sorted(Path(folder).glob("*.jsonl")) for row in read_file(path)]
 
 
-def read(file: Path) -> list[dict]:
+def read_file(file: Path) -> list[dict]:
     """The rows of one file; lines that are none are left out and named in one warning, C-scores without a word."""
     rows, odd = [], []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
@@ -82,7 +82,8 @@ def checked(row: dict) -> dict:
     Config(**{name: row[name] for name in SETTINGS})
     numbers = [row[key] for key in SCORES if row["status"] == "ok"]
     numbers += [row[key] for key in ("seconds", "train_seconds", "healed_test") if row.get(key) is not None]
-    numbers += [point[key] for point in row.get("points", ()) for key in ("epoch", "base", *{"full", "healed"} & point.keys())]
+    numbers += [point[key] for point in row.get("points", ()) for key in ("epoch", "base")]
+    numbers += [point[key] for point in row.get("points", ()) for key in ("full", "healed") if key in point]
     sound = all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
     if not sound or row["status"] not in ("ok", "failed"):
         raise ValueError("not a result row")

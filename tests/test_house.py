@@ -64,3 +64,22 @@ def test_imports_stand_at_the_top(name):
     functions = [node for node in ast.walk(ast.parse(FILES[name].read_text())) if isinstance(node, ast.FunctionDef)]
     inside = {module.split(".")[0] for function in functions for module in imported(function)}
     assert inside <= OPTIONAL, inside - OPTIONAL
+
+
+def test_one_name_one_function():
+    """R13: no two functions or classes of one name in two modules, but for what each word of run.py brings."""
+    found = {}
+    for name, path in FILES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found.setdefault(node.name, []).append(name)
+    twice = {function: names for function, names in found.items() if len(names) > 1}
+    assert twice.keys() <= {"add_arguments", "main"}, twice
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_short(name):
+    """R13: no module has more than 400 lines, and no line more than 120 columns."""
+    lines = FILES[name].read_text().splitlines()
+    assert len(lines) <= 400
+    assert [number for number, line in enumerate(lines, 1) if len(line) > 120] == []

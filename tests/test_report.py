@@ -21,7 +21,7 @@ from methods import METHODS
 from settings import TASKS, VERSION, resolve
 from study import report, tables
 from study.rows import load_rows
-from study.tables import PAPER, build, summary
+from study.tables import PAPER, make_tables, summary
 
 ROOT = Path(report.__file__).resolve().parent.parent
 
@@ -54,7 +54,7 @@ def main(argv) -> int:
 
 def one(name, rows) -> tables.Table:
     """The only table of a name."""
-    (table,) = build(name, rows)
+    (table,) = make_tables(name, rows)
     return table
 
 
@@ -231,32 +231,32 @@ def test_times_without_the_measuring_of_figure_5(tmp_path):
 def test_mean_tables_by_group(tmp_path):
     """Networks, capacities, ETD, masks, data and numbers of corrupted images are never averaged together."""
     other = [dict(arch="vit"), dict(capacity=1.0), dict(etd=True), dict(p_mem=0.05), dict(dataset="svhn"), dict(n=500)]
-    found = build("mean", load(tmp_path, [make_row(), *(make_row(**more) for more in other)]))
+    found = make_tables("mean", load(tmp_path, [make_row(), *(make_row(**more) for more in other)]))
     assert len(found) == 7 == len({t.name for t in found}) and all(column(t, "n") == [1] for t in found)
 
 
 def test_networks_without_masks_stand_beside_every_p_mem(tmp_path):
     """What has no mask is one run whatever its p_mem and ratio say, compared with REM at each p_mem; what has, is not."""
     rows = [make_row("cf", 0.7), make_row("cf", 0.6, p_mem=0.05, ratio=0.5), make_row("rem", p_mem=0.2), make_row("rem", p_mem=0.05)]
-    tables = build("mean", load(tmp_path, rows))
+    tables = make_tables("mean", load(tmp_path, rows))
     assert [t.title.split()[-1] for t in tables] == ["0.05", "0.2"] and all(column(t, "n") == [1, 1] for t in tables)
     assert all(line(t, method="cf")["Healed"] == (pytest.approx(60.0), None) for t in tables)
     assert not any("NOT ONE EXPERIMENT" in t.caption for t in tables)
-    mixed = build("mean", load(tmp_path, [make_row("cf"), make_row("rem", ratio=0.5), make_row("rem-ideal", ratio=1.0)]))
+    mixed = make_tables("mean", load(tmp_path, [make_row("cf"), make_row("rem", ratio=0.5), make_row("rem-ideal", ratio=1.0)]))
     assert "NOT ONE EXPERIMENT: the runs differ in ratio (0.5, 1.0)." in mixed[0].caption
-    trained = build("mean", load(tmp_path, [make_row("cf", etd=True), make_row("cf", etd=True, p_mem=0.05)]))
+    trained = make_tables("mean", load(tmp_path, [make_row("cf", etd=True), make_row("cf", etd=True, p_mem=0.05)]))
     assert [column(t, "n") for t in trained] == [[1], [1]]
 
 
 def test_settings_of_no_concern_split_no_rows(tmp_path):
     """One network run under several gammas is one run of the methods that read none, and no other experiment."""
     rows = [make_row(m, gamma=gamma) for m in ("no-ul", "retrain", "cf", "rem") for gamma in (0.1, 0.2)]
-    (table,) = build("mean", load(tmp_path, rows))
+    (table,) = make_tables("mean", load(tmp_path, rows))
     assert {m: line(table, method=m)["n"] for m in ("no-ul", "retrain", "cf", "rem")} == {"no-ul": 1, "retrain": 1, "cf": 1, "rem": 2}
     assert "the runs differ in gamma (0.1, 0.2)." in table.caption
-    (same,) = build("mean", load(tmp_path, [make_row("cf", gamma=0.1), make_row("rem", gamma=0.3), make_row("no-ul", beta=2)]))
+    (same,) = make_tables("mean", load(tmp_path, [make_row("cf", gamma=0.1), make_row("rem", gamma=0.3), make_row("no-ul", beta=2)]))
     assert "NOT ONE EXPERIMENT" not in same.caption
-    (off,) = build("mean", load(tmp_path, [make_row("rem-no31", p_mem=0.05), make_row("rem", step31=False, ratio=3.0)]))
+    (off,) = make_tables("mean", load(tmp_path, [make_row("rem-no31", p_mem=0.05), make_row("rem", step31=False, ratio=3.0)]))
     assert line(off, method="rem-no31")["n"] == 1
 
 
@@ -264,15 +264,15 @@ def test_unequal_seeds_are_told(tmp_path):
     """Where one rate has more seeds than another the caption says so; methods that read no D_f have no rates."""
     words = "Not every task and discovery rate has the same seeds"
     rows = grid(["rem"], seeds=(0, 1))
-    assert words not in build("mean", load(tmp_path, rows))[0].caption
-    assert words in build("mean", load(tmp_path, rows[:-1]))[0].caption
+    assert words not in make_tables("mean", load(tmp_path, rows))[0].caption
+    assert words in make_tables("mean", load(tmp_path, rows[:-1]))[0].caption
     fixed = [make_row("no-ul", discovery=0.1, seed=0), make_row("no-ul", discovery=0.5, seed=1)]
-    assert words not in build("mean", load(tmp_path, fixed))[0].caption
+    assert words not in make_tables("mean", load(tmp_path, fixed))[0].caption
 
 
 def test_seconds_without_training(tmp_path):
     """Runs that know no training time, such as etd in a grid, have their seconds and no percentage."""
-    (table,) = build("mean", load(tmp_path, [{**make_row("etd"), "seconds": 80.0, "train_seconds": None}]))
+    (table,) = make_tables("mean", load(tmp_path, [{**make_row("etd"), "seconds": 80.0, "train_seconds": None}]))
     assert line(table, method="etd")["seconds"] == "80.0" and line(table, method="etd")["time %"] is None
 
 
@@ -387,7 +387,7 @@ def test_etd_alone_is_no_ul_with_etd(tmp_path):
     both = load(tmp_path, [make_row("no-ul", 0.5, etd=True), make_row("etd", 0.3), make_row("etd", 0.7, seed=1)])
     got = line(one("4", both), method="no-ul", ETD=True)
     assert got["n"] == 2 and got["Healed"][0] == pytest.approx(60.0)
-    assert "etd" in column(build("mean", both)[0], "method")
+    assert "etd" in column(make_tables("mean", both)[0], "method")
 
 
 def test_a_step_left_out_by_flag_is_the_ablation(tmp_path):
@@ -510,8 +510,8 @@ def test_selection_of_each_table(tmp_path, number):
     rows = load(tmp_path, [make_row(**mine), make_row(seed=1, **mine), *(make_row(healed=0.1, **more) for more in others)])
     table = one(number, rows)
     assert [n for n in column(table, "n") if n] == [2] and [h for h in column(table, "Healed") if h] == [(80.0, 0.0)]
-    assert build(number, load(tmp_path, [make_row(**more) for more in others])) == []
-    assert build(number, load(tmp_path, [make_row(**{**mine, "dataset": "fashion-mini"})]))  # any data may be in its place
+    assert make_tables(number, load(tmp_path, [make_row(**more) for more in others])) == []
+    assert make_tables(number, load(tmp_path, [make_row(**{**mine, "dataset": "fashion-mini"})]))  # any data may be in its place
 
 
 def test_which_methods_a_table_compares(tmp_path):
@@ -541,13 +541,13 @@ def test_table_1_has_svhn_beside_cifar10(tmp_path):
     assert few["ViT product"] == (pytest.approx(63.0), None) and few["ViT difference"] is None
     alone = one("1", load(tmp_path, [vit, make_row("npo", arch="vit", dataset="svhn")]))
     assert alone.title.startswith("Table 1: svhn") and line(alone, method="rem", ETD=False)["n"] is None
-    assert len(build("1", load(tmp_path, [make_row(), make_row(dataset="fashion-mini", n=1000), vit]))) == 2
+    assert len(make_tables("1", load(tmp_path, [make_row(), make_row(dataset="fashion-mini", n=1000), vit]))) == 2
 
 
 def test_plain_retrain_in_tables_7_to_9(tmp_path):
     """retrain trains no ETD network: it stands in Tables 7-9 as a plain one, and no other method does."""
     plain = [make_row(m, dataset="imagenette", capacity=0.9) for m in ("retrain", "cf")]
-    assert not build("7", load(tmp_path, plain)) and not build("8", load(tmp_path, [make_row("retrain")]))  # no ETD, no table
+    assert not make_tables("7", load(tmp_path, plain)) and not make_tables("8", load(tmp_path, [make_row("retrain")]))  # no ETD, no table
     plain.append(make_row("no-ul", dataset="imagenette", capacity=0.9, etd=True))
     got = line(one("7", load(tmp_path, plain)), method="retrain")
     assert got["n"] == 1 and got["product (paper)"] == (50.14, 2.26)
@@ -564,13 +564,13 @@ def test_plain_retrain_in_tables_7_to_9(tmp_path):
 def test_one_table_for_each_data_set(tmp_path):
     """V12: data sets and numbers of images stay apart; the caption names data, rates, seeds, hardware, and what Utility is."""
     rows = load(tmp_path, grid(["rem"], seeds=(0, 2)) + grid(["rem"], dataset="fashion-mini") + grid(["rem"], n=500))
-    found = build("4", rows)
+    found = make_tables("4", rows)
     assert [t.title for t in found] == ["Table 4: cifar10, 500 corrupted", "Table 4: cifar10, 1000 corrupted",
                                         "Table 4: fashion-mini, 120 corrupted"]
     for words in ("cifar10, 1000 corrupted", "confusion, poison, random", "discovery 0.1, 1;", "seeds 0, 2;", "12 runs",
                   "cpu, threads 2, torch 2.6.0", "CIFAR10", "Healed × Utility (over all classes)."):
         assert words in found[1].caption, words
-    assert build("6", rows, own=True) == build("6", rows)[2:]  # of --table all: Imagenette's own, and data of no table
+    assert make_tables("6", rows, own=True) == make_tables("6", rows)[2:]  # of --table all: Imagenette's own, and data of no table
 
 
 def test_captions_warn(tmp_path):
