@@ -8,8 +8,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
-         for path in [*ROOT.glob("*.py"), *ROOT.glob("study/*.py"), *ROOT.glob("formats/*.py")] if path.stem != "__init__"}
-OPTIONAL = {"matplotlib", "scipy", "fcntl", "torchvision", "PIL", "timm"}  # not everywhere, or slow: what needs one imports it when it must
+         for path in [*ROOT.glob("*.py"), *ROOT.glob("study/*.py"), *ROOT.glob("formats/*.py")]
+         if path.stem != "__init__"}
+# not everywhere, or slow: what needs one imports it when it must
+OPTIONAL = {"matplotlib", "scipy", "fcntl", "torchvision", "PIL", "timm"}
 
 LONGEST = 11  # modules in a chain of imports
 
@@ -52,7 +54,8 @@ def test_no_circle_and_no_long_climb():
 
 
 def test_the_root_does_not_need_the_study():
-    """R13: of the root run.py alone imports study/, which holds no step of the method; repair.py alone imports formats/."""
+    """R13: of the root run.py alone imports study/, which holds no step of the method; repair.py alone imports
+    formats/."""
     for folder, above in (("study.", "run"), ("formats.", "repair")):
         inside = [name for name, below in ARROWS.items() if any(other.startswith(folder) for other in below)]
         assert [name for name in inside if not name.startswith(folder)] == [above]
