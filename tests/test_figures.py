@@ -113,7 +113,8 @@ def test_figures_warn(tmp_path):
 
 
 NEEDED = {"1": "rem, scrub", "3": "resnet9", "4": "rem with --etd", "5": "--curve", "6": "healed_test", "7": "rem-no31",
-          "8": "two capacities", "9": "etd-ideal", "10": "methods other than no-ul", "11": "vit", "lasting": "--stop max"}
+          "8": "two capacities", "9": "etd-ideal", "10": "methods other than no-ul", "11": "vit",
+          "lasting": "--stop max"}
 
 
 @pytest.mark.parametrize("number", DRAW)

@@ -134,9 +134,9 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (11, "step 2 through the expanded model", rem, "ce, (_, ce_ref) = cross_entropy(state, x, y),",
      "ce, (_, ce_ref) = cross_entropy(state, x, y, state.masks[rows]),", ["F6", "A7 step 2"]),
     (11, "accuracy of the expanded model", rem,
-     "for _, x, y in loader(state, state.forget, augment=False, size=1024):\n"
+     "for _, x, y in loader(state, index, augment=False, size=min(1024, 4 * state.config.batch)):\n"
      "            logits = state.expanded(x)",
-     "for rows, x, y in loader(state, state.forget, augment=False, size=1024):\n"
+     "for rows, x, y in loader(state, index, augment=False, size=min(1024, 4 * state.config.batch)):\n"
      "            logits = state.expanded(x, state.masks[rows])", ["A5"]),
     (12, "step 3.1 through the base model", rem,
      "full = cross_entropy(state, x, y, state.masks[rows.to(state.device, non_blocking=True)])",
@@ -152,8 +152,8 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (14, "one pass per epoch", rem, "while (acc := acc_forget(state)) > config.gamma:",
      "while (acc := acc_forget(state)) > config.gamma and passes < 1:", ["A1"]),
     (15, "eval mode left on", etd, "            module.training = training\n", "            pass\n", ["F11", "A5"]),
-    (16, "one epoch too many", rem, "while state.epoch < state.config.unlearn_epochs:",
-     "while state.epoch <= state.config.unlearn_epochs:", ["A4"]),
+    (16, "one epoch too many", rem, "while state.epoch < state.config.unlearn_epochs and",
+     "while state.epoch <= state.config.unlearn_epochs and", ["A4"]),
     (17, "frozen batches of D_f", rem, "in loader(state, state.forget):",
      'in vars(state).setdefault("frozen", list(loader(state, state.forget))):', ["A7 step 2"]),
     (18, "batch position for index, step 3", rem, "state.masks[rows.to(state.device, non_blocking=True)]",

@@ -222,7 +222,8 @@ def test_a_method_reads_what_concerns_it(method):
             METHODS[method].function(network, data, forget, Reading(**values), gen(0), **more)
     fixed = {"rem-no31": {"step31", "step32", "redirect", "p_mem", "ratio"}, "rem-no32": {"step31", "step32"},
              # the value that the ablation gives itself, or what `start` copies for a step 3 that does not come
-             "rem-ce": {"redirect"}, "npo": {"step31", "step32", "p_mem", "ratio", "redirect", "unlearn_epochs", "stop"}}
+             "rem-ce": {"redirect"},
+             "npo": {"step31", "step32", "p_mem", "ratio", "redirect", "unlearn_epochs", "stop"}}
     here = {"curve"} | ({"ratio"} if method == "rem-on-etd" else set())  # read by the runner, or in ETD training
     for axis in OPTIONAL - here - fixed.get(method, set()):
         read = axis in noted or axis == "ratio" and "extra_ratio" in noted
