@@ -19,13 +19,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from data import Data, batches, count_batches
-from etd import Expanded, NonFiniteLoss, drop, eval_mode
-from train import train_etd
+from etd import (Expanded, descend, drop, eval_mode, finite, finite_weights, logits_of, make_optimizer,
+                 stream)
 from metrics import accuracy
 from models import reinitialise
 from rem import check_forget, finish, rem, remove, start, trains_on_forget
-from settings import Config, stream
-from train import autocast, finite, fit, make_optimizer, update
+from settings import Config
+from train import fit, train_etd
 
 SCRUB_TEMPERATURE = 4.0
 SCRUB_STEPS = 100  # passes over D_f stop once this many updates are done: two passes at CIFAR-10's 98 per epoch
@@ -42,7 +42,6 @@ def no_ul(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, ge
 
 
 # --- Distillation -----------------------------------------------------------------------------------------------------
-
 
 def bad_teacher(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
                 log=None) -> nn.Module:
@@ -114,7 +113,7 @@ def teacher(net: nn.Module, data: Data, config: Config, index: torch.Tensor | No
 
     @torch.no_grad()
     def answer(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return logits_of(frozen, x, config)
+        return logits_of(frozen, x, config.precision)
 
     if data.pad or data.flip:
         return answer
@@ -125,7 +124,6 @@ def teacher(net: nn.Module, data: Data, config: Config, index: torch.Tensor | No
 
 
 # --- Dampening --------------------------------------------------------------------------------------------------------
-
 
 def ssd(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator) -> nn.Module:
     """SSD, selective synaptic dampening (Foster et al. 2024): shrink the weights that matter much more for D_f.
@@ -172,7 +170,7 @@ def output_norm(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def losses(net: nn.Module, data: Data, index: torch.Tensor | None, config: Config, loss_of):
     """loss_of(logits, y) of one batch after another, in order, without augmentation."""
     for _, x, y in batches(data, index, config.batch, dtype=next(net.parameters()).dtype):
-        yield loss_of(logits_of(net, x, config), y)
+        yield loss_of(logits_of(net, x, config.precision), y)
 
 
 def importance(net: nn.Module, losses: Iterable[torch.Tensor], measure: Callable = torch.square) -> list[torch.Tensor]:
@@ -232,7 +230,6 @@ def percentile(values: torch.Tensor, q: float) -> float:
 
 # --- Training on D_r --------------------------------------------------------------------------------------------------
 
-
 def fine_tune(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
               log=None) -> nn.Module:
     """CF, catastrophic forgetting: go on training on D_r for `unlearn_epochs` epochs (Sec. 3 "Fine-tuning").
@@ -258,7 +255,6 @@ def retrain(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, 
 
 
 # --- Away from D_f ----------------------------------------------------------------------------------------------------
-
 
 def ascent(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator) -> nn.Module:
     """Gradient ascent on D_f (Sec. 3 "Ascent").
@@ -294,7 +290,6 @@ def npo(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gene
 
 # --- ETD, and REM by other names --------------------------------------------------------------------------------------
 
-
 def etd(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
         log=None) -> nn.Module:
     """ETD alone: train a fresh network with example-tied dropout on D_tr and drop theta_o2; D_f plays no part (Sec. 3).
@@ -328,27 +323,16 @@ def rem_ideal(model: nn.Module, data: Data, forget: torch.Tensor, config: Config
     return rem(model, data, forget, config, generator, shared=corrupted, log=log)
 
 
-def rem_no31(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-             log=None) -> nn.Module:
-    """REM without 3.1 (Table 2, Fig. 7): theta_o1 is fine-tuned on D_r in place of the redirection."""
-    return rem(model, data, forget, replace(config, step31=False, step32=True), generator, log=log)
+def ablation(**fixed):
+    """REM with some of its settings fixed (Table 2, Fig. 7): a method of the same signature as the others."""
+    def rem_ablation(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
+                     log=None) -> nn.Module:
+        return rem(model, data, forget, replace(config, **fixed), generator, log=log)
 
-
-def rem_no32(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-             log=None) -> nn.Module:
-    """REM without 3.2 (Table 2, Fig. 7): redirection without the barrier that keeps D_f out of theta_o1."""
-    return rem(model, data, forget, replace(config, step31=True, step32=False), generator, log=log)
-
-
-def rem_ce(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-           log=None) -> nn.Module:
-    """REM that redirects by plain cross-entropy in place of Eq. 2's term in 3.1; an ablation that the paper does not
-    have."""
-    return rem(model, data, forget, replace(config, redirect="ce"), generator, log=log)
+    return rem_ablation
 
 
 # --- What they share --------------------------------------------------------------------------------------------------
-
 
 def run_epoch(net: nn.Module, optimizer: torch.optim.Optimizer, data: Data, index: torch.Tensor | None,
               loss_of: Callable, config: Config, generator: torch.Generator, where: str, training=True) -> float:
@@ -361,18 +345,11 @@ def run_epoch(net: nn.Module, optimizer: torch.optim.Optimizer, data: Data, inde
     net.train(training and (index is None or len(index) > 1))
     total, steps = torch.zeros((), device=data.images.device), 0
     for rows, x, y in batches(data, index, config.batch, generator, augment=True, dtype=next(net.parameters()).dtype):
-        loss = loss_of(logits_of(net, x, config), rows, x, y)
-        update(optimizer, loss)
+        loss = loss_of(logits_of(net, x, config.precision), rows, x, y)
+        descend(optimizer, loss)
         total += loss.detach()
         steps += 1
     return finite(total, steps, where)
-
-
-def logits_of(net: nn.Module, x: torch.Tensor, config: Config) -> torch.Tensor:
-    """(B, classes) logits in float32 at least, run in the settings' precision."""
-    with autocast(config, x.device):
-        logits = net(x)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def retain_set(forget: torch.Tensor, n: int) -> torch.Tensor:
@@ -390,7 +367,4 @@ def restore_modes(source: nn.Module, net: nn.Module) -> nn.Module:
     for a, b in zip(source.modules(), net.modules(), strict=True):
         b.training = a.training
     net.zero_grad(set_to_none=True)
-    for name, value in net.state_dict().items():
-        if not value.isfinite().all():
-            raise NonFiniteLoss(f"{name} is not finite any more after the last update; lower the rate")
-    return net
+    return finite_weights(net)

@@ -108,7 +108,6 @@ def batches(data, index=None, size=512, generator=None, augment=False, dtype=tor
 
     All random numbers of the pass are drawn in this call, on the CPU: randperm(n), then if augmenting and pad > 0
     randint(0, 2 pad + 1, (2, n)) for the top and left corner, then if augmenting and flip randint(0, 2, (n,)).
-
     Args:
         data: Data of N examples, on any device.
         index: (n,) int64 dataset indices in [0, N), duplicates allowed; None: all of them.

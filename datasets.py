@@ -174,7 +174,6 @@ def read_tree(root, image_size):
 
     The cache's name holds the size and a hash of all paths, lengths and times, so a changed folder is never served
     stale. Caches of earlier states stay until they are deleted by hand.
-
     Args:
         root: Path of the folder above train/.
         image_size: pixels per side; the shorter side is resized to it, the rest is cropped around the centre.

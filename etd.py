@@ -8,6 +8,7 @@
 
 import contextlib
 import copy
+import hashlib
 import math
 from dataclasses import dataclass, field
 
@@ -22,36 +23,21 @@ class NonFiniteLoss(ArithmeticError):
     """A loss, a logit or a weight is not a finite number any more; the text says where."""
 
 
-def finite(total: torch.Tensor, steps: int, where: str) -> float:
-    """Mean loss of a pass as a float, the one wait for the device; NonFiniteLoss unless it is a finite number."""
-    mean = float(total) / max(1, steps)
-    if not math.isfinite(mean):
-        raise NonFiniteLoss(f"the loss is {mean} in {where}; lower the rate")
-    return mean
-
-
 # --- Masks ------------------------------------------------------------------------------------------------------------
-
 
 def mask_table(n: int, width: int, p_mem: float, seed: int, shared=None) -> torch.Tensor:
     """Draw every example's mask of theta_o2, once (Sec. 2 "randomly determined ahead of training and then fixed").
 
     Choice: each bit is Bernoulli(p_mem); row i depends on (seed, i) and never on n, call order or epoch; a layer with c
     extra channels uses the first c bits of a row, so layers joined by a residual sum agree.
-
     Args:
-        n: number of training examples, >= 0.
-        width: bits of a row, the widest extra part of the network (`Expanded.width`), >= 0.
+        n, width: training examples, and bits of a row, the widest extra part of the network (`Expanded.width`), >= 0.
         p_mem: probability that a bit is on, in [0, 1]; 0.2 in A.3.
         seed: of the table.
         shared: (k,) int64 dataset indices that get one more row, drawn from the same seed and owned by no one else:
             D_f in REM (Alg. 1, step 3.1), all of D_c in REM (IDEAL). None or empty: no shared row.
-
-    Returns:
-        (n, width) bool on the CPU, n * width bytes.
-
-    Raises:
-        ValueError: p_mem outside [0, 1], a negative size or an index out of range.
+    Returns: (n, width) bool on the CPU, n * width bytes.
+    Raises: ValueError for p_mem outside [0, 1], a negative size or an index out of range.
     """
     if not 0 <= p_mem <= 1:
         raise ValueError(f"p_mem is {p_mem}; it must be a probability in [0, 1]")
@@ -69,15 +55,9 @@ def mask_table(n: int, width: int, p_mem: float, seed: int, shared=None) -> torc
 def mask_rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Look up mask rows by dataset index.
 
-    Args:
-        table: (N, width) bool.
-        index: (B,) int64 dataset indices on the CPU.
-
-    Returns:
-        (B, width) bool on the table's device.
-
-    Raises:
-        ValueError: an index that is not an int64 vector, is negative or is at least N.
+    Args: table: (N, width) bool; index: (B,) int64 dataset indices on the CPU.
+    Returns: (B, width) bool on the table's device.
+    Raises: ValueError for an index that is not an int64 vector, is negative or is at least N.
     """
     return table[check_index(index, len(table)).to(table.device, non_blocking=True)]  # (B, width)
 
@@ -95,7 +75,6 @@ def check_index(index: torch.Tensor, n: int) -> torch.Tensor:
 
 
 # --- Layers -----------------------------------------------------------------------------------------------------------
-
 
 @dataclass(eq=False)
 class MaskedPass:
@@ -144,10 +123,13 @@ class ExpandedWeight(nn.Module):
         wide_in = 1 if self.depthwise else self.inputs + extra_in
         bound = (wide_in * weight[0, 0].numel()) ** -0.5  # kaiming_uniform with a = sqrt(5): 1 / sqrt(fan-in)
 
+        nhwc = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if nhwc and not weight.is_contiguous() else torch.contiguous_format
+
         def fresh(rows: int, columns: int) -> nn.Parameter:
             values = torch.rand((rows, columns, *weight.shape[2:]), generator=generator, dtype=torch.float64)
             values = ((2 * values - 1) * bound).to(weight.dtype).to(weight.device)
-            return nn.Parameter(values.contiguous(memory_format=layout(weight)))
+            return nn.Parameter(values.contiguous(memory_format=layout))
 
         self.to_base = fresh(self.outputs, extra_in) if extra_in and not self.depthwise else None
         self.to_extra = fresh(extra_out, wide_in) if extra_out else None
@@ -239,18 +221,10 @@ def masked(x: torch.Tensor, layer: ExpandedWeight | ExpandedBatchNorm) -> torch.
     return x * mask.view(shape)  # (B, C, H, W) * (B, C, 1, 1), or (B, T, C) * (B, 1, C)
 
 
-def layout(weight: torch.Tensor) -> torch.memory_format:
-    """The memory format of a weight, so that theta_o2 has the same."""
-    if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
-
-
 class Expanded(nn.Module):
     """A network with theta_o2 beside theta_o1, made by `expand`.
 
-    `expanded(x)` runs theta_o1 alone: the original layers and nothing else, so the output is the original's bit for
-    bit.
+    `expanded(x)` runs theta_o1 alone: the original layers and nothing else, the original's output bit for bit.
     `expanded(x, mask)` runs theta_o1 and theta_o2; mask is (B, width) bool, a row per example.
     """
 
@@ -299,18 +273,13 @@ def run_pass(net: nn.Module, x: torch.Tensor, keep: MaskedPass | None, layers: l
 
 # --- Drop -------------------------------------------------------------------------------------------------------------
 
-
 def drop(expanded: Expanded) -> nn.Module:
     """Discard theta_o2 and return theta_o1 (Alg. 1, step 4): the original network's keys, order, shapes and dtypes.
 
     Args:
         expanded: made by `expand`; it is left as it is.
-
-    Returns:
-        A plain network of its own storage, without masks, hooks or wrappers.
-
-    Raises:
-        TypeError: `expanded` is not an Expanded.
+    Returns: a plain network of its own storage, without masks, hooks or wrappers.
+    Raises: TypeError where `expanded` is not an Expanded.
     """
     if not isinstance(expanded, Expanded):
         raise TypeError(f"drop takes the Expanded that expand returns, not a {type(expanded).__name__}")
@@ -327,7 +296,53 @@ def swap(root: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
                 parent._modules[name] = new[child]
 
 
-# --- Modes and random numbers -----------------------------------------------------------------------------------------
+# --- What training and unlearning share -------------------------------------------------------------------------------
+
+def logits_of(net: nn.Module, x: torch.Tensor, precision: str, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """(B, classes) logits in float32 at least, computed in "bf16", "float32" or with "auto" in bf16 on GPUs alone."""
+    bf16 = precision == "bf16" or (precision == "auto" and x.device.type == "cuda")
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
+        logits = net(x) if mask is None else net(x, mask)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def make_optimizer(model: nn.Module, config, lr: float) -> torch.optim.Optimizer:
+    """SGD with momentum and weight decay, or Adam without (Table 3), over every trainable parameter, each once."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("every parameter of the network is frozen; set requires_grad where training may change it")
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=lr, foreach=True)
+    return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """One step down the gradient of `loss`; a parameter that the loss does not reach stays bit for bit."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+def finite(total: torch.Tensor, steps: int, where: str) -> float:
+    """Mean loss of a pass as a float, the one wait for the device; NonFiniteLoss unless it is a finite number."""
+    mean = float(total) / max(1, steps)
+    if not math.isfinite(mean):
+        raise NonFiniteLoss(f"the loss is {mean} in {where}; lower the rate")
+    return mean
+
+
+def finite_weights(net: nn.Module) -> nn.Module:
+    """The network itself; NonFiniteLoss if the last update has left a weight or statistic that is not finite."""
+    for name, value in net.state_dict().items():
+        if not value.isfinite().all():
+            raise NonFiniteLoss(f"{name} is not finite any more after the last update; lower the rate")
+    return net
+
+
+def stream(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator for one purpose, such as "weights" or "task", so that its draws never shift those for another."""
+    digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # manual_seed takes 63 bits
 
 
 @contextlib.contextmanager

@@ -32,7 +32,6 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
     Every Conv2d gets round(ratio * width) extra channels; BatchNorm and Linear follow what arrives. The last Linear
     takes extra inputs and gives no extra output, so no mask touches a logit. One dry run of `example` measures what
     arrives where, and a check in float64 refuses every architecture in which extra channels do not stay apart.
-
     Args:
         model: any network of Conv2d (groups 1 or depthwise), BatchNorm, Linear and layers that act on each channel
             alone.
@@ -41,10 +40,8 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
         layers: names of the Conv2d or Linear layers that get extra outputs, see `hidden_layers`. None: the network's
             own `expandable`, else every Conv2d.
         generator: torch.Generator on the CPU for theta_o2's weights; None: one seeded with 0.
-
-    Returns:
-        An `Expanded` on the model's device, with its dtypes, training flags and memory formats. The model is untouched.
-
+    Returns: an `Expanded` on the model's device, with its dtypes, training flags and memory formats. The model is
+        untouched.
     Raises:
         ValueError: a ratio, example or layer name that cannot be used.
         TypeError: the network cannot be expanded; the text names the module.
@@ -72,7 +69,6 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
 
 
 # --- Wrapping ---------------------------------------------------------------------------------------------------------
-
 
 def check_network(model: nn.Module) -> None:
     """Raise a TypeError for a network that cannot be copied or wrapped, or that is itself a wrapper around another."""
@@ -141,7 +137,6 @@ def wrap(net: nn.Module, ratio: float, layers) -> Expanded:
 
 
 # --- The dry run ------------------------------------------------------------------------------------------------------
-
 
 def grow_to_fit(expanded: Expanded, example: torch.Tensor, generator: torch.Generator, mask_everywhere: bool) -> None:
     """Run `example` once with all masks on and grow each layer to the extra channels that arrive at it.
@@ -252,10 +247,10 @@ def hidden_layers(model: nn.Module, example: torch.Tensor) -> list[str]:
             before = name, module
         elif not isinstance(module, (*KEEPING, nn.Sequential)) and not is_norm(module):
             before = before if is_weight(module) and module.groups == module.in_channels else None
-    return names if fits(net, example, names) else [name for name in names if fits(net, example, [name])]
+    return names if takes_extra(net, example, names) else [name for name in names if takes_extra(net, example, [name])]
 
 
-def fits(net: nn.Module, example: torch.Tensor, names: list[str]) -> bool:
+def takes_extra(net: nn.Module, example: torch.Tensor, names: list[str]) -> bool:
     """Whether a dry run gets through with one extra channel of each named layer."""
     try:
         expanded = wrap(copy.deepcopy(net), 0, names)
@@ -281,7 +276,6 @@ def suggestion(model: nn.Module, example: torch.Tensor) -> str:
 
 
 # --- Self-check -------------------------------------------------------------------------------------------------------
-
 
 def self_check(expanded: Expanded, shape: torch.Size) -> str | None:
     """Say why the extra channels do not stay apart from the base ones, or None if they do.

@@ -12,27 +12,27 @@ import errno
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from data import MEMORY_FORMAT, Data, Dataset
-from etd import drop, eval_mode, mask_table
-from train import train_etd
-from etd import Expanded
-from methods import METHODS, fits, load_method
+from etd import Expanded, drop, eval_mode, mask_table, stream
+from methods import METHODS, check_names, code_of, find_method, fits
 from metrics import accuracy, evaluate
 from models import build
-from rem import check_forget, start
-from settings import VERSION, Config, stream
-from tasks import Task, discover, make_task
-from train import fit
+from rem import State, check_forget, start
+from settings import VERSION, Config
+from tasks import Task, discover, make_task, write_whole
+from train import fit, train_etd
 
 SHOWN = ("loss", "acc_forget", "score")  # what a line of progress shows of what a method logs
 LONG = 60.0  # seconds without a line after which a terminal is told that work goes on
@@ -42,11 +42,12 @@ NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "he
 
 # --- Train, unlearn, measure ------------------------------------------------------------------------------------------
 
-
 def corrupt(config: Config, dataset: Dataset) -> Task:
     """The settings' task on a data set: D_tr with its corruption."""
-    pair = None if config.pair is None else parse_pair(config.pair)
-    return make_task(config.task, dataset, config.n, config.seed, pair)
+    pair = config.pair and re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*", config.pair)
+    if config.pair is not None and not pair:
+        raise ValueError(f"pair is {config.pair!r}; give two class numbers such as 3,5")
+    return make_task(config.task, dataset, config.n, config.seed, pair and (int(pair[1]), int(pair[2])))
 
 
 def find(config: Config, task: Task) -> torch.Tensor:
@@ -138,9 +139,8 @@ def recorder(config: Config, first, task: Task, forget: torch.Tensor, log, point
     """Watch the epochs of a method: its scores, what it logs and, of REM, the redirection (Fig. 5).
 
     base: accuracy on D_c's given labels, of theta_o1 in REM; full: the same of theta_o1 with theta_o2 under D_f's mask.
-
-    Returns:
-        A log function that adds a point to `points` after each epoch and calls `log`; epoch 0 is in `points` already.
+    Returns: a log function that adds a point to `points` after each epoch and calls `log`; epoch 0 is in `points`
+        already.
     """
     def note(epoch: int, epochs: int, net, **values) -> None:
         scores = evaluate(net, task, forget)
@@ -207,35 +207,46 @@ def same_world():
             torch.set_num_threads(threads)
 
 
-# --- Input checks -----------------------------------------------------------------------------------------------------
+# --- Going on in another process --------------------------------------------------------------------------------------
 
+PARTS = ("expanded", "reference", "optimizer")  # of a rem.State, with a state dict each
+NOTES = ("epoch", "best", "best_score", "repaired", "known")
+
+
+def save_state(state: State, path: str | Path) -> None:
+    """Write all that REM's next epoch depends on, so that it can go on in another process; whole or not at all."""
+    content = {part: getattr(state, part).state_dict() for part in PARTS} | {"draws": state.generator.get_state()}
+    content |= {note: getattr(state, note) for note in NOTES}
+    write_whole(path, lambda file: torch.save(content, file))
+
+
+def load_state(state: State, path: str | Path) -> None:
+    """Put what `save_state` wrote into a state made by `rem.start` from the same network, data and settings."""
+    content = torch.load(path, weights_only=True, map_location=state.device)
+    for part in PARTS:
+        getattr(state, part).load_state_dict(content[part])
+    for note in NOTES:
+        setattr(state, note, content[note])
+    state.generator.set_state(content["draws"].cpu())
+
+
+# --- Input checks -----------------------------------------------------------------------------------------------------
 
 def choose_methods(config: Config) -> dict:
     """Names and functions of config.method, each once, in the order given.
 
-    Raises:
-        ValueError: an unknown name, one that has no meaning with or without --etd, or a file that holds no such method.
+    Raises: ValueError for an unknown name, one that has no meaning with or without --etd, or a file that holds no such
+        method.
     """
-    names = [name.strip() for name in config.method.split(",") if name.strip()]
-    methods = {}
-    for name in dict.fromkeys(names):
-        if name == "all":
-            methods |= {known: m.function for known, m in METHODS.items() if fits(known, config.etd) and not m.twin}
-        elif not fits(name, config.etd):
+    every = [name for name, method in METHODS.items() if fits(name, config.etd) and not method.twin]
+    given = [name.strip() for name in config.method.split(",") if name.strip()]
+    names = list(dict.fromkeys(each for name in given for each in (every if name == "all" else [name])))
+    check_names(names)
+    for name in names:
+        if not fits(name, config.etd):
             raise ValueError(f"{name} trains a network of its own; leave out --etd" if config.etd else
                              f"{name} works on an ETD-trained network; add --etd")
-        elif ":" in name:
-            short, method = load_method(name)
-            if short in methods:
-                raise ValueError(f"two methods are called {short}; give one of the files another name")
-            methods[short] = method
-        elif name not in METHODS:
-            raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION")
-        else:
-            methods[name] = METHODS[name].function
-    if not methods:
-        raise ValueError(f"no method given; choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION")
-    return methods
+    return dict(map(find_method, names))
 
 
 def choose_device(name: str) -> torch.device:
@@ -253,14 +264,6 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def parse_pair(text: str) -> tuple[int, int]:
-    """Two class numbers from "A,B"."""
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"pair is {text!r}; give two class numbers such as 3,5")
-    return int(parts[0]), int(parts[1])
-
-
 def check_writable(out: str) -> None:
     """Raise ValueError unless rows can be appended to the result file, a link's target; makes its folder."""
     try:
@@ -275,6 +278,15 @@ def check_writable(out: str) -> None:
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
+
+def row_of(cell: Config, origin: dict, outcome: dict) -> dict:
+    """A whole row: settings, the method's short name and code, where the row comes from, what came out."""
+    return {**asdict(cell), "method": Path(cell.method).name, "code": code_of(cell.method), **origin, **outcome}
+
+
+def failure_of(error: str) -> dict:
+    """What comes out of a cell that gave no numbers."""
+    return {"status": "failed", "error": error, **NO_SCORES, "seconds": None}
 
 
 def append_row(out: str, row: dict) -> None:
@@ -332,11 +344,8 @@ def progress(label: str, quiet: bool, min_seconds: float = 0.0):
     """A log function for `fit` and the methods, for the length of a block: one line per epoch with the time left.
 
     In a terminal, work without such a line for LONG seconds says so in a line that is written anew every second.
-
-    Args:
-        label: what is done, such as "train".
-        quiet: print nothing.
-        min_seconds: print nothing either of what takes less, by the seconds so far and the estimate of those left.
+    Args: label: what is done, such as "train"; quiet: print nothing; min_seconds: print nothing either of what takes
+        less, by the seconds so far and the estimate of those left.
     """
     if quiet:
         yield lambda *args, **values: None

@@ -72,9 +72,10 @@ METHODS = {
     "rem": _rem(rem, "REM"),
     "rem-on-etd": _rem(b.rem_on_etd, "REM", etd="only", twin="rem"),
     "rem-ideal": _rem(b.rem_ideal, "REM (ideal)", part="ideal"),
-    "rem-no31": _rem(b.rem_no31, "REM without 3.1", STEP3 | MASKS, masked=0.0, part="ablation"),
-    "rem-no32": _rem(b.rem_no32, "REM without 3.2", {"step31", "step32"}, part="ablation"),
-    "rem-ce": _rem(b.rem_ce, "REM by cross-entropy", {"redirect"}, part="ablation"),
+    "rem-no31": _rem(b.ablation(step31=False, step32=True), "REM without 3.1", STEP3 | MASKS, masked=0.0,
+                     part="ablation"),
+    "rem-no32": _rem(b.ablation(step31=True, step32=False), "REM without 3.2", {"step31", "step32"}, part="ablation"),
+    "rem-ce": _rem(b.ablation(redirect="ce"), "REM by cross-entropy", {"redirect"}, part="ablation"),
 }
 OPTIONAL = frozenset().union(*(method.reads for method in METHODS.values()))  # every method reads the other settings
 
@@ -82,9 +83,7 @@ OPTIONAL = frozenset().union(*(method.reads for method in METHODS.values()))  # 
 def reads_setting(field: str, setting: dict) -> bool:
     """Whether the numbers of a setting's method depend on this field of Config; a user-supplied method may read any.
 
-    Args:
-        field: name of a field.
-        setting: fields of Config, at least `method`.
+    Args: field: name of a field; setting: fields of Config, at least `method`.
     """
     name = setting["method"]
     if field not in OPTIONAL or ":" in name:
@@ -107,14 +106,28 @@ def reads_forget(name: str) -> bool:
     return name not in METHODS or METHODS[name].reads_forget
 
 
+def find_method(name: str) -> tuple:
+    """(name in rows, function) of a method of METHODS or of a user-supplied one, "path/to/file.py:function"."""
+    return (name, METHODS[name].function) if name in METHODS else load_method(name)
+
+
+def check_names(names) -> None:
+    """Raise ValueError for no method, an unknown one, or two that a row could not tell apart."""
+    short, known = {}, f"choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION"
+    if not names:
+        raise ValueError(f"no method given; {known}")
+    for name in names:
+        if name not in METHODS and ":" not in name:
+            raise ValueError(f"unknown method {name!r}; {known}")
+        if short.setdefault(Path(name).name, name) != name:
+            raise ValueError(f"two methods are called {Path(name).name}; give one of the files another name")
+
+
 def load_method(text: str):
     """A user-supplied method from "path/to/file.py:function".
 
-    Returns:
-        (name, function), the name being "file.py:function".
-
-    Raises:
-        ValueError: no such file or function, a file that does not import, or the wrong parameters.
+    Returns: (name, function), the name being "file.py:function".
+    Raises: ValueError for no such file or function, a file that does not import, or the wrong parameters.
     """
     path, _, attribute = text.rpartition(":")
     if not Path(path).is_file():

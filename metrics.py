@@ -8,13 +8,13 @@
 """
 
 import math
+import statistics
 
 import torch
 from torch import nn
 
 from data import Data, batches
-from etd import NonFiniteLoss, eval_mode
-from settings import stream
+from etd import NonFiniteLoss, eval_mode, stream
 from tasks import like_corrupted
 
 
@@ -28,10 +28,8 @@ def predict(model: nn.Module, data: Data, index: torch.Tensor | None = None, mas
         index: (B,) int64 dataset indices, None for all.
         masks: (N, width) bool table for a masked pass of an Expanded; None for the base-only pass.
         size: batch size; it changes nothing but memory and speed.
-
-    Returns:
-        (B,) int64 on the CPU; among equal logits the lowest class. Parameters, buffers, modes and random states stay.
-
+    Returns: (B,) int64 on the CPU; among equal logits the lowest class. Parameters, buffers, modes and random states
+        stay.
     Raises:
         ValueError: an empty index or one out of range.
         NonFiniteLoss: a logit that is not finite, since argmax would make a class of it.
@@ -62,9 +60,7 @@ def accuracy(model: nn.Module, data: Data, index: torch.Tensor | None = None, la
     Args:
         model, data, index, masks: as in `predict`.
         labels: (N,) int64 labels of the whole data set to compare with; None for the labels as given.
-
-    Returns:
-        A fraction in [0, 1]: correct examples over all examples, whatever the batches.
+    Returns: a fraction in [0, 1]: correct examples over all examples, whatever the batches.
     """
     labels = (data.labels if labels is None else labels).cpu()
     return share(predict(model, data, index, masks) == (labels if index is None else labels[index]))
@@ -76,15 +72,12 @@ def evaluate(model: nn.Module, task, forget: torch.Tensor,
 
     Healed: accuracy of clean labels on D_c's inputs as they were trained on. Utility: accuracy on the clean test set,
     over all classes. Only metrics may read the clean labels.
-
     Args:
         model: plain network.
         task: tasks.Task.
         forget: (k,) int64, D_f within D_c.
         original: the network before unlearning, plain or Expanded, for one score more.
-
-    Returns:
-        healed, healed_forget (over D_f), healed_undiscovered (over the rest of D_c; None when there is none),
+    Returns: healed, healed_forget (over D_f), healed_undiscovered (over the rest of D_c; None when there is none),
         healed_test (over test images corrupted alike, see tasks.like_corrupted; None when there is none), utility and
         product = healed * utility, all fractions; with `original` learnt, its accuracy on D_c's labels as given: what
         there was to unlearn.
@@ -115,24 +108,17 @@ def mean_sem(values) -> tuple[float, float | None]:
 
     Args:
         values: one finite number per run, at least one.
-
-    Returns:
-        (mean, sem); sem is None for a single run.
-
-    Raises:
-        ValueError: no value.
+    Returns: (mean, sem); sem is None for a single run.
+    Raises: ValueError for no value.
     """
     values = [float(v) for v in values]
     if not values:
         raise ValueError("mean of no runs is undefined; give at least one value")
-    n, mean = len(values), math.fsum(values) / len(values)
-    if n == 1:
-        return mean, None
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return statistics.fmean(values), error
 
 
 # --- Regularity -------------------------------------------------------------------------------------------------------
-
 
 def c_score(data: Data, corrupted: torch.Tensor, learn, sizes, runs: int, seed: int,
             log=None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,7 +132,6 @@ def c_score(data: Data, corrupted: torch.Tensor, learn, sizes, runs: int, seed: 
     leave one out; size 0 is an untrained network. An example is scored by those networks alone whose subset did not
     hold it, by whether they predict its label. Sizes weigh alike, and so do an example's networks of one size
     (`held_out`).
-
     Args:
         data: D_tr; no label of it but D_c's labels as given is read.
         corrupted: (m,) int64, D_c.
@@ -156,13 +141,9 @@ def c_score(data: Data, corrupted: torch.Tensor, learn, sizes, runs: int, seed: 
         runs: r, networks of each size; at least m / (m - n) for every n, so that each example is held out once or more.
         seed: of the subsets and of the networks' seeds.
         log: called as log(done, networks, size, rate) after each network.
-
-    Returns:
-        (m,) float64, the score of each example in [0, 1]; (sizes, runs) float64, each network's accuracy on what it was
-        not taught.
-
-    Raises:
-        ValueError: D_c, sizes or runs are not as described.
+    Returns: (m,) float64, the score of each example in [0, 1]; (sizes, runs) float64, each network's accuracy on what
+        it was not taught.
+    Raises: ValueError where D_c, sizes or runs are not as described.
     """
     sizes = list(sizes)
     check_c_score(data, corrupted, sizes, runs)
@@ -187,15 +168,12 @@ def held_out(n: int, size: int, runs: int, seed: int) -> torch.Tensor:
 
     Choice: the r subsets are not independent: the held-out sets follow each other round one random order of D_c. Each
     subset alone is a uniform draw, and all examples are held out equally often, or once more.
-
     Args:
         n: |D_c|.
         size: of the subsets, from 0 to n - 1.
         runs: number of subsets.
         seed: of the order, which depends on `size` too.
-
-    Returns:
-        (runs, n) bool, n - size true entries per row.
+    Returns: (runs, n) bool, n - size true entries per row.
     """
     order = torch.randperm(n, generator=stream(seed, f"c-score subsets {size}"))
     places = torch.arange(runs)[:, None] * (n - size) + torch.arange(n - size)  # (runs, n - size)

@@ -41,9 +41,7 @@ class ResNet9(nn.Module):
         classes: number of classes, >= 1.
         image_size: height and width in pixels, >= 8. The last convolution has no padding; below 11 pixels its map
             would vanish, so there it is padded by 1.
-
-    Raises:
-        ValueError: a size out of range.
+    Raises: ValueError for a size out of range.
     """
 
     def __init__(self, capacity: float = 1.0, channels: int = 3, classes: int = 10, image_size: int = 32):
@@ -127,7 +125,6 @@ class ViT(nn.Module):
 
     `expandable` names the layers that get theta_o2: the first Linear of each feed-forward layer ("before/after FF in
     transformer blocks", Table 3).
-
     Args:
         capacity: factor of the MLP hidden dimension, > 0; 1 is 1536.
         channels: image channels, >= 1.
@@ -135,9 +132,7 @@ class ViT(nn.Module):
         image_size: height and width in pixels, a multiple of `patch` and at least two patches.
         patch, dim, depth, heads, head_dim, hidden: Table 3's patch size, embedding dimension, transformer depth,
             attention heads, head dimension and MLP hidden dimension.
-
-    Raises:
-        ValueError: a size out of range or an image size that the patch size does not divide.
+    Raises: ValueError for a size out of range or an image size that the patch size does not divide.
     """
 
     def __init__(self, capacity: float = 1.0, channels: int = 3, classes: int = 10, image_size: int = 32, *,
@@ -194,12 +189,8 @@ def build(name: str, capacity: float = 1.0, *, channels: int = 3, classes: int =
         channels, classes, image_size: shape of the data, as in the classes above.
         seed: of the initial weights; None draws from the global generator as torch's own constructors do.
         sizes: more keyword arguments of the class (ViT: patch, dim, depth, heads, head_dim, hidden).
-
-    Returns:
-        The network on the CPU in float32, in training mode.
-
-    Raises:
-        ValueError: an unknown name or a size that does not fit.
+    Returns: the network on the CPU in float32, in training mode.
+    Raises: ValueError for an unknown name or a size that does not fit.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
@@ -216,16 +207,9 @@ def reinitialise(model: nn.Module, seed: int) -> nn.Module:
 
     Choice: each module that owns parameters draws them by its own `reset_parameters`, children first, as torch's layers
     do, then convolution biases are 0; so ResNet-9 gets what `build` draws from the seed. Values are drawn on the CPU.
-
-    Args:
-        model: plain network on any device; left as it is.
-        seed: of the new weights.
-
-    Returns:
-        The copy, BatchNorm statistics reset too, with the model's device, dtypes, modes and requires_grad.
-
-    Raises:
-        TypeError: a module owns parameters and has no `reset_parameters`; the text names it.
+    Args: model: plain network on any device; left as it is; seed: of the new weights.
+    Returns: the copy, BatchNorm statistics reset too, with the model's device, dtypes, modes and requires_grad.
+    Raises: TypeError where a module owns parameters and has no `reset_parameters`; the text names it.
     """
     drawn, fresh = copy.deepcopy(model).cpu(), copy.deepcopy(model)
     names = {module: name for name, module in drawn.named_modules()}

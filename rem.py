@@ -15,36 +15,26 @@ and of `config`: any of the attributes of `Settings`; those that it lacks have T
 """
 
 import copy
-import hashlib
-import os
 import warnings
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from etd import EXTRA, Expanded, NonFiniteLoss, check_index, drop, eval_mode, finite, forked_rng, mask_table
-from etd import refresh_batchnorm
+from etd import (EXTRA, Expanded, NonFiniteLoss, check_index, descend, drop, eval_mode, finite, finite_weights,
+                 forked_rng, logits_of, make_optimizer, mask_table, refresh_batchnorm, stream)
 from expand import expand
 
 # --- Eq. 2 ------------------------------------------------------------------------------------------------------------
-
 
 def npo_term(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch.Tensor:
     """The NPO term of Eq. 2, per example: h(CE - CE_ref) with h(u) = (2 / beta) log sigmoid(beta u).
 
     Choice: the ratio inside the log of Eq. 2 is the ratio of likelihoods, as in NPO: log(p / p_ref) = -(CE - CE_ref).
     The literal ratio of cross-entropies ruins the model (README, "Reading of Eq. 2").
-
-    Args:
-        ce: (B,) cross-entropy of the network at hand, any float dtype.
-        ce_ref: (B,) cross-entropy of the reference network; no gradient flows into it.
-        beta: > 0.
-
+    Args: ce, ce_ref: (B,) cross-entropies of network and (without gradient) reference; beta: > 0, or a ValueError.
     Returns: (B,) values in (-inf, 0), rising with ce; the slope is 2 sigmoid(-beta (ce - ce_ref)), between 0 and 2.
-    Raises: ValueError for beta <= 0.
     """
     if not beta > 0:
         raise ValueError(f"beta is {beta}; it must be above 0")
@@ -65,9 +55,8 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
     Args:
         ce_full, ce_full_ref: (B,) cross-entropies of theta_o1 and theta_o2 under masks, model and reference.
         ce_base, ce_base_ref: (B,) cross-entropies of theta_o1 alone, or None to leave the removal term (3.2) out.
-        in_forget: (B,) bool, the examples of D_f.
-        beta: > 0.
-        plain: redirect by CE itself instead of h(CE - CE_ref), an ablation: it pulls undiscovered corruption back too.
+        in_forget: (B,) bool, the examples of D_f; beta: > 0.
+        plain: redirect by CE itself, an ablation that pulls undiscovered corruption back too.
     Returns: a scalar; going down it lowers CE of the full network on D_tr and raises CE of theta_o1 on D_f.
     """
     # L_redirect = (2 / beta) E_{D_tr} log sigmoid(beta (CE_{o1 and o2} - CE_ref))
@@ -133,6 +122,7 @@ class State:
     device: torch.device  # of the network
     known: tuple[torch.Tensor, torch.Tensor] | None = None  # (N,) reference CEs where no augmentation changes them
     watched: torch.Tensor | None = None  # (w,) int64, examples of D_r that step 3 leaves out; None: none are
+    taught: torch.Tensor | None = None  # the others; None: all
     epoch: int = 0  # epochs begun
     best: dict | None = None  # theta_o1 after the best epoch so far, see `judge`
     best_score: float = -1.0
@@ -147,19 +137,17 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
 
     Args:
         model: trained plain network, or an Expanded trained with example-tied dropout for REM on ETD; left as it is.
-        data: D_tr with its labels as given, see the top of this file.
+        data, config: D_tr with its labels as given and settings, see the top of this file.
         forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr.
-        config: a Settings or anything with some of its attributes.
         generator: on the CPU, of order, augmentation and dropout; theta_o2 and the masks are drawn from config.seed.
         shared: (k,) int64 indices that share one mask row; None for D_f, all of D_c for REM (IDEAL).
-        log: called as log(epoch, epochs, model, **record) after each epoch; no clean label and no test image is in the
-            record: loss of step 3; Acc(D_f) before step 2 (acc_forget_before), after it (acc_forget) and at the end
-            (acc_forget_end); updates of step 2; means over step 3 of u = CE - CE_ref and of the pull 2 sigmoid(-beta u)
-            on D_f and D_r (u_forget, u_retain, pull_forget, pull_retain); acc_watched and score, see `judge`.
+        log: called as log(epoch, epochs, model, **record) after each epoch; the record has no clean label and no test
+            image in it: loss of step 3; Acc(D_f) before and after step 2 and at the end (acc_forget_before, acc_forget,
+            acc_forget_end); updates of step 2; u_forget, pull_retain, ... of `weigh`; acc_watched, score of `judge`.
     Returns: theta_o1 after the best epoch (`judge`), with stop="max" after the last: a plain network of the original's
         keys, shapes, dtypes and mode.
     Raises: ValueError for a forget set or setting that makes no sense; TypeError for a network that cannot be expanded;
-        NonFiniteLoss at the end of an epoch with a loss that is not finite, or for such weights at the very end.
+        NonFiniteLoss for a mean loss of an epoch, or weights at the end, that are not finite.
     """
     state = start(model, data, forget, config, generator, shared=shared)  # Step 1
     while state.epoch < state.config.unlearn_epochs and not state.repaired:  # while current epoch <= max epochs
@@ -183,23 +171,21 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
         expanded = copy.deepcopy(model)
     else:
         _, example, _ = next(iter(data.batches(forget[:2], size=2)))
-        expanded = expand(model, example, config.extra_ratio, generator=generator_of(config.seed, "theta_o2"))
+        expanded = expand(model, example, config.extra_ratio, generator=stream(config.seed, "theta_o2"))
     modes = [module.training for module in expanded.modules()]
     reference = copy.deepcopy(expanded).requires_grad_(False).eval()
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget if shared is None else shared)
-    in_forget = torch.zeros(len(data), dtype=torch.bool)
-    in_forget[forget] = True
+    in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
     device = next(expanded.parameters()).device
-    adam, parameters = config.optimizer == "adam", [p for p in expanded.parameters() if p.requires_grad]
-    more = {} if adam else dict(momentum=config.momentum, weight_decay=config.weight_decay)
-    optimizer = (torch.optim.Adam if adam else torch.optim.SGD)(parameters, config.unlearn_lr, foreach=True, **more)
+    optimizer = make_optimizer(expanded, config, config.unlearn_lr)
     state = State(expanded, reference, data, forget, in_forget, masks.to(device), optimizer, config, generator, modes,
                   device)
-    if config.stop == "repaired" and (config.step31 or config.step32):
-        retain = (~in_forget).nonzero().flatten()
-        order = torch.randperm(len(retain), generator=generator_of(config.seed, "watched"))
-        few = min(round(WATCHED * len(retain)), len(retain) - 1)
-        state.watched = retain[order[:few]].sort().values if few else None
+    retain = (~in_forget).nonzero().flatten()
+    few = min(round(WATCHED * len(retain)), len(retain) - 1)
+    if config.stop == "repaired" and (config.step31 or config.step32) and few:
+        order = torch.randperm(len(retain), generator=stream(config.seed, "watched"))
+        state.watched = retain[order[:few]].sort().values
+        state.taught = torch.cat([forget, retain[order[few:]]]).sort().values
     if config.step31 and not getattr(data, "augments", True):
         state.known = known_reference(state)
     return state
@@ -209,16 +195,15 @@ def remove(state: State) -> float:
     """Step 2: while Acc(D_f) > gamma, pass over D_f and update theta_o1 with L_step2 = -L_remove.
 
     After max_passes passes it gives up with a warning. Choice: the passes run in eval mode (see `trains_on_forget`), so
-    the loss is that of the very network which Acc(D_f) is about, and only weights can bring Acc(D_f) down.
-    Returns: the last Acc(D_f), a fraction.
+    only weights can bring Acc(D_f) down. Returns: the last Acc(D_f), a fraction.
     """
-    config, passes, updates, before = state.config, 0, 0, None
+    config, passes, updates, accs = state.config, 0, 0, []
     training = trains_on_forget(config, state.forget, repaired=config.step31 or config.step32)
     while (acc := acc_forget(state)) > config.gamma:  # stop condition: Acc(D_f) <= gamma
-        before = acc if before is None else before
+        accs.append(acc)
         if passes == config.max_passes:
-            told = f"Acc(D_f) is {acc:.2f} after {passes} passes, still above gamma = {config.gamma}"
-            warnings.warn(told, stacklevel=2)
+            warnings.warn(f"Acc(D_f) is {acc:.2f} after {passes} passes, still above gamma = {config.gamma}",
+                          stacklevel=2)
             break
         state.expanded.train(training)
         total = torch.zeros((), device=state.device)
@@ -233,51 +218,41 @@ def remove(state: State) -> float:
                 updates += 1
         finite(total, 1, "step 2")
         passes += 1
-    state.record = {"acc_forget_before": acc if before is None else before, "acc_forget": acc, "updates": updates}
+    state.record = {"acc_forget_before": [*accs, acc][0], "acc_forget": acc, "updates": updates}
     return acc
 
 
 def trains_on_forget(config, forget: torch.Tensor, repaired: bool = False) -> bool:
     """Whether passes over D_f alone run in training mode: dropout, and each batch's statistics in BatchNorm.
 
-    Choice: not where step 3 repairs (README, "Step 2's mode"). Statistics of a batch of D_f alone subtract what its
-    examples share, the trigger itself: most of D_f is misread before any update, and Acc(D_f) falls because the running
-    statistics move, until the first batches of D_tr move them back. NPO and Ascent, which nothing repairs, train.
-    Args: config with forget_norm, "auto" for the above; forget: (k,) int64, D_f; repaired: whether a step 3 follows.
+    Choice: not where a step 3 follows (`repaired`). Statistics of a batch of D_f alone subtract what its examples
+    share, the trigger itself: Acc(D_f) falls because the running statistics move, until D_tr moves them back. NPO and
+    Ascent, which nothing repairs, train. config.forget_norm decides where it is not "auto".
     """
     batch = config.forget_norm == "batch" or (config.forget_norm == "auto" and not repaired)
     return batch and len(forget) > 1  # one example has no batch statistics
 
 
 def redirect(state: State) -> float:
-    """Step 3: one pass over D_tr with L_step3 = L_redirect - L_remove.
-
-    Without 3.1 theta_o1 is fine-tuned on D_r; with neither 3.1 nor 3.2 there is no step 3 and REM is NPO (Table 2).
-    Returns: the mean loss.
-    """
+    """Step 3: one pass over D_tr with L_step3 = L_redirect - L_remove; without 3.1 and 3.2 REM is NPO (Table 2)."""
     config = state.config
     if not (config.step31 or config.step32):
         return 0.0
     batch_loss = step3 if config.step31 else step3_without_redirect
     state.expanded.train()
     total, steps, state.sums = torch.zeros((), device=state.device), 0, torch.zeros((2, 3), device=state.device)
-    index = None
-    if state.watched is not None:
-        index = torch.ones(len(state.data), dtype=torch.bool).index_fill_(0, state.watched, False).nonzero().flatten()
     with forked_rng(state.generator, state.device):
-        for rows, x, y in loader(state, index):
+        for rows, x, y in loader(state, state.taught):
             loss = batch_loss(state, rows, x, y)
             descend(state.optimizer, loss)  # 3.3  theta <- theta - epsilon grad L_step3, both parts
             if steps == 0 and config.step31:
                 check_gradients(state.expanded)
             total += loss.detach()
             steps += 1
-    mean = finite(total, steps, f"step 3 of epoch {state.epoch}")
-    number, u, pull = state.sums.T.tolist()  # each of D_r and of D_f
-    for i, name in enumerate(("retain", "forget")):
-        state.record |= {f"u_{name}": u[i] / max(1, number[i]), f"pull_{name}": pull[i] / max(1, number[i])}
-    state.record["loss"] = mean
-    return mean
+    state.record["loss"] = finite(total, steps, f"step 3 of epoch {state.epoch}")
+    for name, (number, u, pull) in zip(("retain", "forget"), state.sums.tolist(), strict=True):
+        state.record |= {f"u_{name}": u / max(1, number), f"pull_{name}": pull / max(1, number)}
+    return state.record["loss"]
 
 
 def step3(state: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -285,11 +260,10 @@ def step3(state: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) ->
     config, in_forget = state.config, state.in_forget[rows]  # (B,) on the CPU: known without waiting for the device
     removes = config.step32 and bool(in_forget.any())
     full_ref, base_ref = reference_ce(state, rows, x, y, full=True, base=removes)
-    # 3.1  L_redirect = (2 / beta) E log sigmoid(beta (CE_{o1 and o2} - CE_ref)), theta_o1 and theta_o2 under masks:
-    #      all examples of D_f have the same row of `masks`, the others each a random one
+    # 3.1  L_redirect = (2 / beta) E log sigmoid(beta (CE_{o1 and o2} - CE_ref)), D_f under one mask that it shares
     full = cross_entropy(state, x, y, state.masks[rows.to(state.device, non_blocking=True)])
-    # 3.2  L_remove(D_f) = (2 / beta) E 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref)), theta_o1 alone:
-    #      on the whole batch, which keeps its BatchNorm statistics right, though the loss counts D_f only
+    # 3.2  L_remove(D_f) = (2 / beta) E 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref)), theta_o1 alone,
+    #      on the whole batch, so that its BatchNorm statistics are right, though the loss counts D_f only
     with torch.set_grad_enabled(removes):
         base = cross_entropy(state, x, y)
     weigh(state, full.detach() - full_ref, in_forget)
@@ -304,8 +278,7 @@ def step3_without_redirect(state: State, rows: torch.Tensor, x: torch.Tensor, y:
 
     L = (2 / beta) E (1{i in D_r} - 1{i in D_f}) log sigmoid(beta (CE_o1 - CE_ref)); without 3.2 the second part is 0.
     """
-    _, ce_ref = reference_ce(state, rows, x, y)
-    ce = cross_entropy(state, x, y)
+    ce, ce_ref = cross_entropy(state, x, y), reference_ce(state, rows, x, y)[1]
     h = npo_term(ce, ce_ref, state.config.beta)  # (B,)
     weigh(state, ce.detach() - ce_ref, state.in_forget[rows])
     in_forget = state.in_forget[rows].to(state.device, non_blocking=True)
@@ -322,19 +295,17 @@ def weigh(state: State, u: torch.Tensor, in_forget: torch.Tensor) -> None:
 def judge(state: State) -> None:
     """End the loop when the repair is done, and keep the best epoch's theta_o1.
 
-    Choice: step 3 is there to restore utility. Once it has, further epochs only teach theta_o1 what is undiscovered, so
-    max epochs is a maximum. An epoch's score is Acc(W) (1 - max(Acc(D_f), gamma)): theta_o1 alone, labels as given,
-    W being a twentieth of D_r that step 3 leaves out. The first epoch whose score is not above the best before it by
-    one standard error is the last; the best is returned. No clean label and no test image is looked at.
-    Choice: BatchNorm's base statistics are computed anew before, since in a few steps they lag behind the weights.
+    Choice: step 3 is there to restore utility. Once it has, further epochs only teach theta_o1 what is undiscovered.
+    An epoch's score is Acc(W) (1 - max(Acc(D_f), gamma)): theta_o1 alone, labels as given, W being a twentieth of D_r
+    that step 3 leaves out. The first epoch whose score is not above the best before it by one standard error is the
+    last; the best is returned. BatchNorm's base statistics are computed anew before: in a few steps they lag behind.
     """
     if state.watched is None:
         return
     refresh_batchnorm(state.expanded, state.data, state.config.batch)
     acc, forgotten = acc_of(state, state.watched), acc_forget(state)
     kept = 1 - max(forgotten, state.config.gamma)
-    error = (acc * (1 - acc) / len(state.watched)) ** 0.5 * kept  # of the score
-    score = acc * kept
+    score, error = acc * kept, (acc * (1 - acc) / len(state.watched)) ** 0.5 * kept
     state.repaired = state.best is not None and score <= state.best_score + error
     if score > state.best_score:
         state.best, state.best_score = {k: v.clone() for k, v in drop(state.expanded).state_dict().items()}, score
@@ -348,22 +319,18 @@ def finish(state: State) -> nn.Module:
     unlearned = drop(state.expanded)
     if state.best is not None:
         unlearned.load_state_dict(state.best)
-    for name, value in unlearned.state_dict().items():
-        if not value.isfinite().all():
-            raise NonFiniteLoss(f"{name} is not finite any more after the last update; lower the rate")
-    return unlearned
+    return finite_weights(unlearned)
 
 
 # --- Passes -----------------------------------------------------------------------------------------------------------
 
-
 def check_forget(forget: torch.Tensor, n: int) -> torch.Tensor:
     """Return D_f if it is a set of dataset indices that is neither empty nor all n examples, else raise ValueError."""
-    forget = check_index(forget, n)
+    twice = len(check_index(forget, n)) - len(forget.unique())
     if len(forget) == 0:
         raise ValueError("the forget set is empty; nothing was discovered, so there is nothing to unlearn")
-    if len(forget.unique()) < len(forget):
-        raise ValueError(f"the forget set names {len(forget) - len(forget.unique())} examples twice; give each once")
+    if twice:
+        raise ValueError(f"the forget set names {twice} examples twice; give each once")
     if len(forget) == n:
         raise ValueError(f"the forget set is all {n} training examples; the retain set must not be empty")
     return forget
@@ -381,27 +348,21 @@ def loader(state: State, index: torch.Tensor | None, augment: bool = True, size:
         raise ValueError("data.batches must yield the indices that are asked for, each once, in order unless shuffled")
 
 
-def generator_of(seed: int, purpose: str) -> torch.Generator:
-    """A CPU generator for one purpose, whose draws shift no others."""
-    digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # manual_seed takes 63 bits
-
-
 def acc_forget(state: State) -> float:
-    """Acc(D_f), a fraction."""
+    """Acc(D_f), a fraction, by `acc_of`."""
     return acc_of(state, state.forget)
 
 
 @torch.no_grad()
 def acc_of(state: State, index: torch.Tensor) -> float:
     """Accuracy on the examples of `index`, a fraction: theta_o1 alone, labels as given, eval mode, no augmentation."""
-    hits, finite = 0, True
+    hits, sound = 0, True
     with eval_mode(state.expanded):
         for _, x, y in loader(state, index, augment=False, size=min(1024, 4 * state.config.batch)):
             logits = state.expanded(x)  # (B, classes)
             hits += (logits.argmax(dim=1) == y).sum()
-            finite = logits.isfinite().all() & finite  # looked at once, at the end
-    if not finite:
+            sound = logits.isfinite().all() & sound  # looked at once, at the end
+    if not sound:
         raise NonFiniteLoss("the network's logits are not finite; lower the rate")
     return int(hits) / len(index)
 
@@ -409,11 +370,8 @@ def acc_of(state: State, index: torch.Tensor) -> float:
 def cross_entropy(state: State, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None = None,
                   net: Expanded | None = None) -> torch.Tensor:
     """(B,) cross-entropy of each example in float32 at least; theta_o1 alone without a mask."""
-    precision = state.config.precision
-    bf16 = precision == "bf16" or (precision == "auto" and x.device.type == "cuda")
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
-        logits = (state.expanded if net is None else net)(x, mask)  # (B, classes)
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y, reduction="none")
+    logits = logits_of(state.expanded if net is None else net, x, state.config.precision, mask)  # (B, classes)
+    return F.cross_entropy(logits, y, reduction="none")
 
 
 @torch.no_grad()
@@ -428,50 +386,15 @@ def reference_ce(state: State, rows, x, y, full: bool = False, base: bool = True
 
 def known_reference(state: State) -> tuple[torch.Tensor, ...]:
     """Both reference cross-entropies of every example, (N,): without augmentation an epoch does not change them."""
-    size = min(512, 2 * state.config.batch)
-    pairs = [reference_ce(state, *batch, full=True) for batch in loader(state, None, augment=False, size=size)]
+    plain = loader(state, None, augment=False, size=min(512, 2 * state.config.batch))
+    pairs = [reference_ce(state, *batch, full=True) for batch in plain]
     return tuple(torch.cat(part) for part in zip(*pairs, strict=True))
-
-
-def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """One step down the gradient of `loss`; a parameter that the loss does not reach stays bit for bit."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
 
 
 def check_gradients(expanded: Expanded) -> None:
     """Raise a TypeError where step 3 has left a parameter of theta_o2 without a gradient."""
     for name, layer in expanded.layers().items():
-        if any(p is not None and p.numel() and p.grad is None for p in (getattr(layer, part, None) for part in EXTRA)):
+        parts = (getattr(layer, part, None) for part in EXTRA)
+        if any(p is not None and p.numel() and p.grad is None for p in parts):
             raise TypeError(f"cannot redirect through {name!r}: in training no gradient reaches its part of theta_o2, "
                             "so the network skips the layer or takes no gradient there")
-
-
-# --- Going on in another process --------------------------------------------------------------------------------------
-
-
-def save_state(state: State, path: str | Path) -> None:
-    """Write everything that the next epoch depends on, so that it can go on in another process; whole or not at all."""
-    content = {part: getattr(state, part).state_dict() for part in ("expanded", "reference", "optimizer")}
-    content |= {"generator": state.generator.get_state()}
-    content |= {name: getattr(state, name) for name in ("epoch", "best", "best_score", "repaired")}
-    partial = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        torch.save(content, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def load_state(state: State, path: str | Path) -> None:
-    """Put what `save_state` wrote into a state made by `start` from the same network, data and settings."""
-    content = torch.load(path, weights_only=True, map_location=state.device)
-    for part in ("expanded", "reference", "optimizer"):
-        getattr(state, part).load_state_dict(content[part])
-    state.generator.set_state(content["generator"].cpu())
-    for name in ("epoch", "best", "best_score", "repaired"):
-        setattr(state, name, content[name])
-    if state.known is not None:
-        state.known = None  # so that it is computed anew from the reference just loaded
-        state.known = known_reference(state)

@@ -62,10 +62,7 @@ def repair(model: nn.Module, data: Data, forget: torch.Tensor, *, layers=None, s
         layers: names or patterns (`*.mlp.0`) of the layers that get theta_o2; None: chosen by `expand_any`.
         say: called with a line of text about each choice and each epoch; None: silent.
         settings: of settings.Config, over the defaults of `choose_settings`, such as unlearn_epochs=2 or seed=1.
-
-    Returns:
-        A plain network of the keys, shapes and dtypes of `model`, in its modes.
-
+    Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes.
     Raises:
         ValueError: forget, or a setting, cannot be used.
         TypeError: no choice of layers can be expanded.
@@ -79,7 +76,7 @@ def repair(model: nn.Module, data: Data, forget: torch.Tensor, *, layers=None, s
     weight = next(model.parameters())
     example = torch.zeros((2, *data.images.shape[1:]), device=weight.device)
     expanded = expand_any(model, example, config, layers, say)
-    return rem(expanded, data, forget, config, stream(config.seed, "repair"), log=progress(say))
+    return rem(expanded, data, forget, config, stream(config.seed, "repair"), log=epoch_lines(say))
 
 
 @torch.no_grad()
@@ -165,7 +162,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def progress(say):
+def epoch_lines(say):
     """A log function for `rem`: one line per epoch with the time that is left at most."""
     begin = time.perf_counter()
 
@@ -211,7 +208,7 @@ def main(given: dict, argv: list[str]) -> int:
     """Run `run.py repair`; returns the exit code. Bad input raises ValueError or TypeError before any training."""
     args, begin = argparse.Namespace(**given), time.perf_counter()
     device, report_file = choose_device(args.device), Path(args.out).with_suffix(".json")
-    check_outputs(args, report_file)
+    check_replaced(args, report_file)
     settings = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
     folder = open_folder(args.data, args.bad, args.clean, args.class_map)
     print(folder.said)
@@ -232,12 +229,13 @@ def main(given: dict, argv: list[str]) -> int:
     layers, say = args.layers and args.layers.split(","), functools.partial(print, flush=True)
     try:
         repaired = repair(model, train, folder.forget, layers=layers, say=say, **settings)
-        scores = compare((model, repaired), before, train, heldout and heldout.to(device), folder)
+        scores = before_and_after((model, repaired), before, train, heldout and heldout.to(device), folder)
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} with --lr") from error
     checkpoints.write(args.out, stored, repaired, names)
     seconds = round(time.perf_counter() - begin, 1)
-    print(table(scores), f"{args.out} has the repaired weights, {report_file} this report; {seconds} s", sep="\n")
+    print(table_of_changes(scores))
+    print(f"{args.out} has the repaired weights, {report_file} this report; {seconds} s")
     report = {"scores": scores, "seconds": seconds, "arguments": vars(args),
               "settings": {name: getattr(config, name) for name in READ},
               "reading": asdict(reading), "images": len(train), "classes": folder.classes,
@@ -248,7 +246,7 @@ def main(given: dict, argv: list[str]) -> int:
     return 0
 
 
-def check_outputs(args: argparse.Namespace, report_file: Path) -> None:
+def check_replaced(args: argparse.Namespace, report_file: Path) -> None:
     """Raise ValueError unless both outputs can be written and neither replaces an input."""
     if report_file == Path(args.out):
         raise ValueError(f"--out is {args.out}, the report's name; give a file that ends in .pt or .safetensors")
@@ -267,7 +265,7 @@ def predicted(model: nn.Module, data: Data) -> torch.Tensor:
     return predict(model, data, size=max(16, PIXELS // data.images[0].numel()))
 
 
-def share(hits: torch.Tensor) -> float | None:
+def share_of(hits: torch.Tensor) -> float | None:
     """Fraction of true entries, None of none."""
     return round(float(hits.double().mean()), 4) if len(hits) else None
 
@@ -276,7 +274,7 @@ def look_first(model, data: Data, before: torch.Tensor, folder: Folder, reading:
     """Print how well the network knows the given labels; ValueError if it does not, with what fits better."""
     hits, others = before == data.labels.cpu(), torch.ones(len(data), dtype=torch.bool)
     others[folder.forget] = False
-    accuracy, known = share(hits[others]), share(hits[folder.forget])
+    accuracy, known = share_of(hits[others]), share_of(hits[folder.forget])
     print(f"accuracy on the labels as given: {accuracy:.3f} without the known bad, {known:.3f} on these", flush=True)
     if known < LOW:
         print("warning: the network has not learnt the known bad labels, so there is little to repair", file=sys.stderr)
@@ -286,7 +284,7 @@ def look_first(model, data: Data, before: torch.Tensor, folder: Folder, reading:
     chosen = others.nonzero()[:, 0][order[:LOOK]]
     few = replace(data, images=data.images[chosen], labels=data.labels[chosen])
     found = sorted(readings(model, few, [folder.paths[i] for i in chosen], folder.classes, reading), reverse=True)
-    better = [f"{value:.1%} with {words}" for value, words in found if value > share(hits[chosen]) + BETTER][:3]
+    better = [f"{value:.1%} with {words}" for value, words in found if value > share_of(hits[chosen]) + BETTER][:3]
     if better or accuracy < LOW:
         none = "no more with other class orders, colours, mean and std or sizes: it was trained on other images"
         raise ValueError(f"the network gives {accuracy:.1%} of the labels, so something does not fit; on {len(chosen)} "
@@ -296,7 +294,7 @@ def look_first(model, data: Data, before: torch.Tensor, folder: Folder, reading:
 def readings(model: nn.Module, data: Data, paths: list[Path], classes: list[str], reading: Reading):
     """(accuracy, words) of each other reading of some images, one thing changed at a time."""
     def note(words: str, other: Data) -> tuple[float, str]:
-        return share(predicted(model, other) == other.labels.cpu()), words
+        return share_of(predicted(model, other) == other.labels.cpu()), words
 
     for words, order in (("timm's", sorted(classes, key=natural)), ("torchvision's", sorted(classes))):
         if order != classes:
@@ -323,22 +321,22 @@ def natural(name: str) -> list:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts]
 
 
-def compare(models, before: torch.Tensor, data: Data, heldout: Data | None, folder: Folder) -> dict:
+def before_and_after(models, before: torch.Tensor, data: Data, heldout: Data | None, folder: Folder) -> dict:
     """What the repair changed: [before, after] by the name of the row, and how many predictions changed."""
     pair, labels = (before, predicted(models[1], data)), data.labels.cpu()
     known = torch.zeros(len(data), dtype=torch.bool)
     known[folder.forget] = True
-    rows = {"known bad, their given labels": [share((p == labels)[known]) for p in pair],
-            "other training images, given labels": [share((p == labels)[~known]) for p in pair]}
+    rows = {"known bad, their given labels": [share_of((p == labels)[known]) for p in pair],
+            "other training images, given labels": [share_of((p == labels)[~known]) for p in pair]}
     if heldout is not None:
-        rows["held-out images"] = [share(predicted(model, heldout) == heldout.labels.cpu()) for model in models]
+        rows["held-out images"] = [share_of(predicted(model, heldout) == heldout.labels.cpu()) for model in models]
     if folder.clean is not None:
         wrong = (folder.clean >= 0) & (known | (folder.clean != labels))
-        rows["Healed: bad images, true labels"] = [share((p == folder.clean)[wrong]) for p in pair]
+        rows["Healed: bad images, true labels"] = [share_of((p == folder.clean)[wrong]) for p in pair]
     return {**rows, "training images with another prediction": int((pair[0] != pair[1]).sum())}
 
 
-def table(scores: dict) -> str:
+def table_of_changes(scores: dict) -> str:
     """The comparison, in percent."""
     lines = [f"{'':<44}{'before':>8}{'after':>8}"]
     for name, value in scores.items():

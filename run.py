@@ -10,7 +10,7 @@ import platform
 import sys
 import warnings
 from argparse import HelpFormatter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 # Before torch is imported: waiting threads of GNU OpenMP spin, so two runs that share the cores take each other's time.
@@ -20,9 +20,8 @@ import torch
 
 import repair
 from datasets import load
-from experiment import (NO_SCORES, append_row, attempt, check_writable, choose_device, choose_methods, corrupt, find, new_model,
-                        provenance, train_original, unlearn)
-from methods import code_of
+from experiment import (append_row, attempt, check_writable, choose_device, choose_methods, corrupt, failure_of, find,
+                        new_model, provenance, row_of, train_original, unlearn)
 from settings import Config, Parser, add_flags, resolve
 from study import cscore, grid, report
 from tasks import Task
@@ -32,14 +31,13 @@ WORDS = {"grid": grid, "report": report, "cscore": cscore, "repair": repair}  # 
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
-
 def parser(words: bool = False) -> Parser:
     """A flag per field of Config, or a parser behind each first word; only what was given ends up in the namespace."""
     p = Parser(prog="run.py", usage="run.py [FLAGS] | run.py {grid,report,cscore,repair} [--help]",
                description=DESCRIPTION,
                formatter_class=lambda prog: HelpFormatter(prog, max_help_position=23),
-               epilog="Many cells: run.py grid. Tables and figures: run.py report. How regular a task is: run.py cscore. "
-                      "A model of your own: run.py repair.")
+               epilog="Many cells: run.py grid. Tables and figures: run.py report. How regular a task is: run.py "
+                      "cscore. A model of your own: run.py repair.")
     if not words:
         add_flags(p)
         return p
@@ -91,13 +89,11 @@ def command(argv: list[str]) -> int:
 
 # --- One cell ---------------------------------------------------------------------------------------------------------
 
-
 def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     """Train one original network and unlearn from it with each method of config.method; one row a method.
 
     Rows are appended to config.out as they come. Everything that can be wrong with the input is looked at before
     training.
-
     Raises:
         ValueError, TypeError: the input cannot be used.
         OSError: a row could not be written; raised after the table.
@@ -117,10 +113,10 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     original, train_seconds, failure = attempt(lambda: train_original(config, task, model.to(device)))
     rows, unwritten = [], []
     for name, method in methods.items():
-        row = {**asdict(config), "method": name, "code": code_of(paths.get(name, name)), **provenance(device, argv),
-               "train_seconds": train_seconds}
-        row |= ({"status": "failed", "error": f"training: {failure}", **NO_SCORES, "seconds": None} if failure
-                else unlearn(config, name, method, original, task, forget))
+        outcome = (failure_of(f"training: {failure}") if failure
+                   else unlearn(config, name, method, original, task, forget))
+        row = row_of(replace(config, method=paths.get(name, name)), provenance(device, argv),
+                     {"train_seconds": train_seconds, **outcome})
         try:
             append_row(config.out, row)
         except OSError as error:  # a full disk costs no method and no table
@@ -129,7 +125,8 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     print(table(rows))
     if unwritten:
         print(f"run.py: no row of {', '.join(unwritten)} in {config.out} ({why})", file=sys.stderr)
-    say(config, f"{len(rows) - len(unwritten)} rows appended to {config.out}" if unwritten else f"rows appended to {config.out}")
+    written = f"{len(rows) - len(unwritten)} rows" if unwritten else "rows"
+    say(config, f"{written} appended to {config.out}")
     return [{**row, "written": row["method"] not in unwritten} for row in rows]
 
 
@@ -154,7 +151,6 @@ def check_room(config: Config, model) -> None:
 
 
 # --- Output -----------------------------------------------------------------------------------------------------------
-
 
 def say(config: Config, text: str) -> None:
     """Print unless --quiet."""

@@ -6,12 +6,11 @@
 """
 
 import argparse
-import hashlib
 import sys
 from dataclasses import dataclass, field, fields
 from functools import partial
 
-import torch
+from etd import stream  # noqa: F401  (as `settings.stream`: independent numbers for each purpose)
 
 VERSION = "0.2.0"  # of the code: rows and networks of another version do not count
 TASKS = ("poison", "confusion", "random")
@@ -93,7 +92,6 @@ def of_stage(stage: str) -> set[str]:
 AFTER_TRAINING, PLACE = of_stage("unlearning"), of_stage("run")  # an original depends on neither, a cell on the first
 
 
-
 # Settings that a data set or an architecture changes unless the command line names them.
 # Choice: fashion-mini is small, so that the main job takes half a minute on two CPU cores. Its 100 % network is
 # ResNet-9 at half width; epochs, batch and rate of training were chosen on other images of its training set.
@@ -113,12 +111,8 @@ def resolve(given: dict) -> Config:
 
     Args:
         given: field names of Config to values.
-
-    Returns:
-        A Config.
-
-    Raises:
-        ValueError, TypeError: an unknown setting, or as `check`.
+    Returns: a Config.
+    Raises: ValueError, TypeError for an unknown setting, or as `check`.
     """
     known = {f.name for f in fields(Config)}
     if unknown := sorted(set(given) - known):
@@ -155,19 +149,7 @@ def kind_of(f) -> type:
     return next(kind for kind in (bool, str, int, float) if f.type in (kind, kind | None))
 
 
-def stream(seed: int, purpose: str) -> torch.Generator:
-    """A CPU generator for one purpose, so that a draw for one thing never shifts the draws for another.
-
-    Args:
-        seed: of the run, >= 0.
-        purpose: a name such as "weights" or "task"; other names give unrelated numbers.
-    """
-    digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # manual_seed takes 63 bits
-
-
 # --- Command line -----------------------------------------------------------------------------------------------------
-
 
 class Parser(argparse.ArgumentParser):
     """Flags are written out; an error is one line on stderr, without the usage, and exit code 2."""

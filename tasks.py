@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from data import Data, Dataset
-from settings import TASKS, stream
+from etd import stream
+from settings import TASKS
 
 TRIGGER_SIZE = 3  # pixels; the poison trigger is a white square in the bottom right corner (Goel et al. 2024)
 TRIGGER_VALUE = 255
@@ -45,12 +46,8 @@ def make_task(name: str, dataset: Dataset, n: int, seed: int, pair: tuple[int, i
         n: |D_c|, in [1, N]; even for confusion.
         seed: of the draw; the same seed, data and n give the same task for every method.
         pair: the two classes of confusion; None for Goel's classes or, elsewhere, the pair of `closest_pair`.
-
-    Returns:
-        A Task whose labels are fixed from here on.
-
-    Raises:
-        ValueError: an unknown name, or numbers that the data cannot give; the text has them.
+    Returns: a Task whose labels are fixed from here on.
+    Raises: ValueError for an unknown name, or numbers that the data cannot give; the text has them.
     """
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; choose one of {', '.join(TASKS)}")
@@ -68,7 +65,7 @@ def poison(dataset: Dataset, n: int, seed: int, generator: torch.Generator) -> T
 
     Choice: sources are drawn uniformly from all classes, so about 1 / classes of D_c has clean label 0 already.
     """
-    corrupted = draw(torch.arange(len(dataset.train)), n, generator)
+    corrupted = sample(torch.arange(len(dataset.train)), n, generator)
     labels = dataset.train.labels.cpu().clone()
     labels[corrupted] = TARGET
     return assemble("poison", seed, dataset, labels, corrupted)
@@ -86,7 +83,7 @@ def confusion(dataset: Dataset, n: int, seed: int, pair: tuple[int, int], genera
     if min(len(m) for m in members) < n // 2:
         raise ValueError(f"n is {n}; classes {a} and {b} have {len(members[0])} and {len(members[1])} images, "
                          f"so n can be at most {2 * min(len(m) for m in members)}")
-    corrupted = torch.cat([draw(m, n // 2, generator) for m in members]).sort().values
+    corrupted = torch.cat([sample(m, n // 2, generator) for m in members]).sort().values
     labels[corrupted] = a + b - labels[corrupted]
     return assemble("confusion", seed, dataset, labels, corrupted)
 
@@ -96,13 +93,13 @@ def random_labels(dataset: Dataset, n: int, seed: int, generator: torch.Generato
     labels, classes = dataset.train.labels.cpu().clone(), dataset.train.classes
     if classes < 2:
         raise ValueError(f"the data set has {classes} class; random labels need a wrong one to choose")
-    corrupted = draw(torch.arange(len(labels)), n, generator)
+    corrupted = sample(torch.arange(len(labels)), n, generator)
     offset = torch.randint(1, classes, (n,), generator=generator)  # 1 .. C - 1: never the true label
     labels[corrupted] = (labels[corrupted] + offset) % classes
     return assemble("random", seed, dataset, labels, corrupted)
 
 
-def draw(candidates: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
+def sample(candidates: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
     """n of the candidates, without replacement, sorted."""
     return candidates[torch.randperm(len(candidates), generator=generator)[:n]].sort().values
 
@@ -142,8 +139,7 @@ def put_trigger(data: Data, index: torch.Tensor) -> Data:
 def add_trigger(images: torch.Tensor) -> torch.Tensor:
     """A copy of images (B, C, H, W), pixels in 0..255, with the bottom right 3x3 pixels white.
 
-    Raises:
-        ValueError: the trigger does not fit.
+    Raises: ValueError where the trigger does not fit.
     """
     height, width = images.shape[-2:]
     if min(height, width) < TRIGGER_SIZE:
@@ -169,17 +165,10 @@ def discover(task: Task, rate: float, seed: int) -> torch.Tensor:
     """Draw the discovered part D_f of D_c (Sec. 4 "Discovery rate").
 
     Choice: for one seed a smaller rate's D_f lies within a larger one's.
-
-    Args:
-        task: with D_c of n examples.
-        rate: |D_f| / |D_c|, in (0, 1]; |D_f| = round(rate * n).
-        seed: of the order of discovery.
-
-    Returns:
-        (|D_f|,) int64 sorted dataset indices on the CPU.
-
-    Raises:
-        ValueError: a rate outside (0, 1], or one so small that nothing is discovered.
+    Args: task: with D_c of n examples; rate: |D_f| / |D_c|, in (0, 1]; |D_f| = round(rate * n); seed: of the order of
+        discovery.
+    Returns: (|D_f|,) int64 sorted dataset indices on the CPU.
+    Raises: ValueError for a rate outside (0, 1], or one so small that nothing is discovered.
     """
     if not 0 < rate <= 1:
         raise ValueError(f"discovery is {rate}; it must be a rate in (0, 1]")
@@ -199,8 +188,7 @@ def like_corrupted(task: Task) -> tuple[Data, torch.Tensor | None]:
     """Test images that the corruption would concern (Fig. 6): triggered for poison, of the two classes for confusion,
     all for random labels.
 
-    Returns:
-        (test set, (k,) int64 indices into it or None for all); the labels are clean.
+    Returns: (test set, (k,) int64 indices into it or None for all); the labels are clean.
     """
     if task.name == "poison":
         return triggered_test(task), None
@@ -228,8 +216,7 @@ def save_task(task: Task, path: str | Path) -> None:
 def load_task(path: str | Path, dataset: Dataset) -> Task:
     """Read what `save_task` wrote and put it on the data set it was made from.
 
-    Raises:
-        ValueError: no such file, or the data set has other images.
+    Raises: ValueError for no such file, or the data set has other images.
     """
     if not Path(path).is_file():
         raise ValueError(f"no task file at {path}; save_task writes one")

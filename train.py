@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from data import Data, count_batches
-from etd import Expanded, finite, forked_rng, mask_table, refresh_batchnorm
+from etd import (Expanded, descend, finite, forked_rng, logits_of, make_optimizer, mask_table, refresh_batchnorm,
+                 stream)
 from expand import expand
-from settings import Config, stream
+from settings import Config
 
 WARM_UP = 0.01  # share of the steps; Goel et al. 2024
 FINAL = 0.2  # last rate over peak rate: 0.025 -> 0.005 (Table 3's caption)
@@ -21,44 +22,13 @@ FINAL = 0.2  # last rate over peak rate: 0.025 -> 0.005 (Table 3's caption)
 def rate(step: int, steps: int) -> float:
     """Training rate over peak rate: linear up over the first 1 % of the steps, then linear down to one fifth (A.3).
 
-    Args:
-        step: number of the step, 0 <= step < steps.
-        steps: of the whole training, >= 1.
-
-    Returns:
-        A factor in (0, 1]; FINAL at the last step, 1 where there is but one.
+    Args: step: number of the step, 0 <= step < steps; steps: of the whole training, >= 1.
+    Returns: a factor in (0, 1]; FINAL at the last step, 1 where there is but one.
     """
     warm = max(1, round(WARM_UP * steps))
     if step < warm:
         return (step + 1) / warm
     return FINAL + (1 - FINAL) * (steps - 1 - step) / (steps - warm)
-
-
-def make_optimizer(model: nn.Module, config: Config, lr: float) -> torch.optim.Optimizer:
-    """SGD with momentum and weight decay, or Adam without (Table 3), over every trainable parameter, each once.
-
-    Raises:
-        ValueError: no parameter is trainable.
-    """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("every parameter of the network is frozen; set requires_grad where training may change it")
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, foreach=True)
-    return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
-
-
-def autocast(config: Config, device: torch.device) -> torch.autocast:
-    """bf16 where the settings ask for it: on GPUs by default, and for float32 networks alone."""
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
-
-
-def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """One step down the gradient of `loss`; a parameter that the loss does not reach stays bit for bit."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
 
 
 def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config, generator: torch.Generator, *,
@@ -75,9 +45,7 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
         lr: peak rate, None for config.lr.
         masks: (N, width) bool: row i masks theta_o2 for example i (ETD).
         log: called as log(epoch, epochs, model, loss=...) after each epoch.
-
-    Raises:
-        NonFiniteLoss: at the end of the epoch in which the loss stopped being finite.
+    Raises: NonFiniteLoss for at the end of the epoch in which the loss stopped being finite.
     """
     epochs, lr = config.epochs if epochs is None else epochs, config.lr if lr is None else lr
     device, dtype = data.images.device, next(model.parameters()).dtype
@@ -90,10 +58,9 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
         with forked_rng(generator, device):
             for rows, x, y in data.batches(index, config.batch, generator, augment=True, dtype=dtype):
                 optimizer.param_groups[0]["lr"] = lr * rate(step, epochs * per_epoch)
-                with autocast(config, device):
-                    logits = model(x) if masks is None else model(x, masks[rows.to(device, non_blocking=True)])
-                loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y)
-                update(optimizer, loss)
+                mask = None if masks is None else masks[rows.to(device, non_blocking=True)]
+                loss = F.cross_entropy(logits_of(model, x, config.precision, mask), y)
+                descend(optimizer, loss)
                 total += loss.detach()
                 step += 1
         mean = finite(total, step - start, f"training epoch {epoch}")
@@ -102,7 +69,6 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
 
 
 # --- ETD training -----------------------------------------------------------------------------------------------------
-
 
 def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Generator, shared=None,
               log=None) -> Expanded:
@@ -115,9 +81,7 @@ def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Gen
         generator: of order and augmentation.
         shared: indices that share one row: D_c for ETD (IDEAL) of Fig. 9, an oracle. None: each its own.
         log: called once per epoch, see fit.
-
-    Returns:
-        The trained Expanded, base statistics refreshed; `drop` it for ETD alone, or hand it to rem.
+    Returns: the trained Expanded, base statistics refreshed; `drop` it for ETD alone, or hand it to rem.
     """
     expanded = expand_for(model, data, config)
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, shared)

@@ -35,19 +35,15 @@ ALLOWED = [argparse.Namespace, np.dtype, *NUMPY, (SCALAR, "numpy.core.multiarray
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
-
 def read(path: str | Path, ema: bool = False) -> dict[str, torch.Tensor]:
     """The state dict in a file, on the CPU, under the names it was stored with.
 
     Args:
         path: what torch.save wrote, a state dict or a training state that holds one, or a .safetensors file.
         ema: take the averaged weights of a training state instead of the last ones.
-
-    Returns:
-        Stored name -> tensor, at least one.
-
-    Raises:
-        ValueError: the file holds no weights or cannot be read without running what is in it; the text says what it is.
+    Returns: Stored name -> tensor, at least one.
+    Raises: ValueError for the file holds no weights or cannot be read without running what is in it; the text says what
+        it is.
     """
     path = Path(path)
     try:
@@ -132,20 +128,14 @@ def is_state_dict(content: object) -> bool:
 
 # --- Into the network and back ----------------------------------------------------------------------------------------
 
-
 def load_into(model: nn.Module, stored: dict[str, torch.Tensor], file: str = "the checkpoint") -> dict[str, str]:
     """Put stored weights into a network, in place and all of them.
 
-    Args:
-        model: a plain network; its dtypes stay.
-        stored: what `read` returned.
-        file: what the messages call the checkpoint.
-
-    Returns:
-        Stored name -> the network's name, without the extras that mean nothing to it.
-
-    Raises:
-        ValueError: missing, unknown or misshapen weights, or values that are not finite; the text names the first.
+    Args: model: a plain network; its dtypes stay; stored: what `read` returned; file: what the messages call the
+        checkpoint.
+    Returns: Stored name -> the network's name, without the extras that mean nothing to it.
+    Raises: ValueError for missing, unknown or misshapen weights, or values that are not finite; the text names the
+        first.
     """
     own = model.state_dict()
     names = network_names(stored, set(own))
@@ -195,10 +185,8 @@ def misshapen(odd: dict[str, tuple[torch.Size, torch.Size]], file: str) -> str:
 def write(path: str | Path, stored: dict[str, torch.Tensor], model: nn.Module, names: dict[str, str]) -> None:
     """Write a network's weights under the stored names, shapes and dtypes; extras as they were. Whole or not at all.
 
-    Args:
-        path: safetensors if it ends so, else torch.save; an old file stays until the new one is whole.
-        stored, names: from `read` and `load_into`.
-        model: the network that goes into the file.
+    Args: path: safetensors if it ends so, else torch.save; an old file stays until the new one is whole; stored, names:
+        from `read` and `load_into`; model: the network that goes into the file.
     """
     own = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     content = {key: own[names[key]].to(old.dtype) if key in names else old for key, old in stored.items()}
@@ -208,7 +196,6 @@ def write(path: str | Path, stored: dict[str, torch.Tensor], model: nn.Module, n
 
 
 # --- safetensors: 8 bytes of length, a JSON header, the values --------------------------------------------------------
-
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file; everything in the header is checked against the bytes that are there."""

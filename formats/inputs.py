@@ -32,7 +32,6 @@ SHOWN = 20  # lines that a message names
 
 # --- The folder -------------------------------------------------------------------------------------------------------
 
-
 @dataclass(frozen=True)
 class Reading:
     """How image files become what the network sees."""
@@ -59,12 +58,9 @@ class Folder:
         """Decode the images of train/ and, where there is one, of test/ or val/.
 
         Training images that cannot be decoded are forgotten by `paths`, `labels`, `forget` and `clean` with `skip`.
-
-        Returns:
-            Data of the training images, Data of the held-out ones or None, and the files that were left out.
-
-        Raises:
-            ValueError: an image that cannot be decoded, without `skip`; a held-out class that is not a training class.
+        Returns: Data of the training images, Data of the held-out ones or None, and the files that were left out.
+        Raises: ValueError for an image that cannot be decoded, without `skip`; a held-out class that is not a training
+            class.
         """
         images, kept = decode(self.paths, reading, workers, skip)
         known = set(kept.tolist())
@@ -93,9 +89,7 @@ def open_folder(root: str | Path, bad: str | Path, clean: str | Path | None = No
         bad: list of known bad training images, see `read_bad`.
         clean: CSV of true labels, see `read_labels`.
         class_map: text file with one class per line in the network's order; None: the folders' names sorted as strings.
-
-    Raises:
-        ValueError: no images, a line that matches nothing, a class that is not in the class map.
+    Raises: ValueError for no images, a line that matches nothing, a class that is not in the class map.
     """
     root = Path(root)
     found = _listing(root, "train")
@@ -119,8 +113,8 @@ def read_classes(file: str | Path, folders: list[str]) -> list[str]:
 def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip: bool = False):
     """Decode image files.
 
-    Returns:
-        (n, 3, size, size) uint8 and (n,) int64 positions in `paths`: all of them, or with `skip` those that decode.
+    Returns: (n, 3, size, size) uint8 and (n,) int64 positions in `paths`: all of them, or with `skip` those that
+        decode.
     """
     size, resized = reading.size, round(reading.size / reading.crop_pct)
     images, bad, edge = np.zeros((len(paths), 3, size, size), np.uint8), {}, (resized - size) // 2
@@ -141,7 +135,6 @@ def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip
 
 # --- Lists ------------------------------------------------------------------------------------------------------------
 
-
 def read_bad(file: str | Path, paths: list[Path], root: Path) -> tuple[torch.Tensor, str]:
     """D_f: the positions of the listed images among the training images.
 
@@ -151,12 +144,9 @@ def read_bad(file: str | Path, paths: list[Path], root: Path) -> tuple[torch.Ten
             {"indices": [...]}) or .npy (indices).
         paths: the training images in torchvision's ImageFolder order, which indices count.
         root: the folder above train/.
-
-    Returns:
-        (k,) int64, sorted, each once; and a line that says how many lines matched.
-
-    Raises:
-        ValueError: a file that cannot be read, lists nothing, or has a line that matches no training image or several.
+    Returns: (k,) int64, sorted, each once; and a line that says how many lines matched.
+    Raises: ValueError for a file that cannot be read, lists nothing, or has a line that matches no training image or
+        several.
     """
     entries = read_entries(Path(file))
     if not entries:
@@ -277,11 +267,8 @@ def match(entries: list[str | int], paths: list[Path], root: Path) -> tuple[list
 def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[str]) -> torch.Tensor:
     """True labels from a CSV file with a column of PATH_COLUMNS and one of LABEL_COLUMNS, of class names or numbers.
 
-    Returns:
-        (N,) int64 in the order of `paths`, -1 where the file says nothing.
-
-    Raises:
-        ValueError: a row whose image or class is unknown.
+    Returns: (N,) int64 in the order of `paths`, -1 where the file says nothing.
+    Raises: ValueError for a row whose image or class is unknown.
     """
     columns, rows = csv_rows(Path(file))
     named = [name for name in LABEL_COLUMNS if name in columns]
@@ -303,18 +290,13 @@ def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[s
 
 # --- The network ------------------------------------------------------------------------------------------------------
 
-
 def build_network(model: str, classes: int, size: int | None = None, crop_pct: float | None = None, mean=None,
                   std=None) -> tuple[nn.Module, Reading]:
     """An untrained network by name, and how images are read for it: as given, else as its usual weights want them.
 
-    Args:
-        model: resnet9 or vit (`resnet9:0.5`: half the widths), a network of torchvision, timm:NAME, FILE.py:FUNCTION.
-        classes: outputs.
-        size, crop_pct, mean, std: see Reading; where a size is given, crop_pct is 1 unless given too.
-
-    Raises:
-        ValueError: an unknown name, a size that is missing or out of range.
+    Args: model: resnet9 or vit (`resnet9:0.5`: half the widths), a network of torchvision, timm:NAME, FILE.py:FUNCTION;
+        classes: outputs; size, crop_pct, mean, std: see Reading; where a size is given, crop_pct is 1 unless given too.
+    Raises: ValueError for an unknown name, a size that is missing or out of range.
     """
     name, _, detail = model.partition(":")
     if Path(model).suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors"):

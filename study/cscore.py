@@ -18,15 +18,16 @@ import torch
 from experiment import append_row, attempt, check_writable, choose_device, corrupt, new_model, provenance
 from data import Data, Dataset, count_batches
 from datasets import load
+from etd import stream
 from metrics import accuracy, c_score, check_c_score, mean_sem
-from settings import TASKS, Config, Parser, add_flags, resolve, stream
+from settings import TASKS, Config, Parser, add_flags, resolve
 from tasks import Task
 from train import fit
 
 # Those settings of run.py that have a part in a C-score; the other flags are errors here.
 FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "pair", "arch", "width", "capacity", "optimizer", "lr",
          "momentum", "weight_decay", "seed", "device", "precision", "quiet")
-NO_SCORES = dict.fromkeys(("score", "sem", "by_size", "learned", "rates"))  # of a task that failed
+NO_C_SCORE = dict.fromkeys(("score", "sem", "by_size", "learned", "rates"))  # of a task that failed
 
 
 def add_arguments(p: Parser) -> None:
@@ -50,8 +51,7 @@ def add_arguments(p: Parser) -> None:
 def main(given: dict, argv: list[str]) -> int:
     """Score the tasks that the flags after `run.py cscore` name; returns the exit code: 0, or 1 if a task failed.
 
-    Raises:
-        ValueError, TypeError: the input cannot be used; run.main makes exit code 2 and one line of it.
+    Raises: ValueError, TypeError where the input cannot be used; run.main makes exit code 2 and one line of it.
     """
     names, shares, runs, updates = (given.pop(key) for key in ("task", "sizes", "runs", "updates"))
     configs = [resolve({**given, "task": name}) for name in (TASKS if names == "all" else [names])]
@@ -107,7 +107,7 @@ def score_task(config: Config, dataset: Dataset, task: Task, device: torch.devic
     data, fits = task.train.to(device), {size: [] for size in sizes}
     learn, log = learner(config, dataset, data, updates, fits), partial(log, task.name)
     result, seconds, failure = attempt(lambda: c_score(data, task.corrupted, learn, sizes, runs, config.seed, log))
-    row = {"status": "failed" if failure else "ok", "error": failure, **NO_SCORES, "seconds": seconds}
+    row = {"status": "failed" if failure else "ok", "error": failure, **NO_C_SCORE, "seconds": seconds}
     if failure:
         return row
     scores, rates = result
@@ -130,7 +130,6 @@ def learner(config: Config, dataset: Dataset, data: Data, updates: int, fits: di
 
 
 # --- Output -----------------------------------------------------------------------------------------------------------
-
 
 def network_progress(networks: int, quiet: bool):
     """A log function for `c_score` behind the task's name: a line per network with the time left for all tasks."""

@@ -10,18 +10,20 @@ Readable in grey and by the colour-blind: viridis with the numbers printed, Okab
 import math
 import textwrap
 from functools import partial
+from itertools import pairwise
 
 from methods import METHODS
 from metrics import mean_sem
 from study.rows import etd_alone, maskless, networks, pick, reads_forget, split, without_extra_curves
 from study.tables import VARIANTS, brief, compared, descending, percent, slug, summary
 
-TASKS = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # rising regularity
+REGULARITY = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # it rises
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's
 MARKERS, DASHES = "osD^vPX*", ("-", "--", ":", "-.")
 HATCHES = ("", "///", "...", "xxx", "|||", "\\\\\\", "ooo", "+++")
 ARCHS = {"resnet9": "ResNet-9", "vit": "ViT"}
-MAIN = dict(arch="resnet9", capacity=0.5, p_mem=0.2)  # where the paper draws, unless it says otherwise
+CURVES = ("5", "lasting")  # figures of what a run noted after each epoch
+HALF_WIDTH = dict(arch="resnet9", capacity=0.5, p_mem=0.2)  # where the paper draws, unless it says otherwise
 Drawn = tuple[str, list[dict]]  # a figure's title and the rows that it shows
 
 
@@ -32,19 +34,12 @@ class Missing(ValueError):
 def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]]:
     """A figure of the paper for each data set and number of corrupted images that has the rows for it.
 
-    Args:
-        number: of DRAW.
-        rows: of `rows.load_rows`.
-        figure_class: matplotlib.figure.Figure.
-
-    Returns:
-        Pairs (file name without suffix, figure), at least one.
-
-    Raises:
-        Missing: no data set has the rows.
+    Args: number: of DRAW; rows: of `rows.load_rows`; figure_class: matplotlib.figure.Figure.
+    Returns: pairs (file name without suffix, figure), at least one.
+    Raises: Missing for no data set has the rows.
     """
     made, reasons = [], []
-    rows = etd_alone(rows if number == "5" else without_extra_curves(rows))
+    rows = etd_alone(rows if number in CURVES else without_extra_curves(rows))
     for (data, n), part in split(pick(rows), "data", "n").items():
         figure = figure_class(layout="constrained")
         try:
@@ -57,7 +52,8 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
         warnings = "".join("\n" + line for line in textwrap.wrap(warnings, 60))
         count = len(networks(drawn))
         runs = f"{count} run{'s' * (count != 1)}"
-        figure.suptitle(f"Fig. {number}: {title}\n{data}, {n} corrupted images, {runs}{warnings}", fontsize=11)
+        name = f"Fig. {number}: " if number.isdecimal() else ""
+        figure.suptitle(f"{name}{title}\n{data}, {n} corrupted images, {runs}{warnings}", fontsize=11)
         made.append((slug(f"figure {number} {data} n{n}"), figure))
     if not made:
         raise Missing(f"figure {number} needs {reasons[0] if reasons else 'runs that ended well'}")
@@ -72,7 +68,8 @@ def failed(number: str, drawn: list[dict], rows: list[dict]) -> int:
     def wanted(row):
         whole = number in ("6", "10", "11") or number == "3" and not row["etd"]
         named = (row["method"], row["etd"]) in methods or whole and compared(row["method"])
-        return named and (row["arch"], row["capacity"], row["p_mem"]) in places and (number != "5" or row["curve"])
+        here = (row["arch"], row["capacity"], row["p_mem"]) in places
+        return named and here and (number not in CURVES or row["curve"])
 
     return sum(row["status"] == "failed" and wanted(row) for row in networks(rows))
 
@@ -80,7 +77,7 @@ def failed(number: str, drawn: list[dict], rows: list[dict]) -> int:
 def other_masks(rows: list[dict], drawn: list[dict]) -> str:
     """Which masked runs a figure leaves out for their p_mem; empty where there are none."""
     here, there = ({row["p_mem"] for row in part if not maskless(row)} for part in (rows, drawn))
-    left = sorted(here - there - {MAIN["p_mem"]})
+    left = sorted(here - there - {HALF_WIDTH["p_mem"]})
     return f"not drawn: p_mem {', '.join(f'{p:g}' for p in left)}" if left else ""
 
 
@@ -99,14 +96,11 @@ def mean_or_none(rows: list[dict], key: str = "product") -> float | None:
 
 # --- Heat maps --------------------------------------------------------------------------------------------------------
 
-
-def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> None:
+def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> list[dict]:
     """Mean product over discovery and regularity, one panel per method, all on one scale; what was not run stays grey.
 
-    Args:
-        figure: to draw on.
-        panels: (title, the method's rows, rows of the network before unlearning: left of the dashed line).
-        columns: of panels.
+    Args: figure: to draw on; panels: (title, the method's rows, rows of the network before unlearning: left of the
+        dashed line); columns: of panels.
     """
     rates = sorted({row["discovery"] for _, rows, _ in panels for row in rows})
     columns = min(columns, len(panels))
@@ -114,7 +108,7 @@ def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> None:
     figure.set_size_inches(max(6, 1.5 + columns * max(2.5, 0.4 * (len(rates) + 1))), 1.1 + 1.7 * lines)
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat
     tables = [[[mean_or_none(pick(networks(untouched), task=task)),
-                *(mean_or_none(at_rate(rows, task, rate)) for rate in rates)] for task in TASKS]
+                *(mean_or_none(at_rate(rows, task, rate)) for rate in rates)] for task in REGULARITY]
               for _, rows, untouched in panels]
     top = max((value for table in tables for line in table for value in line if value is not None), default=100)
     look = dict(cmap="viridis", origin="lower", vmin=0, vmax=min(100, 10 * math.ceil(top / 10 + 1e-9)), aspect="auto")
@@ -131,13 +125,14 @@ def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> None:
                     axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=9, color=contrast(image, value),
                               in_layout=False)  # laid out a third faster
     axes.set_xticks(range(len(rates) + 1), ["0.0", *(f"{rate:g}" if rate < 1 else "1.0" for rate in rates)])  # of all
-    axes.set_yticks(range(3), TASKS.values())
+    axes.set_yticks(range(3), REGULARITY.values())
     for empty in grid[len(panels):]:
         empty.set_axis_off()
     for lowest in grid[max(0, len(panels) - columns):len(panels)]:
         lowest.tick_params(labelbottom=True)
     figure.supxlabel("discovery rate (0.0: before unlearning)", fontsize=10)
     figure.colorbar(image, ax=figure.axes, label="Healed × Utility, %", aspect=12 * lines)
+    return [row for _, found, before in panels for row in found + before]
 
 
 def at_rate(rows: list[dict], task: str, rate: float) -> list[dict]:
@@ -162,13 +157,12 @@ def name_of(method: str, etd: bool, capacity: float = 0.5) -> str:
 
 def figure1(figure, rows: list[dict]) -> Drawn:
     """Where six methods succeed in the task space."""
-    untouched = pick(rows, **MAIN, method="no-ul", etd=False)
-    found = {name_of(m, m == "no-ul"): pick(rows, **MAIN, method=m, etd=m == "no-ul")  # which with ETD is ETD alone
+    untouched = pick(rows, **HALF_WIDTH, method="no-ul", etd=False)
+    found = {name_of(m, m == "no-ul"): pick(rows, **HALF_WIDTH, method=m, etd=m == "no-ul")  # with ETD: ETD alone
              for m in ("retrain", "potion", "no-ul", "scrub", "ascent", "rem")}
     panels = [(name, part, untouched) for name, part in found.items() if part]
-    heat(figure, need(panels, "rem, scrub, ascent, potion, retrain or etd (resnet9, capacity 0.5)"), 2)
-    kinds = f"{len(panels)} method{'s' * (len(panels) != 1)}"
-    return f"{kinds} over discovery and regularity", [*untouched, *(row for _, part, _ in panels for row in part)]
+    drawn = heat(figure, need(panels, "rem, scrub, ascent, potion, retrain or etd (resnet9, capacity 0.5)"), 2)
+    return f"{len(panels)} method{'s' * (len(panels) != 1)} over discovery and regularity", drawn
 
 
 def every_heat_map(figure, rows: list[dict], arch: str) -> Drawn:
@@ -181,8 +175,8 @@ def every_heat_map(figure, rows: list[dict], arch: str) -> Drawn:
     for capacity, etd, method in descending({key: summary(part) for key, part in parts.items()}):
         before = pick(rows, capacity=capacity, method="no-ul", etd=etd and method != "no-ul")
         panels.append((name_of(method, etd, capacity), parts[capacity, etd, method], before))
-    heat(figure, need(panels, f"methods other than no-ul with {arch}, capacity 0.5 or 1"), 2 if len(panels) < 9 else 3)
-    drawn = [row for _, found, before in panels for row in found + before]
+    need(panels, f"methods other than no-ul with {arch}, capacity 0.5 or 1")
+    drawn = heat(figure, panels, 2 if len(panels) < 9 else 3)
     return f"{len(panels)} methods with {ARCHS[arch]}, at 50 % capacity unless it says otherwise", drawn
 
 
@@ -190,15 +184,13 @@ def figure4(figure, rows: list[dict]) -> Drawn:
     """REM with and without ETD."""
     panels = []
     for etd in (False, True):
-        found = pick(rows, **MAIN, method="rem", etd=etd)
+        found = pick(rows, **HALF_WIDTH, method="rem", etd=etd)
         need(found, f"rem {'with' if etd else 'without'} --etd (resnet9, capacity 0.5)")
-        panels.append((name_of("rem", etd), found, pick(rows, **MAIN, method="no-ul", etd=etd)))
-    heat(figure, panels, 2)
-    return "REM without and with ETD", [row for _, found, before in panels for row in found + before]
+        panels.append((name_of("rem", etd), found, pick(rows, **HALF_WIDTH, method="no-ul", etd=etd)))
+    return "REM without and with ETD", heat(figure, panels, 2)
 
 
 # --- Bars -------------------------------------------------------------------------------------------------------------
-
 
 def bars(axes, labels: list[str], series: dict[str, list], xlabel: str) -> None:
     """Horizontal bars with ±1 SEM and their value, first label on top; series: name to (mean, SEM) or None."""
@@ -249,19 +241,19 @@ def figure9(figure, rows: list[dict]) -> Drawn:
     kinds = {"no-ul": dict(method="no-ul", etd=False), "etd": dict(method="no-ul", etd=True),
              "etd-ideal": dict(method="etd-ideal")}
     rows = networks(rows)
-    found = {name: need(pick(rows, **MAIN, **kind), f"{name} (resnet9, capacity 0.5)") for name, kind in kinds.items()}
-    tasks = [task for task in reversed(TASKS) if pick(found["etd-ideal"], task=task)]
+    found = {name: need(pick(rows, **HALF_WIDTH, **kind), f"{name} (resnet9, capacity 0.5)")
+             for name, kind in kinds.items()}
+    tasks = [task for task in reversed(REGULARITY) if pick(found["etd-ideal"], task=task)]
     figure.set_size_inches(9, 2 + len(tasks))
     for axes, key in zip(figure.subplots(1, 2, sharey=True), ("healed", "utility"), strict=True):
         series = {METHODS[name].label: [percent(r[key] for r in pick(part, task=task)) for task in tasks]
                   for name, part in found.items()}
-        bars(axes, [TASKS[task] for task in tasks], series, f"{key.capitalize()}, %")
+        bars(axes, [REGULARITY[task] for task in tasks], series, f"{key.capitalize()}, %")
     legend(figure, axes, 3)
     return "ETD with one mask row for all of D_c (ideal)", sum(found.values(), [])
 
 
 # --- Lines and points -------------------------------------------------------------------------------------------------
-
 
 def line(axes, points: list[tuple[float, float]], style: int, label: str, **more) -> None:
     """Mean ± SEM of y over the runs at each x, points being (x, y) with y a fraction."""
@@ -276,11 +268,11 @@ def line(axes, points: list[tuple[float, float]], style: int, label: str, **more
 
 def panels_of(figure, rows: list[dict], lines: int = 1) -> list[tuple[str, list]]:
     """(task, its axes from top to bottom) side by side for each task of the rows, from low to high regularity."""
-    tasks = [task for task in TASKS if pick(rows, task=task)]
+    tasks = [task for task in REGULARITY if pick(rows, task=task)]
     figure.set_size_inches(max(6, 1 + 3.4 * len(tasks)), 4.4 if lines == 1 else 1.6 + 1.6 * lines)
     grid = figure.subplots(lines, len(tasks), sharex=True, sharey=True, squeeze=False)
     for task, axes in zip(tasks, grid[0], strict=True):
-        axes.set_title(TASKS[task].replace("\n", " "), fontsize=10)
+        axes.set_title(REGULARITY[task].replace("\n", " "), fontsize=10)
     for axes in grid.flat:
         axes.grid(alpha=0.3)
         axes.set_ylim(0, 100)
@@ -294,10 +286,11 @@ def legend(figure, axes, columns: int) -> None:
 
 def figure5(figure, rows: list[dict]) -> Drawn:
     """The corruption leaves theta_o1 and stays behind D_f's mask."""
-    rows = need([row for row in pick(rows, **MAIN, method="rem", etd=False) if row.get("points")],
+    rows = need([row for row in pick(rows, **HALF_WIDTH, method="rem", etd=False) if row.get("points")],
                 "rem with --curve (resnet9, capacity 0.5)")
     rate = min({row["discovery"] for row in rows}, key=lambda rate: abs(rate - 0.5))
-    rows = pick(rows, discovery=rate)
+    epochs = min({row["unlearn_epochs"] for row in rows}, key=lambda epochs: abs(epochs - 5))  # as in the paper
+    rows = need(pick(rows, discovery=rate, unlearn_epochs=epochs), f"rem with --curve, {epochs} epochs at {rate:g}")
     for task, (axes,) in panels_of(figure, rows):
         curves = [point for row in pick(rows, task=task) for point in row["points"]]
         line(axes, [(p["epoch"], p["base"]) for p in curves], 0, "the repaired network")
@@ -307,6 +300,30 @@ def figure5(figure, rows: list[dict]) -> Drawn:
     figure.axes[0].set_ylabel("accuracy of given labels on D_c, %")
     legend(figure, axes, 2)
     return f"redirection by REM at discovery rate {rate:g}", rows
+
+
+def lasting(figure, rows: list[dict]) -> Drawn:
+    """How long a repair lasts where REM goes on: Healed and Acc(D_f) after each epoch, a line per discovery rate."""
+    rows = [row for row in pick(rows, **HALF_WIDTH, method="rem", etd=False, stop="max") if row.get("points")]
+    rows = need([row for row in rows if all("healed" in point for point in row["points"])],
+                "rem with --curve and --stop max, with Healed after each epoch (resnet9, capacity 0.5)")
+    epochs = max(row["unlearn_epochs"] for row in rows)
+    rows = pick(rows, unlearn_epochs=epochs)
+    for task, (above, below) in panels_of(figure, rows, 2):
+        for k, rate in enumerate(sorted({row["discovery"] for row in rows})):
+            runs = [row["points"] for row in pick(rows, task=task, discovery=rate)]
+            look = dict(label=f"discovery rate {rate:g}", linestyle=DASHES[k % 4], markersize=3)
+            line(above, [(p["epoch"], p["healed"]) for points in runs for p in points], k, **look)
+            # Acc(D_f) at the end of an epoch is that before step 2 of the next.
+            pairs = [pair for points in runs for pair in pairwise(points)]
+            line(below, [(p["epoch"], after["acc_forget_before"]) for p, after in pairs], k, **look)
+        below.set_xlabel("unlearning epoch")
+        below.xaxis.get_major_locator().set_params(integer=True)
+    figure.set_figheight(6)
+    for words, axes in zip(("Healed, %", "Acc(D_f), %"), figure.axes[::len(figure.axes) // 2], strict=True):
+        axes.set_ylabel(words)
+    legend(figure, below, 4)
+    return f"What is left of REM's repair in {epochs} epochs, mean ± SEM over seeds", rows
 
 
 def figure6(figure, rows: list[dict]) -> Drawn:
@@ -319,12 +336,12 @@ def figure6(figure, rows: list[dict]) -> Drawn:
     kept = [row for row in rows if row["utility"] >= cut]
     figure.set_size_inches(7.5, 6)
     axes = figure.subplots()
-    for k, task in enumerate(TASKS):
+    for k, task in enumerate(REGULARITY):
         points = pick(kept, task=task)
         look = dict(color=COLOURS[k], edgecolor="black", linewidth=0.3)
         look = dict(facecolor="none", edgecolor=COLOURS[k]) if k == 1 else look
         axes.scatter([100 * r["healed"] for r in points], [100 * r["healed_test"] for r in points], s=24, alpha=0.7,
-                     marker=MARKERS[k], label=f"{TASKS[task]}, n = {len(points)}".replace("\n", " "), **look)
+                     marker=MARKERS[k], label=f"{REGULARITY[task]}, n = {len(points)}".replace("\n", " "), **look)
     axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="Healed on training images, %",
              ylabel="Healed on test images corrupted alike, %")
     axes.grid(alpha=0.3)
@@ -335,7 +352,7 @@ def figure6(figure, rows: list[dict]) -> Drawn:
 
 def figure7(figure, rows: list[dict]) -> Drawn:
     """REM without one of its steps: a line of panels per variant, with REM in grey, so that no line hides another."""
-    rows = pick(rows, **MAIN, method=VARIANTS)
+    rows = pick(rows, **HALF_WIDTH, method=VARIANTS)
     need(pick(rows, method="rem"), "rem (resnet9, capacity 0.5)")
     need(pick(rows, method=VARIANTS[1:]), "rem-no31, rem-no32 or rem-ce (resnet9, capacity 0.5)")
     kinds = [(method, etd) for etd in (False, True) for method in VARIANTS if pick(rows, method=method, etd=etd)]
@@ -374,4 +391,4 @@ def figure8(figure, rows: list[dict]) -> Drawn:
 
 
 DRAW = {"1": figure1, "3": figure3, "4": figure4, "5": figure5, "6": figure6, "7": figure7, "8": figure8, "9": figure9,
-        "10": partial(every_heat_map, arch="resnet9"), "11": partial(every_heat_map, arch="vit")}
+        "lasting": lasting, "10": partial(every_heat_map, arch="resnet9"), "11": partial(every_heat_map, arch="vit")}

@@ -20,15 +20,16 @@ import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 
 from baselines import no_ul
-from experiment import NO_SCORES, append_row, attempt, check_writable, corrupt, find, new_model, provenance, unlearn
-from methods import METHODS, code_of, load_method
+from experiment import (append_row, attempt, check_writable, corrupt, failure_of, find, new_model, provenance, row_of,
+                        unlearn)
+from methods import find_method
 from settings import PLACE, Config, Parser, flag, flags
 from study.forecast import hours
 from study.originals import dataset_of, device_of, load_original, make_original
@@ -40,7 +41,6 @@ DIED = "the worker process died (killed, or out of memory)"
 
 
 # --- Command line -----------------------------------------------------------------------------------------------------
-
 
 def add_arguments(p: Parser) -> None:
     """A flag per axis, each taking a list, and those of the grid; of the axes only what was given gets a value."""
@@ -142,8 +142,8 @@ def shard_cells(groups: list, rank: int, world: int) -> list:
 
 def check_cells(cells: list[Config]) -> None:
     """Look at everything that can be wrong with the input before any training."""
-    for method in dict.fromkeys(cell.method for cell in cells if cell.method not in METHODS):
-        load_method(method)
+    for method in dict.fromkeys(cell.method for cell in cells):
+        find_method(method)
     device_of(cells[0])
     for cell in {(c.dataset, c.image_size, c.task, c.n, c.pair, c.discovery): c for c in cells}.values():
         find(cell, corrupt(cell, dataset_of(cell)))
@@ -152,7 +152,6 @@ def check_cells(cells: list[Config]) -> None:
 
 
 # --- What there is to do ----------------------------------------------------------------------------------------------
-
 
 def left_to_do(groups, rows: dict[str, dict], retry: bool) -> list[tuple[Config, list[Config]]]:
     """The groups without the cells that have a row; a failed one counts as done unless `retry`."""
@@ -165,7 +164,6 @@ def left_to_do(groups, rows: dict[str, dict], retry: bool) -> list[tuple[Config,
 
 
 # --- Doing it ---------------------------------------------------------------------------------------------------------
-
 
 @dataclass
 class Group:
@@ -186,9 +184,7 @@ def work_through(remaining, folder: Path, jobs: int, origin: dict, retry: bool, 
         origin: where the rows come from, see experiment.provenance.
         retry: make damaged originals anew.
         lines: print what is done.
-
-    Returns:
-        The number of cells that failed.
+    Returns: the number of cells that failed.
     """
     queue, running, failed = [Group(original, deque(cells)) for original, cells in remaining], {}, 0
     with Workers(jobs) as workers:
@@ -236,8 +232,7 @@ def rows_of(future: Future, group: Group, cell: Config | None, origin: dict, lin
 
 def failed_row(cell: Config, origin: dict, error: str) -> dict:
     """The row of a cell that gave no numbers."""
-    return {**asdict(cell), "method": Path(cell.method).name, "code": code_of(cell.method), **origin,
-            "train_seconds": None, "status": "failed", "error": error, **NO_SCORES, "seconds": None}
+    return row_of(cell, origin, {"train_seconds": None, **failure_of(error)})
 
 
 def run_cell(cell: Config, folder: str, origin: dict) -> dict:
@@ -245,8 +240,7 @@ def run_cell(cell: Config, folder: str, origin: dict) -> dict:
     row, _, failure = attempt(lambda: measure(cell, folder))
     if failure:
         return failed_row(cell, origin, failure)
-    return {**asdict(cell), "method": Path(cell.method).name, "code": code_of(cell.method), **origin,
-            "threads": torch.get_num_threads(), **row}
+    return row_of(cell, {**origin, "threads": torch.get_num_threads()}, row)
 
 
 def measure(cell: Config, folder: str) -> dict:
@@ -256,8 +250,7 @@ def measure(cell: Config, folder: str) -> dict:
     forget = find(cell, task)
     if original.method:
         return {"train_seconds": None, **unlearn(cell, cell.method, no_ul, network, task, forget), "seconds": seconds}
-    name, method = (cell.method, METHODS[cell.method].function) if cell.method in METHODS else load_method(cell.method)
-    return {"train_seconds": seconds, **unlearn(cell, name, method, network, task, forget)}
+    return {"train_seconds": seconds, **unlearn(cell, *find_method(cell.method), network, task, forget)}
 
 
 class Lines:

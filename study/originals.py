@@ -17,10 +17,10 @@ import torch
 
 from data import Dataset
 from datasets import load
-from etd import NonFiniteLoss
+from etd import finite_weights, stream
 from experiment import attempt, choose_device, corrupt, new_model, train_original
 from methods import METHODS
-from settings import Config, stream
+from settings import Config
 from study.rows import cell_key
 from tasks import Task, load_task, save_task, write_whole
 from train import expand_for
@@ -61,13 +61,9 @@ def on_device(task: Task, device: torch.device) -> Task:
 def make_original(original: Config, folder: str | Path, retry: bool = False) -> tuple[float | None, str | None]:
     """Train an original network and save it with its task, unless it is there.
 
-    Args:
-        original: settings as `plan.original_of` makes them; its method is empty, or one that trains alone.
-        folder: of the grid.
-        retry: make it anew where its files are damaged.
-
-    Returns:
-        (seconds of training, error text or None).
+    Args: original: settings as `plan.original_of` makes them; its method is empty, or one that trains alone; folder: of
+        the grid; retry: make it anew where its files are damaged.
+    Returns: (seconds of training, error text or None).
     """
     path = original_path(folder, original)
     if path.exists() and path.with_suffix(".task").exists():
@@ -80,7 +76,7 @@ def make_original(original: Config, folder: str | Path, retry: bool = False) -> 
     dataset, device = dataset_of(original), device_of(original)
     task = corrupt(original, dataset)
     here, model = on_device(task, device), new_model(original, dataset).to(device)
-    network, seconds, failure = attempt(lambda: finite(train(original, here, model)))
+    network, seconds, failure = attempt(lambda: finite_weights(train(original, here, model)))
     if failure is None:
         save_task(task, path.with_suffix(".task"))
         write_checked(path, cell_key(original), {"network": network.state_dict(), "seconds": seconds})
@@ -97,20 +93,11 @@ def train(original: Config, task: Task, model):
     return METHODS[original.method].function(model, task.train, some, original, generator, **more)
 
 
-def finite(network):
-    """The network, unless a weight is not a finite number: a file of such would spoil every cell."""
-    for name, value in network.state_dict().items():
-        if not value.isfinite().all():
-            raise NonFiniteLoss(f"{name} is not finite after training; lower the rate")
-    return network
-
-
 @lru_cache(maxsize=2)
 def load_original(original: Config, folder: str) -> tuple:
     """Read what `make_original` saved.
 
-    Returns:
-        (task on the device, the network on the device, seconds of its training).
+    Returns: (task on the device, the network on the device, seconds of its training).
     """
     path, dataset, device = original_path(folder, original), dataset_of(original), device_of(original)
     content = read_checked(path, cell_key(original))

@@ -10,19 +10,19 @@ from dataclasses import fields, replace
 from decimal import Decimal
 from pathlib import Path
 
-from methods import MASKS, METHODS, fits, reads_setting
+from methods import MASKS, METHODS, check_names, fits, reads_setting
 from settings import AFTER_TRAINING, PLACE, TASKS, Config, flag, kind_of, resolve
 from study.rows import SETTINGS, cell_key
 
-COLUMNS = {"task", "dataset", "arch", "capacity", "seed", "method", "etd", "discovery"}  # of an overview
+LISTED = {"task", "dataset", "arch", "capacity", "seed", "method", "etd", "discovery"}  # of an overview
 
 # --- Presets: the paper's tables and figures --------------------------------------------------------------------------
 
 RATES = "0.1:1.0:0.1"
-PAPER = {"task": "all", "discovery": RATES, "seed": "0,1,2", "capacity": "0.5", "etd": "both"}
-RESNET = {**PAPER, "dataset": "cifar10", "arch": "resnet9"}
-VIT = {**PAPER, "dataset": "svhn", "arch": "vit"}
-IMAGENETTE = {**PAPER, "dataset": "imagenette", "arch": "resnet9", "n": "100"}
+WHOLE_PLANE = {"task": "all", "discovery": RATES, "seed": "0,1,2", "capacity": "0.5", "etd": "both"}
+RESNET = {**WHOLE_PLANE, "dataset": "cifar10", "arch": "resnet9"}
+VIT = {**WHOLE_PLANE, "dataset": "svhn", "arch": "vit"}
+IMAGENETTE = {**WHOLE_PLANE, "dataset": "imagenette", "arch": "resnet9", "n": "100"}
 ALPHAS = "0.001,0.01,0.1,10"  # Table 3; each pairing of rate and task reports the best of them
 MAIN = {"method": "no-ul,retrain,ascent,npo,scrub,badt,potion,rem", "alpha": ALPHAS}
 WITH_CF = {"method": "no-ul,retrain,cf,ascent,npo,scrub,badt,potion,rem", "alpha": ALPHAS}
@@ -47,8 +47,7 @@ PRESETS = {
 def preset(name: str, given: dict[str, str]) -> list[Config]:
     """Cells of a table or figure of the paper; what is `given` takes the place of the preset's own values.
 
-    Raises:
-        ValueError: an unknown name or value.
+    Raises: ValueError for an unknown name or value.
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
@@ -60,7 +59,6 @@ def preset(name: str, given: dict[str, str]) -> list[Config]:
 
 # --- Axes -------------------------------------------------------------------------------------------------------------
 
-
 def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
     """Every combination of the axes' values as a Config with one method.
 
@@ -68,14 +66,11 @@ def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
         axes: field of Config -> values separated by commas; numbers also as first:last:step, tasks and methods also as
             all, switches as on, off or both.
         strict: refuse a named method that fits none of the combinations; a preset looks at all of its blocks first.
-
     Returns:
         Cells in the order of seeds, networks and tasks, then discovery, then method, each once. A method is left out
         where it has no meaning: training anew on an ETD-trained network, rem-on-etd without one. Several values of a
         setting make cells of those methods alone that read it.
-
-    Raises:
-        ValueError: an unknown field, a value that does not parse or is out of range, or no cell at all.
+    Raises: ValueError for an unknown field, a value that does not parse or is out of range, or no cell at all.
     """
     kinds = {f.name: f for f in fields(Config)}
     if unknown := sorted(set(axes) - set(kinds)):
@@ -134,16 +129,6 @@ def parse_names(name: str, text: str) -> list[str]:
     return list(every[name]) if text == "all" and name in every else [text]
 
 
-def check_names(methods: list[str]) -> None:
-    """Raise ValueError for an unknown method, or for two that a row could not tell apart."""
-    short = {}
-    for name in methods:
-        if name not in METHODS and ":" not in name:
-            raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}, all or FILE.py:FUNCTION")
-        if short.setdefault(Path(name).name, name) != name:
-            raise ValueError(f"two methods are called {Path(name).name}; give one of the files another name")
-
-
 def parse_range(name: str, text: str) -> list[str]:
     """A number as it is, or first:last:step in decimals, both ends in it: 0.1:0.3:0.1 is 0.1, 0.2, 0.3 as typed."""
     if ":" not in text:
@@ -171,7 +156,6 @@ def unique(cells) -> list[Config]:
 
 # --- Originals --------------------------------------------------------------------------------------------------------
 
-
 def original_of(config: Config) -> Config:
     """The cell's settings with everything that its original network does not depend on at its default.
 
@@ -192,7 +176,6 @@ def by_original(cells: list[Config]) -> list[tuple[Config, list[Config]]]:
 
 
 # --- What there is to do ----------------------------------------------------------------------------------------------
-
 
 def overview(groups, remaining, rows: dict[str, dict], every: bool = False) -> str:
     """A line per original network: its cells, how many are done, failed and left; then the sum.
@@ -224,5 +207,5 @@ def differences(configs: list[Config]) -> list[str]:
     """Of each those settings, as they are typed, that its method reads and in which they differ."""
     read = [{name: getattr(c, name) for name in SETTINGS if reads_setting(name, vars(c))} for c in configs]
     names = [name for name in SETTINGS if len({mine[name] for mine in read if name in mine}) > 1]
-    names = [name for name in names if name not in COLUMNS | PLACE]
+    names = [name for name in names if name not in LISTED | PLACE]
     return ["".join(f" {flag(name)[2:]} {mine[name]}" for name in names if name in mine) for mine in read]

@@ -14,11 +14,10 @@ from pathlib import Path
 from settings import Parser
 from study.figures import DRAW, Missing, draw
 from study.rows import load_rows
-from study.tables import NAMES, Table, build
+from study.tables import NAMES, Table, make_tables
 from tasks import write_whole
 
 # --- Formats ----------------------------------------------------------------------------------------------------------
-
 
 def show(cell) -> str:
     """A cell as text, two decimals."""
@@ -75,7 +74,6 @@ FORMATS = {"markdown": (markdown, ".md"), "latex": (latex, ".tex"), "csv": (as_c
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
-
 def add_arguments(p: Parser) -> None:
     """The flags; a wrong one is one line on stderr and exit code 2."""
     p.add_argument("results", nargs="+", help="result files of run.py, or folders for every *.jsonl below them")
@@ -111,7 +109,7 @@ def report(results: list[str], table: str | None, figure: str | None, format: st
         raise ValueError("figures are written to files; give a folder with --out")
     figure_class = import_figure() if numbers else None
     rows = load_rows(results)
-    tables = collect("table", names, NAMES, lambda name: build(name, rows, own=names == list(NAMES)))
+    tables = collect("table", names, NAMES, lambda name: make_tables(name, rows, own=names == list(NAMES)))
     texts = [(table.name + FORMATS[f][1], FORMATS[f][0](table)) for table in tables for f in formats]
     if not out:
         return [text for _, text in texts]

@@ -30,25 +30,20 @@ IDENTITY = itemgetter("data", *(name for name in SETTINGS if name not in NOT_IDE
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
-
 def load_rows(paths) -> list[dict]:
     """Rows of result files, one per run and cell: of several `latest` says which counts.
 
     Args:
         paths: files, or folders for every *.jsonl below them; a folder's are read in the order of their names.
-
-    Returns:
-        Rows with every setting, `data` (the data set's name) and `ran` (the method's name as run).
-
-    Raises:
-        ValueError: a path that is not there, or no row at all.
+    Returns: rows with every setting, `data` (the data set's name) and `ran` (the method's name as run).
+    Raises: ValueError for a path that is not there, or no row at all.
     """
     rows = []
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"no file or folder {path}")
         for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
-            rows += map(canonical, read(file))
+            rows += map(canonical, read_file(file))
     if not rows:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}")
     return best_alpha(latest(rows))
@@ -56,10 +51,10 @@ def load_rows(paths) -> list[dict]:
 
 def read_rows(folder: str | Path) -> list[dict]:
     """Every row of every *.jsonl in a folder."""
-    return [row for path in sorted(Path(folder).glob("*.jsonl")) for row in read(path)]
+    return [row for path in sorted(Path(folder).glob("*.jsonl")) for row in read_file(path)]
 
 
-def read(file: Path) -> list[dict]:
+def read_file(file: Path) -> list[dict]:
     """The rows of one file; lines that are none are left out and named in one warning, C-scores without a word."""
     rows, odd = [], []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
@@ -87,7 +82,8 @@ def checked(row: dict) -> dict:
     Config(**{name: row[name] for name in SETTINGS})
     numbers = [row[key] for key in SCORES if row["status"] == "ok"]
     numbers += [row[key] for key in ("seconds", "train_seconds", "healed_test") if row.get(key) is not None]
-    numbers += [point[key] for point in row.get("points", ()) for key in ("epoch", "base", "full") if key in point or key != "full"]
+    numbers += [point[key] for point in row.get("points", ()) for key in ("epoch", "base")]
+    numbers += [point[key] for point in row.get("points", ()) for key in ("full", "healed") if key in point]
     sound = all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
     if not sound or row["status"] not in ("ok", "failed"):
         raise ValueError("not a result row")
@@ -95,7 +91,6 @@ def checked(row: dict) -> dict:
 
 
 # --- What tells cells apart -------------------------------------------------------------------------------------------
-
 
 def key_of(config: Config, code: str | None) -> str:
     """16 hexadecimal digits of all that a cell's numbers depend on, other settings at their default.
@@ -164,7 +159,6 @@ def confused(row: dict) -> str | None:
 
 
 # --- One row per run --------------------------------------------------------------------------------------------------
-
 
 def network(row: dict) -> tuple:
     """What makes two rows the same network: for methods that read no D_f every setting but the discovery rate."""
@@ -235,7 +229,6 @@ def without_extra_curves(rows: list[dict]) -> list[dict]:
 
 
 # --- Picking ----------------------------------------------------------------------------------------------------------
-
 
 def pick(rows: list[dict], **wanted) -> list[dict]:
     """Rows that ended well and have these values; a tuple or set means any of its entries."""

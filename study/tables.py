@@ -1,6 +1,6 @@
 """Tables from result rows: mean and SEM over runs, the paper's numbers beside ours (Tables 1, 2 and 4-9).
 
-    for table in build("4", load_rows(["results/fashion-mini"])):
+    for table in make_tables("4", load_rows(["results/fashion-mini"])):
         print(report.markdown(table))
 
 Choice: Tables 8 and 9 are read as trained with ETD, since their No UL differs from that of Tables 4 and 5, which no
@@ -10,12 +10,12 @@ mask would change.
 import json
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from methods import METHODS, reads_forget, reads_setting
 from metrics import mean_sem
-from settings import TASKS
+from settings import TASKS, Config
 from study.rows import (NOT_IDENTITY, SCORES, SETTINGS, etd_alone, maskless, measured, networks, pick, split,
                         without_extra_curves)
 
@@ -40,7 +40,6 @@ class Table:
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
-
 
 def percent(values) -> tuple[float, float | None] | None:
     """Mean and SEM of fractions, in percent; None of none."""
@@ -79,7 +78,6 @@ def descending(scores: dict, key: str = "product") -> list:
 
 # --- Captions ---------------------------------------------------------------------------------------------------------
 
-
 def caption(rows: list[dict], *row_keys: str) -> str:
     """What the rows of a table are: data, tasks, rates, seeds, hardware, and everything a reader must be warned of."""
     def found(key, of=str):
@@ -113,12 +111,18 @@ def brief(rows: list[dict], failed: int) -> str:
     """The warnings of a caption in a few words, for the title of a figure; empty where there are none."""
     alphas, settings = max(row.get("alphas", 1) for row in rows), mixed(rows)
     keys = ("arch", "capacity", "etd", "method")
-    warnings = {f"NOT ONE EXPERIMENT: {', '.join(settings)} differ": settings,
+    warnings = {f"NOT ONE EXPERIMENT: the runs differ in {', '.join(map(in_words, settings))}": settings,
                 "the methods' tasks, rates or seeds differ": uneven(rows, *keys),
                 "some cells have more seeds than others": lopsided(rows, *keys),
                 f"SCRUB: best of {alphas} alphas by this score": alphas > 1,
                 f"{failed} failed {'run' if failed == 1 else 'runs'} left out": failed}
     return "; ".join(words for words, apply in warnings.items() if apply)
+
+
+def in_words(setting: str) -> str:
+    """What a setting is, by the first words of its help: "peak rate" for lr."""
+    texts = {f.name: f.metadata["help"] for f in fields(Config)}
+    return re.split(r"[;,:(]", texts.get(setting, setting))[0].strip()
 
 
 def uneven(rows: list[dict], *row_keys: str) -> bool:
@@ -174,17 +178,12 @@ def lopsided(rows: list[dict], *row_keys: str) -> bool:
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
 
-
-def build(name: str, rows: list[dict], own: bool = False) -> list[Table]:
+def make_tables(name: str, rows: list[dict], own: bool = False) -> list[Table]:
     """The tables of one name: one for each data set and number of corrupted images that has rows for it.
 
-    Args:
-        name: of NAMES: mean, cells, or the number of a table of the paper.
-        rows: of `rows.load_rows`.
-        own: leave the paper's data sets out of tables in which the paper has another one.
-
-    Returns:
-        Tables, none where no row belongs to them.
+    Args: name: of NAMES: mean, cells, or the number of a table of the paper; rows: of `rows.load_rows`; own: leave the
+        paper's data sets out of tables in which the paper has another one.
+    Returns: Tables, none where no row belongs to them.
     """
     rows = without_extra_curves(rows)
     if name in ("mean", "cells"):
@@ -238,10 +237,10 @@ def paper_table(number: str, data: str, n: int, rows: list[dict]) -> Table:
         (capacity, etd, method), mine, theirs = key, ours[spec["arch"]].get(key, []), paper.get(key, {})
         first = {"capacity": f"{100 * capacity:g}", "ETD": etd}
         first |= {"3.1": "no31" not in method, "3.2": "no32" not in method}
-        line = *(first[c] for c in columns), method, *compare(mine, theirs, spec)
+        line = *(first[c] for c in columns), method, *beside_papers(mine, theirs, spec)
         if number == "1":
             product = {"product": theirs.get("vit")}
-            line += compare(ours["vit"].get(key, []), product, PAPER["tables"]["5"], ("product",))
+            line += beside_papers(ours["vit"].get(key, []), product, PAPER["tables"]["5"], ("product",))
         lines.append(line)
     stats = ("Healed", "Healed (paper)", "Utility", "Utility (paper)", "product", "product (paper)")
     vit = ("ViT n", "ViT product", "ViT product (paper)", "ViT difference") if number == "1" else ()
@@ -250,7 +249,7 @@ def paper_table(number: str, data: str, n: int, rows: list[dict]) -> Table:
                  (*columns, "method", "n", *stats, "difference", *vit), lines, stats + vit[1:3])
 
 
-def compare(rows: list[dict], theirs: dict, spec: dict, scores=SCORES) -> tuple:
+def beside_papers(rows: list[dict], theirs: dict, spec: dict, scores=SCORES) -> tuple:
     """n, each score of ours and the paper's, and the difference in product where both are over the same cells."""
     mine = summary(rows)
     pairs = [value for key in scores for value in (mine[key], theirs.get(key))]
@@ -287,8 +286,8 @@ def means(key: tuple, rows: list[dict]) -> Table:
         times = [None if v is None else f"{v:.1f}" for v in (*times, PAPER["A.8"].get(method))]
         lines.append((method, mine["n"], mine["failed"], *(mine[k] for k in SCORES), *times))
     note = ("Time in percent of training, beside A.8's (CIFAR10, 50 % capacity). With --jobs the seconds include "
-            "waiting for each other. Runs with Fig. 5's points are timed with their measuring, so these count only where "
-            "there is no other.")
+            "waiting for each other. Runs with Fig. 5's points are timed with their measuring, so these count only "
+            "where there is no other.")
     text, stats = " ".join([caption(rows, "method"), *once(rows), note]), ("Healed", "Utility", "product")
     header = ("method", "n", "failed", *stats, "seconds", "time %", "time % (paper)")
     return Table(slug("mean " + short(key)), "Means: " + place(key), text, header, lines, stats)

@@ -11,7 +11,8 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-ACTIVATIONS = {"celu": lambda: nn.CELU(0.075), "relu": nn.ReLU, "gelu": nn.GELU, "inplace": lambda: nn.ReLU(inplace=True)}
+ACTIVATIONS = {"celu": lambda: nn.CELU(0.075), "relu": nn.ReLU, "gelu": nn.GELU,
+               "inplace": lambda: nn.ReLU(inplace=True)}
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,13 @@ def plans(draw, max_depth: int = 4) -> Plan:
         stride = 1 if residual or size < 4 else draw(st.sampled_from([1, 1, 2]))
         size = -(-size // stride)
         pool = draw(st.sampled_from(["none", "none", "max", "avg"])) if size >= 4 else "none"
-        padding_mode = draw(st.sampled_from(["zeros"] * 3 + ["reflect", "circular", "replicate"])) if size * stride >= 4 else "zeros"
+        padding_mode = draw(st.sampled_from(["zeros"] * 3 + ["reflect", "circular",
+                                                             "replicate"])) if size * stride >= 4 else "zeros"
         dilation = 2 if kernel == 3 and size * stride >= 4 and draw(st.integers(0, 4)) == 4 else 1
         norm = draw(st.sampled_from(["none", "batch", "batch", "plain", "batchwise", "cumulative"]))
         eps = draw(st.sampled_from([1e-5, 1e-3, 0.1])) if norm != "none" else 1e-5
-        blocks.append(Block(kind, now, outputs, kernel, stride, norm, draw(st.booleans()), draw(st.sampled_from(sorted(ACTIVATIONS))),
+        blocks.append(Block(kind, now, outputs, kernel, stride, norm, draw(st.booleans()),
+                            draw(st.sampled_from(sorted(ACTIVATIONS))),
                             residual, pool, padding_mode, dilation, eps))
         size, now = size // 2 if pool != "none" else size, outputs
     pool = draw(st.sampled_from(["max", "avg", "flat"]))
@@ -96,7 +99,8 @@ def plans(draw, max_depth: int = 4) -> Plan:
 
 def make_norm(kind: str, width: int, eps: float) -> nn.Module:
     """The BatchNorm of a block, or nothing."""
-    options = {"batch": {}, "plain": dict(affine=False), "batchwise": dict(track_running_stats=False), "cumulative": dict(momentum=None)}
+    options = {"batch": {}, "plain": dict(affine=False), "batchwise": dict(track_running_stats=False),
+               "cumulative": dict(momentum=None)}
     return nn.Identity() if kind == "none" else nn.BatchNorm2d(width, eps, **options[kind])
 
 
@@ -108,7 +112,8 @@ class BlockModule(nn.Module):
         inputs, outputs = (pair[0] + wide * pair[1] for pair in (block.inputs, block.outputs))
         self.kind, self.residual = block.kind, block.residual
         groups = inputs if block.kind == "depthwise" else 1
-        self.conv = nn.Conv2d(inputs, outputs, block.kernel, block.stride, padding=block.kernel // 2 * block.dilation, groups=groups,
+        self.conv = nn.Conv2d(inputs, outputs, block.kernel, block.stride, padding=block.kernel // 2 * block.dilation,
+                              groups=groups,
                               bias=block.bias, padding_mode=block.padding_mode, dilation=block.dilation)
         self.norm = make_norm(block.norm, inputs if block.kind == "pre" else outputs, block.eps)
         self.act = ACTIVATIONS[block.act]()
@@ -128,7 +133,8 @@ class Net(nn.Module):
     def __init__(self, plan: Plan, wide: bool = False):
         super().__init__()
         self.blocks = nn.Sequential(*(BlockModule(block, wide) for block in plan.blocks))
-        self.pool = {"max": lambda: nn.AdaptiveMaxPool2d(1), "avg": lambda: nn.AdaptiveAvgPool2d(1), "flat": nn.Identity}[plan.pool]()
+        self.pool = {"max": lambda: nn.AdaptiveMaxPool2d(1), "avg": lambda: nn.AdaptiveAvgPool2d(1),
+                     "flat": nn.Identity}[plan.pool]()
         last = plan.blocks[-1].outputs
         inputs = (last[0] + wide * last[1]) * plan.area
         self.hidden = None
@@ -181,7 +187,7 @@ def fill_norm(module, layer) -> None:
             getattr(module, name).copy_(getattr(layer, name))
 
 
-# --- Networks that must be refused ----------------------------------------------------------------------------------------
+# --- Networks that must be refused ------------------------------------------------------------------------------------
 
 
 def channel_shuffle(x):
@@ -195,9 +201,12 @@ class Spoiler(nn.Module):
         super().__init__()
         self.kind, self.width = kind, width
         self.first, self.other = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(1, width, 1)
-        self.inner = {"grouped": lambda: nn.Conv2d(width, width, 3, padding=1, groups=2), "groupnorm": lambda: nn.GroupNorm(2, width),
-                      "groupnorm-plain": lambda: nn.GroupNorm(1, width, affine=False), "layernorm": lambda: nn.LayerNorm(width),
-                      "instancenorm": lambda: nn.InstanceNorm2d(width, affine=True), "conv1d": lambda: nn.Conv1d(width, width, 1),
+        self.inner = {"grouped": lambda: nn.Conv2d(width, width, 3, padding=1, groups=2),
+                      "groupnorm": lambda: nn.GroupNorm(2, width),
+                      "groupnorm-plain": lambda: nn.GroupNorm(1, width, affine=False),
+                      "layernorm": lambda: nn.LayerNorm(width),
+                      "instancenorm": lambda: nn.InstanceNorm2d(width, affine=True),
+                      "conv1d": lambda: nn.Conv1d(width, width, 1),
                       "transposed": lambda: nn.ConvTranspose2d(width, width, 2)}.get(kind, nn.Identity)()
         inputs = {"concat": 2 * width, "split": width // 2, "flat": width * 64}.get(kind, width)
         self.last = nn.Linear(inputs, 3) if kind == "flat" else nn.Conv2d(inputs, 5, 1)
@@ -219,12 +228,17 @@ class Spoiler(nn.Module):
         elif self.kind == "flat":  # pixels first, channels last: base features move apart
             return self.last(x.movedim(1, -1).flatten(1))
         else:
-            x = {"shuffle": channel_shuffle, "sigmoid": torch.sigmoid, "softplus": nn.functional.softplus, "exp": torch.exp,
-                 "softmax": lambda x: x.softmax(dim=1), "slice": lambda x: x[:, : self.width], "tail": lambda x: x[:, -self.width :],
-                 "roll": lambda x: x.roll(1, dims=1), "flip": lambda x: x.flip(1), "mean": lambda x: x * x.mean(1, keepdim=True),
+            x = {"shuffle": channel_shuffle, "sigmoid": torch.sigmoid, "softplus": nn.functional.softplus,
+                 "exp": torch.exp,
+                 "softmax": lambda x: x.softmax(dim=1), "slice": lambda x: x[:, : self.width],
+                 "tail": lambda x: x[:, -self.width :],
+                 "roll": lambda x: x.roll(1, dims=1), "flip": lambda x: x.flip(1),
+                 "mean": lambda x: x * x.mean(1, keepdim=True),
                  "shift": lambda x: x + 0.5}.get(self.kind, self.inner)(x)
         return self.head(self.last(x.relu()).amax(dim=(2, 3)))
 
 
-SPOILERS = ("concat", "grouped", "split", "shuffle", "sigmoid", "softplus", "exp", "softmax", "groupnorm", "groupnorm-plain",
-            "layernorm", "instancenorm", "conv1d", "transposed", "slice", "tail", "roll", "flip", "mean", "shift", "flat")
+SPOILERS = ("concat", "grouped", "split", "shuffle", "sigmoid", "softplus", "exp", "softmax", "groupnorm",
+            "groupnorm-plain",
+            "layernorm", "instancenorm", "conv1d", "transposed", "slice", "tail", "roll", "flip", "mean", "shift",
+            "flat")

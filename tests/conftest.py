@@ -24,7 +24,8 @@ settings.register_profile("ci", max_examples=25, derandomize=True, **common)
 settings.register_profile("deep", max_examples=5000, **common)
 settings.load_profile(os.environ.get("REM_PROFILE", "ci"))
 
-HOME = tempfile.TemporaryDirectory(prefix="hypothesis-")  # it keeps the constants of the code there, whatever `database` is
+# it keeps the constants of the code there, whatever `database` is
+HOME = tempfile.TemporaryDirectory(prefix="hypothesis-")
 set_hypothesis_home_dir(HOME.name)
 
 torch.set_num_threads(1)  # the networks here are tiny: more threads only wait for each other
@@ -55,7 +56,8 @@ def pytest_unconfigure():
 
 
 def names() -> set[str]:
-    """Files and folders of the checkout but bytecode, what an editor leaves or makes, and what is in git, environments, runs/."""
+    """Files and folders of the checkout but bytecode, what an editor leaves or makes, and what is in git, environments,
+    runs/."""
     found = set()
     for folder, folders, files in os.walk(ROOT):
         folders[:] = [name for name in folders if name != "__pycache__"]

@@ -160,7 +160,8 @@ def forget_sets_refused(method, seed=0):
     """A15, A16: an empty D_f, an empty D_r, duplicates and indices outside D_tr -> ValueError that says so."""
     nothing = torch.empty(0, dtype=torch.int64)
     for forget, text in ((nothing, "the forget set is empty"), (torch.arange(12), "all 12 training examples"),
-                         (torch.tensor([1, 4, 1]), "twice"), (torch.tensor([12]), "index 12 out of range for 12 examples"),
+                         (torch.tensor([1, 4, 1]), "twice"), (torch.tensor([12]),
+                                                              "index 12 out of range for 12 examples"),
                          (torch.tensor([-1]), "index -1 out of range for 12 examples"), (torch.tensor([1.0]), "int64")):
         with pytest.raises(ValueError, match=text):
             unlearn(method, seed, forget=forget)
@@ -178,7 +179,8 @@ def logs_epochs(method, seed=0):
     assert calls == ([(1, 2), (2, 2)] if "log" in inspect.signature(method).parameters else [])
 
 
-PROPERTIES = [inputs_stay, plain_network, modes_come_back, deterministic, global_random_states_stay, blind, finite_weights,
+PROPERTIES = [inputs_stay, plain_network, modes_come_back, deterministic, global_random_states_stay, blind,
+              finite_weights,
               float64_stays, forget_sets_refused, logs_epochs]
 
 

@@ -6,11 +6,12 @@
 import numpy as np
 import torch
 
-# --- Masks --------------------------------------------------------------------------------------------------------------
+# --- Masks ------------------------------------------------------------------------------------------------------------
 
 
 def mask_row(seed: int, i: int | None, width: int, p_mem: float) -> list[bool]:
-    """Example i's row (None: the shared row), read off one long stream of uniform numbers of which row 0 is the shared one."""
+    """Example i's row (None: the shared row), read off one long stream of uniform numbers of which row 0 is the shared
+    one."""
     row = 0 if i is None else i + 1
     numbers = torch.rand((row + 1) * width, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
     return [number < p_mem for number in numbers.tolist()[row * width:]]
@@ -26,7 +27,7 @@ def mask_channels(x: np.ndarray, row: np.ndarray, base: int, axis: int) -> np.nd
     return out
 
 
-# --- Forward ------------------------------------------------------------------------------------------------------------
+# --- Forward ----------------------------------------------------------------------------------------------------------
 
 
 def conv2d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, padding: int) -> np.ndarray:

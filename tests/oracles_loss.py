@@ -27,7 +27,8 @@ def h(u: float, beta: float) -> float:
 
 
 def npo(p: float, p_ref: float, beta: float) -> float:
-    """The NPO term from probabilities: (2 / beta) log sigmoid(-beta log(p / p_ref)) = -(2 / beta) log(1 + (p / p_ref)^beta)."""
+    """The NPO term from probabilities: (2 / beta) log sigmoid(-beta log(p / p_ref)) = -(2 / beta) log(1 + (p /
+    p_ref)^beta)."""
     return -2 / beta * math.log1p((p / p_ref) ** beta)
 
 
@@ -43,7 +44,8 @@ def step2_loss(base, base_ref, labels, beta: float) -> float:
 
 
 def step3_loss(full, full_ref, base, base_ref, labels, in_forget, beta: float, redirect=True, remove=True) -> float:
-    """L_redirect - L_remove, from logits: over the whole batch, and over its members of D_f, both divided by the batch size."""
+    """L_redirect - L_remove, from logits: over the whole batch, and over its members of D_f, both divided by the batch
+    size."""
     total, size = [], len(labels)
     for i in range(size):
         one = slice(i, i + 1)
@@ -85,7 +87,8 @@ def sem(values) -> float:
 
 
 def update_count(script, gamma: float, batches: int, most: int) -> int:
-    """Updates of one step 2 whose accuracies are read from `script` (the last one stays): whole passes until one is <= gamma."""
+    """Updates of one step 2 whose accuracies are read from `script` (the last one stays): whole passes until one is <=
+    gamma."""
     updates = 0
     for measured in range(most):
         if script[min(measured, len(script) - 1)] <= gamma:
@@ -97,7 +100,8 @@ def update_count(script, gamma: float, batches: int, most: int) -> int:
 def closest_pair(images, labels, classes: int) -> tuple[float, tuple[int, int]]:
     """The smallest Euclidean distance between two classes' mean images, and the first such pair."""
     means = [np.mean([im for im, y in zip(images, labels, strict=True) if y == c], axis=0) for c in range(classes)]
-    pairs = [(float(np.sqrt(((means[a] - means[b]) ** 2).sum())), (a, b)) for a in range(classes) for b in range(a + 1, classes)]
+    pairs = [(float(np.sqrt(((means[a] - means[b]) ** 2).sum())), (a, b)) for a in range(classes)
+             for b in range(a + 1, classes)]
     return min(pairs)
 
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 import baselines
 import etd
+import experiment
 import methods
 import oracles_loss as oracle
 import rem as rem_module
@@ -84,13 +85,14 @@ def unlearn(rem, draw, forget=None, data=None, net=None, n=12, generator=7, **ch
     return rem.rem(net, data, forget, tiny(**{"gamma": 1.0, **changes}), gen(generator))
 
 
-# --- Step 2 -------------------------------------------------------------------------------------------------------------
+# --- Step 2 -----------------------------------------------------------------------------------------------------------
 
 
 def prop_a1(rem, seed=0, script=(0.9, 0.5, 0.3, 0.1), size=5, batch=2, gamma=0.2):
     """Whole passes until Acc(D_f) <= gamma, measured before the first and after each: the exact number of updates."""
     data = make_data(seed)
-    state = rem.start(small_net(seed), data, draw_forget(seed, 12, size), tiny(gamma=gamma, batch=batch, max_passes=50), gen(seed))
+    state = rem.start(small_net(seed), data, draw_forget(seed, 12, size), tiny(gamma=gamma, batch=batch, max_passes=50),
+                      gen(seed))
     measure = scripted(script)
     with mock.patch.object(rem, "acc_forget", measure), counting(rem, "descend") as update:
         last = rem.remove(state)
@@ -99,7 +101,8 @@ def prop_a1(rem, seed=0, script=(0.9, 0.5, 0.3, 0.1), size=5, batch=2, gamma=0.2
     assert last == next(value for value in script if value <= gamma)
 
 
-@given(seeds, st.lists(st.floats(0.21, 1), max_size=6), st.floats(0, 0.2), st.integers(1, 11), st.sampled_from([2, 3, 64]))
+@given(seeds, st.lists(st.floats(0.21, 1), max_size=6), st.floats(0, 0.2), st.integers(1, 11),
+       st.sampled_from([2, 3, 64]))
 def test_a1_updates(seed, above, below, size, batch):
     """A1: step 2 runs until Acc(D_f) <= gamma, for any script of accuracies, size of D_f and batch."""
     prop_a1(rem_module, seed, (*above, below), size, batch)
@@ -143,7 +146,8 @@ def test_a2_real_equality():
     labels = data.labels.clone()
     guesses = net.eval()(next(batches(data))[1]).argmax(dim=1)[:5]
     labels[:5] = (guesses + torch.tensor([0, 1, 1, 1, 1])) % 4
-    state = rem_module.start(net, type(data)(data.images, labels, 4, data.mean, data.std), forget, tiny(gamma=0.2), gen(0))
+    state = rem_module.start(net, type(data)(data.images, labels, 4, data.mean, data.std), forget, tiny(gamma=0.2),
+                             gen(0))
     with counting(rem_module, "descend") as update:
         assert rem_module.remove(state) == 0.2
     assert update.call_count == 0
@@ -153,17 +157,22 @@ def test_a2_real_equality():
 def test_a3_cap(seed, most, size, epochs):
     """A3: a gamma that is never reached ends at max_passes, with a warning in each epoch, and unlearning goes on."""
     with mock.patch.object(rem_module, "acc_forget", scripted((0.9,))), counting(rem_module, "descend") as update:
-        with pytest.warns(UserWarning, match=f"Acc\\(D_f\\) is 0.90 after {most} passes, still above gamma = 0.2") as caught:
-            net = unlearn(rem_module, seed, draw_forget(seed, 12, size), gamma=0.2, max_passes=most, unlearn_epochs=epochs)
+        with pytest.warns(UserWarning,
+                          match=f"Acc\\(D_f\\) is 0.90 after {most} passes, still above gamma = 0.2") as caught:
+            net = unlearn(rem_module, seed, draw_forget(seed, 12, size), gamma=0.2, max_passes=most,
+                          unlearn_epochs=epochs)
     assert len(caught) == epochs and not isinstance(net, Expanded)
     assert update.call_count == epochs * (most * count_batches(size, 4) + 3)
 
 
 @given(seeds, st.integers(1, 6), st.integers(1, 9))
 def test_a3_last_pass_counts(seed, most, size):
-    """A3: a gamma that the last allowed pass reaches is reached: Acc(D_f) is measured after it too, and nothing warns."""
-    state = rem_module.start(small_net(seed), make_data(seed), draw_forget(seed, 12, size), tiny(gamma=0.2, max_passes=most), gen(seed))
-    with mock.patch.object(rem_module, "acc_forget", scripted([0.9] * most + [0.1])), counting(rem_module, "descend") as update:
+    """A3: a gamma that the last allowed pass reaches is reached: Acc(D_f) is measured after it too, and nothing
+    warns."""
+    state = rem_module.start(small_net(seed), make_data(seed), draw_forget(seed, 12, size),
+                             tiny(gamma=0.2, max_passes=most), gen(seed))
+    with mock.patch.object(rem_module, "acc_forget", scripted([0.9] * most + [0.1])), counting(rem_module,
+        "descend") as update:
         assert rem_module.remove(state) == 0.1
     assert update.call_count == most * count_batches(size, 4)
 
@@ -171,17 +180,21 @@ def test_a3_last_pass_counts(seed, most, size):
 def test_a3_warning_names_the_caller():
     """A3: the warning points at the line that called step 2, not into the library."""
     state = rem_module.start(small_net(0), make_data(0), draw_forget(0, 12, 3), tiny(gamma=0.2, max_passes=1), gen(0))
-    with mock.patch.object(rem_module, "acc_forget", scripted((0.9,))), pytest.warns(UserWarning, match="0.90 after 1 passes") as caught:
+    with mock.patch.object(rem_module, "acc_forget", scripted((0.9,))), pytest.warns(UserWarning,
+        match="0.90 after 1 passes") as caught:
         rem_module.remove(state)
     assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("norm, repaired, trains", [("auto", True, False), ("auto", False, True), ("batch", True, True),
-                                                    ("batch", False, True), ("running", True, False), ("running", False, False)])
+                                                    ("batch", False, True), ("running", True, False),
+                                                    ("running", False, False)])
 def test_a20_when_step_2_trains(norm, repaired, trains):
-    """A20: "auto" trains where no step 3 follows; "batch" and "running" say it outright; one example alone has no batch statistics."""
+    """A20: "auto" trains where no step 3 follows; "batch" and "running" say it outright; one example alone has no batch
+    statistics."""
     for size in (1, 2, 3, 100):
-        assert rem_module.trains_on_forget(tiny(forget_norm=norm), torch.arange(size), repaired) == (trains and size > 1)
+        assert rem_module.trains_on_forget(tiny(forget_norm=norm), torch.arange(size),
+                                           repaired) == (trains and size > 1)
     assert rem_module.trains_on_forget(tiny(), torch.arange(2))  # nothing repairs, unless told so
 
 
@@ -200,14 +213,16 @@ def test_a20_either_term_repairs(step31, step32, trains):
 @given(seeds)
 def test_a7_no_step_3(seed):
     """A7: without 3.1 and 3.2 an epoch is step 2 alone: step 3 has no loss and no update."""
-    state = rem_module.start(small_net(seed), make_data(seed), torch.tensor([1, 2]), tiny(step31=False, step32=False), gen(seed))
+    state = rem_module.start(small_net(seed), make_data(seed), torch.tensor([1, 2]), tiny(step31=False, step32=False),
+                             gen(seed))
     before = copy.deepcopy(state.expanded)
     assert rem_module.redirect(state) == 0.0
     assert_same_state(before, state.expanded)
 
 
 def prop_a5(rem, seed=0):
-    """Acc(D_f) is of D_f, in order, without augmentation, trigger on, theta_o1 alone, eval mode, against the labels as given."""
+    """Acc(D_f) is of D_f, in order, without augmentation, trigger on, theta_o1 alone, eval mode, against the labels as
+    given."""
     data = make_data(seed, n=12, pad=2, flip=True, trigger=True)
     forget = draw_forget(seed, 12, 5)
     state = rem.start(small_net(seed), data, forget, tiny(gamma=1.0), gen(seed))
@@ -252,7 +267,8 @@ def prop_a6(rem, seed=0, pad=1, flip=True):
             rem.remove(state)
         states.append(state)
     assert_same_state(states[0].expanded, states[1].expanded)
-    moved = [not torch.equal(a, b) for a, b in zip(states[0].expanded.net.parameters(), states[0].reference.net.parameters(), strict=True)]
+    moved = [not torch.equal(a, b) for a, b in zip(states[0].expanded.net.parameters(),
+                                                   states[0].reference.net.parameters(), strict=True)]
     assert any(moved)
 
 
@@ -262,11 +278,12 @@ def test_a6_retain_set(seed, pad, flip):
     prop_a6(rem_module, seed, pad, flip)
 
 
-# --- Step 3 -------------------------------------------------------------------------------------------------------------
+# --- Step 3 -----------------------------------------------------------------------------------------------------------
 
 
 class Watch:
-    """Records every pass of a state's network but those of `accuracy` (input and masks), and the loss of each update."""
+    """Records every pass of a state's network but those of `accuracy` (input and masks), and the loss of each
+    update."""
 
     def __init__(self, rem, state):
         self.rem, self.state, self.passes, self.steps = rem, state, [], []
@@ -301,7 +318,8 @@ def twin_logits(net, x, mask=None):
 
 
 def prop_a7(rem, seed=0, size=10, batch=6, beta=2.0, redirect=True, remove=True, flip=True):
-    """Step 3 batch by batch: which examples, under which masks, and the loss of the twin with step 1's copies as reference.
+    """Step 3 batch by batch: which examples, under which masks, and the loss of the twin with step 1's copies as
+    reference.
 
     A flip leaves `numbered` images as they are, and makes the references run batch by batch instead of once.
     """
@@ -328,7 +346,8 @@ def prop_a7(rem, seed=0, size=10, batch=6, beta=2.0, redirect=True, remove=True,
             expected = oracle.step3_loss(*logits, labels, hit, beta, redirect, remove)
             if not redirect:  # theta_o1 alone is fine-tuned on D_r
                 expected -= oracle.step3_loss(*logits[2:], *logits[2:], labels, ~hit, beta, False, True)
-            assert_close(torch.tensor(loss).double(), torch.tensor(expected), 1e-9)  # inputs were rounded to float32 and back
+            # inputs were rounded to float32 and back
+            assert_close(torch.tensor(loss).double(), torch.tensor(expected), 1e-9)
             losses.append(loss)
             order += rows.tolist()
         assert sorted(order) == list(range(20))
@@ -339,21 +358,24 @@ def prop_a7(rem, seed=0, size=10, batch=6, beta=2.0, redirect=True, remove=True,
 
 @given(seeds, st.integers(1, 19), st.sampled_from([2, 6, 7, 19, 20, 64]), betas, st.booleans())
 def test_a7_step3(seed, size, batch, beta, flip):
-    """A7, L16: each D_tr index once an epoch, reshuffled, D_f in the redirect term too, the removal term on D_f alone."""
+    """A7, L16: each D_tr index once an epoch, reshuffled, D_f in the redirect term too, the removal term on D_f
+    alone."""
     prop_a7(rem_module, seed, size, batch, beta, flip=flip)
 
 
 @given(seeds, st.integers(1, 19), betas, st.booleans())
 @pytest.mark.parametrize("redirect, remove", [(True, False), (False, True)])
 def test_l14_flags(redirect, remove, seed, size, beta, flip):
-    """L14: each ablation flag takes exactly one term out of step 3; without 3.1, theta_o1 learns on D_r in its place."""
+    """L14: each ablation flag takes exactly one term out of step 3; without 3.1, theta_o1 learns on D_r in its
+    place."""
     prop_a7(rem_module, seed, size, 6, beta, redirect, remove, flip)
 
 
 def prop_a7_step2(rem, seed=0, size=10, batch=4, beta=2.0, flip=True):
     """Step 2 batch by batch: D_f whole, base-only, in a new order each pass, and the loss of the twin."""
     data, forget = numbered(20, seed=seed, flip=flip), draw_forget(seed, 20, size)
-    state = rem.start(small_net(seed, dtype=torch.float64), data, forget, tiny(batch=batch, beta=beta, gamma=0.2), gen(seed))
+    state = rem.start(small_net(seed, dtype=torch.float64), data, forget, tiny(batch=batch, beta=beta, gamma=0.2),
+                      gen(seed))
     initial = copy.deepcopy(state.expanded).eval()
     with mock.patch.object(rem, "acc_forget", scripted((0.9, 0.8, 0.7, 0.0))), Watch(rem, state) as watch:
         rem.remove(state)
@@ -388,12 +410,14 @@ def test_a7_augmentation(seed, batch, moves):
 
 @given(seeds)
 def test_a7_no_idle_passes(seed):
-    """A7: the reference runs for the terms that a batch has, once each, and theta_o1 alone has no gradient where it has no term."""
+    """A7: the reference runs for the terms that a batch has, once each, and theta_o1 alone has no gradient where it has
+    no term."""
     data, forget = make_data(seed, pad=1), torch.tensor([0])
     state = rem_module.start(small_net(seed), data, forget, tiny(batch=3, gamma=0.2), gen(seed))
     asked, base = [], []
     state.reference.register_forward_hook(lambda net, args, out: asked.append(args[1] is None))
-    state.expanded.register_forward_hook(lambda net, args, out: base.append(out.requires_grad) if args[1] is None else None)
+    state.expanded.register_forward_hook(lambda net, args, out: base.append(out.requires_grad) if args[1] is None
+                                         else None)
     with mock.patch.object(rem_module, "acc_forget", scripted((0.9, 0.0))):
         rem_module.remove(state)
     assert asked == [True] and base == [True]
@@ -415,15 +439,18 @@ def prop_a4(rem, epochs=3):
     with contextlib.ExitStack() as stack:
         for name in ("remove", "redirect"):
             real = getattr(rem, name)
-            stack.enter_context(mock.patch.object(rem, name, lambda state, real=real, name=name: (trace.append(name), real(state))[1]))
-        rem.rem(small_net(0), data, forget, tiny(gamma=1.0, unlearn_epochs=epochs), gen(0), log=lambda *a, **k: calls.append((a, k)))
+            stack.enter_context(mock.patch.object(rem, name, lambda state, real=real,
+                                                  name=name: (trace.append(name), real(state))[1]))
+        rem.rem(small_net(0), data, forget, tiny(gamma=1.0, unlearn_epochs=epochs), gen(0), log=lambda *a,
+                **k: calls.append((a, k)))
     assert trace == ["remove", "redirect"] * epochs
     assert [(a[0], a[1]) for a, _ in calls] == [(i + 1, epochs) for i in range(epochs)]
     assert all(isinstance(a[2], Expanded) and {"loss", "acc_forget", "updates"} <= set(k) for a, k in calls)
 
 
 def prop_f8(rem, seed=0, epochs=3, pad=1):
-    """Through all epochs the reference is step 1's copy of theta_o1 and theta_o2, frozen and in eval mode, and is used."""
+    """Through all epochs the reference is step 1's copy of theta_o1 and theta_o2, frozen and in eval mode, and is
+    used."""
     states, begun, start = [], [], rem.start
 
     def spy(*args, **kwargs):
@@ -454,25 +481,28 @@ def test_a4_epochs(epochs):
     prop_a4(rem_module, epochs)
 
 
-@given(seeds, st.sampled_from([1, 2, 5, 6, 7, 12]), st.sampled_from([2, 5, 6, 7, 11, 12, 64]), st.sampled_from(["sgd", "adam"]))
+@given(seeds, st.sampled_from([1, 2, 5, 6, 7, 12]), st.sampled_from([2, 5, 6, 7, 11, 12, 64]),
+       st.sampled_from(["sgd", "adam"]))
 def test_a7_any_sizes(seed, size, batch, optimizer):
-    """A7: |D_f| below, at and above a batch, one example, a last batch of one, a batch above the data: all end finite."""
+    """A7: |D_f| below, at and above a batch, one example, a last batch of one, a batch above the data: all end
+    finite."""
     forget = draw_forget(seed, 13, size)
     with mock.patch.object(rem_module, "acc_forget", scripted((0.9, 0.0))):
         net = unlearn(rem_module, seed, forget, n=13, gamma=0.2, batch=batch, optimizer=optimizer, unlearn_epochs=1)
     assert all(torch.isfinite(t).all() for t in net.state_dict().values())
 
 
-# --- The whole algorithm ------------------------------------------------------------------------------------------------
+# --- The whole algorithm ----------------------------------------------------------------------------------------------
 
 
 def resumed(seed, path, done, changes, other=99):
-    """A state of the same network, data and settings, made with other random states, and `done` epochs read from a file."""
+    """A state of the same network, data and settings, made with other random states, and `done` epochs read from a
+    file."""
     torch.manual_seed(other)
     data = make_data(seed, pad=changes.pop("pad", 0), flip=changes.pop("flip", False))
     state = rem_module.start(small_net(seed), data, draw_forget(seed, 12, 4), tiny(**changes), gen(other))
     if path is not None:
-        rem_module.load_state(state, path)
+        experiment.load_state(state, path)
         assert state.epoch == done
     return state
 
@@ -497,7 +527,7 @@ def test_a8_resume(tmp_path_factory, seed, done, optimizer, augmentation):
     state = resumed(seed, None, 0, dict(changes), other=3)
     whole = go_on(copy.deepcopy(state), 3)
     go_on(state, done)
-    rem_module.save_state(state, path)
+    experiment.save_state(state, path)
     assert_same_state(go_on(resumed(seed, path, done, dict(changes)), 3), whole)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
@@ -509,7 +539,7 @@ def test_a8_second_process(tmp_path):
     state = resumed(5, None, 0, dict(changes), other=3)
     whole = go_on(copy.deepcopy(state), 4)
     go_on(state, 2)
-    rem_module.save_state(state, path)
+    experiment.save_state(state, path)
     here = Path(__file__).resolve().parent
     code = (f"import sys; sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]\n"
             "import torch, test_algorithm as t\n"
@@ -525,11 +555,12 @@ def test_a8_second_process(tmp_path):
 
 @pytest.mark.parametrize("pad", [1, 0])
 def test_a8_reference_is_read(tmp_path, pad):
-    """A8, F8: the loaded reference counts, not the one that the state was started with, with and without augmentation."""
+    """A8, F8: the loaded reference counts, not the one that the state was started with, with and without
+    augmentation."""
     path, data, forget = tmp_path / "state.pt", make_data(0, pad=pad), draw_forget(0, 12, 4)
     states = [rem_module.start(small_net(seed), data, forget, tiny(gamma=1.0), gen(0)) for seed in (0, 1)]
-    rem_module.save_state(states[0], path)
-    rem_module.load_state(states[1], path)
+    experiment.save_state(states[0], path)
+    experiment.load_state(states[1], path)
     assert_same_state(states[0].reference, states[1].reference)
     assert_same_state(*(go_on(state, 1) for state in states))
 
@@ -539,14 +570,15 @@ def test_a8_loads_no_code(tmp_path):
     state = rem_module.start(small_net(0), make_data(0), draw_forget(0, 12, 4), tiny(), gen(0))
     torch.save({"expanded": Evil(tmp_path / "ran")}, tmp_path / "state.pt")
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        rem_module.load_state(state, tmp_path / "state.pt")
+        experiment.load_state(state, tmp_path / "state.pt")
     assert not (tmp_path / "ran").exists()
 
 
 @few
 @given(seeds, st.sampled_from(list(CORE)), st.sampled_from(["sgd", "adam"]))
 def test_a9_deterministic(seed, method, optimizer):
-    """A9: same seed, same theta_u bitwise, for every method and whatever the global random state; another seed, another one."""
+    """A9: same seed, same theta_u bitwise, for every method and whatever the global random state; another seed, another
+    one."""
     data, forget, config = make_data(seed, pad=1, flip=True), draw_forget(seed, 12, 4), tiny(optimizer=optimizer)
     nets = []
     for world, generator in ((0, 7), (1, 7), (0, 8)):
@@ -582,7 +614,8 @@ def test_a10_no_epoch(seed, gamma):
 
 @given(seeds, st.sampled_from(["sgd", "adam"]), st.booleans())
 def test_a10_rate_zero(seed, optimizer, norm):
-    """A10: at rate 0 the parameters are the original's bitwise; step 3's base-only passes still move running statistics."""
+    """A10: at rate 0 the parameters are the original's bitwise; step 3's base-only passes still move running
+    statistics."""
     net = small_net(seed, norm=norm)
     with mock.patch.object(rem_module, "acc_forget", scripted((0.9, 0.0))):
         out = unlearn(rem_module, seed, net=net, unlearn_lr=0.0, gamma=0.2, optimizer=optimizer)
@@ -656,7 +689,8 @@ def test_a13_npo(seed, epochs, ratio, beta, augmentation):
 @given(seeds, st.integers(1, 11))
 def test_a14_on_etd(seed, size):
     """A14: REM on ETD widens nothing, keeps ETD's rows for D_r and gives D_f one new row."""
-    data, forget, config = make_data(seed), draw_forget(seed, 12, size), tiny(epochs=1, p_mem=0.5, ratio=20.0, seed=seed)
+    data, forget, config = make_data(seed), draw_forget(seed, 12, size), tiny(epochs=1, p_mem=0.5, ratio=20.0,
+        seed=seed)
     with counting(train, "fit") as fit:
         expanded = train_etd(small_net(seed), data, config, gen(seed))
     rows = fit.call_args.kwargs["masks"]
@@ -726,7 +760,8 @@ def test_a17_optimizer(seed, optimizer, frozen, ratio):
     names = [name for name, p in state.expanded.named_parameters() if p.requires_grad]
     assert any(".to_extra" in name or ".to_base" in name for name in names) == (ratio > 0)
     assert not any(p.requires_grad for p in state.reference.parameters())
-    wanted = dict(lr=0.25, weight_decay=0) if optimizer == "adam" else dict(lr=0.25, momentum=config.momentum, weight_decay=config.weight_decay)
+    wanted = dict(lr=0.25, weight_decay=0) if optimizer == "adam" else dict(lr=0.25, momentum=config.momentum,
+        weight_decay=config.weight_decay)
     assert wanted.items() <= group.items() and (Config.momentum, Config.weight_decay) == (0.9, 5e-4)
 
 
@@ -737,7 +772,8 @@ def test_a18_plain(seed, method):
     net, data = small_net(seed), make_data(seed)
     out = CORE[method](net, data, torch.tensor([1, 2]), tiny(gamma=1.0), gen(seed))
     assert type(out) is type(net) and out.eval()(next(batches(data))[1]).shape == (12, 4)
-    assert [(k, v.shape, v.dtype) for k, v in out.state_dict().items()] == [(k, v.shape, v.dtype) for k, v in net.state_dict().items()]
+    assert [(k, v.shape, v.dtype) for k, v in out.state_dict().items()] == [(k, v.shape, v.dtype) for k,
+        v in net.state_dict().items()]
     assert not any(isinstance(m, Expanded) or hasattr(m, "keep") or m._forward_hooks for m in out.modules())
 
 
@@ -761,7 +797,7 @@ def test_a19_last_epoch(seed, epochs):
         assert not torch.equal(out.conv1.weight, kept[-2].conv1.weight)
 
 
-# --- Numerics -----------------------------------------------------------------------------------------------------------
+# --- Numerics ---------------------------------------------------------------------------------------------------------
 
 
 @few
@@ -772,7 +808,8 @@ def test_known_reference(seed, batch, beta, remove):
     outs = []
     for known in (rem_module.known_reference, lambda state: None):
         config = tiny(gamma=0.2, batch=batch, beta=beta, step32=remove, unlearn_lr=0.01)
-        with mock.patch.object(rem_module, "acc_forget", scripted((0.9, 0.0))), mock.patch.object(rem_module, "known_reference", known):
+        with mock.patch.object(rem_module, "acc_forget", scripted((0.9, 0.0))), mock.patch.object(rem_module,
+            "known_reference", known):
             outs.append(rem_module.rem(small_net(seed, dtype=torch.float64), data, forget, config, gen(seed)))
     # not bitwise: a convolution or matrix product of another batch size may add in another order (float64, 6 steps)
     for a, b in zip(outs[0].state_dict().values(), outs[1].state_dict().values(), strict=True):
@@ -813,7 +850,8 @@ def test_float64(seed, precision, method):
 @pytest.mark.parametrize("method", ["rem", "npo", "cf"])
 def test_nonfinite(method):
     """A3: a rate of 1e30 ends in NonFiniteLoss that says where, not in a network of NaN."""
-    with mock.patch.object(rem_module, "acc_forget", scripted((0.9,))), pytest.raises(etd.NonFiniteLoss, match="the loss is nan|inf"):
+    with mock.patch.object(rem_module, "acc_forget", scripted((0.9,))), pytest.raises(etd.NonFiniteLoss,
+        match="the loss is nan|inf"):
         CORE[method](small_net(0), make_data(0), torch.tensor([1, 2, 3]), tiny(gamma=0.2, unlearn_lr=1e30), gen(0))
 
 
@@ -836,7 +874,7 @@ def test_a7_one_example_of_1x1_maps(image_size):
         unlearn(rem_module, 0, torch.tensor([1]), data, net, gamma=0.2, unlearn_epochs=1)
 
 
-# --- The training loop --------------------------------------------------------------------------------------------------
+# --- The training loop ------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(2, 20000))
@@ -845,7 +883,8 @@ def test_a7_one_example_of_1x1_maps(image_size):
 @example(150)
 @example(3920)
 def test_n2_rate(steps):
-    """N2: up in equal parts over the first 1 % of the steps, then down in equal parts to one fifth at the last; never 0."""
+    """N2: up in equal parts over the first 1 % of the steps, then down in equal parts to one fifth at the last; never
+    0."""
     rates = [train.rate(step, steps) for step in range(steps)] if steps < 2000 else None
     warm = max(1, round(0.01 * steps))
     assert abs(train.rate(steps - 1, steps) - 0.2) < 1e-12 and abs(0.025 * train.rate(steps - 1, steps) - 0.005) < 1e-12
@@ -891,7 +930,8 @@ def test_a9_fit(seed, batch, optimizer):
 
 @given(seeds, st.sampled_from([2, 3, 5, 12, 64]), st.sampled_from([0, 2]), st.booleans())
 def test_l16_fit(seed, batch, pad, flip):
-    """L16, T12: fit is plain SGD on the mean cross-entropy of augmented batches: one epoch equals a loop written out."""
+    """L16, T12: fit is plain SGD on the mean cross-entropy of augmented batches: one epoch equals a loop written
+    out."""
     data, lr = make_data(seed, pad=pad, flip=flip), 0.1
     config = tiny(batch=batch, momentum=0.9, weight_decay=0.01, epochs=1, lr=lr)
     net, twin = small_net(seed, dtype=torch.float64), small_net(seed, dtype=torch.float64)
@@ -901,7 +941,8 @@ def test_l16_fit(seed, batch, pad, flip):
     for step, (_, x, y) in enumerate(batches(data, None, batch, gen(seed), augment=True, dtype=torch.float64)):
         loss = F.cross_entropy(twin(x), y)
         with torch.no_grad():
-            for p, v, g in zip(twin.parameters(), speed, torch.autograd.grad(loss, list(twin.parameters())), strict=True):
+            for p, v, g in zip(twin.parameters(), speed, torch.autograd.grad(loss, list(twin.parameters())),
+                               strict=True):
                 v.mul_(0.9 if step else 0.0).add_(g + 0.01 * p)
                 p.sub_(lr * train.rate(step, steps) * v)
     for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True):
@@ -910,7 +951,8 @@ def test_l16_fit(seed, batch, pad, flip):
 
 @given(st.floats(-1e30, 1e30), st.integers(0, 9))
 def test_finite(total, steps):
-    """A3: the mean loss of an epoch, NonFiniteLoss with the place where it is no number; no step at all counts as one."""
+    """A3: the mean loss of an epoch, NonFiniteLoss with the place where it is no number; no step at all counts as
+    one."""
     assert train.finite(torch.tensor(total, dtype=torch.float64), steps, "here") == total / max(1, steps)
     for bad in (float("nan"), float("inf"), float("-inf")):
         with pytest.raises(etd.NonFiniteLoss, match="in there; lower the rate"):
@@ -925,7 +967,8 @@ def test_nonfinite_fit():
 
 
 def test_update_leaves_unreached_parameters():
-    """F6: a parameter that the loss does not reach stays bit for bit, with momentum and decay and a gradient from before."""
+    """F6: a parameter that the loss does not reach stays bit for bit, with momentum and decay and a gradient from
+    before."""
     reached, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([reached, other], lr=0.1, momentum=0.9, weight_decay=0.1)
     train.update(optimizer, (reached + other).sum())

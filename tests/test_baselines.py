@@ -38,7 +38,8 @@ from settings import Config, resolve, stream
 few = settings(max_examples=max(2, settings().max_examples // 5))  # whole unlearning runs in each example
 METHODS = {name: method.function for name, method in methods.METHODS.items()}
 EXAMPLE = str(Path(__file__).parents[1] / "examples" / "my_method.py") + ":relabel"
-augmentations = st.sampled_from([dict(), dict(pad=1, flip=True), dict(flip=True)])  # without: teachers answer once for all
+# without: teachers answer once for all
+augmentations = st.sampled_from([dict(), dict(pad=1, flip=True), dict(flip=True)])
 
 
 def on_etd(model, data, forget, config, generator, log=None):
@@ -145,7 +146,8 @@ def test_contract_sees_what_is_read():
     """A12: a sealed task lets nothing be read but D_tr; D_c is open to the IDEAL methods alone."""
     asking = {name for name, method in METHODS.items() if "corrupted" in inspect.signature(method).parameters}
     assert asking == {"etd-ideal", "rem-ideal"}
-    for kind, sealed in ((contract.SealedTask, {"test", "clean", "corrupted"}), (contract.SealedButCorrupted, {"test", "clean"})):
+    for kind, sealed in ((contract.SealedTask, {"test", "clean", "corrupted"}),
+                         (contract.SealedButCorrupted, {"test", "clean"})):
         task = kind("poison", 0, *[torch.zeros(1)] * 4)
         for name in ("train", "test", "clean", "corrupted"):
             with pytest.raises(AssertionError, match="was read") if name in sealed else contextlib.nullcontext():
@@ -157,7 +159,8 @@ def test_nonfinite(name):
     """A3: an overflow ends in NonFiniteLoss, even where the very last update is the one that ruins the network."""
     loss, last = "the loss is (nan|-?inf)", "not finite any more"
     for more, text in ((dict(batch=4), loss), (dict(batch=12, epochs=1, unlearn_epochs=1), last)):
-        text = {"scrub": loss, "ascent": last}.get(name, text)  # SCRUB ends with a pass over D_r; Ascent's only pass is one batch
+        # SCRUB ends with a pass over D_r; Ascent's only pass is one batch
+        text = {"scrub": loss, "ascent": last}.get(name, text)
         with accuracies(0.9, 0.0), pytest.raises(ArithmeticError, match=text):
             contract.unlearn(METHODS[name], lr=1e37, unlearn_lr=1e37, weight_decay=1e5, gamma=0.2, **more)
 
@@ -177,7 +180,8 @@ def test_retrain(seed, size):
     assert_same_state(METHODS["retrain"](small_net(seed), data, forget, config, gen(3)), anew)
     images = data.images.clone()
     images[forget] = 255 - images[forget]
-    assert_same_state(METHODS["retrain"](small_net(seed + 1), replace(data, images=images), forget, config, gen(3)), anew)
+    assert_same_state(METHODS["retrain"](small_net(seed + 1), replace(data, images=images), forget, config, gen(3)),
+                      anew)
 
 
 @few
@@ -276,7 +280,8 @@ def test_one_example():
 def test_ascent_cap():
     """A3: a gamma that is never reached ends at max_passes, with a warning."""
     data, (forget, _) = make_data(0), draw(0)
-    with accuracies(0.9) as spy, pytest.warns(UserWarning, match="Acc\\(D_f\\) is 0.90 after 3 passes, still above gamma = 0.2"):
+    with accuracies(0.9) as spy, pytest.warns(UserWarning,
+                                              match="Acc\\(D_f\\) is 0.90 after 3 passes, still above gamma = 0.2"):
         METHODS["ascent"](small_net(0), data, forget, tiny(gamma=0.2, max_passes=3, unlearn_lr=1e-4), gen(0))
     assert spy.calls == 4
 
@@ -433,7 +438,9 @@ def test_badt(seed, augmentation, size):
     SGD."""
     data, (forget, _), config = make_data(seed, **augmentation), draw(seed, size), tiny(seed=seed)
     net = small_net(seed, dtype=torch.float64)
-    teachers = {False: copy.deepcopy(net).eval(), True: reinitialise(net, stream(seed, "fresh weights").initial_seed()).eval()}
+    teachers = {False: copy.deepcopy(net).eval(), True: reinitialise(net,
+                                                                     stream(seed,
+                                                                         "fresh weights").initial_seed()).eval()}
 
     def mixed(logits, rows, x, y):
         answers = {which: teacher(x).detach() for which, teacher in teachers.items()}
@@ -464,7 +471,7 @@ def test_teacher(seed, augmentation, part):
     data, net = make_data(seed, **augmentation), small_net(seed)
     index = torch.tensor([7, 2, 5]) if part else None
     runs = []
-    with mock.patch.object(baselines, "logits_of", lambda net, x, config: (runs.append(len(x)), net(x))[1]):
+    with mock.patch.object(baselines, "logits_of", lambda net, x, precision: (runs.append(len(x)), net(x))[1]):
         answer = baselines.teacher(net, data, tiny(), index)
         with torch.no_grad():
             expected = copy.deepcopy(net).eval()
@@ -513,7 +520,8 @@ def flat(parts):
 def test_dampen(seed, threshold, strength):
     """Dampening against a loop over hand-made importances, zeros in both, in one or in none included."""
     net, g = small_net(seed, dtype=torch.float64), gen(seed)
-    of_forget, of_rest = ([torch.rand(p.shape, generator=g, dtype=torch.float64) * (torch.rand(p.shape, generator=g) < 0.7)
+    of_forget, of_rest = ([torch.rand(p.shape, generator=g, dtype=torch.float64) * (torch.rand(p.shape,
+        generator=g) < 0.7)
                            for p in net.parameters()] for _ in range(2))
     out = small_net(seed + 1, dtype=torch.float64)  # whatever it holds, the original's weights count
     dampen(out, net, of_forget, of_rest, threshold, strength)
@@ -602,7 +610,8 @@ def test_potion_cap():
     """A3: Potion gives up after 50 tries, with a warning; it then holds the last try, which dampens the most."""
     assert (baselines.POTION_TRIES, baselines.POTION_GROWTH) == (50, 1.1)
     data, (forget, _) = make_data(0), draw(0)
-    with accuracies(0.9) as spy, pytest.warns(UserWarning, match="Acc\\(D_f\\) is 0.90 after 50 tries of Potion, still above"):
+    with accuracies(0.9) as spy, pytest.warns(UserWarning,
+                                              match="Acc\\(D_f\\) is 0.90 after 50 tries of Potion, still above"):
         last = METHODS["potion"](small_net(0), data, forget, tiny(gamma=0.2), gen(0))
     assert spy.calls == 51
     with accuracies(*[0.9] * 50, 0.0):
@@ -650,7 +659,8 @@ def test_rem_on_etd():
     """A14: rem-on-etd is REM on the Expanded of an ETD-trained network, and refuses a plain one."""
     data, (forget, _), config = make_data(0), draw(0), tiny(gamma=1.0, epochs=1)
     expanded = train_etd(small_net(0), data, config, gen(0))
-    assert_same_state(METHODS["rem-on-etd"](expanded, data, forget, config, gen(1)), rem(expanded, data, forget, config, gen(1)))
+    assert_same_state(METHODS["rem-on-etd"](expanded, data, forget, config, gen(1)),
+                      rem(expanded, data, forget, config, gen(1)))
     with pytest.raises(ValueError, match="rem-on-etd works on an ETD-trained network.*add --etd"):
         METHODS["rem-on-etd"](small_net(0), data, forget, config, gen(0))
 
@@ -661,7 +671,8 @@ def test_rem_ideal(seed):
     """M14: REM (IDEAL) is REM with one row for all of D_c; with D_c = D_f it is REM."""
     data, (forget, retain), config = make_data(seed), draw(seed), tiny(gamma=1.0)
     corrupted = torch.cat([forget, retain[:3]])
-    run_ideal = lambda shared: METHODS["rem-ideal"](small_net(seed), data, forget, config, gen(3), corrupted=shared)  # noqa: E731
+    run_ideal = lambda shared: METHODS["rem-ideal"](small_net(seed), data, forget, config, gen(3),
+                                                    corrupted=shared)  # noqa: E731
     assert_same_state(run_ideal(corrupted), rem(small_net(seed), data, forget, config, gen(3), shared=corrupted))
     assert_same_state(run_ideal(forget), rem(small_net(seed), data, forget, config, gen(3)))
     assert not torch.equal(run_ideal(corrupted).conv1.weight, run_ideal(forget).conv1.weight)
@@ -704,7 +715,8 @@ def test_refused_methods(method, etd, text, tmp_path, capsys):
 
 @pytest.mark.parametrize("content, text", [
     ("", "has no function 'f'"), ("f = 3", "has no function 'f'"), ("def f(:", "does not import .SyntaxError"),
-    ("import nothing_of_this_name", "does not import .ModuleNotFoundError"), ("1 / 0", "does not import .ZeroDivisionError"), ("raise SystemExit(0)", "does not import .SystemExit"),
+    ("import nothing_of_this_name", "does not import .ModuleNotFoundError"),
+    ("1 / 0", "does not import .ZeroDivisionError"), ("raise SystemExit(0)", "does not import .SystemExit"),
     ("def f(model, data): pass", "f takes .model, data. .*a method takes .model, data, forget, config, generator."),
     ("def f(a, b, c, d, e, g): pass", "a method takes"), ("def f(a, b, c, d, e, *, test): pass", "a method takes"),
 ])
@@ -721,7 +733,8 @@ def test_own_files(tmp_path):
     refusing."""
     source = ("from __future__ import annotations\nfrom dataclasses import dataclass\n"
               "@dataclass\nclass Mine:\n    rate: float = 1.0\n"
-              "    def __call__(self, model, data, forget, config, generator, log=None, corrupted=None):\n        return model\n"
+              "    def __call__(self, model, data, forget, config, generator, log=None, corrupted=None):\n"
+              "        return model\n"
               "f = Mine()\n")
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -757,7 +770,8 @@ def test_all_methods_from_the_command_line(etd, tmp_path):
     """R1: every method and one's own run from the command line; rem and rem-on-etd are one method with --etd."""
     out, names = tmp_path / "rows.jsonl", f"all,{'rem-on-etd,' if etd else ''}{EXAMPLE}"
     argv = ["--method", names, "--etd" if etd else "--no-etd", "--n", "6", "--width", "0.1", "--epochs", "1",
-            "--quiet", "--unlearn-epochs", "1", "--batch", "8", "--device", "cpu", "--max-passes", "5", "--out", str(out)]
+            "--quiet", "--unlearn-epochs", "1", "--batch", "8", "--device", "cpu", "--max-passes", "5", "--out",
+            str(out)]
     with mock.patch.object(run, "load", lambda *args: make_dataset(0)):
         assert run.main(argv) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]

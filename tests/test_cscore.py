@@ -108,7 +108,7 @@ def plans(draw):
     return m, sizes, draw(st.integers(least, least + 3))
 
 
-# --- The estimator ------------------------------------------------------------------------------------------------------
+# --- The estimator ----------------------------------------------------------------------------------------------------
 
 
 @given(seeds, plans(), st.sampled_from([by_chance, nearest, majority]))
@@ -132,7 +132,8 @@ def test_what_is_asked_of_learn(seed, plan):
     its own; the log counts them."""
     (m, sizes, runs), calls, logged = plan, [], []
     data, corrupted = case(seed, m)
-    _, rates = c_score(data, corrupted, scripted(by_chance, data, calls), sizes, runs, seed, log=lambda *a: logged.append(a))
+    _, rates = c_score(data, corrupted, scripted(by_chance, data, calls), sizes, runs, seed,
+                       log=lambda *a: logged.append(a))
     assert [len(index) for index, _ in calls] == [size for size in sizes for _ in range(runs)]
     assert all(index == sorted(set(index)) and set(index) <= set(corrupted.tolist()) for index, _ in calls)
     assert len({network for _, network in calls}) == len(calls)
@@ -169,15 +170,15 @@ def test_held_out_sets_are_balanced(seed, plan):
 
 @pytest.mark.parametrize("row", [0, 2])
 def test_each_subset_is_a_uniform_draw(row):
-    """V14: over 2,000 seeds each of 10 examples is left out of a subset of 6 in 40 % of the draws, and each pair of them
-    together in 4/10 * 3/9 (within 5 standard errors; chance of a false alarm below 1e-4)."""
+    """V14: over 2,000 seeds each of 10 examples is left out of a subset of 6 in 40 % of the draws, and each pair of
+    them together in 4/10 * 3/9 (within 5 standard errors; chance of a false alarm below 1e-4)."""
     held = torch.stack([held_out(10, 6, 3, seed)[row] for seed in range(2000)]).double()
     together = held.T @ held / len(held)  # (10, 10)
     expected = torch.full((10, 10), 4 / 10 * 3 / 9, dtype=torch.float64).fill_diagonal_(4 / 10)
     assert ((together - expected).abs() <= 5 * (expected * (1 - expected) / len(held)).sqrt()).all()
 
 
-# --- Closed forms -------------------------------------------------------------------------------------------------------
+# --- Closed forms -----------------------------------------------------------------------------------------------------
 
 
 @given(seeds, plans(), st.integers(0, 3))
@@ -220,12 +221,13 @@ def test_size_0_is_the_untrained_network():
     guesses = torch.stack([by_chance(data.labels, torch.tensor([], dtype=torch.int64), seed) for _, seed in calls])
     hits = (guesses == data.labels)[:, corrupted].double()
     assert torch.equal(scores, hits.mean(dim=0)) and torch.equal(rates[0], hits.mean(dim=1))
-    untrained = lambda index, seed: Answers((data.labels + (len(index) == 0)) % 4)  # wrong untrained, right once trained
+    # wrong untrained, right once trained
+    untrained = lambda index, seed: Answers((data.labels + (len(index) == 0)) % 4)
     scores, _ = c_score(data, corrupted, untrained, [0, 2, 4, 6], 4, seed=5)
     assert (scores == 0.75).all()
 
 
-# --- Seeds and inputs ---------------------------------------------------------------------------------------------------
+# --- Seeds and inputs -------------------------------------------------------------------------------------------------
 
 
 @given(seeds)
@@ -243,7 +245,8 @@ def test_same_seed_same_scores(seed):
 
 
 def test_sizes_are_drawn_apart():
-    """V16: a size's subsets and networks do not depend on which other sizes there are; each size has an order of its own."""
+    """V16: a size's subsets and networks do not depend on which other sizes there are; each size has an order of its
+    own."""
     data, corrupted = case(2, 9)
     alone, among = [], []
     c_score(data, corrupted, scripted(by_chance, data, alone), [5], 3, seed=0)
@@ -307,7 +310,7 @@ def test_bad_arguments(changes, words):
         c_score(data, **plan, learn=lambda *a: pytest.fail("training began"), seed=0)
 
 
-# --- Real networks ------------------------------------------------------------------------------------------------------
+# --- Real networks ----------------------------------------------------------------------------------------------------
 
 
 def cut(dataset, n=200, tests=50):
@@ -343,7 +346,8 @@ def test_learner():
 
 
 def test_the_seed_draws_networks_and_their_training(monkeypatch):
-    """V16, R4: a network's weights follow its own seed, and so does the order in which it learns, from the same weights too."""
+    """V16, R4: a network's weights follow its own seed, and so does the order in which it learns, from the same weights
+    too."""
     dataset = cut(load("fashion-mini"))
     task = make_task("random", dataset, 40, seed=0)
 
@@ -390,7 +394,8 @@ def test_clean_labels_are_never_read(name):
     """V16: a task's score comes from its labels as given alone."""
     dataset = cut(load("fashion-mini"))
     task = make_task(name, dataset, 12, seed=0)
-    row = cscore.score_task(small(), dataset, Blind(name=name, train=task.train, corrupted=task.corrupted), torch.device("cpu"),
+    row = cscore.score_task(small(), dataset, Blind(name=name, train=task.train, corrupted=task.corrupted),
+                            torch.device("cpu"),
                             [0, 6], 2, 2, lambda *a: None)
     assert row["status"] == "ok" and 0 <= row["score"] <= 1 and row["learned"][0] is None
 
@@ -403,9 +408,10 @@ def test_the_order_of_the_tasks():
     assert claims.mean("score", "poison") >= 0.9  # 1.00 in every run
 
 
-# --- The command --------------------------------------------------------------------------------------------------------
+# --- The command ------------------------------------------------------------------------------------------------------
 
-QUICK = ["--n", "12", "--width", "0.1", "--batch", "16", "--updates", "2", "--sizes", "0,0.5", "--runs", "2", "--device", "cpu"]
+QUICK = ["--n", "12", "--width", "0.1", "--batch", "16", "--updates", "2", "--sizes", "0,0.5", "--runs", "2",
+         "--device", "cpu"]
 
 
 @pytest.fixture
@@ -426,16 +432,19 @@ def test_the_command(few, tmp_path, capsys):
     lines, rows = capsys.readouterr().out.splitlines(), rows_of(out)
     assert [row["task"] for row in rows] == list(TASKS)
     assert len(lines) == 12 + 1 + 4 + 1 and lines[-1] == f"rows appended to {out}"
-    assert lines[11].startswith("random    network   4/4  n    6  accuracy held out ") and lines[11].endswith("   0.0 s left")
+    assert lines[11].startswith("random    network   4/4  n    6  accuracy held out ")
+    assert lines[11].endswith("   0.0 s left")
     assert lines[13].split() == ["task", "C-score", "SEM", "n", "networks", "seconds"]
     for row, line in zip(rows, lines[14:17], strict=True):
-        assert line.split() == [row["task"], f"{row['score']:.3f}", f"{row['sem']:.3f}", "2", "2", f"{row['seconds']:.1f}"]
+        assert line.split() == [row["task"], f"{row['score']:.3f}", f"{row['sem']:.3f}", "2", "2",
+                                f"{row['seconds']:.1f}"]
         assert len(line) == len(lines[13])
         assert (row["sizes"], row["runs"], row["updates"], row["seed"], row["argv"]) == ([0, 6], 2, 2, 3, argv)
         assert row["torch"] == torch.__version__ and {"git", "version", "threads", "device", "lr", "arch"} <= set(row)
         rates = torch.tensor(row["rates"], dtype=torch.float64)
         assert row["by_size"] == rates.mean(dim=1).tolist() and row["networks"] == 2
-        assert row["score"] == pytest.approx(float(rates.mean()), abs=1e-12)  # 2 runs hold each example out equally often
+        # 2 runs hold each example out equally often
+        assert row["score"] == pytest.approx(float(rates.mean()), abs=1e-12)
         assert row["sem"] == pytest.approx(float(rates.mean(dim=0).diff().abs() / 2), abs=1e-12)
 
 
@@ -464,12 +473,14 @@ def test_a_single_run_has_no_error(few, tmp_path, capsys):
 
 
 def test_same_command_same_numbers(few, tmp_path):
-    """R4: the same command twice gives the same rows, times aside; another seed does not; one task alone is the same."""
+    """R4: the same command twice gives the same rows, times aside; another seed does not; one task alone is the
+    same."""
     kept = []
     for name, seed, task in (("a", "1", "all"), ("b", "1", "all"), ("c", "2", "all"), ("d", "1", "confusion")):
         out = tmp_path / name
         assert run.main(["cscore", "--task", task, "--seed", seed, "--out", str(out), "--quiet", *QUICK]) == 0
-        kept.append([{k: v for k, v in row.items() if k not in ("seconds", "argv", "out", "seed")} for row in rows_of(out)])
+        kept.append([{k: v for k, v in row.items() if k not in ("seconds", "argv", "out", "seed")}
+                     for row in rows_of(out)])
     assert kept[0] == kept[1] and kept[3] == [kept[0][1]]
     assert [row["rates"] for row in kept[0]] != [row["rates"] for row in kept[2]]
 
@@ -477,7 +488,8 @@ def test_same_command_same_numbers(few, tmp_path):
 def test_diverging_training_is_recorded(few, tmp_path, capsys):
     """R3: a task whose networks fail leaves a row that says so; exit code 1."""
     out = tmp_path / "x"
-    assert run.main(["cscore", "--task", "random", "--lr", "1e30", "--quiet", "--out", str(out), *QUICK, "--updates", "9"]) == 1
+    assert run.main(["cscore", "--task", "random", "--lr", "1e30", "--quiet", "--out", str(out), *QUICK, "--updates",
+                     "9"]) == 1
     [row] = rows_of(out)
     assert row["status"] == "failed" and "NonFiniteLoss" in row["error"] and row["score"] is None
     assert "NonFiniteLoss" in capsys.readouterr().out
@@ -539,7 +551,8 @@ def test_subset_sizes():
 def test_the_command_with_its_own_numbers(tmp_path, capsys):
     """V17, R1: without --n the number is the data set's, and sizes are shares of that."""
     out = tmp_path / "c"
-    assert run.main(["cscore", "--updates", "1", "--width", "0.05", "--sizes", "0,0.5", "--runs", "2", "--quiet", "--device", "cpu",
+    assert run.main(["cscore", "--updates", "1", "--width", "0.05", "--sizes", "0,0.5", "--runs", "2", "--quiet",
+                     "--device", "cpu",
                      "--out", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["task"], row["n"], row["sizes"]) for row in rows] == [(task, 120, [0, 60]) for task in TASKS]

@@ -146,7 +146,8 @@ def test_dropped_network_is_plain(seed, last):
 
 @given(seed=seeds, ratio=ratios)
 def test_drop_leaves_the_expanded_network_alone(seed, ratio):
-    """D6: dropping twice gives the same; the expanded network is left whole, requires_grad is the original's, no gradient is."""
+    """D6: dropping twice gives the same; the expanded network is left whole, requires_grad is the original's, no
+    gradient is."""
     net = small_net(seed)
     net.conv1.weight.requires_grad_(False)
     expanded = expand.expand(net, IMAGE, ratio)
@@ -164,7 +165,8 @@ def test_drop_leaves_the_expanded_network_alone(seed, ratio):
 
 
 def prop_d7(etd, seed, passes=3):
-    """With theta_o1 frozen, masked passes alone, forward and backward, leave the dropped network; base-only passes move it."""
+    """With theta_o1 frozen, masked passes alone, forward and backward, leave the dropped network; base-only passes move
+    it."""
     net = small_net(seed)
     expanded = expand.expand(net, IMAGE).train()
     for layer in expanded.layers().values():

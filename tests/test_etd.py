@@ -68,7 +68,8 @@ def test_training_uses_every_examples_row():
 
 @given(seed=seeds)
 def test_inference_knows_no_index(seed):
-    """E2: base-only predictions are the same wherever in the data set an example stands, and whatever the masks were."""
+    """E2: base-only predictions are the same wherever in the data set an example stands, and whatever the masks
+    were."""
     data, expanded = make_data(seed, n=8), expand.expand(small_net(seed), IMAGE)
     order = torch.randperm(8, generator=gen(seed))
     moved = make_data(seed, n=8)
@@ -92,12 +93,14 @@ def test_nothing_is_rescaled(seed, p):
     with outputs_of(expanded) as found:  # conv1 feeds norm1, which masks: all bits on is the plain batch_norm
         run(expanded.eval(), draw(seed, 2, 1, 8, 8), on)
         norm, x = expanded.layers()["norm1"], found["conv1"]
-        weight, bias = (torch.cat([getattr(norm.base, k), getattr(norm, f"extra_{k}")]).detach() for k in ("weight", "bias"))
+        weight, bias = (torch.cat([getattr(norm.base, k), getattr(norm, f"extra_{k}")]).detach()
+                        for k in ("weight", "bias"))
         assert torch.equal(found["norm1"], F.batch_norm(x, norm.running_mean, norm.running_var, weight, bias))
 
 
 def prop_e4(etd, seed, train_mode=True):
-    """Masked and base-only passes write neither into their inputs nor into a global random state, and touch no weight."""
+    """Masked and base-only passes write neither into their inputs nor into a global random state, and touch no
+    weight."""
     expanded = expand.expand(small_net(seed), IMAGE).train(train_mode)
     x = torch.randn(4, 1, 8, 8, generator=gen(seed))
     mask = rows(seed, expanded, 4)
@@ -142,7 +145,8 @@ def test_no_memorisation_partition(seed, p):
     assert_same_state(etd.drop(expanded), plain)
 
 
-@pytest.mark.parametrize("width, ratio, extra", [(3, 0.5, 2), (1, 0.5, 0), (5, 0.5, 2), (7, 0.5, 4), (3, 1 / 0.9 - 1, 0), (9, 1 / 0.9 - 1, 1),
+@pytest.mark.parametrize("width, ratio, extra", [(3, 0.5, 2), (1, 0.5, 0), (5, 0.5, 2), (7, 0.5, 4),
+                                                 (3, 1 / 0.9 - 1, 0), (9, 1 / 0.9 - 1, 1),
                                                  (3, 3.0, 9)])
 def test_odd_widths_round_half_to_even(width, ratio, extra):
     """E5, X3: a layer of width w gets round(ratio w) extra channels, halves to the even number."""
@@ -164,12 +168,13 @@ def test_etd_and_rem_share_their_masks(seed):
     assert torch.equal(plain.masks, state.masks)
 
 
-# --- Refreshed statistics -------------------------------------------------------------------------------------------------
+# --- Refreshed statistics ---------------------------------------------------------------------------------------------
 
 
 @given(seed=seeds, n=st.integers(5, 12))
 def test_refreshed_statistics_are_the_data_sets(seed, n):
-    """E1, D7: after ETD the first norm's base statistics are those of the training images, whatever they were before."""
+    """E1, D7: after ETD the first norm's base statistics are those of the training images, whatever they were
+    before."""
     data, net = make_data(seed, n=n), small_net(seed)
     expanded = expand.expand(net, IMAGE)
     extra = tensors(expanded)
@@ -229,6 +234,7 @@ def test_etd_of_the_papers_network():
     net = build("resnet9", 0.1, channels=1, image_size=8, seed=0)
     expanded = train.train_etd(net, make_data(0), tiny(epochs=1), gen(0))
     dropped = etd.drop(expanded)
-    assert [(k, v.shape) for k, v in dropped.state_dict().items()] == [(k, v.shape) for k, v in net.state_dict().items()]
+    assert [(k, v.shape) for k, v in dropped.state_dict().items()] == [(k, v.shape) for k,
+        v in net.state_dict().items()]
     assert not torch.equal(dropped.head.weight, net.head.weight)
     assert all(t.isfinite().all() for t in theta_o2(expanded).values())

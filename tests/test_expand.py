@@ -52,7 +52,7 @@ def refused(model, inputs, **kwargs) -> str:
     return text
 
 
-# --- Transparency -------------------------------------------------------------------------------------------------------
+# --- Transparency -----------------------------------------------------------------------------------------------------
 
 
 def prop_x1(etd, seed, net, inputs, ratio=1.0, layers=None):
@@ -80,7 +80,8 @@ def test_base_only_is_the_original(seed, width, ratio, norm, dtype, last):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_base_only_is_the_original_on_cuda(dtype, layout):
-    """X1, X6: the same on the GPU, in float32 and bf16, in both memory formats; theta_o2 has device, dtype and format too."""
+    """X1, X6: the same on the GPU, in float32 and bf16, in both memory formats; theta_o2 has device, dtype and format
+    too."""
     net = randomise(build("resnet9", 0.25, seed=0), 0).to("cuda", dtype, memory_format=layout)
     plain, expanded = copy.deepcopy(net), expand.expand(net, torch.zeros(2, 3, 32, 32))
     x = draw(0, 8, 3, 32, 32, dtype=dtype).cuda().to(memory_format=layout)
@@ -110,17 +111,20 @@ def test_base_layers_are_kept(seed, ratio):
             assert_same_state(kept, module)
 
 
-@given(seed=seeds, width=st.integers(1, 5), ratio=ratios, norm=st.booleans(), batch=st.integers(1, 3), share=st.sampled_from([0, 0.5, 1]))
+@given(seed=seeds, width=st.integers(1, 5), ratio=ratios, norm=st.booleans(), batch=st.integers(1, 3),
+       share=st.sampled_from([0, 0.5, 1]))
 def test_masked_pass_equals_the_naive_loop(seed, width, ratio, norm, batch, share):
     """X9, M11, M12: the masked pass is the numpy oracle's, one example and one pixel at a time."""
-    expanded = expand.expand(small_net(seed, width=width, norm=norm, dtype=torch.float64), IMAGE, ratio, generator=gen(seed))
+    expanded = expand.expand(small_net(seed, width=width, norm=norm, dtype=torch.float64), IMAGE, ratio,
+                             generator=gen(seed))
     randomise(expanded, seed).eval()  # theta_o2's biases and statistics too
     x, mask = draw(seed, batch, 1, 3, 4), rows(seed, expanded, batch, share)
     expected = oracles.masked_small_net(x.numpy(), mask.numpy(), arrays(expanded), norm)
-    assert_close(run(expanded, x, mask), torch.from_numpy(expected), 1e-11)  # sums in another order, running variances down to 0.1
+    # sums in another order, running variances down to 0.1
+    assert_close(run(expanded, x, mask), torch.from_numpy(expected), 1e-11)
 
 
-# --- Shapes and initialisation --------------------------------------------------------------------------------------------
+# --- Shapes and initialisation ----------------------------------------------------------------------------------------
 
 
 def conv_count(inputs, extra_in, outputs, extra_out, area, bias):
@@ -133,7 +137,8 @@ def test_shapes_and_parameter_count(seed, width, ratio):
     net, extra = small_net(seed, channels=2, width=width, classes=5), round(ratio * width)
     expanded = expand.expand(net, torch.zeros(2, 2, 8, 8), ratio)
     assert expanded.width == extra
-    expected = conv_count(2, 0, width, extra, 9, True) + conv_count(width, extra, width, extra, 9, True) + 4 * extra + 5 * extra
+    expected = conv_count(2, 0, width, extra, 9, True) + conv_count(width, extra, width, extra, 9,
+                                                                    True) + 4 * extra + 5 * extra
     assert sum(p.numel() for p in expanded.parameters()) - sum(p.numel() for p in net.parameters()) == expected
     layers = expanded.layers()
     if extra:
@@ -158,7 +163,8 @@ def test_half_capacity_is_half_the_channels():
 
 def test_fresh_weights_have_the_wide_fan_in():
     """X4: theta_o2 has mean 0 and the default initialiser's deviation at the wide fan-in, within 5 sd; biases are 0."""
-    net = randomise(nn.Sequential(nn.Conv2d(3, 20, 3), nn.Conv2d(20, 24, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(24, 10)), 0)
+    net = randomise(nn.Sequential(nn.Conv2d(3, 20, 3), nn.Conv2d(20, 24, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
+                                  nn.Linear(24, 10)), 0)
     expanded = expand.expand(net, torch.zeros(2, 3, 8, 8), ratio=1.5, generator=gen(1))
     for name, fan_in in (("0", 27), ("1", 50 * 9), ("4", 60)):
         layer, bound = expanded.layers()[name], fan_in**-0.5
@@ -205,7 +211,8 @@ def test_original_is_untouched(seed, ratio):
     assert not any(m._forward_hooks or m._forward_pre_hooks for n in (net, expanded, dropped) for m in n.modules())
 
 
-@given(seed=seeds, dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]), last=st.booleans())
+@given(seed=seeds, dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+       last=st.booleans())
 def test_dtype_mode_and_layout_are_kept(seed, dtype, last):
     """X6: dtypes, each module's own mode, requires_grad and memory format are as in the original; theta_o2 follows."""
     net, g = small_net(seed, width=4, dtype=dtype), gen(seed)
@@ -245,7 +252,8 @@ def test_mixed_dtypes_are_kept():
             return self.head(self.body(x).amax(dim=(2, 3)).to(self.head.weight.dtype))
 
     expanded = prop_x1(etd, 0, Mixed(), IMAGE)
-    assert expanded.layers()["body"].to_extra.dtype == torch.bfloat16 and expanded.layers()["head"].to_base.dtype == torch.float32
+    assert expanded.layers()["body"].to_extra.dtype == torch.bfloat16
+    assert expanded.layers()["head"].to_base.dtype == torch.float32
     assert run(expanded, draw(0, 2, 1, 8, 8, dtype=torch.bfloat16), rows(0, expanded, 2)).dtype == torch.float32
 
 
@@ -279,11 +287,12 @@ def test_three_ways_to_turn_theta_o2_off_agree(seed, ratio, norm, batch):
     assert_close(run(expanded, x, rows(seed, expanded, batch, 1)), original)
 
 
-# --- Random architectures -------------------------------------------------------------------------------------------------
+# --- Random architectures ---------------------------------------------------------------------------------------------
 
 
 def prop_x9(etd, seed, plan):
-    """Under all-one masks the expanded network is the plain wider one, in eval and training mode, its statistics too."""
+    """Under all-one masks the expanded network is the plain wider one, in eval and training mode, its statistics
+    too."""
     net = randomise(Net(plan), seed).double()
     expanded = expand.expand(net, example(plan), plan.ratio, plan.layers, gen(seed))
     randomise(expanded, seed + 1)
@@ -297,7 +306,8 @@ def prop_x9(etd, seed, plan):
     for name, module in wide.named_modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             layer = expanded.layers()[name]
-            assert_close(layer.running_mean, module.running_mean, 1e-10), assert_close(layer.running_var, module.running_var, 1e-10)
+            assert_close(layer.running_mean, module.running_mean, 1e-10), assert_close(layer.running_var,
+                module.running_var, 1e-10)
             assert layer.num_batches_tracked == module.num_batches_tracked
 
 
@@ -315,7 +325,8 @@ def test_random_networks_expand_and_drop_back(seed, plan):
         assert found == (block.inputs[1], block.outputs[1])
     x, zero = draw(seed, 3, plan.channels, plan.size, plan.size), torch.zeros(3, expanded.width, dtype=torch.bool)
     fresh = expand.expand(net, example(plan), plan.ratio, plan.layers).eval()
-    assert_close(run(fresh, x, zero), run(net.eval(), x), 1e-10)  # eval mode with running statistics; batchwise norms divide by deviations
+    # eval mode with running statistics; batchwise norms divide by deviations
+    assert_close(run(fresh, x, zero), run(net.eval(), x), 1e-10)
 
 
 @given(seed=seeds, plan=plans())
@@ -341,9 +352,11 @@ def test_random_networks_keep_examples_apart(seed, plan):
     assert_close(run(expanded, x, mask.new_zeros(mask.shape)), off, 1e-10)
 
 
-@given(kind=st.sampled_from(SPOILERS), width=st.sampled_from([4, 6, 8]), ratio=st.sampled_from([0.5, 1.0, 2.0]), seed=seeds)
+@given(kind=st.sampled_from(SPOILERS), width=st.sampled_from([4, 6, 8]), ratio=st.sampled_from([0.5, 1.0, 2.0]),
+       seed=seeds)
 def test_networks_that_mix_channels_are_refused(kind, width, ratio, seed):
-    """X10: concatenation, grouped convolution, shuffling, slicing, norms over channels and maps of 0 to another value raise."""
+    """X10: concatenation, grouped convolution, shuffling, slicing, norms over channels and maps of 0 to another value
+    raise."""
     refused(randomise(Spoiler(kind, width), seed), IMAGE, ratio=ratio)
 
 
@@ -382,7 +395,8 @@ LEAKS = "cannot expand {}: with every mask at 0 its base outputs still change"
 
 def chain(*between, width=3, bias=True):
     """conv '0' - the given modules '1', '2', ... - conv - pool - Linear; the weights are the same at every call."""
-    net = nn.Sequential(nn.Conv2d(1, width, 3), *between, nn.Conv2d(width, width, 3, bias=bias), nn.AdaptiveMaxPool2d(1),
+    net = nn.Sequential(nn.Conv2d(1, width, 3), *between, nn.Conv2d(width, width, 3, bias=bias),
+                        nn.AdaptiveMaxPool2d(1),
                         nn.Flatten(), nn.Linear(width, 2, bias=bias))
     return randomise(net, 0)
 
@@ -390,8 +404,10 @@ def chain(*between, width=3, bias=True):
 @pytest.mark.parametrize("mix", [Flip(), nn.Softmax(dim=1)], ids=["flip", "softmax"])
 @pytest.mark.parametrize("place", range(4))
 def test_the_layer_that_a_leak_reaches_first_is_named(mix, place):
-    """X10: of several convolutions and norms, the message names the one whose own outputs change first, early or late."""
-    layers = {"first": nn.Conv2d(1, 3, 3, padding=1), "second": nn.Conv2d(3, 4, 3, padding=1), "norm": nn.BatchNorm2d(4),
+    """X10: of several convolutions and norms, the message names the one whose own outputs change first, early or
+    late."""
+    layers = {"first": nn.Conv2d(1, 3, 3, padding=1), "second": nn.Conv2d(3, 4, 3, padding=1),
+              "norm": nn.BatchNorm2d(4),
               "third": nn.Conv2d(4, 3, 1), "head": nn.Linear(3, 2)}
     net = nn.Sequential()
     for i, (name, layer) in enumerate(layers.items()):
@@ -404,7 +420,8 @@ def test_the_layer_that_a_leak_reaches_first_is_named(mix, place):
 
 
 def test_a_norm_masks_what_an_activation_lifts():
-    """X8, X10: a Sigmoid turns a masked 0 into a half, but the mask of the BatchNorm behind it turns that off: no leak."""
+    """X8, X10: a Sigmoid turns a masked 0 into a half, but the mask of the BatchNorm behind it turns that off: no
+    leak."""
     net = chain(nn.Sigmoid(), nn.BatchNorm2d(3)).double()
     fresh, x = expand.expand(net, IMAGE).eval(), draw(0, 4, 1, 8, 8)
     assert fresh.width == 3
@@ -424,16 +441,18 @@ class Beside(nn.Module):
 
 
 def test_a_leak_past_every_layer_is_the_networks():
-    """X10: where each layer keeps its base outputs and the logits alone change, the message names the network and no layer."""
+    """X10: where each layer keeps its base outputs and the logits alone change, the message names the network and no
+    layer."""
     assert refused(randomise(Beside(), 0), IMAGE).startswith(LEAKS.format("the network"))
 
 
-# --- How strict the self check is -----------------------------------------------------------------------------------------
+# --- How strict the self check is -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [1e3, 1e5, 1e7])
 def test_a_small_leak_is_refused(beta):
-    """X10: Softplus(beta) turns a masked 0 into log(2) / beta, 7e-4 to 7e-8: far from rounding in float64, so a leak."""
+    """X10: Softplus(beta) turns a masked 0 into log(2) / beta, 7e-4 to 7e-8: far from rounding in float64, so a
+    leak."""
     assert refused(chain(nn.Softplus(beta)), IMAGE).startswith(LEAKS.format("'2'"))
 
 
@@ -469,7 +488,8 @@ HIDDEN = {"running statistics": (hidden_by_running_statistics, "'4'"), "norm": (
 
 @pytest.mark.parametrize("case", HIDDEN)
 def test_a_hidden_leak_is_refused(case):
-    """X10: a leak that the network's present weights, statistics or scale hide is refused: training would bring it out."""
+    """X10: a leak that the network's present weights, statistics or scale hide is refused: training would bring it
+    out."""
     make, name = HIDDEN[case]
     net = make()
     assert refused(net, IMAGE).startswith(LEAKS.format(name))
@@ -477,7 +497,8 @@ def test_a_hidden_leak_is_refused(case):
 
 @pytest.mark.parametrize("width, depth", [(1, 2), (1, 6), (3, 5), (3, 24)])
 def test_a_leak_behind_shut_relus_is_refused(width, depth):
-    """X10: where random weights let ReLU after ReLU shut every signal off, a positive draw opens them and shows the leak."""
+    """X10: where random weights let ReLU after ReLU shut every signal off, a positive draw opens them and shows the
+    leak."""
     body = [part for _ in range(depth) for part in (nn.Conv2d(width, width, 1, bias=False), nn.ReLU())]
     net = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.ReLU(), *body, Flip(),
                         nn.Conv2d(width, width, 1, bias=False), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
@@ -523,11 +544,13 @@ class PreActivation(nn.Module):
 
 @pytest.mark.parametrize("aliased", [False, True])
 def test_pre_activation_residuals_leak_nothing(aliased):
-    """X8, X10: where a convolution feeds a BatchNorm and a sum, it is masked itself; no bit that is off reaches an output."""
+    """X8, X10: where a convolution feeds a BatchNorm and a sum, it is masked itself; no bit that is off reaches an
+    output."""
     net = randomise(PreActivation(aliased=aliased), 3).double()
     expanded = expand.expand(net, IMAGE)
     x = draw(1, 5, 1, 8, 8)
-    for mode in (True, False):  # one training pass through masks only, so that the own statistics stay the base's afterwards
+    # one training pass through masks only, so that the own statistics stay the base's afterwards
+    for mode in (True, False):
         plain = run(copy.deepcopy(net).train(mode), x)
         again = copy.deepcopy(expanded).train(mode)
         assert_close(run(again, x, rows(0, again, 5, 0)), plain)
@@ -538,7 +561,8 @@ def test_pre_activation_residuals_leak_nothing(aliased):
     with torch.no_grad():  # channel 1 is off everywhere: what it computes and where it goes changes nothing
         for layer in expanded.layers().values():
             if isinstance(layer, ExpandedWeight):
-                for part, dim, start in (("to_base", 1, 0), ("to_extra", 1, layer.inputs), ("to_extra", 0, 0), ("extra_bias", 0, 0)):
+                for part, dim, start in (("to_base", 1, 0), ("to_extra", 1, layer.inputs), ("to_extra", 0, 0),
+                                         ("extra_bias", 0, 0)):
                     p = getattr(layer, part)
                     if p is not None and p.shape[dim] > start + 1:
                         p.select(dim, start + 1).fill_(1e3)
@@ -547,7 +571,7 @@ def test_pre_activation_residuals_leak_nothing(aliased):
     assert_close(run(expanded, x, mask), before)
 
 
-# --- Layers of many kinds -------------------------------------------------------------------------------------------------
+# --- Layers of many kinds ---------------------------------------------------------------------------------------------
 
 
 def convolution_cases():
@@ -555,21 +579,25 @@ def convolution_cases():
     return {
         "reflect": dict(padding=1, padding_mode="reflect"), "circular": dict(padding=2, padding_mode="circular"),
         "replicate": dict(padding=1, padding_mode="replicate", bias=False), "dilated": dict(padding=2, dilation=2),
-        "same": dict(padding="same"), "same reflect": dict(padding="same", padding_mode="reflect", dilation=2), "valid": dict(padding="valid"),
-        "oblong": dict(padding=(0, 2), stride=(2, 1)), "depthwise": dict(padding=1, groups=4), "multiplier": dict(padding=1, groups=4, out=8),
+        "same": dict(padding="same"), "same reflect": dict(padding="same", padding_mode="reflect", dilation=2),
+        "valid": dict(padding="valid"),
+        "oblong": dict(padding=(0, 2), stride=(2, 1)), "depthwise": dict(padding=1, groups=4),
+        "multiplier": dict(padding=1, groups=4, out=8),
         "multiplier reflect": dict(padding=1, groups=4, out=12, padding_mode="reflect", bias=False),
     }
 
 
 @pytest.mark.parametrize("case", convolution_cases())
 def test_convolution_settings(case):
-    """X9, X10: padding modes, dilation, "same", strides and depthwise multipliers act on the wide layer as on the base's."""
+    """X9, X10: padding modes, dilation, "same", strides and depthwise multipliers act on the wide layer as on the
+    base's."""
     more = convolution_cases()[case]
     out, depthwise = more.pop("out", 4), "groups" in more
 
     def make(scale):
         kwargs = {**more, **({"groups": 4 * scale} if depthwise else {})}
-        return nn.Sequential(nn.Conv2d(1, 4 * scale, 3, padding=1), nn.Conv2d(4 * scale, out * scale, 3, **kwargs), nn.CELU(),
+        return nn.Sequential(nn.Conv2d(1, 4 * scale, 3, padding=1), nn.Conv2d(4 * scale, out * scale, 3, **kwargs),
+                             nn.CELU(),
                              nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(out * scale, 2)).double()
 
     expanded = prop_x1(etd, 1, randomise(make(1), 1), IMAGE)
@@ -579,15 +607,18 @@ def test_convolution_settings(case):
 
 
 NORMS = {"plain": dict(affine=False), "batchwise": dict(track_running_stats=False), "cumulative": dict(momentum=None),
-         "bare": dict(affine=False, track_running_stats=False), "still": dict(momentum=0.0), "quick": dict(momentum=0.3),
+         "bare": dict(affine=False, track_running_stats=False), "still": dict(momentum=0.0),
+         "quick": dict(momentum=0.3),
          "eps": dict(eps=1e-3), "large eps": dict(eps=0.1), "batchwise eps": dict(eps=0.1, track_running_stats=False)}
 
 
 @pytest.mark.parametrize("kind", NORMS)
 def test_batchnorm_settings(kind):
-    """X9, X6: affine=False, no running statistics, eps and momentum act as in the wide network, over several batches."""
+    """X9, X6: affine=False, no running statistics, eps and momentum act as in the wide network, over several
+    batches."""
     def make(scale):
-        return nn.Sequential(nn.Conv2d(1, 3 * scale, 3), nn.BatchNorm2d(3 * scale, **NORMS[kind]), nn.ReLU(), nn.AdaptiveMaxPool2d(1),
+        return nn.Sequential(nn.Conv2d(1, 3 * scale, 3), nn.BatchNorm2d(3 * scale, **NORMS[kind]), nn.ReLU(),
+                             nn.AdaptiveMaxPool2d(1),
                              nn.Flatten(), nn.Linear(3 * scale, 2)).double()
 
     expanded = prop_x1(etd, 1, randomise(make(1), 1), IMAGE)
@@ -601,7 +632,8 @@ def test_batchnorm_settings(kind):
 @pytest.mark.parametrize("momentum", [None, 0.0, 0.1, 0.3, 1.0])
 def test_masked_statistics_have_the_norms_momentum(momentum):
     """X9, D7: over masked passes the own statistics of base channels move as the norm itself would, at any momentum."""
-    net = randomise(nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, momentum=momentum), nn.ReLU(), nn.AdaptiveMaxPool2d(1),
+    net = randomise(nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, momentum=momentum), nn.ReLU(),
+                                  nn.AdaptiveMaxPool2d(1),
                                   nn.Flatten(), nn.Linear(3, 2)), 0).double()
     expanded, plain = expand.expand(net, IMAGE).train(), copy.deepcopy(net).train()
     for i in range(3):
@@ -609,12 +641,14 @@ def test_masked_statistics_have_the_norms_momentum(momentum):
         run(expanded, x, rows(i, expanded, 4)), run(plain, x)
         norm = expanded.layers()["1"]
         assert norm.num_batches_tracked == plain[1].num_batches_tracked == i + 1
-        assert_close(norm.running_mean[:3], plain[1].running_mean), assert_close(norm.running_var[:3], plain[1].running_var)
+        assert_close(norm.running_mean[:3], plain[1].running_mean), assert_close(norm.running_var[:3],
+            plain[1].running_var)
 
 
 def test_batchnorm_without_bias():
     """X10: torch's BatchNorm2d(bias=False) has a weight alone, and expands like any other."""
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, bias=False), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, bias=False), nn.ReLU(), nn.AdaptiveMaxPool2d(1),
+                        nn.Flatten(),
                         nn.Linear(3, 2))
     prop_x1(etd, 0, randomise(net, 0), IMAGE)
 
@@ -622,7 +656,8 @@ def test_batchnorm_without_bias():
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout_inside_keeps_working(training):
     """X1, X10: Dropout and Dropout2d run on base and extra channels; base-only draws what the original draws."""
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout2d(0.5), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveMaxPool2d(1),
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout2d(0.5), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5),
+                        nn.AdaptiveMaxPool2d(1),
                         nn.Flatten(), nn.Linear(4, 2))
     expanded, x = expand.expand(randomise(net, 0), IMAGE).train(training), draw(0, 4, 1, 8, 8, dtype=torch.float32)
     torch.manual_seed(3)
@@ -635,8 +670,10 @@ def test_dropout_inside_keeps_working(training):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", [nn.AlphaDropout, nn.FeatureAlphaDropout])
 def test_alpha_dropout_leaks_nothing(kind, training):
-    """F2, X10: both kinds of AlphaDropout turn a masked 0 into another value in training mode; they are named and refused."""
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.SELU(), kind(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    """F2, X10: both kinds of AlphaDropout turn a masked 0 into another value in training mode; they are named and
+    refused."""
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.SELU(), kind(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Linear(3, 2))
     assert refused(net.train(training), IMAGE).startswith(f"cannot expand '2': {kind.__name__} ")
 
 
@@ -645,7 +682,8 @@ class Shared(nn.Module):
 
     def __init__(self, width=3):
         super().__init__()
-        self.stem, self.conv, self.norm = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.stem, self.conv, self.norm = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, width, 3,
+            padding=1), nn.BatchNorm2d(width)
         self.alias, self.head = nn.ModuleList([self.conv, self.norm]), nn.Linear(width, 2)
 
     def forward(self, x):
@@ -694,7 +732,8 @@ def test_a_shared_module_that_cannot_fit_both_places_is_refused():
 
 @pytest.mark.parametrize("first", ["none", "some"])
 def test_a_shared_module_meets_more_or_fewer_extra_channels(first):
-    """X10, X11: whichever of its places comes first, the message says what is wrong with a shared module, and its name."""
+    """X10, X11: whichever of its places comes first, the message says what is wrong with a shared module, and its
+    name."""
     class Both(nn.Module):
         def __init__(self):
             super().__init__()
@@ -737,7 +776,8 @@ def test_no_mask_touches_a_logit(seed):
 
 
 def vit(seed, **more):
-    return randomise(build("vit", channels=1, image_size=8, patch=4, dim=8, depth=2, heads=2, head_dim=4, hidden=6, **more), seed).double()
+    return randomise(build("vit", channels=1, image_size=8, patch=4, dim=8, depth=2, heads=2, head_dim=4, hidden=6,
+                           **more), seed).double()
 
 
 @given(seed=seeds, ratio=ratios)
@@ -749,9 +789,11 @@ def test_vit_blocks(seed, ratio):
     assert set(expanded.layers()) == ({f"ff.{i}.{j}" for i in range(2) for j in (1, 3)} if expanded.width else set())
     x, fresh = draw(seed, 3, 1, 8, 8), expand.expand(net, IMAGE, ratio).eval()
     assert_close(run(fresh, x, rows(seed, fresh, 3, 0)), run(net.eval(), x))
-    wide = build("vit", channels=1, image_size=8, patch=4, dim=8, depth=2, heads=2, head_dim=4, hidden=6 + expanded.width).double()
+    wide = build("vit", channels=1, image_size=8, patch=4, dim=8, depth=2, heads=2, head_dim=4,
+                 hidden=6 + expanded.width).double()
     shapes = {key: value.shape for key, value in wide.state_dict().items()}
-    wide.load_state_dict({key: value for key, value in net.state_dict().items() if value.shape == shapes[key]}, strict=False)
+    wide.load_state_dict({key: value for key, value in net.state_dict().items() if value.shape == shapes[key]},
+                         strict=False)
     fill_wide(wide.ff, FakeExpanded(fresh))
     assert_close(run(fresh, x, rows(seed, fresh, 3, 1)), run(wide.eval(), x))
 
@@ -783,7 +825,8 @@ class Attentive(nn.Module):
 
 @pytest.mark.parametrize("mode", [True, False])
 def test_multihead_attention_is_not_broken(mode):
-    """X13: a network with nn.MultiheadAttention works where its feed-forward layer is named, and is refused where it gets channels."""
+    """X13: a network with nn.MultiheadAttention works where its feed-forward layer is named, and is refused where it
+    gets channels."""
     net = randomise(Attentive(), 0)
     expanded = prop_x1(etd, 0, net, IMAGE, layers=["up"])
     x = draw(0, 3, 1, 8, 8, dtype=torch.float32)
@@ -841,7 +884,8 @@ class Reversed(BatchSecond):
 
 @pytest.mark.parametrize("kind", [BatchSecond, Reversed])
 def test_a_batch_in_another_place_is_refused_or_masked_rightly(kind):
-    """F10, X10: where the first axis is not the batch as it came, expand refuses, or each example still meets its own row."""
+    """F10, X10: where the first axis is not the batch as it came, expand refuses, or each example still meets its own
+    row."""
     try:
         expanded = expand.expand(randomise(kind(), 0).double(), torch.zeros(2, 6), layers=["up"]).eval()
     except TypeError as error:
@@ -935,7 +979,8 @@ def test_an_empty_parameter_is_no_obstacle():
 @pytest.mark.parametrize("layer", ["conv2", "norm1", "head"])
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
 def test_hooks_are_refused(kind, layer):
-    """X10: a masked pass calls no wrapped layer's base, so none of its hooks would run; such a layer is named and refused."""
+    """X10: a masked pass calls no wrapped layer's base, so none of its hooks would run; such a layer is named and
+    refused."""
     net = small_net(0)
     getattr(net.get_submodule(layer), f"register_{kind}_hook")(lambda *args: None)
     assert refused(net, IMAGE).startswith(f"cannot expand {layer!r}: it has hooks")
@@ -952,7 +997,7 @@ class Casting(nn.Module):
         return self.head(self.conv(x.float()).amax(dim=(2, 3)))
 
 
-# --- Modes of use ---------------------------------------------------------------------------------------------------------
+# --- Modes of use -----------------------------------------------------------------------------------------------------
 
 
 def test_expand_under_no_grad():
@@ -996,7 +1041,8 @@ def test_example_batch_size_does_not_matter(batch):
     (dict(ratio=-0.1), ValueError), (dict(ratio=math.inf), ValueError), (dict(ratio=math.nan), ValueError),
     (dict(layers=["nothing"]), ValueError), (dict(layers=["act"]), TypeError), (dict(layers=["norm1"]), TypeError),
     (dict(layers=[]), TypeError), (dict(layers=["head"]), TypeError), (dict(example=torch.zeros(8)), ValueError),
-    (dict(example=torch.zeros(0, 1, 8, 8)), ValueError), (dict(example=None), ValueError), (dict(example=[IMAGE]), ValueError),
+    (dict(example=torch.zeros(0, 1, 8, 8)), ValueError), (dict(example=None), ValueError),
+    (dict(example=[IMAGE]), ValueError),
 ])
 def test_bad_arguments_are_refused(kwargs, error):
     """X10: unusable ratios, examples and layer names raise ValueError, layers that cannot be expanded TypeError."""
@@ -1014,7 +1060,8 @@ def test_expanding_twice_is_refused():
         expand.expand(expand.expand(small_net(0), IMAGE), IMAGE)
 
 
-ROOTS = {"conv": (lambda: nn.Conv2d(1, 2, 3), None), "linear": (lambda: nn.Linear(8, 8), None), "named": (lambda: nn.Linear(8, 8), [""]),
+ROOTS = {"conv": (lambda: nn.Conv2d(1, 2, 3), None), "linear": (lambda: nn.Linear(8, 8), None),
+         "named": (lambda: nn.Linear(8, 8), [""]),
          "norm": (lambda: nn.BatchNorm2d(1), None)}
 
 
@@ -1029,7 +1076,8 @@ def test_a_single_layer_is_refused(root):
 def test_linear_networks():
     """X10: a network of Linears expands where its hidden layers are named, with BatchNorm1d between them."""
     def make(scale):
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 4 * scale), nn.BatchNorm1d(4 * scale), nn.GELU(), nn.Linear(4 * scale, 3 * scale),
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 4 * scale), nn.BatchNorm1d(4 * scale), nn.GELU(),
+                             nn.Linear(4 * scale, 3 * scale),
                              nn.ReLU(), nn.Linear(3 * scale, 2)).double()
 
     expanded = prop_x1(etd, 0, randomise(make(1), 0), IMAGE, layers=["1", "4"])
@@ -1101,7 +1149,8 @@ def test_a_resnet9_pickles_expanded():
     """D8: an expanded network of models.py survives pickle."""
     expanded = expand.expand(build("resnet9", 0.1, seed=0), torch.zeros(2, 3, 16, 16)).eval()
     again, x = pickle.loads(pickle.dumps(expanded)), draw(0, 2, 3, 16, 16, dtype=torch.float32)
-    assert type(again) is Expanded and torch.equal(run(again, x, rows(0, expanded, 2)), run(expanded, x, rows(0, expanded, 2)))
+    assert type(again) is Expanded and torch.equal(run(again, x, rows(0, expanded, 2)),
+                                                   run(expanded, x, rows(0, expanded, 2)))
 
 
 def test_expand_leaves_every_global_state():
@@ -1109,10 +1158,11 @@ def test_expand_leaves_every_global_state():
     net = small_net(0)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     etd.drop(expand.expand(net, IMAGE))
-    assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all() and before[2] == random.getstate()
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all() and before[2] == random.getstate()
 
 
-# --- Networks of torchvision ----------------------------------------------------------------------------------------------
+# --- Networks of torchvision ------------------------------------------------------------------------------------------
 
 
 def swin_layers(net):
@@ -1120,7 +1170,8 @@ def swin_layers(net):
 
 
 def named(name, **more):
-    """One of torchvision's networks with 10 classes, in float64: in eval mode fresh ones let signals shrink to 1e-13."""
+    """One of torchvision's networks with 10 classes, in float64: in eval mode fresh ones let signals shrink to
+    1e-13."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return getattr(torchvision.models, name)(num_classes=10, **more).double().eval()
@@ -1128,7 +1179,8 @@ def named(name, **more):
 
 @pytest.fixture
 def given_back():
-    """What large networks took goes back to the system after the test, so that later ones and their processes have it."""
+    """What large networks took goes back to the system after the test, so that later ones and their processes have
+    it."""
     yield
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc's alone
@@ -1149,7 +1201,8 @@ def test_known_networks_expand_and_drop_back(name, size):
     plain = run(net, x)
     assert expanded.width > 0 and torch.equal(run(expanded, x), plain)
     assert_same_state(etd.drop(expanded), net)
-    scale, off, on = plain.abs().max(), run(expanded, x, rows(0, expanded, 2, 0)), run(expanded, x, rows(0, expanded, 2, 1))
+    scale, off, on = plain.abs().max(), run(expanded, x, rows(0, expanded, 2, 0)), run(expanded, x,
+        rows(0, expanded, 2, 1))
     assert_close(off / scale, plain / scale, 1e-10)  # through dozens of layers
     assert (on - off).abs().max() > 1e-3 * scale
     named(name).load_state_dict(etd.drop(expanded).state_dict(), strict=True)
@@ -1178,7 +1231,7 @@ def test_norms_keep_statistics_of_their_own():
     assert not torch.equal(before[1], norm.running_mean) and norm.num_batches_tracked == 1
 
 
-# --- What each draw of the self check is for ------------------------------------------------------------------------------
+# --- What each draw of the self check is for --------------------------------------------------------------------------
 
 
 class Gate(nn.Module):
@@ -1207,7 +1260,8 @@ def prop_x10_draws(expand):
 def shut(mix):
     """A deep narrow network: a random draw shuts one of its ReLUs, and nothing that lies behind it shows."""
     body = [part for _ in range(24) for part in (nn.Conv2d(1, 1, 1, bias=False), nn.ReLU())]
-    return nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, bias=False), nn.ReLU(), *body, mix, nn.Conv2d(1, 1, 1, bias=False),
+    return nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, bias=False), nn.ReLU(), *body, mix,
+                         nn.Conv2d(1, 1, 1, bias=False),
                          nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(1, 2, bias=False))
 
 
@@ -1224,7 +1278,8 @@ def prop_x10_pool(expand, pool=101):
 
 
 def test_numbers_used_again_change_no_verdict():
-    """X10: the self check draws a pool of numbers once for all weights; a pool shorter than one layer decides the same."""
+    """X10: the self check draws a pool of numbers once for all weights; a pool shorter than one layer decides the
+    same."""
     prop_x10_pool(expand)
 
 
@@ -1242,7 +1297,8 @@ class Raising(nn.Module):
         return self.head(x.amax(dim=(2, 3)))
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), RuntimeError("can't allocate memory"), NameError("x"),
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), RuntimeError("can't allocate memory"),
+                                   NameError("x"),
                                    ZeroDivisionError("0"), MemoryError()])
 def test_what_no_network_means_goes_through(error):
     """X10: running out of memory and bugs of the code itself are no verdict about the network."""
@@ -1257,11 +1313,12 @@ def test_what_a_network_means_names_it(error):
     assert refused(Raising(error), IMAGE).startswith("cannot expand the network Raising: ")
 
 
-# --- Networks that are refused in words -----------------------------------------------------------------------------------
+# --- Networks that are refused in words -------------------------------------------------------------------------------
 
 
 def test_old_weight_norm_is_refused():
-    """X10: old-style weight_norm lives in a hook, and such a network cannot even be copied: the text says what to do."""
+    """X10: old-style weight_norm lives in a hook, and such a network cannot even be copied: the text says what to
+    do."""
     net = small_net(0)
     with pytest.warns(FutureWarning):
         nn.utils.weight_norm(net.conv2)
@@ -1283,7 +1340,7 @@ def test_wrappers_around_a_network_are_refused():
     assert "it is compiled; take the network before compiling" in refused(compiled, IMAGE)
 
 
-# --- Which layers to name -------------------------------------------------------------------------------------------------
+# --- Which layers to name ---------------------------------------------------------------------------------------------
 
 
 def small_convnext():
@@ -1300,7 +1357,8 @@ def small_torchvision_vit():
     (small_torchvision_vit, ["encoder.layers.encoder_layer_0.mlp.0", "encoder.layers.encoder_layer_1.mlp.0"]),
 ])
 def test_refusals_say_which_layers_to_name(make, names):
-    """X10, X13: where the default layers are refused, the text names some that work, and hidden_layers gives them all."""
+    """X10, X13: where the default layers are refused, the text names some that work, and hidden_layers gives them
+    all."""
     with torch.random.fork_rng():
         net, inputs = make().eval(), torch.zeros(2, 3, 16, 16)
     assert "; name the layers that get extra outputs" in (text := refused(net, inputs))
@@ -1314,7 +1372,8 @@ def test_refusals_say_which_layers_to_name(make, names):
 
 
 def test_layers_that_do_not_fit_are_not_suggested():
-    """X10: a convolution whose output also goes into a sum is followed by another one, but fits only by itself; it is left out."""
+    """X10: a convolution whose output also goes into a sum is followed by another one, but fits only by itself; it is
+    left out."""
     class Norms(nn.Module):
         def __init__(self):
             super().__init__()
@@ -1332,7 +1391,7 @@ def test_layers_that_do_not_fit_are_not_suggested():
     assert "name" not in refused(net, IMAGE, layers=["stem"])  # who has named layers gets no suggestion
 
 
-# --- Known subclasses -----------------------------------------------------------------------------------------------------
+# --- Known subclasses -------------------------------------------------------------------------------------------------
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
@@ -1355,14 +1414,17 @@ BatchNormAct2d.__module__, Linear.__module__ = "timm.layers.norm_act", "timm.lay
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0])
 def test_timm_layers_are_known_by_name(ratio):
-    """X1, X9: timm's BatchNormAct2d and Linear expand as the torch layers that they stand for, masks and statistics too."""
+    """X1, X9: timm's BatchNormAct2d and Linear expand as the torch layers that they stand for, masks and statistics
+    too."""
     def make(norm, act, linear):
-        return nn.Sequential(nn.Conv2d(1, 4, 3), norm(4), act, nn.Conv2d(4, 4, 3), norm(4), act, nn.AdaptiveAvgPool2d(1),
+        return nn.Sequential(nn.Conv2d(1, 4, 3), norm(4), act, nn.Conv2d(4, 4, 3), norm(4), act,
+                             nn.AdaptiveAvgPool2d(1),
                              nn.Flatten(), linear(4, 2))
 
     known, plain = make(BatchNormAct2d, nn.Identity(), Linear), make(nn.BatchNorm2d, nn.ReLU(), nn.Linear)
     prop_x1(etd, 0, randomise(known, 0), IMAGE, ratio)
-    nets = [randomise(expand.expand(randomise(net, 0).double(), IMAGE, ratio, generator=gen(1)), 2) for net in (known, plain)]
+    nets = [randomise(expand.expand(randomise(net, 0).double(), IMAGE, ratio, generator=gen(1)), 2)
+            for net in (known, plain)]
     x = draw(0, 4, 1, 8, 8)
     for mode in (True, False):
         outs = [run(net.train(mode), x, rows(0, net, 4)) for net in nets]

@@ -1,4 +1,5 @@
-"""figures.py: each figure of the paper is drawn from rows alone, with the right numbers and labels, without a display."""
+"""figures.py: each figure of the paper is drawn from rows alone, with the right numbers and labels, without a
+display."""
 
 import math
 import os
@@ -26,10 +27,14 @@ RATES = (0.1, 0.5, 1.0)
 
 def everything() -> list[dict]:
     """Rows for every figure."""
-    rows = grid(("no-ul", "rem", "rem-no31", "etd-ideal")) + grid(("no-ul", "rem"), etd=True) + grid(("no-ul",), capacity=1.0)
+    rows = grid(("no-ul", "rem", "rem-no31", "etd-ideal")) + grid(("no-ul", "rem"), etd=True) + grid(("no-ul",),
+        capacity=1.0)
     rows += grid(("no-ul", "rem"), arch="vit")
-    points = [{"epoch": e, "base": 1 - 0.2 * e, "full": 0.9} for e in range(5)]
-    return [{**row, "points": points, "curve": True} if row["method"] == "rem" and not row["etd"] else row for row in rows]
+    points = [{"epoch": e, "base": 1 - 0.2 * e, "full": 0.9, "healed": 0.1 * e, "acc_forget_before": 0.5}
+              for e in range(5)]
+    rows = [{**row, "stop": "max"} for row in rows]
+    return [{**row, "points": points, "curve": True} if row["method"] == "rem" and not row["etd"] else row
+            for row in rows]
 
 
 def load(tmp_path, rows) -> list[dict]:
@@ -51,15 +56,17 @@ def labels(figure) -> list[str]:
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-# --- Files --------------------------------------------------------------------------------------------------------------
+# --- Files ------------------------------------------------------------------------------------------------------------
 
 
 def test_every_figure_is_written_without_a_display(tmp_path):
     """A real process without a display writes each figure as PNG and SVG, and nothing on stderr."""
     source, out = write(tmp_path / "x.jsonl", everything()), tmp_path / "out"
-    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}
+    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY",
+        "MPLBACKEND")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, "-W", "error", ROOT / "run.py", "report", source, "--figure", "all", "--out", out],
+    done = subprocess.run([sys.executable, "-W", "error", ROOT / "run.py", "report", source, "--figure", "all", "--out",
+                           out],
                           cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     names = {f"figure-{number}-cifar10-n1000.{kind}" for number in DRAW for kind in ("png", "svg")}
@@ -81,33 +88,39 @@ def test_same_rows_same_bytes(tmp_path):
 
 def test_a_figure_for_each_data_set(tmp_path):
     """Data sets and numbers of corrupted images are never drawn together."""
-    rows = load(tmp_path, grid(("no-ul", "rem")) + grid(("no-ul", "rem"), n=500) + grid(("no-ul", "rem"), dataset="svhn"))
+    rows = load(tmp_path, grid(("no-ul", "rem")) + grid(("no-ul", "rem"), n=500)
+                + grid(("no-ul", "rem"), dataset="svhn"))
     found = draw("3", rows, Figure)
     assert [name for name, _ in found] == ["figure-3-cifar10-n500", "figure-3-cifar10-n1000", "figure-3-svhn-n1000"]
     assert "cifar10, 500 corrupted" in found[0][1].get_suptitle()
 
 
 def test_figures_warn(tmp_path):
-    """Other settings, unequal cells, SCRUB's alphas and failed runs are in the title, and none of them without cause."""
+    """Other settings, unequal cells, SCRUB's alphas and failed runs are in the title, and none of them without
+    cause."""
     rows = grid(("no-ul", "rem", "scrub"), seeds=(0, 1), rates=RATES)
     assert only("3", load(tmp_path, rows)).get_suptitle().endswith("cifar10, 1000 corrupted images, 42 runs")
     assert only("1", load(tmp_path, rows)).get_suptitle().endswith("cifar10, 1000 corrupted images, 42 runs")
     worse = [{**row, "lr": 0.5} if row["seed"] else row for row in rows[:-1]]
-    worse += [make_row("scrub", 0.01, alpha=7.0), make_row("potion", status="failed"), make_row("rem", etd=True, status="failed"),
+    worse += [make_row("scrub", 0.01, alpha=7.0), make_row("potion", status="failed"),
+              make_row("rem", etd=True, status="failed"),
               make_row("rem-no31", status="failed"), make_row("rem", arch="vit", status="failed")]
     title = " ".join(only("3", load(tmp_path, worse)).get_suptitle().split())
-    for words in ("NOT ONE EXPERIMENT: lr differ", "tasks, rates or seeds differ", "best of 2 alphas", "1 failed run left out"):
+    for words in ("NOT ONE EXPERIMENT: the runs differ in peak rate", "tasks, rates or seeds differ",
+                  "best of 2 alphas", "1 failed run left out"):
         assert words in title, words
     assert "2 failed runs left out" in " ".join(only("10", load(tmp_path, worse)).get_suptitle().split())
 
 
 NEEDED = {"1": "rem, scrub", "3": "resnet9", "4": "rem with --etd", "5": "--curve", "6": "healed_test", "7": "rem-no31",
-          "8": "two capacities", "9": "etd-ideal", "10": "methods other than no-ul", "11": "vit"}
+          "8": "two capacities", "9": "etd-ideal", "10": "methods other than no-ul", "11": "vit",
+          "lasting": "--stop max"}
 
 
 @pytest.mark.parametrize("number", DRAW)
 def test_missing_rows_are_named(tmp_path, capsys, monkeypatch, number):
-    """R2: a figure asked for by number says which rows it lacks, exit 2; among all of them it is skipped with a note."""
+    """R2: a figure asked for by number says which rows it lacks, exit 2; among all of them it is skipped with a
+    note."""
     monkeypatch.setattr(report, "save", lambda *args: None)  # drawing is enough here
     methods = {"9": ("no-ul", "etd"), "1": ("no-ul",), "10": ("no-ul",)}.get(number, ("no-ul", "rem"))
     rows = grid(methods, arch="vit" if number == "3" else "resnet9")
@@ -127,21 +140,24 @@ def test_nothing_that_ended_well(tmp_path):
         draw("3", load(tmp_path, [make_row(status="failed")]), Figure)
 
 
-# --- What is in them ----------------------------------------------------------------------------------------------------
+# --- What is in them --------------------------------------------------------------------------------------------------
 
 
 def test_heat_map(tmp_path):
     """Fig. 1: each cell has the mean product over seeds, printed; left of the dashed line is before unlearning."""
     rows = [make_row("rem", 0.5, 0.8, task="poison", discovery=0.1),
             make_row("rem", 0.7, 0.8, task="poison", discovery=0.1, seed=1),
-            make_row("rem", 1.0, 1.0, task="random", discovery=1.0), make_row("no-ul", 0.1, 0.9, task="random", discovery=0.1),
+            make_row("rem", 1.0, 1.0, task="random", discovery=1.0), make_row("no-ul", 0.1, 0.9, task="random",
+                discovery=0.1),
             make_row("retrain", 0.2, 0.5, task="confusion", discovery=1.0)]
     figure = only("1", load(tmp_path, rows))
     assert list(panels(figure)) == ["retraining", "REM"]
     axes = panels(figure)["REM"]
-    assert {(text.get_position(), text.get_text()) for text in axes.texts} == {((1, 2), "48"), ((2, 0), "100"), ((0, 0), "9")}
+    assert {(text.get_position(), text.get_text()) for text in axes.texts} == {((1, 2), "48"), ((2, 0), "100"),
+        ((0, 0), "9")}
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.0", "0.1", "1.0"]
-    assert [tick.get_text().split("\n")[0] for tick in figure.axes[0].get_yticklabels()] == ["random", "confusion", "poison"]
+    assert [tick.get_text().split("\n")[0] for tick in figure.axes[0].get_yticklabels()] == ["random", "confusion",
+        "poison"]
     values = axes.images[0].get_array()
     assert values.mask.sum() == 6 and values[2, 1] == pytest.approx(48) and axes.images[0].origin == "lower"
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
@@ -150,9 +166,10 @@ def test_heat_map(tmp_path):
 
 
 def test_one_scale_for_all_panels(tmp_path):
-    """Fig. 10: every panel and the colour bar have one scale, from 0 to the next ten above the largest mean, never beyond
-    100 %; on it 55 and 75 are further apart than black and dark grey, by luminance too."""
-    rows = [make_row("rem", 0.75, 1.0), make_row("cf", 0.55, 1.0), make_row("npo", 0.02, 1.0), make_row("no-ul", 0.1, 1.0)]
+    """Fig. 10: every panel and the colour bar have one scale, from 0 to the next ten above the largest mean, never
+    beyond 100 %; on it 55 and 75 are further apart than black and dark grey, by luminance too."""
+    rows = [make_row("rem", 0.75, 1.0), make_row("cf", 0.55, 1.0), make_row("npo", 0.02, 1.0),
+            make_row("no-ul", 0.1, 1.0)]
     figure = only("10", load(tmp_path, rows))
     images = [axes.images[0] for axes in panels(figure).values()]
     assert len(images) == 3 and {image.get_clim() for image in images} == {(0, 80)}
@@ -195,7 +212,8 @@ def test_numbers_stand_out(tmp_path):
 
 
 def test_bars(tmp_path):
-    """Fig. 3: a bar per method and capacity, best first, with mean, SEM and hatch; with ETD alone, without REM on ETD."""
+    """Fig. 3: a bar per method and capacity, best first, with mean, SEM and hatch; with ETD alone, without REM on
+    ETD."""
     rows = [make_row("rem", h, 1.0, seed=s) for s, h in enumerate((0.6, 0.8))] + [make_row("cf", 0.3, 1.0)]
     rows += [make_row("cf", 0.2, 1.0, capacity=1.0), make_row("no-ul", 0.4, 1.0, etd=True), make_row("rem", etd=True)]
     rows += [make_row("rem-no31"), make_row("no-ul", capacity=0.1)]
@@ -213,10 +231,13 @@ def test_bars(tmp_path):
 
 
 def test_figures_count_a_network_once(tmp_path):
-    """Bars, lines and points of methods that read no D_f have the SEM and number of their networks; heat maps keep the rates."""
+    """Bars, lines and points of methods that read no D_f have the SEM and number of their networks; heat maps keep the
+    rates."""
     rates = [k / 10 for k in range(1, 11)]
-    rows = [make_row(method, h, 1.0, seed=s, discovery=d, capacity=c, task="random") for s, h in enumerate((0.2, 0.4, 0.9))
-            for d in rates for method, c in (("no-ul", 0.5), ("etd", 0.5), ("no-ul", 1.0), ("etd-ideal", 0.5), ("rem", 0.5))]
+    rows = [make_row(method, h, 1.0, seed=s, discovery=d, capacity=c, task="random") for s,
+            h in enumerate((0.2, 0.4, 0.9))
+            for d in rates for method, c in (("no-ul", 0.5), ("etd", 0.5), ("no-ul", 1.0), ("etd-ideal", 0.5),
+                                             ("rem", 0.5))]
     rows, error = load(tmp_path, rows), 100 * statistics.stdev((0.2, 0.4, 0.9)) / math.sqrt(3)
 
     def errors(figure):
@@ -231,7 +252,8 @@ def test_figures_count_a_network_once(tmp_path):
 
 
 def test_networks_without_rates_have_one_number(tmp_path):
-    """A method that reads no D_f has the mean over its networks at every rate of its runs, whichever seed ran at which."""
+    """A method that reads no D_f has the mean over its networks at every rate of its runs, whichever seed ran at
+    which."""
     runs = [make_row("etd", h, 1.0, discovery=d, seed=s) for h, d, s in ((0.2, 0.1, 0), (0.2, 0.5, 0), (0.6, 0.1, 1))]
     axes = panels(only("1", load(tmp_path, [make_row("no-ul", 0.1, 1.0), *runs])))["ETD"]
     assert [text.get_text() for text in axes.texts] == ["10", "40", "40"]  # not 40 and 20
@@ -245,7 +267,8 @@ def test_other_masks_are_told(tmp_path, number):
     """Runs that a figure leaves out for their p_mem are named in its title; what has no mask stands in any."""
     rows = grid(("no-ul", "rem"))
     plain = only(number, load(tmp_path, [*rows, *grid(("cf",), p_mem=0.05)]))
-    assert "p_mem" not in plain.get_suptitle() and (number == "1" or "fine-tuning" in [*panels(plain), *bar_names(plain)])
+    assert "p_mem" not in plain.get_suptitle() and (number == "1" or "fine-tuning" in [*panels(plain),
+        *bar_names(plain)])
     assert "not drawn: p_mem 0.05" in only(number, load(tmp_path, [*rows, *grid(("rem",), p_mem=0.05)])).get_suptitle()
 
 
@@ -286,8 +309,35 @@ def test_redirection(tmp_path):
     assert labels(figure)[0] == "the repaired network"
 
 
+def test_lasting(tmp_path):
+    """Lasting: Healed and Acc(D_f) after each epoch, a line per discovery rate, of the longest runs that go on to the
+    end."""
+    def run(healed, forget, **more):
+        points = [{"epoch": e, "base": 0.5, "healed": h, "acc_forget_before": f} for e,
+                  (h, f) in enumerate(zip(healed, forget))]
+        more = {"stop": "max", "unlearn_epochs": 24} | more
+        return {**make_row(**more), "curve": True, "points": points}
+
+    rows = [run([0.1, 0.9, 0.4], [1.0, 1.0, 0.2], discovery=0.1), run([0.3, 0.7, 0.6], [1.0, 1.0, 0.0], discovery=0.1,
+                                                                      seed=1)]
+    rows += [run([0.1, 0.9, 0.9], [1.0, 1.0, 0.1], discovery=1.0), run([0, 0, 0], [0, 0, 0], unlearn_epochs=5)]
+    rows += [run([0, 0, 0], [0, 0, 0], stop="repaired")]
+    figure = only("lasting", load(tmp_path, rows))
+    above, below = figure.axes
+    healed, forget = ([lines[0] for lines in axes.containers] for axes in (above, below))
+    assert list(healed[0].get_xdata()) == [0, 1, 2] and list(healed[0].get_ydata()) == pytest.approx([20, 80, 50])
+    assert list(forget[0].get_xdata()) == [0, 1] and list(forget[0].get_ydata()) == pytest.approx([100, 10])
+    assert list(healed[1].get_ydata()) == pytest.approx([10, 90,
+                                                         90]) and list(forget[1].get_ydata()) == pytest.approx([100,
+                                                             10])
+    assert labels(figure) == ["discovery rate 0.1", "discovery rate 1"]
+    assert above.get_ylabel() == "Healed, %" and below.get_ylabel() == "Acc(D_f), %"
+    assert "in 24 epochs" in figure.get_suptitle() and "3 runs" in figure.get_suptitle()
+
+
 def test_healing_on_training_and_test(tmp_path):
-    """Fig. 6: a point a run, cut at 80 % on CIFAR-10, elsewhere 10 points below the untouched network, as the title says."""
+    """Fig. 6: a point a run, cut at 80 % on CIFAR-10, elsewhere 10 points below the untouched network, as the title
+    says."""
     rows = [{**make_row("rem", 0.5, 0.9), "healed_test": 0.25}, make_row("cf", 0.5, 0.79), make_row("no-ul", 0.1, 0.95)]
     figure = only("6", load(tmp_path, rows))
     assert "1 of 3 runs with Utility below 80.0 % removed" in figure.get_suptitle()
@@ -298,8 +348,10 @@ def test_healing_on_training_and_test(tmp_path):
 
 
 def test_ablations(tmp_path):
-    """Fig. 7: a row of panels per variant, over discovery in each task, with REM in each; no two variants look alike."""
-    rows = grid(("rem", "rem-no31", "rem-no32", "rem-ce"), seeds=(0, 1), rates=RATES) + grid(("rem",), rates=RATES, etd=True)
+    """Fig. 7: a row of panels per variant, over discovery in each task, with REM in each; no two variants look
+    alike."""
+    rows = grid(("rem", "rem-no31", "rem-no32", "rem-ce"), seeds=(0, 1), rates=RATES) + grid(("rem",), rates=RATES,
+        etd=True)
     figure = only("7", load(tmp_path, rows))
     assert list(panels(figure)) == ["random (low)", "confusion (medium)", "poison (high)"]
     names = [axes.get_ylabel().replace("\n", " ") for axes in figure.axes if axes.get_ylabel()]
@@ -322,7 +374,8 @@ def test_capacity(tmp_path):
             make_row("no-ul", 0.7, 0.5, etd=True, capacity=0.1)]
     figure = only("8", load(tmp_path, rows))
     lines = dict(zip(labels(figure), [c[0] for c in figure.axes[0].containers], strict=True))
-    assert {name: [list(line.get_xdata()), [round(y, 9) for y in line.get_ydata()]] for name, line in lines.items()} == {
+    assert {name: [list(line.get_xdata()), [round(y, 9) for y in line.get_ydata()]] for name,
+            line in lines.items()} == {
         "Healed, no ETD": [[50, 100], [20, 10]], "Utility, no ETD": [[50, 100], [90, 95]],
         "Healed, with ETD": [[10, 50], [70, 60]], "Utility, with ETD": [[10, 50], [50, 85]]}
 

@@ -158,4 +158,5 @@ def test_checkpoints_run_no_code(path):
     """A8, T16: every torch.load of the shipped code says weights_only=True."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
-            assert {word.arg: ast.unparse(word.value) for word in node.keywords}.get("weights_only") == "True", node.lineno
+            assert {word.arg: ast.unparse(word.value)
+                    for word in node.keywords}.get("weights_only") == "True", node.lineno

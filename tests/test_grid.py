@@ -1,4 +1,5 @@
-"""grid.py, originals.py, forecast.py: many cells, killed and resumed at will, over jobs and ranks, with equal numbers."""
+"""grid.py, originals.py, forecast.py: many cells, killed and resumed at will, over jobs and ranks, with equal
+numbers."""
 
 import fcntl
 import json
@@ -36,7 +37,8 @@ from settings import stream
 from tasks import discover, make_task
 
 ROOT = Path(run.__file__).resolve().parent
-QUICK = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "2", "--device", "cpu"]
+QUICK = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "2", "--device",
+         "cpu"]
 FEW = [*QUICK, "--n", "10", "--batch", "64", "--quiet"]  # on the 128 images of `few`
 REAL = [*QUICK, "--batch", "512"]  # on all of fashion-mini, as other processes see it
 TIMES = {"seconds", "train_seconds", "argv", "out", "quiet", "git"}  # what may differ between two runs of one cell
@@ -123,7 +125,8 @@ def do(out, *arguments, size=FEW):
 def numbers(out):
     """Cell key -> its row without times, of a grid's folder or of run.py's file."""
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else read_rows(out)
-    return {key: {name: value for name, value in row.items() if name not in TIMES} for key, row in rows_by_cell(rows).items()}
+    return {key: {name: value for name, value in row.items() if name not in TIMES} for key,
+            row in rows_by_cell(rows).items()}
 
 
 def statuses(out):
@@ -131,7 +134,7 @@ def statuses(out):
     return Counter((row["method"], row["status"]) for row in read_rows(out))
 
 
-# --- Equal numbers --------------------------------------------------------------------------------------------------------
+# --- Equal numbers ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -158,7 +161,8 @@ def test_rows_of_single_runs_are_done(few, tmp_path, trained, capsys):
 
 
 def test_curve_shows_the_redirection(few, tmp_path):
-    """S3: --curve on adds Fig. 5's points, from the trained network at epoch 0 on, to REM's rows and changes no number."""
+    """S3: --curve on adds Fig. 5's points, from the trained network at epoch 0 on, to REM's rows and changes no
+    number."""
     axes = ["--task", "poison", "--method", "no-ul,npo,rem,rem-ideal", "--unlearn-epochs", "2"]
     assert do(tmp_path / "a", *axes, "--curve", "on") == do(tmp_path / "b", *axes) == 0
     with_points = {row["method"]: row for row in numbers(tmp_path / "a").values()}
@@ -169,14 +173,16 @@ def test_curve_shows_the_redirection(few, tmp_path):
         if points:
             assert [point["epoch"] for point in points] == [0, 1, 2]
             assert all(0 <= point[part] <= 1 for point in points for part in ("base", "full"))
-            original = original_of(expand_axes({"task": "poison", "method": "rem", "epochs": "1", "n": "10", "width": "0.1",
+            original = original_of(expand_axes({"task": "poison", "method": "rem", "epochs": "1", "n": "10",
+                                                "width": "0.1",
                                                 "batch": "64"})[0])
             task, network, _ = load_original(replace(original, device="cpu", quiet=True), str(tmp_path / "a"))
             assert points[0]["base"] == accuracy(network, task.train, task.corrupted)
 
 
 def test_curve_is_of_the_base_and_of_the_shared_mask():
-    """S3, M7: a point has the accuracy on D_c's given labels of theta_o1 alone, and through D_f's one row for all of D_c."""
+    """S3, M7: a point has the accuracy on D_c's given labels of theta_o1 alone, and through D_f's one row for all of
+    D_c."""
     task, config = make_task("random", make_dataset(3, n=60), 40, 3), tiny(seed=3)
     forget, model, points, seen = discover(task, 0.25, 3), small_net(3, width=6), [], []
     note = recorder(config, model, task, forget, lambda *args, **values: seen.append((args[0], values)), points)
@@ -193,27 +199,29 @@ def test_curve_is_of_the_base_and_of_the_shared_mask():
     assert seen == [(1, {"loss": 0.5})]  # epoch 0 is not logged
 
 
-# --- Originals ------------------------------------------------------------------------------------------------------------
+# --- Originals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["etd", "etd-ideal"])
 def test_what_trains_alone_is_the_methods_own_network(few, tmp_path, method):
-    """R9: the network kept for etd and etd-ideal is the method's, bit for bit, in the order of its own generator; its seconds are
-    the rows'."""
+    """R9: the network kept for etd and etd-ideal is the method's, bit for bit, in the order of its own generator; its
+    seconds are the rows'."""
     config = expand_axes({"task": "poison", "method": method, "epochs": "2", "n": "10", "width": "0.1", "batch": "16",
                           "device": "cpu", "quiet": "on"})[0]
     original = original_of(config)
     seconds, failure = originals.make_original(original, tmp_path)
     task, network, kept = load_original(original, str(tmp_path))
     more = {"corrupted": task.corrupted} if method == "etd-ideal" else {}
-    again = METHODS[method].function(experiment.new_model(config, originals.dataset_of(config)), task.train, task.corrupted, config,
+    again = METHODS[method].function(experiment.new_model(config, originals.dataset_of(config)), task.train,
+                                     task.corrupted, config,
                             stream(config.seed, "unlearning"), **more)
     assert_same_state(network, again)
     assert failure is None and grid.measure(config, str(tmp_path))["seconds"] == kept == seconds > 0
 
 
 def test_originals_are_trained_once(few, tmp_path, trained):
-    """R9: one training for each task, seed and ETD, whatever the rates and methods; a second grid in the folder reads them."""
+    """R9: one training for each task, seed and ETD, whatever the rates and methods; a second grid in the folder reads
+    them."""
     axes = ["--tasks", "poison,random", "--etd", "both"]
     assert do(tmp_path, *axes, "--discovery", "0.5,1", "--methods", "no-ul,npo") == 0
     assert set(trained.values()) == {1} and len(trained) == 4
@@ -240,7 +248,8 @@ def test_an_original_without_its_task_is_trained_again(few, tmp_path, trained):
 
 
 def test_methods_that_train_alone_do_so_once(few, tmp_path, monkeypatch):
-    """R9: etd and etd-ideal read no D_f: one training serves every discovery rate, also where all images are corrupted."""
+    """R9: etd and etd-ideal read no D_f: one training serves every discovery rate, also where all images are
+    corrupted."""
     count = Counter()
     for name in ("etd", "etd-ideal"):
         def counting(*args, name=name, inner=METHODS[name].function, **more):
@@ -251,12 +260,12 @@ def test_methods_that_train_alone_do_so_once(few, tmp_path, monkeypatch):
     assert count == {"etd": 1, "etd-ideal": 1} and set(statuses(tmp_path)) == {("etd", "ok"), ("etd-ideal", "ok")}
 
 
-# --- Resume ---------------------------------------------------------------------------------------------------------------
+# --- Resume -----------------------------------------------------------------------------------------------------------
 
 
 def fork_and_kill(function, number, argv):
-    """Run the command in a copy of this process that SIGKILLs itself in its nth call of os.fsync, with the end of the file not
-    on the disk yet, or right after its nth os.replace; True if it came to that."""
+    """Run the command in a copy of this process that SIGKILLs itself in its nth call of os.fsync, with the end of the
+    file not on the disk yet, or right after its nth os.replace; True if it came to that."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads
         child = os.fork()
@@ -282,12 +291,13 @@ def fork_and_kill(function, number, argv):
 
 
 def test_killed_at_every_write_and_resumed(few, tmp_path, capsys):
-    """R5, R3: SIGKILL in the middle of any write or after it leaves every file readable and loses no finished cell; in the end
-    every number is that of an uninterrupted grid, and another seed's differ."""
+    """R5, R3: SIGKILL in the middle of any write or after it leaves every file readable and loses no finished cell; in
+    the end every number is that of an uninterrupted grid, and another seed's differ."""
     out, axes = tmp_path / "killed", ["--task", "random", "--etd", "both", "--method", "no-ul,npo"]
     argv = ["grid", *FEW, *axes, "--out", str(out)]
     originals.dataset_of(expand_axes({"method": "npo"})[0])  # read once for all copies
-    seen, kills = [0], [("fsync", 1), ("replace", 1), ("fsync", 2), ("replace", 2)] * 3  # an original's two files, then rows
+    # an original's two files, then rows
+    seen, kills = [0], [("fsync", 1), ("replace", 1), ("fsync", 2), ("replace", 2)] * 3
     while fork_and_kill(*kills.pop(0), argv):
         seen.append(len(read_rows(out)))
         assert seen[-2] <= seen[-1] <= seen[-2] + 2
@@ -329,7 +339,8 @@ def test_a_torn_line_is_done_again(few, tmp_path, capsys):
     capsys.readouterr()
     assert do(tmp_path, *axes) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("1 cells done, 0 of them failed") and err == f"warning: {path}: line 3 is not a whole row; left out\n"
+    assert out.startswith("1 cells done, 0 of them failed")
+    assert err == f"warning: {path}: line 3 is not a whole row; left out\n"
     assert numbers(tmp_path) == whole
 
 
@@ -343,12 +354,12 @@ def test_rows_of_another_version_are_done_again(few, tmp_path):
     assert len(numbers(tmp_path)) == 1 and len(read_rows(tmp_path)) == 2
 
 
-# --- Failures -------------------------------------------------------------------------------------------------------------
+# --- Failures ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_cell_is_a_row_and_the_grid_goes_on(few, tmp_path, monkeypatch, capsys):
-    """R3: out of memory, numbers that are not finite, any exception: a row says so, the rest is done, exit 1. The cell counts
-    as done until --retry-failed."""
+    """R3: out of memory, numbers that are not finite, any exception: a row says so, the rest is done, exit 1. The cell
+    counts as done until --retry-failed."""
     axes, good = ["--task", "random", "--method", "ascent,cf,scrub,npo"], dict(METHODS)
     for name, error in (("ascent", torch.OutOfMemoryError("CUDA out of memory")), ("scrub", MemoryError()),
                         ("cf", ZeroDivisionError("oh\nno"))):
@@ -370,7 +381,8 @@ def test_a_failed_cell_is_a_row_and_the_grid_goes_on(few, tmp_path, monkeypatch,
 
 
 def test_failed_training_fails_its_cells_alone(few, tmp_path, trained):
-    """R3: an original that diverges gives a failed row a cell and no file; other originals' cells go on; a retry trains it."""
+    """R3: an original that diverges gives a failed row a cell and no file; other originals' cells go on; a retry trains
+    it."""
     axes = ["--task", "random", "--method", "no-ul,npo", "--lr", "1e30,0.05", "--epochs", "2"]
     assert do(tmp_path, *axes) == 1
     rows = read_rows(tmp_path)
@@ -382,16 +394,18 @@ def test_failed_training_fails_its_cells_alone(few, tmp_path, trained):
 
 def test_a_diverging_method_is_a_row(few, tmp_path):
     """R3: a method whose loss stops being finite leaves its own error."""
-    assert do(tmp_path, "--task", "random", "--method", "cf,no-ul", "--unlearn-lr", "1e30", "--unlearn-epochs", "3") == 1
+    assert do(tmp_path, "--task", "random", "--method", "cf,no-ul", "--unlearn-lr", "1e30", "--unlearn-epochs",
+              "3") == 1
     assert statuses(tmp_path) == {("cf", "failed"): 1, ("no-ul", "ok"): 1}
     assert "NonFiniteLoss" in read_rows(tmp_path)[0]["error"]
 
 
-# --- What is printed ------------------------------------------------------------------------------------------------------
+# --- What is printed --------------------------------------------------------------------------------------------------
 
 
 def test_dry_run_shows_and_leaves_nothing(few, tmp_path, monkeypatch, capsys):
-    """R2: --dry-run prints every cell below its original, done, failed and left, and hours; it makes no file and does no cell."""
+    """R2: --dry-run prints every cell below its original, done, failed and left, and hours; it makes no file and does
+    no cell."""
     out, axes = tmp_path / "grid", ["--tasks", "poison,random", "--etd", "both", "--method", "no-ul,npo,etd"]
     size = [word for word in FEW if word != "--quiet"]
     with monkeypatch.context() as patch:
@@ -399,7 +413,8 @@ def test_dry_run_shows_and_leaves_nothing(few, tmp_path, monkeypatch, capsys):
         assert do(out, *axes, "--dry-run", size=size) == 0 and not out.exists()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-4:] for line in lines[1:-1] if line[0] != " "] == [
-        *[["2", "0", "0", "2"], ["1", "0", "0", "1"], ["2", "0", "0", "2"]] * 2, ["10", "0", "0", "10"]]  # plain, etd, with ETD
+        # plain, etd, with ETD
+        *[["2", "0", "0", "2"], ["1", "0", "0", "1"], ["2", "0", "0", "2"]] * 2, ["10", "0", "0", "10"]]
     assert [line.split() for line in lines[1:-1] if line[0] == " "] == [
         ["0.5", method, "left"] for method in ("no-ul", "npo", "etd", "no-ul", "npo") * 2]
     assert len({len(line) for line in lines[:-1]}) == 1  # aligned
@@ -410,14 +425,17 @@ def test_dry_run_shows_and_leaves_nothing(few, tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].split() == ["all", "10", "1", "0", "9"] and sum(line.endswith(" done") for line in lines) == 1
     assert do(out, "--task", "random", "--method", "no-ul,npo", size=size) == 0
-    assert not any(line.startswith("  0.5") for line in capsys.readouterr().out.splitlines())  # a run lists originals alone
+    # a run lists originals alone
+    assert not any(line.startswith("  0.5") for line in capsys.readouterr().out.splitlines())
 
 
 def test_dry_run_tells_cells_apart():
     """A cell's line names what it differs in from others, where its method depends on it, and how it stands."""
-    groups = by_original(expand_axes({"method": "cf,scrub,rem", "alpha": "0.1,1", "unlearn_lr": "0.1,0.2", "p_mem": "0.2,0.05"}))
+    groups = by_original(expand_axes({"method": "cf,scrub,rem", "alpha": "0.1,1", "unlearn_lr": "0.1,0.2",
+                                      "p_mem": "0.2,0.05"}))
     ((original, cells),) = groups
-    ok = {"status": "ok", "dataset": "fashion-mini", "arch": "resnet9", "capacity": 0.5, "width": 0.5, "epochs": 8, "method": "cf",
+    ok = {"status": "ok", "dataset": "fashion-mini", "arch": "resnet9", "capacity": 0.5, "width": 0.5, "epochs": 8,
+          "method": "cf",
           "seconds": 1.0, "train_seconds": 8.0, "etd": False}
     bad = {**ok, "status": "failed"}
     rows = {cell_key(c): bad if c.unlearn_lr == 0.1 else ok for c in cells if c.method == "cf"}
@@ -433,13 +451,15 @@ def test_dry_run_tells_cells_apart():
 
 
 def test_dry_run_tells_originals_apart():
-    """An original's line names what it differs in from others of its task and seed; a cell's, what differs in its group alone."""
+    """An original's line names what it differs in from others of its task and seed; a cell's, what differs in its group
+    alone."""
     blocks = [{"n": "20,30", "lr": "0.1,0.2", "capacity": "0.125", "method": "no-ul", "discovery": "0.125"},
               {"task": "random", "method": "examples/my_method.py:relabel"}]
     groups = by_original([cell for block in blocks for cell in expand_axes(block)])
     lines = plan.overview(groups, groups, {}, every=True).splitlines()
     heads = [" ".join(line.split()[2:-5]) for line in lines[1:-1] if line[0] != " "]
-    assert heads == [*(f"resnet9 12.5% n {n} lr {lr}" for n in (20, 30) for lr in (0.1, 0.2)), "resnet9 50% n 120 lr 0.05"]
+    assert heads == [*(f"resnet9 12.5% n {n} lr {lr}" for n in (20, 30) for lr in (0.1, 0.2)),
+                     "resnet9 50% n 120 lr 0.05"]
     cells = [line.split() for line in lines[1:-1] if line[0] == " "]
     assert cells == [["0.125", "no-ul", "left"]] * 4 + [["0.5", "my_method.py:relabel", "left"]]
     assert len({len(line) for line in lines}) == 1  # aligned
@@ -460,20 +480,22 @@ def test_estimate_times_what_a_job_has(monkeypatch):
 
 
 def test_a_damaged_original_says_what_to_do(few, tmp_path):
-    """R12: a file of an original that was cut, garbled, swapped or made elsewhere fails its cells, which name it; its weights
-    are never used, and --retry-failed makes it anew."""
+    """R12: a file of an original that was cut, garbled, swapped or made elsewhere fails its cells, which name it; its
+    weights are never used, and --retry-failed makes it anew."""
     assert do(tmp_path, "--method", "no-ul,cf") == 0
     (kept,) = (tmp_path / "originals").glob("*.pt")
 
     def scores():
-        return sorted((row["method"], row["healed"], row["utility"]) for row in read_rows(tmp_path) if row["status"] == "ok")
+        return sorted((row["method"], row["healed"], row["utility"]) for row in read_rows(tmp_path)
+                      if row["status"] == "ok")
 
     good = scores()
     assert do(tmp_path / "other", "--method", "no-ul", "--seed", "1") == 0
     (other,) = (tmp_path / "other" / "originals").glob("*.pt")
     whole = kept.read_bytes()
     half = len(whole) // 2
-    for path, content in ((kept, whole[:100]), (kept, whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1:]), (kept, b""),
+    for path, content in ((kept, whole[:100]), (kept, whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1:]),
+                          (kept, b""),
                           (kept, other.read_bytes()), (kept, b"elsewhere\n"), (kept.with_suffix(".task"), b"x" * 100),
                           (kept.with_suffix(".task"), other.with_suffix(".task").read_bytes())):
         path.write_bytes(content)
@@ -509,36 +531,42 @@ def test_estimate_follows_the_rows_there_are(tmp_path):
 
 @pytest.mark.parametrize("capacity", [0.1, 0.25, 0.5, 1.0])
 def test_masked_passes_cost_what_the_whole_network_costs(capacity, monkeypatch, tmp_path):
-    """With masks an epoch takes that of the 100 % network, in training with --etd, of etd and in REM beside the plain pass."""
+    """With masks an epoch takes that of the 100 % network, in training with --etd, of etd and in REM beside the plain
+    pass."""
     def estimate(method, etd):
         axes = {"method": method, "etd": etd, "capacity": str(capacity), "epochs": "10", "unlearn_epochs": "3"}
         return pytest.approx(3600 * forecast.hours(by_original(expand_axes(axes)), {}, tmp_path, 1))
 
-    monkeypatch.setattr(forecast, "timed_epoch", lambda config: 200 * config.width * config.capacity)  # seconds; width 0.5
+    # seconds; width 0.5
+    monkeypatch.setattr(forecast, "timed_epoch", lambda config: 200 * config.width * config.capacity)
     plain = 100 * capacity
     assert estimate("no-ul", "off") == 10 * plain and estimate("no-ul", "on") == 10 * 100
     assert 10 * 100 == estimate("etd", "off") and 10 * 100 == estimate("etd-ideal", "off")
-    assert estimate("rem", "off") == 10 * plain + 3 * (plain + 100) and estimate("rem", "on") == 10 * 100 + 3 * (plain + 100)
+    assert estimate("rem", "off") == 10 * plain + 3 * (plain + 100) and estimate("rem",
+        "on") == 10 * 100 + 3 * (plain + 100)
     assert estimate("retrain", "off") == 2 * 10 * plain and estimate("cf", "off") == 13 * plain
 
 
 def test_lines_of_a_grid(few, tmp_path, capsys):
-    """One line an original and one a cell with its scores and the time left; the rows hold the command, the word grid too."""
+    """One line an original and one a cell with its scores and the time left; the rows hold the command, the word grid
+    too."""
     size = [word for word in FEW if word != "--quiet"]
     assert do(tmp_path, "--task", "random", "--method", "no-ul,etd", size=size) == 0
     lines = capsys.readouterr().out.splitlines()[-5:]
     assert [line.split()[:3] for line in lines[:2]] == [["random", "trained", "the"], ["[", "1/2", "]"]]
-    assert lines[2].split()[1:3] == ["trained", "etd,"] and lines[3].split()[:6] == ["[", "2/2", "]", "random", "0.5", "etd"]
+    assert lines[2].split()[1:3] == ["trained", "etd,"] and lines[3].split()[:6] == ["[", "2/2", "]", "random", "0.5",
+        "etd"]
     row = read_rows(tmp_path)[0]
     assert f"healed {100 * row['healed']:5.1f}  utility {100 * row['utility']:5.1f}" in lines[1]
     assert row["argv"][0] == "grid" and row["out"] == str(tmp_path / "cells.jsonl")
 
 
-# --- Ranks ----------------------------------------------------------------------------------------------------------------
+# --- Ranks ------------------------------------------------------------------------------------------------------------
 
 
 def test_ranks_share_the_work(few, tmp_path, trained, monkeypatch):
-    """R4: each rank trains its own originals and writes its own file; together they are the whole grid, number for number."""
+    """R4: each rank trains its own originals and writes its own file; together they are the whole grid, number for
+    number."""
     axes, parts = ["--tasks", "all", "--seeds", "0,1", "--method", "no-ul,npo"], []
     assert do(tmp_path / "one", *axes) == 0
     trained.clear()
@@ -564,7 +592,8 @@ def test_ranks_share_the_work(few, tmp_path, trained, monkeypatch):
 
 
 def test_each_rank_has_its_gpu(monkeypatch):
-    """Under torchrun "auto" and "cuda" are the rank's own GPU, wrapping round; without it, and for a named one, they are not."""
+    """Under torchrun "auto" and "cuda" are the rank's own GPU, wrapping round; without it, and for a named one, they
+    are not."""
     config = expand_axes({"method": "rem"})[0]
     assert originals.device_of(replace(config, device="cpu")) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -585,7 +614,7 @@ def test_rows_of_other_code_are_named(capsys):
     assert len(err.splitlines()) == 1 and ", None, bbbbbbb, ccccccc;" in err
 
 
-# --- Bad input ------------------------------------------------------------------------------------------------------------
+# --- Bad input --------------------------------------------------------------------------------------------------------
 
 BAD = [
     (["--no-such-flag"], "run.py grid: unrecognized arguments: --no-such-flag"),
@@ -646,7 +675,8 @@ def test_ranks_out_of_the_world(monkeypatch, tmp_path, capsys, rank, world):
 
 
 def test_unwritable_folder(few, tmp_path, monkeypatch, capsys):
-    """R2: a folder without write permission is refused before training (root may write anywhere, so the check is asked)."""
+    """R2: a folder without write permission is refused before training (root may write anywhere, so the check is
+    asked)."""
     monkeypatch.setattr(experiment.os, "access", lambda *args: False)
     monkeypatch.setattr(forecast, "train_original", lambda *args: pytest.fail("training began"))
     assert do(tmp_path, "--method", "no-ul", size=QUICK) == 2
@@ -659,16 +689,18 @@ def test_help_of_the_grid(capsys):
         run.main(["grid", "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    for word in ("--tasks", "--methods", "--seeds", "--discovery", "--capacity", "--p-mem", "--jobs", "--dry-run", "table9"):
+    for word in ("--tasks", "--methods", "--seeds", "--discovery", "--capacity", "--p-mem", "--jobs", "--dry-run",
+                 "table9"):
         assert word in text
 
 
-# --- Processes ------------------------------------------------------------------------------------------------------------
+# --- Processes --------------------------------------------------------------------------------------------------------
 
 
 def process(*arguments, **environment):
     """A real `run.py grid`, begun."""
-    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE,
                             env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1", **environment))
 
 
@@ -694,8 +726,8 @@ def locked(path):
 
 @pytest.mark.slow
 def test_jobs_give_the_same_numbers_and_outlive_a_worker(tmp_path, own, monkeypatch):
-    """R4, R3: --jobs 2 gives the rows of --jobs 1, for one's own method too; a worker that is killed leaves a failed row for the
-    cell it had and takes nothing else with it."""
+    """R4, R3: --jobs 2 gives the rows of --jobs 1, for one's own method too; a worker that is killed leaves a failed
+    row for the cell it had and takes nothing else with it."""
     axes = ["--task", "random", "--seeds", "0,1", "--discovery", "0.5,1", "--method", f"npo,{own}:fragile", "--quiet"]
     assert do(tmp_path / "one", *axes, size=REAL) == 0
     monkeypatch.setenv("REM_TEST_DIE", "1")
@@ -728,9 +760,10 @@ def test_no_worker_outlives_its_parent(tmp_path, own):
 
 @pytest.mark.slow
 def test_torchrun(tmp_path, own):
-    """R4, R3: torchrun's ranks part the cells; one with a failed cell leaves last, so that torchrun does not end the others, and
-    the exit code says so."""
-    out, axes = tmp_path / "x", ["--tasks", "poison,random", "--discovery", "0.5,1", "--method", f"no-ul,npo,{own}:picky", "--epochs", "0"]
+    """R4, R3: torchrun's ranks part the cells; one with a failed cell leaves last, so that torchrun does not end the
+    others, and the exit code says so."""
+    out, axes = tmp_path / "x", ["--tasks", "poison,random", "--discovery", "0.5,1", "--method",
+                                 f"no-ul,npo,{own}:picky", "--epochs", "0"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
     ranks = process(*torchrun, "run.py", "grid", *REAL, *axes, "--out", str(out))
     printed, err = ranks.communicate(timeout=600)
@@ -740,7 +773,8 @@ def test_torchrun(tmp_path, own):
     assert sorted(trained) == ["poison", "random"] and len(list((out / "originals").glob("*.pt"))) == 2
     assert do(tmp_path / "one", *axes, "--quiet", size=REAL) == 1
     assert numbers(out) == numbers(tmp_path / "one")
-    assert statuses(out) == {("no-ul", "ok"): 4, ("npo", "ok"): 4, ("own.py:picky", "ok"): 2, ("own.py:picky", "failed"): 2}
+    assert statuses(out) == {("no-ul", "ok"): 4, ("npo", "ok"): 4, ("own.py:picky", "ok"): 2,
+                             ("own.py:picky", "failed"): 2}
 
 
 def test_workers_at_home():

@@ -8,10 +8,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
-         for path in [*ROOT.glob("*.py"), *ROOT.glob("study/*.py"), *ROOT.glob("formats/*.py")] if path.stem != "__init__"}
-OPTIONAL = {"matplotlib", "scipy", "fcntl", "torchvision", "PIL", "timm"}  # not everywhere, or slow: what needs one imports it when it must
+         for path in [*ROOT.glob("*.py"), *ROOT.glob("study/*.py"), *ROOT.glob("formats/*.py")]
+         if path.stem != "__init__"}
+# not everywhere, or slow: what needs one imports it when it must
+OPTIONAL = {"matplotlib", "scipy", "fcntl", "torchvision", "PIL", "timm"}
 
-LONGEST = 15  # modules in a chain of imports
+LONGEST = 11  # modules in a chain of imports
 
 
 def imported(tree) -> set[str]:
@@ -52,7 +54,8 @@ def test_no_circle_and_no_long_climb():
 
 
 def test_the_root_does_not_need_the_study():
-    """R13: of the root run.py alone imports study/, which holds no step of the method; repair.py alone imports formats/."""
+    """R13: of the root run.py alone imports study/, which holds no step of the method; repair.py alone imports
+    formats/."""
     for folder, above in (("study.", "run"), ("formats.", "repair")):
         inside = [name for name, below in ARROWS.items() if any(other.startswith(folder) for other in below)]
         assert [name for name in inside if not name.startswith(folder)] == [above]
@@ -64,3 +67,22 @@ def test_imports_stand_at_the_top(name):
     functions = [node for node in ast.walk(ast.parse(FILES[name].read_text())) if isinstance(node, ast.FunctionDef)]
     inside = {module.split(".")[0] for function in functions for module in imported(function)}
     assert inside <= OPTIONAL, inside - OPTIONAL
+
+
+def test_one_name_one_function():
+    """R13: no two functions or classes of one name in two modules, but for what each word of run.py brings."""
+    found = {}
+    for name, path in FILES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found.setdefault(node.name, []).append(name)
+    twice = {function: names for function, names in found.items() if len(names) > 1}
+    assert twice.keys() <= {"add_arguments", "main"}, twice
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_short(name):
+    """R13: no module has more than 400 lines, and no line more than 120 columns."""
+    lines = FILES[name].read_text().splitlines()
+    assert len(lines) <= 400
+    assert [number for number, line in enumerate(lines, 1) if len(line) > 120] == []

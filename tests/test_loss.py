@@ -53,17 +53,18 @@ def scalar(value):
 
 def through_code(rem, logits, labels):
     """The cross-entropies as Algorithm 1 computes them from a network's logits."""
-    state = SimpleNamespace(config=tiny(), expanded=lambda x, mask: x)
+    state = SimpleNamespace(config=tiny(), expanded=lambda x, mask=None: x)
     return [rem.cross_entropy(state, one, labels) for one in logits]
 
 
-# --- The term of Eq. 2 --------------------------------------------------------------------------------------------------
+# --- The term of Eq. 2 ------------------------------------------------------------------------------------------------
 
 
 def prop_l1(rem, ce_ref=2.0):
     """Values of h, with b != 1 and u != 0 together."""
     for (beta, u), value in TABLE.items():
-        found = rem.npo_term(torch.tensor([ce_ref + u], dtype=torch.float64), torch.tensor([ce_ref], dtype=torch.float64), beta)
+        found = rem.npo_term(torch.tensor([ce_ref + u], dtype=torch.float64),
+                             torch.tensor([ce_ref], dtype=torch.float64), beta)
         assert found.shape == (1,)
         assert abs(found.item() - value) < 1e-6, (beta, u, found.item())
 
@@ -147,7 +148,8 @@ def test_l6_probabilities(seed, size):
 
 
 def prop_l7(rem, seed=0, beta=2.0, shift=3):
-    """One constant added to CE and CE_ref changes nothing, bit for bit: the numbers are such that the sums are exact."""
+    """One constant added to CE and CE_ref changes nothing, bit for bit: the numbers are such that the sums are
+    exact."""
     ce, ce_ref = torch.randint(1, 8192, (2, 20), generator=gen(seed)).double() / 1024
     assert not torch.equal(ce, ce_ref)
     assert torch.equal(rem.npo_term(ce + shift, ce_ref + shift, beta), rem.npo_term(ce, ce_ref, beta))
@@ -257,11 +259,12 @@ def test_l16_default_beta(seed, size):
         assert torch.equal(call(*args), call(*args, Config.beta))
 
 
-# --- The two losses -----------------------------------------------------------------------------------------------------
+# --- The two losses ---------------------------------------------------------------------------------------------------
 
 
 def prop_l9(rem, seed=0, size=7, share="some", beta=2.0, lr=0.1):
-    """A step down the implemented loss: step 2 raises base CE(D_f); step 3 lowers full CE(D_tr) and raises base CE(D_f)."""
+    """A step down the implemented loss: step 2 raises base CE(D_f); step 3 lowers full CE(D_tr) and raises base
+    CE(D_f)."""
     logits, labels, in_forget = draw_batch(seed, size, share)
     full, full_ref, base, base_ref = (one / 6 for one in logits)  # so that no pull drowns in rounding
     full_ref, base_ref = ces([full_ref, base_ref], labels)
@@ -314,7 +317,8 @@ def prop_l14(rem, seed=0, size=7, share="some", beta=2.0):
     logits, labels, in_forget = draw_batch(seed, size, share)
     full, full_ref, base, base_ref = ces(logits, labels)
     redirect = scalar(sum(oracle.h(float(u), beta) for u in full - full_ref) / size)
-    remove = scalar(sum(oracle.h(float(u), beta) for u, hit in zip(base - base_ref, in_forget, strict=True) if hit) / size)
+    remove = scalar(sum(oracle.h(float(u), beta) for u, hit in zip(base - base_ref, in_forget, strict=True)
+                        if hit) / size)
     assert_close(rem.step3_loss(full, full_ref, base, base_ref, in_forget, beta), redirect - remove)
     assert_close(rem.step3_loss(full, full_ref, None, None, in_forget, beta), redirect)
     assert_close(removal(rem, (full, full_ref, base, base_ref), in_forget, beta), -remove)

@@ -48,7 +48,8 @@ def subset(seed, n, share=0.5):
 
 @contextlib.contextmanager
 def masked_calls(expanded, data):
-    """Collect (dataset index, mask row) of every example in every masked call of `expanded`, by recognising its image."""
+    """Collect (dataset index, mask row) of every example in every masked call of `expanded`, by recognising its
+    image."""
     images = next(batches(data, size=len(data), dtype=next(expanded.parameters()).dtype))[1]
     assert len({bytes(x.contiguous().numpy()) for x in images}) == len(images), "the images must differ"
     seen = []
@@ -67,7 +68,7 @@ def masked_calls(expanded, data):
         hook.remove()
 
 
-# --- The table ----------------------------------------------------------------------------------------------------------
+# --- The table --------------------------------------------------------------------------------------------------------
 
 
 @given(n=sizes, width=widths, p=rates, seed=seeds, share=st.sampled_from([0.0, 0.5, 1.0]))
@@ -93,7 +94,8 @@ def test_active_share_of_a_bernoulli_table(p):
     """M2: bits are on with probability p_mem, in the whole table and in every column."""
     n, width, sd = 2000, 50, math.sqrt(p * (1 - p))
     table = etd.mask_table(n, width, p, seed=7).double()
-    assert abs(table.sum() - n * width * p) < 5 * sd * math.sqrt(n * width)  # 5 sd: error rate 6e-7, and the seed is fixed
+    # 5 sd: error rate 6e-7, and the seed is fixed
+    assert abs(table.sum() - n * width * p) < 5 * sd * math.sqrt(n * width)
     assert (table.sum(0) - n * p).abs().max() < 5 * sd * math.sqrt(n)  # 50 columns: 3e-5
     assert len({int(s) for s in table.sum(1)}) > 1  # Bernoulli, not an exact number a row
 
@@ -135,7 +137,8 @@ def test_default_device_changes_no_row():
 
 
 def prop_m3_redirect(rem, seed, n=9, epochs=2):
-    """REM: every masked example, in every epoch, runs under its own row of the first table, wherever it stands in a batch."""
+    """REM: every masked example, in every epoch, runs under its own row of the first table, wherever it stands in a
+    batch."""
     data, forget = make_data(seed, n=n), subset(seed, n, 0.4)
     state = rem.start(small_net(seed), data, forget, tiny(batch=4, p_mem=0.5, seed=seed % 1000), gen(seed))
     table = etd.mask_table(n, state.expanded.width, 0.5, seed % 1000, forget)
@@ -148,7 +151,8 @@ def prop_m3_redirect(rem, seed, n=9, epochs=2):
 
 
 def prop_m3_fit(train, seed, n=9, epochs=2):
-    """ETD training: every example, in every epoch, runs under its own row of the table, wherever it stands in a batch."""
+    """ETD training: every example, in every epoch, runs under its own row of the table, wherever it stands in a
+    batch."""
     data = make_data(seed, n=n)
     expanded = expand.expand(small_net(seed), torch.zeros(2, 1, 8, 8))
     table = etd.mask_table(n, expanded.width, 0.5, seed)
@@ -161,7 +165,8 @@ def prop_m3_fit(train, seed, n=9, epochs=2):
 
 @given(seed=seeds)
 def test_masks_are_fixed_over_epochs_and_follow_the_example(seed):
-    """M3, M13: in ETD training and in step 3 each example meets its own row, in every epoch and at every batch position."""
+    """M3, M13: in ETD training and in step 3 each example meets its own row, in every epoch and at every batch
+    position."""
     prop_m3_redirect(rem, seed)
     prop_m3_fit(train, seed)
 
@@ -272,7 +277,8 @@ def test_rem_gives_the_forget_set_one_row(seed):
 def prop_m14(rem, seed, n=10):
     """REM (IDEAL): exactly the rows of D_c are the shared one."""
     data, corrupted = make_data(seed, n=n), subset(seed, n, 0.5)
-    config = tiny(p_mem=0.5, seed=seed % 1000, ratio=20.0)  # 60 bits: no row equals the shared one by chance (10 * 2^-60)
+    # 60 bits: no row equals the shared one by chance (10 * 2^-60)
+    config = tiny(p_mem=0.5, seed=seed % 1000, ratio=20.0)
     state = rem.start(small_net(seed), data, corrupted[:2], config, gen(seed), shared=corrupted)
     shared = torch.tensor(oracles.mask_row(seed % 1000, None, state.expanded.width, 0.5))
     same = [i for i in range(n) if torch.equal(state.masks[i], shared)]
@@ -286,7 +292,8 @@ def test_ideal_shares_all_of_the_corrupted_set():
 
 
 def test_shared_row_has_the_marginal_of_the_others():
-    """M9: over seeds the shared row's bits are on with probability p, it changes with the seed, and no example owns it."""
+    """M9: over seeds the shared row's bits are on with probability p, it changes with the seed, and no example owns
+    it."""
     n, width, p, runs = 6, 40, 0.2, 300
     total, rows = 0, set()
     for seed in range(runs):
@@ -343,7 +350,8 @@ def test_rows_without_a_bit_are_allowed():
 
 
 BAD_INDICES = [
-    (torch.tensor([0, -1]), "-1"), (torch.tensor([5]), "5"), (torch.tensor([2, 7, 9]), "7"), (torch.tensor([1.0]), "float32"),
+    (torch.tensor([0, -1]), "-1"), (torch.tensor([5]), "5"), (torch.tensor([2, 7, 9]), "7"),
+    (torch.tensor([1.0]), "float32"),
     (torch.tensor([1], dtype=torch.int32), "int32"), (torch.tensor([True]), "bool"), (torch.tensor([[1]]), r"\(1, 1\)"),
     (torch.tensor(1), r"\(\)"), ([1, 2], "list"), (3, "int"), (torch.tensor([]), "float32"),
 ]
@@ -365,7 +373,7 @@ def test_bad_sizes_are_refused(n, width, p):
         etd.mask_table(n, width, p, 0)
 
 
-# --- What a mask does ---------------------------------------------------------------------------------------------------
+# --- What a mask does -------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -373,7 +381,8 @@ def outputs_of(expanded):
     """Collect the output of each expanded layer, by name, of the last pass."""
     found, hooks = {}, []
     for name, layer in expanded.layers().items():
-        hooks.append(layer.register_forward_hook(lambda m, args, out, name=name: found.__setitem__(name, out.detach().clone())))
+        hooks.append(layer.register_forward_hook(lambda m, args, out, name=name: found.__setitem__(name,
+            out.detach().clone())))
     try:
         yield found
     finally:
@@ -382,7 +391,8 @@ def outputs_of(expanded):
 
 
 def prop_m11(etd, seed, width=3, norm=True, train_mode=False):
-    """Base channels are multiplied by 1 for every example and every row: extra channels off, each layer gives its base output.
+    """Base channels are multiplied by 1 for every example and every row: extra channels off, each layer gives its base
+    output.
 
     The extra channels of each masking layer are the unmasked ones times the row's bits, at every pixel (M12).
     """
@@ -418,7 +428,8 @@ def test_base_channels_are_never_masked(seed, width, norm, train_mode):
 
 def test_mask_of_tokens_acts_on_features():
     """M12, M17: in the ViT the mask acts on hidden units, the same for every token, as the loop does."""
-    net = build("vit", channels=1, image_size=8, patch=4, dim=8, depth=2, heads=2, head_dim=4, hidden=5, seed=0).double()
+    net = build("vit", channels=1, image_size=8, patch=4, dim=8, depth=2, heads=2, head_dim=4, hidden=5,
+                seed=0).double()
     expanded = expand.expand(net, torch.zeros(2, 1, 8, 8), ratio=0.6)
     x = torch.randn(3, 1, 8, 8, generator=gen(0), dtype=torch.float64)
     mask = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 1]], dtype=torch.bool)

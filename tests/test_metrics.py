@@ -96,7 +96,8 @@ def test_v1_index_and_labels(seed, n, draw):
     other = torch.randint(0, 4, (n,), generator=gen(seed + 1))
     guesses = oracle.predictions(logits)
     for labels in (None, other):
-        expected = oracle.accuracy([guesses[i] for i in index], [(data.labels if labels is None else labels)[i] for i in index])
+        expected = oracle.accuracy([guesses[i] for i in index], [(data.labels if labels is None else labels)[i]
+                                                                 for i in index])
         assert metrics_module.accuracy(Answers(logits), data, index, labels) == expected
 
 
@@ -153,7 +154,8 @@ def test_v8_empty(seed):
     net, nobody = Answers(logits), torch.empty(0, dtype=torch.int64)
     none = Data(data.images[:0], data.labels[:0], 4, data.mean, data.std)
     for call in (lambda: metrics_module.accuracy(net, data, nobody), lambda: metrics_module.predict(net, data, nobody),
-                 lambda: metrics_module.accuracy(net, none), lambda: metrics_module.share(torch.empty(0, dtype=torch.bool)),
+                 lambda: metrics_module.accuracy(net, none), lambda: metrics_module.share(torch.empty(0,
+                     dtype=torch.bool)),
                  lambda: metrics_module.mean_sem([])):
         with pytest.raises(ValueError, match="empty|no runs"):
             call()
@@ -403,7 +405,8 @@ def test_v4_reads_task_alone(seed):
     """V4: evaluate reads name, train, test, clean and corrupted of a task and nothing else, and changes none."""
     task = draw_task(seed)
     forget = discover(task, 0.5, seed)
-    bare = SimpleNamespace(name=task.name, train=task.train, test=task.test, clean=task.clean.clone(), corrupted=task.corrupted.clone())
+    bare = SimpleNamespace(name=task.name, train=task.train, test=task.test, clean=task.clean.clone(),
+                           corrupted=task.corrupted.clone())
     net = answering(torch.randint(0, 4, (40,), generator=gen(seed)), 4)
     found = metrics_module.evaluate(net, bare, forget)
     assert found == metrics_module.evaluate(net, task, forget.flip(0))

@@ -42,7 +42,8 @@ def test_golden_sizes():
 def test_width_scaling(capacity, channels, classes):
     """N1, X3: every width of ResNet-9 is multiplied by the capacity; of the ViT the hidden width alone."""
     widths = [round(w * capacity) for w in (64, 128, 256)]
-    assert size(build("resnet9", capacity, channels=channels, classes=classes, seed=0)) == resnet9_size(*widths, channels, classes)
+    assert size(build("resnet9", capacity, channels=channels, classes=classes, seed=0)) == resnet9_size(*widths,
+        channels, classes)
     small = dict(channels=channels, classes=classes, image_size=8, seed=0, **SMALL)
     hidden = max(1, round(12 * capacity))
     whole = size(build("vit", 1.0, **small))
@@ -132,7 +133,8 @@ def test_vit_by_hand():
     net = randomise(build("vit", 0.5, channels=1, classes=4, image_size=8, seed=0, **SMALL), 0).double().eval()
 
     def norm(x, layer):
-        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt() * layer.weight + layer.bias
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0)
+                                                 + 1e-5).sqrt() * layer.weight + layer.bias
 
     image = torch.rand((3, 1, 8, 8), generator=gen(1), dtype=torch.float64)
     x = torch.cat([net.token.repeat(3, 1, 1), net.patches(image)], dim=1) + net.position  # (3, 5, 8)

@@ -1,7 +1,7 @@
 """Seeded bugs: each patch of the code is noticed by the properties named for it, and the code as it is passes them.
 
-A patch is text of a module to replace. The module's functions get the code of the patched text for the length of a test, so
-everyone who imported them, tests included, runs the bug.
+A patch is text of a module to replace. The module's functions get the code of the patched text for the length of a
+test, so everyone who imported them, tests included, runs the bug.
 """
 
 import contextlib
@@ -120,7 +120,8 @@ WIDE_NORMS = """expanded = copy.deepcopy(expanded)
 """
 
 MUTANTS = [  # number, bug, module, text, text in its place, the properties that each notice it
-    (1, "sign of step 2 flipped", rem, "return -npo_term(ce, ce_ref, beta).mean()", "return npo_term(ce, ce_ref, beta).mean()",
+    (1, "sign of step 2 flipped", rem, "return -npo_term(ce, ce_ref, beta).mean()",
+     "return npo_term(ce, ce_ref, beta).mean()",
      ["L9", "A7 step 2"]),
     (2, "sign of step 3's second term flipped", rem, "loss = loss - torch.where(", "loss = loss + torch.where(",
      ["L9", "L14", "L18", "A7"]),
@@ -128,7 +129,8 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (4, "b only outside", rem, H, "(2 / beta) * F.logsigmoid(ce - ce_ref.detach())", ["L1"]),
     (5, "ratio of cross-entropies", rem, H, "(2 / beta) * F.logsigmoid(-beta * torch.log(ce / ce_ref.detach()))",
      ["L1", "L7", "L9", "L11"]),
-    (5, "ratio of cross-entropies, downhill", rem, H, "(2 / beta) * F.logsigmoid(beta * torch.log(ce / ce_ref.detach()))",
+    (5, "ratio of cross-entropies, downhill", rem, H,
+     "(2 / beta) * F.logsigmoid(beta * torch.log(ce / ce_ref.detach()))",
      ["L1", "L7", "L11"]),
     (6, "u inverted", rem, "beta * (ce - ce_ref.detach())", "beta * (ce_ref.detach() - ce)", ["L1", "L3", "L4", "L9"]),
     (7, "sigmoid for log-sigmoid", rem, "F.logsigmoid(", "F.sigmoid(", ["L1", "L4"]),
@@ -142,7 +144,8 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
      "torch.log(torch.sigmoid(beta * (ce - ce_ref.detach())))", ["L11"]),
     (11, "step 2 through the expanded model", rem, "ce, (_, ce_ref) = cross_entropy(state, x, y),",
      "ce, (_, ce_ref) = cross_entropy(state, x, y, state.masks[rows]),", ["F6", "A7 step 2"]),
-    (11, "accuracy of the expanded model", rem, "for _, x, y in loader(state, index, augment=False, size=min(1024, 4 * state.config.batch)):\n"
+    (11, "accuracy of the expanded model", rem,
+     "for _, x, y in loader(state, index, augment=False, size=min(1024, 4 * state.config.batch)):\n"
      "            logits = state.expanded(x)",
      "for rows, x, y in loader(state, index, augment=False, size=min(1024, 4 * state.config.batch)):\n"
      "            logits = state.expanded(x, state.masks[rows])", ["A5"]),
@@ -173,7 +176,8 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
      "return table[: len(index)]", ["M13"]),
     (19, "D_f keeps its own rows, table", etd, "table[check_index(shared, n)] = shared_row", "check_index(shared, n)",
      ["M7", "M7 start", "M14"]),
-    (19, "D_f keeps its own rows, start", rem, "config.seed, forget if shared is None else shared)", "config.seed, shared)",
+    (19, "D_f keeps its own rows, start", rem, "config.seed, forget if shared is None else shared)",
+     "config.seed, shared)",
      ["M7 start"]),
     (20, "one mask for the batch", etd, "bits = self.mask[:, :extra]",
      "bits = self.mask[:1, :extra].expand(len(self.mask), -1)", ["F2", "M11"]),
@@ -181,36 +185,46 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (21, "masks redrawn each epoch, step 3", rem, "    state.expanded.train()\n",
      f"    state.expanded.train()\n    state.masks = {REDRAW}\n", ["M3 step 3", "A7"]),
     (21, "masks redrawn each epoch, training", train, "    for epoch in range(1, epochs + 1):\n",
-     "    for epoch in range(1, epochs + 1):\n        masks = None if masks is None else masks.roll(1, 0)\n", ["M3 fit"]),
+     "    for epoch in range(1, epochs + 1):\n        masks = None if masks is None else masks.roll(1, 0)\n",
+     ["M3 fit"]),
     (22, "global seed set in forward", etd, "        return run_pass(self.net, x, MaskedPass(mask), layers)",
      "        torch.manual_seed(0)\n        return run_pass(self.net, x, MaskedPass(mask), layers)", ["M6", "E4"]),
-    (22, "global seed set for the table", etd, "torch.Generator().manual_seed(seed)", "torch.manual_seed(seed)", ["M6"]),
+    (22, "global seed set for the table", etd, "torch.Generator().manual_seed(seed)", "torch.manual_seed(seed)",
+     ["M6"]),
     (23, "theta_o1 masked too", etd, "bits.new_ones((len(bits), outputs))", "bits[:, :1].expand(-1, outputs)", ["M11"]),
-    (24, "drop keeps theta_o2's BatchNorm", etd, "swap(expanded, {layer: layer.base for layer in expanded.layers().values()})",
-     "swap(expanded, {layer: layer.base for layer in expanded.layers().values() if isinstance(layer, ExpandedWeight)})", ["D1"]),
+    (24, "drop keeps theta_o2's BatchNorm", etd,
+     "swap(expanded, {layer: layer.base for layer in expanded.layers().values()})",
+     "swap(expanded, {layer: layer.base for layer in expanded.layers().values() if isinstance(layer, ExpandedWeight)})",
+     ["D1"]),
     (24, "drop keeps theta_o2's biases", etd, "expanded = copy.deepcopy(expanded)\n", WIDE_NORMS, ["D1"]),
     (25, "drop averages", etd, "expanded = copy.deepcopy(expanded)\n", AVERAGE, ["D1", "D3"]),
     (26, "theta_o2 active in base-only passes", etd, "        if mask is None:\n            return run_pass",
      "        if mask is None and self.width:\n            mask = torch.ones(len(x), self.width, dtype=torch.bool)\n"
      "        if mask is None:\n            return run_pass", ["X1", "F1"]),
     (27, "masked passes move base statistics", etd, "        return masked(x, self)\n\n\ndef",
-     "        base.running_mean.copy_(self.running_mean[: self.outputs])\n        return masked(x, self)\n\n\ndef", ["D7"]),
-    (28, "Healed over D_f only", metrics, "healed, utility = share(hits),", "healed, utility = share(hits[found]),", ["V5"]),
-    (29, "Healed against corrupted labels", metrics, "== task.clean[task.corrupted]", "== task.train.labels[task.corrupted]",
+     "        base.running_mean.copy_(self.running_mean[: self.outputs])\n        return masked(x, self)\n\n\ndef",
+     ["D7"]),
+    (28, "Healed over D_f only", metrics, "healed, utility = share(hits),", "healed, utility = share(hits[found]),",
+     ["V5"]),
+    (29, "Healed against corrupted labels", metrics, "== task.clean[task.corrupted]",
+     "== task.train.labels[task.corrupted]",
      ["V4", "V5"]),
     (30, "product of means for mean of products", tables,
      "return counts | {key: percent(row[key] for row in good) for key in SCORES}",
      "healed, utility, product = (percent(row[key] for row in good) for key in SCORES)\n"
-     "    return counts | {'healed': healed, 'utility': utility, 'product': (healed[0] * utility[0] / 100, product[1])}",
+     "    product = healed[0] * utility[0] / 100, product[1]\n"
+     "    return counts | {'healed': healed, 'utility': utility, 'product': product}",
      ["V6 table"]),
     (30, "mean for product", metrics, "healed * utility,\n", "(healed + utility) / 2,\n", ["V6"]),
     (31, "random label may be the true one", tasks, "torch.randint(1, classes,", "torch.randint(0, classes,", ["T2"]),
     (31, "one wrong label never drawn", tasks, "torch.randint(1, classes,", "torch.randint(1, classes - 1,", ["T2"]),
-    (32, "trigger top left", tasks, "images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE:] = TRIGGER_VALUE", "images[:, :, :TRIGGER_SIZE, :TRIGGER_SIZE] = TRIGGER_VALUE",
+    (32, "trigger top left", tasks, "images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE:] = TRIGGER_VALUE",
+     "images[:, :, :TRIGGER_SIZE, :TRIGGER_SIZE] = TRIGGER_VALUE",
      ["T4"]),
     (32, "trigger off by one pixel", tasks, "images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE:] = TRIGGER_VALUE",
      "images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE - 1 : -1] = TRIGGER_VALUE", ["T4"]),
-    (33, "D_f drawn independently per rate", tasks, 'stream(seed, "discovery")', 'stream(seed, f"discovery {rate}")', ["T8"]),
+    (33, "D_f drawn independently per rate", tasks, 'stream(seed, "discovery")', 'stream(seed, f"discovery {rate}")',
+     ["T8"]),
     (34, "accuracy averaged over batches", metrics,
      "return share(predict(model, data, index, masks) == (labels if index is None else labels[index]))",
      "hits = (predict(model, data, index, masks) == (labels if index is None else labels[index])).split(1024)\n"
@@ -218,12 +232,14 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (35, "step 2 with the statistics of D_f's batches", rem, "state.expanded.train(training)",
      "state.expanded.train(bool(state))", ["A20", "F6"]),
     (36, "momentum lost each epoch, training", train, "        with forked_rng(generator, device):\n",
-     "        optimizer = make_optimizer(model, config, lr)\n        with forked_rng(generator, device):\n", ["A23 fit"]),
+     "        optimizer = make_optimizer(model, config, lr)\n        with forked_rng(generator, device):\n",
+     ["A23 fit"]),
     (36, "momentum lost each pass, step 2", rem, "        finite(total, 1, \"step 2\")\n",
      "        finite(total, 1, \"step 2\")\n        state.optimizer.state.clear()\n", ["A23"]),
     (36, "momentum lost each epoch, step 3", rem, "    state.expanded.train()\n",
      "    state.expanded.train()\n    state.optimizer.state.clear()\n", ["A23"]),
-    (37, "reference in float32", rem, "enabled=bf16", "enabled=bf16 and net is None", ["A20 bf16"]),
+    (37, "reference in float32", rem, "state.config.precision, mask)",
+     'state.config.precision if net is None else "float32", mask)', ["A20 bf16"]),
     (38, "leaks looked for in positive draws alone", expand, "enumerate((False, False, True))",
      "enumerate((True, True, True))", ["X10"]),
     (38, "leaks looked for in signed draws alone", expand, "if problem := leak(probe, x, positive):",
@@ -238,7 +254,7 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
 ]  # fmt: skip
 
 
-# --- The patching -------------------------------------------------------------------------------------------------------
+# --- The patching -----------------------------------------------------------------------------------------------------
 
 
 def functions(holder, module: str) -> dict[str, types.FunctionType]:
@@ -257,7 +273,8 @@ def patched(module, old: str, new: str) -> dict[str, types.CodeType]:
     """Code of each of the module's functions if `new` stood in its text in place of `old`."""
     source = Path(module.__file__).read_text()
     if source.count(old) != 1:
-        raise LookupError(f"{module.__name__}.py has {source.count(old)} times, not once: {old!r}; adapt the mutant to the code")
+        raise LookupError(f"{module.__name__}.py has {source.count(old)} times, not once: {old!r}; "
+                          "adapt the mutant to the code")
     twin = types.ModuleType(module.__name__)
     twin.__file__ = module.__file__
     exec(compile(source.replace(old, new), f"<{module.__name__}.py with {new!r}>", "exec"), vars(twin))
@@ -266,7 +283,8 @@ def patched(module, old: str, new: str) -> dict[str, types.CodeType]:
 
 @contextlib.contextmanager
 def running(module, codes):
-    """The module's functions run `codes` for the length of the block; expand then does without its own check of layers."""
+    """The module's functions run `codes` for the length of the block; expand then does without its own check of
+    layers."""
     real = functions(module, module.__name__)
     assert real.keys() == codes.keys()
     kept = {name: f.__code__ for name, f in real.items()}
@@ -299,7 +317,8 @@ def test_properties_hold_on_the_code_as_it_is(name):
     """The control: each property passes on the shipped modules, and on all of them put through an empty patch."""
     PROPERTIES[name]()
     with contextlib.ExitStack() as stack:
-        for module in (data, expand, metrics, rem, tables, tasks, train, *[etd] * (name != "X10")):  # etd: without self_check
+        # etd: without self_check
+        for module in (data, expand, metrics, rem, tables, tasks, train, *[etd] * (name != "X10")):
             text = f'"""{module.__doc__}"""'
             stack.enter_context(running(module, patched(module, text, text)))
         PROPERTIES[name]()

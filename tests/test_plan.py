@@ -1,4 +1,5 @@
-"""plan.py: axes and presets of the grid, what tells cells and originals apart, result files (Tables 1-9, Table 3, A.7)."""
+"""plan.py: axes and presets of the grid, what tells cells and originals apart, result files (Tables 1-9, Table 3,
+A.7)."""
 
 import json
 import sys
@@ -53,15 +54,19 @@ def other(name, value):
 @st.composite
 def cells(draw, methods=tuple(METHODS)):
     """Settings of a cell with one method, those that the presets and the axes change drawn."""
-    return Config(task=draw(st.sampled_from(TASKS)), discovery=draw(st.sampled_from(RATES)), method=draw(st.sampled_from(methods)),
-                    dataset=draw(st.sampled_from(["fashion-mini", "cifar10", "svhn", "folder"])), n=draw(st.integers(1, 500)) * 2,
-                    arch=draw(st.sampled_from(["resnet9", "vit"])), capacity=draw(st.sampled_from([0.1, 0.5, 0.9, 1.0])),
-                    ratio=draw(st.sampled_from([None, 0.5, 1.0])), etd=draw(st.booleans()), p_mem=draw(st.sampled_from([0.05, 0.2])),
+    return Config(task=draw(st.sampled_from(TASKS)), discovery=draw(st.sampled_from(RATES)),
+                  method=draw(st.sampled_from(methods)),
+                    dataset=draw(st.sampled_from(["fashion-mini", "cifar10", "svhn", "folder"])),
+                    n=draw(st.integers(1, 500)) * 2,
+                    arch=draw(st.sampled_from(["resnet9", "vit"])), capacity=draw(st.sampled_from([0.1, 0.5, 0.9,
+                        1.0])),
+                    ratio=draw(st.sampled_from([None, 0.5, 1.0])), etd=draw(st.booleans()),
+                    p_mem=draw(st.sampled_from([0.05, 0.2])),
                     seed=draw(st.integers(0, 2**62)), alpha=draw(st.sampled_from([0.001, 0.01, 10.0])),
                     curve=draw(st.booleans()), image_size=draw(st.sampled_from([None, 16])))
 
 
-# --- Axes -----------------------------------------------------------------------------------------------------------------
+# --- Axes -------------------------------------------------------------------------------------------------------------
 
 
 def test_discovery_rates_of_the_paper():
@@ -87,7 +92,8 @@ def test_ranges_are_exact(first, step, count, places, beyond):
 def test_lists_keep_their_order_without_repeats(values):
     """A list is taken in the order given, each value once; spaces and empty places do not matter."""
     assert axis("seed", " , ".join(map(str, values)) + ",") == list(dict.fromkeys(values))
-    assert axis("gamma", ",".join(f"{value}.50,{value}.5" for value in values)) == list(dict.fromkeys(v + 0.5 for v in values))
+    assert axis("gamma", ",".join(f"{value}.50,{value}.5" for value in values)) == list(dict.fromkeys(v + 0.5
+        for v in values))
 
 
 def test_lists_may_hold_ranges():
@@ -108,11 +114,15 @@ def test_all_and_both():
 
 BAD_AXES = [
     ("discovery", "0.3:0.1:0.1", "rises"), ("discovery", "0.3:0.25:0.1", "rises"), ("discovery", "0.1:0.3:0", "rises"),
-    ("discovery", "0.1:0.3:-0.1", "rises"), ("discovery", "0.1:0.3", "first:last:step"), ("discovery", "a:b:c", "first:last:step"),
+    ("discovery", "0.1:0.3:-0.1", "rises"), ("discovery", "0.1:0.3", "first:last:step"),
+    ("discovery", "a:b:c", "first:last:step"),
     ("discovery", "0.1:inf:0.1", "more than 100,000 values"), ("discovery", "nan:1:0.1", "first:last:step"),
-    ("discovery", "0.1:0.2:0.1:1", "first:last:step"), ("discovery", "half", "float values"), ("seed", "0.5", "int values"),
-    ("seed", "0:1:0.5", "int values"), ("seed", ",", "empty"), ("method", "", "empty"), ("etd", "maybe", "on, off or both"),
-    ("etd", "on,off", "on, off or both"), ("method", "rem,rme", "unknown method 'rme'"), ("method", "All", "unknown method"),
+    ("discovery", "0.1:0.2:0.1:1", "first:last:step"), ("discovery", "half", "float values"),
+    ("seed", "0.5", "int values"),
+    ("seed", "0:1:0.5", "int values"), ("seed", ",", "empty"), ("method", "", "empty"),
+    ("etd", "maybe", "on, off or both"),
+    ("etd", "on,off", "on, off or both"), ("method", "rem,rme", "unknown method 'rme'"),
+    ("method", "All", "unknown method"),
     ("method", "a/m.py:f,b/m.py:f", "two methods are called m.py:f"),
     ("seed", "0:1:1e-9999999", "first:last:step"), ("seed", "0:1e999999:1", "more than 100,000 values"),
     ("seed", "1:1e30:1", "more than 100,000 values"), ("lr", "0:1:1e-9", "more than 100,000 values"),
@@ -129,7 +139,8 @@ def test_axes_that_do_not_parse(name, text, words):
 
 def test_unknown_axis_and_value_out_of_range():
     """R2: expand_axes checks names and every combination's values."""
-    for axes, words in (({"discover": "0.1"}, "unknown axis 'discover'"), ({"discovery": "0.5,1.5"}, "discovery is 1.5"),
+    for axes, words in (({"discover": "0.1"}, "unknown axis 'discover'"),
+                        ({"discovery": "0.5,1.5"}, "discovery is 1.5"),
                         ({"task": "poison,poisn"}, "choose from poison"), ({"arch": "cnn"}, "choose from resnet9"),
                         ({"method": "rem,rem-on-etd"}, "rem-on-etd fits none of these cells; add --etd"),
                         ({"method": "rem,retrain", "etd": "on"}, "retrain fits none of these cells; it trains anew")):
@@ -142,7 +153,8 @@ axis_values = {"task": st.lists(st.sampled_from(TASKS), min_size=1, unique=True)
                "seed": st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
                "etd": st.sampled_from([[False], [True], [False, True]]),
                "capacity": st.lists(st.sampled_from([0.25, 0.5, 1.0]), min_size=1, max_size=2, unique=True),
-               "method": st.lists(st.sampled_from(["no-ul", "retrain", "etd", "scrub", "rem", "rem-on-etd"]), min_size=1, unique=True)}
+               "method": st.lists(st.sampled_from(["no-ul", "retrain", "etd", "scrub", "rem", "rem-on-etd"]),
+                                  min_size=1, unique=True)}
 
 
 @given(st.fixed_dictionaries(axis_values))
@@ -167,14 +179,18 @@ def test_defaults_of_a_grid():
 
 def test_alpha_concerns_scrub_alone():
     """Table 3: four values of alpha make four cells of SCRUB and one of every other method, at its default."""
-    found = Counter((cell.method, cell.alpha) for cell in expand_axes({"alpha": "0.001,0.01,0.1,10", "method": "scrub,rem"}))
-    assert found == Counter({("scrub", 0.001): 1, ("scrub", 0.01): 1, ("scrub", 0.1): 1, ("scrub", 10.0): 1, ("rem", 0.01): 1})
+    found = Counter((cell.method, cell.alpha) for cell in expand_axes({"alpha": "0.001,0.01,0.1,10",
+        "method": "scrub,rem"}))
+    assert found == Counter({("scrub", 0.001): 1, ("scrub", 0.01): 1, ("scrub", 0.1): 1, ("scrub", 10.0): 1,
+                             ("rem", 0.01): 1})
 
 
 def test_statistics_concern_methods_that_pass_over_forget():
     """Two values of forget_norm make two cells of ascent, npo and REM and one of every other method, at its default."""
-    found = Counter((cell.method, cell.forget_norm) for cell in expand_axes({"forget_norm": "running,batch", "method": "cf,npo,rem"}))
-    assert found == Counter({("cf", "auto"): 1, **{(name, norm): 1 for name in ("npo", "rem") for norm in ("running", "batch")}})
+    found = Counter((cell.method, cell.forget_norm) for cell in expand_axes({"forget_norm": "running,batch",
+        "method": "cf,npo,rem"}))
+    assert found == Counter({("cf", "auto"): 1, **{(name, norm): 1 for name in ("npo", "rem")
+                                                   for norm in ("running", "batch")}})
 
 
 class Reading(Config):
@@ -182,7 +198,8 @@ class Reading(Config):
 
     def __getattribute__(self, name):
         caller = sys._getframe(1).f_code
-        if not name.startswith("_") and caller.co_name not in ("replace", "_replace", "__init__", "__post_init__", "check"):
+        if not name.startswith("_") and caller.co_name not in ("replace", "_replace", "__init__", "__post_init__",
+                                                               "check"):
             noted.add(name)
         return super().__getattribute__(name)
 
@@ -196,14 +213,17 @@ def test_a_method_reads_what_concerns_it(method):
     noted.clear()
     data, forget = make_data(0, n=12), torch.tensor([1, 4, 5])
     for step31, step32 in ((True, True), (False, False)):
-        values = {**asdict(tiny(gamma=0.0, max_passes=1, unlearn_epochs=1, epochs=1)), "step31": step31, "step32": step32}
+        values = {**asdict(tiny(gamma=0.0, max_passes=1, unlearn_epochs=1, epochs=1)), "step31": step31,
+                  "step32": step32}
         network = expand_for(small_net(0), data, tiny()) if not fits(method, False) else small_net(0)
         more = {"corrupted": forget} if method in ("rem-ideal", "etd-ideal") else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gamma is not reached
             METHODS[method].function(network, data, forget, Reading(**values), gen(0), **more)
     fixed = {"rem-no31": {"step31", "step32", "redirect", "p_mem", "ratio"}, "rem-no32": {"step31", "step32"},
-             "rem-ce": {"redirect"}, "npo": {"step31", "step32", "p_mem", "ratio", "unlearn_epochs", "stop", "redirect"}}  # the ablation's own value, or what no pass uses
+             # the value that the ablation gives itself, or what `start` copies for a step 3 that does not come
+             "rem-ce": {"redirect"},
+             "npo": {"step31", "step32", "p_mem", "ratio", "redirect", "unlearn_epochs", "stop"}}
     here = {"curve"} | ({"ratio"} if method == "rem-on-etd" else set())  # read by the runner, or in ETD training
     for axis in OPTIONAL - here - fixed.get(method, set()):
         read = axis in noted or axis == "ratio" and "extra_ratio" in noted
@@ -211,20 +231,25 @@ def test_a_method_reads_what_concerns_it(method):
 
 
 def test_settings_of_no_concern_make_no_cells():
-    """Values that a method does not read make one cell of it, at the default; out of range they are an error all the same."""
+    """Values that a method does not read make one cell of it, at the default; out of range they are an error all the
+    same."""
     axes = {"gamma": "0.1,0.3", "beta": "1,2", "unlearn_epochs": "3,4", "unlearn_lr": "0.1,0.2", "step32": "both"}
-    found = Counter(cell.method for cell in expand_axes({**axes, "method": "no-ul,retrain,etd,cf,ssd,potion,npo,rem,rem-no31"}))
-    assert found == {"no-ul": 1, "retrain": 1, "etd": 1, "cf": 4, "ssd": 1, "potion": 2, "npo": 8, "rem": 32, "rem-no31": 16}
+    found = Counter(cell.method
+                    for cell in expand_axes({**axes, "method": "no-ul,retrain,etd,cf,ssd,potion,npo,rem,rem-no31"}))
+    assert found == {"no-ul": 1, "retrain": 1, "etd": 1, "cf": 4, "ssd": 1, "potion": 2, "npo": 8, "rem": 32,
+                     "rem-no31": 16}
     with pytest.raises(ValueError, match="gamma is 2"):
         expand_axes({"gamma": "2", "method": "no-ul"})
 
 
 def test_masks_concern_those_that_have_them():
-    """p_mem and ratio make two cells each of REM, of ETD and of all that starts from ETD training, one of everything else."""
+    """p_mem and ratio make two cells each of REM, of ETD and of all that starts from ETD training, one of everything
+    else."""
     axes = {"p_mem": "0.2,0.05", "ratio": "0.5,1.0", "etd": "both", "method": "all"}
     found = Counter((cell.method, cell.etd) for cell in expand_axes(axes))
     assert {name for name, count in found.items() if count == 4} == {
-        *((name, True) for name in METHODS if fits(name, True) and name != "rem-on-etd"), ("etd", False), ("etd-ideal", False),
+        *((name, True) for name in METHODS if fits(name, True) and name != "rem-on-etd"), ("etd", False),
+        ("etd-ideal", False),
         *((name, False) for name in METHODS if name.startswith("rem") and name not in ("rem-on-etd", "rem-no31"))}
     assert set(found.values()) == {1, 4}
     plain = [cell for cell in expand_axes(axes) if found[cell.method, cell.etd] == 1]
@@ -234,10 +259,12 @@ def test_masks_concern_those_that_have_them():
     assert [cell.p_mem for cell in own] == [0.2, 0.05]  # which may read any setting
 
 
-@pytest.mark.parametrize("axes", [{"method": "all", "task": "all"}, {"method": "all", "task": "all", "etd": "both", "seed": "0,1,2"}])
+@pytest.mark.parametrize("axes", [{"method": "all", "task": "all"}, {"method": "all", "task": "all", "etd": "both",
+                                                                     "seed": "0,1,2"}])
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 8])
 def test_ranks_share_the_work(axes, world):
-    """Every group has one rank, and no rank has much more than its part of the cells, few groups being what they are."""
+    """Every group has one rank, and no rank has much more than its part of the cells, few groups being what they
+    are."""
     groups = by_original(expand_axes({**axes, "discovery": "0.1:1.0:0.1"}))
     parts = [grid.shard_cells(groups, rank, world) for rank in range(world)]
     assert sorted(map(id, sum(parts, []))) == sorted(map(id, groups))
@@ -245,7 +272,7 @@ def test_ranks_share_the_work(axes, world):
     assert max(loads) <= sum(loads) / world + max(len(cells) for _, cells in groups)
 
 
-# --- Presets --------------------------------------------------------------------------------------------------------------
+# --- Presets ----------------------------------------------------------------------------------------------------------
 
 MAIN = {"no-ul", "ascent", "npo", "scrub", "badt", "potion", "rem"}
 RESNET, VIT = ("cifar10", "resnet9", 1000), ("svhn", "vit", 1000)
@@ -258,10 +285,13 @@ def cells_of(name):
     return preset(name, {})
 
 
-# table -> {(data set, network, n, capacity, etd, p_mem): methods}, read off the paper's rows and captions. Choices: Potion on
-# the ViT, which the paper has no memory for, and NPO on Imagenette run too; "Retrained" is a plain retraining in every table.
+# table -> {(data set, network, n, capacity, etd, p_mem): methods}, read off the paper's rows and captions. Choices:
+# Potion on
+# the ViT, which the paper has no memory for, and NPO on Imagenette run too; "Retrained" is a plain retraining in every
+# table.
 ROWS = {
-    "table1": {(*net, 0.5, etd, 0.2): MAIN if etd else MAIN | {"retrain"} for net in (RESNET, VIT) for etd in (False, True)},
+    "table1": {(*net, 0.5, etd, 0.2): MAIN if etd else MAIN | {"retrain"} for net in (RESNET, VIT)
+               for etd in (False, True)},
     "table2": {(*RESNET, 0.5, etd, 0.2): {"rem", "rem-no31", "rem-no32"} for etd in (False, True)},
     "table4": {(*RESNET, 0.5, True, 0.2): MAIN | {"cf"}, (*RESNET, 0.5, False, 0.2): MAIN | {"cf", "retrain"},
                (*RESNET, 1.0, False, 0.2): MAIN | {"cf", "retrain"}},
@@ -276,19 +306,22 @@ ROWS = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_presets_are_the_tables(name):
-    """R8: each table's preset has its networks and methods, all at 3 tasks, 10 discovery rates, 3 seeds; SCRUB with 4 alphas."""
+    """R8: each table's preset has its networks and methods, all at 3 tasks, 10 discovery rates, 3 seeds; SCRUB with 4
+    alphas."""
     found = {}
     for cell in cells_of(name):
         kind = (cell.dataset, cell.arch, cell.n, cell.capacity, cell.etd, cell.p_mem)
         found.setdefault(kind, Counter())[cell.method, cell.task, cell.discovery, cell.seed] += 1
     assert {kind: {method for method, *_ in counts} for kind, counts in found.items()} == ROWS[name]
     for kind, counts in found.items():
-        assert counts == Counter({cell: 4 if cell[0] == "scrub" else 1 for cell in product(ROWS[name][kind], TASKS, RATES, (0, 1, 2))})
+        assert counts == Counter({cell: 4 if cell[0] == "scrub" else 1
+                                  for cell in product(ROWS[name][kind], TASKS, RATES, (0, 1, 2))})
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_train_as_table_3_says(name):
-    """R8: Table 3's rates, batch sizes, epochs, threshold and beta hold in every preset of the paper; Fig. 5 unlearns 5 epochs."""
+    """R8: Table 3's rates, batch sizes, epochs, threshold and beta hold in every preset of the paper; Fig. 5 unlearns 5
+    epochs."""
     for cell in cells_of(name) if name != "quick" else preset(name, {"dataset": "cifar10"}):
         rates = ("adam", 1e-4, 2048, 2e-5) if cell.arch == "vit" else ("sgd", 0.025, 512, 0.005)
         assert (cell.optimizer, cell.lr, cell.batch, cell.unlearn_lr) == rates
@@ -297,11 +330,14 @@ def test_presets_train_as_table_3_says(name):
 
 
 def test_presets_of_the_figures():
-    """Fig. 5: poison at discovery 0.5 over 5 epochs, with the curve; Fig. 8: capacities with and without ETD, before unlearning."""
+    """Fig. 5: poison at discovery 0.5 over 5 epochs, with the curve; Fig. 8: capacities with and without ETD, before
+    unlearning."""
     assert [(c.task, c.discovery, c.method, c.etd, c.curve, c.unlearn_epochs, c.capacity, c.dataset, c.seed)
-            for c in cells_of("fig5")] == [("poison", 0.5, "rem", False, True, 5, 0.5, "cifar10", seed) for seed in (0, 1, 2)]
+            for c in cells_of("fig5")] == [("poison", 0.5, "rem", False, True, 5, 0.5, "cifar10", seed)
+                                           for seed in (0, 1, 2)]
     found = cells_of("fig8")
-    assert {(c.task, c.method, c.dataset, c.arch) for c in found} == {(task, "no-ul", "cifar10", "resnet9") for task in TASKS}
+    assert {(c.task, c.method, c.dataset, c.arch) for c in found} == {(task, "no-ul", "cifar10", "resnet9")
+                                                                      for task in TASKS}
     pairs = {(c.capacity, c.etd) for c in found}
     assert pairs == {*product((0.1, 0.2, 0.3, 0.5, 0.7, 0.9), (False, True)), (1.0, False)}
     assert len(found) == len(pairs) * 3 * 3  # tasks and seeds
@@ -325,7 +361,7 @@ def test_given_values_replace_a_presets():
         preset("table3", {})
 
 
-# --- What tells cells and originals apart ---------------------------------------------------------------------------------
+# --- What tells cells and originals apart -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -343,7 +379,8 @@ def test_key_holds_every_setting_but_the_place(name, cell):
 @pytest.mark.parametrize("name", FIELDS)
 @given(cell=cells())
 def test_originals_are_shared_where_training_is_the_same(name, cell):
-    """R9: an original's file differs with every setting that training reads, and with none that unlearning alone reads."""
+    """R9: an original's file differs with every setting that training reads, and with none that unlearning alone
+    reads."""
     changed = replace(cell, **{name: other(name, getattr(cell, name))})
     here, there = (original_path("runs", original_of(c)) for c in (cell, changed))
     alone = METHODS[cell.method].trains_alone
@@ -356,9 +393,11 @@ def test_originals_are_shared_where_training_is_the_same(name, cell):
 
 @given(cells(), cells())
 def test_file_names_carry_the_settings(a, b):
-    """R9: task, data set, network, n and seed stand in the file's name, and two originals share one only if all is the same."""
+    """R9: task, data set, network, n and seed stand in the file's name, and two originals share one only if all is the
+    same."""
     here, there = original_path("runs", original_of(a)), original_path("runs", original_of(b))
-    assert here.name.startswith(f"{a.task}-{a.dataset}-{a.arch}-n{a.n}-seed{a.seed}-") and here.parent == Path("runs/originals")
+    assert here.name.startswith(f"{a.task}-{a.dataset}-{a.arch}-n{a.n}-seed{a.seed}-")
+    assert here.parent == Path("runs/originals")
     read = [f for f in FIELDS if f not in AFTER_TRAINING | PLACE | {"precision"}]
     if here == there:
         assert precision_of(a) == precision_of(b)
@@ -368,7 +407,8 @@ def test_file_names_carry_the_settings(a, b):
 
 @given(cells())
 def test_originals_are_their_own(cell):
-    """R9: the original of an original is itself; a method that trains alone never shares one with a method that unlearns."""
+    """R9: the original of an original is itself; a method that trains alone never shares one with a method that
+    unlearns."""
     original = original_of(cell)
     assert original_of(original) == original and original.out == Config.out
     assert original.method == (cell.method if METHODS[cell.method].trains_alone else "")
@@ -386,7 +426,8 @@ def test_another_version_trains_anew(monkeypatch):
 
 @given(st.lists(cells(), min_size=1, max_size=12), st.integers(1, 5))
 def test_groups_and_ranks_part_the_cells(found, world):
-    """Every cell lies in one group and every group with one rank; a group's cells share an original that no other group has."""
+    """Every cell lies in one group and every group with one rank; a group's cells share an original that no other group
+    has."""
     groups = by_original(found)
     assert sorted(map(cell_key, found)) == sorted(cell_key(cell) for _, group in groups for cell in group)
     originals = [original_path("runs", original) for original, _ in groups]
@@ -399,10 +440,11 @@ def test_groups_and_ranks_part_the_cells(found, world):
 
 def test_own_methods_are_told_by_file_and_function():
     """A row has the short name of one's own method, so the key is that of the path too."""
-    assert cell_key(Config(method="some/where/m.py:f")) == cell_key(Config(method="m.py:f")) != cell_key(Config(method="m.py:g"))
+    assert cell_key(Config(method="some/where/m.py:f")) == cell_key(Config(method="m.py:f"))
+    assert cell_key(Config(method="m.py:f")) != cell_key(Config(method="m.py:g"))
 
 
-# --- Result files ---------------------------------------------------------------------------------------------------------
+# --- Result files -----------------------------------------------------------------------------------------------------
 
 
 def row_of(cell, status="ok", **more):
@@ -432,8 +474,8 @@ def test_rows_of_another_version_are_not_done():
 
 
 def test_torn_lines_are_left_out(tmp_path, capsys):
-    """R5: half a line, bytes that are no text, bare values, brackets without end, numbers beyond float and a method that is no name are left out with a warning; all else
-    is read, of every file.
+    """R5: half a line, bytes that are no text, bare values, brackets without end, numbers beyond float and a method
+    that is no name are left out with a warning; all else is read, of every file.
     """
     good, number, pairs = (json.dumps({**row_of(Config(method="rem")), **more}).encode() for more in (
         {}, {"method": 3}, {"points": [1, 2]}))
@@ -442,13 +484,15 @@ def test_torn_lines_are_left_out(tmp_path, capsys):
     (tmp_path / "cells-1.jsonl").write_bytes(good)
     (tmp_path / "cells-1.jsonl.99.tmp").write_bytes(good[:9])
     assert len(read_rows(tmp_path)) == 3
-    assert capsys.readouterr().err == (f"warning: {tmp_path / 'cells-0.jsonl'}: 8 lines, the first of them 2, are not a "
+    file = tmp_path / "cells-0.jsonl"
+    assert capsys.readouterr().err == (f"warning: {file}: 8 lines, the first of them 2, are not a "
                                        "whole row; left out\n")
 
 
 def test_other_commands_rows_are_passed_over(tmp_path, capsys):
     """R5: a file of C-scores in the same folder is neither a cell nor torn."""
-    (tmp_path / "cscore.jsonl").write_text('{"task": "poison", "status": "ok", "score": 0.8, "sizes": [0], "runs": 1}\n')
+    score = '{"task": "poison", "status": "ok", "score": 0.8, "sizes": [0], "runs": 1}'
+    (tmp_path / "cscore.jsonl").write_text(score + "\n")
     assert read_rows(tmp_path) == [] and capsys.readouterr().err == ""
 
 
@@ -479,8 +523,8 @@ def test_own_method_is_told_by_its_code(tmp_path):
 
 
 def test_a_relative_path_is_another_one_elsewhere(tmp_path, monkeypatch):
-    """R9, R5: one relative data path in two working directories is two data sets of images, and a row of the one is no row of
-    the other; the grid's rows hold the whole path."""
+    """R9, R5: one relative data path in two working directories is two data sets of images, and a row of the one is no
+    row of the other; the grid's rows hold the whole path."""
     keys = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -490,7 +534,8 @@ def test_a_relative_path_is_another_one_elsewhere(tmp_path, monkeypatch):
         keys.append(cell_key(cell))
         assert cell.data_dir == str(tmp_path / name / "images")
         assert cell_key(replace(cell, data_dir="images")) == keys[-1]
-        assert cell_key(replace(cell, data_dir="images", dataset="cifar10")) == cell_key(replace(cell, dataset="cifar10"))
+        assert cell_key(replace(cell, data_dir="images", dataset="cifar10")) == cell_key(replace(cell,
+            dataset="cifar10"))
         row = row_of(cell)
     assert keys[0] != keys[1] and set(rows_by_cell([row])) == {keys[1]}
     monkeypatch.chdir(tmp_path / "a")
@@ -516,5 +561,6 @@ def test_precision_is_what_it_comes_to():
     """R9: float32 on the CPU and bf16 on a GPU are different cells, however they were asked for."""
     cell = expand_axes({"method": "no-ul", "device": "cpu"})[0]
     gpu = replace(cell, device="cuda")
-    assert cell_key(cell) == cell_key(replace(cell, precision="float32")) != cell_key(gpu) == cell_key(replace(gpu, precision="bf16"))
+    assert cell_key(cell) == cell_key(replace(cell, precision="float32")) != cell_key(gpu) == cell_key(replace(gpu,
+        precision="bf16"))
     assert cell_key(replace(gpu, device="NVIDIA H100")) == cell_key(gpu)  # the name that a row has

@@ -372,14 +372,14 @@ def test_the_report_counts(tmp_path):
     truth = torch.tensor([1, -1, 2, 1, -1, -1])
     folder = inputs.Folder(tmp_path, ["a", "b", "c"], [], data.labels, torch.tensor([0, 1]), truth, "")
     old, new = Fixed([0, 0, 0, 1, 1, 2]), Fixed([1, 0, 2, 1, 0, 2])
-    scores = repair.compare((old, new), repair.predicted(old, data), data, data, folder)
+    scores = repair.before_and_after((old, new), repair.predicted(old, data), data, data, folder)
     assert scores == {"known bad, their given labels": [1.0, 0.5],
                       "other training images, given labels": [1.0, 0.5],
                       "held-out images": [1.0, 0.5], "Healed: bad images, true labels": [0.0, 1.0],
                       "training images with another prediction": 3}
-    lines = repair.table(scores).splitlines()
+    lines = repair.table_of_changes(scores).splitlines()
     assert lines[1].split()[-2:] == ["100.0", "50.0"] and lines[-1].split()[-1] == "3"
-    assert repair.share(torch.zeros(0)) is None
+    assert repair.share_of(torch.zeros(0)) is None
 
 
 def test_true_labels_change_nothing_but_the_report(colours):

@@ -1,4 +1,5 @@
-"""report.py, tables.py and rows.py: rows told apart, means and SEM over runs, the paper's numbers beside ours (Tables 1-9)."""
+"""report.py, tables.py and rows.py: rows told apart, means and SEM over runs, the paper's numbers beside ours (Tables
+1-9)."""
 
 import csv
 import io
@@ -21,7 +22,7 @@ from methods import METHODS
 from settings import TASKS, VERSION, resolve
 from study import report, tables
 from study.rows import load_rows
-from study.tables import PAPER, build, summary
+from study.tables import PAPER, make_tables, summary
 
 ROOT = Path(report.__file__).resolve().parent.parent
 
@@ -54,7 +55,7 @@ def main(argv) -> int:
 
 def one(name, rows) -> tables.Table:
     """The only table of a name."""
-    (table,) = build(name, rows)
+    (table,) = make_tables(name, rows)
     return table
 
 
@@ -72,15 +73,17 @@ def line(table, **wanted) -> dict:
 def grid(methods, seeds=(0,), rates=(0.1, 1.0), **settings) -> list[dict]:
     """A row a method, task, rate and seed, every score different."""
     places = [(m, t, d, s) for m in methods for t in TASKS for d in rates for s in seeds]
-    return [make_row(m, 0.2 + 0.6 * k / len(places), 0.8 + 0.1 * k / len(places), task=t, discovery=d, seed=s, **settings)
+    return [make_row(m, 0.2 + 0.6 * k / len(places), 0.8 + 0.1 * k / len(places), task=t, discovery=d, seed=s,
+                     **settings)
             for k, (m, t, d, s) in enumerate(places)]
 
 
-# --- Means --------------------------------------------------------------------------------------------------------------
+# --- Means ------------------------------------------------------------------------------------------------------------
 
 
 def test_product_is_the_mean_of_products(tmp_path):
-    """V6: one run heals and ruins, one does neither: the products are 0 and 0, their mean 0, not the product of the means."""
+    """V6: one run heals and ruins, one does neither: the products are 0 and 0, their mean 0, not the product of the
+    means."""
     rows = load(tmp_path, [make_row(healed=1.0, utility=0.0, seed=0), make_row(healed=0.0, utility=1.0, seed=1)])
     got = line(one("mean", rows), method="rem")
     assert got["product"] == (0.0, 0.0) and got["Healed"][0] == got["Utility"][0] == 50.0
@@ -92,7 +95,8 @@ scores = st.floats(0, 1)
 
 @given(st.lists(st.tuples(scores, scores), min_size=1, max_size=12))
 def test_means_against_the_plain_formula(runs):
-    """V6, V7: n, mean and SEM of each score are statistics.mean and stdev / sqrt(n) of the per-run values, times 100."""
+    """V6, V7: n, mean and SEM of each score are statistics.mean and stdev / sqrt(n) of the per-run values, times
+    100."""
     got = summary([make_row(healed=h, utility=u, seed=k) for k, (h, u) in enumerate(runs)])
     assert got["n"] == len(runs) and got["failed"] == 0
     plain = {"healed": [h for h, _ in runs], "utility": [u for _, u in runs], "product": [h * u for h, u in runs]}
@@ -107,7 +111,8 @@ def test_means_against_the_plain_formula(runs):
 
 def test_failed_runs_are_counted_and_named(tmp_path):
     """A failed run is in no mean and in no n; the caption and the column of failures have it."""
-    rows = load(tmp_path, [make_row(seed=0), make_row(seed=1, status="failed"), make_row("npo", status="failed", seed=2)])
+    rows = load(tmp_path, [make_row(seed=0), make_row(seed=1, status="failed"),
+                           make_row("npo", status="failed", seed=2)])
     table = one("mean", rows)
     got = line(table, method="rem")
     assert (got["n"], got["failed"]) == (1, 1) and got["product"] == (pytest.approx(72.0), None)
@@ -123,7 +128,8 @@ def test_descending_order_then_what_was_not_run(tmp_path):
     table = one("4", rows)
     assert column(table, "method")[:3] == ["npo", "rem", "cf"]
     rest = [(r["capacity"], r["etd"], r["method"]) for r in PAPER["tables"]["4"]["rows"]]
-    rest = [(f"{100 * c:g}", e, m) for c, e, m in rest if (c, e, m) not in {(0.5, False, m) for m in ("npo", "rem", "cf")}]
+    rest = [(f"{100 * c:g}", e, m) for c, e, m in rest if (c, e, m) not in {(0.5, False, m)
+        for m in ("npo", "rem", "cf")}]
     assert [row[:3] for row in table.rows[3:]] == rest
     assert all(set(row[4:10:2]) == {None} and row[10] is None and row[9] is not None for row in table.rows[3:])
     assert line(table, method="ascent", ETD=False, capacity="50")["n"] == 0
@@ -152,11 +158,12 @@ def test_no_difference_from_other_data(tmp_path, other):
     table = one("4", load(tmp_path, every_cell(**other)))
     got = line(table, method="rem", ETD=False, capacity="50")
     assert got["n"] == 30 and got["product (paper)"] == (73.40, 1.43) and got["difference"] is None
-    assert "CIFAR10, 1000 corrupted, over its 30 cells (3 tasks × 10 discovery rates); no difference is given" in table.caption
+    assert "CIFAR10, 1000 corrupted, over its 30 cells (3 tasks × 10 discovery rates); no diff" in table.caption
 
 
 def test_no_difference_from_other_cells(tmp_path):
-    """Three runs at one rate are not the paper's mean over 30 cells; nor is one cell less, one more or one that failed."""
+    """Three runs at one rate are not the paper's mean over 30 cells; nor is one cell less, one more or one that
+    failed."""
     def got(rows, method="rem"):
         return line(one("4", load(tmp_path, rows)), method=method, ETD=False, capacity="50")["difference"]
 
@@ -175,7 +182,8 @@ def test_a_network_counts_once_for_all_rates(tmp_path, method, etd):
     """What reads no D_f is one network a task and seed, not one a rate: n and SEM are those of three networks."""
     seeds = [make_row(method, h, 1.0, seed=s, etd=etd, discovery=d) for s, h in enumerate((0.2, 0.4, 0.9))
              for d in (0.1, 0.5, 1.0)]
-    rows = load(tmp_path, seeds + [make_row("npo", discovery=d, seed=s, etd=etd) for d in (0.1, 0.5, 1.0) for s in range(3)])
+    rows = load(tmp_path, seeds + [make_row("npo", discovery=d, seed=s, etd=etd) for d in (0.1, 0.5, 1.0)
+                                   for s in range(3)])
     want = (pytest.approx(50.0), pytest.approx(100 * statistics.stdev((0.2, 0.4, 0.9)) / math.sqrt(3)))
     table = one("mean", rows)
     got = line(table, method=method)
@@ -190,7 +198,8 @@ def test_a_network_counts_once_for_all_rates(tmp_path, method, etd):
 
 
 def test_networks_that_are_not_the_same(tmp_path):
-    """Another setting at another rate is another network; a network that failed at one rate and not at another is no failure."""
+    """Another setting at another rate is another network; a network that failed at one rate and not at another is no
+    failure."""
     rows = load(tmp_path, [make_row("no-ul", discovery=0.1), make_row("no-ul", discovery=0.5, lr=0.1),
                            make_row("no-ul", discovery=1.0, lr=0.1, status="failed")])
     got = line(one("mean", rows), method="no-ul")
@@ -215,7 +224,8 @@ def test_mean_table_has_the_times(tmp_path):
 
 
 def test_times_without_the_measuring_of_figure_5(tmp_path):
-    """Runs with Fig. 5's points are timed with their measuring: they count where there is no other, and the caption says so."""
+    """Runs with Fig. 5's points are timed with their measuring: they count where there is no other, and the caption
+    says so."""
     points = [{"epoch": 0, "base": 1.0, "full": 0.5}]
     slow = {**make_row(seed=0), "curve": True, "points": points, "seconds": 50.0}
     plain = {**make_row(seed=0), "seconds": 4.0}
@@ -225,38 +235,45 @@ def test_times_without_the_measuring_of_figure_5(tmp_path):
         assert line(one("mean", loaded), method="rem")["seconds"] == seconds
         assert [row["points"] for row in loaded if row["seed"] == 0] == [points]
     caption = one("mean", loaded).caption
-    assert "With --jobs the seconds include waiting for each other." in caption and "timed with their measuring" in caption
+    assert "With --jobs the seconds include waiting for each other." in caption
+    assert "timed with their measuring" in caption
 
 
 def test_mean_tables_by_group(tmp_path):
     """Networks, capacities, ETD, masks, data and numbers of corrupted images are never averaged together."""
     other = [dict(arch="vit"), dict(capacity=1.0), dict(etd=True), dict(p_mem=0.05), dict(dataset="svhn"), dict(n=500)]
-    found = build("mean", load(tmp_path, [make_row(), *(make_row(**more) for more in other)]))
+    found = make_tables("mean", load(tmp_path, [make_row(), *(make_row(**more) for more in other)]))
     assert len(found) == 7 == len({t.name for t in found}) and all(column(t, "n") == [1] for t in found)
 
 
 def test_networks_without_masks_stand_beside_every_p_mem(tmp_path):
-    """What has no mask is one run whatever its p_mem and ratio say, compared with REM at each p_mem; what has, is not."""
-    rows = [make_row("cf", 0.7), make_row("cf", 0.6, p_mem=0.05, ratio=0.5), make_row("rem", p_mem=0.2), make_row("rem", p_mem=0.05)]
-    tables = build("mean", load(tmp_path, rows))
+    """What has no mask is one run whatever its p_mem and ratio say, compared with REM at each p_mem; what has, is
+    not."""
+    rows = [make_row("cf", 0.7), make_row("cf", 0.6, p_mem=0.05, ratio=0.5), make_row("rem", p_mem=0.2),
+            make_row("rem", p_mem=0.05)]
+    tables = make_tables("mean", load(tmp_path, rows))
     assert [t.title.split()[-1] for t in tables] == ["0.05", "0.2"] and all(column(t, "n") == [1, 1] for t in tables)
     assert all(line(t, method="cf")["Healed"] == (pytest.approx(60.0), None) for t in tables)
     assert not any("NOT ONE EXPERIMENT" in t.caption for t in tables)
-    mixed = build("mean", load(tmp_path, [make_row("cf"), make_row("rem", ratio=0.5), make_row("rem-ideal", ratio=1.0)]))
+    mixed = make_tables("mean", load(tmp_path, [make_row("cf"), make_row("rem", ratio=0.5),
+                                                make_row("rem-ideal", ratio=1.0)]))
     assert "NOT ONE EXPERIMENT: the runs differ in ratio (0.5, 1.0)." in mixed[0].caption
-    trained = build("mean", load(tmp_path, [make_row("cf", etd=True), make_row("cf", etd=True, p_mem=0.05)]))
+    trained = make_tables("mean", load(tmp_path, [make_row("cf", etd=True), make_row("cf", etd=True, p_mem=0.05)]))
     assert [column(t, "n") for t in trained] == [[1], [1]]
 
 
 def test_settings_of_no_concern_split_no_rows(tmp_path):
     """One network run under several gammas is one run of the methods that read none, and no other experiment."""
     rows = [make_row(m, gamma=gamma) for m in ("no-ul", "retrain", "cf", "rem") for gamma in (0.1, 0.2)]
-    (table,) = build("mean", load(tmp_path, rows))
-    assert {m: line(table, method=m)["n"] for m in ("no-ul", "retrain", "cf", "rem")} == {"no-ul": 1, "retrain": 1, "cf": 1, "rem": 2}
+    (table,) = make_tables("mean", load(tmp_path, rows))
+    assert {m: line(table, method=m)["n"] for m in ("no-ul", "retrain", "cf", "rem")} == {"no-ul": 1, "retrain": 1,
+        "cf": 1, "rem": 2}
     assert "the runs differ in gamma (0.1, 0.2)." in table.caption
-    (same,) = build("mean", load(tmp_path, [make_row("cf", gamma=0.1), make_row("rem", gamma=0.3), make_row("no-ul", beta=2)]))
+    (same,) = make_tables("mean", load(tmp_path, [make_row("cf", gamma=0.1), make_row("rem", gamma=0.3),
+                                                  make_row("no-ul", beta=2)]))
     assert "NOT ONE EXPERIMENT" not in same.caption
-    (off,) = build("mean", load(tmp_path, [make_row("rem-no31", p_mem=0.05), make_row("rem", step31=False, ratio=3.0)]))
+    (off,) = make_tables("mean", load(tmp_path, [make_row("rem-no31", p_mem=0.05),
+                                                 make_row("rem", step31=False, ratio=3.0)]))
     assert line(off, method="rem-no31")["n"] == 1
 
 
@@ -264,15 +281,15 @@ def test_unequal_seeds_are_told(tmp_path):
     """Where one rate has more seeds than another the caption says so; methods that read no D_f have no rates."""
     words = "Not every task and discovery rate has the same seeds"
     rows = grid(["rem"], seeds=(0, 1))
-    assert words not in build("mean", load(tmp_path, rows))[0].caption
-    assert words in build("mean", load(tmp_path, rows[:-1]))[0].caption
+    assert words not in make_tables("mean", load(tmp_path, rows))[0].caption
+    assert words in make_tables("mean", load(tmp_path, rows[:-1]))[0].caption
     fixed = [make_row("no-ul", discovery=0.1, seed=0), make_row("no-ul", discovery=0.5, seed=1)]
-    assert words not in build("mean", load(tmp_path, fixed))[0].caption
+    assert words not in make_tables("mean", load(tmp_path, fixed))[0].caption
 
 
 def test_seconds_without_training(tmp_path):
     """Runs that know no training time, such as etd in a grid, have their seconds and no percentage."""
-    (table,) = build("mean", load(tmp_path, [{**make_row("etd"), "seconds": 80.0, "train_seconds": None}]))
+    (table,) = make_tables("mean", load(tmp_path, [{**make_row("etd"), "seconds": 80.0, "train_seconds": None}]))
     assert line(table, method="etd")["seconds"] == "80.0" and line(table, method="etd")["time %"] is None
 
 
@@ -303,11 +320,12 @@ def test_cells(tmp_path):
     assert line(table, task="random", method="rem")["0.1"] is None and "runs per cell: 1 to 2" in table.caption
 
 
-# --- Rows ---------------------------------------------------------------------------------------------------------------
+# --- Rows -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_later_of_two_rows_counts(tmp_path):
-    """The same settings twice are one run: the later one, unless it failed; place, device and command make no difference."""
+    """The same settings twice are one run: the later one, unless it failed; place, device and command make no
+    difference."""
     rows = [make_row(healed=0.1), make_row(healed=0.2, out="elsewhere", quiet=True, data_dir="there"),
             make_row(status="failed"), make_row("npo", status="failed"), make_row("npo", 0.3)]
     got = {row["method"]: row for row in load(tmp_path, rows)}
@@ -315,7 +333,8 @@ def test_the_later_of_two_rows_counts(tmp_path):
 
 
 def test_which_row_counts_between_files(tmp_path):
-    """Rows have no date: between files the order of names decides, or that in which they are given; the place in a file else."""
+    """Rows have no date: between files the order of names decides, or that in which they are given; the place in a file
+    else."""
     early = write(tmp_path / "a.jsonl", [make_row(healed=0.1), make_row(healed=0.2)])
     late = write(tmp_path / "b.jsonl", [make_row(healed=0.3)])
     os.utime(early, (2e9, 2e9))  # written last: it makes no difference
@@ -338,7 +357,8 @@ def test_folders_of_results(tmp_path, capsys):
     write(tmp_path / "a" / "x.jsonl", [make_row(seed=0)])
     write(tmp_path / "a" / "b" / "y.jsonl", [old])
     write(tmp_path / "a" / "z.txt", [make_row(seed=2)])
-    write(tmp_path / "a" / "cscore.jsonl", [{"task": "poison", "sizes": [0, 5], "runs": 3, "score": 0.5, "status": "ok"}])
+    write(tmp_path / "a" / "cscore.jsonl", [{"task": "poison", "sizes": [0, 5], "runs": 3, "score": 0.5,
+                                             "status": "ok"}])
     assert {row["seed"] for row in load_rows([tmp_path / "a"])} == {0, 1}
     assert capsys.readouterr().err == ""  # the C-scores of run.py cscore are no damage
 
@@ -371,7 +391,8 @@ def test_many_torn_lines_are_one_warning(tmp_path, capsys):
 
 def test_rem_on_etd_counts_once(tmp_path):
     """rem with --etd and rem-on-etd are one algorithm: of both, the later counts; either alone does."""
-    both = [make_row("rem", 0.9, etd=True), make_row("rem-on-etd", 0.6, etd=True), make_row("rem", 0.3, etd=True, seed=1)]
+    both = [make_row("rem", 0.9, etd=True), make_row("rem-on-etd", 0.6, etd=True),
+            make_row("rem", 0.3, etd=True, seed=1)]
     rows = load(tmp_path, both)
     got = line(one("4", rows), method="rem", ETD=True)
     assert got["n"] == 2 and got["Healed"][0] == pytest.approx(45.0) and len(rows) == 2
@@ -387,17 +408,19 @@ def test_etd_alone_is_no_ul_with_etd(tmp_path):
     both = load(tmp_path, [make_row("no-ul", 0.5, etd=True), make_row("etd", 0.3), make_row("etd", 0.7, seed=1)])
     got = line(one("4", both), method="no-ul", ETD=True)
     assert got["n"] == 2 and got["Healed"][0] == pytest.approx(60.0)
-    assert "etd" in column(build("mean", both)[0], "method")
+    assert "etd" in column(make_tables("mean", both)[0], "method")
 
 
 def test_a_step_left_out_by_flag_is_the_ablation(tmp_path):
     """rem --no-step31 is rem-no31, and so on: none of them is averaged with REM."""
     flags = [dict(step31=False), dict(step32=False), dict(step31=False, step32=False), dict(redirect="ce"), {},
              dict(step32=False, redirect="ce")]
-    assert len(load(tmp_path, [make_row(step31=False), make_row(step31=False, redirect="ce")])) == 1  # nothing to redirect
+    # nothing to redirect
+    assert len(load(tmp_path, [make_row(step31=False), make_row(step31=False, redirect="ce")])) == 1
     rows = load(tmp_path, [make_row(**more) for more in flags])
     assert [row["method"] for row in rows] == ["rem-no31", "rem-no32", "rem-no31-no32", "rem-ce", "rem", "rem-no32-ce"]
-    assert [n for n in column(one("4", rows), "n") if n] == [1] and len([n for n in column(one("2", rows), "n") if n]) == 5
+    assert [n for n in column(one("4", rows), "n") if n] == [1] and len([n for n in column(one("2", rows), "n")
+        if n]) == 5
     ideal = load(tmp_path, [make_row("rem-ideal"), make_row("rem-ideal", step32=False)])
     assert "differ in step32" in one("mean", ideal).caption
 
@@ -422,9 +445,11 @@ def test_statistics_in_passes_over_forget(tmp_path):
     usual = {"rem": "running", "rem-no31": "running", "npo": "batch", "ascent": "batch"}
     other = {"running": "batch", "batch": "running"}
     for method, norm in usual.items():
-        rows = load(tmp_path, [make_row(method), make_row(method, forget_norm=norm), make_row(method, forget_norm=other[norm])])
+        rows = load(tmp_path, [make_row(method), make_row(method, forget_norm=norm),
+                               make_row(method, forget_norm=other[norm])])
         assert sorted(row["forget_norm"] for row in rows) == sorted(["auto", other[norm]])
-    assert len(load(tmp_path, [make_row("cf"), make_row("cf", forget_norm="batch"), make_row("scrub", forget_norm="running")])) == 2
+    assert len(load(tmp_path, [make_row("cf"), make_row("cf", forget_norm="batch"),
+                               make_row("scrub", forget_norm="running")])) == 2
     assert len(load(tmp_path, [make_row("a.py:f"), make_row("a.py:f", forget_norm="batch")])) == 2
 
 
@@ -489,7 +514,7 @@ def test_the_curve_of_figure_5_stays_out_of_the_tables(tmp_path):
     assert line(one("mean", both), method="rem")["Healed"] == (pytest.approx(80.0), None)
 
 
-# --- Which rows go where ------------------------------------------------------------------------------------------------
+# --- Which rows go where ----------------------------------------------------------------------------------------------
 
 PLACES = {  # table: (settings that belong to it, settings that do not)
     "1": [dict(), [dict(capacity=1.0), dict(p_mem=0.05)]],
@@ -499,7 +524,8 @@ PLACES = {  # table: (settings that belong to it, settings that do not)
     "6": [dict(dataset="imagenette"), [dict(etd=True), dict(capacity=0.9)]],
     "7": [dict(dataset="imagenette", capacity=0.9, etd=True), [dict(capacity=0.9), dict(etd=True)]],
     "8": [dict(p_mem=0.05, etd=True), [dict(p_mem=0.05), dict(etd=True)]],
-    "9": [dict(arch="vit", dataset="svhn", p_mem=0.05, etd=True), [dict(arch="vit", p_mem=0.05), dict(p_mem=0.05, etd=True)]],
+    "9": [dict(arch="vit", dataset="svhn", p_mem=0.05, etd=True), [dict(arch="vit", p_mem=0.05),
+                                                                   dict(p_mem=0.05, etd=True)]],
 }
 
 
@@ -507,11 +533,13 @@ PLACES = {  # table: (settings that belong to it, settings that do not)
 def test_selection_of_each_table(tmp_path, number):
     """Each table takes the rows of its network, capacity, ETD and mask size, and no others."""
     mine, others = PLACES[number]
-    rows = load(tmp_path, [make_row(**mine), make_row(seed=1, **mine), *(make_row(healed=0.1, **more) for more in others)])
+    rows = load(tmp_path, [make_row(**mine), make_row(seed=1, **mine),
+                           *(make_row(healed=0.1, **more) for more in others)])
     table = one(number, rows)
     assert [n for n in column(table, "n") if n] == [2] and [h for h in column(table, "Healed") if h] == [(80.0, 0.0)]
-    assert build(number, load(tmp_path, [make_row(**more) for more in others])) == []
-    assert build(number, load(tmp_path, [make_row(**{**mine, "dataset": "fashion-mini"})]))  # any data may be in its place
+    assert make_tables(number, load(tmp_path, [make_row(**more) for more in others])) == []
+    # any data may be in its place
+    assert make_tables(number, load(tmp_path, [make_row(**{**mine, "dataset": "fashion-mini"})]))
 
 
 def test_which_methods_a_table_compares(tmp_path):
@@ -530,7 +558,8 @@ def test_which_methods_a_table_compares(tmp_path):
 
 
 def test_table_1_has_svhn_beside_cifar10(tmp_path):
-    """The ViT column is SVHN's where ResNet-9 is CIFAR-10's; other data stay by themselves; Potion's is the paper's OOM."""
+    """The ViT column is SVHN's where ResNet-9 is CIFAR-10's; other data stay by themselves; Potion's is the paper's
+    OOM."""
     vit = make_row(healed=0.7, arch="vit", dataset="svhn")
     table = one("1", load(tmp_path, [make_row(), *every_cell("rem", 0.7, 0.9, arch="vit", dataset="svhn")]))
     got = line(table, method="rem", ETD=False)
@@ -541,40 +570,46 @@ def test_table_1_has_svhn_beside_cifar10(tmp_path):
     assert few["ViT product"] == (pytest.approx(63.0), None) and few["ViT difference"] is None
     alone = one("1", load(tmp_path, [vit, make_row("npo", arch="vit", dataset="svhn")]))
     assert alone.title.startswith("Table 1: svhn") and line(alone, method="rem", ETD=False)["n"] is None
-    assert len(build("1", load(tmp_path, [make_row(), make_row(dataset="fashion-mini", n=1000), vit]))) == 2
+    assert len(make_tables("1", load(tmp_path, [make_row(), make_row(dataset="fashion-mini", n=1000), vit]))) == 2
 
 
 def test_plain_retrain_in_tables_7_to_9(tmp_path):
     """retrain trains no ETD network: it stands in Tables 7-9 as a plain one, and no other method does."""
     plain = [make_row(m, dataset="imagenette", capacity=0.9) for m in ("retrain", "cf")]
-    assert not build("7", load(tmp_path, plain)) and not build("8", load(tmp_path, [make_row("retrain")]))  # no ETD, no table
+    # no ETD, no table
+    assert not make_tables("7", load(tmp_path, plain)) and not make_tables("8", load(tmp_path, [make_row("retrain")]))
     plain.append(make_row("no-ul", dataset="imagenette", capacity=0.9, etd=True))
     got = line(one("7", load(tmp_path, plain)), method="retrain")
     assert got["n"] == 1 and got["product (paper)"] == (50.14, 2.26)
     assert [n for n in column(one("7", load(tmp_path, plain)), "n") if n] == [1, 1]
     assert "does not say how its is trained)." in one("7", load(tmp_path, plain)).caption
-    for number, before, settings in (("8", "4", {}), ("9", "5", dict(arch="vit", dataset="svhn"))):  # whose masks are smaller
+    # whose masks are smaller
+    for number, before, settings in (("8", "4", {}), ("9", "5", dict(arch="vit", dataset="svhn"))):
         small, large = ({r["method"]: r["utility"][0] for r in PAPER["tables"][t]["rows"] if r["capacity"] == 0.5 and
                          r["method"] == "retrain"} for t in (number, before))
         trained = make_row("cf", p_mem=0.05, etd=True, **settings)
         text = one(number, load(tmp_path, [make_row("retrain", **settings), trained])).caption
-        assert small["retrain"] < large["retrain"] and f"its Utility is below that of Table {before}, which may mean" in text
+        assert small["retrain"] < large["retrain"]
+        assert f"its Utility is below that of Table {before}, which may mean" in text
 
 
 def test_one_table_for_each_data_set(tmp_path):
-    """V12: data sets and numbers of images stay apart; the caption names data, rates, seeds, hardware, and what Utility is."""
+    """V12: data sets and numbers of images stay apart; the caption names data, rates, seeds, hardware, and what Utility
+    is."""
     rows = load(tmp_path, grid(["rem"], seeds=(0, 2)) + grid(["rem"], dataset="fashion-mini") + grid(["rem"], n=500))
-    found = build("4", rows)
+    found = make_tables("4", rows)
     assert [t.title for t in found] == ["Table 4: cifar10, 500 corrupted", "Table 4: cifar10, 1000 corrupted",
                                         "Table 4: fashion-mini, 120 corrupted"]
     for words in ("cifar10, 1000 corrupted", "confusion, poison, random", "discovery 0.1, 1;", "seeds 0, 2;", "12 runs",
                   "cpu, threads 2, torch 2.6.0", "CIFAR10", "Healed × Utility (over all classes)."):
         assert words in found[1].caption, words
-    assert build("6", rows, own=True) == build("6", rows)[2:]  # of --table all: Imagenette's own, and data of no table
+    # of --table all: Imagenette's own, and data of no table
+    assert make_tables("6", rows, own=True) == make_tables("6", rows)[2:]
 
 
 def test_captions_warn(tmp_path):
-    """Runs with other settings, and methods that did not run in the same cells, are pointed out; seeds and rates are not."""
+    """Runs with other settings, and methods that did not run in the same cells, are pointed out; seeds and rates are
+    not."""
     rows = grid(["rem", "npo"], seeds=(0, 1))
     clean = one("mean", load(tmp_path, rows)).caption
     assert "compare with care" not in clean and "NOT ONE" not in clean
@@ -585,12 +620,13 @@ def test_captions_warn(tmp_path):
 
 def test_captions_name_the_commits(tmp_path):
     """Rows of more than one commit are pointed out by its first seven characters."""
-    rows = [{**make_row(seed=k), "git": git} for k, git in enumerate(("1234567890", "abcdefghij-dirty", None, "1234567890"))]
+    rows = [{**make_row(seed=k), "git": git} for k, git in enumerate(("1234567890", "abcdefghij-dirty", None,
+                                                                      "1234567890"))]
     assert "Commits: 1234567, abcdefg-dirty, unknown." in one("mean", load(tmp_path, rows)).caption
     assert "Commits" not in one("mean", load(tmp_path, rows[::3])).caption
 
 
-# --- The paper's numbers ------------------------------------------------------------------------------------------------
+# --- The paper's numbers ----------------------------------------------------------------------------------------------
 
 SAMPLE = [  # copied by hand from the paper: table, capacity, ETD, method, Healed, Utility, product
     ("1", 0.5, False, "rem", [81.16, 1.62], [90.54, 0.15], [73.40, 1.43]),
@@ -612,7 +648,8 @@ SAMPLE = [  # copied by hand from the paper: table, capacity, ETD, method, Heale
 @pytest.mark.parametrize("number, capacity, etd, method, healed, utility, product", SAMPLE)
 def test_numbers_of_the_paper(number, capacity, etd, method, healed, utility, product):
     """paper.json has the numbers that are printed in the paper."""
-    (row,) = [r for r in PAPER["tables"][number]["rows"] if (r["capacity"], r["etd"], r["method"]) == (capacity, etd, method)]
+    (row,) = [r for r in PAPER["tables"][number]["rows"] if (r["capacity"], r["etd"], r["method"]) == (capacity, etd,
+        method)]
     assert (row["healed"], row["utility"], row["product"]) == (healed, utility, product)
 
 
@@ -651,7 +688,7 @@ def test_appendix_numbers():
                             "ascent": 0.2}
 
 
-# --- Formats ------------------------------------------------------------------------------------------------------------
+# --- Formats ----------------------------------------------------------------------------------------------------------
 
 
 def parse_markdown(text) -> list[list[str]]:
@@ -707,7 +744,7 @@ def test_latex_escapes():
     assert r"\caption{A\&B. 50 \% of \#1 \{x\}}" in text
 
 
-# --- Command line -------------------------------------------------------------------------------------------------------
+# --- Command line -----------------------------------------------------------------------------------------------------
 
 
 def test_default_prints_the_means(tmp_path, capsys):

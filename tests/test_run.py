@@ -64,7 +64,8 @@ def rows_of(path):
 def command(*arguments, **more):
     """Run the real command line in its own process."""
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
-    return subprocess.run([sys.executable, ROOT / "run.py", *arguments], capture_output=True, text=True, env=environment,
+    return subprocess.run([sys.executable, ROOT / "run.py", *arguments], capture_output=True, text=True,
+                          env=environment,
                           timeout=300, **more)
 
 
@@ -152,10 +153,12 @@ def test_the_seed_draws_the_weights(arch):
 def test_the_seed_draws_the_training(monkeypatch, etd):
     """R4: from the same weights on the same data, training follows the seed, though the masks of ETD stay the same."""
     if etd:
-        monkeypatch.setattr(experiment, "train_etd", lambda model, data, config, *args, inner=experiment.train_etd, **more: inner(
+        monkeypatch.setattr(experiment, "train_etd", lambda model, data, config, *args, inner=experiment.train_etd,
+                            **more: inner(
             model, data, replace(config, seed=0), *args, **more))
     task = experiment.corrupt(*seeded(1))
-    first, again, other = (experiment.train_original(seeded(seed, etd=etd)[0], task, small_net(0, width=4)) for seed in (1, 1, 2))
+    first, again, other = (experiment.train_original(seeded(seed, etd=etd)[0], task, small_net(0, width=4))
+                           for seed in (1, 1, 2))
     assert_same_state(first, again)
     assert not same_state(first, other)
 
@@ -166,7 +169,8 @@ def test_the_seed_draws_the_unlearning():
     before = copy.deepcopy(original)
 
     def method(model, data, forget, config, generator):
-        kept.append((METHODS["cf"].function(model, data, forget, config, generator), torch.rand(4, generator=generator).tolist()))
+        kept.append((METHODS["cf"].function(model, data, forget, config, generator),
+                     torch.rand(4, generator=generator).tolist()))
         return kept[-1][0]
 
     forget = experiment.find(seeded(1)[0], task)
@@ -187,8 +191,8 @@ def test_row_holds_what_reproduces_it(few, tmp_path):
     argv = ["--task", "random", "--discovery", "0.3", "--method", "no-ul", "--out", str(out), *QUICK]
     assert run.main(argv) == 0
     row = rows_of(out)[0]
-    wanted = "dataset task discovery n arch capacity etd p_mem method seed healed healed_undiscovered utility product seconds"
-    assert set(wanted.split() + "status error device torch version git argv".split()) <= set(row)
+    wanted = "dataset task discovery n arch capacity etd p_mem method seed healed healed_undiscovered utility product"
+    assert set(wanted.split() + "seconds status error device torch version git argv".split()) <= set(row)
     assert row["torch"] == torch.__version__ and row["version"] == experiment.VERSION and row["argv"] == argv
     names = {f.name for f in fields(Config)}
     again = resolve({key: value for key, value in row.items() if key in names})
@@ -199,14 +203,17 @@ def test_row_holds_what_reproduces_it(few, tmp_path):
 def test_the_commit_of_the_code(tmp_path, monkeypatch):
     """R3: a row names the commit that HEAD is, tagged or not, "-dirty" once a tracked file differs; outside a checkout
     None."""
-    for name in [name for name in os.environ if name.startswith("GIT_")]:  # a hook's point to the repository that it is of
+    # a hook's point to the repository that it is of
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
-    for name, value in dict(CEILING_DIRECTORIES=str(tmp_path.parent), CONFIG_GLOBAL=os.devnull, CONFIG_NOSYSTEM="1").items():
+    for name, value in dict(CEILING_DIRECTORIES=str(tmp_path.parent), CONFIG_GLOBAL=os.devnull,
+                            CONFIG_NOSYSTEM="1").items():
         monkeypatch.setenv(f"GIT_{name}", value)
 
     def git(*arguments):
         settings = ["-c", "user.name=T", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false"]
-        return subprocess.run(["git", *settings, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(["git", *settings, *arguments], cwd=tmp_path, check=True, capture_output=True,
+                              text=True).stdout
 
     code = tmp_path / "cell.py"
     code.write_text("first\n")
@@ -233,7 +240,8 @@ def test_quiet_prints_the_table_only(few, tmp_path, capsys):
     """R1: --quiet leaves the table alone on stdout."""
     assert run.main(["--quiet", "--method", "no-ul", "--out", str(tmp_path / "x"), *QUICK]) == 0
     out, err = capsys.readouterr()
-    assert out.split()[:6] == "method Healed undiscovered Utility product seconds".split() and len(out.splitlines()) == 3
+    assert out.split()[:6] == "method Healed undiscovered Utility product seconds".split()
+    assert len(out.splitlines()) == 3
     assert err == ""
 
 
@@ -248,8 +256,10 @@ def test_full_discovery_has_no_undiscovered(few, tmp_path, capsys):
 def test_no_unlearning_is_the_trained_network(few, tmp_path, monkeypatch):
     """S6: "no-ul" evaluates the trained network itself, bit for bit, and leaves it as it was."""
     seen = {}
-    monkeypatch.setattr(run, "train_original", lambda *a, inner=run.train_original: seen.setdefault("trained", inner(*a)))
-    monkeypatch.setattr(experiment, "evaluate", lambda m, *a, inner=experiment.evaluate: inner(seen.setdefault("measured", m), *a))
+    monkeypatch.setattr(run, "train_original", lambda *a, inner=run.train_original: seen.setdefault("trained",
+        inner(*a)))
+    monkeypatch.setattr(experiment, "evaluate", lambda m, *a,
+                        inner=experiment.evaluate: inner(seen.setdefault("measured", m), *a))
     assert run.main(["--method", "no-ul", "--quiet", "--out", str(tmp_path / "x"), *QUICK]) == 0
     for a, b in zip(seen["trained"].state_dict().values(), seen["measured"].state_dict().values(), strict=True):
         assert torch.equal(a, b)
@@ -263,8 +273,10 @@ def test_no_unlearning_is_the_trained_network(few, tmp_path, monkeypatch):
 def test_a_reader_that_has_enough(tmp_path, argv):
     """R2: a pipe that closes before anything is printed, as head may close it, ends the run with exit code 1 and no
     words."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, "-B", ROOT / "run.py", *argv, "--out", tmp_path / "x"], stdout=subprocess.PIPE,
+    environment = {name: value for name,
+                   value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-B", ROOT / "run.py", *argv, "--out", tmp_path / "x"],
+                          stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait(60)) == ("", 1)
@@ -273,9 +285,11 @@ def test_a_reader_that_has_enough(tmp_path, argv):
 
 def test_a_reader_that_has_enough_is_no_failure(tmp_path):
     """R2, R3: a pipe that closes in the middle of training leaves no row that says a method failed."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {"OMP_NUM_THREADS": "1"}
+    environment = {name: value for name,
+                   value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-B", ROOT / "run.py", *QUICK, "--epochs", "9", "--out", tmp_path / "x"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=environment) as process:
         lines = [process.stdout.readline() for _ in range(3)]
         process.stdout.close()
         assert (process.stderr.read(), process.wait(60)) == ("", 1) and lines[2].startswith("train")
@@ -363,7 +377,11 @@ def test_torn_line_of_another_program_is_kept_apart(tmp_path):
     assert out.read_text().splitlines()[2] == '{"a": 2}'
 
 
-APPENDER = "import experiment, sys\nfor i in range(int(sys.argv[2])): experiment.append_row(sys.argv[1], {'i': i, 'pad': 'x' * 3000})"
+APPENDER = """
+import experiment, sys
+for i in range(int(sys.argv[2])):
+    experiment.append_row(sys.argv[1], {'i': i, 'pad': 'x' * 3000})
+"""
 
 
 def test_killed_writer_tears_nothing(tmp_path):
@@ -561,7 +579,8 @@ def test_help_shows_every_setting_and_default(capsys, monkeypatch):
 
 def test_table_3():
     """R8: the default of every hyperparameter of Table 3 is the paper's value."""
-    paper = dict(lr=0.025, epochs=40, batch=512, optimizer="sgd", gamma=0.2, beta=1.0, unlearn_lr=0.005, unlearn_epochs=10,
+    paper = dict(lr=0.025, epochs=40, batch=512, optimizer="sgd", gamma=0.2, beta=1.0, unlearn_lr=0.005,
+                 unlearn_epochs=10,
                  p_mem=0.2, n=1000, capacity=0.5, arch="resnet9")
     assert {key: getattr(Config(), key) for key in paper} == paper
     vit = resolve({"arch": "vit", "dataset": "svhn"})
@@ -588,7 +607,8 @@ def test_extra_ratio():
 @given(st.integers(0, 2**62), st.sampled_from(["a", "b", "task", "masks"]))
 def test_streams_are_independent(seed, purpose):
     """M6, T10: a stream depends on seed and purpose alone and no two of them share their numbers."""
-    draw = [torch.rand(4, generator=stream(*key)).tolist() for key in ((seed, purpose), (seed, purpose), (seed + 1, purpose), (seed, purpose + "x"))]
+    draw = [torch.rand(4, generator=stream(*key)).tolist() for key in ((seed, purpose), (seed, purpose),
+        (seed + 1, purpose), (seed, purpose + "x"))]
     assert draw[0] == draw[1] and len({tuple(d) for d in draw}) == 3
 
 
@@ -599,19 +619,25 @@ def test_choices_are_checked(name):
         check(replace(Config(), **{name: "nonsense"}))
 
 
-BAD_SETTINGS = [("gamma", 5, ValueError, "gamma is 5; it must be in"), ("redirect", "foo", ValueError, "choose from npo, ce"),
-                ("optimizer", "adamw", ValueError, "choose from sgd, adam"), ("n", 0, ValueError, "a finite number at least 1"),
-                ("lr", float("inf"), ValueError, "lr is inf; it must be a finite number at least 0"), ("beta", "1", TypeError, "must be float"),
+BAD_SETTINGS = [("gamma", 5, ValueError, "gamma is 5; it must be in"),
+                ("redirect", "foo", ValueError, "choose from npo, ce"),
+                ("optimizer", "adamw", ValueError, "choose from sgd, adam"),
+                ("n", 0, ValueError, "a finite number at least 1"),
+                ("lr", float("inf"), ValueError, "lr is inf; it must be a finite number at least 0"),
+                ("beta", "1", TypeError, "must be float"),
                 ("seed", 2**63, ValueError, "seed is 9223372036854775808"), ("n", 2.0, TypeError, "it must be int"),
-                ("etd", 1, TypeError, "etd is 1; it must be bool"), ("epochs", True, TypeError, "epochs is True; it must be int"),
+                ("etd", 1, TypeError, "etd is 1; it must be bool"), ("epochs", True, TypeError,
+                                                                     "epochs is True; it must be int"),
                 ("width", 10**400, ValueError, "a finite number above 0"), ("method", None, TypeError, "must be str"),
                 ("gamma", float("nan"), ValueError, "gamma is nan"), ("out", ["x"], TypeError, "must be str")]
 
 
 @pytest.mark.parametrize("name, value, kind, words", BAD_SETTINGS)
 def test_a_config_checks_itself(name, value, kind, words):
-    """R2: settings of a wrong type or out of their range are refused however they are made: by name, by replace, by resolve."""
-    for make in (lambda: Config(**{name: value}), lambda: replace(Config(), **{name: value}), lambda: resolve({name: value})):
+    """R2: settings of a wrong type or out of their range are refused however they are made: by name, by replace, by
+    resolve."""
+    for make in (lambda: Config(**{name: value}), lambda: replace(Config(), **{name: value}),
+                 lambda: resolve({name: value})):
         with pytest.raises(kind, match=re.escape(words)):
             make()
 
@@ -648,12 +674,15 @@ sys.addaudithook(lambda event, args: seen.append((event, args)) if event == "ope
 for name in names:
     importlib.import_module(name)
 events, seen = seen, []
-opened = [(Path(os.fsdecode(args[0])), args[2]) for event, args in events if event == "open" and not isinstance(args[0], int)]
-print(*{event for event, args in events if event not in ("open", "os.listdir", "os.scandir", "os.putenv", "os.unsetenv")})
+opened = [(Path(os.fsdecode(args[0])), args[2]) for event, args in events
+          if event == "open" and not isinstance(args[0], int)]
+print(*{event for event, args in events
+        if event not in ("open", "os.listdir", "os.scandir", "os.putenv", "os.unsetenv")})
 print(*[path for path, flags in opened if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)])
-print(*[path for path, flags in opened if path.suffix in (".npz", ".jsonl", ".pt", ".gz") or root / "data" in path.parents])
-print(*{path.relative_to(root) for path, flags in opened if path.is_relative_to(root) and path.suffix not in (".py", ".pyc")
-        and "site-packages" not in path.parts})
+print(*[path for path, flags in opened
+        if path.suffix in (".npz", ".jsonl", ".pt", ".gz") or root / "data" in path.parents])
+print(*{path.relative_to(root) for path, flags in opened if path.is_relative_to(root)
+        and path.suffix not in (".py", ".pyc") and "site-packages" not in path.parts})
 listed = [str(args[0]) for event, args in events if event in ("os.listdir", "os.scandir")]
 print(*[folder for folder in listed if folder.startswith(str(root / "data"))])
 print(len(opened))
@@ -662,10 +691,12 @@ print(len(opened))
 
 def test_import_reads_and_writes_nothing(tmp_path):
     """R7: importing every shipped module, in one process, opens no data, writes nothing and starts nothing."""
-    names = sorted([path.stem for path in ROOT.glob("*.py")] + [f"study.{path.stem}" for path in ROOT.glob("study/*.py")])
+    names = sorted([path.stem for path in ROOT.glob("*.py")] + [f"study.{path.stem}"
+                                                                for path in ROOT.glob("study/*.py")])
     assert {"run", "study.report", "study.figures", "study.tables", "data", "experiment", "study.grid"} <= set(names)
     environment = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
-    done = subprocess.run([sys.executable, "-c", WATCHED_IMPORT, ROOT, *names], cwd=tmp_path, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-c", WATCHED_IMPORT, ROOT, *names], cwd=tmp_path, capture_output=True,
+                          text=True,
                           env=environment, timeout=300)
     assert done.stderr == ""
     others, written, data, read, listed, opened = done.stdout.splitlines()
@@ -742,7 +773,8 @@ def test_rows_tell_what_was_learnt(made, tmp_path):
         assert run.main(["--method", f"no-ul,cf,{tmp_path}/odd.py:f,retrain", "--out", str(out), *SMALL]) == 0
     config = resolve({"n": 6})
     task = experiment.corrupt(config, make_dataset(0, size=8))
-    assert [row["learnt"] for row in rows_of(out)] == [metrics.accuracy(given[0], task.train, task.corrupted)] * 3 + [None]
+    assert [row["learnt"] for row in rows_of(out)] == [metrics.accuracy(given[0], task.train,
+        task.corrupted)] * 3 + [None]
 
 
 def test_too_few_outputs_are_told_before_any_work():
@@ -807,8 +839,8 @@ def test_progress_is_silent_about_what_is_short(capsys, monkeypatch):
 
 @pytest.mark.parametrize("stream_of, seen", [(Terminal, True), (io.StringIO, False)])
 def test_long_silence_is_told_in_a_terminal(monkeypatch, stream_of, seen):
-    """R1: work without a line for long writes one line anew in a terminal, wiped before the next and at the end; elsewhere
-    it writes nothing."""
+    """R1: work without a line for long writes one line anew in a terminal, wiped before the next and at the end;
+    elsewhere it writes nothing."""
     out = stream_of()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(experiment, "LONG", 0.5)
@@ -883,7 +915,8 @@ def test_ascii_errors(tmp_path, encoding):
     """R2: an error about a path with other letters is one line in any encoding."""
     environment = dict(os.environ, PYTHONIOENCODING=encoding)
     argv = ["--dataset", "folder", "--data-dir", tmp_path / "\u00e4", *TINY, "--out", tmp_path / "x"]
-    done = subprocess.run([sys.executable, "-B", ROOT / "run.py", *argv], capture_output=True, env=environment, timeout=300)
+    done = subprocess.run([sys.executable, "-B", ROOT / "run.py", *argv], capture_output=True, env=environment,
+                          timeout=300)
     assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"Traceback" not in done.stderr
 
 

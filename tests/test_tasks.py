@@ -32,7 +32,8 @@ rates = st.sampled_from([0.1, 0.2, 0.25, 1 / 3, 0.5, 0.75, 0.9, 1.0])
 
 def balanced(seed, n=24, classes=4, size=4, tests=6, name="made", **more) -> Dataset:
     """n training images in equal or nearly equal classes, in an order drawn from the seed."""
-    train, test = make_data(seed, n=n, classes=classes, size=size, **more), make_data(seed + 1, n=tests, classes=classes, size=size)
+    train, test = make_data(seed, n=n, classes=classes, size=size, **more), make_data(seed + 1, n=tests,
+        classes=classes, size=size)
     labels = (torch.arange(n) % classes)[torch.randperm(n, generator=gen(seed))]
     return Dataset(name, replace(train, labels=labels), test, tuple("abcdefghij"[:classes]))
 
@@ -42,7 +43,8 @@ def cases(draw, name=names):
     """(name, dataset, n, seed): a task that can be made; n is 1, odd, even or everything."""
     name, seed, classes = draw(name), draw(seeds), draw(st.integers(2, 5))
     per_class = draw(st.integers(1, 6))
-    dataset = balanced(seed, n=per_class * classes, classes=classes, channels=draw(st.sampled_from([1, 3])), size=draw(st.integers(3, 6)))
+    dataset = balanced(seed, n=per_class * classes, classes=classes, channels=draw(st.sampled_from([1, 3])),
+                       size=draw(st.integers(3, 6)))
     n = 2 * draw(st.integers(1, per_class)) if name == "confusion" else draw(st.integers(1, per_class * classes))
     return name, dataset, n, seed
 
@@ -56,7 +58,8 @@ def make(case, **more) -> Task:
 def assert_same_task(a: Task, b: Task) -> None:
     """Equal in everything that training and the metrics read."""
     assert (a.name, a.seed) == (b.name, b.seed)
-    for x, y in ((a.clean, b.clean), (a.corrupted, b.corrupted), (a.train.labels, b.train.labels), (a.train.images, b.train.images)):
+    for x, y in ((a.clean, b.clean), (a.corrupted, b.corrupted), (a.train.labels, b.train.labels),
+                 (a.train.images, b.train.images)):
         assert x.dtype == y.dtype and torch.equal(x, y)
     moved = [list(batches(replace(t.train, pad=1, flip=True), generator=gen(0), augment=True)) for t in (a, b)]
     assert all(torch.equal(x[1], y[1]) for x, y in zip(*moved, strict=True))  # the trigger lies on the same images
@@ -136,7 +139,8 @@ def test_t3_confusion(case, draw):
         assert (new[task.corrupted][old[task.corrupted] == c] == other).all()
     assert torch.equal(new.bincount(minlength=9), old.bincount(minlength=9))
     assert task.train.images is dataset.train.images
-    whole = make_task("confusion", dataset, 2 * int((old == pair[0]).sum()), 0, pair)  # the same examples whatever the draw
+    # the same examples whatever the draw
+    whole = make_task("confusion", dataset, 2 * int((old == pair[0]).sum()), 0, pair)
     twice = make_task("confusion", replace(dataset, train=whole.train), len(whole.corrupted), 0, pair)
     assert torch.equal(twice.corrupted, whole.corrupted) and torch.equal(twice.train.labels, old)
 
@@ -283,7 +287,8 @@ def test_t9_uniform():
     assert (counts - 0.3 * runs).abs().max() < 6 * (runs * 0.3 * 0.7) ** 0.5
     dataset = balanced(0, n=24)
     both = (dataset.train.labels < 2).nonzero().flatten()  # 6 of each class
-    for name, places, rate in (("poison", torch.arange(24), 0.25), ("random", torch.arange(24), 0.25), ("confusion", both, 0.5)):
+    for name, places, rate in (("poison", torch.arange(24), 0.25), ("random", torch.arange(24), 0.25),
+                               ("confusion", both, 0.5)):
         drawn = torch.zeros(24)
         for seed in range(runs):
             drawn[make_task(name, dataset, 6, seed, (0, 1)).corrupted] += 1
@@ -561,7 +566,8 @@ def test_t16_other_shape(tmp_path):
     dataset = balanced(0, size=6)
     save_task(make_task("random", dataset, 5, 0), tmp_path / "task.pt")
     with pytest.raises(ValueError, match="made from other images"):
-        load_task(tmp_path / "task.pt", replace(dataset, train=replace(dataset.train, images=dataset.train.images.view(24, 1, 4, 9))))
+        load_task(tmp_path / "task.pt", replace(dataset, train=replace(dataset.train,
+            images=dataset.train.images.view(24, 1, 4, 9))))
 
 
 @pytest.mark.parametrize("broken", ["os.replace", "os.fsync", "torch.save"])
