@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from formats import checkpoints
-from formats.sheets import COLUMNS, PICTURES, answered, draw_sheet, write_csv
+from formats.sheets import answered, beside, write_suspects
 from data import Data
 from datasets import _moments
 from etd import Expanded, eval_mode
@@ -32,7 +32,6 @@ from formats.inputs import IMAGENET, Folder, Reading, build_network, decode, ope
 from metrics import predict
 from rem import check_forget, rem
 from settings import Config, check, stream
-from suspects import features, probe, suspects
 from tasks import write_whole
 from train import refresh_batchnorm
 
@@ -180,8 +179,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", required=True, help="resnet9, vit, torchvision's name, timm:NAME or FILE.py:FUNCTION")
     p.add_argument("--checkpoint", required=True, help="the trained weights: .pt, .pth, .bin, .ckpt or .safetensors")
     p.add_argument("--bad", required=True, nargs="+", metavar="LIST",
-                   help="known bad images: paths or indices in .txt, .csv, .json or .npy; several lists count together, "
-                        "such as the first one and suspects.csv with true in a column `bad`")
+                   help="known bad images: paths or indices in .txt, .csv, .json or .npy; lists together, such as the "
+                        "first one and suspects.csv with true in a column `bad`")
     p.add_argument("--out", required=True,
                    help="file of the repaired weights; a report (.json), suspects.csv and suspects.png go beside it")
     p.add_argument("--ema", action="store_true", help="repair the averaged weights of the checkpoint")
@@ -250,14 +249,13 @@ def check_outputs(args: argparse.Namespace, report_file: Path) -> None:
     """Raise ValueError unless all outputs can be written and none replaces an input, or what a user typed."""
     if report_file == Path(args.out):
         raise ValueError(f"--out is {args.out}, the report's name; give a file that ends in .pt or .safetensors")
-    listed, drawn = (Path(args.out).with_name(f"suspects.{kind}") for kind in ("csv", "png"))
-    for out in (Path(args.out), report_file, listed, drawn):
+    for out in (Path(args.out), report_file, *beside(args.out)):
         check_writable(str(out))
         for name in (args.checkpoint, *args.bad, args.clean, args.class_map):
             if name and out.exists() and Path(name).exists() and out.samefile(name):
                 raise ValueError(f"{out} would replace the input {name}; give another file with --out")
-    if answered(listed):
-        raise ValueError(f"{listed} has a column `bad` that would be lost; give it with --bad, and --out in another folder")
+    if answered(listed := beside(args.out)[0]):
+        raise ValueError(f"{listed} has a column `bad`, which would be lost; choose another folder for --out")
 
 
 # --- Told before any work, and at the end -----------------------------------------------------------------------------
@@ -337,27 +335,6 @@ def compare(models, before: torch.Tensor, data: Data, heldout: Data | None, fold
         wrong = (folder.clean >= 0) & (known | (folder.clean != labels))
         rows["Healed: bad images, true labels"] = [share((p == folder.clean)[wrong]) for p in pair]
     return {**rows, "training images with another prediction": int((pair[0] != pair[1]).sum())}
-
-
-def write_suspects(out: str, model, repaired, data: Data, folder: Folder, places: dict[Path, int]) -> str:
-    """Write suspects.csv and suspects.png beside the weights `out`; returns a line that says so.
-
-    Args:
-        model, repaired: the network before and after.
-        places: of every training image in the order of its folder, which indices count.
-    """
-    found, similar = suspects(repaired, data, folder.forget), probe(features(model, data), folder.forget)
-    rows, names, given = [], folder.classes, data.labels.cpu()
-    for rank, (i, score, predicted) in enumerate(zip(*(part.tolist() for part in found), strict=True), 1):
-        path = folder.paths[i]
-        rows.append((rank, path.relative_to(folder.root).as_posix(), places[path], names[given[i]], names[predicted],
-                     f"{score:.6g}", f"{math.exp(-score):.6g}", f"{similar[i]:.6g}"))
-    listed, drawn = (Path(out).with_name(f"suspects.{kind}") for kind in ("csv", "png"))
-    write_csv(listed, COLUMNS, rows)
-    first = found.index[:PICTURES]
-    shown = draw_sheet(drawn, data.images[first].cpu(), [(row[3], row[4]) for row in rows[:PICTURES]])
-    return (f"{listed} ranks the {len(rows)} images that no list names, most suspect first"
-            + (f"; {drawn} shows the first {len(first)}" if shown else "; no picture of them: matplotlib is not installed"))
 
 
 def table(scores: dict) -> str:

@@ -54,7 +54,7 @@ def suspects(model: nn.Module, data, forget: torch.Tensor) -> Suspects:
 
 
 def ranked(score: torch.Tensor, forget: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices outside D_f by falling score, ties in the order of the data, and their scores; from (N,) scores of all."""
+    """Indices outside D_f by falling score, ties in the order of the data, and those scores; score: (N,), of all."""
     index = torch.ones(len(score), dtype=torch.bool).index_fill_(0, forget, False).nonzero().flatten()
     index = index[score[index].argsort(descending=True, stable=True)]
     return index, score[index]

@@ -244,7 +244,8 @@ def csv_entries(path: Path) -> list[str | int]:
 def csv_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Column names and rows of a CSV file, without blanks around the values."""
     try:
-        lines = [[value.strip() for value in line] for line in csv.reader(io.StringIO(read_text(path), "")) if any(line)]
+        found = csv.reader(io.StringIO(read_text(path), newline=""))
+        lines = [[value.strip() for value in line] for line in found if any(line)]
     except csv.Error as error:
         raise ValueError(f"{path} is no CSV ({error})") from error
     columns = lines[0] if lines else []

@@ -60,14 +60,14 @@ def read_rows(folder: str | Path) -> list[dict]:
 
 
 def read(file: Path) -> list[dict]:
-    """The rows of one file; lines that are none are left out and named in one warning, C-scores without a word."""
+    """The rows of one file; lines that are none are left out and named in one warning, other words' without a word."""
     rows, odd = [], []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            if not is_c_score(row):
+            if not is_other(row):
                 rows.append(checked({"stop": "max", **row}))  # rows from before REM could end early lack it
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             odd.append(number)
@@ -77,9 +77,9 @@ def read(file: Path) -> list[dict]:
     return rows
 
 
-def is_c_score(row) -> bool:
-    """Whether a line is of `run.py cscore`, which has scores of tasks and none of methods."""
-    return isinstance(row, dict) and "method" not in row and {"sizes", "runs"} <= set(row)
+def is_other(row) -> bool:
+    """Whether a line is of `run.py cscore` or `run.py suspects`, which have scores of tasks and of suspects."""
+    return isinstance(row, dict) and "method" not in row and ({"sizes", "runs"} <= set(row) or "cell" in row)
 
 
 def checked(row: dict) -> dict:
