@@ -124,10 +124,11 @@ def play(config: Config, task: Task, original, rounds: int, user: str, looked: i
             yield from rows_of_scores(every_score(original, repaired, through, task.train, forget), task, forget)
         known = {"known": len(forget), "known_bad": int(torch.isin(forget, task.corrupted).sum())}
         yield {**round_key(number, user, looked), **known, **evaluate(repaired, task, forget, original)}
-        first = suspects(repaired, task.train, forget).index[:looked]
-        if user == "looks":
-            first = first[torch.isin(first, task.corrupted)]
-        forget = torch.cat([forget, first]).sort().values
+        if number < rounds:
+            first = suspects(repaired, task.train, forget).index[:looked]
+            if user == "looks":
+                first = first[torch.isin(first, task.corrupted)]
+            forget = torch.cat([forget, first]).sort().values
 
 
 def round_key(number: int, user: str, looked: int) -> dict:
@@ -145,13 +146,13 @@ def add_arguments(p: Parser) -> None:
         names = [f"--{name}", *([f"--{name}s"] if name != "discovery" else [])]
         text = f"{f.metadata['help']} (default: {f.default})"
         p.add_argument(*names, dest=name, default=str(f.default), metavar="LIST", help=text)
-    p.add_argument("--rounds", type=int, help="repairs, each from a larger D_f (default: 1; 2 with one of the next two)")
+    p.add_argument("--rounds", type=int, help="repairs, each from a larger D_f (default: 1, or 2 with K)")
     p.add_argument("--look-at", type=int, metavar="K",
                    help="between rounds a user looks at K suspects and confirms the corrupted ones (default: |D_c|)")
     p.add_argument("--flag-top", type=int, metavar="K", help="K suspects join D_f between rounds instead, unseen")
     p.add_argument("--figure", action="store_true", help="draw recall over images looked at, beside --out (matplotlib)")
     p.add_argument("--out", default="runs/suspects.jsonl",
-                   help="result file, a JSON line per cell and score or round is appended (default: runs/suspects.jsonl)")
+                   help="result file, a JSON line per cell and score or round is added (default: runs/suspects.jsonl)")
     add_flags(p, FLAGS)
 
 
@@ -292,7 +293,7 @@ def draw(figure, rows: list[dict]):
     """Recall over the number of images looked at, a panel per task and rate, mean over seeds; returns the figure."""
     rows = [row for row in rows if row.get("score") in DRAWN]
     tasks, rates = [t for t in TASKS if t in {row["task"] for row in rows}], sorted({row["discovery"] for row in rows})
-    figure.set_size_inches(1 + 2.6 * len(tasks), 1.1 + 2.1 * len(rates))
+    figure.set_size_inches(max(6.5, 1 + 2.6 * len(tasks)), 1.1 + 2.1 * len(rates))
     grid = figure.subplots(len(rates), len(tasks), squeeze=False, sharey=True)
     for (y, rate), (x, task) in ((a, b) for a in enumerate(rates) for b in enumerate(tasks)):
         axes, part = grid[y, x], [row for row in rows if (row["task"], row["discovery"]) == (task, rate)]
@@ -306,7 +307,7 @@ def draw(figure, rows: list[dict]):
                           label=score)
         axes.set_title(f"{task}, discovery {rate:g}: {missing} to find", fontsize=9)
         axes.tick_params(labelsize=8)
-    figure.supxlabel("images looked at, most suspect first", fontsize=10)
-    figure.supylabel("recall", fontsize=10)
+        axes.set_xlabel("images looked at, most suspect first" if y + 1 == len(rates) else "", fontsize=8)
+        axes.set_ylabel("recall" if x == 0 else "", fontsize=8)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     return figure
