@@ -106,34 +106,34 @@ def repair(config: Config, original, data, forget: torch.Tensor):
     return rem(original, data, forget, config, stream(config.seed, "unlearning"), log=log), kept["logits"]
 
 
-def play(config: Config, task: Task, original, rounds: int, user: str, looked: int):
+def play(config: Config, task: Task, original, rounds: int, users: list[tuple[str, int]]):
     """Rounds of repair from one original network, each from all that is known by then; yields rows as they come.
 
     Args:
-        config, task: of a cell; its D_f is what is known in round 1.
+        config, task: of a cell; its D_f is what is known in round 1, which is the same for all users.
         original: the trained network; every round starts from it.
         rounds: number of repairs.
-        user: what happens to the first `looked` suspects between rounds: "looks" takes the corrupted ones into D_f, as
-            one who knows them when they are seen; "none" takes all, right or wrong.
-        looked: number of suspects.
+        users: (user, K), what happens to the first K suspects between rounds: "looks" takes the corrupted ones into
+            D_f, as one who knows them when they are seen; "none" takes all, right or wrong.
     """
-    forget = find(config, task)
-    for number in range(1, rounds + 1):
-        repaired, through = repair(config, original, task.train, forget)
-        if number == 1:
-            yield from rows_of_scores(every_score(original, repaired, through, task.train, forget), task, forget)
-        known = {"known": len(forget), "known_bad": int(torch.isin(forget, task.corrupted).sum())}
-        yield {**round_key(number, user, looked), **known, **evaluate(repaired, task, forget, original)}
-        if number < rounds:
-            first = suspects(repaired, task.train, forget).index[:looked]
-            if user == "looks":
-                first = first[torch.isin(first, task.corrupted)]
-            forget = torch.cat([forget, first]).sort().values
+    first = find(config, task)
+    repaired, through = repair(config, original, task.train, first)
+    yield from rows_of_scores(every_score(original, repaired, through, task.train, first), task, first)
+    yield {"round": 1, "user": "", "looked": 0, **measure(repaired, task, first, original)}
+    for user, looked in users:
+        forget, network = first, repaired
+        for number in range(2, rounds + 1):
+            new = suspects(network, task.train, forget).index[:looked]
+            new = new[torch.isin(new, task.corrupted)] if user == "looks" else new
+            forget = torch.cat([forget, new]).sort().values
+            network, _ = repair(config, original, task.train, forget)
+            yield {"round": number, "user": user, "looked": looked, **measure(network, task, forget, original)}
 
 
-def round_key(number: int, user: str, looked: int) -> dict:
-    """What tells a cell's rounds apart; the first one is the same whatever follows."""
-    return {"round": number, "user": user, "looked": looked} if number > 1 else {"round": 1, "user": "", "looked": 0}
+def measure(network, task: Task, forget: torch.Tensor, original) -> dict:
+    """Healed, Utility and product, |D_f|, and how many of D_f are corrupted."""
+    bad = int(torch.isin(forget, task.corrupted).sum())
+    return {"known": len(forget), "known_bad": bad, **evaluate(network, task, forget, original)}
 
 
 # --- Command line -----------------------------------------------------------------------------------------------------
@@ -146,10 +146,11 @@ def add_arguments(p: Parser) -> None:
         names = [f"--{name}", *([f"--{name}s"] if name != "discovery" else [])]
         text = f"{f.metadata['help']} (default: {f.default})"
         p.add_argument(*names, dest=name, default=str(f.default), metavar="LIST", help=text)
-    p.add_argument("--rounds", type=int, help="repairs, each from a larger D_f (default: 1, or 2 with K)")
+    p.add_argument("--rounds", type=int, help="repairs, each from a larger D_f (default: 1, or 2 with a K)")
     p.add_argument("--look-at", type=int, metavar="K",
                    help="between rounds a user looks at K suspects and confirms the corrupted ones (default: |D_c|)")
-    p.add_argument("--flag-top", type=int, metavar="K", help="K suspects join D_f between rounds instead, unseen")
+    p.add_argument("--flag-top", type=int, metavar="K",
+                   help="K suspects join D_f between rounds, unseen; beside --look-at: once more from round 1")
     p.add_argument("--figure", action="store_true", help="draw recall over images looked at, beside --out (matplotlib)")
     p.add_argument("--out", default="runs/suspects.jsonl",
                    help="result file, a JSON line per cell and score or round is added (default: runs/suspects.jsonl)")
@@ -159,12 +160,11 @@ def add_arguments(p: Parser) -> None:
 def main(given: dict, argv: list[str]) -> int:
     """Run `run.py suspects`; returns the exit code: 0, or 1 if a cell failed. Bad input raises ValueError."""
     rounds, look_at, flag_top, figure = (given.pop(name) for name in ("rounds", "look_at", "flag_top", "figure"))
-    check_rounds(rounds, look_at, flag_top)
+    users = [(user, k) for user, k in (("looks", look_at), ("none", flag_top)) if k is not None]
+    check_rounds(rounds, users)
     figure = import_figure() if figure else None
     cells = cells_of(given)
-    looked = next((value for value in (flag_top, look_at) if value is not None), cells[0].n)
-    rounds = rounds or (1 if look_at is None and flag_top is None else 2)
-    plan = rounds, "none" if flag_top is not None else "looks", looked
+    plan = rounds or 1 + bool(users), users or [("looks", cells[0].n)]
     check_writable(cells[0].out)
     pairs = [(config, original) for original, group in by_original(cells) for config in group]
     failures = sum(not run_cell(config, original, plan, argv) for config, original in pairs)
@@ -177,15 +177,13 @@ def main(given: dict, argv: list[str]) -> int:
     return 1 if failures else 0
 
 
-def check_rounds(rounds: int | None, look_at: int | None, flag_top: int | None) -> None:
+def check_rounds(rounds: int | None, users: list[tuple[str, int]]) -> None:
     """Raise ValueError for rounds that cannot be played."""
     if rounds is not None and rounds < 1:
         raise ValueError(f"--rounds is {rounds}; it must be at least 1")
-    if look_at is not None and flag_top is not None:
-        raise ValueError("--look-at has a user and --flag-top has none; give one of them")
-    for name, value in (("--look-at", look_at), ("--flag-top", flag_top)):
-        if value is not None and (value < 0 or rounds == 1):
-            raise ValueError(f"{name} is {value} with --rounds {rounds}; give 0 or more suspects, and 2 rounds or more")
+    for _, k in users:
+        if k < 0 or rounds == 1:
+            raise ValueError(f"{k} suspects between {rounds or 2} rounds; give 0 or more suspects, and 2 rounds or more")
 
 
 def cells_of(given: dict) -> list[Config]:
@@ -200,11 +198,11 @@ def cells_of(given: dict) -> list[Config]:
     return cells
 
 
-def run_cell(config: Config, original: Config, plan: tuple[int, str, int], argv: list[str]) -> bool:
+def run_cell(config: Config, original: Config, plan: tuple[int, list], argv: list[str]) -> bool:
     """Play a cell unless its rows are there, and append those that are not; whether it ended well."""
     label, there = f"{config.task} at discovery {config.discovery:g}, seed {config.seed}", rows_of([config])
-    keys = [round_key(number, *plan[1:]) for number in range(1, plan[0] + 1)]
-    if all(any(key.items() <= row.items() for row in there) for key in keys):
+    done, (rounds, users) = {name_of(row) for row in there}, plan
+    if {(None, 1, "", 0), *((None, i, *user) for user in users for i in range(2, rounds + 1))} <= done:
         return True
     _, failure = make_original(original, Path(config.out).parent)
     if failure is None:
@@ -215,8 +213,7 @@ def run_cell(config: Config, original: Config, plan: tuple[int, str, int], argv:
         return False
     where = {"cell": cell_key(config), **{name: getattr(config, name) for name in (*AXES, *FLAGS)}, "out": config.out,
              **provenance(device_of(config), argv), "seconds": seconds}
-    done = {name_of(row) for row in there}
-    for row in rows:  # scores before rounds, so a cell that has its rounds is whole
+    for row in rows:  # scores come before rounds, so a cell that has its rounds has them
         if name_of(row) not in done:
             append_row(config.out, {**where, **row})
     if not config.quiet:

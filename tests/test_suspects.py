@@ -1,4 +1,4 @@
-"""suspects.py, what `repair` writes of it, and `run.py suspects`: scores against naive twins, the list and back, rounds."""
+"""suspects.py, what `repair` writes of it, and `run.py suspects`: naive twins, the list and back, rounds."""
 
 import copy
 import csv
@@ -16,7 +16,6 @@ from torch import nn
 
 import repair
 import run
-import suspects as module
 from contract import blind, global_random_states_stay, inputs_stay
 from data import Data
 from etd import NonFiniteLoss, forked_rng
@@ -76,7 +75,7 @@ def test_nothing_hidden_is_read_and_nothing_changes(keeps):
 
 
 def test_what_cannot_be_ranked_is_refused():
-    """S12: an empty D_f, all of D_tr, an index out of range -> ValueError; logits that are not finite -> NonFiniteLoss."""
+    """S12: D_f empty, all of D_tr or out of range -> ValueError; logits that are not finite -> NonFiniteLoss."""
     data, net = make_data(0), small_net(0)
     for forget, words in (([], "empty"), (range(12), "all 12"), ([12], "out of range"), ([1, 1], "twice")):
         with pytest.raises(ValueError, match=words):
@@ -207,14 +206,14 @@ def test_rows_of_scores_count_the_undiscovered_alone():
 
 # --- The list that a user gets, and gives back ------------------------------------------------------------------------
 
-NAMES = ["plain.png", 'a "quoted", name.png', "Ünïcode 猫 – ñ.png", "comma, semi; tab.png", "line\nend.png", "cr\rlf\r\n.png",
-         " blank.png", "=1+1.png", "back\\slash.png"]
+NAMES = ["plain.png", 'a "quoted", name.png', "Ünïcode 猫 – ñ.png", "comma, semi; tab.png", "line\nend.png",
+         "cr\rlf\r\n.png", " blank.png", "=1+1.png", "back\\slash.png"]
 
 
-@pytest.fixture
-def world(tmp_path) -> dict:
-    """train/{"ant, red", "bëe"}/* under awkward names, an untrained network and a list of one bad image."""
-    paths = []
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> dict:
+    """train/{"ant, red", "bëe"}/* under awkward names, an untrained network, one known bad image; repaired once."""
+    tmp_path, paths = tmp_path_factory.mktemp("world"), []
     for k, label in enumerate(("ant, red", "bëe")):
         for i, name in enumerate(NAMES):
             paths.append(tmp_path / "train" / label / name)
@@ -222,8 +221,10 @@ def world(tmp_path) -> dict:
             Image.new("RGB", (12, 12), (20 * i, 100 * k, 50)).save(paths[-1])
     (tmp_path / "bad.txt").write_text("train/bëe/plain.png\n", encoding="utf-8")
     torch.save(build("resnet9", 0.05, classes=2, image_size=12, seed=0).state_dict(), tmp_path / "model.pt")
-    return {"--data": tmp_path, "--model": "resnet9:0.05", "--image-size": 12, "--checkpoint": tmp_path / "model.pt",
-            "--bad": tmp_path / "bad.txt", "--out": tmp_path / "one" / "repaired.pt"}
+    found = {"--data": tmp_path, "--model": "resnet9:0.05", "--image-size": 12, "--checkpoint": tmp_path / "model.pt",
+             "--bad": tmp_path / "bad.txt", "--out": tmp_path / "one" / "repaired.pt"}
+    assert call(found) == 0
+    return found
 
 
 def call(world: dict, *more) -> int:
@@ -248,13 +249,11 @@ def answer(path: Path, out: Path, bad: dict[str, str]) -> Path:
     return out
 
 
-def test_the_list_says_what_the_network_believes(world, capsys):
-    """S15: each image but D_f once, by falling score; index, labels, label_score and similar are what they are called."""
-    pytest.importorskip("matplotlib")
-    assert call(world) == 0
-    told, rows = capsys.readouterr().out, rows_of(world["--out"].parent / "suspects.csv")
-    assert f"{world['--out'].parent / 'suspects.csv'} ranks the 17 images that no list names" in told
-    assert list(rows[0]) == ["rank", "filename", "index", "given_label", "predicted_label", "score", "label_score", "similar"]
+def test_the_list_says_what_the_network_believes(world):
+    """S15: each image but D_f once, by falling score; every column is what it is called."""
+    rows = rows_of(world["--out"].parent / "suspects.csv")
+    columns = "rank, filename, index, given_label, predicted_label, score, label_score, similar"
+    assert list(rows[0]) == columns.split(", ")
     assert [row["rank"] for row in rows] == [str(i) for i in range(1, 18)]
     folder = inputs.open_folder(world["--data"], world["--bad"])
     assert {row["filename"] for row in rows} == {path.relative_to(folder.root).as_posix() for path in folder.paths} - {
@@ -266,39 +265,37 @@ def test_the_list_says_what_the_network_believes(world, capsys):
     for row in rows:
         i = int(row["index"])
         assert folder.paths[i].relative_to(folder.root).as_posix() == row["filename"]
-        assert row["given_label"] == folder.classes[labels[i]] and row["predicted_label"] == folder.classes[z[i].argmax()]
+        named = folder.classes[labels[i]], folder.classes[z[i].argmax()]
+        assert (row["given_label"], row["predicted_label"]) == named
         assert float(row["score"]) == pytest.approx(float(cross_entropy(z, labels)[i]), rel=1e-4, abs=1e-5)
         assert float(row["label_score"]) == pytest.approx(math.exp(-float(row["score"])), rel=1e-4)
         assert 0 <= float(row["label_score"]) <= 1 and 0 <= float(row["similar"]) <= 1
     scores = [float(row["score"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
-    with Image.open(world["--out"].parent / "suspects.png") as sheet:
-        assert sheet.format == "PNG" and sheet.width == 1200
     assert b"\r\n" in (world["--out"].parent / "suspects.csv").read_bytes()
 
 
 def test_the_list_comes_back(world):
-    """S15: whatever the names hold, each row that the user calls bad is that image; with the first list, a larger D_f."""
-    assert call(world) == 0
+    """S15: whatever the names hold, each row that the user calls bad is that image, which joins the first list."""
     listed = world["--out"].parent / "suspects.csv"
     folder = inputs.open_folder(world["--data"], world["--bad"])
     for row in rows_of(listed):
-        file = answer(listed, world["--data"] / "answers.csv", {row["filename"]: "TRUE", "train/bëe/=1+1.png": "false"})
-        given = [world["--bad"], file] if row["filename"] != "train/bëe/=1+1.png" else [world["--bad"]]
-        forget = inputs.open_folder(world["--data"], given).forget
-        expected = {int(folder.forget[0]), int(row["index"])} if len(given) == 2 else {int(folder.forget[0])}
-        assert set(forget.tolist()) == expected, row["filename"]
+        given = {"train/bëe/=1+1.png": "false", row["filename"]: "TRUE"}
+        file = answer(listed, world["--data"] / "answers.csv", given)
+        forget = inputs.open_folder(world["--data"], [world["--bad"], file]).forget
+        assert set(forget.tolist()) == {int(folder.forget[0]), int(row["index"])}, row["filename"]
 
 
 def test_the_second_round_starts_from_the_original(world, capsys):
     """S15: --bad takes the first list and the answers; nothing confirmed gives the first round's bits; the list that is
     given, or one that holds answers, is not written over."""
-    assert call(world) == 0
     listed, first = world["--out"].parent / "suspects.csv", world["--out"].read_bytes()
     nothing = answer(listed, world["--data"] / "nothing.csv", {})
     second = {**world, "--out": world["--data"] / "two" / "repaired.pt"}
     assert call({**second, "--bad": [world["--bad"], nothing]}) == 0
-    assert f"{nothing}: nothing bad in it" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{nothing}: nothing bad in it" in told
+    assert f"{second['--out'].parent / 'suspects.csv'} ranks the 17 images that no list names, most suspect" in told
     assert second["--out"].read_bytes() == first
     some = answer(listed, world["--data"] / "some.csv", {"train/ant, red/plain.png": "true"})
     assert call({**second, "--bad": [world["--bad"], some]}) == 0
@@ -306,18 +303,18 @@ def test_the_second_round_starts_from_the_original(world, capsys):
     assert str(some) in report["sha256"] and second["--out"].read_bytes() != first
     assert {"train/ant, red/plain.png", "train/bëe/plain.png"}.isdisjoint(
         row["filename"] for row in rows_of(second["--out"].parent / "suspects.csv"))
-    answer(listed, listed, {"train/ant, red/plain.png": "true"})
-    before = listed.read_bytes()
-    assert call({**world, "--bad": [world["--bad"], listed]}) == 2
+    filled = answer(listed, second["--out"].parent / "suspects.csv", {"train/ant, red/plain.png": "true"})
+    before = filled.read_bytes()
+    assert call({**second, "--bad": [world["--bad"], filled]}) == 2
     assert "would replace the input" in capsys.readouterr().err
-    assert call(world) == 2 and "has a column `bad`, which would be lost" in capsys.readouterr().err
-    assert listed.read_bytes() == before
+    assert call(second) == 2 and "has a column `bad`, which would be lost" in capsys.readouterr().err
+    assert filled.read_bytes() == before
 
 
 @pytest.mark.parametrize("word", ["maybe", "1", "yes", "x", "truefalse"])
 def test_answers_that_are_none_are_refused_by_line(world, capsys, word):
     """S15: a value of `bad` but true, false or nothing is an error that names the line; a list of none is one too."""
-    rows = "".join(f"train/bëe/{name},{bad}\n" for name, bad in (("plain.png", "True"), ("=1+1.png", ""), ("x.png", word)))
+    rows = f"train/bëe/plain.png,True\ntrain/bëe/=1+1.png,\nplain.png,{word}\n"
     (world["--data"] / "s.csv").write_text("filename,bad\n" + rows, encoding="utf-8")
     assert call({**world, "--bad": world["--data"] / "s.csv"}) == 2
     assert f"s.csv, line 4: bad is {word!r}; it must be True or False" in capsys.readouterr().err
@@ -326,18 +323,29 @@ def test_answers_that_are_none_are_refused_by_line(world, capsys, word):
     assert "lists no image" in capsys.readouterr().err
 
 
-def test_without_matplotlib_there_is_the_list_alone(world, capsys, monkeypatch):
-    """S15: no sheet without matplotlib, which is said; class names of any letters are drawn with it."""
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert call(world) == 0
-    assert "no picture of them: matplotlib is not installed" in capsys.readouterr().out
-    assert [path.name for path in world["--out"].parent.glob("suspects.*")] == ["suspects.csv"]
-    monkeypatch.undo()
-    pytest.importorskip("matplotlib")
-    labels = [("$x^", "猫" * 40), ("a\udc80", ""), ("x" * 30, "y")]
+def test_without_matplotlib_there_is_the_list_alone(tmp_path, monkeypatch):
+    """S15: no sheet without matplotlib, which is said; with it any number of pictures and any class names."""
+    data, net, paths = make_data(0, channels=3, classes=2), small_net(0, channels=3, classes=2), []
+    paths = [tmp_path / "train" / "a" / f"{i}.png" for i in range(12)]
+    folder = inputs.Folder(tmp_path, ["$x^", "猫" * 40], paths, data.labels, torch.tensor([2, 5]), None, "")
+    places = {path: 2 * i for i, path in enumerate(paths)}  # every second file cannot be decoded
+    for missing, words in ((True, "no picture of them: matplotlib is not installed"), (False, "suspects.png shows 10")):
+        if missing:
+            monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+        else:
+            monkeypatch.undo()
+            pytest.importorskip("matplotlib")
+        repaired = small_net(1, channels=3, classes=2)
+        assert words in sheets.write_suspects(tmp_path / "r.pt", net, repaired, data, folder, places)
+        assert (tmp_path / "suspects.png").exists() != missing
+        rows = rows_of(tmp_path / "suspects.csv")
+        assert all(row["filename"] == f"train/a/{int(row['index']) // 2}.png" for row in rows) and len(rows) == 10
+    labels = [("a\udc80", ""), ("x" * 30, "y"), ("$x^", "$")]
     for k, channels in ((0, 3), (1, 1), (3, 3), (70, 1)):
         images = torch.zeros(k, channels, 4, 4, dtype=torch.uint8)
-        assert sheets.draw_sheet(world["--data"] / "s.png", images, (labels * 24)[:k])
+        assert sheets.draw_sheet(tmp_path / "s.png", images, (labels * 24)[:k])
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert sheet.format == "PNG" and sheet.size == (1200, 1400)
 
 
 # --- Rounds and the command -------------------------------------------------------------------------------------------
@@ -345,23 +353,23 @@ def test_without_matplotlib_there_is_the_list_alone(world, capsys, monkeypatch):
 
 def played(task, config=tiny(n=6, discovery=0.34, gamma=1.0), seed=0, **plan) -> list[dict]:
     """The rows of rounds on a small task."""
-    return list(discovery.play(config, task, small_net(seed), **{"rounds": 2, "user": "looks", "looked": 6, **plan}))
+    return list(discovery.play(config, task, small_net(seed), **{"rounds": 2, "users": [("looks", 6)], **plan}))
 
 
 SCORES = ("healed", "utility", "product", "healed_undiscovered")
 
 
 def test_two_rounds_with_nothing_confirmed_equal_one():
-    """S16: a user who looks at none, or finds none corrupted, leaves the second round's scores as the first's, exactly."""
+    """S16: where nothing joins D_f, the second round's scores are exactly the first's."""
     task = make_task("random", make_dataset(0, n=30), 6, 0)
-    one, = (row for row in played(task, rounds=1, user="") if "round" in row)
-    for plan in ({"looked": 0}, {"looked": 0, "user": "none"}):
-        first, second = (row for row in played(task, **plan) if "round" in row)
-        assert first == one and all(second[name] == one[name] for name in (*SCORES, "known"))
+    one, = (row for row in played(task, rounds=1) if "round" in row)
+    first, *others = (row for row in played(task, users=[("looks", 0), ("none", 0)]) if "round" in row)
+    assert first == one and [row["user"] for row in others] == ["looks", "none"]
+    assert all(row[name] == one[name] for row in others for name in (*SCORES, "known"))
 
 
 def test_what_joins_d_f_and_what_rounds_start_from(monkeypatch):
-    """S16: a user adds the corrupted ones among the first suspects, nobody all of them; REM starts from the original."""
+    """S16: a user adds the corrupted of the first suspects, nobody all of them; REM starts from the original."""
     task, calls = make_task("random", make_dataset(0, n=30), 6, 0), []
 
     def watched(model, data, forget, config, generator, log=None):
@@ -369,17 +377,16 @@ def test_what_joins_d_f_and_what_rounds_start_from(monkeypatch):
         return rem(model, data, forget, config, generator, log=log)
 
     monkeypatch.setattr(discovery, "rem", watched)
-    for user in ("looks", "none"):
-        calls.clear()
-        rows = [row for row in played(task, user=user, looked=9) if "round" in row]
-        (before, known, state), (after, more, other) = calls
-        repaired = rem(small_net(0), task.train, known, tiny(n=6, gamma=1.0), stream(0, "unlearning"))
-        first = suspects(repaired, task.train, known).index[:9]
+    rows = [row for row in played(task, users=[("looks", 9), ("none", 9)]) if "round" in row]
+    before, known, state = calls[0]
+    repaired = rem(small_net(0), task.train, known, tiny(n=6, gamma=1.0), stream(0, "unlearning"))
+    first = suspects(repaired, task.train, known).index[:9]
+    for (after, more, other), row, user in zip(calls[1:], rows[1:], ("looks", "none"), strict=True):
         joined = first if user == "none" else first[torch.isin(first, task.corrupted)]
         assert set(more.tolist()) == set(known.tolist()) | set(joined.tolist())
         assert all(torch.equal(before[k], after[k]) for k in before) and torch.equal(state, other)
-        assert [row["known"] for row in rows] == [2, len(more)] and [row["looked"] for row in rows] == [0, 9]
-        assert rows[1]["known_bad"] == 2 + int(torch.isin(joined, task.corrupted).sum()) and rows[1]["user"] == user
+        assert (row["user"], row["looked"], row["known"], rows[0]["known"]) == (user, 9, len(more), len(known))
+        assert row["known_bad"] == 2 + int(torch.isin(joined, task.corrupted).sum())
 
 
 def test_the_channel_is_that_of_the_epoch_that_is_returned():
@@ -452,7 +459,7 @@ def test_rounds_and_picture_of_the_command(small, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     out, argv = tmp_path / "s.jsonl", ("--discovery", "0.5", "--out", tmp_path / "s.jsonl")
     assert command(*argv, "--rounds", "2") == 0
-    assert command(*argv, "--flag-top", "3", "--figure") == 0
+    assert command(*argv, "--look-at", "10", "--flag-top", "3", "--figure") == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["round"], row["user"], row["looked"]) for row in rows if "round" in row] == [
         (1, "", 0), (2, "looks", 10), (2, "none", 3)]
@@ -462,8 +469,7 @@ def test_rounds_and_picture_of_the_command(small, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv, words", [
-    (("--rounds", "0"), "at least 1"), (("--look-at", "3", "--flag-top", "3"), "give one of them"),
-    (("--look-at", "-1"), "0 or more"), (("--look-at", "3", "--rounds", "1"), "2 rounds or more"),
+    (("--rounds", "0"), "at least 1"), (("--look-at", "-1"), "0 or more"), (("--look-at", "3", "--rounds", "1"), "2 rounds"),
     (("--discovery", "0"), "discovery is 0"), (("--task", "none"), "choose from"), (("--out", ""), "--out is empty"),
     (("--seeds", "a"), "int values"), (("--unlearn-epochs", "0"), "no suspects"), (("--etd",), "unrecognized"),
 ])
@@ -475,3 +481,19 @@ def test_bad_input_is_one_line(argv, words, capsys, tmp_path):
         code = leave.code
     told = capsys.readouterr().err.splitlines()
     assert code == 2 and len(told) == 1 and words in told[0] and not list(tmp_path.iterdir())
+
+
+# --- The claim, small -------------------------------------------------------------------------------------------------
+
+
+def test_the_repaired_network_finds_stickers_that_the_first_one_believes():
+    """S18: @@
+    """
+    train, bad, known, *_ = make(0, size=16)
+    model = build("resnet9", 0.125, classes=3, image_size=16, seed=0)
+    fit(model, train, None, Config(epochs=15, batch=16, lr=0.02), stream(0, "training"))
+    values = []
+    for net in (model, repair.repair(model, train, known)):
+        found = suspects(net, train, known)
+        values.append(discovery.auroc(found.score, torch.isin(found.index, bad)))
+    before, after = values
