@@ -183,7 +183,7 @@ def check_rounds(rounds: int | None, users: list[tuple[str, int]]) -> None:
         raise ValueError(f"--rounds is {rounds}; it must be at least 1")
     for _, k in users:
         if k < 0 or rounds == 1:
-            raise ValueError(f"{k} suspects between {rounds or 2} rounds; give 0 or more suspects, and 2 rounds or more")
+            raise ValueError(f"{k} suspects between {rounds or 2} rounds; give 0 or more, and 2 rounds or more")
 
 
 def cells_of(given: dict) -> list[Config]:
@@ -242,9 +242,10 @@ def rows_of(cells: list[Config]) -> list[dict]:
 # --- Output -----------------------------------------------------------------------------------------------------------
 
 
-def percent(rows: list[dict], key: str, factor: float = 100.0, digits: int = 1) -> str:
-    """Mean ± SEM over runs."""
-    mean, error = mean_sem(row[key] for row in rows)
+def over_seeds(rows: list[dict], key: str, factor: float = 1.0, digits: int = 2) -> str:
+    """Mean ± SEM over seeds, of each seed's mean over its rows."""
+    seeds = {row["seed"] for row in rows}
+    mean, error = mean_sem(mean_sem(row[key] for row in rows if row["seed"] == seed)[0] for seed in seeds)
     return f"{factor * mean:.{digits}f}" + ("" if error is None else f" ± {factor * error:.{digits}f}")
 
 
@@ -254,14 +255,14 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def score_table(rows: list[dict]) -> str:
-    """AUROC / recall at |undiscovered| of each score in each task and at each rate, mean ± SEM over seeds."""
+    """AUROC / recall at |undiscovered| of each score, per task and rate and over all, mean ± SEM over seeds."""
     rows = [row for row in rows if "score" in row]
     columns = sorted({(TASKS.index(row["task"]), row["discovery"]) for row in rows})
     lines = []
     for score in dict.fromkeys(row["score"] for row in rows):
         mine = [row for row in rows if row["score"] == score]
         parts = [[row for row in mine if (row["task"], row["discovery"]) == (TASKS[t], rate)] for t, rate in columns]
-        cells = [" / ".join(percent(part, key, 1, 2) for key in ("auroc", "recall")) for part in (*parts, mine)]
+        cells = [" / ".join(over_seeds(part, key) for key in ("auroc", "recall")) for part in (*parts, mine)]
         lines.append([score, *cells])
     if not lines:
         return ""
@@ -278,9 +279,11 @@ def round_table(rows: list[dict]) -> str:
         rate, number, user, looked = key
         how = {"": "", "looks": f"looks at {looked}", "none": f"none, top {looked}"}[user]
         parts = [[row for row in mine if row["task"] == task] for task in TASKS]
-        cells = [" / ".join(percent(part, name) for name in SCORES if part) for part in parts]
+        cells = [" / ".join(over_seeds(part, name, 100, 1) for name in SCORES if part) for part in parts]
         known = " / ".join(f"{mean_sem(row[name] for row in mine)[0]:.0f}" for name in ("known", "known_bad"))
         lines.append([f"{rate:g}", str(number), how, known, *cells])
+    if not lines:
+        return ""
     seeds = sorted({row["seed"] for row in rows})
     return (f"Healed / Utility / product in percent, mean ± SEM; seeds {', '.join(map(str, seeds))}\n\n"
             + table(["discovery", "round", "user", "known / of them bad", *TASKS], lines))

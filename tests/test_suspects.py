@@ -405,6 +405,23 @@ def test_the_channel_is_that_of_the_epoch_that_is_returned():
     assert through.shape == (40, 4) and not torch.equal(through, seen[best][1])
 
 
+def test_tables_are_means_over_seeds():
+    """S17: mean ± SEM over seeds, of each seed's mean over its cells; one seed has no SEM; rounds apart by user."""
+    rows = [{"score": "s", "task": task, "discovery": 0.5, "seed": seed, "auroc": auroc, "recall": auroc / 2}
+            for task, seed, auroc in (("poison", 0, 0.8), ("random", 0, 0.4), ("poison", 1, 1.0), ("random", 1, 1.0))]
+    lines = discovery.score_table(rows).splitlines()
+    assert lines[0] == "AUROC / recall when |undiscovered| are flagged, mean ± SEM; seeds 0, 1"
+    assert lines[-1] == "| s | 0.90 ± 0.10 / 0.45 ± 0.05 | 0.70 ± 0.30 / 0.35 ± 0.15 | 0.80 ± 0.20 / 0.40 ± 0.10 |"
+    rows = [{"round": number, "user": user, "looked": k, "task": "poison", "discovery": 0.1, "seed": 0, "known": known,
+             "known_bad": 9, "healed": 0.5, "utility": 0.8, "product": 0.4}
+            for number, user, k, known in ((1, "", 0, 9), (2, "looks", 5, 10), (2, "none", 5, 14))]
+    assert discovery.round_table(rows).splitlines()[-3:] == [
+        "| 0.1 | 1 |  | 9 / 9 | 50.0 / 80.0 / 40.0 |  |  |",
+        "| 0.1 | 2 | looks at 5 | 10 / 9 | 50.0 / 80.0 / 40.0 |  |  |",
+        "| 0.1 | 2 | none, top 5 | 14 / 9 | 50.0 / 80.0 / 40.0 |  |  |"]
+    assert discovery.score_table([]) == discovery.round_table([]) == ""
+
+
 QUICK = ["--n", "10", "--width", "0.05", "--epochs", "1", "--unlearn-epochs", "1", "--gamma", "1", "--quiet"]
 
 
@@ -469,7 +486,8 @@ def test_rounds_and_picture_of_the_command(small, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv, words", [
-    (("--rounds", "0"), "at least 1"), (("--look-at", "-1"), "0 or more"), (("--look-at", "3", "--rounds", "1"), "2 rounds"),
+    (("--rounds", "0"), "at least 1"), (("--look-at", "-1"), "0 or more"),
+    (("--look-at", "3", "--rounds", "1"), "2 rounds"),
     (("--discovery", "0"), "discovery is 0"), (("--task", "none"), "choose from"), (("--out", ""), "--out is empty"),
     (("--seeds", "a"), "int values"), (("--unlearn-epochs", "0"), "no suspects"), (("--etd",), "unrecognized"),
 ])
