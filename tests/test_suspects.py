@@ -14,22 +14,19 @@ from hypothesis import given, strategies as st
 from PIL import Image
 from torch import nn
 
-import repair
 import run
 from contract import blind, global_random_states_stay, inputs_stay
 from data import Data
 from etd import NonFiniteLoss, forked_rng
-from examples.repair import make
 from formats import inputs, sheets
 from helpers import assert_close, gen, make_data, make_dataset, seeds, small_net, tiny
 from models import build
 from rem import rem
-from settings import Config, stream
+from settings import stream
 from study import discovery
 from study.rows import load_rows
 from suspects import cross_entropy, features, logits, margin, nearest, probe, ranked, suspects, tracin
 from tasks import discover, make_task
-from train import fit
 
 
 def everything(model, data, forget, config, generator):
@@ -409,9 +406,9 @@ def test_tables_are_means_over_seeds():
     """S17: mean ± SEM over seeds, of each seed's mean over its cells; one seed has no SEM; rounds apart by user."""
     rows = [{"score": "s", "task": task, "discovery": 0.5, "seed": seed, "auroc": auroc, "recall": auroc / 2}
             for task, seed, auroc in (("poison", 0, 0.8), ("random", 0, 0.4), ("poison", 1, 1.0), ("random", 1, 1.0))]
-    lines = discovery.score_table(rows).splitlines()
-    assert lines[0] == "AUROC / recall when |undiscovered| are flagged, mean ± SEM; seeds 0, 1"
-    assert lines[-1] == "| s | 0.90 ± 0.10 / 0.45 ± 0.05 | 0.70 ± 0.30 / 0.35 ± 0.15 | 0.80 ± 0.20 / 0.40 ± 0.10 |"
+    first, *_, last = discovery.score_table(rows).splitlines()
+    assert first == "AUROC / recall when |undiscovered| are flagged, mean ± SEM; seeds 0, 1"
+    assert last == "| s | 0.90 ± 0.10 / 0.45 ± 0.05 | 0.70 ± 0.30 / 0.35 ± 0.15 | 0.80 ± 0.20 / 0.40 ± 0.10 |"
     rows = [{"round": number, "user": user, "looked": k, "task": "poison", "discovery": 0.1, "seed": 0, "known": known,
              "known_bad": 9, "healed": 0.5, "utility": 0.8, "product": 0.4}
             for number, user, k, known in ((1, "", 0, 9), (2, "looks", 5, 10), (2, "none", 5, 14))]
@@ -499,19 +496,3 @@ def test_bad_input_is_one_line(argv, words, capsys, tmp_path):
         code = leave.code
     told = capsys.readouterr().err.splitlines()
     assert code == 2 and len(told) == 1 and words in told[0] and not list(tmp_path.iterdir())
-
-
-# --- The claim, small -------------------------------------------------------------------------------------------------
-
-
-def test_the_repaired_network_finds_stickers_that_the_first_one_believes():
-    """S18: @@
-    """
-    train, bad, known, *_ = make(0, size=16)
-    model = build("resnet9", 0.125, classes=3, image_size=16, seed=0)
-    fit(model, train, None, Config(epochs=15, batch=16, lr=0.02), stream(0, "training"))
-    values = []
-    for net in (model, repair.repair(model, train, known)):
-        found = suspects(net, train, known)
-        values.append(discovery.auroc(found.score, torch.isin(found.index, bad)))
-    before, after = values
