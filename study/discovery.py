@@ -195,6 +195,8 @@ def cells_of(given: dict) -> list[Config]:
              for seed in lists["seed"] for task in lists["task"] for rate in lists["discovery"]]
     if cells[0].unlearn_epochs < 1:
         raise ValueError("--unlearn-epochs is 0; without a repair there are no suspects")
+    if none := [cell.discovery for cell in cells if round(cell.discovery * cell.n) == 0]:
+        raise ValueError(f"discovery {none[0]} of {cells[0].n} corrupted examples finds none; raise either")
     return cells
 
 

@@ -487,6 +487,7 @@ def test_rounds_and_picture_of_the_command(small, tmp_path, capsys):
     (("--look-at", "3", "--rounds", "1"), "2 rounds"),
     (("--discovery", "0"), "discovery is 0"), (("--task", "none"), "choose from"), (("--out", ""), "--out is empty"),
     (("--seeds", "a"), "int values"), (("--unlearn-epochs", "0"), "no suspects"), (("--etd",), "unrecognized"),
+    (("--discovery", "0.5,0.001"), "finds none"),
 ])
 def test_bad_input_is_one_line(argv, words, capsys, tmp_path):
     """S17: one line on stderr and exit code 2, before any training."""
