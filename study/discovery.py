@@ -2,7 +2,7 @@
 
     python run.py suspects --task all --discovery 0.1,0.5 --seeds 0,1,2 --out runs/suspects/scores.jsonl --figure
     python run.py suspects --task all --discovery 0.1 --rounds 2 --look-at 120     # a user looks at 120 suspects
-    python run.py suspects --task all --discovery 0.1 --rounds 2 --flag-top 120    # nobody looks
+    python run.py suspects --task all --discovery 0.1 --rounds 2 --flag-top 120    # nobody looks; or both at once
 
 A cell trains an original network, repairs it by REM from D_f and ranks the images outside D_f by every score; the clean
 labels are read afterwards, to count. Rows that are there are not made again, so the same command goes on where it was
