@@ -60,7 +60,7 @@ def read_rows(folder: str | Path) -> list[dict]:
 
 
 def read(file: Path) -> list[dict]:
-    """The rows of one file; lines that are none are left out and named in one warning, other words' without a word."""
+    """The rows of one file; lines that are none are left out and named in one warning, C-scores without a word."""
     rows, odd = [], []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         if not line.strip():

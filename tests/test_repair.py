@@ -23,8 +23,6 @@ from helpers import gen, make_data, small_net
 from metrics import accuracy
 from models import build
 from settings import Config, stream
-from study.discovery import auroc
-from suspects import suspects
 from train import fit
 
 ROOT = Path(repair.__file__).resolve().parent
@@ -232,19 +230,16 @@ def test_a_vit_of_a_file_end_to_end(tmp_path, capsys):
 
 
 def test_a_sticker_no_longer_decides():
-    """P1, P4, S18: images with a sticker are healed by the chosen defaults from 40 % of the bad ones; clean ones stay.
+    """P1, P4: images with a sticker are healed by the chosen defaults from 40 % of the bad ones; clean ones stay.
 
-    Over seeds 0 to 2 and two instruction sets the gain was 0.17 to 0.32, clean accuracy lost at most 0.03. The unknown
-    ones ranked at an AUROC of 0.91 to 0.98, by the first network's loss at 0.35 to 0.63.
+    Over seeds 0 to 2 and two instruction sets the gain was 0.17 to 0.32, clean accuracy lost at most 0.03.
     """
-    train, bad, known, clean, stickered = make(0, size=16)
+    train, _, known, clean, stickered = make(0, size=16)
     model = build("resnet9", 0.125, classes=3, image_size=16, seed=0)
     fit(model, train, None, Config(epochs=15, batch=16, lr=0.02), stream(0, "training"))
     repaired = repair.repair(model, train, known)
     assert accuracy(repaired, stickered) >= accuracy(model, stickered) + 0.08
     assert accuracy(repaired, clean) >= accuracy(model, clean) - 0.05
-    found = suspects(repaired, train, known)
-    assert auroc(found.score, torch.isin(found.index, bad)) >= 0.8
 
 
 # --- Choices ----------------------------------------------------------------------------------------------------------
