@@ -39,7 +39,7 @@ def parser(words: bool = False) -> Parser:
                description=DESCRIPTION,
                formatter_class=lambda prog: HelpFormatter(prog, max_help_position=23),
                epilog="Many cells: run.py grid. Tables and figures: run.py report. How regular a task is: run.py "
-                      "cscore. What was not discovered: run.py suspects. A model of your own: run.py repair.")
+                      "cscore. A model of your own: run.py repair.")
     if not words:
         add_flags(p)
         return p
