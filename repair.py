@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from formats import checkpoints
+from formats.sheets import answered, beside, write_suspects
 from data import Data
 from datasets import _moments
 from etd import Expanded, eval_mode
@@ -182,8 +183,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data", required=True, help="folder of train/<class>/* and, held out, test/ or val/<class>/*")
     p.add_argument("--model", required=True, help="resnet9, vit, torchvision's name, timm:NAME or FILE.py:FUNCTION")
     p.add_argument("--checkpoint", required=True, help="the trained weights: .pt, .pth, .bin, .ckpt or .safetensors")
-    p.add_argument("--bad", required=True, help="known bad images: paths or indices in .txt, .csv, .json or .npy")
-    p.add_argument("--out", required=True, help="file of the repaired weights; a report goes beside it as .json")
+    p.add_argument("--bad", required=True, nargs="+", metavar="LIST",
+                   help="known bad images: paths or indices in .txt, .csv, .json or .npy; lists together, such as the "
+                        "first one and suspects.csv with true in a column `bad`")
+    p.add_argument("--out", required=True,
+                   help="file of the repaired weights; a report (.json), suspects.csv and suspects.png go beside it")
     p.add_argument("--ema", action="store_true", help="repair the averaged weights of the checkpoint")
     p.add_argument("--clean", help="CSV of true labels, which the report alone reads: a path and a label column")
     p.add_argument("--class-map", help="text file of one class per line in the network's order (default: as strings)")
@@ -215,6 +219,7 @@ def main(given: dict, argv: list[str]) -> int:
     model, reading = build_network(args.model, len(folder.classes), args.image_size, args.crop_pct, args.mean, args.std)
     stored = checkpoints.read(args.checkpoint, args.ema)
     names = checkpoints.load_into(model, stored, args.checkpoint)
+    places = {path: i for i, path in enumerate(folder.paths)}  # before any is left out
     train, heldout, skipped = folder.load(reading, args.workers, args.skip_bad_images)
     check_forget(folder.forget, len(train))
     choose_settings(model, len(train), settings)  # so that a value out of range is told before any work
@@ -233,28 +238,31 @@ def main(given: dict, argv: list[str]) -> int:
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} with --lr") from error
     checkpoints.write(args.out, stored, repaired, names)
+    told = write_suspects(args.out, model, repaired, train, folder, places)
     seconds = round(time.perf_counter() - begin, 1)
-    print(table_of_changes(scores))
+    print(table_of_changes(scores), told, sep="\n")
     print(f"{args.out} has the repaired weights, {report_file} this report; {seconds} s")
     report = {"scores": scores, "seconds": seconds, "arguments": vars(args),
               "settings": {name: getattr(config, name) for name in READ},
               "reading": asdict(reading), "images": len(train), "classes": folder.classes,
               "skipped": [str(path) for path in skipped],
-              "sha256": {name: digest(name) for name in (args.checkpoint, args.bad, args.out)},
+              "sha256": {name: digest(name) for name in (args.checkpoint, *args.bad, args.out)},
               "torchvision": version("torchvision"), **provenance(device, argv)}
     write_whole(report_file, lambda file: file.write(json.dumps(report, indent=1).encode()))
     return 0
 
 
 def check_replaced(args: argparse.Namespace, report_file: Path) -> None:
-    """Raise ValueError unless both outputs can be written and neither replaces an input."""
+    """Raise ValueError unless all outputs can be written and none replaces an input, or what a user typed."""
     if report_file == Path(args.out):
         raise ValueError(f"--out is {args.out}, the report's name; give a file that ends in .pt or .safetensors")
-    for out in (Path(args.out), report_file):
+    for out in (Path(args.out), report_file, *beside(args.out)):
         check_writable(str(out))
-        for name in (args.checkpoint, args.bad, args.clean, args.class_map):
+        for name in (args.checkpoint, *args.bad, args.clean, args.class_map):
             if name and out.exists() and Path(name).exists() and out.samefile(name):
                 raise ValueError(f"{out} would replace the input {name}; give another file with --out")
+    if answered(listed := beside(args.out)[0]):
+        raise ValueError(f"{listed} has a column `bad`, which would be lost; choose another folder for --out")
 
 
 # --- Told before any work, and at the end -----------------------------------------------------------------------------

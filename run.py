@@ -23,17 +23,17 @@ from datasets import load
 from experiment import (append_row, attempt, check_writable, choose_device, choose_methods, corrupt, failure_of, find,
                         new_model, provenance, row_of, train_original, unlearn)
 from settings import Config, Parser, add_flags, resolve
-from study import cscore, grid, report
+from study import cscore, discovery, grid, report
 from tasks import Task
 
 DESCRIPTION = "Train a network on corrupted data, unlearn with each method, compare."  # python -OO leaves no docstrings
-WORDS = {"grid": grid, "report": report, "cscore": cscore, "repair": repair}  # first words of the command line
+WORDS = {"grid": grid, "report": report, "cscore": cscore, "suspects": discovery, "repair": repair}  # first words
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 def parser(words: bool = False) -> Parser:
     """A flag per field of Config, or a parser behind each first word; only what was given ends up in the namespace."""
-    p = Parser(prog="run.py", usage="run.py [FLAGS] | run.py {grid,report,cscore,repair} [--help]",
+    p = Parser(prog="run.py", usage="run.py [FLAGS] | run.py {grid,report,cscore,suspects,repair} [--help]",
                description=DESCRIPTION,
                formatter_class=lambda prog: HelpFormatter(prog, max_help_position=23),
                epilog="Many cells: run.py grid. Tables and figures: run.py report. How regular a task is: run.py "
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(argv: list[str]) -> int:
-    """Do what the first word says: grid, report, cscore, repair or, where a flag comes first or nothing, one cell."""
+    """Do what the first word says, one of WORDS; where a flag comes first, or nothing, one cell."""
     p = parser(words=bool(argv) and not argv[0].startswith("-"))
     given, unknown = p.parse_known_args(argv)
     word = vars(given).pop("word", None)

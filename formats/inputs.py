@@ -81,12 +81,12 @@ class Folder:
         return train, replace(train, images=images, labels=labels), skipped
 
 
-def open_folder(root: str | Path, bad: str | Path, clean: str | Path | None = None, class_map=None) -> Folder:
+def open_folder(root: str | Path, bad, clean: str | Path | None = None, class_map=None) -> Folder:
     """List a folder and match the user's lists to it; no image is decoded.
 
     Args:
         root: holds train/<class>/* and perhaps test/ or val/.
-        bad: list of known bad training images, see `read_bad`.
+        bad: list of known bad training images, see `read_bad`; or several such lists, which count together.
         clean: CSV of true labels, see `read_labels`.
         class_map: text file with one class per line in the network's order; None: the folders' names sorted as strings.
     Raises: ValueError for no images, a line that matches nothing, a class that is not in the class map.
@@ -96,7 +96,7 @@ def open_folder(root: str | Path, bad: str | Path, clean: str | Path | None = No
     classes = list(found.classes) if class_map is None else read_classes(class_map, found.classes)
     paths = [Path(path) for path, _ in found.samples]
     labels = torch.tensor([classes.index(found.classes[y]) for y in found.targets])
-    forget, said = read_bad(bad, paths, root)
+    forget, said = read_lists([bad] if isinstance(bad, (str, Path)) else bad, paths, root)
     return Folder(root, classes, paths, labels, forget, clean and read_labels(clean, paths, root, classes), said)
 
 
@@ -135,13 +135,22 @@ def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip
 
 # --- Lists ------------------------------------------------------------------------------------------------------------
 
+
+def read_lists(files: list, paths: list[Path], root: Path) -> tuple[torch.Tensor, str]:
+    """D_f of several lists together, as of `read_bad`; all but one may list nothing: suspects of which none is bad."""
+    some = [file for file in files if len(files) == 1 or read_entries(Path(file))] or files[:1]
+    lists = [read_bad(file, paths, root) for file in some]
+    said = [*(text for _, text in lists), *(f"{file}: nothing bad in it" for file in files if file not in some)]
+    return torch.cat([forget for forget, _ in lists]).unique(), "\n".join(said)
+
+
 def read_bad(file: str | Path, paths: list[Path], root: Path) -> tuple[torch.Tensor, str]:
     """D_f: the positions of the listed images among the training images.
 
     Args:
         file: .txt (a path or an index per line), .csv (a column of PATH_COLUMNS, or an unnamed first one of indices;
-            with a column is_label_issue or is_*_issue, its true rows alone), .json (a list, or {"paths": [...]} or
-            {"indices": [...]}) or .npy (indices).
+            with a column bad, is_label_issue or is_*_issue, its true rows alone), .json (a list, or {"paths": [...]}
+            or {"indices": [...]}) or .npy (indices).
         paths: the training images in torchvision's ImageFolder order, which indices count.
         root: the folder above train/.
     Returns: (k,) int64, sorted, each once; and a line that says how many lines matched.
@@ -188,7 +197,7 @@ def read_entries(path: Path) -> list[str | int]:
 def read_text(path: Path) -> str:
     """A text file's content."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")  # line ends as they are, which a quoted name may hold
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the list {path} ({error}); give text with one path per line") from error
 
@@ -207,14 +216,16 @@ def json_entries(path: Path) -> list[str | int]:
 
 
 def csv_entries(path: Path) -> list[str | int]:
-    """The rows of a CSV file: all of them, or those that its is_label_issue or is_*_issue column calls bad."""
+    """The rows of a CSV file: all, or those that its column bad, is_label_issue or is_*_issue calls bad.
+
+    `bad` is what a user typed into suspects.csv: true, false or nothing.
+    """
     columns, rows = csv_rows(path)
     issues = [name for name in columns if name.startswith("is_") and name.endswith("_issue")]
-    if "is_label_issue" in issues:
-        issues = ["is_label_issue"]
+    issues = next(([name] for name in ("bad", "is_label_issue") if name in columns), issues)
     for number, row in enumerate(rows, start=2):
         for name in issues:
-            if row[name].lower() not in (*TRUE, *FALSE):
+            if row[name].lower() not in (("true", "false", "") if name == "bad" else (*TRUE, *FALSE)):
                 raise ValueError(f"{path}, line {number}: {name} is {row[name]!r}; it must be True or False")
     column = path_column(path, columns)
     bad = [row[column] for row in rows if not issues or any(row[name].lower() in TRUE for name in issues)]
@@ -224,7 +235,8 @@ def csv_entries(path: Path) -> list[str | int]:
 def csv_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Column names and rows of a CSV file, without blanks around the values."""
     try:
-        lines = [[value.strip() for value in line] for line in csv.reader(io.StringIO(read_text(path))) if any(line)]
+        found = csv.reader(io.StringIO(read_text(path), newline=""))
+        lines = [[value.strip() for value in line] for line in found if any(line)]
     except csv.Error as error:
         raise ValueError(f"{path} is no CSV ({error})") from error
     columns = lines[0] if lines else []
@@ -255,7 +267,7 @@ def match(entries: list[str | int], paths: list[Path], root: Path) -> tuple[list
         if isinstance(entry, int):
             good = [entry] if 0 <= entry < len(paths) else []
         else:
-            place = places.get(os.path.normpath(entry.replace("\\", "/")))
+            place = places.get(entry, places.get(os.path.normpath(entry.replace("\\", "/"))))
             good = [place] if place is not None else names.get(entry, [])
         if len(good) == 1:
             found += good

@@ -62,7 +62,7 @@ def read_file(file: Path) -> list[dict]:
             continue
         try:
             row = json.loads(line)
-            if not is_c_score(row):
+            if not is_other(row):
                 rows.append(checked({"stop": "max", **row}))  # rows from before REM could end early lack it
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             odd.append(number)
@@ -72,9 +72,9 @@ def read_file(file: Path) -> list[dict]:
     return rows
 
 
-def is_c_score(row) -> bool:
-    """Whether a line is of `run.py cscore`, which has scores of tasks and none of methods."""
-    return isinstance(row, dict) and "method" not in row and {"sizes", "runs"} <= set(row)
+def is_other(row) -> bool:
+    """Whether a line is of `run.py cscore` or `run.py suspects`, which have scores of tasks and of suspects."""
+    return isinstance(row, dict) and "method" not in row and ({"sizes", "runs"} <= set(row) or "cell" in row)
 
 
 def checked(row: dict) -> dict:

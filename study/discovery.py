@@ -1,0 +1,315 @@
+"""Does a repaired network find what was not discovered? Scores of suspects, and rounds of discovery (Sec. 4).
+
+    python run.py suspects --task all --discovery 0.1,0.5 --seeds 0,1,2 --out runs/suspects/scores.jsonl --figure
+    python run.py suspects --task all --discovery 0.1 --rounds 2 --look-at 120     # a user looks at 120 suspects
+    python run.py suspects --task all --discovery 0.1 --rounds 2 --flag-top 120    # nobody looks; or both at once
+
+A cell trains an original network, repairs it by REM from D_f and ranks the images outside D_f by every score; the clean
+labels are read afterwards, to count. Rows that are there are not made again, so the same command goes on where it was
+killed; original networks lie in originals/ beside --out.
+"""
+
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from etd import mask_table
+from experiment import append_row, attempt, check_writable, find, provenance
+from metrics import evaluate, mean_sem
+from rem import rem
+from settings import TASKS, Config, Parser, add_flags, resolve, stream
+from study.originals import device_of, load_original, make_original
+from study.plan import by_original, parse_axis
+from study.report import import_figure, save
+from study.rows import SCORES, cell_key
+from suspects import cross_entropy, features, logits, margin, nearest, probe, ranked, suspects, tracin
+from tasks import Task
+
+# Those settings of run.py that have a part in it beside task, discovery and seed; the other flags are errors here.
+FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "pair", "arch", "width", "capacity", "p_mem", "ratio",
+         "epochs", "batch", "optimizer", "lr", "momentum", "weight_decay", "precision", "unlearn_epochs", "stop",
+         "unlearn_lr", "gamma", "beta", "max_passes", "device", "quiet")
+AXES = {f.name: f for f in fields(Config) if f.name in ("task", "seed", "discovery")}
+REPAIRED, UNTOUCHED, PROBE = "CE, repaired network", "CE, untouched network", "logistic probe, D_f against the rest"
+DRAWN = {REPAIRED: "-", UNTOUCHED: "--", PROBE: ":", "cosine to the 5 nearest of D_f": "-.",
+         "last-layer TracIn to D_f, untouched": (0, (1, 3))}  # dashes
+COLOURS = ("#D55E00", "#000000", "#0072B2", "#009E73", "#CC79A7")  # Okabe and Ito's
+
+
+# --- Scores and what they find ----------------------------------------------------------------------------------------
+
+
+def every_score(model, repaired, through: torch.Tensor, data, forget: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Every score of an image, (N,) float64, higher is more suspect, by its name.
+
+    Args:
+        model, repaired: the network before and after REM.
+        through: (N, C) logits of the repaired network through D_f's channel, theta_o2 under D_f's mask.
+        data, forget: D_tr, labels as given; D_f.
+    """
+    (before, labels), (after, _), h = logits(model, data), logits(repaired, data), features(model, data)
+    untouched, ce = cross_entropy(before, labels), cross_entropy(after, labels)
+    return {UNTOUCHED: untouched, REPAIRED: ce, "CE repaired - CE untouched": ce - untouched,
+            "CE repaired - CE through D_f's channel": ce - cross_entropy(through, labels),
+            "cosine to the 5 nearest of D_f": nearest(h, forget), PROBE: probe(h, forget),
+            "last-layer TracIn to D_f, untouched": tracin(before, labels, h, forget),
+            "logit margin, untouched network": margin(before, labels),
+            "logit margin, repaired network": margin(after, labels)}
+
+
+def auroc(score: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Probability that a wanted one has the higher score than another, half of it at a tie: (M,) scores, (M,) bool.
+
+    Raises:
+        ValueError: nothing is wanted, or everything.
+    """
+    yes, no = score[wanted], score[~wanted].sort().values
+    if len(yes) == 0 or len(no) == 0:
+        raise ValueError(f"AUROC of {len(yes)} wanted among {len(score)} is undefined; it takes some of either kind")
+    pairs = torch.searchsorted(no, yes) + torch.searchsorted(no, yes, right=True)  # 2 below, 1 level with
+    return int(pairs.sum()) / (2 * len(yes) * len(no))
+
+
+def recall(ranks: list[int], looked: int) -> float:
+    """Share of the wanted ones, at these ranks from 1, that are among the first `looked`."""
+    return sum(rank <= looked for rank in ranks) / len(ranks)
+
+
+def rows_of_scores(scores: dict[str, torch.Tensor], task: Task, forget: torch.Tensor) -> list[dict]:
+    """A row per score: AUROC, recall when |undiscovered| are flagged, and the ranks from 1 of the undiscovered."""
+    rows = []
+    for name, score in scores.items():
+        index, score = ranked(score, forget)
+        wanted = torch.isin(index, task.corrupted)
+        if wanted.any():  # none is left at discovery 1
+            ranks = (wanted.nonzero().flatten() + 1).tolist()
+            rows.append({"score": name, "auroc": auroc(score, wanted), "recall": recall(ranks, len(ranks)),
+                         "undiscovered": len(ranks), "images": len(index), "ranks": ranks})
+    return rows
+
+
+# --- Repair, look, repair again ---------------------------------------------------------------------------------------
+
+
+def repair(config: Config, original, data, forget: torch.Tensor):
+    """REM as `experiment.unlearn` runs it; returns its network, and its logits (N, C) through D_f's channel."""
+    kept = {}
+
+    def log(epoch: int, epochs: int, expanded, **record) -> None:
+        if record.get("score", math.inf) > kept.get("score", -1.0):  # the epoch that REM returns, see rem.judge
+            mask = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget)[forget[0]]
+            kept.update(score=record.get("score", -1.0), logits=logits(expanded, data, mask)[0])
+
+    return rem(original, data, forget, config, stream(config.seed, "unlearning"), log=log), kept["logits"]
+
+
+def play(config: Config, task: Task, original, rounds: int, users: list[tuple[str, int]]):
+    """Rounds of repair from one original network, each from all that is known by then; yields rows as they come.
+
+    Args:
+        config, task: of a cell; its D_f is what is known in round 1, which is the same for all users.
+        original: the trained network; every round starts from it.
+        rounds: number of repairs.
+        users: (user, K), what happens to the first K suspects between rounds: "looks" takes the corrupted ones into
+            D_f, as one who knows them when they are seen; "none" takes all, right or wrong.
+    """
+    first = find(config, task)
+    repaired, through = repair(config, original, task.train, first)
+    yield from rows_of_scores(every_score(original, repaired, through, task.train, first), task, first)
+    yield {"round": 1, "user": "", "looked": 0, **measure(repaired, task, first, original)}
+    for user, looked in users:
+        forget, network = first, repaired
+        for number in range(2, rounds + 1):
+            new = suspects(network, task.train, forget).index[:looked]
+            new = new[torch.isin(new, task.corrupted)] if user == "looks" else new
+            forget = torch.cat([forget, new]).sort().values
+            network, _ = repair(config, original, task.train, forget)
+            yield {"round": number, "user": user, "looked": looked, **measure(network, task, forget, original)}
+
+
+def measure(network, task: Task, forget: torch.Tensor, original) -> dict:
+    """Healed, Utility and product, |D_f|, and how many of D_f are corrupted."""
+    bad = int(torch.isin(forget, task.corrupted).sum())
+    return {"known": len(forget), "known_bad": bad, **evaluate(network, task, forget, original)}
+
+
+# --- Command line -----------------------------------------------------------------------------------------------------
+
+
+def add_arguments(p: Parser) -> None:
+    """Lists of tasks, discovery rates and seeds, the flags of run.py in FLAGS, and those of the rounds."""
+    p.epilog = "Lists: 1,2 or first:last:step; all for tasks."
+    for name, f in AXES.items():
+        names = [f"--{name}", *([f"--{name}s"] if name != "discovery" else [])]
+        text = f"{f.metadata['help']} (default: {f.default})"
+        p.add_argument(*names, dest=name, default=str(f.default), metavar="LIST", help=text)
+    p.add_argument("--rounds", type=int, help="repairs, each from a larger D_f (default: 1, or 2 with a K)")
+    p.add_argument("--look-at", type=int, metavar="K",
+                   help="between rounds a user looks at K suspects and confirms the corrupted ones (default: |D_c|)")
+    p.add_argument("--flag-top", type=int, metavar="K",
+                   help="K suspects join D_f between rounds, unseen; beside --look-at: once more from round 1")
+    p.add_argument("--figure", action="store_true", help="draw recall over images looked at, beside --out (matplotlib)")
+    p.add_argument("--out", default="runs/suspects.jsonl",
+                   help="result file, a JSON line per cell and score or round is added (default: runs/suspects.jsonl)")
+    add_flags(p, FLAGS)
+
+
+def main(given: dict, argv: list[str]) -> int:
+    """Run `run.py suspects`; returns the exit code: 0, or 1 if a cell failed. Bad input raises ValueError."""
+    rounds, look_at, flag_top, figure = (given.pop(name) for name in ("rounds", "look_at", "flag_top", "figure"))
+    users = [(user, k) for user, k in (("looks", look_at), ("none", flag_top)) if k is not None]
+    check_rounds(rounds, users)
+    figure = import_figure() if figure else None
+    cells = cells_of(given)
+    plan = rounds or 1 + bool(users), users or [("looks", cells[0].n)]
+    check_writable(cells[0].out)
+    pairs = [(config, original) for original, group in by_original(cells) for config in group]
+    failures = sum(not run_cell(config, original, plan, argv) for config, original in pairs)
+    rows = rows_of(cells)
+    print("\n\n".join(filter(None, [score_table(rows), round_table(rows)])))
+    if figure and any("score" in row for row in rows):
+        path = Path(cells[0].out)
+        save(str(path.parent), path.stem, draw(figure(layout="constrained"), rows))
+        print(f"\n{path.with_suffix('.png')} and .svg show recall over the number of images looked at")
+    return 1 if failures else 0
+
+
+def check_rounds(rounds: int | None, users: list[tuple[str, int]]) -> None:
+    """Raise ValueError for rounds that cannot be played."""
+    if rounds is not None and rounds < 1:
+        raise ValueError(f"--rounds is {rounds}; it must be at least 1")
+    for _, k in users:
+        if k < 0 or rounds == 1:
+            raise ValueError(f"{k} suspects between {rounds or 2} rounds; give 0 or more, and 2 rounds or more")
+
+
+def cells_of(given: dict) -> list[Config]:
+    """The settings of each cell: every combination of tasks, discovery rates and seeds."""
+    lists = {name: parse_axis(f, given.pop(name)) for name, f in AXES.items()}
+    if not given["out"]:
+        raise ValueError("--out is empty; name a result file")
+    cells = [resolve({**given, "method": "rem", "task": task, "seed": seed, "discovery": rate})
+             for seed in lists["seed"] for task in lists["task"] for rate in lists["discovery"]]
+    if cells[0].unlearn_epochs < 1:
+        raise ValueError("--unlearn-epochs is 0; without a repair there are no suspects")
+    if none := [cell.discovery for cell in cells if round(cell.discovery * cell.n) == 0]:
+        raise ValueError(f"discovery {none[0]} of {cells[0].n} corrupted examples finds none; raise either")
+    return cells
+
+
+def run_cell(config: Config, original: Config, plan: tuple[int, list], argv: list[str]) -> bool:
+    """Play a cell unless its rows are there, and append those that are not; whether it ended well."""
+    label, there = f"{config.task} at discovery {config.discovery:g}, seed {config.seed}", rows_of([config])
+    done, (rounds, users) = {name_of(row) for row in there}, plan
+    if {(None, 1, "", 0), *((None, i, *user) for user in users for i in range(2, rounds + 1))} <= done:
+        return True
+    _, failure = make_original(original, Path(config.out).parent)
+    if failure is None:
+        task, model, _ = load_original(original, str(Path(config.out).parent))
+        rows, seconds, failure = attempt(lambda: list(play(config, task, model, *plan)))
+    if failure:
+        print(f"{label}: failed: {failure}", flush=True)
+        return False
+    where = {"cell": cell_key(config), **{name: getattr(config, name) for name in (*AXES, *FLAGS)}, "out": config.out,
+             **provenance(device_of(config), argv), "seconds": seconds}
+    for row in rows:  # scores come before rounds, so a cell that has its rounds has them
+        if name_of(row) not in done:
+            append_row(config.out, {**where, **row})
+    if not config.quiet:
+        print(f"{label}: {seconds:.0f} s", flush=True)
+    return True
+
+
+def name_of(row: dict) -> tuple:
+    """What tells the rows of one cell apart."""
+    return tuple(row.get(name) for name in ("score", "round", "user", "looked"))
+
+
+def rows_of(cells: list[Config]) -> list[dict]:
+    """The rows of some cells in their result file; a line that is none, such as a torn one, is left out."""
+    path, keys, rows = Path(cells[0].out), {cell_key(cell) for cell in cells}, []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.get("cell") in keys:
+            rows.append(row)
+    return rows
+
+
+# --- Output -----------------------------------------------------------------------------------------------------------
+
+
+def over_seeds(rows: list[dict], key: str, factor: float = 1.0, digits: int = 2) -> str:
+    """Mean ± SEM over seeds, of each seed's mean over its rows."""
+    seeds = {row["seed"] for row in rows}
+    mean, error = mean_sem(mean_sem(row[key] for row in rows if row["seed"] == seed)[0] for seed in seeds)
+    return f"{factor * mean:.{digits}f}" + ("" if error is None else f" ± {factor * error:.{digits}f}")
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *lines))
+
+
+def score_table(rows: list[dict]) -> str:
+    """AUROC / recall at |undiscovered| of each score, per task and rate and over all, mean ± SEM over seeds."""
+    rows = [row for row in rows if "score" in row]
+    columns = sorted({(TASKS.index(row["task"]), row["discovery"]) for row in rows})
+    lines = []
+    for score in dict.fromkeys(row["score"] for row in rows):
+        mine = [row for row in rows if row["score"] == score]
+        parts = [[row for row in mine if (row["task"], row["discovery"]) == (TASKS[t], rate)] for t, rate in columns]
+        cells = [" / ".join(over_seeds(part, key) for key in ("auroc", "recall")) for part in (*parts, mine)]
+        lines.append([score, *cells])
+    if not lines:
+        return ""
+    seeds = sorted({row["seed"] for row in rows})
+    return (f"AUROC / recall when |undiscovered| are flagged, mean ± SEM; seeds {', '.join(map(str, seeds))}\n\n"
+            + table(["score", *(f"{TASKS[t]} {rate:g}" for t, rate in columns), "all"], lines))
+
+
+def round_table(rows: list[dict]) -> str:
+    """Healed / Utility / product of each round in each task, mean ± SEM over seeds, in percent."""
+    rows, lines = [row for row in rows if "round" in row], []
+    for key in sorted({(row["discovery"], row["round"], row["user"], row["looked"]) for row in rows}):
+        mine = [row for row in rows if (row["discovery"], row["round"], row["user"], row["looked"]) == key]
+        rate, number, user, looked = key
+        how = {"": "", "looks": f"looks at {looked}", "none": f"none, top {looked}"}[user]
+        parts = [[row for row in mine if row["task"] == task] for task in TASKS]
+        cells = [" / ".join(over_seeds(part, name, 100, 1) for name in SCORES if part) for part in parts]
+        known = " / ".join(f"{mean_sem(row[name] for row in mine)[0]:.0f}" for name in ("known", "known_bad"))
+        lines.append([f"{rate:g}", str(number), how, known, *cells])
+    if not lines:
+        return ""
+    seeds = sorted({row["seed"] for row in rows})
+    return (f"Healed / Utility / product in percent, mean ± SEM; seeds {', '.join(map(str, seeds))}\n\n"
+            + table(["discovery", "round", "user", "known / of them bad", *TASKS], lines))
+
+
+def draw(figure, rows: list[dict]):
+    """Recall over the number of images looked at, a panel per task and rate, mean over seeds; returns the figure."""
+    rows = [row for row in rows if row.get("score") in DRAWN]
+    tasks, rates = [t for t in TASKS if t in {row["task"] for row in rows}], sorted({row["discovery"] for row in rows})
+    figure.set_size_inches(max(6.5, 1 + 2.6 * len(tasks)), 1.1 + 2.1 * len(rates))
+    grid = figure.subplots(len(rates), len(tasks), squeeze=False, sharey=True)
+    for (y, rate), (x, task) in ((a, b) for a in enumerate(rates) for b in enumerate(tasks)):
+        axes, part = grid[y, x], [row for row in rows if (row["task"], row["discovery"]) == (task, rate)]
+        missing = part[0]["undiscovered"] if part else 1
+        places = range(3 * missing + 1)
+        axes.plot([0, missing, 3 * missing], [0, 1, 1], color="0.8", linewidth=3, label="the best there can be")
+        for (score, dashes), colour in zip(DRAWN.items(), COLOURS, strict=True):
+            if runs := [row["ranks"] for row in part if row["score"] == score]:
+                means = [sum(recall(ranks, k) for ranks in runs) / len(runs) for k in places]
+                axes.plot(places, means, linestyle=dashes, color=colour, linewidth=2.4 if score == REPAIRED else 1.4,
+                          label=score)
+        axes.set_title(f"{task}, discovery {rate:g}: {missing} to find", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.set_xlabel("images looked at, most suspect first" if y + 1 == len(rates) else "", fontsize=8)
+        axes.set_ylabel("recall" if x == 0 else "", fontsize=8)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    return figure

@@ -1,0 +1,147 @@
+"""Find what has not been found: a repaired network does not believe the given labels of the undiscovered part of D_c.
+
+    found = suspects(repaired, data, forget)             # repaired by REM from D_f; found.index: most suspect first
+    similar = probe(features(model, data), forget)       # (N,) how much each looks like D_f to the untouched network
+
+Only labels as given are read. The paper names discovery as the first axis of the task space (Sec. 4) and stops there;
+figures of this score and of the others, which stand here to be compared with it, are in results/README.md, "Suspects".
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from etd import NonFiniteLoss, eval_mode
+from rem import check_forget
+
+BATCH = 128  # images per batch of a pass
+NEAREST = 5  # neighbours in D_f
+
+
+class Suspects(NamedTuple):
+    """Every image outside D_f, most suspect first; among equal scores in the order of the data."""
+
+    index: torch.Tensor  # (N - k,) int64, dataset indices
+    score: torch.Tensor  # (N - k,) float64, CE of the given label, >= 0; exp(-score) is its probability
+    predicted: torch.Tensor  # (N - k,) int64, what the network gives instead
+
+
+def suspects(model: nn.Module, data, forget: torch.Tensor) -> Suspects:
+    """Rank the images outside D_f by the cross-entropy of their given label: s_i = -log p(y_i | x_i; theta_o1).
+
+    Choice: the network is the *repaired* one. The network before the repair has memorised D_c, and a loss can only tell
+    what it has memorised badly; REM takes the corruption out of theta_o1, undiscovered images included, so afterwards
+    their given labels are improbable, whether a trigger, a class or nothing explains them.
+
+    Args:
+        model: the repaired network, plain.
+        data: D_tr with its labels as given: len(data) and data.batches, as `rem` takes them.
+        forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr.
+
+    Returns:
+        Suspects, on the CPU; model, data and random states stay as they are.
+
+    Raises:
+        ValueError: D_f cannot be used.
+        NonFiniteLoss: a logit is not finite.
+    """
+    forget = check_forget(forget, len(data)).cpu()
+    z, labels = logits(model, data)
+    index, score = ranked(cross_entropy(z, labels), forget)
+    return Suspects(index, score, z.argmax(dim=1)[index])
+
+
+def ranked(score: torch.Tensor, forget: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices outside D_f by falling score, ties in the order of the data, and those scores; score: (N,), of all."""
+    index = torch.ones(len(score), dtype=torch.bool).index_fill_(0, forget, False).nonzero().flatten()
+    index = index[score[index].argsort(descending=True, stable=True)]
+    return index, score[index]
+
+
+# --- Passes, in eval mode without augmentation ------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def logits(model: nn.Module, data, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, C) in float64 and labels as given (N,), on the CPU; of an Expanded under `mask`, one (width,) row."""
+    rows, labels, dtype = [], [], next(model.parameters()).dtype
+    with eval_mode(model):
+        for _, x, y in data.batches(size=BATCH, dtype=dtype):
+            rows.append((model(x) if mask is None else model(x, mask.to(x.device).expand(len(x), -1))).double().cpu())
+            labels.append(y.cpu())
+    z = torch.cat(rows)
+    if not z.isfinite().all():
+        raise NonFiniteLoss("the network's logits are not finite; lower the rate")
+    return z, torch.cat(labels)
+
+
+@torch.no_grad()
+def features(model: nn.Module, data) -> torch.Tensor:
+    """Penultimate features (N, d), float64 on the CPU: what the last linear or convolutional layer that runs is given,
+    averaged over places or tokens."""
+    given, rows, dtype = {}, [], next(model.parameters()).dtype
+    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    hooks = [layer.register_forward_pre_hook(lambda layer, inputs: given.update(last=inputs[0])) for layer in layers]
+    try:
+        with eval_mode(model):
+            for _, x, _ in data.batches(size=BATCH, dtype=dtype):
+                model(x)
+                h = given["last"]  # (B, d), (B, d, H, W) or (B, T, d)
+                h = h.mean(dim=(2, 3)) if h.dim() == 4 else h.mean(dim=1) if h.dim() == 3 else h
+                rows.append(h.double().cpu())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(rows)
+
+
+# --- Scores: (N,) float64, higher is more suspect ---------------------------------------------------------------------
+
+
+def cross_entropy(z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """-log p(y); it ranks as cleanlab's self-confidence p(y) does, upside down."""
+    return F.cross_entropy(z, labels, reduction="none")
+
+
+def margin(z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """max_{k != y} z_k - z_y, the logit margin."""
+    own = labels[:, None]
+    return z.scatter(1, own, -torch.inf).amax(dim=1) - z.gather(1, own)[:, 0]
+
+
+def nearest(h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
+    """Mean cosine of the features to the five nearest of D_f."""
+    h = F.normalize(h, dim=1)
+    return (h @ h[forget].T).topk(min(NEAREST, len(forget)), dim=1).values.mean(dim=1)
+
+
+def tracin(z: torch.Tensor, labels: torch.Tensor, h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
+    """sum_{j in D_f} (h_i . h_j) ((p_i - e_{y_i}) . (p_j - e_{y_j})), the last layer's TracIn to D_f."""
+    error = z.softmax(dim=1) - F.one_hot(labels, z.shape[1])  # (N, C)
+    return ((h @ (h[forget].T @ error[forget])) * error).sum(dim=1)  # (N, d) (d, C)
+
+
+def probe(h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
+    """Probability in [0, 1] of a logistic regression that tells D_f from the rest, either side with half the weight.
+
+    Minimises mean_{D_f} log(1 + exp(-f)) / 2 + mean_{rest} log(1 + exp(f)) / 2 + |w|^2 / (2 N), f = w . h + b, over
+    features at mean 0 and variance 1. The rest holds the undiscovered part too, as positives without a label.
+    """
+    n, d = h.shape
+    h = (h - h.mean(dim=0)) / h.std(dim=0, correction=0).clamp_min(1e-12)  # a constant feature stays 0
+    known = torch.zeros(n, dtype=torch.bool).index_fill_(0, forget, True)
+    w, b = torch.zeros(d, dtype=h.dtype, requires_grad=True), torch.zeros((), dtype=h.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([w, b], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        f = h @ w + b  # (N,)
+        value = (F.softplus(-f[known]).mean() + F.softplus(f[~known]).mean() + w @ w / n) / 2
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return torch.sigmoid(h @ w.detach() + b.detach())
