@@ -49,7 +49,7 @@ def suspects(model: nn.Module, data, forget: torch.Tensor) -> Suspects:
     """
     forget = check_forget(forget, len(data)).cpu()
     z, labels = logits(model, data)
-    index, score = ranked(cross_entropy(z, labels), forget)
+    index, score = ranked(given_loss(z, labels), forget)
     return Suspects(index, score, z.argmax(dim=1)[index])
 
 
@@ -100,7 +100,7 @@ def features(model: nn.Module, data) -> torch.Tensor:
 # --- Scores: (N,) float64, higher is more suspect ---------------------------------------------------------------------
 
 
-def cross_entropy(z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def given_loss(z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """-log p(y); it ranks as cleanlab's self-confidence p(y) does, upside down."""
     return F.cross_entropy(z, labels, reduction="none")
 

@@ -86,7 +86,8 @@ def draw_sheet(path: str | Path, images: torch.Tensor, labels: list[tuple[str, s
         axes.set_axis_off()
     for axes, image, (given, predicted) in zip(figure.axes, images, labels, strict=False):
         gap = " " if len(given + predicted) <= LETTERS else "\n"
-        caption, pixels = f"{short(given)}{gap}-> {short(predicted)}", image.permute(1, 2, 0).numpy()  # (H, W, C)
+        caption = f"{shortened(given)}{gap}-> {shortened(predicted)}"
+        pixels = image.permute(1, 2, 0).numpy()  # (H, W, C)
         axes.imshow(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
         axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=7, parse_math=False)
     figure.subplots_adjust(0.01, 0.4 / (1.75 * lines), 0.99, 0.99, wspace=0.08, hspace=0.32)
@@ -96,7 +97,7 @@ def draw_sheet(path: str | Path, images: torch.Tensor, labels: list[tuple[str, s
     return True
 
 
-def short(text: str) -> str:
+def shortened(text: str) -> str:
     """At most LETTERS letters of a text, all of which can be written."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"

@@ -23,9 +23,9 @@ from rem import rem
 from settings import TASKS, Config, Parser, add_flags, resolve, stream
 from study.originals import device_of, load_original, make_original
 from study.plan import by_original, parse_axis
-from study.report import import_figure, save
+from study.canvas import import_figure, save
 from study.rows import SCORES, cell_key
-from suspects import cross_entropy, features, logits, margin, nearest, probe, ranked, suspects, tracin
+from suspects import features, given_loss, logits, margin, nearest, probe, ranked, suspects, tracin
 from tasks import Task
 
 # Those settings of run.py that have a part in it beside task, discovery and seed; the other flags are errors here.
@@ -51,9 +51,9 @@ def every_score(model, repaired, through: torch.Tensor, data, forget: torch.Tens
         data, forget: D_tr, labels as given; D_f.
     """
     (before, labels), (after, _), h = logits(model, data), logits(repaired, data), features(model, data)
-    untouched, ce = cross_entropy(before, labels), cross_entropy(after, labels)
+    untouched, ce = given_loss(before, labels), given_loss(after, labels)
     return {UNTOUCHED: untouched, REPAIRED: ce, "CE repaired - CE untouched": ce - untouched,
-            "CE repaired - CE through D_f's channel": ce - cross_entropy(through, labels),
+            "CE repaired - CE through D_f's channel": ce - given_loss(through, labels),
             "cosine to the 5 nearest of D_f": nearest(h, forget), PROBE: probe(h, forget),
             "last-layer TracIn to D_f, untouched": tracin(before, labels, h, forget),
             "logit margin, untouched network": margin(before, labels),
@@ -94,7 +94,7 @@ def rows_of_scores(scores: dict[str, torch.Tensor], task: Task, forget: torch.Te
 # --- Repair, look, repair again ---------------------------------------------------------------------------------------
 
 
-def repair(config: Config, original, data, forget: torch.Tensor):
+def repair_cell(config: Config, original, data, forget: torch.Tensor):
     """REM as `experiment.unlearn` runs it; returns its network, and its logits (N, C) through D_f's channel."""
     kept = {}
 
@@ -117,20 +117,20 @@ def play(config: Config, task: Task, original, rounds: int, users: list[tuple[st
             D_f, as one who knows them when they are seen; "none" takes all, right or wrong.
     """
     first = find(config, task)
-    repaired, through = repair(config, original, task.train, first)
+    repaired, through = repair_cell(config, original, task.train, first)
     yield from rows_of_scores(every_score(original, repaired, through, task.train, first), task, first)
-    yield {"round": 1, "user": "", "looked": 0, **measure(repaired, task, first, original)}
+    yield {"round": 1, "user": "", "looked": 0, **scores_of(repaired, task, first, original)}
     for user, looked in users:
         forget, network = first, repaired
         for number in range(2, rounds + 1):
             new = suspects(network, task.train, forget).index[:looked]
             new = new[torch.isin(new, task.corrupted)] if user == "looks" else new
             forget = torch.cat([forget, new]).sort().values
-            network, _ = repair(config, original, task.train, forget)
-            yield {"round": number, "user": user, "looked": looked, **measure(network, task, forget, original)}
+            network, _ = repair_cell(config, original, task.train, forget)
+            yield {"round": number, "user": user, "looked": looked, **scores_of(network, task, forget, original)}
 
 
-def measure(network, task: Task, forget: torch.Tensor, original) -> dict:
+def scores_of(network, task: Task, forget: torch.Tensor, original) -> dict:
     """Healed, Utility and product, |D_f|, and how many of D_f are corrupted."""
     bad = int(torch.isin(forget, task.corrupted).sum())
     return {"known": len(forget), "known_bad": bad, **evaluate(network, task, forget, original)}
@@ -163,16 +163,16 @@ def main(given: dict, argv: list[str]) -> int:
     users = [(user, k) for user, k in (("looks", look_at), ("none", flag_top)) if k is not None]
     check_rounds(rounds, users)
     figure = import_figure() if figure else None
-    cells = cells_of(given)
+    cells = cells_asked(given)
     plan = rounds or 1 + bool(users), users or [("looks", cells[0].n)]
     check_writable(cells[0].out)
     pairs = [(config, original) for original, group in by_original(cells) for config in group]
-    failures = sum(not run_cell(config, original, plan, argv) for config, original in pairs)
-    rows = rows_of(cells)
-    print("\n\n".join(filter(None, [score_table(rows), round_table(rows)])))
+    failures = sum(not play_cell(config, original, plan, argv) for config, original in pairs)
+    rows = rows_there(cells)
+    print("\n\n".join(filter(None, [suspects_table(rows), round_table(rows)])))
     if figure and any("score" in row for row in rows):
         path = Path(cells[0].out)
-        save(str(path.parent), path.stem, draw(figure(layout="constrained"), rows))
+        save(str(path.parent), path.stem, draw_recall(figure(layout="constrained"), rows))
         print(f"\n{path.with_suffix('.png')} and .svg show recall over the number of images looked at")
     return 1 if failures else 0
 
@@ -186,7 +186,7 @@ def check_rounds(rounds: int | None, users: list[tuple[str, int]]) -> None:
             raise ValueError(f"{k} suspects between {rounds or 2} rounds; give 0 or more, and 2 rounds or more")
 
 
-def cells_of(given: dict) -> list[Config]:
+def cells_asked(given: dict) -> list[Config]:
     """The settings of each cell: every combination of tasks, discovery rates and seeds."""
     lists = {name: parse_axis(f, given.pop(name)) for name, f in AXES.items()}
     if not given["out"]:
@@ -200,10 +200,10 @@ def cells_of(given: dict) -> list[Config]:
     return cells
 
 
-def run_cell(config: Config, original: Config, plan: tuple[int, list], argv: list[str]) -> bool:
+def play_cell(config: Config, original: Config, plan: tuple[int, list], argv: list[str]) -> bool:
     """Play a cell unless its rows are there, and append those that are not; whether it ended well."""
-    label, there = f"{config.task} at discovery {config.discovery:g}, seed {config.seed}", rows_of([config])
-    done, (rounds, users) = {name_of(row) for row in there}, plan
+    label, there = f"{config.task} at discovery {config.discovery:g}, seed {config.seed}", rows_there([config])
+    done, (rounds, users) = {part_of(row) for row in there}, plan
     if {(None, 1, "", 0), *((None, i, *user) for user in users for i in range(2, rounds + 1))} <= done:
         return True
     _, failure = make_original(original, Path(config.out).parent)
@@ -216,19 +216,19 @@ def run_cell(config: Config, original: Config, plan: tuple[int, list], argv: lis
     where = {"cell": cell_key(config), **{name: getattr(config, name) for name in (*AXES, *FLAGS)}, "out": config.out,
              **provenance(device_of(config), argv), "seconds": seconds}
     for row in rows:  # scores come before rounds, so a cell that has its rounds has them
-        if name_of(row) not in done:
+        if part_of(row) not in done:
             append_row(config.out, {**where, **row})
     if not config.quiet:
         print(f"{label}: {seconds:.0f} s", flush=True)
     return True
 
 
-def name_of(row: dict) -> tuple:
+def part_of(row: dict) -> tuple:
     """What tells the rows of one cell apart."""
     return tuple(row.get(name) for name in ("score", "round", "user", "looked"))
 
 
-def rows_of(cells: list[Config]) -> list[dict]:
+def rows_there(cells: list[Config]) -> list[dict]:
     """The rows of some cells in their result file; a line that is none, such as a torn one, is left out."""
     path, keys, rows = Path(cells[0].out), {cell_key(cell) for cell in cells}, []
     for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -251,12 +251,12 @@ def over_seeds(rows: list[dict], key: str, factor: float = 1.0, digits: int = 2)
     return f"{factor * mean:.{digits}f}" + ("" if error is None else f" ± {factor * error:.{digits}f}")
 
 
-def table(header: list[str], lines: list[list[str]]) -> str:
+def pipe_table(header: list[str], lines: list[list[str]]) -> str:
     """A table in Markdown."""
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *lines))
 
 
-def score_table(rows: list[dict]) -> str:
+def suspects_table(rows: list[dict]) -> str:
     """AUROC / recall at |undiscovered| of each score, per task and rate and over all, mean ± SEM over seeds."""
     rows = [row for row in rows if "score" in row]
     columns = sorted({(TASKS.index(row["task"]), row["discovery"]) for row in rows})
@@ -270,7 +270,7 @@ def score_table(rows: list[dict]) -> str:
         return ""
     seeds = sorted({row["seed"] for row in rows})
     return (f"AUROC / recall when |undiscovered| are flagged, mean ± SEM; seeds {', '.join(map(str, seeds))}\n\n"
-            + table(["score", *(f"{TASKS[t]} {rate:g}" for t, rate in columns), "all"], lines))
+            + pipe_table(["score", *(f"{TASKS[t]} {rate:g}" for t, rate in columns), "all"], lines))
 
 
 def round_table(rows: list[dict]) -> str:
@@ -288,10 +288,10 @@ def round_table(rows: list[dict]) -> str:
         return ""
     seeds = sorted({row["seed"] for row in rows})
     return (f"Healed / Utility / product in percent, mean ± SEM; seeds {', '.join(map(str, seeds))}\n\n"
-            + table(["discovery", "round", "user", "known / of them bad", *TASKS], lines))
+            + pipe_table(["discovery", "round", "user", "known / of them bad", *TASKS], lines))
 
 
-def draw(figure, rows: list[dict]):
+def draw_recall(figure, rows: list[dict]):
     """Recall over the number of images looked at, a panel per task and rate, mean over seeds; returns the figure."""
     rows = [row for row in rows if row.get("score") in DRAWN]
     tasks, rates = [t for t in TASKS if t in {row["task"] for row in rows}], sorted({row["discovery"] for row in rows})

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from settings import Parser
+from study.canvas import import_figure, save
 from study.figures import DRAW, Missing, draw
 from study.rows import load_rows
 from study.tables import NAMES, Table, make_tables
@@ -143,26 +144,3 @@ def collect(what: str, names: list[str], known, make) -> list:
                 raise
             print(f"run.py report: skipped: {missing}", file=sys.stderr)
     return made
-
-
-def import_figure():
-    """matplotlib's Figure, which draws without a display; ValueError where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("figures need matplotlib: pip install -r requirements-figures.txt") from error
-    return Figure
-
-
-def save(folder: str, name: str, figure) -> None:
-    """Write a figure as PNG and as SVG, each whole or not at all and the same bytes each time."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    figure.set_dpi(150)
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # by the canvases themselves: savefig draws everything twice
-        write_whole(Path(folder, f"{name}.png"), lambda file: FigureCanvasAgg(figure).print_png(file))
-        figure.set_layout_engine("none")  # laid out once, the same in both
-        canvas = FigureCanvasSVG(figure)
-        write_whole(Path(folder, f"{name}.svg"), lambda file: canvas.print_svg(file, metadata={"Date": None}))

@@ -415,8 +415,9 @@ def test_a7_no_idle_passes(seed):
     data, forget = make_data(seed, pad=1), torch.tensor([0])
     state = rem_module.start(small_net(seed), data, forget, tiny(batch=3, gamma=0.2), gen(seed))
     asked, base = [], []
-    state.reference.register_forward_hook(lambda net, args, out: asked.append(args[1] is None))
-    state.expanded.register_forward_hook(lambda net, args, out: base.append(out.requires_grad) if args[1] is None
+    alone = ((), (None,))  # what follows x where theta_o1 runs alone
+    state.reference.register_forward_hook(lambda net, args, out: asked.append(args[1:] in alone))
+    state.expanded.register_forward_hook(lambda net, args, out: base.append(out.requires_grad) if args[1:] in alone
                                          else None)
     with mock.patch.object(rem_module, "acc_forget", scripted((0.9, 0.0))):
         rem_module.remove(state)
@@ -905,7 +906,7 @@ def test_n2_single_step():
 def test_n2_fit(epochs, size, batch):
     """N2: fit steps through the schedule over all its epochs, at `lr` times the factor."""
     data, index, rates = make_data(0), torch.arange(size), []
-    with mock.patch.object(train, "update", lambda optimizer, loss: rates.append(optimizer.param_groups[0]["lr"])):
+    with mock.patch.object(train, "descend", lambda optimizer, loss: rates.append(optimizer.param_groups[0]["lr"])):
         train.fit(small_net(0), data, index, tiny(batch=batch), gen(0), epochs=epochs, lr=0.5)
     steps = epochs * count_batches(size, batch)
     assert rates == [0.5 * train.rate(step, steps) for step in range(steps)]
@@ -971,9 +972,9 @@ def test_update_leaves_unreached_parameters():
     before."""
     reached, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([reached, other], lr=0.1, momentum=0.9, weight_decay=0.1)
-    train.update(optimizer, (reached + other).sum())
+    train.descend(optimizer, (reached + other).sum())
     kept = other.detach().clone()
-    train.update(optimizer, (reached**2).sum())
+    train.descend(optimizer, (reached**2).sum())
     assert torch.equal(other, kept) and other.grad is None
 
 

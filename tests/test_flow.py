@@ -153,7 +153,7 @@ def test_inactive_channels_under_sgd(seed, decay):
     mask[:, 1] = False
     before = {name: p.detach().clone() for name, p in extra_parameters(expanded).items()}
     for _ in range(2):
-        train.update(optimizer, loss_of(expanded, seed, 3, mask))
+        train.descend(optimizer, loss_of(expanded, seed, 3, mask))
     inactive = torch.nonzero(~mask.any(dim=0)).flatten().tolist()
     for name, p, dim, start in channel_slices(expanded):
         for j in inactive:

@@ -25,7 +25,7 @@ from rem import rem
 from settings import stream
 from study import discovery
 from study.rows import load_rows
-from suspects import cross_entropy, features, logits, margin, nearest, probe, ranked, suspects, tracin
+from suspects import features, given_loss, logits, margin, nearest, probe, ranked, suspects, tracin
 from tasks import discover, make_task
 
 
@@ -109,8 +109,8 @@ def test_scores_equal_naive_twins(seed):
     assert_close(nearest(h, forget), torch.tensor(twins["nearest"], dtype=torch.float64))
     assert_close(tracin(z, labels, h, forget), torch.tensor(twins["tracin"], dtype=torch.float64))
     confidence = torch.from_numpy(p[np.arange(9), labels.numpy()])
-    assert torch.equal(cross_entropy(z, labels).argsort(), (1 - confidence).argsort())
-    assert_close((-cross_entropy(z, labels)).exp(), confidence)
+    assert torch.equal(given_loss(z, labels).argsort(), (1 - confidence).argsort())
+    assert_close((-given_loss(z, labels)).exp(), confidence)
 
 
 def test_self_confidence_is_that_of_cleanlab():
@@ -118,7 +118,7 @@ def test_self_confidence_is_that_of_cleanlab():
     rank = pytest.importorskip("cleanlab.rank")
     z, labels, *_ = drawn(3)
     theirs = rank.get_self_confidence_for_each_label(labels.numpy(), z.softmax(1).numpy())
-    assert_close((-cross_entropy(z, labels)).exp(), torch.from_numpy(theirs))
+    assert_close((-given_loss(z, labels)).exp(), torch.from_numpy(theirs))
 
 
 @given(seeds)
@@ -264,7 +264,7 @@ def test_the_list_says_what_the_network_believes(world):
         assert folder.paths[i].relative_to(folder.root).as_posix() == row["filename"]
         named = folder.classes[labels[i]], folder.classes[z[i].argmax()]
         assert (row["given_label"], row["predicted_label"]) == named
-        assert float(row["score"]) == pytest.approx(float(cross_entropy(z, labels)[i]), rel=1e-4, abs=1e-5)
+        assert float(row["score"]) == pytest.approx(float(given_loss(z, labels)[i]), rel=1e-4, abs=1e-5)
         assert float(row["label_score"]) == pytest.approx(math.exp(-float(row["score"])), rel=1e-4)
         assert 0 <= float(row["label_score"]) <= 1 and 0 <= float(row["similar"]) <= 1
     scores = [float(row["score"]) for row in rows]
@@ -396,7 +396,7 @@ def test_the_channel_is_that_of_the_epoch_that_is_returned():
         seen.append((record["score"], logits(expanded, task.train)[0]))
 
     rem(small_net(1), task.train, forget, config, stream(0, "unlearning"), log=log)
-    network, through = discovery.repair(config, small_net(1), task.train, forget)
+    network, through = discovery.repair_cell(config, small_net(1), task.train, forget)
     best = max(range(len(seen)), key=lambda i: (seen[i][0], -i))
     assert torch.equal(logits(network, task.train)[0], seen[best][1])
     assert through.shape == (40, 4) and not torch.equal(through, seen[best][1])
@@ -406,7 +406,7 @@ def test_tables_are_means_over_seeds():
     """S17: mean ± SEM over seeds, of each seed's mean over its cells; one seed has no SEM; rounds apart by user."""
     rows = [{"score": "s", "task": task, "discovery": 0.5, "seed": seed, "auroc": auroc, "recall": auroc / 2}
             for task, seed, auroc in (("poison", 0, 0.8), ("random", 0, 0.4), ("poison", 1, 1.0), ("random", 1, 1.0))]
-    first, *_, last = discovery.score_table(rows).splitlines()
+    first, *_, last = discovery.suspects_table(rows).splitlines()
     assert first == "AUROC / recall when |undiscovered| are flagged, mean ± SEM; seeds 0, 1"
     assert last == "| s | 0.90 ± 0.10 / 0.45 ± 0.05 | 0.70 ± 0.30 / 0.35 ± 0.15 | 0.80 ± 0.20 / 0.40 ± 0.10 |"
     rows = [{"round": number, "user": user, "looked": k, "task": "poison", "discovery": 0.1, "seed": 0, "known": known,
@@ -416,7 +416,7 @@ def test_tables_are_means_over_seeds():
         "| 0.1 | 1 |  | 9 / 9 | 50.0 / 80.0 / 40.0 |  |  |",
         "| 0.1 | 2 | looks at 5 | 10 / 9 | 50.0 / 80.0 / 40.0 |  |  |",
         "| 0.1 | 2 | none, top 5 | 14 / 9 | 50.0 / 80.0 / 40.0 |  |  |"]
-    assert discovery.score_table([]) == discovery.round_table([]) == ""
+    assert discovery.suspects_table([]) == discovery.round_table([]) == ""
 
 
 QUICK = ["--n", "10", "--width", "0.05", "--epochs", "1", "--unlearn-epochs", "1", "--gamma", "1", "--quiet"]
