@@ -366,12 +366,13 @@ def batch_statistics(probe: nn.Module):
 
 def redraw(probe: nn.Module, generator: torch.Generator, positive: bool) -> None:
     """Draw every parameter anew: matrices at 1 / sqrt(fan-in), vectors near 0 (biases) or 1."""
-    pool, start = torch.randn(POOL, generator=generator, dtype=torch.float64, device="cpu"), 0
+    size = max(1, min(POOL, sum(p.numel() for p in probe.parameters())))
+    pool, start = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu"), 0
     with torch.no_grad():
         for name, p in probe.named_parameters():
-            repeats = -(-(start + p.numel()) // POOL)
-            values = pool.repeat(repeats)[start : start + p.numel()].view(p.shape)
-            start = (start + p.numel()) % POOL
+            end = start + p.numel()
+            values = (pool if end <= size else pool.repeat(-(-end // size)))[start:end].view(p.shape)
+            start = end % size
             if p.dim() >= 2 and p.numel():
                 p.copy_(values.abs() if positive else values).div_(p[0].numel() ** 0.5)
             elif p.dim() == 1:
