@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 # Before torch is imported: waiting threads of GNU OpenMP spin, so two runs that share the cores take each other's time.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Two runs of 11 s at once took over 150 s, with this 32 s; one alone is as fast as before (results/README.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
 

@@ -2,11 +2,13 @@
 links exist, every property has its tests."""
 
 import itertools
+import json
 import re
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 
@@ -21,6 +23,7 @@ from study.tables import PAPER
 ROOT = Path(run.__file__).resolve().parent
 DOCS = {name: (ROOT / name).read_text() for name in ("README.md", "results/README.md", "study/README.md")}
 README, RESULTS = DOCS["README.md"], DOCS["results/README.md"]
+FLAT = " ".join(README.split())  # without line breaks
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
 PYTHON = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if re.search(r"run\.py", line)]
@@ -174,6 +177,41 @@ def test_the_other_tables_are_those_of_the_results():
         assert untouched == scores(networks(pick(runs, method="no-ul")))
         for (method, rate), cell in zip(itertools.product(("rem", "npo"), RATES), cells, strict=True):
             assert cell == scores(pick(runs, method=method, discovery=rate)), (n, method, rate)
+
+
+def test_the_tables_on_lasting_healing_are_those_of_the_results():
+    """R6: what REM is worth after how many epochs, on fashion-mini and on the copy of CIFAR-10."""
+    rows = load_rows([ROOT / "results" / "lasting" / "fashion-mini"])
+    for name, seeds, *cells, mean in table("Healing that lasts"):
+        epochs, stop = re.match(r"\d*", name)[0], "max" if "stop max" in name else "repaired"
+        axes = dict(unlearn_epochs=int(epochs), stop=stop, method="rem") if epochs else dict(method=name.strip("`"))
+        runs = pick(rows, **axes, seed=(0, 1, 2) if seeds == "0-2" else 0)
+        for (task, rate), cell in zip(itertools.product(("poison", "confusion", "random"), RATES), cells, strict=True):
+            part = pick(runs, task=task, discovery=rate)
+            assert len(part) == (3 if seeds == "0-2" else 1) if cell else not part, (name, task, rate)
+            assert not cell or cell == f"{100 * mean_sem(row['product'] for row in part)[0]:.1f}", (name, task, rate)
+        assert mean == (plus_minus(runs, "product") if all(cells) else ""), name
+    ended = {row["points"][-1]["epoch"] for row in pick(rows, method="rem", stop="repaired")}
+    assert max(ended) < 8
+    rows = load_rows([ROOT / "results" / "lasting" / "cifar10-jpeg-16px"])
+    for rate, *cells, epochs in table("Healing that lasts", 1):
+        runs = [pick(rows, task="poison", discovery=float(rate), method=name)[0] for name in ("no-ul", "npo", "rem")]
+        assert cells == [" / ".join(f"{100 * row[key]:.1f}" for key in SCORES) for row in runs], rate
+        assert int(epochs) == runs[2]["points"][-1]["epoch"]
+
+
+def test_the_spread_over_machines_is_that_of_the_results():
+    """R6: the main job's spread, and what the README says of it."""
+    runs = [json.loads(line) for line in (ROOT / "results" / "spread" / "main.jsonl").read_text().splitlines()]
+    assert f"({len(runs)} of these 30 runs" in RESULTS
+    keys = ("rem healed", "rem utility", "rem product", "npo product", "product over npo", "utility lost")
+    for key, (_, *cells) in zip(keys, table("The main job on other machines"), strict=True):
+        values = [100 * run[key] for run in runs]
+        assert cells == [f"{found:.1f}" for found in (fmean(values), stdev(values), min(values), max(values))], key
+    of = {key: [100 * run[key] for run in runs] for key in keys}
+    assert (f"Over {len(runs)} runs" in FLAT and f"Healed is {fmean(of['rem healed']):.1f} on average and {min(of['rem healed']):.1f} at "
+            f"least, its product {fmean(of['product over npo']):.1f} points above NPO's and {min(of['product over npo']):.1f} at least, its "
+            f"Utility within {max(map(abs, of['utility lost'])):.1f} of the untouched network's" in FLAT)
 
 
 def test_the_printed_output_is_that_of_the_results():
