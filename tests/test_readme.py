@@ -17,7 +17,7 @@ import run
 from metrics import mean_sem
 from study.rows import SCORES, etd_alone, load_rows, networks, pick
 from settings import PLACE, TASKS, Config, resolve
-from study import plan
+from study import discovery, plan
 from study.tables import PAPER
 
 ROOT = Path(run.__file__).resolve().parent
@@ -200,6 +200,18 @@ def test_the_tables_on_lasting_healing_are_those_of_the_results():
         assert int(epochs) == runs[2]["points"][-1]["epoch"]
 
 
+def test_the_tables_of_suspects_are_those_of_the_results():
+    """R6: the tables of suspects and rounds are what run.py prints of the result files, and the README's two numbers."""
+    folder = ROOT / "results" / "fashion-mini" / "suspects"
+    for name, make in (("scores", discovery.suspects_table), ("rounds", discovery.round_table)):
+        shown = make([json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]).split("\n\n")[1]
+        assert shown in RESULTS, name
+        means = {line.split(" | ")[0][2:]: line.split(" | ")[-1].split(" / ")[0] for line in shown.splitlines()[2:]}
+        if name == "scores":
+            assert f"AUROC {means['CE, repaired network']} of the undiscovered" in FLAT
+            assert f"of the untouched network {means['CE, untouched network']} (" in FLAT
+
+
 def test_the_short_table_is_that_of_the_results():
     """R6: the five lines of the README's table, from the runs with the present preset and from the grid."""
     lasting = pick(load_rows([ROOT / "results" / "lasting" / "fashion-mini"]), seed=(0, 1, 2))
@@ -215,7 +227,7 @@ def test_the_short_table_is_that_of_the_results():
 def test_the_spread_over_machines_is_that_of_the_results():
     """R6: the main job's spread, and what the README says of it."""
     runs = [json.loads(line) for line in (ROOT / "results" / "spread" / "main.jsonl").read_text().splitlines()]
-    assert f"({len(runs)} of these 30 runs" in RESULTS
+    assert f"({len(runs)} runs;" in RESULTS
     keys = ("rem healed", "rem utility", "rem product", "npo product", "product over npo", "utility lost")
     for key, (_, *cells) in zip(keys, table("The main job on other machines"), strict=True):
         values = [100 * run[key] for run in runs]
