@@ -82,10 +82,13 @@ def repair(model: nn.Module, data: Data, forget: torch.Tensor, *, layers=None, s
 
 @torch.no_grad()
 def too_sure(model: nn.Module, data: Data, forget: torch.Tensor) -> bool:
-    """Whether most of D_f has next to no gradient: a median cross-entropy below 1e-6 at the labels as given."""
+    """Whether D_f has next to no gradient, which is about as large as its cross-entropy at the labels as given.
+
+    Choice: a mean below 1e-6. At 2e-4 SGD needed 18 updates of step 2, at 5e-10 and 3e-9 a hundred moved nothing.
+    """
     with eval_mode(model):
-        ce = [F.cross_entropy(model(x), y, reduction="none") for _, x, y in data.batches(forget, size=32)]
-    return float(torch.cat(ce).median()) < 1e-6
+        ce = [F.cross_entropy(model(x).double(), y, reduction="none") for _, x, y in data.batches(forget, size=32)]
+    return float(torch.cat(ce).mean()) < 1e-6
 
 
 def choose_settings(model: nn.Module, n: int, given: dict, sure: bool = False) -> tuple[Config, list[str]]:

@@ -259,7 +259,9 @@ def test_a_network_too_sure_gets_adam():
     with torch.no_grad():
         head.weight.zero_()
         head.bias = nn.Parameter(torch.tensor([30.0, 0.0, 0.0, 0.0]))
-    data.labels[forget[:2]], data.labels[forget[2:]] = 0, 1  # two of three as sure as can be: the median counts
+    data.labels[forget[:2]], data.labels[forget[2:]] = 0, 1
+    assert not repair.too_sure(net, data, forget)  # one of three has a gradient
+    data.labels[forget] = 0
     assert repair.too_sure(net, data, forget) and net.training
     config, reasons = repair.choose_settings(net, len(data), {}, sure=True)
     assert (config.optimizer, config.unlearn_lr) == ("adam", 1e-4) and any("so sure" in line for line in reasons)
