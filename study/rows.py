@@ -73,8 +73,9 @@ def read_file(file: Path) -> list[dict]:
 
 
 def is_other(row) -> bool:
-    """Whether a line is of `run.py cscore` or `run.py suspects`, which have scores of tasks and of suspects."""
-    return isinstance(row, dict) and "method" not in row and ({"sizes", "runs"} <= set(row) or "cell" in row)
+    """Whether a line is of `run.py cscore`, `run.py suspects` or tests/spread.py, which have no scores of a method."""
+    marks = ({"sizes", "runs"}, {"cell"}, {"kind", "isa"})
+    return isinstance(row, dict) and "method" not in row and any(mark <= row.keys() for mark in marks)
 
 
 def checked(row: dict) -> dict:
