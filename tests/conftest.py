@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 common = dict(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 settings.register_profile("dev", max_examples=10, **common)
-settings.register_profile("ci", max_examples=25, derandomize=True, **common)
+settings.register_profile("ci", max_examples=20, derandomize=True, **common)
 settings.register_profile("deep", max_examples=5000, **common)
 settings.load_profile(os.environ.get("REM_PROFILE", "ci"))
 
