@@ -70,6 +70,21 @@ def prop_a24(rem, seed=0):
     assert_same_state(out.train(), seen[chosen][3].train())
 
 
+@pytest.mark.parametrize("gain, epochs", [(0.9, 2), (1.1, 3), (-1.1, 2)])
+def test_one_standard_error_decides(monkeypatch, gain, epochs):
+    """A24: an epoch whose score rises by less than its standard error is the last, one that rises by more is not."""
+    data, seen, watched = make_data(0, n=60), [], round(rem.WATCHED * 55)
+
+    def scripted(state, index):
+        base = 0.5 if state.epoch == 1 else 0.5 + gain * (0.25 / watched) ** 0.5 / (1 + gain**2 / watched) ** 0.5
+        return 0.0 if index is state.forget else base  # the gain in units of the error at the accuracy itself
+
+    monkeypatch.setattr(rem, "acc_of", scripted)
+    config = tiny(unlearn_epochs=3, stop="repaired", gamma=0.2)
+    rem.rem(small_net(0), data, torch.arange(5), config, gen(0), log=lambda epoch, *rest, **record: seen.append(epoch))
+    assert len(seen) == epochs
+
+
 @pytest.mark.filterwarnings("ignore:Acc")
 @few
 @given(seed=seeds)
