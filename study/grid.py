@@ -72,10 +72,10 @@ def main(given: dict, argv: list[str]) -> int:
     if not dry:
         check_writable(cells[0].out)
     if dry or not given.get("quiet"):
-        print(overview(groups, remaining, rows, every=dry))
+        say(overview(groups, remaining, rows, every=dry))
         time_left = hours(remaining, rows, folder, jobs)
         time_left = "an unknown number of" if math.isnan(time_left) else f"about {time_left:.2f}"
-        print(f"{time_left} hours left with --jobs {jobs}, a rough estimate", flush=True)
+        say(f"{time_left} hours left with --jobs {jobs}, a rough estimate")
     if dry:
         return 0
     left = {cell_key(cell) for _, group in remaining for cell in group}
@@ -84,8 +84,8 @@ def main(given: dict, argv: list[str]) -> int:
     warn_of_other_code(done, origin)
     failed = work_through(remaining, folder, jobs, origin, retry, Lines(len(left), given.get("quiet", False)))
     before = sum(row["status"] != "ok" for row in done)
-    print(f"{len(left)} cells done, {failed} of them failed"
-          + (f", {before} failed before (--retry-failed does them anew)" if before else "") + f"; rows in {folder}")
+    say(f"{len(left)} cells done, {failed} of them failed"
+        + (f", {before} failed before (--retry-failed does them anew)" if before else "") + f"; rows in {folder}")
     meet_ranks(stay=bool(failed or before))
     return 1 if failed or before else 0
 
@@ -253,6 +253,11 @@ def measure(cell: Config, folder: str) -> dict:
     return {"train_seconds": seconds, **unlearn(cell, *find_method(cell.method), network, task, forget)}
 
 
+def say(line: str) -> None:
+    """Print a line in one write: ranks share a terminal, and an unbuffered print writes its end apart from its text."""
+    print(line + "\n", end="", flush=True)
+
+
 class Lines:
     """One aligned line per finished cell, with the time left at the mean pace so far."""
 
@@ -264,7 +269,7 @@ class Lines:
         if seconds is not None and not self.quiet:
             kind = original.method or "the original"
             etd = ", with ETD" if original.etd else ""
-            print(f"{'':<13}{original.task:<11}trained {kind}, seed {original.seed}{etd}: {seconds:.1f} s", flush=True)
+            say(f"{'':<13}{original.task:<11}trained {kind}, seed {original.seed}{etd}: {seconds:.1f} s")
 
     def cell(self, row: dict) -> None:
         """A cell has its row."""
@@ -275,7 +280,7 @@ class Lines:
         cell = f"{row['task']:<10} {row['discovery']:<5g} {row['method']:<12} {'etd' if row['etd'] else '':<4}"
         done = f"[{self.done:>5}/{self.total:<5}]"
         if not self.quiet:
-            print(f"{done} {cell}seed {row['seed']}  {scores}  {left / 60:8.1f} min left", flush=True)
+            say(f"{done} {cell}seed {row['seed']}  {scores}  {left / 60:8.1f} min left")
 
 
 class Workers:

@@ -758,6 +758,19 @@ def test_no_worker_outlives_its_parent(tmp_path, own):
     assert statuses(out) == {("no-ul", "ok"): 1, ("own.py:hanging", "ok"): 1}
 
 
+def test_each_line_is_one_write(monkeypatch):
+    """R4: ranks share a terminal; a line and its end in two writes would let another rank's line in between."""
+    class Terminal(list):
+        write, flush = list.append, lambda self: None
+
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    lines = grid.Lines(1, quiet=False)
+    lines.original(tiny(), 1.0)
+    lines.cell(tiny().__dict__ | {"status": "failed", "error": "why", "healed": None, "utility": None, "product": None})
+    written = [text for text in terminal if text]
+    assert len(written) == 2 and all(text.endswith("\n") and text.count("\n") == 1 for text in written)
+
+
 @pytest.mark.slow
 def test_torchrun(tmp_path, own):
     """R4, R3: torchrun's ranks part the cells; one with a failed cell leaves last, so that torchrun does not end the
