@@ -137,7 +137,8 @@ def ssd(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gene
     return restore_modes(model, net)
 
 
-def potion(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator) -> nn.Module:
+def potion(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
+           log=None) -> nn.Module:
     """Potion (Schoepf et al. 2024b): dampen more and more weights until Acc(D_f) <= gamma.
 
     Importance on D_r and D_f of the original network: mean over batches of the absolute gradient of the mean L2 norm of
@@ -148,6 +149,7 @@ def potion(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, g
     retain, net = retain_set(forget, len(data)), copy.deepcopy(model)
     acc = accuracy(net, data, forget)
     if acc <= config.gamma:
+        say_end(log, net, config, 0, "tries of Potion", acc)
         return restore_modes(model, net)
     of_retain, of_forget = (importance(net, losses(net, data, index, config, output_norm), torch.abs)
                             for index in (retain, forget))
@@ -156,9 +158,7 @@ def potion(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, g
         dampen(net, model, of_forget, of_retain, percentile(ratios, 100 - math.log1p(100 * fraction)))
         acc = accuracy(net, data, forget)
         fraction, tries = fraction * POTION_GROWTH, tries + 1
-    if acc > config.gamma:
-        warnings.warn(f"Acc(D_f) is {acc:.2f} after {tries} tries of Potion, still above gamma = {config.gamma}",
-                      stacklevel=2)
+    say_end(log, net, config, tries, "tries of Potion", acc)
     return restore_modes(model, net)
 
 
@@ -256,7 +256,8 @@ def retrain(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, 
 
 # --- Away from D_f ----------------------------------------------------------------------------------------------------
 
-def ascent(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator) -> nn.Module:
+def ascent(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
+           log=None) -> nn.Module:
     """Gradient ascent on D_f (Sec. 3 "Ascent").
 
     Loss: -CE on D_f, whole passes until Acc(D_f) <= gamma, at most `max_passes`, then a warning. Acc(D_f) is against
@@ -272,12 +273,12 @@ def ascent(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, g
     while (acc := accuracy(net, data, forget)) > config.gamma and passes < config.max_passes:
         run_epoch(net, optimizer, data, forget, loss, config, generator, "a pass of ascent", training)
         passes += 1
-    if acc > config.gamma:
-        warnings.warn(f"Acc(D_f) is {acc:.2f} after {passes} passes, still above gamma = {config.gamma}", stacklevel=2)
+    say_end(log, net, config, passes, "passes", acc)
     return restore_modes(model, net)
 
 
-def npo(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator) -> nn.Module:
+def npo(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
+        log=None) -> nn.Module:
     """NPO (Zhang et al. 2024a): Algorithm 1's step 2 alone, without theta_o2 (Table 2: no 3.1 and no 3.2).
 
     Loss: -h(CE - CE_ref) on D_f, whole passes until Acc(D_f) <= gamma, in training mode unless `forget_norm` says
@@ -285,6 +286,8 @@ def npo(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gene
     """
     state = start(model, data, forget, replace(config, ratio=0.0, step31=False, step32=False), generator)
     remove(state)
+    if log is not None:
+        log(0, 0, state.expanded, **state.record)
     return finish(state)
 
 
@@ -350,6 +353,14 @@ def run_epoch(net: nn.Module, optimizer: torch.optim.Optimizer, data: Data, inde
         total += loss.detach()
         steps += 1
     return finite(total, steps, where)
+
+
+def say_end(log, net: nn.Module, config: Config, done: int, what: str, acc: float) -> None:
+    """Warn where a method without epochs has given up, and log it as epoch 0 of 0: `done` passes or tries, Acc(D_f)."""
+    if acc > config.gamma:
+        warnings.warn(f"Acc(D_f) is {acc:.2f} after {done} {what}, still above gamma = {config.gamma}", stacklevel=3)
+    if log is not None:
+        log(0, 0, net, acc_forget=acc, passes=done)
 
 
 def retain_set(forget: torch.Tensor, n: int) -> torch.Tensor:

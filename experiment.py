@@ -37,7 +37,7 @@ from train import fit, train_etd
 SHOWN = ("loss", "acc_forget", "score")  # what a line of progress shows of what a method logs
 LONG = 60.0  # seconds without a line after which a terminal is told that work goes on
 NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product",
-                           "learnt"))  # of a failed cell
+                           "acc_forget", "learnt", "passes", "gave_up"))  # of a failed cell
 
 
 # --- Train, unlearn, measure ------------------------------------------------------------------------------------------
@@ -101,8 +101,10 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
         original: the trained network, an Expanded with --etd; left as it is.
         task, forget: D_tr with its corruption; D_f.
         log: called once per epoch by methods that take log=; None for `progress`, as loud as the settings say.
+    Returns: status, error, what `metrics.evaluate` gives, seconds, and of what the method logged: passes, over D_f or
+        tries of Potion, None if it makes none; gave_up, whether a stop condition was not met within those allowed.
     """
-    generator, points = stream(config.seed, "unlearning"), []  # the same generator for every method
+    generator, points, notes = stream(config.seed, "unlearning"), [], []  # the same generator for every method
     keeps = name in METHODS and METHODS[name].etd in ("kept", "only")
     model = drop(original) if isinstance(original, Expanded) and not keeps else original
     data = task.train
@@ -113,6 +115,7 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
         check_outputs(model, data)
         asked = inspect.signature(method).parameters
         with contextlib.nullcontext(log) if log else progress(name, config.quiet) as tell:
+            tell = noting(tell, notes)
             if config.curve and name in METHODS and "curve" in METHODS[name].reads:
                 first = start(model, data, forget, config, stream(config.seed, "curve")).expanded if keeps else model
                 tell = recorder(config, first, task, forget, tell, points)
@@ -131,8 +134,22 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
     scores = {}
     if failure is None:
         scores, _, failure = attempt(measure)
+    if scores:
+        ends = [note for note in notes if "passes" in note]
+        scores |= {"passes": sum(note["passes"] for note in ends) if ends else None,
+                   "gave_up": any(note["acc_forget"] > config.gamma for note in ends)}
     row = {"status": "failed" if failure else "ok", "error": failure, **NO_SCORES, **(scores or {}), "seconds": seconds}
     return {**row, "points": points} if points else row
+
+
+def noting(log, notes: list[dict]):
+    """A log function that adds what a method says to `notes`, and calls `log` for its epochs alone."""
+    def note(epoch: int, epochs: int, net, **values) -> None:
+        notes.append(values)
+        if epoch:
+            log(epoch, epochs, net, **values)
+
+    return note
 
 
 def recorder(config: Config, first, task: Task, forget: torch.Tensor, log, points: list[dict]):

@@ -79,8 +79,8 @@ def evaluate(model: nn.Module, task, forget: torch.Tensor,
         original: the network before unlearning, plain or Expanded, for one score more.
     Returns: healed, healed_forget (over D_f), healed_undiscovered (over the rest of D_c; None when there is none),
         healed_test (over test images corrupted alike, see tasks.like_corrupted; None when there is none), utility and
-        product = healed * utility, all fractions; with `original` learnt, its accuracy on D_c's labels as given: what
-        there was to unlearn.
+        product = healed * utility, all fractions; acc_forget, Acc(D_f) against labels as given; with `original` learnt,
+        its accuracy on D_c's labels as given: what there was to unlearn.
     """
     hits = predict(model, task.train, task.corrupted) == task.clean[task.corrupted]  # (|D_c|,)
     found = torch.isin(task.corrupted, forget)
@@ -93,6 +93,7 @@ def evaluate(model: nn.Module, task, forget: torch.Tensor,
         "healed_test": utility if task.name == "random" else healing_on_test(model, task),
         "utility": utility,
         "product": healed * utility,
+        "acc_forget": accuracy(model, task.train, forget),
         **learnt,
     }
 

@@ -141,9 +141,9 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
         forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr.
         generator: on the CPU, of order, augmentation and dropout; theta_o2 and the masks are drawn from config.seed.
         shared: (k,) int64 indices that share one mask row; None for D_f, all of D_c for REM (IDEAL).
-        log: called as log(epoch, epochs, model, **record) after each epoch; the record has no clean label and no test
-            image in it: loss of step 3; Acc(D_f) before and after step 2 and at the end (acc_forget_before, acc_forget,
-            acc_forget_end); updates of step 2; u_forget, pull_retain, ... of `weigh`; acc_watched, score of `judge`.
+        log: called as log(epoch, epochs, model, **record) after each epoch; no clean label or test image is in the
+            record: loss of step 3; Acc(D_f) before and after step 2 and at the end (acc_forget_before, acc_forget,
+            acc_forget_end); updates and passes of step 2; u_forget, pull_retain, ... of `weigh`; score of `judge`.
     Returns: theta_o1 after the best epoch (`judge`), with stop="max" after the last: a plain network of the original's
         keys, shapes, dtypes and mode.
     Raises: ValueError for a forget set or setting that makes no sense; TypeError for a network that cannot be expanded;
@@ -218,7 +218,7 @@ def remove(state: State) -> float:
                 updates += 1
         finite(total, 1, "step 2")
         passes += 1
-    state.record = {"acc_forget_before": [*accs, acc][0], "acc_forget": acc, "updates": updates}
+    state.record = dict(acc_forget_before=[*accs, acc][0], acc_forget=acc, passes=passes, updates=updates)
     return acc
 
 

@@ -72,10 +72,10 @@ def main(given: dict, argv: list[str]) -> int:
     if not dry:
         check_writable(cells[0].out)
     if dry or not given.get("quiet"):
-        say(overview(groups, remaining, rows, every=dry))
+        print_line(overview(groups, remaining, rows, every=dry))
         time_left = hours(remaining, rows, folder, jobs)
         time_left = "an unknown number of" if math.isnan(time_left) else f"about {time_left:.2f}"
-        say(f"{time_left} hours left with --jobs {jobs}, a rough estimate")
+        print_line(f"{time_left} hours left with --jobs {jobs}, a rough estimate")
     if dry:
         return 0
     left = {cell_key(cell) for _, group in remaining for cell in group}
@@ -84,7 +84,7 @@ def main(given: dict, argv: list[str]) -> int:
     warn_of_other_code(done, origin)
     failed = work_through(remaining, folder, jobs, origin, retry, Lines(len(left), given.get("quiet", False)))
     before = sum(row["status"] != "ok" for row in done)
-    say(f"{len(left)} cells done, {failed} of them failed"
+    print_line(f"{len(left)} cells done, {failed} of them failed"
         + (f", {before} failed before (--retry-failed does them anew)" if before else "") + f"; rows in {folder}")
     meet_ranks(stay=bool(failed or before))
     return 1 if failed or before else 0
@@ -253,7 +253,7 @@ def measure(cell: Config, folder: str) -> dict:
     return {"train_seconds": seconds, **unlearn(cell, *find_method(cell.method), network, task, forget)}
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line in one write: ranks share a terminal, and an unbuffered print writes its end apart from its text."""
     print(line + "\n", end="", flush=True)
 
@@ -269,7 +269,7 @@ class Lines:
         if seconds is not None and not self.quiet:
             kind = original.method or "the original"
             etd = ", with ETD" if original.etd else ""
-            say(f"{'':<13}{original.task:<11}trained {kind}, seed {original.seed}{etd}: {seconds:.1f} s")
+            print_line(f"{'':<13}{original.task:<11}trained {kind}, seed {original.seed}{etd}: {seconds:.1f} s")
 
     def cell(self, row: dict) -> None:
         """A cell has its row."""
@@ -280,7 +280,7 @@ class Lines:
         cell = f"{row['task']:<10} {row['discovery']:<5g} {row['method']:<12} {'etd' if row['etd'] else '':<4}"
         done = f"[{self.done:>5}/{self.total:<5}]"
         if not self.quiet:
-            say(f"{done} {cell}seed {row['seed']}  {scores}  {left / 60:8.1f} min left")
+            print_line(f"{done} {cell}seed {row['seed']}  {scores}  {left / 60:8.1f} min left")
 
 
 class Workers:

@@ -738,7 +738,7 @@ ODD_METHODS = {  # what a user-supplied method does, and the error in its row (N
 }
 SMALL = ["--n", "6", "--width", "0.1", "--epochs", "1", "--unlearn-epochs", "1", "--batch", "8", "--max-passes", "2",
          "--device", "cpu", "--quiet"]
-SCORES = ("healed", "healed_undiscovered", "utility", "learnt", "error")
+SCORES = ("healed", "healed_undiscovered", "utility", "acc_forget", "learnt", "passes", "gave_up", "error")
 
 
 @pytest.mark.filterwarnings("ignore:Acc")
@@ -775,6 +775,25 @@ def test_rows_tell_what_was_learnt(made, tmp_path):
     task = experiment.corrupt(config, make_dataset(0, size=8))
     assert [row["learnt"] for row in rows_of(out)] == [metrics.accuracy(given[0], task.train,
         task.corrupted)] * 3 + [None]
+
+
+@pytest.mark.filterwarnings("ignore:Acc")
+def test_rows_tell_how_much_a_method_tried(made, tmp_path):
+    """R3: passes over D_f (of REM in all epochs), tries of Potion, the last Acc(D_f), and whether the method gave up."""
+    names = ["no-ul", "cf", "ascent", "npo", "potion", "rem"]
+    for gamma in ("1", "0"):
+        out = tmp_path / gamma
+        argv = ["--method", ",".join(names), "--out", str(out), "--gamma", gamma, "--unlearn-lr", "0", *SMALL,
+                "--unlearn-epochs", "2", "--stop", "max", "--forget-norm", "running"]
+        assert run.main(argv) == 0
+    idle, tired = rows_of(tmp_path / "1"), rows_of(tmp_path / "0")
+    assert [row["passes"] for row in idle] == [None, None, 0, 0, 0, 0] and not any(row["gave_up"] for row in idle)
+    stuck = {row["method"]: (row["passes"], row["gave_up"]) for row in tired if row["acc_forget"] > 0}
+    # at a rate of 0 two passes an epoch, each without effect, are all that is allowed
+    assert {"ascent": (2, True), "npo": (2, True), "rem": (4, True)}.items() <= stuck.items()
+    assert {name: stuck[name] for name in ("no-ul", "cf")} == {"no-ul": (None, False), "cf": (None, False)}
+    potion = next(row for row in tired if row["method"] == "potion")
+    assert potion["gave_up"] == (potion["acc_forget"] > 0) and potion["passes"] > 0
 
 
 def test_too_few_outputs_are_told_before_any_work():
