@@ -413,7 +413,7 @@ def test_no_label_leaves_the_figure(tmp_path):
 
 
 def test_matplotlib_stays_where_it_belongs(tmp_path):
-    """No pyplot and so no open figures; matplotlib is imported by canvas.py, and by figures.py, when a figure is asked for."""
+    """No pyplot and so no open figures; canvas.py and figures.py import matplotlib when a figure is asked for."""
     draw("3", load(tmp_path, grid(("no-ul", "rem"))), Figure)
     assert "matplotlib.pyplot" not in sys.modules
     for path in [*ROOT.glob("*.py"), *ROOT.glob("study/*.py")]:

@@ -249,7 +249,8 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (39, "max epochs are a maximum for stop=max too", rem, 'if config.stop == "repaired" and (', "if (", ["A25"]),
     (39, "the loop never ends early", rem, "state.repaired = state.best is not None and", "state.repaired = False and",
      ["A24"]),
-    (39, "the last epoch for the best", rem, "        unlearned.load_state_dict(state.best)\n", "        pass\n", ["A24"]),
+    (39, "the last epoch for the best", rem, "        unlearned.load_state_dict(state.best)\n", "        pass\n",
+     ["A24"]),
     (39, "an epoch that is worse for the best", rem, "    if score > state.best_score:", "    if True:", ["A24"]),
 ]  # fmt: skip
 

@@ -252,7 +252,7 @@ def test_batch_from_the_number_of_images(n, batch):
 
 
 def test_a_network_too_sure_gets_adam():
-    """P4: where the known bad images have next to no gradient the optimiser is Adam, with the reason; else SGD stays."""
+    """P4: where the known bad images have next to no gradient the optimiser is Adam, with the reason; else SGD."""
     data, net, forget = make_data(0, n=12, classes=4), small_net(0), torch.tensor([1, 5, 7])
     assert not repair.too_sure(net, data, forget)
     head = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]

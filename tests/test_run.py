@@ -34,7 +34,8 @@ from test_data import write_cifar10, write_tree
 ROOT = Path(run.__file__).resolve().parent
 QUICK = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--batch", "64", "--max-passes", "2",
          "--device", "cpu"]
-pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # in a few passes rounding decides whether gamma is reached
+# In a few passes rounding decides whether gamma is reached.
+pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")
 TIMES = {"seconds", "train_seconds", "argv", "out"}  # what may differ between two runs of one command
 
 
@@ -779,7 +780,7 @@ def test_rows_tell_what_was_learnt(made, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Acc")
 def test_rows_tell_how_much_a_method_tried(made, tmp_path):
-    """R3: passes over D_f (of REM in all epochs), tries of Potion, the last Acc(D_f), and whether the method gave up."""
+    """R3: passes over D_f (of REM in all epochs), tries of Potion, the last Acc(D_f), and whether a method gave up."""
     names = ["no-ul", "cf", "ascent", "npo", "potion", "rem"]
     for gamma in ("1", "0"):
         out = tmp_path / gamma

@@ -12,7 +12,8 @@ def rows(path):
 
 
 def test_runs_are_made_once(tmp_path, monkeypatch, capsys):
-    """Every kind, capability, number of threads and seed has one row; a second call makes those that are missing alone."""
+    """Every kind, capability, number of threads and seed has one row; a second call makes those alone that are
+    missing."""
     made = []
 
     def scripted(kinds, isa, threads, seed):
@@ -21,7 +22,8 @@ def test_runs_are_made_once(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(spread, "claims_of", scripted)
     out = tmp_path / "new" / "rows.jsonl"
-    argv = ["--out", str(out), "--isa", "AVX2", "default", "--threads", "1", "--seeds", "0", "1", "--kinds", "poison", "etd"]
+    argv = ["--out", str(out), "--isa", "AVX2", "default", "--threads", "1", "--seeds", "0", "1",
+            "--kinds", "poison", "etd"]
     assert spread.main(argv) == 1 and len(made) == 4 and len(rows(out)) == 6  # etd failed at seed 1
     out.write_text(out.read_text() + '{"kind": "poi')  # a kill in the middle of a line
     assert spread.main(argv) == 0
