@@ -14,8 +14,10 @@ from itertools import pairwise
 
 from methods import METHODS
 from metrics import mean_sem
-from study.rows import etd_alone, maskless, networks, pick, reads_forget, split, without_extra_curves
-from study.tables import VARIANTS, brief, compared, descending, percent, slug, summary
+from study.captions import brief
+from study.rows import etd_alone, maskless, networks, pick, reads_forget, split, sweep, without_extra_curves
+from study.stats import descending, percent, summary
+from study.tables import VARIANTS, compared, slug
 
 REGULARITY = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # it rises
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's
@@ -39,7 +41,8 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
     Raises: Missing for no data set has the rows.
     """
     made, reasons = [], []
-    rows = etd_alone(rows if number in CURVES else without_extra_curves(rows))
+    rows = rows if number in CURVES else [row for row in sweep(without_extra_curves(rows)) if row["kept"]]
+    rows = etd_alone(rows)
     for (data, n), part in split(pick(rows), "data", "n").items():
         figure = figure_class(layout="constrained")
         try:
