@@ -7,7 +7,6 @@ from dataclasses import fields
 from methods import reads_forget, reads_setting
 from settings import Config
 from study.rows import NOT_IDENTITY, SETTINGS, maskless, networks, pick, split
-from study.stats import of_endings
 
 COORDINATES = {"task", "discovery", "method", "seed", "capacity", "etd", "p_mem", "n", "arch"}
 
@@ -28,12 +27,11 @@ def caption(rows: list[dict], *row_keys: str) -> str:
         text.append(f"Failed, not averaged: {len(failed)} of {len(rows)} runs ({'; '.join(names)}).")
     text += of_endings(rows)
     if choices := of_sweeps(rows):
-        text.append(f"The same in all cells: {'; '.join(choices)}. Best per cell, not ranked: the values with the best "
-                    "mean product in each task and discovery rate, chosen by the score itself, which no user could.")
+        text.append(f"Of several values one for all cells: {'; '.join(choices)}.")
     if uneven(rows, *row_keys):
         text.append("The methods do not cover the same tasks, rates and seeds (see n): compare with care.")
     if lopsided(rows, *row_keys):
-        text.append("Not every task and discovery rate has the same seeds: those with more weigh more in means over runs.")
+        text.append("Not every task and discovery rate has the same seeds: those with more weigh more over runs.")
     if settings := mixed(rows):
         settings = "; ".join(f"{key} ({', '.join(found)})" for key, found in settings.items())
         text.append(f"NOT ONE EXPERIMENT: the runs differ in {settings}.")
@@ -56,7 +54,7 @@ def brief(rows: list[dict], failed: int) -> str:
 
 def of_sweeps(rows: list[dict]) -> list[str]:
     """For methods that were run with several values of a setting, the one that they are compared at."""
-    return list(dict.fromkeys(f"{row['method']} {name} {row[name]} of {', '.join(map(str, values))}"
+    return list(dict.fromkeys(f"{row['method']} {name} {row[name]} (of {', '.join(map(str, values))})"
                               for row in rows for name, values in row.get("tried", {}).items()))
 
 
@@ -115,3 +113,30 @@ def lopsided(rows: list[dict], *row_keys: str) -> bool:
         if any(some != seeds[0] for some in seeds):
             return True
     return False
+
+
+def left_alone(row: dict) -> bool:
+    """Whether a method that is passes over D_f and nothing else made none: Acc(D_f) was at most gamma before."""
+    return row.get("passes") == 0 and not reads_setting("unlearn_epochs", {"method": row["ran"]})
+
+
+def endings(rows: list[dict]) -> tuple[int, int, int]:
+    """(runs that note how they ended, those that gave up above gamma, those that left the network as it was)."""
+    noted = [row for row in pick(rows) if row.get("gave_up") is not None]
+    return len(noted), sum(row["gave_up"] for row in noted), sum(map(left_alone, noted))
+
+
+def of_endings(rows: list[dict]) -> list[str]:
+    """A sentence on the runs that gave up or did nothing, by method; none where no run notes it."""
+    parts = {method + (" with ETD" if etd else ""): endings(part)
+             for (method, etd), part in split(networks(rows), "method", "etd").items()}
+    if not any(noted for noted, _, _ in parts.values()):
+        return []
+    texts = [", ".join(f"{name} {found[k]} of {found[0]} runs" for name, found in parts.items() if found[k]) or "none"
+             for k in (1, 2)]
+    return [f"Gave up with Acc(D_f) above gamma: {texts[0]}. Did nothing, Acc(D_f) being at most gamma: {texts[1]}."]
+
+
+def slug(text: str) -> str:
+    """A file name of letters, digits, dots and hyphens."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")

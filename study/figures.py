@@ -14,10 +14,10 @@ from itertools import pairwise
 
 from methods import METHODS
 from metrics import mean_sem
-from study.captions import brief
-from study.rows import etd_alone, maskless, networks, pick, reads_forget, split, sweep, without_extra_curves
+from study.captions import brief, slug
+from study.rows import (VARIANTS, compared, etd_alone, maskless, networks, pick, reads_forget, split, sweep,
+                        without_extra_curves)
 from study.stats import descending, percent, summary
-from study.tables import VARIANTS, compared, slug
 
 REGULARITY = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # it rises
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's

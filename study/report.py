@@ -47,7 +47,8 @@ def latex(table: Table) -> str:
     def escape(text):
         return "".join(LATEX.get(c, c) for c in text)
 
-    grid = [" & ".join(escape(show(cell, table.digits)) for cell in row) + r" \\" for row in (table.header, *table.rows)]
+    cells = [[escape(show(cell, table.digits)) for cell in row] for row in (table.header, *table.rows)]
+    grid = [" & ".join(row) + r" \\" for row in cells]
     begin = [r"\begin{table}", rf"\caption{{{escape(f'{table.title}. {table.caption}')}}}",
              rf"\begin{{tabular}}{{{'l' * len(table.header)}}}"]
     end = [r"\hline", r"\end{tabular}", r"\end{table}", ""]
@@ -60,7 +61,7 @@ def as_csv(table: Table) -> str:
         if name not in table.stats:
             return [str(int(cell)) if isinstance(cell, bool) else show(cell)]
         pair = cell if isinstance(cell, tuple) else (cell, None)
-        return ["" if value is None else value if isinstance(value, str) else f"{value:.{table.digits}f}" for value in pair]
+        return [f"{value:.{table.digits}f}" if isinstance(value, float) else show(value) for value in pair]
 
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")

@@ -24,6 +24,7 @@ from tasks import PAIRS
 
 SETTINGS = {f.name: f.default for f in fields(Config)}
 SCORES = ("healed", "utility", "product")
+VARIANTS = ("rem", *(name for name in METHODS if METHODS[name].part == "ablation"), "rem-no31-no32")  # of Table 2
 SWEPT = sorted(OPTIONAL - MASKS - STEP3 - {"curve"})  # of which a method may be run with several values, to choose from
 NUMBERS = ("seconds", "train_seconds", "healed_test", "learnt", "acc_forget", "passes")  # or None; old rows lack some
 NOT_IDENTITY = PLACE | {"curve"}  # what two rows of one run may differ in; `data` has the place of a folder of images
@@ -198,13 +199,12 @@ def networks(rows: list[dict]) -> list[dict]:
 
 
 def sweep(rows: list[dict]) -> list[dict]:
-    """Rows with, for methods that were run with several values of their settings in one cell, what each row is.
+    """Rows, marked where a method was run with several values of its settings in one cell; other ones are all kept.
 
-    Returns: rows with `kept`: whether the row has the values that the method is compared at, the same in all cells, which
-        no score has chosen: those at most defaults, then of most runs; `best`: whether it has those with the best mean
-        product in its task and discovery rate, most runs that ended well going first (an oracle's choice; the paper's in
-        Tables 5-7); `tried`: setting -> its values. Rows that are neither are left out. Where one value was run all are
-        kept and none is best.
+    Returns: rows with `kept`: whether the row has the values that the method is compared at, the same in all cells and
+        chosen by no score (most defaults, then most runs); `best`: whether it has those with the best mean product in
+        its task and discovery rate, of those with most runs that ended well (an oracle's choice; the paper's in Tables
+        5-7); `tried`: setting -> its values. Rows that are neither are left out.
     """
     parts = defaultdict(list)
     for row in rows:
@@ -249,6 +249,11 @@ def without_extra_curves(rows: list[dict]) -> list[dict]:
 
 
 # --- Picking ----------------------------------------------------------------------------------------------------------
+
+def compared(method: str) -> bool:
+    """Whether Tables 1 and 4-9 have a method: user-supplied ones too, no ablation, none that knows all of D_c."""
+    return ":" in method or method in METHODS and METHODS[method].part == "compared"
+
 
 def pick(rows: list[dict], **wanted) -> list[dict]:
     """Rows that ended well and have these values; a tuple or set means any of its entries."""

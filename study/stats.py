@@ -1,15 +1,15 @@
 """Numbers of a table: means over runs and over seeds, differences to REM in the same cells, runs that gave up.
 
     mine = summary(pick(rows, method="npo"))            # n, failed, mean and SEM over runs of each score, in percent
-    mean, seeds = over_seeds(products(rows))            # the seeds are what is independent
-    mean, pairs = over_seeds(minus(products(npo), products(rem)))
+    mean, seeds = mean_of_seeds(products(rows))            # the seeds are what is independent
+    mean, pairs = mean_of_seeds(minus(products(npo), products(rem)))
 
 Choice: over seeds count only the cells that every seed has, for means of other cells differ for that alone.
 """
 
 from statistics import fmean
 
-from methods import reads_forget, reads_setting
+from methods import reads_forget
 from metrics import mean_sem
 from settings import TASKS
 from study.rows import SCORES, networks, pick, split
@@ -33,12 +33,19 @@ def descending(scores: dict, key: str = "product") -> list:
     return sorted(scores, key=lambda k: -scores[k][key][0] if scores[k][key] else 1.0)
 
 
+def by_product(rows: list[dict], *keys: str) -> dict[tuple, list[dict]]:
+    """Rows by the values of these keys, in descending order of their mean product."""
+    parts = split(rows, *keys)
+    return {key: parts[key] for key in descending({key: summary(part) for key, part in parts.items()})}
+
+
 # --- Over seeds -------------------------------------------------------------------------------------------------------
 
 def products(rows: list[dict]) -> dict[tuple, float]:
     """(task, discovery rate, seed) -> product of one method's runs, a fraction; the rate of what reads no D_f: None."""
     good = [{**row, "discovery": row["discovery"] if reads_forget(row["method"]) else None} for row in pick(rows)]
-    return {key: fmean(row["product"] for row in part) for key, part in split(good, "task", "discovery", "seed").items()}
+    cells = split(good, "task", "discovery", "seed")
+    return {key: fmean(row["product"] for row in part) for key, part in cells.items()}
 
 
 def minus(mine: dict[tuple, float], other: dict[tuple, float]) -> dict[tuple, float]:
@@ -50,7 +57,7 @@ def minus(mine: dict[tuple, float], other: dict[tuple, float]) -> dict[tuple, fl
     return {key: a - b for key, (a, b) in pairs.items() if None not in (a, b)}
 
 
-def over_seeds(values: dict[tuple, float]) -> tuple[tuple | None, str | None]:
+def mean_of_seeds(values: dict[tuple, float]) -> tuple[tuple | None, str | None]:
     """Mean and SEM over seeds of each seed's mean over the cells that every seed has, in percent; "seeds × cells".
 
     Args: values: (task, discovery rate, seed) -> a fraction.
@@ -62,13 +69,14 @@ def over_seeds(values: dict[tuple, float]) -> tuple[tuple | None, str | None]:
     shared = set.intersection(*map(set, seeds.values())) if seeds else set()
     if not shared:
         return None, None
-    return percent(fmean(cells[place] for place in shared) for cells in seeds.values()), f"{len(seeds)} × {len(shared)}"
+    means = [fmean(cells[place] for place in shared) for cells in seeds.values()]
+    return percent(means), f"{len(seeds)} × {len(shared)}"
 
 
 def against_rem(rows: list[dict], rem: list[dict]) -> tuple:
-    """Product over seeds, "seeds × cells", product less REM's (None for REM itself) over seeds, its "seeds × cells"."""
+    """Product over seeds and its "seeds × cells"; likewise the product less REM's, which REM itself has not."""
     own = any(row in rem for row in rows)
-    return *over_seeds(products(rows)), *over_seeds({} if own else minus(products(rows), products(rem)))
+    return *mean_of_seeds(products(rows)), *mean_of_seeds({} if own else minus(products(rows), products(rem)))
 
 
 def baseline(rows: list[dict]) -> list[dict]:
@@ -83,25 +91,3 @@ def learnt(rows: list[dict]) -> str | None:
     found = [row for row in networks(pick(rows, method="no-ul")) if row.get("learnt") is not None]
     parts = [pick(found, task=task) for task in TASKS]
     return " / ".join(f"{100 * fmean(row['learnt'] for row in part):.0f}" for part in parts if part) or None
-
-
-def left_alone(row: dict) -> bool:
-    """Whether a method that is passes over D_f and nothing else made none: Acc(D_f) was at most gamma before."""
-    return row.get("passes") == 0 and not reads_setting("unlearn_epochs", {"method": row["ran"]})
-
-
-def endings(rows: list[dict]) -> tuple[int, int, int]:
-    """(runs that note how they ended, those that gave up above gamma, those that left the network as it was)."""
-    noted = [row for row in pick(rows) if row.get("gave_up") is not None]
-    return len(noted), sum(row["gave_up"] for row in noted), sum(map(left_alone, noted))
-
-
-def of_endings(rows: list[dict]) -> list[str]:
-    """A sentence on the runs that gave up or did nothing, by method; none where no run notes it."""
-    parts = {method + (" with ETD" if etd else ""): endings(part)
-             for (method, etd), part in split(networks(rows), "method", "etd").items()}
-    if not any(noted for noted, _, _ in parts.values()):
-        return []
-    texts = [", ".join(f"{name} {counts[k]} of {counts[0]} runs" for name, counts in parts.items() if counts[k]) or "none"
-             for k in (1, 2)]
-    return [f"Gave up with Acc(D_f) above gamma: {texts[0]}. Did nothing, Acc(D_f) being at most gamma: {texts[1]}."]
