@@ -37,7 +37,7 @@ NOTES = {"over seeds": "Over seeds: mean ± SEM of each seed's mean product over
                           "discovery rate, chosen by the score itself, which no user could.",
          "gave up / idle": "Gave up / idle: runs that ended above gamma; that did nothing.",
          "REM less it": "REM less it: of the product in the same cell and seed, mean ± SEM over all pairs of runs; "
-                        "over seeds: of each seed's mean over the cells that every seed has; seeds: seeds × cells."}
+                        "over seeds: of each seed's mean over the cells that every seed has; pairs: seeds × cells."}
 
 
 @dataclass(frozen=True)
@@ -302,8 +302,8 @@ def ablations(key: tuple, rows: list[dict]) -> Table | None:
         tasks = [percent(row["product"] for row in pick(mine, task=task)) for task in TASKS]
         lines.append((called(method, etd), score["n"], *tasks, score["product"], percent(less.values()),
                       len(less) or None, *mean_of_seeds(less)))
-    columns = {"method": False, "n": False, **dict.fromkeys((*TASKS, "mean", "REM less it"), True), "runs": False,
-               "REM less it, over seeds": True, "seeds": False}
+    columns = {"method": False, "n": False, **dict.fromkeys((*TASKS, "mean", "REM less it"), True), "paired runs": False,
+               "REM less it, over seeds": True, "pairs": False}
     text = caption(rows, "method", "etd")
     return table_of("ablations " + short(key), "Ablations: " + place(key), text, columns, lines, digits=1)
 
