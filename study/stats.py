@@ -75,7 +75,7 @@ def mean_of_seeds(values: dict[tuple, float]) -> tuple[tuple | None, str | None]
 
 def against_rem(rows: list[dict], rem: list[dict]) -> tuple:
     """Product over seeds and its "seeds × cells"; likewise the product less REM's, which REM itself has not."""
-    own = any(row in rem for row in rows)
+    own = {row["method"] for row in rows} == {"rem"} and {row["etd"] for row in rows} <= {row["etd"] for row in rem}
     return *mean_of_seeds(products(rows)), *mean_of_seeds({} if own else minus(products(rows), products(rem)))
 
 

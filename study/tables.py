@@ -146,20 +146,20 @@ def paper_table(number: str, data: str, n: int, rows: list[dict]) -> Table:
         first = {"capacity": f"{100 * capacity:g}", "ETD": etd}
         first |= {"3.1": "no31" not in method, "3.2": "no32" not in method}
         chosen = best.get((arch, *key), [])
+        rem = baseline([row for row in rows if (row["arch"], row["capacity"]) == (arch, capacity)])
         line = (*(first[c] for c in COLUMNS.get(number, ())), method,
-                *beside_papers(mine, theirs, spec, chosen if number in BEST else ()))
+                *beside_papers(mine, theirs, spec, chosen if number in BEST else ()), *further(mine, rem, chosen))
         if number == "1":
             vit = ours.get(("vit", *key), []), {"product": theirs.get("vit")}
             line += beside_papers(*vit, PAPER["tables"]["5"], scores=("product",))
-        rem = baseline([row for row in rows if (row["arch"], row["capacity"]) == (arch, capacity)])
-        lines.append((*line, *further(mine, rem, chosen)))
+        lines.append(line)
     columns = dict.fromkeys([*COLUMNS.get(number, ()), "method", "n"], False)
     columns |= {name + more: True for name in ("Healed", "Utility", "product") for more in ("", " (paper)")}
-    columns |= {"difference": False}
+    columns |= {"difference": False, **BESIDE}
     if number == "1":
         columns |= {"ViT n": False, "ViT product": True, "ViT product (paper)": True, "ViT difference": False}
     title, text = f"Table {number}: {data}, {n} corrupted", " ".join([caption(rows, *keys), *once(rows)])
-    return table_of(f"table {number} {data} n{n}", title, f"{text} {of_the_paper(number)}", columns | BESIDE, lines)
+    return table_of(f"table {number} {data} n{n}", title, f"{text} {of_the_paper(number)}", columns, lines)
 
 
 def tuples(row: dict) -> dict:
