@@ -136,26 +136,24 @@ def short(key: tuple) -> str:
 
 def paper_table(number: str, data: str, n: int, rows: list[dict]) -> Table:
     """A table of the paper with our numbers beside it, ours in descending order; what was not run is empty."""
-    spec, keys = PAPER["tables"][number], ("arch", "capacity", "etd", "method")
-    (rows, best), arch = kept_and_best(rows, *keys), PAPER["tables"][number]["arch"]
+    spec, keys, first = PAPER["tables"][number], ("arch", "capacity", "etd", "method"), COLUMNS.get(number, ())
+    (rows, best), arch = kept_and_best(rows, *keys), spec["arch"]
     ours, paper = split(rows, *keys), {tuple(row[key] for key in keys[1:]): tuples(row) for row in spec["rows"]}
     every = dict.fromkeys([*paper, *sorted(key[1:] for key in ours if key[0] == arch), *(key[1:] for key in ours)])
     lines = []
     for key in descending({key: summary(ours.get((arch, *key), [])) for key in every}):
         (capacity, etd, method), mine, theirs = key, ours.get((arch, *key), []), paper.get(key, {})
-        first = {"capacity": f"{100 * capacity:g}", "ETD": etd}
-        first |= {"3.1": "no31" not in method, "3.2": "no32" not in method}
-        chosen = best.get((arch, *key), [])
-        rem = baseline([row for row in rows if (row["arch"], row["capacity"]) == (arch, capacity)])
-        line = (*(first[c] for c in COLUMNS.get(number, ())), method,
+        what = {"capacity": f"{100 * capacity:g}", "ETD": etd}
+        what |= {"3.1": "no31" not in method, "3.2": "no32" not in method}
+        chosen, rem = best.get((arch, *key), []), baseline(pick(rows, arch=arch, capacity=capacity))
+        line = (*(what[name] for name in first), method,
                 *beside_papers(mine, theirs, spec, chosen if number in BEST else ()), *further(mine, rem, chosen))
         if number == "1":
             vit = ours.get(("vit", *key), []), {"product": theirs.get("vit")}
             line += beside_papers(*vit, PAPER["tables"]["5"], scores=("product",))
         lines.append(line)
-    columns = dict.fromkeys([*COLUMNS.get(number, ()), "method", "n"], False)
-    columns |= {name + more: True for name in ("Healed", "Utility", "product") for more in ("", " (paper)")}
-    columns |= {"difference": False, **BESIDE}
+    scores = {name + more: True for name in ("Healed", "Utility", "product") for more in ("", " (paper)")}
+    columns = dict.fromkeys((*first, "method", "n"), False) | scores | {"difference": False} | BESIDE
     if number == "1":
         columns |= {"ViT n": False, "ViT product": True, "ViT product (paper)": True, "ViT difference": False}
     title, text = f"Table {number}: {data}, {n} corrupted", " ".join([caption(rows, *keys), *once(rows)])
@@ -259,26 +257,30 @@ def plane(key: tuple, rows: list[dict]) -> Table | None:
 
     Returns: None where there is no such cell.
     """
-    rows, number, lines = [row for row in rows if compared(row["method"])], "4" if key[3] == "resnet9" else "5", []
-    places = [{(row["task"], row["discovery"]) for row in part} for part in split(rows, "seed").values()]
-    shared = sorted(set.intersection(*places) if places else (), key=lambda cell: (TASKS.index(cell[0]), cell[1]))
-    rows = [row for row in rows if (row["task"], row["discovery"]) in shared]
-    if not rows:
+    rows, lines = [row for row in rows if compared(row["method"])], []
+    if not (shared := shared_cells(rows)):
         return None
-    kept, best = kept_and_best(rows, "method", "etd")
+    rows = [row for row in rows if (row["task"], row["discovery"]) in shared]
+    (kept, best), number = kept_and_best(rows, "method", "etd"), "4" if key[3] == "resnet9" else "5"
     theirs = {(r["method"], r["etd"]): f"{r['product'][0]:.1f}" for r in PAPER["tables"][number]["rows"]
               if r["capacity"] == key[4]}
-    for name, mine in by_product(kept, "method", "etd").items():
-        runs = pick(rows, method=name[0], etd=name[1], kept=True)
+    for (method, etd), mine in by_product(kept, "method", "etd").items():
+        runs = pick(rows, method=method, etd=etd, kept=True)
         found = [percent(r["product"] for r in pick(runs, task=task, discovery=rate)) for task, rate in shared]
         noted, *ended = endings(mine)
-        lines.append((called(*name), *(mean and f"{mean[0]:.0f}" for mean in found), summary(mine)["product"],
-                      *further(mine, baseline(kept), best.get(name, [])), "{} / {}".format(*ended) if noted else None,
-                      theirs.get(name)))
+        lines.append((called(method, etd), *(mean and f"{mean[0]:.0f}" for mean in found), summary(mine)["product"],
+                      *further(mine, baseline(kept), best.get((method, etd), [])),
+                      "{} / {}".format(*ended) if noted else None, theirs.get((method, etd))))
     columns = {"method": False, **{f"{task} {rate:g}": False for task, rate in shared}, "mean": True, **BESIDE,
                "gave up / idle": False, f"Table {number}": False}
     text = f"{caption(kept, 'method', 'etd')} Table {number}: the paper's product over its data and cells."
     return table_of("plane " + short(key), "Plane: " + place(key), text, columns, lines, digits=1)
+
+
+def shared_cells(rows: list[dict]) -> list[tuple[str, float]]:
+    """The cells (task, discovery rate) that were run at every seed, in order."""
+    seeds = [{(row["task"], row["discovery"]) for row in part} for part in split(rows, "seed").values()]
+    return sorted(set.intersection(*seeds) if seeds else (), key=lambda cell: (TASKS.index(cell[0]), cell[1]))
 
 
 def called(method: str, etd: bool) -> str:
@@ -302,8 +304,8 @@ def ablations(key: tuple, rows: list[dict]) -> Table | None:
         tasks = [percent(row["product"] for row in pick(mine, task=task)) for task in TASKS]
         lines.append((called(method, etd), score["n"], *tasks, score["product"], percent(less.values()),
                       len(less) or None, *mean_of_seeds(less)))
-    columns = {"method": False, "n": False, **dict.fromkeys((*TASKS, "mean", "REM less it"), True), "paired runs": False,
-               "REM less it, over seeds": True, "pairs": False}
+    columns = {"method": False, "n": False, **dict.fromkeys((*TASKS, "mean", "REM less it"), True)}
+    columns |= {"paired runs": False, "REM less it, over seeds": True, "pairs": False}
     text = caption(rows, "method", "etd")
     return table_of("ablations " + short(key), "Ablations: " + place(key), text, columns, lines, digits=1)
 
