@@ -8,6 +8,7 @@ from methods import reads_forget, reads_setting
 from settings import Config
 from study.rows import NOT_IDENTITY, SETTINGS, maskless, networks, pick, split
 
+OWN = {"forget_norm", "schedule", "ssd_alpha"} & SETTINGS.keys()  # of which each method may have its own
 COORDINATES = {"task", "discovery", "method", "seed", "capacity", "etd", "p_mem", "n", "arch"}
 
 
@@ -89,10 +90,11 @@ def mixed(rows: list[dict]) -> dict[str, list[str]]:
     """Settings that differ between runs which a table averages or compares, with their values."""
     values = defaultdict(set)
     for part in split(rows, "method").values():  # those that do not read it keep the default
-        found = {row["forget_norm"] for row in part}
-        values["forget_norm"] |= found if len(found) > 1 else set()
+        for key in OWN:
+            found = {str(row[key]) for row in part}
+            values[key] |= found if len(found) > 1 else set()
     for part in split(rows, "arch", "capacity").values():
-        for key in [*(key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | {"forget_norm"}), "version"]:
+        for key in [*(key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | OWN), "version"]:
             found = {str(row.get(key)) for row in part if counts(key, row)}
             values[key] |= found if len(found) > 1 else set()
     return {key: sorted(found) for key, found in values.items() if found}

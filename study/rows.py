@@ -252,7 +252,7 @@ def without_extra_curves(rows: list[dict]) -> list[dict]:
 
 def compared(method: str) -> bool:
     """Whether Tables 1 and 4-9 have a method: user-supplied ones too, no ablation, none that knows all of D_c."""
-    return ":" in method or method in METHODS and METHODS[method].part == "compared"
+    return ":" in method or method in METHODS and METHODS[method].part not in ("ablation", "ideal")
 
 
 def pick(rows: list[dict], **wanted) -> list[dict]:

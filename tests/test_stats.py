@@ -5,13 +5,14 @@ import itertools
 import math
 import re
 import statistics
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from methods import METHODS
-from settings import TASKS
+from settings import TASKS, Config
 from study import report
 from study.rows import SWEPT, load_rows, sweep
 from study.stats import learnt, mean_of_seeds, minus, products
@@ -198,16 +199,19 @@ def test_the_value_compared_is_chosen_by_no_score(tmp_path):
     assert "the runs differ in alpha (0.1, 10.0)" in one("mean", mixture).caption
 
 
-OTHERS = {float: 0.07, int: 7}
+def other_value(method: str, name: str):
+    """Another value than the default, which changes what the method does."""
+    field = next(f for f in fields(Config) if f.name == name)
+    same = {field.default} | ({METHODS[method].norm} if name == "forget_norm" else set())
+    values = field.metadata["choices"] or ({int: 7, float: 0.07}[field.type],)
+    return next(value for value in values if value not in same)
 
 
 @pytest.mark.parametrize("method, name", [(method, name) for method in METHODS for name in SWEPT
                                           if name in METHODS[method].reads and method != "rem-on-etd"])
 def test_every_setting_that_a_method_reads_may_be_swept(tmp_path, method, name):
     """No list of methods: whatever setting of its own a method reads, the default is compared and the best beside."""
-    usual = make_row(method)[name]
-    norm = {"running": "batch", "batch": "running"}.get(METHODS[method].norm)
-    other = {"stop": "max", "forget_norm": norm}[name] if isinstance(usual, str) else OTHERS[type(usual)]
+    usual, other = make_row(method)[name], other_value(method, name)
     found = sweep(load(tmp_path, [row_of(0.2, method), row_of(0.6, method, **{name: other})]))
     assert {(row[name], row["kept"], row["best"]) for row in found} == {(usual, True, False), (other, False, True)}
     assert {key: set(values) for key, values in found[0]["tried"].items()} == {name: {usual, other}}
