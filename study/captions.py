@@ -8,7 +8,7 @@ from methods import reads_forget, reads_setting
 from settings import Config
 from study.rows import NOT_IDENTITY, SETTINGS, maskless, networks, pick, split
 
-OWN = {"forget_norm", "schedule", "ssd_alpha"} & SETTINGS.keys()  # of which each method may have its own
+OWN = [name for name in SETTINGS if name in ("forget_norm", "schedule", "ssd_alpha")]  # which methods may have their own
 COORDINATES = {"task", "discovery", "method", "seed", "capacity", "etd", "p_mem", "n", "arch"}
 
 
@@ -94,7 +94,7 @@ def mixed(rows: list[dict]) -> dict[str, list[str]]:
             found = {str(row[key]) for row in part}
             values[key] |= found if len(found) > 1 else set()
     for part in split(rows, "arch", "capacity").values():
-        for key in [*(key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | OWN), "version"]:
+        for key in [*(key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | {*OWN}), "version"]:
             found = {str(row.get(key)) for row in part if counts(key, row)}
             values[key] |= found if len(found) > 1 else set()
     return {key: sorted(found) for key, found in values.items() if found}
