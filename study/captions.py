@@ -8,7 +8,7 @@ from methods import reads_forget, reads_setting
 from settings import Config
 from study.rows import NOT_IDENTITY, SETTINGS, maskless, networks, pick, split
 
-OWN = [name for name in SETTINGS if name in ("forget_norm", "schedule", "ssd_alpha")]  # which methods may have their own
+OWN = [name for name in SETTINGS if name in ("forget_norm", "schedule", "ssd_alpha")]  # each method its own
 COORDINATES = {"task", "discovery", "method", "seed", "capacity", "etd", "p_mem", "n", "arch"}
 
 
