@@ -14,8 +14,10 @@ from itertools import pairwise
 
 from methods import METHODS
 from metrics import mean_sem
-from study.rows import etd_alone, maskless, networks, pick, reads_forget, split, without_extra_curves
-from study.tables import VARIANTS, brief, compared, descending, percent, slug, summary
+from study.captions import brief, slug
+from study.rows import (VARIANTS, compared, etd_alone, maskless, networks, pick, reads_forget, split, sweep,
+                        without_extra_curves)
+from study.stats import by_product, descending, percent, summary
 
 REGULARITY = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # it rises
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's
@@ -39,7 +41,8 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
     Raises: Missing for no data set has the rows.
     """
     made, reasons = [], []
-    rows = etd_alone(rows if number in CURVES else without_extra_curves(rows))
+    rows = rows if number in CURVES else [row for row in sweep(without_extra_curves(rows)) if row["kept"]]
+    rows = etd_alone(rows)
     for (data, n), part in split(pick(rows), "data", "n").items():
         figure = figure_class(layout="constrained")
         try:
@@ -169,12 +172,11 @@ def every_heat_map(figure, rows: list[dict], arch: str) -> Drawn:
     """Every method but ablations, with and without ETD, at 50 % capacity, and without ETD at 100 %."""
     rows = pick(rows, arch=arch, p_mem=0.2, capacity=(0.5, 1.0))
     rows = [row for row in rows if not (row["etd"] and row["capacity"] == 1)]  # no theta_o2 to train with
-    parts = {key: part for key, part in split(rows, "capacity", "etd", "method").items()
-             if key[1:] != (False, "no-ul") and (compared(key[2]) or key[2] == "rem-ideal")}
-    panels = []
-    for capacity, etd, method in descending({key: summary(part) for key, part in parts.items()}):
+    shown = [row for row in rows if compared(row["method"]) or row["method"] == "rem-ideal"]
+    shown, panels = [row for row in shown if row["etd"] or row["method"] != "no-ul"], []
+    for (capacity, etd, method), part in by_product(shown, "capacity", "etd", "method").items():
         before = pick(rows, capacity=capacity, method="no-ul", etd=etd and method != "no-ul")
-        panels.append((name_of(method, etd, capacity), parts[capacity, etd, method], before))
+        panels.append((name_of(method, etd, capacity), part, before))
     need(panels, f"methods other than no-ul with {arch}, capacity 0.5 or 1")
     drawn = heat(figure, panels, 2 if len(panels) < 9 else 3)
     return f"{len(panels)} methods with {ARCHS[arch]}, at 50 % capacity unless it says otherwise", drawn

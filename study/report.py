@@ -20,17 +20,17 @@ from tasks import write_whole
 
 # --- Formats ----------------------------------------------------------------------------------------------------------
 
-def show(cell) -> str:
-    """A cell as text, two decimals."""
+def show(cell, digits: int = 2) -> str:
+    """A cell as text, with so many decimals."""
     if isinstance(cell, tuple):
-        return f"{cell[0]:.2f}" + ("" if cell[1] is None else f" ± {cell[1]:.2f}")
+        return f"{cell[0]:.{digits}f}" + ("" if cell[1] is None else f" ± {cell[1]:.{digits}f}")
     return "" if cell is None or cell is False else "✓" if cell is True else str(cell)
 
 
 def markdown(table: Table) -> str:
     """The table in Markdown, its columns aligned, title and caption above."""
     escape = str.maketrans({"\\": r"\\", "|": r"\|"})
-    grid = [[show(cell).translate(escape) for cell in row] for row in (table.header, *table.rows)]
+    grid = [[show(cell, table.digits).translate(escape) for cell in row] for row in (table.header, *table.rows)]
     wide = [max(3, *map(len, column)) for column in zip(*grid, strict=True)]
     grid.insert(1, ["-" * width for width in wide])
     lines = ["| " + " | ".join(map(str.ljust, row, wide)) + " |" for row in grid]
@@ -47,7 +47,8 @@ def latex(table: Table) -> str:
     def escape(text):
         return "".join(LATEX.get(c, c) for c in text)
 
-    grid = [" & ".join(escape(show(cell)) for cell in row) + r" \\" for row in (table.header, *table.rows)]
+    cells = [[escape(show(cell, table.digits)) for cell in row] for row in (table.header, *table.rows)]
+    grid = [" & ".join(row) + r" \\" for row in cells]
     begin = [r"\begin{table}", rf"\caption{{{escape(f'{table.title}. {table.caption}')}}}",
              rf"\begin{{tabular}}{{{'l' * len(table.header)}}}"]
     end = [r"\hline", r"\end{tabular}", r"\end{table}", ""]
@@ -59,8 +60,8 @@ def as_csv(table: Table) -> str:
     def spread(name, cell):
         if name not in table.stats:
             return [str(int(cell)) if isinstance(cell, bool) else show(cell)]
-        mean, error = cell if isinstance(cell, tuple) else (None, None)
-        return [show(cell) if mean is None else f"{mean:.2f}", "" if error is None else f"{error:.2f}"]
+        pair = cell if isinstance(cell, tuple) else (cell, None)
+        return [f"{value:.{table.digits}f}" if isinstance(value, float) else show(value) for value in pair]
 
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")

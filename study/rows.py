@@ -17,13 +17,16 @@ from pathlib import Path
 
 import torch
 
-from methods import METHODS, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
+from methods import MASKS, METHODS, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
 from metrics import mean_sem
-from settings import PLACE, VERSION, Config
+from settings import PLACE, VERSION, Config, resolve
 from tasks import PAIRS
 
 SETTINGS = {f.name: f.default for f in fields(Config)}
 SCORES = ("healed", "utility", "product")
+VARIANTS = ("rem", *(name for name in METHODS if METHODS[name].part == "ablation"), "rem-no31-no32")  # of Table 2
+SWEPT = sorted(OPTIONAL - MASKS - STEP3 - {"curve"})  # of which a method may be run with several values, to choose from
+NUMBERS = ("seconds", "train_seconds", "healed_test", "learnt", "acc_forget", "passes")  # or None; old rows lack some
 NOT_IDENTITY = PLACE | {"curve"}  # what two rows of one run may differ in; `data` has the place of a folder of images
 IDENTITY = itemgetter("data", *(name for name in SETTINGS if name not in NOT_IDENTITY))
 
@@ -46,7 +49,7 @@ def load_rows(paths) -> list[dict]:
             rows += map(canonical, read_file(file))
     if not rows:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}")
-    return best_alpha(latest(rows))
+    return latest(rows)
 
 
 def read_rows(folder: str | Path) -> list[dict]:
@@ -82,11 +85,11 @@ def checked(row: dict) -> dict:
     """The row itself; an error of some kind unless every setting is in its range and every number is one."""
     Config(**{name: row[name] for name in SETTINGS})
     numbers = [row[key] for key in SCORES if row["status"] == "ok"]
-    numbers += [row[key] for key in ("seconds", "train_seconds", "healed_test") if row.get(key) is not None]
+    numbers += [row[key] for key in NUMBERS if row.get(key) is not None]
     numbers += [point[key] for point in row.get("points", ()) for key in ("epoch", "base")]
     numbers += [point[key] for point in row.get("points", ()) for key in ("full", "healed") if key in point]
     sound = all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
-    if not sound or row["status"] not in ("ok", "failed"):
+    if not sound or row.get("gave_up") not in (None, False, True) or row["status"] not in ("ok", "failed"):
         raise ValueError("not a result row")
     return row
 
@@ -195,23 +198,39 @@ def networks(rows: list[dict]) -> list[dict]:
     return latest(rows, network)
 
 
-def best_alpha(rows: list[dict]) -> list[dict]:
-    """SCRUB at the best alpha in each task and discovery rate, as the paper does; `alphas`: how many there were.
+def sweep(rows: list[dict]) -> list[dict]:
+    """Rows, marked where a method was run with several values of its settings in one cell; other ones are all kept.
 
-    The best has the most runs that ended well, then the best mean product: an alpha does not win by failing.
+    Returns: rows with `kept`: whether the row has the values that the method is compared at, the same in all cells and
+        chosen by no score (most defaults, then most runs); `best`: whether it has those with the best mean product in
+        its task and discovery rate, of those with most runs that ended well (an oracle's choice; the paper's in Tables
+        5-7); `tried`: setting -> its values. Rows that are neither are left out.
     """
-    cells, kept = defaultdict(lambda: defaultdict(list)), [row for row in rows if row["method"] != "scrub"]
+    parts = defaultdict(list)
     for row in rows:
-        if row["method"] == "scrub":
-            cells[IDENTITY({**row, "alpha": None, "seed": None})][row["alpha"]].append(row)
+        parts[IDENTITY({**row, **dict.fromkeys(("task", "discovery", "seed", *SWEPT))})].append(row)
+    return [row for part in parts.values() for row in marked(part)]
 
+
+def marked(rows: list[dict]) -> list[dict]:
+    """The rows of one method with the marks of `sweep`."""
     def score(runs):
         good = [row["product"] for row in runs if row["status"] == "ok"]
         return len(good), mean_sem(good)[0] if good else -1.0
 
-    for cell in cells.values():
-        kept += [{**row, "alphas": len(cell)} for row in max(cell.values(), key=score)]
-    return kept
+    if len(split(rows, "task", "discovery", "seed")) == len(rows):
+        return [{**row, "kept": True, "best": False, "tried": {}} for row in rows]
+    default = vars(resolve({"dataset": rows[0]["dataset"], "arch": rows[0]["arch"]}))
+    runs = split(rows, *SWEPT)
+    one = max(runs, key=lambda values: (sum(default[name] == v for name, v in zip(SWEPT, values)), len(runs[values])))
+    tried = {name: sorted({row[name] for row in rows}) for name in SWEPT}
+    tried, found = {name: values for name, values in tried.items() if len(values) > 1}, []
+    for cell in split(rows, "task", "discovery").values():
+        mine = split(cell, *SWEPT)
+        best = max(mine, key=lambda values: score(mine[values]))
+        found += [{**row, "kept": values == one, "best": values == best, "tried": tried}
+                  for values, part in mine.items() if values in (one, best) for row in part]
+    return found
 
 
 def etd_alone(rows: list[dict]) -> list[dict]:
@@ -230,6 +249,11 @@ def without_extra_curves(rows: list[dict]) -> list[dict]:
 
 
 # --- Picking ----------------------------------------------------------------------------------------------------------
+
+def compared(method: str) -> bool:
+    """Whether Tables 1 and 4-9 have a method: user-supplied ones too, no ablation, none that knows all of D_c."""
+    return ":" in method or method in METHODS and METHODS[method].part not in ("ablation", "ideal")
+
 
 def pick(rows: list[dict], **wanted) -> list[dict]:
     """Rows that ended well and have these values; a tuple or set means any of its entries."""

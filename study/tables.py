@@ -1,4 +1,4 @@
-"""Tables from result rows: mean and SEM over runs, the paper's numbers beside ours (Tables 1, 2 and 4-9).
+"""Tables from result rows: means over runs and over seeds, the paper's numbers beside ours (Tables 1, 2 and 4-9).
 
     for table in make_tables("4", load_rows(["results/fashion-mini"])):
         print(report.markdown(table))
@@ -8,23 +8,36 @@ mask would change.
 """
 
 import json
-import re
-from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
-from methods import METHODS, reads_forget, reads_setting
+from methods import METHODS, reads_forget
 from metrics import mean_sem
-from settings import TASKS, Config
-from study.rows import (NOT_IDENTITY, SCORES, SETTINGS, etd_alone, maskless, measured, networks, pick, split,
-                        without_extra_curves)
+from settings import TASKS
+from study.captions import caption, endings, once, slug
+from study.rows import (SCORES, SETTINGS, VARIANTS, compared, etd_alone, maskless, measured, networks, pick, split,
+                        sweep, without_extra_curves)
+from study.stats import (against_rem, baseline, by_product, descending, learnt, mean_of_seeds, minus, percent, products,
+                         summary)
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())
 ON_ETD = ("7", "8", "9")  # tables of networks trained with ETD
-VARIANTS = ("rem", *(name for name in METHODS if METHODS[name].part == "ablation"), "rem-no31-no32")  # of Table 2
-COORDINATES = {"task", "discovery", "method", "seed", "capacity", "etd", "p_mem", "alpha", "n", "arch"}
+BEST = ("5", "6", "7")  # whose values are "to the best method for each discovery rate - regularity pairing"
 COLUMNS = {"1": ("ETD",), "2": ("3.1", "3.2", "ETD"), "4": ("capacity", "ETD"), "5": ("capacity", "ETD")}
-NAMES = ("mean", "cells", *PAPER["tables"])
+# Columns on the product beside its mean over runs: name -> whether it holds (mean, SEM), and what the caption says.
+BESIDE = {"over seeds": True, "seeds": False, "minus REM": True, "pairs": False, "learnt": False, "best per cell": True}
+SOME = ("learnt", "best per cell", "gave up / idle")  # columns for which few or old rows have no numbers
+NOTES = {"over seeds": "Over seeds: mean ± SEM of each seed's mean product over the cells (task, discovery rate) that "
+                       "every seed has; seeds: seeds × cells.",
+         "minus REM": "Minus REM: likewise of the product less that of REM (without ETD, where there is such a run) in "
+                      "the same cell and seed; pairs: seeds × cells.",
+         "learnt": f"Learnt: accuracy on D_c's labels as given before unlearning ({' / '.join(TASKS)}).",
+         "best per cell": "Best per cell, not ranked: at the values with the best mean product in each task and "
+                          "discovery rate, chosen by the score itself, which no user could.",
+         "gave up / idle": "Gave up / idle: runs that ended above gamma; that did nothing.",
+         "REM less it": "REM less it: of the product in the same cell and seed, mean ± SEM over all pairs of runs; "
+                        "over seeds: of each seed's mean over the cells that every seed has; pairs: seeds × cells."}
 
 
 @dataclass(frozen=True)
@@ -37,21 +50,130 @@ class Table:
     header: tuple[str, ...]
     rows: list[tuple]
     stats: tuple[str, ...]  # the columns that hold (mean, SEM)
+    digits: int = 2  # decimals of these
 
 
-# --- Numbers ----------------------------------------------------------------------------------------------------------
+def make_tables(name: str, rows: list[dict], own: bool = False) -> list[Table]:
+    """The tables of one name: one for each data set and number of corrupted images that has rows for it.
 
-def percent(values) -> tuple[float, float | None] | None:
-    """Mean and SEM of fractions, in percent; None of none."""
-    values = list(values)
-    return tuple(None if v is None else 100 * v for v in mean_sem(values)) if values else None
+    Args: name: of NAMES: mean, cells, plane, ablations, or the number of a table of the paper; rows: of
+        `rows.load_rows`; own: leave the paper's data sets out of tables in which the paper has another one.
+    Returns: Tables, none where no row belongs to them.
+    """
+    rows = sweep(without_extra_curves(rows))
+    if name in ("mean", "cells"):
+        return [(means if name == "mean" else cells)(*group) for group in groups(rows, "etd")]
+    rows = etd_alone(rows)
+    if name in ("plane", "ablations"):
+        return list(filter(None, [(plane if name == "plane" else ablations)(*group) for group in groups(rows)]))
+    mine = [row for row in rows if belongs(row, name)]
+    beside = {row["n"] for row in mine if row["data"] == "cifar10"}  # Table 1 has ViT on SVHN beside ResNet-9
+    mine = [{**r, "study": "cifar10" if name == "1" and r["data"] == "svhn" and r["arch"] == "vit" and r["n"] in beside
+             else r["data"]} for r in mine]
+    others = {table["dataset"] for table in PAPER["tables"].values()} - {PAPER["tables"][name]["dataset"]}
+    studies = [(key, part) for key, part in split(mine, "study", "n").items() if not (own and key[0] in others)]
+    # A plain retrain alone makes no table of networks trained with ETD.
+    studies = [(key, part) for key, part in studies if name not in ON_ETD or any(row["etd"] for row in part)]
+    return [paper_table(name, *key, part) for key, part in studies]
 
 
-def summary(rows: list[dict]) -> dict:
-    """n (runs that ended well; None where none was tried), failed, and mean and SEM over runs of each score, in %."""
-    good = pick(rows)
-    counts = {"n": len(good) if rows else None, "failed": len(rows) - len(good)}
-    return counts | {key: percent(row[key] for row in good) for key in SCORES}
+def groups(rows: list[dict], *more: str) -> list[tuple[tuple, list[dict]]]:
+    """What is set side by side, with what `place` reads; runs without masks stand beside those of every p_mem."""
+    found = []
+    for key, part in split(rows, "data", "n", "arch", "capacity", *more).items():
+        sizes = sorted({row["p_mem"] for row in part if not maskless(row)}) or [SETTINGS["p_mem"]]
+        found += [((p_mem, *key), [row for row in part if maskless(row) or row["p_mem"] == p_mem]) for p_mem in sizes]
+    return found
+
+
+def belongs(row: dict, number: str) -> bool:
+    """Whether a row is of the network, masks and methods of a table of the paper; the data set may be any."""
+    spec = PAPER["tables"][number]
+    network = row["arch"] == spec["arch"] or number == "1" and row["arch"] == "vit"
+    place = any((row["capacity"], row["etd"]) == (r["capacity"], r["etd"]) for r in spec["rows"]
+                if (r["method"] == "retrain") == (row["method"] == "retrain"))
+    method = row["method"] in VARIANTS if number == "2" else compared(row["method"])
+    return network and place and method and (row["p_mem"] == spec["p_mem"] or maskless(row))
+
+
+def kept_and_best(rows: list[dict], *keys: str) -> tuple[list[dict], dict[tuple, list[dict]]]:
+    """Of `sweep` the runs that are compared, one per network; by these keys those at the best values of each cell."""
+    return networks([row for row in rows if row["kept"]]), split(pick(rows, best=True), *keys)
+
+
+def further(rows: list[dict], rem: list[dict], best: list[dict] = ()) -> tuple:
+    """The columns BESIDE of one method: its runs, REM's, and its own at the best values of each cell."""
+    return *against_rem(rows, rem), learnt(rows), percent(row["product"] for row in best)
+
+
+def table_of(name: str, title: str, text: str, columns: dict[str, bool], lines: list[tuple], digits: int = 2) -> Table:
+    """A Table without those columns of SOME that are empty, and with the NOTES on the others in its caption.
+
+    Args: columns: name -> whether it holds (mean, SEM).
+    """
+    filled = [any(row[k] is not None for row in lines) for k in range(len(columns))]
+    used = [full or name not in SOME for name, full in zip(columns, filled, strict=True)]
+    header = tuple(compress(columns, used))
+    text = " ".join([text, *(note for column, note in NOTES.items() if column in header)])
+    lines = [tuple(compress(row, used)) for row in lines]
+    return Table(slug(name), title, text, header, lines, tuple(name for name in header if columns[name]), digits)
+
+
+def place(key: tuple) -> str:
+    """A group of runs in words."""
+    p_mem, data, n, arch, capacity, *etd = key
+    training = "".join(", with ETD" if some else ", no ETD" for some in etd)
+    return f"{data}, {n} corrupted, {arch}, capacity {100 * capacity:g} %{training}, p_mem {p_mem:g}"
+
+
+def short(key: tuple) -> str:
+    """A group of runs in a file name."""
+    p_mem, data, n, arch, capacity, *etd = key
+    return f"{data} n{n} {arch} c{100 * capacity:g}{' etd' if any(etd) else ''} p{p_mem:g}"
+
+
+# --- The paper's ------------------------------------------------------------------------------------------------------
+
+def paper_table(number: str, data: str, n: int, rows: list[dict]) -> Table:
+    """A table of the paper with our numbers beside it, ours in descending order; what was not run is empty."""
+    spec, keys, first = PAPER["tables"][number], ("arch", "capacity", "etd", "method"), COLUMNS.get(number, ())
+    (rows, best), arch = kept_and_best(rows, *keys), spec["arch"]
+    ours, paper = split(rows, *keys), {tuple(row[key] for key in keys[1:]): tuples(row) for row in spec["rows"]}
+    every = dict.fromkeys([*paper, *sorted(key[1:] for key in ours if key[0] == arch), *(key[1:] for key in ours)])
+    lines = []
+    for key in descending({key: summary(ours.get((arch, *key), [])) for key in every}):
+        (capacity, etd, method), mine, theirs = key, ours.get((arch, *key), []), paper.get(key, {})
+        what = {"capacity": f"{100 * capacity:g}", "ETD": etd}
+        what |= {"3.1": "no31" not in method, "3.2": "no32" not in method}
+        chosen, rem = best.get((arch, *key), []), baseline(pick(rows, arch=arch, capacity=capacity))
+        line = (*(what[name] for name in first), method,
+                *beside_papers(mine, theirs, spec, chosen if number in BEST else ()), *further(mine, rem, chosen))
+        if number == "1":
+            vit = ours.get(("vit", *key), []), {"product": theirs.get("vit")}
+            line += beside_papers(*vit, PAPER["tables"]["5"], scores=("product",))
+        lines.append(line)
+    scores = {name + more: True for name in ("Healed", "Utility", "product") for more in ("", " (paper)")}
+    columns = dict.fromkeys((*first, "method", "n"), False) | scores | {"difference": False} | BESIDE
+    if number == "1":
+        columns |= {"ViT n": False, "ViT product": True, "ViT product (paper)": True, "ViT difference": False}
+    title, text = f"Table {number}: {data}, {n} corrupted", " ".join([caption(rows, *keys), *once(rows)])
+    return table_of(f"table {number} {data} n{n}", title, f"{text} {of_the_paper(number)}", columns, lines)
+
+
+def tuples(row: dict) -> dict:
+    """A row of paper.json with (mean, SEM) in place of lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+
+
+def beside_papers(rows: list[dict], theirs: dict, spec: dict, best: list[dict] = (), scores=SCORES) -> tuple:
+    """n, each score of ours and the paper's, and the difference in product where both are over the same cells.
+
+    Args: best: runs of which the difference is taken, where the paper's are at the best values of each cell.
+    """
+    mine, product = summary(rows), summary(best or rows)["product"]
+    pairs = [value for key in scores for value in (mine[key], theirs.get(key))]
+    alike = like_the_papers(best or rows, spec["dataset"], spec["corrupted"])
+    return mine["n"], *pairs, difference(product, theirs.get("product")) if alike else None
 
 
 def difference(ours, paper) -> str | None:
@@ -71,199 +193,16 @@ def like_the_papers(rows: list[dict], dataset: str, n: int) -> bool:
     return cells == papers and all((row["data"], row["n"]) == (dataset, n) for row in good)
 
 
-def descending(scores: dict, key: str = "product") -> list:
-    """Keys of summaries by mean score, the best first; those without a run stay in order at the end."""
-    return sorted(scores, key=lambda k: -scores[k][key][0] if scores[k][key] else 1.0)
-
-
-# --- Captions ---------------------------------------------------------------------------------------------------------
-
-def caption(rows: list[dict], *row_keys: str) -> str:
-    """What the rows of a table are: data, tasks, rates, seeds, hardware, and everything a reader must be warned of."""
-    def found(key, of=str):
-        return ", ".join(dict.fromkeys(of(row[key]) for row in sorted(rows, key=lambda row: row[key])))
-
-    good, failed = pick(rows), [row for row in rows if row["status"] != "ok"]
-    runs = [f"{len(good)} {'run' if len(good) == 1 else 'runs'}", *sorted({hardware(row) for row in good})]
-    text = ["Mean ± SEM over runs, in percent; product: mean over runs of Healed × Utility (over all classes).",
-            f"Rows: {found('data')}, {found('n')} corrupted; {found('task')}; "
-            f"discovery {found('discovery', '{:g}'.format)}; seeds {found('seed')}; {'; '.join(runs)}."]
-    names = [f"{row['method']}{' with ETD' if row['etd'] else ''} {row['task']} {row['discovery']:g} seed {row['seed']}"
-             for row in failed]
-    if failed:
-        text.append(f"Failed, not averaged: {len(failed)} of {len(rows)} runs ({'; '.join(names)}).")
-    if any(row.get("alphas", 1) > 1 for row in rows):
-        text.append("SCRUB: the alpha with the best mean product in each task and discovery rate, chosen by the score "
-                    "itself, which no user could (the paper does so too).")
-    if uneven(rows, *row_keys):
-        text.append("The methods do not cover the same tasks, rates and seeds (see n): compare with care.")
-    if lopsided(rows, *row_keys):
-        text.append("Not every task and discovery rate has the same seeds: those with more weigh more.")
-    if settings := mixed(rows):
-        settings = "; ".join(f"{key} ({', '.join(found)})" for key, found in settings.items())
-        text.append(f"NOT ONE EXPERIMENT: the runs differ in {settings}.")
-    names = [str(row.get("git") or "unknown") for row in rows]
-    commits = sorted({name[:7] + ("-dirty" if name.endswith("-dirty") else "") for name in names})
-    return " ".join([*text, f"Commits: {', '.join(commits)}."] if len(commits) > 1 else text)
-
-
-def brief(rows: list[dict], failed: int) -> str:
-    """The warnings of a caption in a few words, for the title of a figure; empty where there are none."""
-    alphas, settings = max(row.get("alphas", 1) for row in rows), mixed(rows)
-    keys = ("arch", "capacity", "etd", "method")
-    warnings = {f"NOT ONE EXPERIMENT: the runs differ in {', '.join(map(in_words, settings))}": settings,
-                "the methods' tasks, rates or seeds differ": uneven(rows, *keys),
-                "some cells have more seeds than others": lopsided(rows, *keys),
-                f"SCRUB: best of {alphas} alphas by this score": alphas > 1,
-                f"{failed} failed {'run' if failed == 1 else 'runs'} left out": failed}
-    return "; ".join(words for words, apply in warnings.items() if apply)
-
-
-def in_words(setting: str) -> str:
-    """What a setting is, by the first words of its help: "peak rate" for lr."""
-    texts = {f.name: f.metadata["help"] for f in fields(Config)}
-    return re.split(r"[;,:(]", texts.get(setting, setting))[0].strip()
-
-
-def uneven(rows: list[dict], *row_keys: str) -> bool:
-    """Whether methods ended well in different places: tasks and seeds, and rates where the method depends on them."""
-    parts = split(pick(rows), *row_keys).values()
-    seeds = [{(row["task"], row["seed"]) for row in part} for part in parts]
-    rated = [part for part in parts if reads_forget(part[0]["method"])]
-    rates = [{(row["task"], row["seed"], row["discovery"]) for row in part} for part in rated]
-    return any(places != group[0] for group in (seeds, rates) for places in group)
-
-
-def once(rows: list[dict]) -> list[str]:
-    """How methods that read no D_f are counted, where there are some."""
-    found = sorted({row["method"] for row in rows if not reads_forget(row["method"])})
-    return [f"{', '.join(found)}: the same network at every discovery rate, counted once."] if found else []
-
-
-def hardware(row: dict) -> str:
-    """Device, threads and torch of a run."""
-    threads = f", threads {row['threads']}" if "threads" in row and row.get("device") == "cpu" else ""
-    return f"{row.get('device')}{threads}, torch {row.get('torch')}"
-
-
-def mixed(rows: list[dict]) -> dict[str, list[str]]:
-    """Settings that differ between runs which a table averages or compares, with their values."""
-    values = defaultdict(set)
-    for part in split(rows, "method").values():  # those that do not read it keep the default
-        found = {row["forget_norm"] for row in part}
-        values["forget_norm"] |= found if len(found) > 1 else set()
-    for part in split(rows, "arch", "capacity").values():
-        for key in [*(key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | {"forget_norm"}), "version"]:
-            found = {str(row.get(key)) for row in part if counts(key, row)}
-            values[key] |= found if len(found) > 1 else set()
-    return {key: sorted(found) for key, found in values.items() if found}
-
-
-def counts(key: str, row: dict) -> bool:
-    """Whether a run's numbers depend on this setting."""
-    if key == "pair":
-        return row["task"] == "confusion"
-    return not maskless(row) if key == "ratio" else reads_setting(key, {"method": row["ran"]})
-
-
-def lopsided(rows: list[dict], *row_keys: str) -> bool:
-    """Whether one method's tasks and rates have other seeds than each other, so that some weigh more in its mean."""
-    for part in split(networks(pick(rows)), *row_keys).values():
-        places = ("task",) if not reads_forget(part[0]["method"]) else ("task", "discovery")
-        seeds = [{row["seed"] for row in cell} for cell in split(part, *places).values()]
-        if any(some != seeds[0] for some in seeds):
-            return True
-    return False
-
-
-# --- Tables -----------------------------------------------------------------------------------------------------------
-
-def make_tables(name: str, rows: list[dict], own: bool = False) -> list[Table]:
-    """The tables of one name: one for each data set and number of corrupted images that has rows for it.
-
-    Args: name: of NAMES: mean, cells, or the number of a table of the paper; rows: of `rows.load_rows`; own: leave the
-        paper's data sets out of tables in which the paper has another one.
-    Returns: Tables, none where no row belongs to them.
-    """
-    rows = without_extra_curves(rows)
-    if name in ("mean", "cells"):
-        return [(means if name == "mean" else cells)(key, part) for key, part in groups(rows).items()]
-    spec = PAPER["tables"][name]
-    mine = [row for row in etd_alone(rows) if belongs(row, name)]
-    beside = {row["n"] for row in mine if row["data"] == "cifar10"}  # Table 1 has ViT on SVHN beside ResNet-9
-    mine = [{**r, "study": "cifar10" if name == "1" and r["data"] == "svhn" and r["arch"] == "vit" and r["n"] in beside
-             else r["data"]} for r in mine]
-    others = {table["dataset"] for table in PAPER["tables"].values()} - {spec["dataset"]}
-    studies = [(key, part) for key, part in split(mine, "study", "n").items() if not (own and key[0] in others)]
-    # A plain retrain alone makes no table of networks trained with ETD.
-    studies = [(key, part) for key, part in studies if name not in ON_ETD or any(row["etd"] for row in part)]
-    return [paper_table(name, *key, part) for key, part in studies]
-
-
-def groups(rows: list[dict]) -> dict[tuple, list[dict]]:
-    """What `mean` and `cells` set side by side, by `place`; runs without masks stand beside those of every p_mem."""
-    found = {}
-    for key, part in split(rows, "data", "n", "arch", "capacity", "etd").items():
-        sizes = sorted({row["p_mem"] for row in part if not maskless(row)}) or [SETTINGS["p_mem"]]
-        found |= {(*key, p_mem): [row for row in part if maskless(row) or row["p_mem"] == p_mem] for p_mem in sizes}
-    return found
-
-
-def belongs(row: dict, number: str) -> bool:
-    """Whether a row is of the network, masks and methods of a table of the paper; the data set may be any."""
-    spec = PAPER["tables"][number]
-    network = row["arch"] == spec["arch"] or number == "1" and row["arch"] == "vit"
-    place = any((row["capacity"], row["etd"]) == (r["capacity"], r["etd"]) for r in spec["rows"]
-                if (r["method"] == "retrain") == (row["method"] == "retrain"))
-    method = row["method"] in VARIANTS if number == "2" else compared(row["method"])
-    return network and place and method and (row["p_mem"] == spec["p_mem"] or maskless(row))
-
-
-def compared(method: str) -> bool:
-    """Whether Tables 1 and 4-9 have a method: user-supplied ones too, no ablation, none that knows all of D_c."""
-    return ":" in method or method in METHODS and METHODS[method].part == "compared"
-
-
-def paper_table(number: str, data: str, n: int, rows: list[dict]) -> Table:
-    """A table of the paper with our numbers beside it, ours in descending order; what was not run is empty."""
-    spec, rows, columns = PAPER["tables"][number], networks(rows), COLUMNS.get(number, ())
-    keys = ("capacity", "etd", "method")
-    ours = {arch: split([r for r in rows if r["arch"] == arch], *keys) for arch in (spec["arch"], "vit")}
-    paper = {tuple(row[key] for key in keys): {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-             for row in spec["rows"]}
-    every = dict.fromkeys([*paper, *ours[spec["arch"]], *ours["vit"]])
-    lines = []
-    for key in descending({key: summary(ours[spec["arch"]].get(key, [])) for key in every}):
-        (capacity, etd, method), mine, theirs = key, ours[spec["arch"]].get(key, []), paper.get(key, {})
-        first = {"capacity": f"{100 * capacity:g}", "ETD": etd}
-        first |= {"3.1": "no31" not in method, "3.2": "no32" not in method}
-        line = *(first[c] for c in columns), method, *beside_papers(mine, theirs, spec)
-        if number == "1":
-            product = {"product": theirs.get("vit")}
-            line += beside_papers(ours["vit"].get(key, []), product, PAPER["tables"]["5"], ("product",))
-        lines.append(line)
-    stats = ("Healed", "Healed (paper)", "Utility", "Utility (paper)", "product", "product (paper)")
-    vit = ("ViT n", "ViT product", "ViT product (paper)", "ViT difference") if number == "1" else ()
-    text = " ".join([caption(rows, "arch", *keys), *once(rows), of_the_paper(number)])
-    return Table(slug(f"table {number} {data} n{n}"), f"Table {number}: {data}, {n} corrupted", text,
-                 (*columns, "method", "n", *stats, "difference", *vit), lines, stats + vit[1:3])
-
-
-def beside_papers(rows: list[dict], theirs: dict, spec: dict, scores=SCORES) -> tuple:
-    """n, each score of ours and the paper's, and the difference in product where both are over the same cells."""
-    mine = summary(rows)
-    pairs = [value for key in scores for value in (mine[key], theirs.get(key))]
-    alike = like_the_papers(rows, spec["dataset"], spec["corrupted"])
-    return mine["n"], *pairs, difference(mine["product"], theirs.get("product")) if alike else None
-
-
 def of_the_paper(number: str) -> str:
     """Where the paper's numbers of a table come from, and how far ours can be compared."""
     spec, rates = PAPER["tables"][number], len(PAPER["discovery"])
     data = f"{spec['data']} (ViT: SVHN)" if number == "1" else spec["data"]
     text = (f"The paper's numbers: {data}, {spec['corrupted']} corrupted, over its {len(TASKS) * rates} cells "
-            f"({len(TASKS)} tasks × {rates} discovery rates); no difference is given where ours are over other data or "
-            "cells.")
+            f"({len(TASKS)} tasks × {rates} discovery rates); no difference is given where ours are over other data "
+            "or cells.")
+    if number in BEST:
+        text += (" They are of the best method for each discovery rate and task; where we ran several values of a "
+                 "setting, the difference is that of best per cell.")
     if number in ON_ETD:
         plain = {"8": 4, "9": 5}.get(number)
         hint = f"; its Utility is below that of Table {plain}, which may mean with ETD" if plain else ""
@@ -272,56 +211,103 @@ def of_the_paper(number: str) -> str:
     return text
 
 
+# --- Our own ----------------------------------------------------------------------------------------------------------
+
 def means(key: tuple, rows: list[dict]) -> Table:
     """Every method of one group: runs, scores, seconds, and the time relative to training beside A.8's."""
-    rows = networks(rows)
-    parts = {method: part for (method,), part in split(rows, "method").items()}
-    scores, lines = {method: summary(part) for method, part in parts.items()}, []
-    for method in descending(scores):
-        mine, good = scores[method], pick(parts[method])
+    (rows, best), lines = kept_and_best(rows, "method"), []
+    for (method,), part in by_product(rows, "method").items():
+        mine, good = summary(part), pick(part)
         timed = [row for row in good if row.get("seconds") is not None]
         timed = [row for row in timed if not measured(row)] or timed
         shares = [100 * row["seconds"] / row["train_seconds"] for row in timed if row.get("train_seconds")]
         times = [mean_sem(v)[0] if v else None for v in ([row["seconds"] for row in timed], shares)]
         times = [None if v is None else f"{v:.1f}" for v in (*times, PAPER["A.8"].get(method))]
-        lines.append((method, mine["n"], mine["failed"], *(mine[k] for k in SCORES), *times))
+        more = further(part, baseline(rows), best.get((method,), []))
+        lines.append((method, mine["n"], mine["failed"], *(mine[k] for k in SCORES), *more, *times))
     note = ("Time in percent of training, beside A.8's (CIFAR10, 50 % capacity). With --jobs the seconds include "
             "waiting for each other. Runs with Fig. 5's points are timed with their measuring, so these count only "
             "where there is no other.")
-    text, stats = " ".join([caption(rows, "method"), *once(rows), note]), ("Healed", "Utility", "product")
-    header = ("method", "n", "failed", *stats, "seconds", "time %", "time % (paper)")
-    return Table(slug("mean " + short(key)), "Means: " + place(key), text, header, lines, stats)
+    columns = {"method": False, "n": False, "failed": False, "Healed": True, "Utility": True, "product": True, **BESIDE}
+    columns |= {"seconds": False, "time %": False, "time % (paper)": False}
+    text = " ".join([caption(rows, "method"), *once(rows), note])
+    return table_of("mean " + short(key), "Means: " + place(key), text, columns, lines)
 
 
 def cells(key: tuple, rows: list[dict]) -> Table:
     """Mean product of each method in each task and at each discovery rate."""
     rates, lines = sorted({row["discovery"] for row in rows}), []
-    for (task,), part in split(rows, "task").items():
-        scores = {method: summary(runs) for (method,), runs in split(part, "method").items()}
-        for method in descending(scores):
-            runs = [pick(part, method=method, discovery=rate) for rate in rates]
-            lines.append((task, method, *(percent(row["product"] for row in some) for some in runs)))
-    stats = tuple(f"{rate:g}" for rate in rates)
-    sizes = [len(part) for part in split(pick(rows), "task", "method", "discovery").values()]
+    kept = [row for row in rows if row["kept"]]
+    for (task,), part in split(kept, "task").items():
+        best = split(pick(rows, task=task, best=True), "method")
+        named = {method: runs for (method,), runs in by_product(part, "method").items()}
+        named |= {f"{method}, best per cell (not ranked)": runs for (method,), runs in best.items()}
+        for name, runs in named.items():
+            found = (percent(row["product"] for row in pick(runs, discovery=rate)) for rate in rates)
+            lines.append((task, name, *found, *further(networks(runs), baseline(part))))
+    sizes = [len(part) for part in split(pick(kept), "task", "method", "discovery").values()]
     least_most = sorted({min(sizes, default=0), max(sizes, default=0)})
-    note = f"Columns: discovery rates; runs per cell: {' to '.join(map(str, least_most))}."
-    return Table(slug("cells " + short(key)), "Product: " + place(key), f"{caption(rows, 'method')} {note}",
-                 ("task", "method", *stats), lines, stats)
+    text = (f"{caption(kept, 'method')} Columns: discovery rates; runs per cell: {' to '.join(map(str, least_most))}.")
+    columns = {"task": False, "method": False, **{f"{rate:g}": True for rate in rates}, **BESIDE}
+    return table_of("cells " + short(key), "Product: " + place(key), text, columns, lines)
 
 
-def place(key: tuple) -> str:
-    """A group of runs in words."""
-    data, n, arch, capacity, etd, p_mem = key
-    training = "with" if etd else "no"
-    return f"{data}, {n} corrupted, {arch}, capacity {100 * capacity:g} %, {training} ETD, p_mem {p_mem:g}"
+def plane(key: tuple, rows: list[dict]) -> Table | None:
+    """Mean product of each method in every cell that has all seeds, and over these cells, beside the paper's mean.
+
+    Returns: None where there is no such cell.
+    """
+    rows, lines = [row for row in rows if compared(row["method"])], []
+    if not (shared := shared_cells(rows)):
+        return None
+    rows = [row for row in rows if (row["task"], row["discovery"]) in shared]
+    (kept, best), number = kept_and_best(rows, "method", "etd"), "4" if key[3] == "resnet9" else "5"
+    theirs = {(r["method"], r["etd"]): f"{r['product'][0]:.1f}" for r in PAPER["tables"][number]["rows"]
+              if r["capacity"] == key[4]}
+    for (method, etd), mine in by_product(kept, "method", "etd").items():
+        runs = pick(rows, method=method, etd=etd, kept=True)
+        found = [percent(r["product"] for r in pick(runs, task=task, discovery=rate)) for task, rate in shared]
+        noted, *ended = endings(mine)
+        lines.append((called(method, etd), *(mean and f"{mean[0]:.0f}" for mean in found), summary(mine)["product"],
+                      *further(mine, baseline(kept), best.get((method, etd), [])),
+                      "{} / {}".format(*ended) if noted else None, theirs.get((method, etd))))
+    columns = {"method": False, **{f"{task} {rate:g}": False for task, rate in shared}, "mean": True, **BESIDE,
+               "gave up / idle": False, f"Table {number}": False}
+    text = f"{caption(kept, 'method', 'etd')} Table {number}: the paper's product over its data and cells."
+    return table_of("plane " + short(key), "Plane: " + place(key), text, columns, lines, digits=1)
 
 
-def short(key: tuple) -> str:
-    """A group of runs in a file name."""
-    data, n, arch, capacity, etd, p_mem = key
-    return f"{data} n{n} {arch} c{100 * capacity:g}{' etd' if etd else ''} p{p_mem:g}"
+def shared_cells(rows: list[dict]) -> list[tuple[str, float]]:
+    """The cells (task, discovery rate) that were run at every seed, in order."""
+    seeds = [{(row["task"], row["discovery"]) for row in part} for part in split(rows, "seed").values()]
+    return sorted(set.intersection(*seeds) if seeds else (), key=lambda cell: (TASKS.index(cell[0]), cell[1]))
 
 
-def slug(text: str) -> str:
-    """A file name of letters, digits, dots and hyphens."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")
+def called(method: str, etd: bool) -> str:
+    """A method with its training."""
+    return "ETD alone" if etd and method == "no-ul" else method + " on ETD" * etd
+
+
+def ablations(key: tuple, rows: list[dict]) -> Table | None:
+    """Table 2's variants and what knows all of D_c: product by task, and REM's less theirs over all pairs on file.
+
+    Returns: None where none of them was run.
+    """
+    wanted = {*VARIANTS, *(name for name, method in METHODS.items() if method.part == "ideal")} - {"etd"}
+    (rows, _), lines = kept_and_best([row for row in rows if row["method"] in wanted]), []
+    if {row["method"] for row in rows} <= {"rem"}:
+        return None
+    parts = by_product(rows, "method", "etd")
+    for (method, etd), mine in parts.items():
+        score, rem = summary(mine), products(parts.get(("rem", etd), []))
+        less = {} if method == "rem" else minus(rem, products(mine))
+        tasks = [percent(row["product"] for row in pick(mine, task=task)) for task in TASKS]
+        lines.append((called(method, etd), score["n"], *tasks, score["product"], percent(less.values()),
+                      len(less) or None, *mean_of_seeds(less)))
+    columns = {"method": False, "n": False, **dict.fromkeys((*TASKS, "mean", "REM less it"), True)}
+    columns |= {"paired runs": False, "REM less it, over seeds": True, "pairs": False}
+    text = caption(rows, "method", "etd")
+    return table_of("ablations " + short(key), "Ablations: " + place(key), text, columns, lines, digits=1)
+
+
+NAMES = ("mean", "cells", "plane", "ablations", *PAPER["tables"])

@@ -107,7 +107,7 @@ def test_figures_warn(tmp_path):
               make_row("rem-no31", status="failed"), make_row("rem", arch="vit", status="failed")]
     title = " ".join(only("3", load(tmp_path, worse)).get_suptitle().split())
     for words in ("NOT ONE EXPERIMENT: the runs differ in peak rate", "tasks, rates or seeds differ",
-                  "best of 2 alphas", "1 failed run left out"):
+                  "scrub alpha 0.01 (of 0.01, 7.0)", "1 failed run left out"):
         assert words in title, words
     assert "2 failed runs left out" in " ".join(only("10", load(tmp_path, worse)).get_suptitle().split())
 

@@ -17,8 +17,8 @@ import run
 from metrics import mean_sem
 from study.rows import SCORES, etd_alone, load_rows, networks, pick
 from settings import PLACE, TASKS, Config, resolve
-from study import discovery, plan
-from study.tables import PAPER
+from study import discovery, plan, report
+from study.tables import PAPER, make_tables
 
 ROOT = Path(run.__file__).resolve().parent
 DOCS = {name: (ROOT / name).read_text() for name in ("README.md", "results/README.md", "study/README.md")}
@@ -130,29 +130,61 @@ def plus_minus(rows: list[dict], key: str) -> str:
     return f"{100 * mean:.1f} ± {100 * sem:.1f}"
 
 
+def over_seeds(values: list[tuple]) -> str:
+    """Mean and SEM over seeds of each seed's mean, in percent, of (seed, fraction)."""
+    means = [100 * fmean(value for own, value in values if own == seed) for seed in (0, 1, 2)]
+    return f"{fmean(means):.1f} ± {stdev(means) / 3**0.5:.1f}"
+
+
+def test_the_tables_of_methods_are_what_report_prints():
+    """R6: the tables of all methods and of the ablations are those that `run.py report` makes of the result files."""
+    section = RESULTS.split("\n## All methods on fashion-mini\n")[1].split("\n## ")[0]
+    rows = load_rows([ROOT / "results" / "fashion-mini" / "grid"])
+    for name in ("plane", "ablations"):
+        (made,) = make_tables(name, rows)
+        assert report.markdown(made).split("\n\n", 1)[1] in section, f"run.py report --table {name} prints another table"
+
+
 def test_the_table_of_methods_is_that_of_the_results():
-    """R6: every cell, mean and SEM of the table of all methods, and the paper's numbers beside it."""
+    """R6: every number of the table of all methods by its definition, and the paper's beside it."""
     rows = load_rows([ROOT / "results" / "fashion-mini" / "grid"])
     shown, means = table("All methods on fashion-mini"), []
     paper = {(r["method"], r["etd"]): r["product"][0] for r in PAPER["tables"]["4"]["rows"] if r["capacity"] == 0.5}
-    for name, *cells, mean, theirs in shown:
+    rem = {(r["task"], r["discovery"], r["seed"]): r["product"] for r in pick(rows, method="rem", etd=False)}
+    for name, *cells, mean, seeds, count, less, pairs, theirs in shown:
         method, etd = ("no-ul", True) if name == "ETD alone" else (name.removesuffix(" on ETD"), name.endswith(" on ETD"))
         runs = pick(rows, method=method, etd=etd, discovery=RATES, seed=(0, 1, 2))
         assert len(runs) == 27, name
         for (task, rate), cell in zip(itertools.product(("poison", "confusion", "random"), RATES), cells, strict=True):
             assert cell == f"{100 * mean_sem(r['product'] for r in pick(runs, task=task, discovery=rate))[0]:.0f}", (name, task, rate)
         assert mean == plus_minus(networks(runs), "product"), name
-        assert theirs == (f"{paper[method, etd]:.1f}" if (method, etd) in paper else "-"), name
+        assert seeds == over_seeds([(r["seed"], r["product"]) for r in runs]), name
+        minus = over_seeds([(r["seed"], r["product"] - rem[r["task"], r["discovery"], r["seed"]]) for r in runs])
+        assert (less, pairs) == (("", "") if name == "rem" else (minus, "3 × 9")), name
+        assert count == ("3 × 3" if method == "no-ul" else "3 × 9")
+        assert theirs == (f"{paper[method, etd]:.1f}" if (method, etd) in paper else ""), name
         means.append(float(mean.split()[0]))
     compared = {key for key in ((r["method"], r["etd"]) for r in etd_alone(rows)) if key[0] not in ABLATIONS}
     assert means == sorted(means, reverse=True) and len(shown) == len(compared)
+
+
+def test_the_table_of_ablations_is_that_of_the_results():
+    """R6: every number of the table of ablations by its definition, over all runs on file."""
+    rows = load_rows([ROOT / "results" / "fashion-mini" / "grid"])
     lines = table("All methods on fashion-mini", 1)
     assert {line[0] for line in lines} == {"rem", "rem on ETD", *ABLATIONS}
-    for method, *cells, mean in lines:
-        runs = pick(rows, method=method.removesuffix(" on ETD"), etd=method.endswith(" on ETD"), seed=0)
-        assert len(runs) == 30, method
-        assert cells == [f"{100 * mean_sem(r['product'] for r in pick(runs, task=task))[0]:.1f}" for task in TASKS], method
+    rem = {(r["task"], r["discovery"], r["seed"]): r["product"] for r in pick(rows, method="rem", etd=False)}
+    for method, n, *cells, mean, less, paired, seeds, _ in lines:
+        runs = pick(rows, method=method.removesuffix(" on ETD"), etd=method.endswith(" on ETD"))
+        assert (len(runs), int(n)) == (48, len(networks(runs))), method
+        assert cells == [plus_minus(networks(pick(runs, task=task)), "product") for task in TASKS], method
         assert mean == plus_minus(networks(runs), "product"), method
+        more = [(r, rem[r["task"], r["discovery"], r["seed"]] - r["product"]) for r in runs]
+        more = [] if method.startswith("rem on") or method == "rem" else more
+        assert less == (plus_minus([{"more": value} for _, value in more], "more") if more else ""), method
+        assert paired == (f"{len(more)}" if more else ""), method
+        shared = [(r["seed"], value) for r, value in more if r["discovery"] in RATES]
+        assert seeds == (over_seeds(shared) if more else ""), method
 
 
 def test_the_other_tables_are_those_of_the_results():
@@ -190,7 +222,7 @@ def test_the_tables_on_lasting_healing_are_those_of_the_results():
             part = pick(runs, task=task, discovery=rate)
             assert len(part) == (3 if seeds == "0-2" else 1) if cell else not part, (name, task, rate)
             assert not cell or cell == f"{100 * mean_sem(row['product'] for row in part)[0]:.1f}", (name, task, rate)
-        assert mean == (plus_minus(runs, "product") if all(cells) else ""), name
+        assert mean == (plus_minus(networks(runs), "product") if all(cells) else ""), name
     ended = {row["points"][-1]["epoch"] for row in pick(rows, method="rem", stop="repaired")}
     assert max(ended) < 8
     rows = load_rows([ROOT / "results" / "lasting" / "cifar10-jpeg-16px"])
@@ -220,7 +252,7 @@ def test_the_short_table_is_that_of_the_results():
     assert len(lines) == 5
     for name, present, before in lines:
         runs = pick(lasting, method=name, **({"unlearn_epochs": 8, "stop": "repaired"} if name == "rem" else {}))
-        assert len(runs) == (27 if runs else 0) and present == (plus_minus(runs, "product") if runs else "not measured"), name
+        assert len(runs) == (27 if runs else 0) and present == (plus_minus(networks(runs), "product") if runs else "not measured"), name
         assert before == plus_minus(networks(pick(grid, method=name)), "product"), name
 
 

@@ -22,7 +22,8 @@ from methods import METHODS
 from settings import TASKS, VERSION, resolve
 from study import report, tables
 from study.rows import load_rows
-from study.tables import PAPER, make_tables, summary
+from study.stats import summary
+from study.tables import PAPER, make_tables
 
 ROOT = Path(report.__file__).resolve().parent.parent
 
@@ -267,8 +268,10 @@ def test_settings_of_no_concern_split_no_rows(tmp_path):
     rows = [make_row(m, gamma=gamma) for m in ("no-ul", "retrain", "cf", "rem") for gamma in (0.1, 0.2)]
     (table,) = make_tables("mean", load(tmp_path, rows))
     assert {m: line(table, method=m)["n"] for m in ("no-ul", "retrain", "cf", "rem")} == {"no-ul": 1, "retrain": 1,
-        "cf": 1, "rem": 2}
-    assert "the runs differ in gamma (0.1, 0.2)." in table.caption
+        "cf": 1, "rem": 1}
+    assert "one for all cells: rem gamma 0.2 (of 0.1, 0.2)." in table.caption and "NOT ONE" not in table.caption
+    (table,) = make_tables("mean", load(tmp_path, [{**row, "seed": int(10 * row["gamma"])} for row in rows[-2:]]))
+    assert line(table, method="rem")["n"] == 2 and "the runs differ in gamma (0.1, 0.2)." in table.caption
     (same,) = make_tables("mean", load(tmp_path, [make_row("cf", gamma=0.1), make_row("rem", gamma=0.3),
                                                   make_row("no-ul", beta=2)]))
     assert "NOT ONE EXPERIMENT" not in same.caption
@@ -451,39 +454,6 @@ def test_statistics_in_passes_over_forget(tmp_path):
     assert len(load(tmp_path, [make_row("cf"), make_row("cf", forget_norm="batch"),
                                make_row("scrub", forget_norm="running")])) == 2
     assert len(load(tmp_path, [make_row("a.py:f"), make_row("a.py:f", forget_norm="batch")])) == 2
-
-
-def test_scrub_has_the_best_alpha_of_each_cell(tmp_path):
-    """In each task and at each rate the alpha with the best mean product over seeds counts, and the caption says so."""
-    rows = [make_row("scrub", healed, alpha=alpha, task=task, seed=seed) for task, alpha, seed, healed in
-            [("poison", 0.1, 0, 0.5), ("poison", 0.1, 1, 0.5), ("poison", 10.0, 0, 0.9), ("poison", 10.0, 1, 0.3),
-             ("random", 0.1, 0, 0.2), ("random", 10.0, 0, 0.1)]]
-    best = load(tmp_path, [*rows, make_row("scrub", alpha=0.001, status="failed")])
-    assert sorted((row["task"], row["alpha"], row["seed"]) for row in best) == [
-        ("poison", 10.0, 0), ("poison", 10.0, 1), ("random", 0.1, 0)]
-    table = one("4", best)
-    assert line(table, method="scrub", ETD=False, capacity="50")["n"] == 3
-    assert "chosen by the score itself" in table.caption and "Failed" not in table.caption
-    alone = load(tmp_path, [make_row("scrub", alpha=0.1), make_row("scrub", status="failed", seed=1, alpha=0.1)])
-    assert len(alone) == 2 and "chosen" not in one("mean", alone).caption
-
-
-@pytest.mark.parametrize("score", ["healed", "utility", "seconds"])
-def test_alphas_are_told_apart_by_product(tmp_path, score):
-    """V6: the best alpha is that of the best mean product, though another one heals more, is more useful, or faster."""
-    best = {"healed": 0.6, "utility": 0.6, "product": 0.36, "seconds": 5.0}
-    other = {"healed": 0.9, "utility": 0.1, "product": 0.09, "seconds": 9.0} if score == "healed" else {
-        "healed": 0.1, "utility": 0.9, "product": 0.09, "seconds": 9.0 if score == "utility" else 1.0}
-    rows = [{**make_row("scrub", alpha=0.1), **best}, {**make_row("scrub", alpha=10.0), **other}]
-    for order in (rows, rows[::-1]):
-        assert [row["alpha"] for row in load(tmp_path, order)] == [0.1]
-
-
-def test_no_alpha_wins_by_failing(tmp_path):
-    """An alpha that ended well in one seed of two does not stand against one that did in both, however good the one."""
-    rows = [make_row("scrub", 0.9, alpha=0.1), make_row("scrub", status="failed", alpha=0.1, seed=1),
-            make_row("scrub", 0.3, alpha=10.0), make_row("scrub", 0.3, alpha=10.0, seed=1)]
-    assert [(row["alpha"], row["alphas"]) for row in load(tmp_path, rows)] == [(10.0, 2)] * 2
 
 
 def test_the_pair_of_confusion(tmp_path):
@@ -778,7 +748,7 @@ def test_all_tables_skip_what_has_no_rows(tmp_path, capsys):
 
 BAD = [
     (["no/such"], "no file or folder no/such"),
-    (["{file}", "--table", "3"], "unknown table '3'; choose from mean, cells, 1, 2, 4, 5, 6, 7, 8, 9 or all"),
+    (["{file}", "--table", "3"], "unknown table '3'; choose from mean, cells, plane, ablations, 1, 2, 4, 5, 6, 7, 8, 9 or all"),
     (["{file}", "--figure", "2", "--out", "o"], "unknown figure '2'; choose from 1, 3, 4"),
     (["{file}", "--format", "pdf"], "unknown format 'pdf'; choose from markdown, latex, csv or all"),
     (["{file}", "--table", "5"], "table 5 has no rows in these results"),

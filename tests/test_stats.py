@@ -1,0 +1,360 @@
+"""stats.py, and the tables made of it: means over seeds, differences to REM in the same cells, one value of a setting
+that was swept, runs that gave up (Tables 1-9)."""
+
+import itertools
+import math
+import re
+import statistics
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from methods import METHODS
+from settings import TASKS, Config
+from study import report
+from study.rows import SWEPT, load_rows, sweep
+from study.stats import learnt, mean_of_seeds, minus, products
+from study.tables import PAPER, make_tables
+from test_report import column, every_cell, grid, line, load, make_row, one, write
+
+RATES = (0.1, 0.5, 1.0)
+scores = st.floats(0, 1)
+
+
+def row_of(product: float, method="rem", **settings) -> dict:
+    """A row with this product."""
+    return make_row(method, product, 1.0, **settings)
+
+
+def mean_and_sem(values) -> tuple:
+    """In percent, from the definition."""
+    values = [100 * value for value in values]
+    return (pytest.approx(statistics.mean(values), abs=1e-9),
+            pytest.approx(statistics.stdev(values) / math.sqrt(len(values)), abs=1e-6) if len(values) > 1 else None)
+
+
+# --- Over seeds -------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.data())
+def test_over_seeds_against_the_plain_formula(seeds, rates, data):
+    """V6, V7: a seed's mean over its cells is one number; mean and stdev / sqrt(seeds) are of these, no SEM of one."""
+    cells = [(task, rate) for task in TASKS for rate in RATES[:rates]]
+    found = {(*cell, seed): data.draw(scores) for seed in range(seeds) for cell in cells}
+    got, text = mean_of_seeds(found)
+    assert got == mean_and_sem([statistics.mean(found[*cell, seed] for cell in cells) for seed in range(seeds)])
+    assert text == f"{seeds} × {len(cells)}"
+
+
+def test_over_seeds_counts_the_cells_that_every_seed_has():
+    """V6: cells that one seed alone has do not move it; without a cell in common there is no such mean."""
+    level = {("poison", 0.1, seed): 0.4 + 0.1 * seed for seed in range(3)}
+    want = (pytest.approx(50.0), pytest.approx(10 / math.sqrt(3)))
+    assert mean_of_seeds(level) == mean_of_seeds({**level, ("random", 0.1, 0): 0.0}) == (want, "3 × 1")
+    assert mean_of_seeds({("poison", 0.1, 0): 0.5, ("poison", 0.5, 1): 0.5}) == mean_of_seeds({}) == (None, None)
+
+
+def test_the_seeds_are_what_is_independent(tmp_path):
+    """V7: cells far apart and seeds that agree: wide over runs, 0 over seeds; and the other way round."""
+    apart = [row_of(p, task=t, seed=s) for s in range(3) for t, p in zip(TASKS, (0.1, 0.5, 0.9), strict=True)]
+    got = line(one("mean", load(tmp_path, apart)), method="rem")
+    assert got["product"] == mean_and_sem([0.1, 0.5, 0.9] * 3) and got["over seeds"] == (pytest.approx(50.0), 0.0)
+    seeds = [row_of(p, task=t, seed=s) for s, p in enumerate((0.1, 0.5, 0.9)) for t in TASKS]
+    got = line(one("mean", load(tmp_path, seeds)), method="rem")
+    assert got["over seeds"] == mean_and_sem([0.1, 0.5, 0.9]) and got["seeds"] == "3 × 3"
+    assert got["product"][1] < got["over seeds"][1]
+
+
+@given(st.lists(st.tuples(scores, scores, st.sampled_from(TASKS), st.sampled_from(RATES), st.integers(0, 3)),
+                min_size=1, max_size=20, unique_by=lambda run: run[2:]))
+def test_differences_are_of_the_same_cell_and_seed(runs):
+    """V6: mine less the other's wherever both ended well, nowhere else; the sign turns with the order."""
+    mine = [row_of(a, "npo", task=t, discovery=d, seed=s) for a, _, t, d, s in runs]
+    rem = [row_of(b, task=t, discovery=d, seed=s) for _, b, t, d, s in runs]
+    want = {(t, d, s): pytest.approx(a - b, abs=1e-12) for a, b, t, d, s in runs}
+    assert minus(products(mine), products(rem)) == want
+    assert minus(products(rem), products(mine)) == {key: -value for key, value in
+                                                    minus(products(mine), products(rem)).items()}
+    alone = make_row("npo", task="poison", discovery=0.7)
+    assert minus(products([*mine, alone]), products(rem)) == want
+    failed = [{**row, "status": "failed"} for row in rem[:1]]
+    assert len(minus(products(mine), products(failed + rem[1:]))) == len(runs) - 1
+
+
+def test_what_reads_no_forget_set_is_paired_at_every_rate(tmp_path):
+    """V6: one untouched network a task and seed stands against REM at each rate, whichever rate its row names."""
+    rem = [row_of(p, discovery=d, seed=s) for s in (0, 1) for d, p in zip(RATES, (0.4, 0.5, 0.9), strict=True)]
+    rows = load(tmp_path, [*rem, row_of(0.2, "no-ul", discovery=1.0, seed=0), row_of(0.1, "no-ul", seed=1)])
+    got = line(one("mean", rows), method="no-ul")
+    assert got["minus REM"] == mean_and_sem([0.2 - 0.6, 0.1 - 0.6]) and got["pairs"] == "2 × 3"
+    assert (got["n"], got["seeds"]) == (2, "2 × 1")
+
+
+def test_minus_rem_in_the_tables(tmp_path):
+    """V6: product less REM's over seeds, none for REM itself or where there is none; one seed has no SEM; with ETD it
+    is less REM without where that was run."""
+    rows = grid(["npo", "rem"], seeds=(0, 1, 2), rates=RATES)
+    by = {(r["method"], r["task"], r["discovery"], r["seed"]): r["product"] for r in rows}
+    want = mean_and_sem([statistics.mean(by["npo", t, d, s] - by["rem", t, d, s] for t in TASKS for d in RATES)
+                         for s in range(3)])
+    for name, more in (("mean", {}), ("4", dict(ETD=False, capacity="50")), ("1", dict(ETD=False)), ("plane", {})):
+        table = one(name, load(tmp_path, rows))
+        got = line(table, method="npo", **more)
+        assert (got["minus REM"], got["pairs"]) == (want, "3 × 9"), name
+        got = line(table, method="rem", **more)
+        assert (got["minus REM"], got["pairs"], got["seeds"]) == (None, None, "3 × 9"), name
+        assert "in the same cell and seed" in table.caption
+    seed = line(one("mean", load(tmp_path, [row for row in rows if row["seed"] == 0])), method="npo")
+    assert seed["minus REM"][1] is None and seed["over seeds"][1] is None and seed["pairs"] == "1 × 9"
+    assert line(one("mean", load(tmp_path, rows[:27])), method="npo")["minus REM"] is None
+    both = load(tmp_path, [row_of(0.7), row_of(0.5, etd=True), row_of(0.4, "npo", etd=True)])
+    got = {m: line(one("4", both), method=m, ETD=True, capacity="50")["minus REM"] for m in ("rem", "npo")}
+    assert got == {"rem": (pytest.approx(-20.0), None), "npo": (pytest.approx(-30.0), None)}
+    both = load(tmp_path, [row_of(0.5, etd=True), row_of(0.4, "npo", etd=True)])
+    alone = line(one("4", both), method="npo", ETD=True)
+    assert alone["minus REM"] == (pytest.approx(-10.0), None)
+    wide = load(tmp_path, [row_of(0.7), row_of(0.4, "npo", capacity=1.0)])
+    assert line(one("4", wide), method="npo", capacity="100")["minus REM"] is None  # of another capacity
+
+
+# --- One value of a setting that was swept ----------------------------------------------------------------------------
+
+
+def swept(**more) -> list[dict]:
+    """SCRUB with two values of alpha: 10 is far better on poison, the default on random labels and by less."""
+    products = {("poison", 0.01): 0.2, ("poison", 10.0): 0.8, ("random", 0.01): 0.5, ("random", 10.0): 0.4}
+    return [row_of(p + 0.01 * seed, "scrub", task=task, alpha=alpha, seed=seed, **more)
+            for (task, alpha), p in products.items() for seed in (0, 1)]
+
+
+def test_one_value_for_all_cells_is_compared(tmp_path):
+    """A swept method stands in the order, and in every number, by the default in all cells; the best value of each cell
+    has a column of its own, and the caption says that nobody could choose so."""
+    rows = load(tmp_path, swept() + [row_of(0.5, task=t, seed=s) for t in ("poison", "random") for s in (0, 1)])
+    for name in ("mean", "4", "plane"):
+        table = one(name, rows)
+        got = line(table, method="scrub", **({"ETD": False, "capacity": "50"} if name == "4" else {}))
+        assert got["mean" if name == "plane" else "product"] == mean_and_sem([0.2, 0.21, 0.5, 0.51])
+        assert got["over seeds"] == mean_and_sem([0.35, 0.36]) and got["minus REM"] == mean_and_sem([-0.15, -0.14])
+        assert got["best per cell"] == mean_and_sem([0.8, 0.81, 0.5, 0.51])
+        assert column(table, "method")[:2] == ["rem", "scrub"]  # though the best of each cell is above REM
+        assert "one for all cells: scrub alpha 0.01 (of 0.01, 10.0)." in table.caption
+        assert "not ranked" in table.caption and "which no user could" in table.caption
+        assert "NOT ONE" not in table.caption
+    plain = one("mean", load(tmp_path, [row for row in swept() if row["alpha"] == 10]))
+    assert "best per cell" not in plain.header and "one for all" not in plain.caption
+
+
+def test_best_per_cell_is_a_line_of_its_own_among_cells(tmp_path):
+    """In the table of cells the best value of each cell stands behind the methods that are ranked."""
+    table = one("cells", load(tmp_path, swept() + [row_of(0.5, task="poison", seed=s) for s in (0, 1)]))
+    assert [row[:2] for row in table.rows] == [("poison", "rem"), ("poison", "scrub"),
+        ("poison", "scrub, best per cell (not ranked)"), ("random", "scrub"),
+        ("random", "scrub, best per cell (not ranked)")]
+    assert line(table, task="poison", method="scrub")["0.5"] == mean_and_sem([0.2, 0.21])
+    assert line(table, task="poison", method="scrub, best per cell (not ranked)")["0.5"] == mean_and_sem([0.8, 0.81])
+
+
+@pytest.mark.parametrize("number, settings", [("4", {}), ("6", dict(dataset="imagenette"))])
+def test_the_papers_best_per_cell_is_compared_with_ours(tmp_path, number, settings):
+    """Tables 5-7 are of the best values of each cell: there the difference is ours of that kind, elsewhere not."""
+    rows = [row for a, h in ((0.01, 0.5), (10.0, 0.7)) for row in every_cell("scrub", h, 1.0, alpha=a, **settings)]
+    table = one(number, load(tmp_path, rows))
+    more = {"ETD": False, "capacity": "50"} if number == "4" else {}
+    got, theirs = line(table, method="scrub", **more), {"4": 42.69, "6": 54.52}[number]
+    assert got["product"][0] == pytest.approx(50.0) and got["product (paper)"][0] == theirs
+    assert got["difference"] == f"{(70 if number == '6' else 50) - theirs:+.2f}"
+    assert ("best method for each discovery rate" in table.caption) == (number == "6")
+
+
+@pytest.mark.parametrize("score", ["healed", "utility", "seconds"])
+def test_values_are_told_apart_by_product(tmp_path, score):
+    """V6: the best value is that of the best mean product, though another heals more, is more useful, or faster."""
+    best = {"healed": 0.6, "utility": 0.6, "product": 0.36, "seconds": 5.0}
+    other = {"healed": 0.9, "utility": 0.1, "product": 0.09, "seconds": 9.0} if score == "healed" else {
+        "healed": 0.1, "utility": 0.9, "product": 0.09, "seconds": 9.0 if score == "utility" else 1.0}
+    rows = [{**make_row("scrub", alpha=0.1), **best}, {**make_row("scrub", alpha=10.0), **other}]
+    for order in (rows, rows[::-1]):
+        assert [row["alpha"] for row in sweep(load(tmp_path, order)) if row["best"]] == [0.1]
+
+
+def test_no_value_wins_by_failing(tmp_path):
+    """One that ended well in one seed of two is not the best against one that did in both, however good the one."""
+    rows = [make_row("scrub", 0.9, alpha=0.1), make_row("scrub", status="failed", alpha=0.1, seed=1),
+            make_row("scrub", 0.3, alpha=10.0), make_row("scrub", 0.3, alpha=10.0, seed=1)]
+    assert [row["alpha"] for row in sweep(load(tmp_path, rows)) if row["best"]] == [10.0] * 2
+
+
+def test_the_value_compared_is_chosen_by_no_score(tmp_path):
+    """The default where it was run; else the value with most runs, whatever the scores are; values at other seeds or
+    in other cells are no sweep but a mixture, which the caption warns of."""
+    rows = [row_of(0.9, "scrub", alpha=10.0), row_of(0.1, "scrub", alpha=0.1), row_of(0.1, "scrub", alpha=0.1, seed=1)]
+    assert {row["alpha"] for row in sweep(load(tmp_path, rows)) if row["kept"]} == {0.1}
+    found = sweep(load(tmp_path, [*rows, row_of(0.0, "scrub", alpha=0.01)]))
+    assert [(row["alpha"], row["best"]) for row in found if row["kept"]] == [(0.01, False)]
+    mixture = load(tmp_path, [row_of(0.9, "scrub", alpha=10.0), row_of(0.1, "scrub", alpha=0.1, seed=1)])
+    assert all(row["kept"] and not row["best"] for row in sweep(mixture))
+    assert "the runs differ in alpha (0.1, 10.0)" in one("mean", mixture).caption
+
+
+def other_value(method: str, name: str):
+    """Another value than the default, which changes what the method does."""
+    field = next(f for f in fields(Config) if f.name == name)
+    same = {field.default} | ({METHODS[method].norm} if name == "forget_norm" else set())
+    values = field.metadata["choices"] or ({int: 7, float: 0.07}[field.type],)
+    return next(value for value in values if value not in same)
+
+
+@pytest.mark.parametrize("method, name", [(method, name) for method in METHODS for name in SWEPT
+                                          if name in METHODS[method].reads and method != "rem-on-etd"])
+def test_every_setting_that_a_method_reads_may_be_swept(tmp_path, method, name):
+    """No list of methods: whatever setting of its own a method reads, the default is compared and the best beside."""
+    usual, other = make_row(method)[name], other_value(method, name)
+    found = sweep(load(tmp_path, [row_of(0.2, method), row_of(0.6, method, **{name: other})]))
+    assert {(row[name], row["kept"], row["best"]) for row in found} == {(usual, True, False), (other, False, True)}
+    assert {key: set(values) for key, values in found[0]["tried"].items()} == {name: {usual, other}}
+
+
+def test_presets_of_a_data_set_are_its_defaults(tmp_path):
+    """What the data set's preset says is the default there, though Table 3 has another one."""
+    rows = [row_of(0.2, dataset="fashion-mini", unlearn_epochs=n) for n in (3, 10)]
+    assert rows[0]["unlearn_epochs"] == make_row(dataset="fashion-mini")["unlearn_epochs"]
+    assert [row["unlearn_epochs"] for row in sweep(load(tmp_path, rows)) if row["kept"]] == [3]
+
+
+# --- What a score does not tell ---------------------------------------------------------------------------------------
+
+
+def test_what_was_learnt_stands_beside_the_untouched_network(tmp_path):
+    """Accuracy on D_c's labels as given, a number per task in the order of TASKS, on the line of No UL alone; old rows
+    have no such column."""
+    noted = [{**row_of(0.2, "no-ul", task=t, seed=s), "learnt": value + 0.01 * s}
+             for t, value in zip(TASKS, (0.97, 0.60, 0.80), strict=True) for s in (0, 2)]
+    rem = [{**row_of(0.5, task=t), "learnt": 0.1} for t in TASKS]
+    rows = load(tmp_path, noted + rem)
+    for name in ("mean", "plane", "4"):
+        table = one(name, rows)
+        more = {"ETD": False, "capacity": "50"} if name == "4" else {}
+        assert line(table, method="no-ul", **more)["learnt"] == "98 / 61 / 81"
+        assert line(table, method="rem", **more)["learnt"] is None
+        assert "before unlearning (poison / confusion / random)" in table.caption
+    assert line(one("cells", rows), task="random", method="no-ul")["learnt"] == "81"
+    assert learnt(load(tmp_path, noted[2:])) == "61 / 81" and learnt(load(tmp_path, rem)) is None
+    assert "learnt" not in one("mean", load(tmp_path, [row_of(0.2, "no-ul"), row_of(0.5)])).header
+
+
+def ended(method, gave_up, passes, **more) -> dict:
+    """A row that notes how the run ended."""
+    return {**row_of(0.5, method, **more), "gave_up": gave_up, "passes": passes, "acc_forget": 0.3}
+
+
+def test_runs_that_gave_up_or_did_nothing_are_counted(tmp_path):
+    """By method, of the runs that note it; no pass is nothing done only where there is no more to the method."""
+    rows = load(tmp_path, [ended("npo", True, 100), ended("npo", False, 0, seed=1), ended("npo", False, 3, seed=2),
+                           row_of(0.5, "npo", seed=3), ended("rem", False, 0), ended("cf", False, None),
+                           ended("potion", False, 0), ended("a.py:f", False, 0)])
+    words = ("Gave up with Acc(D_f) above gamma: npo 1 of 3 runs. "
+             "Did nothing, Acc(D_f) being at most gamma: npo 1 of 3 runs, potion 1 of 1 runs.")
+    for name in ("mean", "cells", "4", "1", "plane"):
+        assert words in one(name, rows).caption, name
+    found = dict(zip(column(one("plane", rows), "method"), column(one("plane", rows), "gave up / idle"), strict=True))
+    assert found == {"npo": "1 / 1", "rem": "0 / 0", "cf": "0 / 0", "potion": "0 / 1", "a.py:f": "0 / 0"}
+    none = one("mean", load(tmp_path, [ended("rem", False, 4)]))
+    assert "Gave up with Acc(D_f) above gamma: none. Did nothing, Acc(D_f) being at most gamma: none." in none.caption
+    old = one("plane", load(tmp_path, [row_of(0.5)]))
+    assert "Gave up" not in old.caption and "gave up / idle" not in old.header
+
+
+@pytest.mark.parametrize("key, value", [("learnt", "1"), ("acc_forget", [1]), ("passes", True), ("gave_up", 2),
+                                        ("gave_up", "yes")])
+def test_what_a_run_notes_is_checked(tmp_path, capsys, key, value):
+    """R3: a line with something else in the place of these is no row; None may stand there."""
+    rows = load(tmp_path, [make_row(), {**make_row(seed=1), key: value}, {**make_row(seed=2), key: None}])
+    assert sorted(row["seed"] for row in rows) == [0, 2] and "line 2 is not a whole row" in capsys.readouterr().err
+
+
+# --- The plane, the ablations -----------------------------------------------------------------------------------------
+
+
+def test_the_plane_has_the_cells_of_all_seeds(tmp_path):
+    """V6: a column per cell that every seed has, in the order of TASKS and rates; the mean is over these cells alone,
+    pooled over runs and over seeds, and the paper's is Table 4's at this capacity, with ETD or without."""
+    rows = grid(["npo", "rem"], seeds=(0, 1), rates=(0.1, 1.0)) + grid(["npo", "rem"], rates=(0.5,))
+    rows += [{**row, "method": "no-ul", "etd": True, "product": 0.1} for row in rows if row["method"] == "npo"]
+    table = one("plane", load(tmp_path, rows + grid(["rem-no31"], seeds=(0, 1))))
+    places = [f"{task} {rate}" for task in TASKS for rate in ("0.1", "1")]
+    assert table.header == ("method", *places, "mean", "over seeds", "seeds", "minus REM", "pairs", "Table 4")
+    got = line(table, method="rem")
+    mine = [row for row in rows if row["method"] == "rem" and row["discovery"] != 0.5]
+    for task, rate in itertools.product(TASKS, (0.1, 1.0)):
+        runs = [row["product"] for row in mine if (row["task"], row["discovery"]) == (task, rate)]
+        assert len(runs) == 2 and got[f"{task} {rate:g}"] == f"{100 * statistics.mean(runs):.0f}"
+    assert got["mean"] == mean_and_sem([row["product"] for row in mine])
+    assert got["over seeds"] == mean_and_sem([statistics.mean(row["product"] for row in mine if row["seed"] == s)
+                                              for s in (0, 1)])
+    assert (got["seeds"], got["Table 4"]) == ("2 × 6", "73.4") and len(table.rows) == 3
+    alone = line(table, method="ETD alone")
+    assert (alone["mean"], alone["Table 4"], alone["pairs"]) == (mean_and_sem([0.1] * 6), "50.1", "2 × 6")
+    assert not make_tables("plane", load(tmp_path, [make_row(seed=0), make_row(task="random", seed=1)]))
+
+
+def test_the_plane_shows_one_decimal(tmp_path):
+    """One decimal in every format, and two in the paper's tables."""
+    rows = load(tmp_path, [row_of(0.50068), row_of(0.0, seed=1)])
+    assert "| 25.0 ± 25.0 |" in report.markdown(one("plane", rows))
+    assert [text in report.latex(one(name, rows)) for name in ("mean", "plane")
+            for text in (" 25.03 $\\pm$ 25.03 ", " 25.0 $\\pm$ 25.0 ")] == [True, False, False, True]
+    header, found = (text.split(",") for text in report.as_csv(one("plane", rows)).splitlines())
+    found = dict(zip(header, found, strict=True))
+    assert (found["mean"], found["mean SEM"], found["poison 0.5"]) == ("25.0", "25.0", "25")
+    assert report.as_csv(one("mean", load(tmp_path, [row_of(0.0)]))).splitlines()[1].count(",0.00,") == 3
+
+
+def test_ablations_are_paired(tmp_path):
+    """V6: REM's product less the variant's in the same cell and seed, over all pairs on file; over seeds as everywhere;
+    on ETD less REM on ETD; what knows D_c stands beside them and no other method does."""
+    rem = grid(["rem"], seeds=(0, 1), rates=RATES)
+    less = {(row["task"], row["discovery"], row["seed"]): 0.01 * k for k, row in enumerate(rem)}
+    variant = [row_of(row["product"] - less[row["task"], row["discovery"], row["seed"]], "rem-ce", task=row["task"],
+                      discovery=row["discovery"], seed=row["seed"]) for row in rem[1:]]
+    more = [row_of(0.2, "rem-ideal", task="poison", discovery=0.1), row_of(0.4, "npo"), row_of(0.4, "etd"),
+            row_of(0.6, etd=True), row_of(0.5, "rem-no32", etd=True)]
+    table = one("ablations", load(tmp_path, rem + variant + more))
+    got = line(table, method="rem-ce")
+    lost = min((row["task"], row["discovery"], row["seed"]) for row in rem[:1])
+    pairs = {key: value for key, value in less.items() if key != lost}
+    assert (got["n"], got["paired runs"]) == (17, 17) and got["REM less it"] == mean_and_sem(pairs.values())
+    both = {key: value for key, value in pairs.items() if key[:2] != lost[:2]}
+    assert got["REM less it, over seeds"] == mean_and_sem([statistics.mean(v for k, v in both.items() if k[2] == s)
+                                                           for s in (0, 1)]) and got["pairs"] == "2 × 8"
+    assert got["random"] == mean_and_sem([row["product"] for row in variant if row["task"] == "random"])
+    assert line(table, method="rem")["REM less it"] is None is line(table, method="rem on ETD")["paired runs"]
+    assert line(table, method="rem-no32 on ETD")["REM less it"] == (pytest.approx(10.0), None)
+    assert line(table, method="rem-ideal")["paired runs"] == 1 and len(table.rows) == 5
+    assert not make_tables("ablations", load(tmp_path, rem))
+
+
+def test_formats_of_the_new_tables_say_the_same(tmp_path):
+    """Markdown and CSV of the plane and the ablations hold the same numbers, and no column's name comes twice."""
+    rows = load(tmp_path, grid(["no-ul", "npo", "rem", "rem-ce"], seeds=(0, 1), rates=RATES))
+    for name in ("plane", "ablations"):
+        table = one(name, rows)
+        assert len(set(table.header)) == len(table.header)
+        lines = report.as_csv(table).splitlines()
+        assert len(lines) == 1 + len(table.rows)
+        texts = report.markdown(table).split("\n\n")[1], "\n".join(lines)
+        numbers = [re.findall(r"-?\d+\.\d", text) for text in texts]
+        assert sorted(numbers[0]) == sorted(numbers[1]) and len(numbers[0]) > 10
+
+
+def test_paper_numbers_of_the_plane_are_table_4s():
+    """Table 1 has the same numbers, but no CF."""
+    four = {(r["method"], r["etd"]): r["product"] for r in PAPER["tables"]["4"]["rows"] if r["capacity"] == 0.5}
+    assert {(r["method"], r["etd"]): r["product"] for r in PAPER["tables"]["1"]["rows"]}.items() <= four.items()
+
+
+def test_files_load_with_all_values(tmp_path):
+    """Every value of a swept setting is a row of its own until a table is made."""
+    assert len(load_rows([write(tmp_path / "x.jsonl", swept())])) == 8
