@@ -257,7 +257,8 @@ def test_step_2_must_unlearn_with_weights():
     not.
 
     Exact: D_f's images are equal, so their batch statistics subtract all of it and no gradient reaches the convolution;
-    Acc(D_f) falls because the running mean moves. With running statistics the weight falls until the trigger is not seen.
+    Acc(D_f) falls because the running mean moves. With running statistics the weight falls until the trigger is not
+    seen.
     """
     images = torch.zeros(12, 1, 1, 1, dtype=torch.uint8)
     forget = torch.arange(4)

@@ -1,5 +1,5 @@
-"""The READMEs of the root, of results/, study/ and tests/, and .ci/run: commands run, numbers are those of the result files,
-links exist, every property has its tests."""
+"""The READMEs of the root, of results/, study/ and tests/, and .ci/run: commands run, numbers are those of the result
+files, links exist, every property has its tests."""
 
 import itertools
 import json
@@ -26,10 +26,11 @@ README, RESULTS = DOCS["README.md"], DOCS["results/README.md"]
 FLAT = " ".join(README.split())  # without line breaks
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
-PYTHON = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if re.search(r"run\.py", line)]
-EVERY = [line for text in DOCS.values() for kind, block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL) if kind == "bash"
-         for line in block.replace("\\\n", " ").splitlines() if re.search(r"run\.py", line)]
-SMALL = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "1", "--gamma", "1", "--quiet"]
+PYTHON = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if "run.py" in line]
+EVERY = [line for text in DOCS.values() for kind, block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+         if kind == "bash" for line in block.replace("\\\n", " ").splitlines() if "run.py" in line]
+SMALL = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "1", "--gamma", "1",
+         "--quiet"]
 
 
 def commands():
@@ -57,8 +58,8 @@ def test_the_first_command_runs(tmp_path):
     line = PYTHON[0]
     assert line.startswith(INSTALL)
     argv = line.split("run.py", 1)[1].split()
-    done = subprocess.run([sys.executable, ROOT / "run.py", *argv, *SMALL, "--out", tmp_path / "x"], capture_output=True,
-                          text=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, ROOT / "run.py", *argv, *SMALL, "--out", tmp_path / "x"],
+                          capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert [words.split()[0] for words in done.stdout.splitlines()[2:]] == ["no-ul", "cf", "npo", "rem"]
 
@@ -96,7 +97,8 @@ def test_names_in_the_readmes_exist(doc):
             for part in name.split("."):
                 found = getattr(found, part)
     for path in re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|md|jsonl|txt|cff))`", text):
-        assert any((at / path).exists() for at in (ROOT, (ROOT / doc).parent, ROOT / "tests")) or path.startswith("runs/"), path
+        places = ROOT, (ROOT / doc).parent, ROOT / "tests"
+        assert any((at / path).exists() for at in places) or path.startswith("runs/"), path
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert ((ROOT / doc).parent / link).exists(), link
 
@@ -106,7 +108,7 @@ def test_the_readme_is_short():
     assert len(README.encode()) <= 12 * 1024
 
 
-# --- Figures ------------------------------------------------------------------------------------------------------------
+# --- Figures ----------------------------------------------------------------------------------------------------------
 
 RATES = (0.1, 0.5, 1.0)
 ABLATIONS = {"rem-no31", "rem-no32", "rem-ce", "rem-ideal", "etd-ideal"}
@@ -142,7 +144,8 @@ def test_the_tables_of_methods_are_what_report_prints():
     rows = load_rows([ROOT / "results" / "fashion-mini" / "grid"])
     for name in ("plane", "ablations"):
         (made,) = make_tables(name, rows)
-        assert report.markdown(made).split("\n\n", 1)[1] in section, f"run.py report --table {name} prints another table"
+        printed = report.markdown(made).split("\n\n", 1)[1]
+        assert printed in section, f"run.py report --table {name} prints another table"
 
 
 def test_the_table_of_methods_is_that_of_the_results():
@@ -152,11 +155,13 @@ def test_the_table_of_methods_is_that_of_the_results():
     paper = {(r["method"], r["etd"]): r["product"][0] for r in PAPER["tables"]["4"]["rows"] if r["capacity"] == 0.5}
     rem = {(r["task"], r["discovery"], r["seed"]): r["product"] for r in pick(rows, method="rem", etd=False)}
     for name, *cells, mean, seeds, count, less, pairs, theirs in shown:
-        method, etd = ("no-ul", True) if name == "ETD alone" else (name.removesuffix(" on ETD"), name.endswith(" on ETD"))
+        method, etd = name.removesuffix(" on ETD"), name.endswith(" on ETD")
+        method, etd = ("no-ul", True) if name == "ETD alone" else (method, etd)
         runs = pick(rows, method=method, etd=etd, discovery=RATES, seed=(0, 1, 2))
         assert len(runs) == 27, name
         for (task, rate), cell in zip(itertools.product(("poison", "confusion", "random"), RATES), cells, strict=True):
-            assert cell == f"{100 * mean_sem(r['product'] for r in pick(runs, task=task, discovery=rate))[0]:.0f}", (name, task, rate)
+            product, _ = mean_sem(r["product"] for r in pick(runs, task=task, discovery=rate))
+            assert cell == f"{100 * product:.0f}", (name, task, rate)
         assert mean == plus_minus(networks(runs), "product"), name
         assert seeds == over_seeds([(r["seed"], r["product"]) for r in runs]), name
         minus = over_seeds([(r["seed"], r["product"] - rem[r["task"], r["discovery"], r["seed"]]) for r in runs])
@@ -233,10 +238,11 @@ def test_the_tables_on_lasting_healing_are_those_of_the_results():
 
 
 def test_the_tables_of_suspects_are_those_of_the_results():
-    """R6: the tables of suspects and rounds are what run.py prints of the result files, and the README's two numbers."""
+    """R6: the tables of suspects and rounds are what run.py prints of the result files; and README's two numbers."""
     folder = ROOT / "results" / "fashion-mini" / "suspects"
     for name, make in (("scores", discovery.suspects_table), ("rounds", discovery.round_table)):
-        shown = make([json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]).split("\n\n")[1]
+        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        shown = make(rows).split("\n\n")[1]
         assert shown in RESULTS, name
         means = {line.split(" | ")[0][2:]: line.split(" | ")[-1].split(" / ")[0] for line in shown.splitlines()[2:]}
         if name == "scores":
@@ -248,11 +254,13 @@ def test_the_short_table_is_that_of_the_results():
     """R6: the five lines of the README's table, from the runs with the present preset and from the grid."""
     lasting = pick(load_rows([ROOT / "results" / "lasting" / "fashion-mini"]), seed=(0, 1, 2))
     grid = pick(load_rows([ROOT / "results" / "fashion-mini" / "grid"]), seed=(0, 1, 2), discovery=RATES, etd=False)
-    lines = re.findall(r"^\| `([\w-]+)` \| (.*) \| (.*) \|$", README.split("## Results")[1].split("\n## ")[0], re.MULTILINE)
+    section = README.split("## Results")[1].split("\n## ")[0]
+    lines = re.findall(r"^\| `([\w-]+)` \| (.*) \| (.*) \|$", section, re.MULTILINE)
     assert len(lines) == 5
     for name, present, before in lines:
         runs = pick(lasting, method=name, **({"unlearn_epochs": 8, "stop": "repaired"} if name == "rem" else {}))
-        assert len(runs) == (27 if runs else 0) and present == (plus_minus(networks(runs), "product") if runs else "not measured"), name
+        assert len(runs) == (27 if runs else 0), name
+        assert present == (plus_minus(networks(runs), "product") if runs else "not measured"), name
         assert before == plus_minus(networks(pick(grid, method=name)), "product"), name
 
 
@@ -264,17 +272,20 @@ def test_the_spread_over_machines_is_that_of_the_results():
     for key, (_, *cells) in zip(keys, table("The main job on other machines"), strict=True):
         values = [100 * run[key] for run in runs]
         assert cells == [f"{found:.1f}" for found in (fmean(values), stdev(values), min(values), max(values))], key
-    of = {key: [100 * run[key] for run in runs] for key in keys}
-    assert (f"Over {len(runs)} runs" in FLAT and f"Healed is {fmean(of['rem healed']):.1f} on average and {min(of['rem healed']):.1f} at "
-            f"least, its product {fmean(of['product over npo']):.1f} points above NPO's ({min(of['product over npo']):.1f} in the worst run), its "
-            f"Utility within {max(map(abs, of['utility lost'])):.1f} of the untouched network's" in FLAT)
+    keys = "rem healed", "product over npo", "utility lost"
+    healed, over, lost = ([100 * run[key] for run in runs] for key in keys)
+    assert f"Over {len(runs)} runs" in FLAT
+    assert (f"Healed is {fmean(healed):.1f} on average and {min(healed):.1f} at least, its product {fmean(over):.1f} "
+            f"points above NPO's ({min(over):.1f} in the worst run), its Utility within {max(map(abs, lost)):.1f} of "
+            "the untouched network's" in FLAT)
 
 
 def test_the_printed_output_is_that_of_the_results():
-    """R6: the numbers that the README shows of its first command are those of the result file's seed 0, seconds aside."""
+    """R6: the numbers that the README shows of its first command are those of the result file's seed 0, not seconds."""
     found = re.search(r"<!-- output -->\n```\n(.*?)```\n<!-- /output -->", README, re.DOTALL)[1].splitlines()
     rows = {row["method"]: row for row in load_rows([ROOT / "results" / "spread" / "seed0.jsonl"])}
-    lines = {line.split()[0]: line.split()[1:-1] for line in found if line.split()[:1] in [[name] for name in rows] and "epoch" not in line}
+    words = [line.split() for line in found if line and "epoch" not in line]
+    lines = {name: cells[:-1] for name, *cells in words if name in rows}
     assert lines == {name: [f"{100 * row[key]:.1f}" for key in ("healed", "healed_undiscovered", "utility", "product")]
                      for name, row in rows.items()}
 
@@ -287,7 +298,7 @@ def test_requirements_are_ranges():
 
 
 def test_every_property_has_its_tests():
-    """R6: the table of tests/README.md is what the docstrings say: no id without a test, no unknown id, no stale status."""
+    """R6: the table of tests/README.md is what the docstrings say: no id without a test, unknown id or stale status."""
     held, rows = index.held(), index.rows()
     assert len(rows) == 186 and set(held) <= set(rows), set(held) - set(rows)
     for name, (_, status) in rows.items():

@@ -748,7 +748,8 @@ def test_all_tables_skip_what_has_no_rows(tmp_path, capsys):
 
 BAD = [
     (["no/such"], "no file or folder no/such"),
-    (["{file}", "--table", "3"], "unknown table '3'; choose from mean, cells, plane, ablations, 1, 2, 4, 5, 6, 7, 8, 9 or all"),
+    (["{file}", "--table", "3"],
+     "unknown table '3'; choose from mean, cells, plane, ablations, 1, 2, 4, 5, 6, 7, 8, 9 or all"),
     (["{file}", "--figure", "2", "--out", "o"], "unknown figure '2'; choose from 1, 3, 4"),
     (["{file}", "--format", "pdf"], "unknown format 'pdf'; choose from markdown, latex, csv or all"),
     (["{file}", "--table", "5"], "table 5 has no rows in these results"),
