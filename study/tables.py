@@ -22,6 +22,7 @@ from study.rows import (NOT_IDENTITY, SCORES, SETTINGS, etd_alone, maskless, mea
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())
 ON_ETD = ("7", "8", "9")  # tables of networks trained with ETD
 VARIANTS = ("rem", *(name for name in METHODS if METHODS[name].part == "ablation"), "rem-no31-no32")  # of Table 2
+OWN = {"forget_norm", "schedule", "ssd_alpha"}  # which each method may have its own of
 COORDINATES = {"task", "discovery", "method", "seed", "capacity", "etd", "p_mem", "alpha", "n", "arch"}
 COLUMNS = {"1": ("ETD",), "2": ("3.1", "3.2", "ETD"), "4": ("capacity", "ETD"), "5": ("capacity", "ETD")}
 NAMES = ("mean", "cells", *PAPER["tables"])
@@ -150,10 +151,11 @@ def mixed(rows: list[dict]) -> dict[str, list[str]]:
     """Settings that differ between runs which a table averages or compares, with their values."""
     values = defaultdict(set)
     for part in split(rows, "method").values():  # those that do not read it keep the default
-        found = {row["forget_norm"] for row in part}
-        values["forget_norm"] |= found if len(found) > 1 else set()
+        for key in OWN:
+            found = {str(row[key]) for row in part}
+            values[key] |= found if len(found) > 1 else set()
     for part in split(rows, "arch", "capacity").values():
-        for key in [*(key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | {"forget_norm"}), "version"]:
+        for key in [*(key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | OWN), "version"]:
             found = {str(row.get(key)) for row in part if counts(key, row)}
             values[key] |= found if len(found) > 1 else set()
     return {key: sorted(found) for key, found in values.items() if found}
@@ -221,7 +223,7 @@ def belongs(row: dict, number: str) -> bool:
 
 def compared(method: str) -> bool:
     """Whether Tables 1 and 4-9 have a method: user-supplied ones too, no ablation, none that knows all of D_c."""
-    return ":" in method or method in METHODS and METHODS[method].part == "compared"
+    return ":" in method or method in METHODS and METHODS[method].part in ("compared", "variant")
 
 
 def paper_table(number: str, data: str, n: int, rows: list[dict]) -> Table:
