@@ -383,8 +383,8 @@ def test_distillation(seed, size, classes, temperature, scale):
 @example(0, dict(), 1.0, 5, 2, "linear")
 @example(0, dict(), 1.0, 5, 3, "constant")
 def test_scrub(seed, augmentation, alpha, size, most, schedule):
-    """SCRUB: max passes over D_f before passes over D_r while fewer than SCRUB_STEPS updates are done, one schedule over
-    the updates of both; oracle: loops and SGD."""
+    """SCRUB: max passes over D_f before passes over D_r while fewer than SCRUB_STEPS updates are done, one schedule
+    over the updates of both; oracle: loops and SGD."""
     data, (forget, retain) = make_data(seed, **augmentation), draw(seed, size)
     config = tiny(alpha=alpha, unlearn_epochs=3, unlearn_lr=1e-3, schedule=schedule)
     net = small_net(seed, dtype=torch.float64)
