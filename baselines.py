@@ -35,6 +35,7 @@ POTION_GROWTH = 1.1  # Schoepf et al. 2024b: the share of weights grows by 10 % 
 CUTS_PASSES = 10  # over D_f
 CUTS_IMAGES = 1000  # of D_tr, on which the step along the task vector is chosen
 CUTS_NEAREST = 5  # neighbours of each
+CUTS_DIVERSITY = 2.0  # weight of the penalty
 
 
 def no_ul(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator) -> nn.Module:
@@ -293,20 +294,19 @@ def cuts(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gen
 
     theta_p: the original after CUTS_PASSES passes down CE on D_f as given, in training mode. a: of 0, -0.05, ..., -1
     the one of the highest `agreement`, the nearest to 0 among equals; no label is read for it.
-    Choice: this is our reading. N(i): the CUTS_NEAREST nearest of i by cosine of the penultimate features of the
-    untouched network, among V, CUTS_IMAGES images drawn from D_tr. Parameters alone move; BatchNorm's running
-    statistics are the original's. A step whose network gives numbers that are not finite is passed over.
+    Choice: this is our reading. N(i): the CUTS_NEAREST nearest of i among V, CUTS_IMAGES images drawn from D_tr, by
+    cosine of what the untouched network's last layer but one is given; the penultimate features hold the given labels,
+    so that a = 0 would agree best. Parameters alone move; BatchNorm's running statistics are the original's: anew at
+    each step they healed no better. A step whose network gives numbers that are not finite is passed over.
     """
     forget, net, tuned = check_forget(forget, len(data)), copy.deepcopy(model), copy.deepcopy(model)
     sample = torch.randperm(len(data), generator=generator)[:CUTS_IMAGES]  # V
-    nearest_of = neighbours(features(model, data, sample))
-
-    def loss(logits, rows, x, y):
-        return F.cross_entropy(logits, y)
+    nearest_of = neighbours(features(model, data, sample, layer=-2))
 
     optimizer = make_optimizer(tuned, config, config.unlearn_lr)
     for number in range(1, CUTS_PASSES + 1):
-        run_epoch(tuned, optimizer, data, forget, loss, config, generator, f"pass {number} of CUTS over D_f")
+        where = f"pass {number} of CUTS over D_f"
+        run_epoch(tuned, optimizer, data, forget, lambda z, rows, x, y: F.cross_entropy(z, y), config, generator, where)
     scores = {}
     for step in range(21):
         walk(net, model, tuned, -step / 20)
@@ -333,16 +333,16 @@ def neighbours(h: torch.Tensor) -> torch.Tensor:
 def agreement(net: nn.Module, data: Data, index: torch.Tensor, nearest_of: torch.Tensor) -> float:
     """How well predictions agree with the neighbours', less what they lack in diversity; -inf if they are not finite.
 
-    Args: index: (n,) int64, V; nearest_of: (n, k) places in `index`, N of each. Returns: a number in [-1, 1].
+    Args: index: (n,) int64, V; nearest_of: (n, k) places in `index`, N of each. Returns: a number in [-2, 1].
     """
     try:
         predicted = predict(net, data, index)  # (n,) classes c_i
     except NonFiniteLoss:
         return -math.inf
     share = predicted.bincount(minlength=data.classes).double() / len(predicted)  # of each class
-    # 1 / n sum_i 1 / k sum_{j in N(i)} 1{c_i = c_j}  -  (1 - H(share) / log C),  H the entropy
-    alike = (predicted[nearest_of] == predicted[:, None]).double().mean()
-    return float(alike - 1 + torch.special.entr(share).sum() / math.log(data.classes))
+    # 1 / n sum_i 1 / k sum_{j in N(i)} 1{c_i = c_j}  -  2 (1 - H(share) / log C),  H the entropy
+    alike, entropy = (predicted[nearest_of] == predicted[:, None]).double().mean(), torch.special.entr(share).sum()
+    return float(alike - CUTS_DIVERSITY * (1 - entropy / math.log(data.classes)))
 
 
 # --- What they share --------------------------------------------------------------------------------------------------

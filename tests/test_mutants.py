@@ -277,8 +277,7 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
      "walk(net, model, tuned, max(", ["A23 cuts"]),
     (44, "CUTS at the least agreement", baselines, "-max(scores, key=scores.get)", "-min(scores, key=scores.get)",
      ["A23 cuts"]),
-    (44, "no penalty", baselines, "float(alike - 1 + torch.special.entr(share).sum() / math.log(data.classes))",
-     "float(alike - 1)", ["agreement"]),
+    (44, "no penalty", baselines, "CUTS_DIVERSITY * (1 - entropy / math.log(data.classes))", "0", ["agreement"]),
     (45, "descent on D_f", baselines, "        return -F.cross_entropy(logits, y)\n",
      "        return F.cross_entropy(logits, y)\n", ["A23 ascent"]),
 ]  # fmt: skip
