@@ -1,17 +1,17 @@
-"""Every method of the paper's tables, each one function of one signature, in the order of Sec. 3 (Table 1).
+"""Every method that REM is compared with, each one function of one signature (Sec. 3, Table 1).
 
     unlearned = fine_tune(model, task.train, forget, config, generator)
-    unlearned = rem_ideal(model, task.train, forget, config, generator, corrupted=task.corrupted)
+    unlearned = potion(tries=50, part=1, relative=False)(model, task.train, forget, config, generator)
 
 Every method takes (model, data, forget, config, generator): the trained network, D_tr with its labels as given, D_f as
 int64 dataset indices, the settings, and the generator of order and augmentation. It returns a plain network and leaves
-what it was given as it was. Choice: rates are constant at `unlearn_lr` unless a docstring says otherwise.
+what it was given as it was. Choice: rates are constant at `unlearn_lr` where no docstring speaks of `schedule`.
 """
 
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -19,20 +19,23 @@ from torch import nn
 from torch.nn import functional as F
 
 from data import Data, batches, count_batches
-from etd import (Expanded, descend, drop, eval_mode, finite, finite_weights, logits_of, make_optimizer,
-                 stream)
-from metrics import accuracy
+from etd import NonFiniteLoss, descend, eval_mode, finite, finite_weights, logits_of, make_optimizer, stream
+from metrics import accuracy, predict
 from models import reinitialise
-from rem import check_forget, finish, rem, remove, start, trains_on_forget
+from rem import check_forget, trains_on_forget
 from settings import Config
-from train import fit, train_etd
+from suspects import features
+from train import fit, rate
 
 SCRUB_TEMPERATURE = 4.0
 SCRUB_STEPS = 100  # passes over D_f stop once this many updates are done: two passes at CIFAR-10's 98 per epoch
-SSD_ALPHA = 10.0  # Foster et al. 2024: a weight is dampened where it matters this many times more for D_f than for D_tr
-SSD_LAMBDA = 1.0  # and by how much
+SSD_LAMBDA = 1.0  # Foster et al. 2024: how much of a weight is left, times I / I_f
+SSD_BATCH = 64  # of the importances, as in Goel et al.'s scripts
 POTION_GROWTH = 1.1  # Schoepf et al. 2024b: the share of weights grows by 10 % per try
-POTION_TRIES = 50
+CUTS_PASSES = 10  # over D_f
+CUTS_IMAGES = 1000  # of D_tr, on which the step along the task vector is chosen
+CUTS_NEAREST = 5  # neighbours of each
+CUTS_DIVERSITY = 2.0  # weight of the penalty
 
 
 def no_ul(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator) -> nn.Module:
@@ -43,30 +46,37 @@ def no_ul(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, ge
 
 # --- Distillation -----------------------------------------------------------------------------------------------------
 
-def bad_teacher(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-                log=None) -> nn.Module:
+def bad_teacher(over_classes: bool):
     """BadT (Chundawat et al. 2023): D_f learns a freshly initialised network's answers, D_r the original's.
 
-    Loss: KL(teacher || student) on D_tr, temperature 1, `unlearn_epochs` epochs. Both teachers in eval mode.
+    Loss: KL(teacher || student) on D_tr, temperature 1, `unlearn_epochs` epochs at rates of `schedule`. Both teachers
+    in eval mode. over_classes: the released scale, a mean over batch and classes, KL / C; without it the formula's.
     """
-    forget, student = check_forget(forget, len(data)), copy.deepcopy(model)
-    in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
-    original, bad = teacher(model, data, config), teacher(fresh(model, config), data, config, forget)
-    optimizer = make_optimizer(student, config, config.unlearn_lr)
+    def badt(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
+             log=None) -> nn.Module:
+        forget, student = check_forget(forget, len(data)), copy.deepcopy(model)
+        in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
+        original, bad = teacher(model, data, config), teacher(fresh(model, config), data, config, forget)
+        optimizer = make_optimizer(student, config, config.unlearn_lr)
+        rates = pace(config, config.unlearn_epochs * count_batches(len(data), config.batch))
 
-    def loss(logits, rows, x, y):
-        target = original(rows, x)  # (B, classes)
-        found = in_forget[rows].nonzero().flatten()  # on the CPU: known without waiting for the device
-        if len(found):
-            here = found.to(x.device, non_blocking=True)
-            target[here] = bad(rows[found], x[here])
-        return distillation(logits, target)
+        def loss(logits, rows, x, y):
+            target = original(rows, x)  # (B, classes)
+            found = in_forget[rows].nonzero().flatten()  # on the CPU: known without waiting for the device
+            if len(found):
+                here = found.to(x.device, non_blocking=True)
+                target[here] = bad(rows[found], x[here])
+            # KL(teacher || student), over C as both releases have it: kl_div's default is the mean over all entries
+            return distillation(logits, target) / (logits.shape[1] if over_classes else 1)
 
-    for epoch in range(1, config.unlearn_epochs + 1):
-        mean = run_epoch(student, optimizer, data, None, loss, config, generator, f"BadT epoch {epoch}")
-        if log is not None:
-            log(epoch, config.unlearn_epochs, student, loss=mean)
-    return restore_modes(model, student)
+        for epoch in range(1, config.unlearn_epochs + 1):
+            where = f"BadT epoch {epoch}"
+            mean = run_epoch(student, optimizer, data, None, loss, config, generator, where, rates=rates)
+            if log is not None:
+                log(epoch, config.unlearn_epochs, student, loss=mean)
+        return restore_modes(model, student)
+
+    return badt
 
 
 def scrub(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
@@ -74,11 +84,15 @@ def scrub(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, ge
     """SCRUB (Kurmanji et al. 2023): towards the original network on D_r, away from it on D_f.
 
     Loss on D_r: CE + alpha KD(original), KD at temperature 4; on D_f: minus the same sum. A pass over D_f comes before
-    the pass over D_r while fewer than SCRUB_STEPS updates are done; `unlearn_epochs` epochs; alpha of A.3.
-    Choice: updates of both kinds of pass count; all run in training mode, `forget_norm` has no part in it.
+    the pass over D_r while fewer than SCRUB_STEPS updates are done; `unlearn_epochs` epochs at rates of `schedule`.
+    Choice: CE and KD are both negated, as in Goel et al. 2024; in Kurmanji et al. the pass over D_f has -KD alone.
+    Updates of both kinds of pass count; all run in training mode, `forget_norm` has no part in it.
     """
-    retain, student, steps = retain_set(forget, len(data)), copy.deepcopy(model), 0
+    retain, student, epochs = retain_set(forget, len(data)), copy.deepcopy(model), config.unlearn_epochs
     optimizer, original = make_optimizer(student, config, config.unlearn_lr), teacher(model, data, config)
+    per_max, per_min = (count_batches(len(index), config.batch) for index in (forget, retain))
+    most = min(epochs, math.ceil(SCRUB_STEPS / (per_max + per_min)))  # epochs that begin with a pass over D_f
+    rates = pace(config, most * per_max + epochs * per_min)
 
     def towards(logits, rows, x, y):
         return F.cross_entropy(logits, y) + config.alpha * distillation(logits, original(rows, x), SCRUB_TEMPERATURE)
@@ -86,14 +100,14 @@ def scrub(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, ge
     def away(*batch):
         return -towards(*batch)
 
-    for epoch in range(1, config.unlearn_epochs + 1):
-        if steps < SCRUB_STEPS:
-            run_epoch(student, optimizer, data, forget, away, config, generator, f"SCRUB's D_f pass {epoch}")
-            steps += count_batches(len(forget), config.batch)
-        mean = run_epoch(student, optimizer, data, retain, towards, config, generator, f"SCRUB's D_r pass {epoch}")
-        steps += count_batches(len(retain), config.batch)
+    for epoch in range(1, epochs + 1):
+        if epoch <= most:
+            where = f"SCRUB's pass {epoch} over D_f"
+            run_epoch(student, optimizer, data, forget, away, config, generator, where, rates=rates)
+        where = f"SCRUB's pass {epoch} over D_r"
+        mean = run_epoch(student, optimizer, data, retain, towards, config, generator, where, rates=rates)
         if log is not None:
-            log(epoch, config.unlearn_epochs, student, loss=mean)
+            log(epoch, epochs, student, loss=mean)
     return restore_modes(model, student)
 
 
@@ -129,37 +143,45 @@ def ssd(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gene
     """SSD, selective synaptic dampening (Foster et al. 2024): shrink the weights that matter much more for D_f.
 
     Importance I on D_tr and I_f on D_f: mean over batches of the squared gradient of CE, in eval mode. One shot: where
-    I_f > alpha I, weight *= min(1, lambda I / I_f); alpha 10, lambda 1. Choice: no augmentation, so nothing is drawn.
+    I_f > alpha I, weight *= min(1, lambda I / I_f); alpha is `ssd_alpha`, lambda 1.
+    Choice: batches of SSD_BATCH, on which the square of a mean gradient depends; no augmentation, so nothing is drawn.
     """
     forget, net = check_forget(forget, len(data)), copy.deepcopy(model)
-    of_all, of_forget = (importance(net, losses(net, data, index, config, F.cross_entropy)) for index in (None, forget))
-    dampen(net, model, of_forget, of_all, SSD_ALPHA, SSD_LAMBDA)
+    few = replace(config, batch=SSD_BATCH)
+    of_all, of_forget = (importance(net, losses(net, data, index, few, F.cross_entropy)) for index in (None, forget))
+    dampen(net, model, of_forget, of_all, config.ssd_alpha, SSD_LAMBDA)
     return restore_modes(model, net)
 
 
-def potion(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-           log=None) -> nn.Module:
-    """Potion (Schoepf et al. 2024b): dampen more and more weights until Acc(D_f) <= gamma.
+def potion(tries: int, part: float, relative: bool):
+    """Potion (Schoepf et al. 2024b): dampen more and more weights until D_f is forgotten.
 
     Importance on D_r and D_f of the original network: mean over batches of the absolute gradient of the mean L2 norm of
     the logits, which needs no labels. Cut c: percentile 100 - ln(1 + 100 f) of I_f / I_r; where I_f > c I_r, weight *=
-    min(1, I_r / I_f). f starts at |D_f| / |D_tr| and grows by 10 % per try, each from the original weights; 50 tries,
-    then a warning. Choice: a network at or below gamma is left as it is; no augmentation, so nothing is drawn.
+    min(1, I_r / I_f). f grows by 10 % per try, each from the original weights; at most `tries`, then a warning.
+    Choice: a network that has forgotten is left as it is; no augmentation, so nothing is drawn.
+    Args: part: f starts at |D_f| / |D_tr| / part; relative: the end is Acc(D_f) <= gamma times the original's Acc(D_f),
+        as its authors have it, else Acc(D_f) <= gamma (behind the paper's tables, gamma or gamma times the original's:
+        the same, no accuracy being above 1).
+    Returns: a method of the same signature as the others.
     """
-    retain, net = retain_set(forget, len(data)), copy.deepcopy(model)
-    acc = accuracy(net, data, forget)
-    if acc <= config.gamma:
-        say_end(log, net, config, 0, "tries of Potion", acc)
-        return restore_modes(model, net)
-    of_retain, of_forget = (importance(net, losses(net, data, index, config, output_norm), torch.abs)
-                            for index in (retain, forget))
-    ratios, fraction, tries = sorted_ratios(of_forget, of_retain), len(forget) / len(data), 0
-    while acc > config.gamma and tries < POTION_TRIES:
-        dampen(net, model, of_forget, of_retain, percentile(ratios, 100 - math.log1p(100 * fraction)))
+    def dampening(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
+                  log=None) -> nn.Module:
+        retain, net = retain_set(forget, len(data)), copy.deepcopy(model)
         acc = accuracy(net, data, forget)
-        fraction, tries = fraction * POTION_GROWTH, tries + 1
-    say_end(log, net, config, tries, "tries of Potion", acc)
-    return restore_modes(model, net)
+        bound, fraction, done = config.gamma * (acc if relative else 1), len(forget) / len(data) / part, 0
+        if acc > bound:
+            of_retain, of_forget = (importance(net, losses(net, data, index, config, output_norm), torch.abs)
+                                    for index in (retain, forget))
+            ratios = sorted_ratios(of_forget, of_retain)
+        while acc > bound and done < tries:
+            dampen(net, model, of_forget, of_retain, percentile(ratios, 100 - math.log1p(100 * fraction)))
+            acc = accuracy(net, data, forget)
+            fraction, done = fraction * POTION_GROWTH, done + 1
+        say_end(log, net, done, "tries of Potion", acc, bound)
+        return restore_modes(model, net)
+
+    return dampening
 
 
 def output_norm(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -234,24 +256,12 @@ def fine_tune(model: nn.Module, data: Data, forget: torch.Tensor, config: Config
               log=None) -> nn.Module:
     """CF, catastrophic forgetting: go on training on D_r for `unlearn_epochs` epochs (Sec. 3 "Fine-tuning").
 
-    Loss: CE on D_r, undiscovered corruption included. The rate warms up to `unlearn_lr` and falls to one fifth of it.
+    Loss: CE on D_r, undiscovered corruption included; rates of `schedule`, at most `unlearn_lr`.
     """
-    retain = retain_set(forget, len(data))
-    tuned = copy.deepcopy(model)
-    fit(tuned, data, retain, config, generator, epochs=config.unlearn_epochs, lr=config.unlearn_lr, log=log)
+    retain, tuned = retain_set(forget, len(data)), copy.deepcopy(model)
+    fit(tuned, data, retain, config, generator, epochs=config.unlearn_epochs, lr=config.unlearn_lr, log=log,
+        schedule=config.schedule)
     return restore_modes(model, tuned)
-
-
-def retrain(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-            log=None) -> nn.Module:
-    """Train a fresh network on D_r with the full recipe: `epochs` at peak rate `lr` (Sec. 3 "Retraining from scratch").
-
-    Loss: CE on D_r, undiscovered corruption included. Choice: fresh weights as `fresh` draws them.
-    """
-    retain = retain_set(forget, len(data))
-    anew = fresh(model, config)
-    fit(anew, data, retain, config, generator, log=log)
-    return restore_modes(model, anew)
 
 
 # --- Away from D_f ----------------------------------------------------------------------------------------------------
@@ -261,8 +271,7 @@ def ascent(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, g
     """Gradient ascent on D_f (Sec. 3 "Ascent").
 
     Loss: -CE on D_f, whole passes until Acc(D_f) <= gamma, at most `max_passes`, then a warning. Acc(D_f) is against
-    the labels as given, in eval mode, before the first pass and after each.
-    The passes run in training mode unless `forget_norm` says otherwise (see rem.trains_on_forget).
+    the labels as given, in eval mode. Passes are in training mode unless `forget_norm` says otherwise, see rem.py.
     """
     forget, net, passes = check_forget(forget, len(data)), copy.deepcopy(model), 0
     optimizer, training = make_optimizer(net, config, config.unlearn_lr), trains_on_forget(config, forget)
@@ -273,81 +282,91 @@ def ascent(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, g
     while (acc := accuracy(net, data, forget)) > config.gamma and passes < config.max_passes:
         run_epoch(net, optimizer, data, forget, loss, config, generator, "a pass of ascent", training)
         passes += 1
-    say_end(log, net, config, passes, "passes", acc)
+    say_end(log, net, passes, "passes", acc, config.gamma)
     return restore_modes(model, net)
 
 
-def npo(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-        log=None) -> nn.Module:
-    """NPO (Zhang et al. 2024a): Algorithm 1's step 2 alone, without theta_o2 (Table 2: no 3.1 and no 3.2).
+# --- Back along a task vector -----------------------------------------------------------------------------------------
 
-    Loss: -h(CE - CE_ref) on D_f, whole passes until Acc(D_f) <= gamma, in training mode unless `forget_norm` says
-    otherwise. Being REM's own step 2, it takes the networks that `expand.expand` takes and no other (TypeError).
+def cuts(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
+         log=None) -> nn.Module:
+    """CUTS (arXiv 2511.18660): theta = theta_o + a (theta_p - theta_o), away from what D_f's labels teach.
+
+    theta_p: the original after CUTS_PASSES passes down CE on D_f as given, in training mode. a: of 0, -0.05, ..., -1
+    the one of the highest `agreement`, the nearest to 0 among equals; no label is read for it.
+    Choice: this is our reading. N(i): the CUTS_NEAREST nearest of i among V, CUTS_IMAGES images drawn from D_tr, by
+    cosine of what the untouched network's last layer but one is given; the penultimate features hold the given labels,
+    so that a = 0 would agree best. Parameters alone move; BatchNorm's running statistics are the original's: anew at
+    each step they healed no better. A step whose network gives numbers that are not finite is passed over.
     """
-    state = start(model, data, forget, replace(config, ratio=0.0, step31=False, step32=False), generator)
-    remove(state)
+    forget, net, tuned = check_forget(forget, len(data)), copy.deepcopy(model), copy.deepcopy(model)
+    sample = torch.randperm(len(data), generator=generator)[:CUTS_IMAGES]  # V
+    nearest_of = neighbours(features(model, data, sample, layer=-2))
+
+    optimizer = make_optimizer(tuned, config, config.unlearn_lr)
+    for number in range(1, CUTS_PASSES + 1):
+        where = f"pass {number} of CUTS over D_f"
+        run_epoch(tuned, optimizer, data, forget, lambda z, rows, x, y: F.cross_entropy(z, y), config, generator, where)
+    scores = {}
+    for step in range(21):
+        walk(net, model, tuned, -step / 20)
+        scores[step] = agreement(net, data, sample, nearest_of)
+    walk(net, model, tuned, -max(scores, key=scores.get) / 20)
     if log is not None:
-        log(0, 0, state.expanded, **state.record)
-    return finish(state)
+        log(0, 0, net, passes=CUTS_PASSES, gave_up=False)
+    return restore_modes(model, net)
 
 
-# --- ETD, and REM by other names --------------------------------------------------------------------------------------
+@torch.no_grad()
+def walk(net: nn.Module, start: nn.Module, end: nn.Module, step: float) -> None:
+    """Write the parameters start + step (end - start) into `net`."""
+    for weight, before, after in zip(net.parameters(), start.parameters(), end.parameters(), strict=True):
+        weight.copy_(before + step * (after - before))
 
-def etd(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-        log=None) -> nn.Module:
-    """ETD alone: train a fresh network with example-tied dropout on D_tr and drop theta_o2; D_f plays no part (Sec. 3).
 
-    Loss: CE under each example's mask, the full training recipe.
+def neighbours(h: torch.Tensor) -> torch.Tensor:
+    """N(i), the (n, k) places of each row's k nearest other rows by cosine; h: (n, d) features."""
+    h = F.normalize(h, dim=1)
+    return (h @ h.T).fill_diagonal_(-math.inf).topk(min(CUTS_NEAREST, len(h) - 1), dim=1).indices
+
+
+def agreement(net: nn.Module, data: Data, index: torch.Tensor, nearest_of: torch.Tensor) -> float:
+    """How well predictions agree with the neighbours', less what they lack in diversity; -inf if they are not finite.
+
+    Args: index: (n,) int64, V; nearest_of: (n, k) places in `index`, N of each. Returns: a number in [-2, 1].
     """
-    check_forget(forget, len(data))
-    return restore_modes(model, drop(train_etd(fresh(model, config), data, config, generator, log=log)))
-
-
-def etd_ideal(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator, *,
-              corrupted: torch.Tensor, log=None) -> nn.Module:
-    """ETD (IDEAL), Fig. 9: as `etd`, with one mask row for all of D_c from the start; an oracle, since it reads D_c."""
-    check_forget(forget, len(data))
-    expanded = train_etd(fresh(model, config), data, config, generator, shared=corrupted, log=log)
-    return restore_modes(model, drop(expanded))
-
-
-def rem_on_etd(model: Expanded, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-               log=None) -> nn.Module:
-    """REM on ETD (Table 1, ETD tick): REM whose theta_o2 is the memorisation partition of an ETD-trained network."""
-    if not isinstance(model, Expanded):
-        raise ValueError("rem-on-etd works on an ETD-trained network with its theta_o2; "
-                         "add --etd or pass train_etd's result")
-    return rem(model, data, forget, config, generator, log=log)
-
-
-def rem_ideal(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator, *,
-              corrupted: torch.Tensor, log=None) -> nn.Module:
-    """REM (IDEAL), Fig. 3: all of D_c shares a mask row, while D_f alone is removed; an oracle, since it reads D_c."""
-    return rem(model, data, forget, config, generator, shared=corrupted, log=log)
-
-
-def ablation(**fixed):
-    """REM with some of its settings fixed (Table 2, Fig. 7): a method of the same signature as the others."""
-    def rem_ablation(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-                     log=None) -> nn.Module:
-        return rem(model, data, forget, replace(config, **fixed), generator, log=log)
-
-    return rem_ablation
+    try:
+        predicted = predict(net, data, index)  # (n,) classes c_i
+    except NonFiniteLoss:
+        return -math.inf
+    share = predicted.bincount(minlength=data.classes).double() / len(predicted)  # of each class
+    # 1 / n sum_i 1 / k sum_{j in N(i)} 1{c_i = c_j}  -  2 (1 - H(share) / log C),  H the entropy
+    alike, entropy = (predicted[nearest_of] == predicted[:, None]).double().mean(), torch.special.entr(share).sum()
+    return float(alike - CUTS_DIVERSITY * (1 - entropy / math.log(data.classes)))
 
 
 # --- What they share --------------------------------------------------------------------------------------------------
 
+def pace(config: Config, steps: int) -> Iterator[float]:
+    """The rate of each of a run's `steps` updates, by `schedule`: Goel et al.'s of peak `unlearn_lr`, or constant."""
+    return (config.unlearn_lr * rate(step, steps, config.schedule) for step in range(steps))
+
+
 def run_epoch(net: nn.Module, optimizer: torch.optim.Optimizer, data: Data, index: torch.Tensor | None,
-              loss_of: Callable, config: Config, generator: torch.Generator, where: str, training=True) -> float:
+              loss_of: Callable, config: Config, generator: torch.Generator, where: str, training=True,
+              rates: Iterator[float] | None = None) -> float:
     """One augmented pass over D_tr or the examples of `index`, an update per batch; returns the mean loss over batches.
 
     loss_of(logits, rows, x, y) gives the scalar to go down; `where` names a loss that is not finite; without `training`
-    the network stays in eval mode. A method keeps one optimiser for all of its passes.
+    the network stays in eval mode; rates: of the updates, None for the optimiser's own. A method keeps one optimiser
+    for all of its passes.
     """
     # One example has no batch statistics: its passes use the running ones.
     net.train(training and (index is None or len(index) > 1))
     total, steps = torch.zeros((), device=data.images.device), 0
     for rows, x, y in batches(data, index, config.batch, generator, augment=True, dtype=next(net.parameters()).dtype):
+        if rates is not None:
+            optimizer.param_groups[0]["lr"] = next(rates)
         loss = loss_of(logits_of(net, x, config.precision), rows, x, y)
         descend(optimizer, loss)
         total += loss.detach()
@@ -355,12 +374,12 @@ def run_epoch(net: nn.Module, optimizer: torch.optim.Optimizer, data: Data, inde
     return finite(total, steps, where)
 
 
-def say_end(log, net: nn.Module, config: Config, done: int, what: str, acc: float) -> None:
-    """Warn where a method without epochs has given up, and log it as epoch 0 of 0: `done` passes or tries, Acc(D_f)."""
-    if acc > config.gamma:
-        warnings.warn(f"Acc(D_f) is {acc:.2f} after {done} {what}, still above gamma = {config.gamma}", stacklevel=3)
+def say_end(log, net: nn.Module, done: int, what: str, acc: float, bound: float) -> None:
+    """Warn where a method without epochs has given up, Acc(D_f) above its bound, and log the end as epoch 0 of 0."""
+    if acc > bound:
+        warnings.warn(f"Acc(D_f) is {acc:.2f} after {done} {what}, still above {bound:.3g}", stacklevel=3)
     if log is not None:
-        log(0, 0, net, acc_forget=acc, passes=done)
+        log(0, 0, net, acc_forget=acc, passes=done, gave_up=acc > bound)
 
 
 def retain_set(forget: torch.Tensor, n: int) -> torch.Tensor:

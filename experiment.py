@@ -102,7 +102,8 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
         task, forget: D_tr with its corruption; D_f.
         log: called once per epoch by methods that take log=; None for `progress`, as loud as the settings say.
     Returns: status, error, what `metrics.evaluate` gives, seconds, and of what the method logged: passes, over D_f or
-        tries of Potion, None if it makes none; gave_up, whether a stop condition was not met within those allowed.
+        tries of Potion, None if it makes none; gave_up, whether a stop condition was not met within those allowed: as
+        the method says, else Acc(D_f) above gamma.
     """
     generator, points, notes = stream(config.seed, "unlearning"), [], []  # the same generator for every method
     keeps = name in METHODS and METHODS[name].etd in ("kept", "only")
@@ -137,7 +138,7 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
     if scores:
         ends = [note for note in notes if "passes" in note]
         scores |= {"passes": sum(note["passes"] for note in ends) if ends else None,
-                   "gave_up": any(note["acc_forget"] > config.gamma for note in ends)}
+                   "gave_up": any(note.get("gave_up", note.get("acc_forget", 0) > config.gamma) for note in ends)}
     row = {"status": "failed" if failure else "ok", "error": failure, **NO_SCORES, **(scores or {}), "seconds": seconds}
     return {**row, "points": points} if points else row
 
@@ -255,7 +256,7 @@ def choose_methods(config: Config) -> dict:
     Raises: ValueError for an unknown name, one that has no meaning with or without --etd, or a file that holds no such
         method.
     """
-    every = [name for name, method in METHODS.items() if fits(name, config.etd) and not method.twin]
+    every = [name for name, method in METHODS.items() if fits(name, config.etd) and method.in_all]
     given = [name.strip() for name in config.method.split(",") if name.strip()]
     names = list(dict.fromkeys(each for name in given for each in (every if name == "all" else [name])))
     check_names(names)

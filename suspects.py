@@ -78,17 +78,18 @@ def logits(model: nn.Module, data, mask: torch.Tensor | None = None) -> tuple[to
 
 
 @torch.no_grad()
-def features(model: nn.Module, data) -> torch.Tensor:
-    """Penultimate features (N, d), float64 on the CPU: what the last linear or convolutional layer that runs is given,
-    averaged over places or tokens."""
-    given, rows, dtype = {}, [], next(model.parameters()).dtype
+def features(model: nn.Module, data, index: torch.Tensor | None = None, layer: int = -1) -> torch.Tensor:
+    """Penultimate features (N, d) of all images or those of `index`, float64 on the CPU: what the last linear or
+    convolutional layer that runs is given, averaged over places or tokens; layer -2: what the one before is given."""
+    given, rows, dtype = [], [], next(model.parameters()).dtype
     layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    hooks = [layer.register_forward_pre_hook(lambda layer, inputs: given.update(last=inputs[0])) for layer in layers]
+    hooks = [one.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0])) for one in layers]
     try:
         with eval_mode(model):
-            for _, x, _ in data.batches(size=BATCH, dtype=dtype):
+            for _, x, _ in data.batches(index, size=BATCH, dtype=dtype):
+                given.clear()
                 model(x)
-                h = given["last"]  # (B, d), (B, d, H, W) or (B, T, d)
+                h = given[max(layer, -len(given))]  # (B, d), (B, d, H, W) or (B, T, d)
                 h = h.mean(dim=(2, 3)) if h.dim() == 4 else h.mean(dim=1) if h.dim() == 3 else h
                 rows.append(h.double().cpu())
     finally:

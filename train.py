@@ -19,12 +19,15 @@ WARM_UP = 0.01  # share of the steps; Goel et al. 2024
 FINAL = 0.2  # last rate over peak rate: 0.025 -> 0.005 (Table 3's caption)
 
 
-def rate(step: int, steps: int) -> float:
+def rate(step: int, steps: int, schedule: str = "linear") -> float:
     """Training rate over peak rate: linear up over the first 1 % of the steps, then linear down to one fifth (A.3).
 
-    Args: step: number of the step, 0 <= step < steps; steps: of the whole training, >= 1.
+    Args: step: number of the step, 0 <= step < steps; steps: of the whole training, >= 1; schedule: "linear", or
+        "constant" for 1 at every step.
     Returns: a factor in (0, 1]; FINAL at the last step, 1 where there is but one.
     """
+    if schedule == "constant":
+        return 1.0
     warm = max(1, round(WARM_UP * steps))
     if step < warm:
         return (step + 1) / warm
@@ -32,7 +35,8 @@ def rate(step: int, steps: int) -> float:
 
 
 def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config, generator: torch.Generator, *,
-        epochs: int | None = None, lr: float | None = None, masks: torch.Tensor | None = None, log=None) -> None:
+        epochs: int | None = None, lr: float | None = None, masks: torch.Tensor | None = None, log=None,
+        schedule: str = "linear") -> None:
     """Train a network in place with cross-entropy on the labels as given.
 
     Args:
@@ -45,6 +49,7 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
         lr: peak rate, None for config.lr.
         masks: (N, width) bool: row i masks theta_o2 for example i (ETD).
         log: called as log(epoch, epochs, model, loss=...) after each epoch.
+        schedule: of the rate, see `rate`.
     Raises: NonFiniteLoss for at the end of the epoch in which the loss stopped being finite.
     """
     epochs, lr = config.epochs if epochs is None else epochs, config.lr if lr is None else lr
@@ -57,7 +62,7 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
         per_epoch = count_batches(len(data) if index is None else len(index), config.batch)
         with forked_rng(generator, device):
             for rows, x, y in data.batches(index, config.batch, generator, augment=True, dtype=dtype):
-                optimizer.param_groups[0]["lr"] = lr * rate(step, epochs * per_epoch)
+                optimizer.param_groups[0]["lr"] = lr * rate(step, epochs * per_epoch, schedule)
                 mask = None if masks is None else masks[rows.to(device, non_blocking=True)]
                 loss = F.cross_entropy(logits_of(model, x, config.precision, mask), y)
                 descend(optimizer, loss)

@@ -125,7 +125,7 @@ def parse_axis(field, text: str) -> list:
 
 def parse_names(name: str, text: str) -> list[str]:
     """A name, or every name where it is "all" of the tasks or methods."""
-    every = {"task": TASKS, "method": [name for name, method in METHODS.items() if not method.twin]}
+    every = {"task": TASKS, "method": [name for name, method in METHODS.items() if method.in_all]}
     return list(every[name]) if text == "all" and name in every else [text]
 
 

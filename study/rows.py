@@ -66,13 +66,29 @@ def read_file(file: Path) -> list[dict]:
         try:
             row = json.loads(line)
             if not is_other(row):
-                rows.append(checked({"stop": "max", **row}))  # rows from before REM could end early lack it
+                rows.append(checked(renewed(row)))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             odd.append(number)
     if odd:
         lines = f"line {odd[0]} is" if len(odd) == 1 else f"{len(odd)} lines, the first of them {odd[0]}, are"
         print(f"warning: {file}: {lines} not a whole row; left out", file=sys.stderr)
     return rows
+
+
+def renewed(row: dict) -> dict:
+    """The row with what it lacks from before there was such a setting, by what its method then did.
+
+    REM ran all epochs, SCRUB and BadT at a constant rate; Potion was what is potion-50 now, and BadT badt-sum. SSD's
+    importances were of other batches, so that no such row stands for a cell of today: its version says so.
+    """
+    row = {"stop": "max", **row}
+    if "schedule" in row:
+        return row
+    method, names = row["method"], {"potion": "potion-50", "badt": "badt-sum"}
+    then = {"schedule": {"scrub": "constant", "badt": "constant", "cf": "linear"}, "ssd_alpha": {"ssd": 10.0}}
+    row |= {name: values.get(method, SETTINGS[name]) for name, values in then.items()}
+    version = f"{row.get('version')}, importances in batches of training" if method == "ssd" else row.get("version")
+    return row | {"method": names.get(method, method), "version": version}
 
 
 def is_other(row) -> bool:

@@ -27,7 +27,8 @@ import methods
 import oracles_loss as oracle
 import rem as rem_module
 import train
-from baselines import fine_tune, npo
+from baselines import fine_tune
+from methods import npo
 from data import batches, count_batches
 from etd import drop, mask_table
 from train import train_etd

@@ -170,7 +170,7 @@ def prop_a23(rem, seed=0, flip=False, epochs=2, batch=5, beta=2.0):
         found = rem.rem(net, data, forget, config, gen(seed))
     for name, value in found.state_dict().items():
         if "num_batches" not in name:
-            assert_close(value, twin.w[name], 1e-6)  # sums in another order, through a dozen chaotic updates
+            assert_close(value, twin.w[name], 1e-9)  # sums in another order, through a dozen updates
 
 
 @given(seed=seeds, flip=st.booleans(), batch=st.sampled_from([4, 5, 64]), beta=st.sampled_from([0.5, 1.0, 2.0]))

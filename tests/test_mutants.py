@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 
+import baselines
 import data
 import etd
 import expand
@@ -21,6 +22,7 @@ import rem
 from study import tables
 import tasks
 import test_algorithm
+import test_baselines
 import test_core
 import test_drop
 import test_etd
@@ -30,6 +32,7 @@ import test_lasting
 import test_loss
 import test_masks
 import test_metrics
+import test_oracles
 import test_report
 import test_tasks
 import train
@@ -65,6 +68,9 @@ PROPERTIES = {
     "A24": lambda: quietly(test_lasting.prop_a24),
     "A25": lambda: quietly(test_lasting.prop_a25),
     "A23 fit": lambda: test_core.prop_a23_fit(train),
+    **{f"A23 {name}": lambda name=name: [test_oracles.prop_a23_method(name, seed) for seed in range(9)] for name in
+       ("scrub", "badt", "ssd", "potion", "cuts", "ascent")},
+    "agreement": test_baselines.test_agreement_by_hand,
     "X10": lambda: test_expand.prop_x10_draws(expand),
     "F11": lambda: test_metrics.prop_f11(metrics),
     "E4": lambda: test_etd.prop_e4(etd, 0),
@@ -252,6 +258,29 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (39, "the last epoch for the best", rem, "        unlearned.load_state_dict(state.best)\n", "        pass\n",
      ["A24"]),
     (39, "an epoch that is worse for the best", rem, "    if score > state.best_score:", "    if True:", ["A24"]),
+    (40, "schedule of SCRUB without its passes over D_f", baselines,
+     "rates = pace(config, most * per_max + epochs * per_min)",
+     "rates = iter([*pace(config, epochs * per_min), *[config.unlearn_lr] * most * per_max])", ["A23 scrub"]),
+    (40, "one pass of SCRUB over D_f", baselines, "most = min(epochs, math.ceil(SCRUB_STEPS / (per_max + per_min)))",
+     "most = 1", ["A23 scrub"]),
+    (40, "towards D_f", baselines, "        return -towards(*batch)\n", "        return towards(*batch)\n",
+     ["A23 scrub"]),
+    (41, "BadT at the formula's scale", baselines, " / (logits.shape[1] if over_classes else 1)", "", ["A23 badt"]),
+    (41, "the same teacher for all", baselines, "            if len(found):\n", "            if False:\n",
+     ["A23 badt"]),
+    (42, "SSD's importances in batches of training", baselines, "batch=SSD_BATCH", "batch=config.batch", ["A23 ssd"]),
+    (42, "SSD at one alpha", baselines, "of_all, config.ssd_alpha, SSD_LAMBDA", "of_all, 1e9, SSD_LAMBDA",
+     ["A23 ssd"]),
+    (43, "Potion's end is gamma itself", baselines, "(acc if relative else 1)", "1", ["A23 potion"]),
+    (43, "Potion starts at D_f's share", baselines, "len(forget) / len(data) / part", "len(forget) / len(data)",
+     ["A23 potion"]),
+    (44, "CUTS goes on along the task vector", baselines, "walk(net, model, tuned, -max(",
+     "walk(net, model, tuned, max(", ["A23 cuts"]),
+    (44, "CUTS at the least agreement", baselines, "-max(scores, key=scores.get)", "-min(scores, key=scores.get)",
+     ["A23 cuts"]),
+    (44, "no penalty", baselines, "CUTS_DIVERSITY * (1 - entropy / math.log(data.classes))", "0", ["agreement"]),
+    (45, "descent on D_f", baselines, "        return -F.cross_entropy(logits, y)\n",
+     "        return F.cross_entropy(logits, y)\n", ["A23 ascent"]),
 ]  # fmt: skip
 
 
@@ -319,15 +348,15 @@ def test_properties_hold_on_the_code_as_it_is(name):
     PROPERTIES[name]()
     with contextlib.ExitStack() as stack:
         # etd: without self_check
-        for module in (data, expand, metrics, rem, tables, tasks, train, *[etd] * (name != "X10")):
+        for module in (baselines, data, expand, metrics, rem, tables, tasks, train, *[etd] * (name != "X10")):
             text = f'"""{module.__doc__}"""'
             stack.enter_context(running(module, patched(module, text, text)))
         PROPERTIES[name]()
 
 
 def test_every_mutant_is_there():
-    """Numbers 1 to 39, each bug once."""
-    assert {mutant[0] for mutant in MUTANTS} == set(range(1, 40))
+    """Numbers 1 to 45, each bug once."""
+    assert {mutant[0] for mutant in MUTANTS} == set(range(1, 46))
     assert len({mutant[:2] for mutant in MUTANTS}) == len(MUTANTS)
     assert {killer for mutant in MUTANTS for killer in mutant[5]} == PROPERTIES.keys()
 

@@ -105,7 +105,7 @@ def test_lists_may_hold_ranges():
 def test_all_and_both():
     """`all` is every task or every algorithm once, within a list too; switches take on, off and both."""
     every = axis("method", "all")
-    assert axis("task", "all") == list(TASKS) and set(every) == set(METHODS) - {"rem-on-etd"}
+    assert axis("task", "all") == list(TASKS) and set(every) == set(METHODS) - {"rem-on-etd", "badt-sum", "potion-50"}
     assert axis("method", "cf,all,examples/my_method.py:relabel") == [
         "cf", *(name for name in every if name != "cf"), "examples/my_method.py:relabel"]
     assert [axis("etd", word) for word in ("on", "off", "both")] == [[True], [False], [False, True]]
@@ -248,7 +248,7 @@ def test_masks_concern_those_that_have_them():
     axes = {"p_mem": "0.2,0.05", "ratio": "0.5,1.0", "etd": "both", "method": "all"}
     found = Counter((cell.method, cell.etd) for cell in expand_axes(axes))
     assert {name for name, count in found.items() if count == 4} == {
-        *((name, True) for name in METHODS if fits(name, True) and name != "rem-on-etd"), ("etd", False),
+        *((name, True) for name in METHODS if fits(name, True) and METHODS[name].in_all), ("etd", False),
         ("etd-ideal", False),
         *((name, False) for name in METHODS if name.startswith("rem") and name not in ("rem-on-etd", "rem-no31"))}
     assert set(found.values()) == {1, 4}
@@ -471,6 +471,54 @@ def test_rows_of_another_version_are_not_done():
     """R5: a row of another version, or of none, does not count."""
     rows = [row_of(Config(method="rem"), version="0.0.0"), {**row_of(Config(method="npo")), "version": None}]
     assert rows_by_cell(rows) == {} and len(rows_by_cell([*rows, row_of(Config(method="npo"))])) == 1
+
+
+NEW = ("schedule", "ssd_alpha", "stop")  # settings that rows did not always have
+OLD_ROWS = [  # what a row of before was, and the cell of today that it stands for
+    *((dict(method=name), dict(method=name)) for name in METHODS if name not in (
+        "scrub", "badt", "badt-sum", "potion", "potion-50", "ssd", "cf", "cuts") and "stop" not in METHODS[name].reads),
+    *((dict(method=name), dict(method=name, stop="max")) for name in METHODS if "stop" in METHODS[name].reads),
+    (dict(method="cf"), dict(method="cf", schedule="linear")),
+    (dict(method="scrub", alpha=0.1), dict(method="scrub", alpha=0.1, schedule="constant")),
+    (dict(method="badt"), dict(method="badt-sum", schedule="constant")),
+    (dict(method="potion"), dict(method="potion-50")),
+    (dict(method="some/m.py:f"), dict(method="m.py:f", stop="max")),
+]
+
+
+@pytest.mark.parametrize("was, now", OLD_ROWS, ids=lambda setting: "-".join(map(str, setting.values())))
+def test_rows_without_newer_settings_are_found(was, now, tmp_path):
+    """R5: a row from before there was a setting stands for the cell of today that gives its numbers, and no other."""
+    etd = was["method"] == "rem-on-etd"
+    row = {name: value for name, value in row_of(Config(etd=etd, **was)).items() if name not in NEW}
+    (tmp_path / "cells.jsonl").write_text(json.dumps(row) + "\n")
+    assert rows_by_cell(read_rows(tmp_path)).keys() == {cell_key(Config(etd=etd, **now))}
+
+
+def test_rows_of_today_lack_nothing(tmp_path):
+    """R5: rows that have the schedule are read as they are, and SSD's in other batches count for no cell."""
+    rows = [row_of(Config(method=name)) for name in ("badt", "potion", "scrub", "ssd", "cuts")]
+    (tmp_path / "cells.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_rows(tmp_path) == rows
+    old = {name: value for name, value in rows[3].items() if name not in NEW}
+    (tmp_path / "cells.jsonl").write_text(json.dumps(old) + "\n")
+    [found] = read_rows(tmp_path)
+    assert rows_by_cell([found]) == {} and (found["method"], found["ssd_alpha"]) == ("ssd", 10.0)
+
+
+@pytest.mark.parametrize("method", ["no-ul", "npo", "rem", "etd"])
+def test_a_row_with_stop_alone_is_found(method, tmp_path):
+    """R5: a row from before the schedule, but not before REM could end early, keeps how it ended."""
+    row = {name: value for name, value in row_of(Config(method=method)).items() if name not in NEW[:2]}
+    (tmp_path / "cells.jsonl").write_text(json.dumps(row) + "\n")
+    assert rows_by_cell(read_rows(tmp_path)).keys() == {cell_key(Config(method=method))}
+
+
+def test_alphas_of_ssd_and_schedules_make_cells():
+    """Values of ssd_alpha make cells of SSD alone, schedules of fine-tuning, SCRUB and Bad Teacher; alphas of SCRUB."""
+    axes = {"ssd_alpha": "0.1,10,1e6", "schedule": "linear,constant", "alpha": "0.001,0.01,0.1,10", "method": "all"}
+    found = Counter(cell.method for cell in expand_axes(axes))
+    assert {name: count for name, count in found.items() if count > 1} == {"ssd": 3, "cf": 2, "badt": 2, "scrub": 8}
 
 
 def test_torn_lines_are_left_out(tmp_path, capsys):

@@ -169,6 +169,18 @@ def test_features_are_what_the_last_layer_is_given(name):
     assert not any(m._forward_pre_hooks for m in net.modules())
 
 
+def test_features_of_the_layer_before():
+    """S13: layer -2 is what the last layer but one is given; some images are some rows; the first layer where there are
+    fewer."""
+    net, data, index = small_net(0), make_data(0), torch.tensor([7, 2, 5])
+    x = (data.images / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        first = net.eval().act(net.norm1(net.conv1(x)))
+    assert_close(features(net, data, layer=-2), first.double().mean(dim=(2, 3)), 1e-5)
+    assert_close(features(net, data, index, layer=-2), features(net, data, layer=-2)[index])
+    assert_close(features(net, data, layer=-9), x.double().mean(dim=(2, 3)), 1e-5)
+
+
 # --- AUROC and recall -------------------------------------------------------------------------------------------------
 
 
