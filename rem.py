@@ -22,8 +22,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from etd import (EXTRA, Expanded, NonFiniteLoss, check_index, descend, drop, eval_mode, finite, finite_weights,
-                 forked_rng, logits_of, make_optimizer, mask_table, refresh_batchnorm, stream)
+from etd import (EXTRA, Expanded, MaskTable, NonFiniteLoss, check_index, descend, drop, eval_mode, finite,
+                 finite_weights, forked_rng, logits_of, make_optimizer, mask_table, refresh_batchnorm, stream)
 from expand import expand
 
 # --- Eq. 2 ------------------------------------------------------------------------------------------------------------
@@ -114,13 +114,13 @@ class State:
     data: object  # D_tr, labels as given
     forget: torch.Tensor  # (k,) int64, D_f
     in_forget: torch.Tensor  # (N,) bool on the CPU
-    masks: torch.Tensor  # (N, width) bool on the device
+    masks: MaskTable  # of N rows, on the device
     optimizer: torch.optim.Optimizer  # one for steps 2 and 3
     config: Settings
     generator: torch.Generator  # of order and augmentation
     modes: list[bool]  # the training flags that the network came with
     device: torch.device  # of the network
-    known: tuple[torch.Tensor, torch.Tensor] | None = None  # (N,) reference CEs where no augmentation changes them
+    known: torch.Tensor | None = None  # (2, N) reference CEs, of both parts and of theta_o1, where augmentation is none
     watched: torch.Tensor | None = None  # (w,) int64, examples of D_r that step 3 leaves out; None: none are
     taught: torch.Tensor | None = None  # the others; None: all
     epoch: int = 0  # epochs begun
@@ -213,8 +213,7 @@ def remove(state: State) -> float:
                 ce, (_, ce_ref) = cross_entropy(state, x, y), reference_ce(state, rows, x, y)
                 # 2.2  theta_o1 <- theta_o1 - epsilon grad L_step2,  L_step2 = -L_remove
                 loss = step2_loss(ce, ce_ref, config.beta)
-                descend(state.optimizer, loss)  # theta_o2 has no gradient here, so it stays bit for bit
-                total += loss.detach()
+                total += descend(state.optimizer, loss)  # theta_o2 has no gradient here, so it stays bit for bit
                 updates += 1
         finite(total, 1, "step 2")
         passes += 1
@@ -244,10 +243,9 @@ def redirect(state: State) -> float:
     with forked_rng(state.generator, state.device):
         for rows, x, y in loader(state, state.taught):
             loss = batch_loss(state, rows, x, y)
-            descend(state.optimizer, loss)  # 3.3  theta <- theta - epsilon grad L_step3, both parts
+            total += descend(state.optimizer, loss)  # 3.3  theta <- theta - epsilon grad L_step3, both parts
             if steps == 0 and config.step31:
                 check_gradients(state.expanded)
-            total += loss.detach()
             steps += 1
     state.record["loss"] = finite(total, steps, f"step 3 of epoch {state.epoch}")
     for name, (number, u, pull) in zip(("retain", "forget"), state.sums.tolist(), strict=True):
@@ -379,16 +377,18 @@ def reference_ce(state: State, rows, x, y, full: bool = False, base: bool = True
     """(B,) cross-entropies of the reference: with theta_o2 under each example's mask, and of theta_o1 alone."""
     rows = rows.to(state.device, non_blocking=True)
     if state.known is not None:
-        return tuple(ce[rows] for ce in state.known)
+        return tuple(state.known[:, rows])
     return (cross_entropy(state, x, y, state.masks[rows], state.reference) if full else None,
             cross_entropy(state, x, y, None, state.reference) if base else None)
 
 
-def known_reference(state: State) -> tuple[torch.Tensor, ...]:
-    """Both reference cross-entropies of every example, (N,): without augmentation an epoch does not change them."""
-    plain = loader(state, None, augment=False, size=min(512, 2 * state.config.batch))
-    pairs = [reference_ce(state, *batch, full=True) for batch in plain]
-    return tuple(torch.cat(part) for part in zip(*pairs, strict=True))
+def known_reference(state: State) -> torch.Tensor:
+    """Both reference cross-entropies of every example, (2, N): without augmentation an epoch does not change them."""
+    dtype = torch.promote_types(next(state.expanded.parameters()).dtype, torch.float32)
+    known = torch.zeros((2, len(state.data)), dtype=dtype, device=state.device)
+    for rows, x, y in loader(state, None, augment=False, size=min(512, 2 * state.config.batch)):
+        known[:, rows.to(state.device)] = torch.stack(reference_ce(state, rows, x, y, full=True))
+    return known
 
 
 def check_gradients(expanded: Expanded) -> None:

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from data import Data, count_batches
-from etd import (Expanded, descend, finite, forked_rng, logits_of, make_optimizer, mask_table, refresh_batchnorm,
-                 stream)
+from etd import (Expanded, MaskTable, descend, finite, forked_rng, logits_of, make_optimizer, mask_table,
+                 refresh_batchnorm, stream)
 from expand import expand
 from settings import Config
 
@@ -32,7 +32,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config, generator: torch.Generator, *,
-        epochs: int | None = None, lr: float | None = None, masks: torch.Tensor | None = None, log=None) -> None:
+        epochs: int | None = None, lr: float | None = None, masks: MaskTable | None = None, log=None) -> None:
     """Train a network in place with cross-entropy on the labels as given.
 
     Args:
@@ -43,7 +43,7 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
         generator: on the CPU, of order, augmentation and dropout.
         epochs: None for config.epochs.
         lr: peak rate, None for config.lr.
-        masks: (N, width) bool: row i masks theta_o2 for example i (ETD).
+        masks: of N rows: row i masks theta_o2 for example i (ETD).
         log: called as log(epoch, epochs, model, loss=...) after each epoch.
     Raises: NonFiniteLoss for at the end of the epoch in which the loss stopped being finite.
     """
