@@ -75,7 +75,7 @@ def repair(model: nn.Module, data: Data, forget: torch.Tensor, *, layers=None, s
     for line in reasons:
         say(line)
     weight = next(model.parameters())
-    example = torch.zeros((2, *data.images.shape[1:]), device=weight.device)
+    example = torch.zeros((2, *data.shape), device=weight.device)
     expanded = expand_any(model, example, config, layers, say)
     return rem(expanded, data, forget, config, stream(config.seed, "repair"), log=epoch_lines(say))
 
@@ -273,7 +273,7 @@ def check_replaced(args: argparse.Namespace, report_file: Path) -> None:
 
 def predicted(model: nn.Module, data: Data) -> torch.Tensor:
     """(N,) classes, in batches that fit into memory."""
-    return predict(model, data, size=max(16, PIXELS // data.images[0].numel()))
+    return predict(model, data, size=max(16, PIXELS // math.prod(data.shape)))
 
 
 def share_of(hits: torch.Tensor) -> float | None:

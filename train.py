@@ -48,7 +48,7 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
     Raises: NonFiniteLoss for at the end of the epoch in which the loss stopped being finite.
     """
     epochs, lr = config.epochs if epochs is None else epochs, config.lr if lr is None else lr
-    device, dtype = data.images.device, next(model.parameters()).dtype
+    device, dtype = data.device, next(model.parameters()).dtype
     masks = None if masks is None else masks.to(device)
     optimizer, step = make_optimizer(model, config, lr), 0
     model.train()
@@ -93,5 +93,5 @@ def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Gen
 def expand_for(model: nn.Module, data: Data, config: Config) -> Expanded:
     """`expand` at the settings' ratio for the data's image shape, theta_o2 drawn from the settings' seed."""
     weight = next(model.parameters())
-    example = torch.zeros((2, *data.images.shape[1:]), device=weight.device)
+    example = torch.zeros((2, *data.shape), device=weight.device)
     return expand(model, example, config.extra_ratio, generator=stream(config.seed, "theta_o2"))
