@@ -14,6 +14,8 @@ from PIL import Image
 from torch import nn
 
 from formats import checkpoints
+from formats import fitting
+from formats import images
 from formats import inputs
 import claims
 import repair
@@ -134,7 +136,7 @@ def test_what_fits_nothing_stops_and_can_be_forced(colours, capsys):
 
 def test_natural_order():
     """P2: timm's order: numbers by value, letters without case."""
-    assert sorted(["10", "2", "b10", "B9", "ant", "Cat"], key=repair.natural) == ["2", "10", "ant", "B9", "b10", "Cat"]
+    assert sorted(["10", "2", "b10", "B9", "ant", "Cat"], key=fitting.natural) == ["2", "10", "ant", "B9", "b10", "Cat"]
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
@@ -405,6 +407,47 @@ def test_images_left_out_are_told(colours, capsys):
     assert "1 images cannot be decoded and are left out" in capsys.readouterr().out
     report = json.loads(colours["--out"].with_suffix(".json").read_text())
     assert [Path(name).name for name in report["skipped"]] == ["3-0.png"]
+
+
+# --- Images that are not kept in memory -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_above_max_memory_are_streamed_with_the_same_result(colours, capsys, workers):
+    """P8: above --max-memory every pass decodes anew, the run says so, and weights, report and suspects are the same."""
+    (colours["--data"] / "val").symlink_to(colours["--data"] / "train")
+    mean = () if workers else SMALL
+    out, found = colours["--out"], []
+    for room in (1, 0.0001):
+        assert call(colours, "--epochs", 1, "--max-memory", room, "--workers", workers, *mean) == 0
+        found.append((out.read_bytes(), json.loads(out.with_suffix(".json").read_text())["scores"],
+                      out.with_name("suspects.csv").read_bytes()))
+        told = capsys.readouterr().out
+        streams = "the images take 0.000221 GB, and --max-memory is 0.0001: they are decoded anew in every pass" in told
+        assert streams == (room < 1)
+    assert found[0] == found[1]
+
+
+def test_streamed_images_that_cannot_be_decoded(colours, capsys):
+    """P8: a damaged file ends the run with a line that names it, or is left out as in memory."""
+    (colours["--data"] / "train" / "3" / "3-0.png").write_bytes(b"\x89PNG")
+    streamed = ("--epochs", 0, "--max-memory", 0, "--workers", 1)
+    assert call(colours, *streamed) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and "cannot be read" in told[0] and "3-0.png" in told[0] and not colours["--out"].exists()
+    assert call(colours, *streamed, "--skip-bad-images") == 0
+    assert "1 images cannot be decoded and are left out" in capsys.readouterr().out
+
+
+def test_room_for_images(monkeypatch):
+    """P8: half of what is free, shared by the processes, or the given number of GB; a bad number is refused."""
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(images.Path, "read_text", lambda path: "MemFree: 1 kB\nMemAvailable:   4000 kB\n")
+    assert images.room_for_images(cpu) == 4000 * 1024 / 2 and images.room_for_images(cpu, None, 4) == 4000 * 1024 / 8
+    monkeypatch.setattr(images.Path, "read_text", lambda path: "what")
+    assert images.room_for_images(cpu) == float("inf") and images.room_for_images(cpu, 1.5) == 1.5e9
+    with pytest.raises(ValueError, match="--max-memory is -1"):
+        images.room_for_images(cpu, -1.0)
 
 
 def test_help_and_the_example(tmp_path):
