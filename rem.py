@@ -144,12 +144,15 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
         log: called as log(epoch, epochs, model, **record) after each epoch; no clean label or test image is in the
             record: loss of step 3; Acc(D_f) before and after step 2 and at the end (acc_forget_before, acc_forget,
             acc_forget_end); updates and passes of step 2; u_forget, pull_retain, ... of `weigh`; score of `judge`.
-    Returns: theta_o1 after the best epoch (`judge`), with stop="max" after the last: a plain network of the original's
-        keys, shapes, dtypes and mode.
-    Raises: ValueError for a forget set or setting that makes no sense; TypeError for a network that cannot be expanded;
-        NonFiniteLoss for a mean loss of an epoch, or weights at the end, that are not finite.
+    Returns: theta_o1 after the best epoch (`judge`), with stop="max" after the last: a plain network like the original.
+    Raises: ValueError for a forget set or setting without sense; TypeError for a network that cannot be expanded;
+        NonFiniteLoss for a loss, or weights at the end, that are not finite.
     """
-    state = start(model, data, forget, config, generator, shared=shared)  # Step 1
+    return go_on(start(model, data, forget, config, generator, shared=shared), log)  # Step 1
+
+
+def go_on(state: State, log=None) -> nn.Module:
+    """Steps 2 to 4 from a state of `start`, or from one between two epochs; see `rem`."""
     while state.epoch < state.config.unlearn_epochs and not state.repaired:  # while current epoch <= max epochs
         state.epoch += 1
         remove(state)  # Step 2
@@ -177,9 +180,8 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget if shared is None else shared)
     in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
     device = next(expanded.parameters()).device
-    optimizer = make_optimizer(expanded, config, config.unlearn_lr)
-    state = State(expanded, reference, data, forget, in_forget, masks.to(device), optimizer, config, generator, modes,
-                  device)
+    state = State(expanded, reference, data, forget, in_forget, masks.to(device),
+                  make_optimizer(expanded, config, config.unlearn_lr), config, generator, modes, device)
     retain = (~in_forget).nonzero().flatten()
     few = min(round(WATCHED * len(retain)), len(retain) - 1)
     if config.stop == "repaired" and (config.step31 or config.step32) and few:
@@ -192,10 +194,9 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
 
 
 def remove(state: State) -> float:
-    """Step 2: while Acc(D_f) > gamma, pass over D_f and update theta_o1 with L_step2 = -L_remove.
+    """Step 2: while Acc(D_f) > gamma, pass over D_f and update theta_o1 with L_step2 = -L_remove; the last Acc(D_f).
 
-    After max_passes passes it gives up with a warning. Choice: the passes run in eval mode (see `trains_on_forget`), so
-    only weights can bring Acc(D_f) down. Returns: the last Acc(D_f), a fraction.
+    After max_passes it gives up with a warning. Choice: passes in eval mode, so that weights alone bring Acc(D_f) down.
     """
     config, passes, updates, accs = state.config, 0, 0, []
     training = trains_on_forget(config, state.forget, repaired=config.step31 or config.step32)
@@ -394,7 +395,6 @@ def known_reference(state: State) -> torch.Tensor:
 def check_gradients(expanded: Expanded) -> None:
     """Raise a TypeError where step 3 has left a parameter of theta_o2 without a gradient."""
     for name, layer in expanded.layers().items():
-        parts = (getattr(layer, part, None) for part in EXTRA)
-        if any(p is not None and p.numel() and p.grad is None for p in parts):
+        if any(p is not None and p.numel() and p.grad is None for p in (getattr(layer, part, None) for part in EXTRA)):
             raise TypeError(f"cannot redirect through {name!r}: in training no gradient reaches its part of theta_o2, "
                             "so the network skips the layer or takes no gradient there")

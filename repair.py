@@ -23,13 +23,13 @@ from formats import checkpoints
 from formats.fitting import look_first, predicted, share_of
 from formats.images import room_for_images
 from formats.inputs import Folder, build_network, open_folder
-from formats.outputs import check_replaced, digest
+from formats.outputs import check_replaced, digest, key_of, resume, state_file
 from formats.sheets import write_suspects
 from data import Data, Streamed
 from etd import Expanded, eval_mode
 from expand import expand
-from experiment import choose_device, provenance
-from rem import check_forget, rem
+from experiment import choose_device, provenance, save_state
+from rem import check_forget, go_on, start
 from settings import Config, check, stream
 from tasks import write_whole
 
@@ -45,8 +45,8 @@ SHOWN = ("acc_forget_before", "acc_forget", "loss", "acc_watched")  # of the rec
 # --- In Python --------------------------------------------------------------------------------------------------------
 
 
-def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, layers=None, say=None,
-           **settings) -> nn.Module:
+def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, layers=None, say=None, keep=None,
+           every: int = 1, **settings) -> nn.Module:
     """A repaired copy of a trained classifier: REM from some known bad examples, the others unknown.
 
     Args:
@@ -55,6 +55,7 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
         forget: (k,) int64 indices of the known bad ones; neither empty nor all.
         layers: names or patterns (`*.mlp.0`) of the layers that get theta_o2; None: chosen by `expand_any`.
         say: called with a line of text about each choice and each epoch; None: silent.
+        keep: file for the state after each `every` epochs, from which the same call goes on; None: none is written.
         settings: of settings.Config, over the defaults of `choose_settings`, such as unlearn_epochs=2 or seed=1.
     Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes.
     Raises:
@@ -70,7 +71,18 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
     weight = next(model.parameters())
     example = torch.zeros((2, *data.shape), device=weight.device)
     expanded = expand_any(model, example, config, layers, say)
-    return rem(expanded, data, forget, config, stream(config.seed, "repair"), log=epoch_lines(say))
+    state = start(expanded, data, forget, config, stream(config.seed, "repair"))
+    key = keep and key_of(model, data, forget, config, layers)
+    if keep and (line := resume(state, keep, key)):
+        say(line)
+    tell = epoch_lines(say, state.epoch)
+
+    def log(epoch: int, epochs: int, net, **record) -> None:
+        tell(epoch, epochs, net, **record)
+        if keep and epoch % every == 0:
+            save_state(state, keep, key=key)
+
+    return go_on(state, log)
 
 
 @torch.no_grad()
@@ -159,14 +171,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def epoch_lines(say):
-    """A log function for `rem`: one line per epoch with the time that is left at most."""
+def epoch_lines(say, done: int = 0):
+    """A log function for `rem`: one line per epoch with the time left at most; done: epochs of an earlier run."""
     begin = time.perf_counter()
 
     def log(epoch: int, epochs: int, model, **record) -> None:
         spent = time.perf_counter() - begin
         values = {name: record.get(name, math.nan) for name in SHOWN}
-        say(EPOCH.format(epoch, epochs, record["updates"], spent, spent / epoch * (epochs - epoch), **values))
+        say(EPOCH.format(epoch, epochs, record["updates"], spent, spent / (epoch - done) * (epochs - epoch), **values))
 
     return log
 
@@ -202,6 +214,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("-j", "--workers", type=int, help="threads or processes that decode images (default: one a core)")
     p.add_argument("--max-memory", type=float, metavar="GB", help="images that take more are not kept in memory but "
                    "decoded anew in every pass, with the same result (default: half of what is free)")
+    p.add_argument("--checkpoint-every", type=int, default=1, metavar="EPOCHS", help="write the state beside --out, "
+                   "which the same command goes on from if it was cut off (default: 1; 0: never)")
     p.add_argument("--skip-bad-images", action="store_true", help="leave out training images that cannot be decoded")
     p.add_argument("--force", action="store_true", help="go on although the network does not fit the folder")
 
@@ -234,8 +248,10 @@ def main(given: dict, argv: list[str]) -> int:
     look_first(model, train, before, folder, reading, args.force)
     config, _ = choose_settings(model, len(train), settings, too_sure(model, train, folder.forget))
     layers, say = args.layers and args.layers.split(","), functools.partial(print, flush=True)
+    keep = state_file(args.out) if args.checkpoint_every else None
     try:
-        repaired = repair(model, train, folder.forget, layers=layers, say=say, **settings)
+        repaired = repair(model, train, folder.forget, layers=layers, say=say, keep=keep, every=args.checkpoint_every,
+                          **settings)
         scores = before_and_after((model, repaired), before, train, heldout and heldout.to(device), folder)
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} with --lr") from error
@@ -251,6 +267,8 @@ def main(given: dict, argv: list[str]) -> int:
               "sha256": {name: digest(name) for name in (args.checkpoint, *args.bad, args.out)},
               "torchvision": version("torchvision"), **provenance(device, argv)}
     write_whole(report_file, lambda file: file.write(json.dumps(report, indent=1).encode()))
+    if keep:
+        keep.unlink(missing_ok=True)
     return 0
 
 
