@@ -129,7 +129,7 @@ def teacher(net: nn.Module, data: Data, config: Config, index: torch.Tensor | No
     def answer(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return logits_of(frozen, x, config.precision)
 
-    if data.pad or data.flip:
+    if data.augments:
         return answer
     seen = [(rows, answer(rows, x)) for rows, x, _ in batches(data, index, dtype=next(frozen.parameters()).dtype)]
     rows, logits = (torch.cat(part) for part in zip(*seen, strict=True))
@@ -363,7 +363,7 @@ def run_epoch(net: nn.Module, optimizer: torch.optim.Optimizer, data: Data, inde
     """
     # One example has no batch statistics: its passes use the running ones.
     net.train(training and (index is None or len(index) > 1))
-    total, steps = torch.zeros((), device=data.images.device), 0
+    total, steps = torch.zeros((), device=data.device), 0
     for rows, x, y in batches(data, index, config.batch, generator, augment=True, dtype=next(net.parameters()).dtype):
         if rates is not None:
             optimizer.param_groups[0]["lr"] = next(rates)

@@ -282,11 +282,16 @@ def _decode_one(path, size):
 
 
 def _moments(images):
-    """Return mean and std per channel of (N, C, H, W) uint8 in [0, 1] units, exactly, by counting pixel values."""
+    """Return mean and std per channel of (N, C, H, W) uint8 in [0, 1] units, exactly, by counting pixel values.
+
+    Instead of one tensor an iterable of parts will do.
+    """
     values = torch.arange(256, dtype=torch.float64) / 255
+    parts = images.split(4096) if isinstance(images, torch.Tensor) else images
+    counted = sum(torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in part.transpose(0, 1)])
+                  for part in parts)  # (C, 256)
     mean, std = [], []
-    for channel in range(images.shape[1]):
-        counts = sum(torch.bincount(part[:, channel].flatten(), minlength=256) for part in images.split(4096))
+    for counts in counted:
         share = counts.double() / counts.sum()
         mean.append(float(share @ values))
         std.append(max(float(share @ (values - mean[-1]) ** 2) ** 0.5, 1 / 255))  # a constant channel has std 0

@@ -10,13 +10,14 @@ import contextlib
 import copy
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 EXTRA = ("to_base", "to_extra", "extra_weight", "extra_bias")  # theta_o2: what a layer's extra parameters are called
+DRAWS = 2**20  # random numbers of a mask table that are in memory at a time
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -25,47 +26,62 @@ class NonFiniteLoss(ArithmeticError):
 
 # --- Masks ------------------------------------------------------------------------------------------------------------
 
-def mask_table(n: int, width: int, p_mem: float, seed: int, shared=None) -> torch.Tensor:
+@dataclass(frozen=True, eq=False)
+class MaskTable:
+    """Every example's mask of theta_o2, a bit a channel: 1.28 million rows of 512 bits take 82 MB.
+
+    table[rows] is (..., width) bool, for all `rows` that a tensor takes.
+    """
+
+    packed: torch.Tensor  # (N, ceil(width / 8)) uint8, the lowest bit first
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def __getitem__(self, rows) -> torch.Tensor:
+        places = torch.arange(8, dtype=torch.uint8, device=self.packed.device)
+        bits = self.packed[rows][..., None] >> places & 1  # (..., ceil(width / 8), 8)
+        return bits.flatten(-2)[..., : self.width].bool()
+
+    def to(self, device) -> "MaskTable":
+        return replace(self, packed=self.packed.to(device))
+
+
+def mask_table(n: int, width: int, p_mem: float, seed: int, shared=None) -> MaskTable:
     """Draw every example's mask of theta_o2, once (Sec. 2 "randomly determined ahead of training and then fixed").
 
     Choice: each bit is Bernoulli(p_mem); row i depends on (seed, i) and never on n, call order or epoch; a layer with c
     extra channels uses the first c bits of a row, so layers joined by a residual sum agree.
-    Args:
-        n, width: training examples, and bits of a row, the widest extra part of the network (`Expanded.width`), >= 0.
-        p_mem: probability that a bit is on, in [0, 1]; 0.2 in A.3.
-        seed: of the table.
-        shared: (k,) int64 dataset indices that get one more row, drawn from the same seed and owned by no one else:
-            D_f in REM (Alg. 1, step 3.1), all of D_c in REM (IDEAL). None or empty: no shared row.
-    Returns: (n, width) bool on the CPU, n * width bytes.
-    Raises: ValueError for p_mem outside [0, 1], a negative size or an index out of range.
+    Args: n, width: training examples, and bits of a row (`Expanded.width`), >= 0; p_mem: probability that a bit is on,
+        0.2 in A.3; seed: of the table; shared: (k,) int64 dataset indices that get one more row, drawn from the same
+        seed and owned by no one else: D_f in REM (Alg. 1, step 3.1), all of D_c in REM (IDEAL). None: no shared row.
+    Returns: the table, on the CPU. Raises: ValueError for p_mem outside [0, 1], a negative size or a bad index.
     """
-    if not 0 <= p_mem <= 1:
-        raise ValueError(f"p_mem is {p_mem}; it must be a probability in [0, 1]")
-    if n < 0 or width < 0:
-        raise ValueError(f"a mask table of {n} rows and {width} bits cannot be made; both must be at least 0")
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand((n + 1, width), generator=generator, dtype=torch.float32, device="cpu")
-    table = draws < p_mem  # row 0 is the shared row, row i + 1 example i's
-    shared_row, table = table[0], table[1:].clone()
+    if not 0 <= p_mem <= 1 or n < 0 or width < 0:
+        raise ValueError(f"no mask table of {n} rows and {width} bits at p_mem {p_mem}: give at least 0, 0 and 0 to 1")
+    generator, columns = torch.Generator().manual_seed(seed), -(-width // 8)
+    table = torch.zeros((n + 1, columns), dtype=torch.uint8, device="cpu")  # row 0 is the shared one, i + 1 example i's
+    for rows in table.split(max(1, DRAWS // max(1, width))):  # never all N * width numbers at once
+        draws = torch.rand((len(rows), width), generator=generator, dtype=torch.float32, device="cpu")
+        bits = F.pad(draws < p_mem, (0, 8 * columns - width)).view(len(rows), columns, 8).to(torch.uint8)
+        for place in range(8):
+            rows |= bits[:, :, place] << place
+    shared_row, table = table[0], table[1:]
     if shared is not None:
         table[check_index(shared, n)] = shared_row
-    return table  # (n, width)
+    return MaskTable(table, width)
 
 
-def mask_rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Look up mask rows by dataset index.
-
-    Args: table: (N, width) bool; index: (B,) int64 dataset indices on the CPU.
-    Returns: (B, width) bool on the table's device.
-    Raises: ValueError for an index that is not an int64 vector, is negative or is at least N.
-    """
-    return table[check_index(index, len(table)).to(table.device, non_blocking=True)]  # (B, width)
+def mask_rows(table: MaskTable, index: torch.Tensor) -> torch.Tensor:
+    """Rows (B, width) bool by dataset index, (B,) int64 on the CPU; ValueError for one that is not from 0 to N - 1."""
+    return table[check_index(index, len(table)).to(table.packed.device, non_blocking=True)]
 
 
 def check_index(index: torch.Tensor, n: int) -> torch.Tensor:
     """Return `index` if it is an int64 vector with values in [0, n); a ValueError names the first that is not."""
-    if not isinstance(index, torch.Tensor) or index.dtype != torch.int64 or index.dim() != 1:
-        is_tensor = isinstance(index, torch.Tensor)
+    is_tensor = isinstance(index, torch.Tensor)
+    if not is_tensor or index.dtype != torch.int64 or index.dim() != 1:
         found = f"{index.dtype} of shape {tuple(index.shape)}" if is_tensor else type(index).__name__
         raise ValueError(f"dataset indices are {found}; they must be an int64 tensor of shape (k,)")
     outside = index[(index < 0) | (index >= n)]
@@ -122,7 +138,6 @@ class ExpandedWeight(nn.Module):
         self.extra_in, self.extra_out = extra_in, extra_out
         wide_in = 1 if self.depthwise else self.inputs + extra_in
         bound = (wide_in * weight[0, 0].numel()) ** -0.5  # kaiming_uniform with a = sqrt(5): 1 / sqrt(fan-in)
-
         nhwc = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if nhwc and not weight.is_contiguous() else torch.contiguous_format
 
@@ -174,7 +189,6 @@ class ExpandedBatchNorm(nn.Module):
         self.inputs = self.outputs = base.num_features
         self.channel_dim = 1
         self.extra_in, self.extra_out = None, 0
-        self.activates = hasattr(base, "act")  # a norm and its activation in one module
         self.keep: MaskedPass | None = None
 
     def grow(self, extra_in: int, generator: torch.Generator) -> None:
@@ -183,28 +197,19 @@ class ExpandedBatchNorm(nn.Module):
         self.extra_in = self.extra_out = extra_in
         self.extra_weight = None if base.weight is None else nn.Parameter(base.weight.new_ones(extra_in))
         self.extra_bias = None if base.bias is None else nn.Parameter(base.bias.new_zeros(extra_in))
-        for name, fill in (("running_mean", 0.0), ("running_var", 1.0)):
-            own = getattr(base, name)
-            own = None if own is None else torch.cat([own, own.new_full((extra_in,), fill)])
-            self.register_buffer(name, own)  # (channels + extra,)
-        tracked = base.num_batches_tracked
-        self.register_buffer("num_batches_tracked", None if tracked is None else tracked.clone())
+        for name, own in base.named_buffers():  # running_mean, running_var (channels,); num_batches_tracked ()
+            new = own.new_full((extra_in,), float(name == "running_var"))
+            self.register_buffer(name, torch.cat([own, new]) if own.dim() else own.clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.keep is None:
             return self.base(x)
-        base = self.base
-        weight = None if base.weight is None else torch.cat([base.weight, self.extra_weight])
-        bias = None if base.bias is None else torch.cat([base.bias, self.extra_bias])
-        momentum = base.momentum
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked)
-        use_batch = self.training or self.running_mean is None
-        x = F.batch_norm(x, self.running_mean, self.running_var, weight, bias, use_batch, momentum or 0.0, base.eps)
-        if self.activates:
-            x = base.act(base.drop(x))
+        base, wide = self.base, dict(self.named_buffers(recurse=False))  # by the names that the base has for its own
+        if base.weight is not None:
+            wide["weight"] = torch.cat([base.weight, self.extra_weight])
+        if base.bias is not None:
+            wide["bias"] = torch.cat([base.bias, self.extra_bias])
+        x = torch.func.functional_call(base, wide, x)  # all that the base computes, on all channels
         return masked(x, self)
 
 
@@ -242,8 +247,7 @@ class Expanded(nn.Module):
         layers = list(self.layers().values())
         if mask is None:
             return run_pass(self.net, x, None, layers)
-        if mask.shape != (len(x), self.width):
-            wanted = (len(x), self.width)
+        if mask.shape != (wanted := (len(x), self.width)):
             raise ValueError(f"the mask has shape {tuple(mask.shape)}; it must be {wanted}, a row per example")
         return run_pass(self.net, x, MaskedPass(mask), layers)
 
@@ -271,15 +275,10 @@ def run_pass(net: nn.Module, x: torch.Tensor, keep: MaskedPass | None, layers: l
     return out
 
 
-# --- Drop -------------------------------------------------------------------------------------------------------------
-
 def drop(expanded: Expanded) -> nn.Module:
     """Discard theta_o2 and return theta_o1 (Alg. 1, step 4): the original network's keys, order, shapes and dtypes.
 
-    Args:
-        expanded: made by `expand`; it is left as it is.
-    Returns: a plain network of its own storage, without masks, hooks or wrappers.
-    Raises: TypeError where `expanded` is not an Expanded.
+    A plain network of its own storage, without hooks or wrappers; `expanded` stays. TypeError for what is no Expanded.
     """
     if not isinstance(expanded, Expanded):
         raise TypeError(f"drop takes the Expanded that expand returns, not a {type(expanded).__name__}")
@@ -316,11 +315,12 @@ def make_optimizer(model: nn.Module, config, lr: float) -> torch.optim.Optimizer
     return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """One step down the gradient of `loss`; a parameter that the loss does not reach stays bit for bit."""
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> torch.Tensor:
+    """One step down the gradient of `loss`, which comes back; a parameter that it does not reach stays bit for bit."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
+    return loss.detach()
 
 
 def finite(total: torch.Tensor, steps: int, where: str) -> float:
@@ -386,13 +386,13 @@ def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.
     if not norms:
         return
     momenta, weight = [m.momentum for m in norms], next(model.parameters())
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
     try:
         with eval_mode(model), torch.no_grad():
             for norm in norms:
                 norm.reset_running_stats()
                 norm.training, norm.momentum = True, None  # None: a cumulative mean instead of an exponential one
-            for _, x, _ in data.batches(size=size, generator=generator, dtype=weight.dtype):
+            order = generator or torch.Generator().manual_seed(0)
+            for _, x, _ in data.batches(size=size, generator=order, dtype=weight.dtype):
                 model(x.to(weight.device))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

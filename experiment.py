@@ -231,9 +231,10 @@ PARTS = ("expanded", "reference", "optimizer")  # of a rem.State, with a state d
 NOTES = ("epoch", "best", "best_score", "repaired", "known")
 
 
-def save_state(state: State, path: str | Path) -> None:
-    """Write all that REM's next epoch depends on, so that it can go on in another process; whole or not at all."""
-    content = {part: getattr(state, part).state_dict() for part in PARTS} | {"draws": state.generator.get_state()}
+def save_state(state: State, path: str | Path, **notes) -> None:
+    """Write all that REM's next epoch depends on, and `notes`, so that it can go on elsewhere; whole or not at all."""
+    content = notes | {part: getattr(state, part).state_dict() for part in PARTS}
+    content |= {"draws": state.generator.get_state()}
     content |= {note: getattr(state, note) for note in NOTES}
     write_whole(path, lambda file: torch.save(content, file))
 

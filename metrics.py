@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from data import Data, batches
-from etd import NonFiniteLoss, eval_mode, stream
+from etd import MaskTable, NonFiniteLoss, eval_mode, stream
 from tasks import like_corrupted
 
 
-def predict(model: nn.Module, data: Data, index: torch.Tensor | None = None, masks: torch.Tensor | None = None,
+def predict(model: nn.Module, data: Data, index: torch.Tensor | None = None, masks: MaskTable | None = None,
             size: int = 1024) -> torch.Tensor:
     """Classes that a network gives, in eval mode, without augmentation, trigger on where the data has it.
 
@@ -26,7 +26,7 @@ def predict(model: nn.Module, data: Data, index: torch.Tensor | None = None, mas
         model: plain or Expanded network.
         data: N examples.
         index: (B,) int64 dataset indices, None for all.
-        masks: (N, width) bool table for a masked pass of an Expanded; None for the base-only pass.
+        masks: table of N rows for a masked pass of an Expanded; None for the base-only pass.
         size: batch size; it changes nothing but memory and speed.
     Returns: (B,) int64 on the CPU; among equal logits the lowest class. Parameters, buffers, modes and random states
         stay.
@@ -54,7 +54,7 @@ def share(hits: torch.Tensor) -> float:
 
 
 def accuracy(model: nn.Module, data: Data, index: torch.Tensor | None = None, labels: torch.Tensor | None = None,
-             masks: torch.Tensor | None = None) -> float:
+             masks: MaskTable | None = None) -> float:
     """Fraction of examples whose predicted class is their label.
 
     Args:

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from etd import (EXTRA, Expanded, NonFiniteLoss, check_index, descend, drop, eval_mode, finite, finite_weights,
-                 forked_rng, logits_of, make_optimizer, mask_table, refresh_batchnorm, stream)
+from etd import (EXTRA, Expanded, MaskTable, NonFiniteLoss, check_index, descend, drop, eval_mode, finite,
+                 finite_weights, forked_rng, logits_of, make_optimizer, mask_table, refresh_batchnorm, stream)
 from expand import expand
 
 # --- Eq. 2 ------------------------------------------------------------------------------------------------------------
@@ -114,13 +114,13 @@ class State:
     data: object  # D_tr, labels as given
     forget: torch.Tensor  # (k,) int64, D_f
     in_forget: torch.Tensor  # (N,) bool on the CPU
-    masks: torch.Tensor  # (N, width) bool on the device
+    masks: MaskTable  # of N rows, on the device
     optimizer: torch.optim.Optimizer  # one for steps 2 and 3
     config: Settings
     generator: torch.Generator  # of order and augmentation
     modes: list[bool]  # the training flags that the network came with
     device: torch.device  # of the network
-    known: tuple[torch.Tensor, torch.Tensor] | None = None  # (N,) reference CEs where no augmentation changes them
+    known: torch.Tensor | None = None  # (2, N) reference CEs, of both parts and of theta_o1, where augmentation is none
     watched: torch.Tensor | None = None  # (w,) int64, examples of D_r that step 3 leaves out; None: none are
     taught: torch.Tensor | None = None  # the others; None: all
     epoch: int = 0  # epochs begun
@@ -144,12 +144,15 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
         log: called as log(epoch, epochs, model, **record) after each epoch; no clean label or test image is in the
             record: loss of step 3; Acc(D_f) before and after step 2 and at the end (acc_forget_before, acc_forget,
             acc_forget_end); updates and passes of step 2; u_forget, pull_retain, ... of `weigh`; score of `judge`.
-    Returns: theta_o1 after the best epoch (`judge`), with stop="max" after the last: a plain network of the original's
-        keys, shapes, dtypes and mode.
-    Raises: ValueError for a forget set or setting that makes no sense; TypeError for a network that cannot be expanded;
-        NonFiniteLoss for a mean loss of an epoch, or weights at the end, that are not finite.
+    Returns: theta_o1 after the best epoch (`judge`), with stop="max" after the last: a plain network like the original.
+    Raises: ValueError for a forget set or setting without sense; TypeError for a network that cannot be expanded;
+        NonFiniteLoss for a loss, or weights at the end, that are not finite.
     """
-    state = start(model, data, forget, config, generator, shared=shared)  # Step 1
+    return go_on(start(model, data, forget, config, generator, shared=shared), log)  # Step 1
+
+
+def go_on(state: State, log=None) -> nn.Module:
+    """Steps 2 to 4 from a state of `start`, or from one between two epochs; see `rem`."""
     while state.epoch < state.config.unlearn_epochs and not state.repaired:  # while current epoch <= max epochs
         state.epoch += 1
         remove(state)  # Step 2
@@ -177,9 +180,8 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget if shared is None else shared)
     in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
     device = next(expanded.parameters()).device
-    optimizer = make_optimizer(expanded, config, config.unlearn_lr)
-    state = State(expanded, reference, data, forget, in_forget, masks.to(device), optimizer, config, generator, modes,
-                  device)
+    state = State(expanded, reference, data, forget, in_forget, masks.to(device),
+                  make_optimizer(expanded, config, config.unlearn_lr), config, generator, modes, device)
     retain = (~in_forget).nonzero().flatten()
     few = min(round(WATCHED * len(retain)), len(retain) - 1)
     if config.stop == "repaired" and (config.step31 or config.step32) and few:
@@ -192,10 +194,9 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
 
 
 def remove(state: State) -> float:
-    """Step 2: while Acc(D_f) > gamma, pass over D_f and update theta_o1 with L_step2 = -L_remove.
+    """Step 2: while Acc(D_f) > gamma, pass over D_f and update theta_o1 with L_step2 = -L_remove; the last Acc(D_f).
 
-    After max_passes passes it gives up with a warning. Choice: the passes run in eval mode (see `trains_on_forget`), so
-    only weights can bring Acc(D_f) down. Returns: the last Acc(D_f), a fraction.
+    After max_passes it gives up with a warning. Choice: passes in eval mode, so that weights alone bring Acc(D_f) down.
     """
     config, passes, updates, accs = state.config, 0, 0, []
     training = trains_on_forget(config, state.forget, repaired=config.step31 or config.step32)
@@ -213,8 +214,7 @@ def remove(state: State) -> float:
                 ce, (_, ce_ref) = cross_entropy(state, x, y), reference_ce(state, rows, x, y)
                 # 2.2  theta_o1 <- theta_o1 - epsilon grad L_step2,  L_step2 = -L_remove
                 loss = step2_loss(ce, ce_ref, config.beta)
-                descend(state.optimizer, loss)  # theta_o2 has no gradient here, so it stays bit for bit
-                total += loss.detach()
+                total += descend(state.optimizer, loss)  # theta_o2 has no gradient here, so it stays bit for bit
                 updates += 1
         finite(total, 1, "step 2")
         passes += 1
@@ -244,10 +244,9 @@ def redirect(state: State) -> float:
     with forked_rng(state.generator, state.device):
         for rows, x, y in loader(state, state.taught):
             loss = batch_loss(state, rows, x, y)
-            descend(state.optimizer, loss)  # 3.3  theta <- theta - epsilon grad L_step3, both parts
+            total += descend(state.optimizer, loss)  # 3.3  theta <- theta - epsilon grad L_step3, both parts
             if steps == 0 and config.step31:
                 check_gradients(state.expanded)
-            total += loss.detach()
             steps += 1
     state.record["loss"] = finite(total, steps, f"step 3 of epoch {state.epoch}")
     for name, (number, u, pull) in zip(("retain", "forget"), state.sums.tolist(), strict=True):
@@ -379,22 +378,23 @@ def reference_ce(state: State, rows, x, y, full: bool = False, base: bool = True
     """(B,) cross-entropies of the reference: with theta_o2 under each example's mask, and of theta_o1 alone."""
     rows = rows.to(state.device, non_blocking=True)
     if state.known is not None:
-        return tuple(ce[rows] for ce in state.known)
+        return tuple(state.known[:, rows])
     return (cross_entropy(state, x, y, state.masks[rows], state.reference) if full else None,
             cross_entropy(state, x, y, None, state.reference) if base else None)
 
 
-def known_reference(state: State) -> tuple[torch.Tensor, ...]:
-    """Both reference cross-entropies of every example, (N,): without augmentation an epoch does not change them."""
-    plain = loader(state, None, augment=False, size=min(512, 2 * state.config.batch))
-    pairs = [reference_ce(state, *batch, full=True) for batch in plain]
-    return tuple(torch.cat(part) for part in zip(*pairs, strict=True))
+def known_reference(state: State) -> torch.Tensor:
+    """Both reference cross-entropies of every example, (2, N): without augmentation an epoch does not change them."""
+    dtype = torch.promote_types(next(state.expanded.parameters()).dtype, torch.float32)
+    known = torch.zeros((2, len(state.data)), dtype=dtype, device=state.device)
+    for rows, x, y in loader(state, None, augment=False, size=min(512, 2 * state.config.batch)):
+        known[:, rows.to(state.device)] = torch.stack(reference_ce(state, rows, x, y, full=True))
+    return known
 
 
 def check_gradients(expanded: Expanded) -> None:
     """Raise a TypeError where step 3 has left a parameter of theta_o2 without a gradient."""
     for name, layer in expanded.layers().items():
-        parts = (getattr(layer, part, None) for part in EXTRA)
-        if any(p is not None and p.numel() and p.grad is None for p in parts):
+        if any(p is not None and p.numel() and p.grad is None for p in (getattr(layer, part, None) for part in EXTRA)):
             raise TypeError(f"cannot redirect through {name!r}: in training no gradient reaches its part of theta_o2, "
                             "so the network skips the layer or takes no gradient there")

@@ -8,11 +8,8 @@
 import argparse
 import fnmatch
 import functools
-import hashlib
 import json
 import math
-import re
-import sys
 import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -23,45 +20,42 @@ from torch import nn
 from torch.nn import functional as F
 
 from formats import checkpoints
-from formats.sheets import answered, beside, write_suspects
-from data import Data
-from datasets import _moments
+from formats.fitting import look_first, predicted, share_of
+from formats.images import room_for_images
+from formats.inputs import Folder, build_network, open_folder
+from formats.outputs import check_replaced, digest, key_of_repair, resume, state_file
+from formats.sheets import write_suspects
+from data import Data, Streamed
 from etd import Expanded, eval_mode
 from expand import expand
-from experiment import check_writable, choose_device, provenance
-from formats.inputs import IMAGENET, Folder, Reading, build_network, decode, open_folder
-from metrics import predict
-from rem import check_forget, rem
+from experiment import choose_device, provenance, save_state
+from rem import check_forget, go_on, start
 from settings import Config, check, stream
 from tasks import write_whole
 
-NORMS = (IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3),
-         ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))  # mean and std to try, the last CIFAR-10's
-SIZES = (32, 64, 96, 128, 160, 224, 256, 299)  # pixels per side that networks are trained at
 FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0", "*squeeze",
             "*branch[23].0.conv")  # inner layers of blocks
 FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "ratio", "seed")  # settings that have a flag
-LOOK = 500  # images on which another reading of the folder is tried
 READ = (*FLAGS, "stop", "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "precision")  # of Config
 EPOCH = ("epoch {}/{}: {} updates of step 2, Acc(D_f) {acc_forget_before:.2f} to {acc_forget:.2f}; loss of step 3 "
          "{loss:.3f}, Acc(watched) {acc_watched:.2f}; {:.0f} s, at most {:.0f} s left")
 SHOWN = ("acc_forget_before", "acc_forget", "loss", "acc_watched")  # of the record; the last only with an early end
-SURE, LOW, BETTER = 0.9, 0.5, 0.1  # accuracies on the given labels: no doubt; too low to go on; worth a stop
-PIXELS = 2**24  # of the images of one batch in passes without a gradient
 
 
 # --- In Python --------------------------------------------------------------------------------------------------------
 
 
-def repair(model: nn.Module, data: Data, forget: torch.Tensor, *, layers=None, say=None, **settings) -> nn.Module:
+def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, layers=None, say=None, keep=None,
+           every: int = 1, **settings) -> nn.Module:
     """A repaired copy of a trained classifier: REM from some known bad examples, the others unknown.
 
     Args:
         model: any network that `expand` takes, also inside DataParallel or compiled; left as it is.
-        data: all training images, labels as the network was trained on them.
+        data: all training images, labels as the network was trained on them, in memory or Streamed.
         forget: (k,) int64 indices of the known bad ones; neither empty nor all.
         layers: names or patterns (`*.mlp.0`) of the layers that get theta_o2; None: chosen by `expand_any`.
         say: called with a line of text about each choice and each epoch; None: silent.
+        keep: file for the state after each `every` epochs, from which the same call goes on; None: none is written.
         settings: of settings.Config, over the defaults of `choose_settings`, such as unlearn_epochs=2 or seed=1.
     Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes.
     Raises:
@@ -75,13 +69,24 @@ def repair(model: nn.Module, data: Data, forget: torch.Tensor, *, layers=None, s
     for line in reasons:
         say(line)
     weight = next(model.parameters())
-    example = torch.zeros((2, *data.images.shape[1:]), device=weight.device)
+    example = torch.zeros((2, *data.shape), device=weight.device)
     expanded = expand_any(model, example, config, layers, say)
-    return rem(expanded, data, forget, config, stream(config.seed, "repair"), log=epoch_lines(say))
+    state = start(expanded, data, forget, config, stream(config.seed, "repair"))
+    key = keep and key_of_repair(model, data, forget, config, layers)
+    if keep and (line := resume(state, keep, key)):
+        say(line)
+    tell = epoch_lines(say, state.epoch)
+
+    def log(epoch: int, epochs: int, net, **record) -> None:
+        tell(epoch, epochs, net, **record)
+        if keep and epoch % every == 0:
+            save_state(state, keep, key=key)
+
+    return go_on(state, log)
 
 
 @torch.no_grad()
-def too_sure(model: nn.Module, data: Data, forget: torch.Tensor) -> bool:
+def too_sure(model: nn.Module, data: Data | Streamed, forget: torch.Tensor) -> bool:
     """Whether D_f has next to no gradient, which is about as large as its cross-entropy at the labels as given.
 
     Choice: a mean below 1e-6. At 2e-4 SGD needed 18 updates of step 2, at 5e-10 and 3e-9 a hundred moved nothing.
@@ -166,14 +171,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def epoch_lines(say):
-    """A log function for `rem`: one line per epoch with the time that is left at most."""
+def epoch_lines(say, done: int = 0):
+    """A log function for `rem`: one line per epoch with the time left at most; done: epochs of an earlier run."""
     begin = time.perf_counter()
 
     def log(epoch: int, epochs: int, model, **record) -> None:
         spent = time.perf_counter() - begin
         values = {name: record.get(name, math.nan) for name in SHOWN}
-        say(EPOCH.format(epoch, epochs, record["updates"], spent, spent / epoch * (epochs - epoch), **values))
+        say(EPOCH.format(epoch, epochs, record["updates"], spent, spent / (epoch - done) * (epochs - epoch), **values))
 
     return log
 
@@ -206,7 +211,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--optimizer", choices=("sgd", "adam"), help="(default: from the kind of network)")
     p.add_argument("--seed", type=int, help="of everything that is drawn (default: 0)")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto (default)")
-    p.add_argument("-j", "--workers", type=int, help="threads that decode images (default: one a core)")
+    p.add_argument("-j", "--workers", type=int, help="threads or processes that decode images (default: one a core)")
+    p.add_argument("--max-memory", type=float, metavar="GB", help="images that take more are not kept in memory but "
+                   "decoded anew in every pass, with the same result (default: half of what is free)")
+    p.add_argument("--checkpoint-every", type=int, default=1, metavar="EPOCHS", help="write the state beside --out, "
+                   "which the same command goes on from if it was cut off (default: 1; 0: never)")
     p.add_argument("--skip-bad-images", action="store_true", help="leave out training images that cannot be decoded")
     p.add_argument("--force", action="store_true", help="go on although the network does not fit the folder")
 
@@ -223,7 +232,11 @@ def main(given: dict, argv: list[str]) -> int:
     stored = checkpoints.read(args.checkpoint, args.ema)
     names = checkpoints.load_into(model, stored, args.checkpoint)
     places = {path: i for i, path in enumerate(folder.paths)}  # before any is left out
-    train, heldout, skipped = folder.load(reading, args.workers, args.skip_bad_images)
+    room = room_for_images(device, args.max_memory)
+    train, heldout, skipped = folder.load(reading, args.workers, args.skip_bad_images, room)
+    if isinstance(train, Streamed):
+        print(f"the images take {reading.size_of(len(train)) / 1e9:.3g} GB, and --max-memory is {room / 1e9:.3g}: they "
+              f"are decoded anew in every pass, by {train.workers} processes")
     check_forget(folder.forget, len(train))
     choose_settings(model, len(train), settings)  # so that a value out of range is told before any work
     if skipped:
@@ -235,8 +248,10 @@ def main(given: dict, argv: list[str]) -> int:
     look_first(model, train, before, folder, reading, args.force)
     config, _ = choose_settings(model, len(train), settings, too_sure(model, train, folder.forget))
     layers, say = args.layers and args.layers.split(","), functools.partial(print, flush=True)
+    keep = state_file(args.out) if args.checkpoint_every else None
     try:
-        repaired = repair(model, train, folder.forget, layers=layers, say=say, **settings)
+        repaired = repair(model, train, folder.forget, layers=layers, say=say, keep=keep, every=args.checkpoint_every,
+                          **settings)
         scores = before_and_after((model, repaired), before, train, heldout and heldout.to(device), folder)
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} with --lr") from error
@@ -252,87 +267,15 @@ def main(given: dict, argv: list[str]) -> int:
               "sha256": {name: digest(name) for name in (args.checkpoint, *args.bad, args.out)},
               "torchvision": version("torchvision"), **provenance(device, argv)}
     write_whole(report_file, lambda file: file.write(json.dumps(report, indent=1).encode()))
+    if keep:
+        keep.unlink(missing_ok=True)
     return 0
 
 
-def check_replaced(args: argparse.Namespace, report_file: Path) -> None:
-    """Raise ValueError unless all outputs can be written and none replaces an input, or what a user typed."""
-    if report_file == Path(args.out):
-        raise ValueError(f"--out is {args.out}, the report's name; give a file that ends in .pt or .safetensors")
-    for out in (Path(args.out), report_file, *beside(args.out)):
-        check_writable(str(out))
-        for name in (args.checkpoint, *args.bad, args.clean, args.class_map):
-            if name and out.exists() and Path(name).exists() and out.samefile(name):
-                raise ValueError(f"{out} would replace the input {name}; give another file with --out")
-    if answered(listed := beside(args.out)[0]):
-        raise ValueError(f"{listed} has a column `bad`, which would be lost; choose another folder for --out")
+# --- Told at the end --------------------------------------------------------------------------------------------------
 
 
-# --- Told before any work, and at the end -----------------------------------------------------------------------------
-
-
-def predicted(model: nn.Module, data: Data) -> torch.Tensor:
-    """(N,) classes, in batches that fit into memory."""
-    return predict(model, data, size=max(16, PIXELS // data.images[0].numel()))
-
-
-def share_of(hits: torch.Tensor) -> float | None:
-    """Fraction of true entries, None of none."""
-    return round(float(hits.double().mean()), 4) if len(hits) else None
-
-
-def look_first(model, data: Data, before: torch.Tensor, folder: Folder, reading: Reading, force: bool) -> None:
-    """Print how well the network knows the given labels; ValueError if it does not, with what fits better."""
-    hits, others = before == data.labels.cpu(), torch.ones(len(data), dtype=torch.bool)
-    others[folder.forget] = False
-    accuracy, known = share_of(hits[others]), share_of(hits[folder.forget])
-    print(f"accuracy on the labels as given: {accuracy:.3f} without the known bad, {known:.3f} on these", flush=True)
-    if known < LOW:
-        print("warning: the network has not learnt the known bad labels, so there is little to repair", file=sys.stderr)
-    if accuracy >= SURE or force:
-        return
-    order = torch.randperm(int(others.sum()), generator=torch.Generator().manual_seed(0))
-    chosen = others.nonzero()[:, 0][order[:LOOK]]
-    few = replace(data, images=data.images[chosen], labels=data.labels[chosen])
-    found = sorted(readings(model, few, [folder.paths[i] for i in chosen], folder.classes, reading), reverse=True)
-    better = [f"{value:.1%} with {words}" for value, words in found if value > share_of(hits[chosen]) + BETTER][:3]
-    if better or accuracy < LOW:
-        none = "no more with other class orders, colours, mean and std or sizes: it was trained on other images"
-        raise ValueError(f"the network gives {accuracy:.1%} of the labels, so something does not fit; on {len(chosen)} "
-                         f"images it gives {'; '.join(better) or none}. To go on all the same: --force")
-
-
-def readings(model: nn.Module, data: Data, paths: list[Path], classes: list[str], reading: Reading):
-    """(accuracy, words) of each other reading of some images, one thing changed at a time."""
-    def note(words: str, other: Data) -> tuple[float, str]:
-        return share_of(predicted(model, other) == other.labels.cpu()), words
-
-    for words, order in (("timm's", sorted(classes, key=natural)), ("torchvision's", sorted(classes))):
-        if order != classes:
-            places = torch.tensor([order.index(name) for name in classes], device=data.labels.device)
-            yield note(f"{words} order of classes (--class-map with {', '.join(order[:4])}, ...)",
-                       replace(data, labels=places[data.labels]))
-    yield note("BGR images (which FILE.py:FUNCTION can flip)", replace(data, images=data.images.flip(1)))
-    for mean, std in (*NORMS, _moments(data.images.cpu())):
-        if (tuple(mean), tuple(std)) != (data.mean, data.std):
-            numbers = [" ".join(f"{v:.4g}" for v in values) for values in (mean, std)]
-            yield note(f"--mean {numbers[0]} --std {numbers[1]}", replace(data, mean=tuple(mean), std=tuple(std)))
-    for size, crop in ((reading.size, 0.875), *((size, 1.0) for size in SIZES)):
-        if (size, crop) != (reading.size, reading.crop_pct):
-            images = decode(paths, Reading(size, crop))[0].to(data.images.device)
-            try:
-                yield note(f"--image-size {size} --crop-pct {crop:g}", replace(data, images=images))
-            except (RuntimeError, AssertionError, ValueError):
-                continue  # the network takes no such size
-
-
-def natural(name: str) -> list:
-    """Sort key of timm's class order: numbers by value, letters without case."""
-    parts = [part for part in re.split(r"(\d+)", name) if part]
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts]
-
-
-def before_and_after(models, before: torch.Tensor, data: Data, heldout: Data | None, folder: Folder) -> dict:
+def before_and_after(models, before: torch.Tensor, data, heldout, folder: Folder) -> dict:
     """What the repair changed: [before, after] by the name of the row, and how many predictions changed."""
     pair, labels = (before, predicted(models[1], data)), data.labels.cpu()
     known = torch.zeros(len(data), dtype=torch.bool)
@@ -355,8 +298,3 @@ def table_of_changes(scores: dict) -> str:
         cells = "".join(f"{'-' if v is None else f'{100 * v:.1f}':>8}" for v in pair) or f"{value:>16}"
         lines.append(f"{name:<44}{cells}")
     return "\n".join(lines)
-
-
-def digest(path: str) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from data import Data, count_batches
-from etd import (Expanded, descend, finite, forked_rng, logits_of, make_optimizer, mask_table, refresh_batchnorm,
-                 stream)
+from etd import (Expanded, MaskTable, descend, finite, forked_rng, logits_of, make_optimizer, mask_table,
+                 refresh_batchnorm, stream)
 from expand import expand
 from settings import Config
 
@@ -35,7 +35,7 @@ def rate(step: int, steps: int, schedule: str = "linear") -> float:
 
 
 def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config, generator: torch.Generator, *,
-        epochs: int | None = None, lr: float | None = None, masks: torch.Tensor | None = None, log=None,
+        epochs: int | None = None, lr: float | None = None, masks: MaskTable | None = None, log=None,
         schedule: str = "linear") -> None:
     """Train a network in place with cross-entropy on the labels as given.
 
@@ -47,13 +47,13 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
         generator: on the CPU, of order, augmentation and dropout.
         epochs: None for config.epochs.
         lr: peak rate, None for config.lr.
-        masks: (N, width) bool: row i masks theta_o2 for example i (ETD).
+        masks: of N rows: row i masks theta_o2 for example i (ETD).
         log: called as log(epoch, epochs, model, loss=...) after each epoch.
         schedule: of the rate, see `rate`.
     Raises: NonFiniteLoss for at the end of the epoch in which the loss stopped being finite.
     """
     epochs, lr = config.epochs if epochs is None else epochs, config.lr if lr is None else lr
-    device, dtype = data.images.device, next(model.parameters()).dtype
+    device, dtype = data.device, next(model.parameters()).dtype
     masks = None if masks is None else masks.to(device)
     optimizer, step = make_optimizer(model, config, lr), 0
     model.train()
@@ -98,5 +98,5 @@ def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Gen
 def expand_for(model: nn.Module, data: Data, config: Config) -> Expanded:
     """`expand` at the settings' ratio for the data's image shape, theta_o2 drawn from the settings' seed."""
     weight = next(model.parameters())
-    example = torch.zeros((2, *data.images.shape[1:]), device=weight.device)
+    example = torch.zeros((2, *data.shape), device=weight.device)
     return expand(model, example, config.extra_ratio, generator=stream(config.seed, "theta_o2"))

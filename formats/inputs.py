@@ -2,7 +2,7 @@
 
     folder = open_folder("pictures", "bad.txt")                      # pictures/train/<class>/*; every line must match
     model, reading = build_network("resnet18", classes=3, size=64)   # untrained; size, crop, mean and std to read with
-    train, heldout = folder.load(reading)                            # data.Data, uint8 images
+    train, heldout = folder.load(reading)                            # data.Data or Streamed, uint8 images
 """
 
 import csv
@@ -10,9 +10,9 @@ import importlib.util
 import inspect
 import io
 import json
+import math
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from data import Data
-from datasets import _decode_one, _listing, _moments
+from datasets import _listing
+from formats.images import Reading, load_images
 from models import ARCHITECTURES, build
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -31,16 +31,6 @@ TRUE, FALSE = ("true", "1", "1.0", "yes", "t"), ("false", "0", "0.0", "no", "f",
 SHOWN = 20  # lines that a message names
 
 # --- The folder -------------------------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Reading:
-    """How image files become what the network sees."""
-
-    size: int  # pixels per side
-    crop_pct: float = 1.0  # the centre crop over the resized shorter side
-    mean: tuple[float, ...] | None = None  # per channel, in [0, 1]; None, with std: the training images' own
-    std: tuple[float, ...] | None = None
-
 
 @dataclass
 class Folder:
@@ -54,31 +44,33 @@ class Folder:
     clean: torch.Tensor | None  # (N,) int64 true labels, -1 where unknown; for the report alone
     said: str  # how many lines of the list matched
 
-    def load(self, reading: Reading, workers: int | None = None, skip: bool = False):
-        """Decode the images of train/ and, where there is one, of test/ or val/.
+    def load(self, reading: Reading, workers: int | None = None, skip: bool = False, room: float = math.inf):
+        """Read the images of train/ and, where there is one, of test/ or val/.
 
         Training images that cannot be decoded are forgotten by `paths`, `labels`, `forget` and `clean` with `skip`.
-        Returns: Data of the training images, Data of the held-out ones or None, and the files that were left out.
+        Args: room: bytes that images may take in memory; those that take more are Streamed from their files.
+        Returns: Data or Streamed of the training images, the same of the held-out ones or None, and the files that were
+            left out.
         Raises: ValueError for an image that cannot be decoded, without `skip`; a held-out class that is not a training
             class.
         """
-        images, kept = decode(self.paths, reading, workers, skip)
+        train, kept = load_images(self.paths, self.labels, len(self.classes), reading, workers, skip, room)
         known = set(kept.tolist())
         skipped = [path for i, path in enumerate(self.paths) if i not in known]
         self.forget = torch.isin(kept, self.forget).nonzero()[:, 0]
         self.paths, self.labels = [self.paths[i] for i in kept], self.labels[kept]
         self.clean = None if self.clean is None else self.clean[kept]
-        mean, std = (reading.mean, reading.std) if reading.mean else _moments(images)
-        train = Data(images, self.labels, len(self.classes), tuple(mean), tuple(std))
         if not any((self.root / name).is_dir() for name in ("test", "val")):
             return train, None, skipped
         found = _listing(self.root, "test", "val")
         if strange := sorted(set(found.classes) - set(self.classes)):
             raise ValueError(f"{found.root} has the class {strange[0]!r}, which {self.root / 'train'} has not")
-        images, kept = decode([Path(path) for path, _ in found.samples], reading, workers, skip)
-        labels = torch.tensor([self.classes.index(found.classes[y]) for y in found.targets])[kept]
-        skipped += [Path(path) for i, (path, _) in enumerate(found.samples) if i not in set(kept.tolist())]
-        return train, replace(train, images=images, labels=labels), skipped
+        paths, reading = [Path(path) for path, _ in found.samples], replace(reading, mean=train.mean, std=train.std)
+        labels = torch.tensor([self.classes.index(found.classes[y]) for y in found.targets])
+        room = room - reading.size_of(len(train))
+        heldout, kept = load_images(paths, labels, len(self.classes), reading, workers, skip, room)
+        known = set(kept.tolist())
+        return train, heldout, skipped + [path for i, path in enumerate(paths) if i not in known]
 
 
 def open_folder(root: str | Path, bad, clean: str | Path | None = None, class_map=None) -> Folder:
@@ -108,29 +100,6 @@ def read_classes(file: str | Path, folders: list[str]) -> list[str]:
     if len(set(classes)) < len(classes):
         raise ValueError(f"the class map {file} names a class twice")
     return classes
-
-
-def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip: bool = False):
-    """Decode image files.
-
-    Returns: (n, 3, size, size) uint8 and (n,) int64 positions in `paths`: all of them, or with `skip` those that
-        decode.
-    """
-    size, resized = reading.size, round(reading.size / reading.crop_pct)
-    images, bad, edge = np.zeros((len(paths), 3, size, size), np.uint8), {}, (resized - size) // 2
-
-    def fill(i: int) -> None:
-        try:
-            images[i] = _decode_one(paths[i], resized)[edge : edge + size, edge : edge + size].transpose(2, 0, 1)
-        except Exception as error:  # decoders raise anything on damaged or hostile files
-            bad[i] = f"{paths[i]} ({type(error).__name__})"
-
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(fill, range(len(paths))))
-    if bad and not skip:
-        raise ValueError(f"{len(bad)} images cannot be decoded, {bad[min(bad)]} first; try --skip-bad-images")
-    kept = torch.tensor([i for i in range(len(paths)) if i not in bad], dtype=torch.int64)
-    return torch.from_numpy(images)[kept], kept
 
 
 # --- Lists ------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from data import Data
 from formats.inputs import Folder
 from suspects import features, probe, suspects
 from tasks import write_whole
@@ -27,7 +26,7 @@ def beside(out: str | Path) -> tuple[Path, Path]:
     return Path(out).with_name("suspects.csv"), Path(out).with_name("suspects.png")
 
 
-def write_suspects(out: str | Path, model, repaired, data: Data, folder: Folder, places: dict[Path, int]) -> str:
+def write_suspects(out: str | Path, model, repaired, data, folder: Folder, places: dict[Path, int]) -> str:
     """Write suspects.csv and, where matplotlib is installed, suspects.png; returns a line that says so.
 
     Args:
@@ -44,7 +43,7 @@ def write_suspects(out: str | Path, model, repaired, data: Data, folder: Folder,
                      f"{score:.6g}", f"{math.exp(-score):.6g}", f"{similar[i]:.6g}"))
     write_csv(listed, COLUMNS, rows)
     told, first = f"{listed} ranks the {len(rows)} images that no list names, most suspect first", rows[:PICTURES]
-    shown = draw_sheet(drawn, data.images[found.index[: len(first)]].cpu(), [(row[3], row[4]) for row in first])
+    shown = draw_sheet(drawn, data.some(found.index[: len(first)]).images.cpu(), [(row[3], row[4]) for row in first])
     return told + (f"; {drawn} shows {len(first)}" if shown else "; no picture of them: matplotlib is not installed")
 
 

@@ -211,7 +211,12 @@ def prop_a20_bf16(rem, seed=0, beta=2.0):
     config = tiny(precision="bf16", unlearn_lr=0.0, beta=beta, gamma=0.2, batch=64, max_passes=1)
     state = rem.start(small_net(seed, norm=False), data, forget, config, gen(seed))
     answers = iter([0.9, 0.1])
-    with mock.patch.object(rem, "descend", lambda optimizer, loss: losses.append(float(loss.detach()))), \
+
+    def note(optimizer, loss, *more):
+        losses.append(float(loss.detach()))
+        return loss.detach()
+
+    with mock.patch.object(rem, "descend", note), \
             mock.patch.object(rem, "acc_forget", lambda state: next(answers)), \
             mock.patch.object(rem, "check_gradients", lambda expanded: None):
         rem.remove(state)
@@ -361,9 +366,10 @@ def test_the_last_update_of_rem_is_looked_at():
     """A3: a whole run whose very last update overflows raises, with every loss before it finite."""
     real, count = rem.descend, [0]
 
-    def last_is_wild(optimizer, loss):
+    def last_is_wild(optimizer, loss, *share):
         count[0] += 1
-        real(optimizer, loss * (1e38 if count[0] == 6 else 1))
+        real(optimizer, loss * (1e38 if count[0] == 6 else 1), *share)
+        return loss.detach()
 
     with mock.patch.object(rem, "descend", last_is_wild), pytest.raises(etd.NonFiniteLoss, match="not finite any more"):
         rem.rem(small_net(0), make_data(0), torch.tensor([1, 2]), tiny(gamma=1.0, unlearn_lr=1e5), gen(0))

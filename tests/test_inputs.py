@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from formats.inputs import Folder, Reading, build_network, decode, open_folder, read_bad, read_labels
+from formats.images import Reading, decode
+from formats.inputs import Folder, build_network, open_folder, read_bad, read_labels
 
 CLASSES = ("ant", "bee")
 

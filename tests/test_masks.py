@@ -73,27 +73,49 @@ def masked_calls(expanded, data):
 
 @given(n=sizes, width=widths, p=rates, seed=seeds, share=st.sampled_from([0.0, 0.5, 1.0]))
 def test_shape_dtype_and_storage(n, width, p, seed, share):
-    """M1, M16: bool rows of shape (n, width), on the CPU, n * width bytes of storage and no more."""
+    """M1, M16: bool rows of shape (n, width), on the CPU, a bit a channel in storage and one row more."""
     table = etd.mask_table(n, width, p, seed, subset(seed, n, share))
-    assert table.shape == (n, width) and table.dtype == torch.bool and table.device.type == "cpu"
-    assert table.nbytes == table.untyped_storage().nbytes() == n * width
+    assert len(table) == n and table[:].shape == (n, width) and table[:].dtype == torch.bool
+    assert table.packed.device.type == "cpu"
+    assert table.packed.untyped_storage().nbytes() == (n + 1) * math.ceil(width / 8)
+
+
+def test_a_table_is_drawn_in_parts():
+    """M3, M16: a table of many draws is the one stream's, and no more than DRAWS numbers are in memory at a time."""
+    real, sizes = torch.rand, []
+    with mock.patch.object(torch, "rand", lambda shape, **more: sizes.append(math.prod(shape)) or real(shape, **more)):
+        with mock.patch.object(etd, "DRAWS", 1000):
+            table = etd.mask_table(301, 19, 0.3, seed=4, shared=torch.tensor([2, 300]))
+    assert len(sizes) == math.ceil(302 / 52) and max(sizes) == 52 * 19  # 52 rows of 19 numbers are below 1000
+    rows = torch.rand((302, 19), generator=gen(4)) < 0.3
+    rows[[3, 301]] = rows[0].clone()
+    assert torch.equal(table[:], rows[1:])
+
+
+@given(n=st.integers(1, 17), width=widths, seed=seeds)
+def test_rows_by_whatever_indexes_a_tensor(n, width, seed):
+    """M13: an index, several, a slice or a mask give what they give of a plain tensor of the rows."""
+    table, order = etd.mask_table(n, width, 0.5, seed), torch.randperm(n, generator=gen(seed))
+    plain = torch.stack([table[i] for i in range(n)])
+    for rows in (n - 1, -1, torch.tensor(n - 1), order, order.view(1, -1), slice(None, None, 2), order > 2, [0, 0]):
+        assert torch.equal(table[rows], plain[rows])
 
 
 @given(n=sizes, width=widths, p=rates, seed=seeds)
 def test_rows_equal_an_independent_derivation(n, width, p, seed):
     """M3, M9: row i is the (i + 1)-th stretch of one stream of uniform numbers, the shared row the first."""
     table = etd.mask_table(n, width, p, seed)
-    for i, row in enumerate(table.tolist()):
+    for i, row in enumerate(table[:].tolist()):
         assert row == oracles.mask_row(seed, i, width, p)
     shared = etd.mask_table(n, width, p, seed, torch.arange(n))
-    assert all(row == oracles.mask_row(seed, None, width, p) for row in shared.tolist())
+    assert all(row == oracles.mask_row(seed, None, width, p) for row in shared[:].tolist())
 
 
 @pytest.mark.parametrize("p", [0.05, 0.2, 0.5, 0.9])
 def test_active_share_of_a_bernoulli_table(p):
     """M2: bits are on with probability p_mem, in the whole table and in every column."""
     n, width, sd = 2000, 50, math.sqrt(p * (1 - p))
-    table = etd.mask_table(n, width, p, seed=7).double()
+    table = etd.mask_table(n, width, p, seed=7)[:].double()
     # 5 sd: error rate 6e-7, and the seed is fixed
     assert abs(table.sum() - n * width * p) < 5 * sd * math.sqrt(n * width)
     assert (table.sum(0) - n * p).abs().max() < 5 * sd * math.sqrt(n)  # 50 columns: 3e-5
@@ -105,7 +127,7 @@ def prop_m3(etd, seed, n, width, p=0.5):
     table = etd.mask_table(n, width, p, seed)
     etd.mask_table(n + 3, width, p, seed + 1)
     torch.rand(3, generator=gen(seed))
-    assert torch.equal(table, etd.mask_table(n, width, p, seed))
+    assert torch.equal(table[:], etd.mask_table(n, width, p, seed)[:])
     order = torch.randperm(n, generator=gen(seed))
     rows = etd.mask_rows(table, order)
     for i, row in zip(order.tolist(), rows, strict=True):
@@ -126,14 +148,14 @@ def test_default_dtype_changes_no_row():
         again = etd.mask_table(6, 5, 0.5, seed=3)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert torch.equal(table, again)
+    assert torch.equal(table[:], again[:])
 
 
 def test_default_device_changes_no_row():
     """M5: the table is drawn on the CPU whatever torch's default device is."""
     with torch.device("meta"):
         table = etd.mask_table(6, 5, 0.5, seed=3)
-    assert table.device.type == "cpu" and torch.equal(table, etd.mask_table(6, 5, 0.5, seed=3))
+    assert table.packed.device.type == "cpu" and torch.equal(table[:], etd.mask_table(6, 5, 0.5, seed=3)[:])
 
 
 def prop_m3_redirect(rem, seed, n=9, epochs=2):
@@ -173,10 +195,11 @@ def test_masks_are_fixed_over_epochs_and_follow_the_example(seed):
 
 def prop_m4(etd, seed, n, more, width, p=0.5):
     """Row i stays when N grows, with and without a shared row."""
-    small, large = etd.mask_table(n, width, p, seed), etd.mask_table(n + more, width, p, seed)
+    small, large = etd.mask_table(n, width, p, seed)[:], etd.mask_table(n + more, width, p, seed)
     assert torch.equal(small, large[:n])
     shared = subset(seed, n)
-    assert torch.equal(etd.mask_table(n, width, p, seed, shared), etd.mask_table(n + more, width, p, seed, shared)[:n])
+    few, many = (etd.mask_table(size, width, p, seed, shared) for size in (n, n + more))
+    assert torch.equal(few[:], many[:n])
 
 
 @given(n=sizes, more=sizes, width=widths, seed=seeds, p=rates)
@@ -189,25 +212,27 @@ def test_rows_stay_when_a_large_n_grows():
     """M4: also beyond the sizes at which torch changes its ways of drawing."""
     large = etd.mask_table(3000, 257, 0.2, seed=1)
     for n in (0, 1, 15, 16, 17, 1000, 2999):
-        assert torch.equal(etd.mask_table(n, 257, 0.2, seed=1), large[:n])
+        assert torch.equal(etd.mask_table(n, 257, 0.2, seed=1)[:], large[:n])
 
 
 @given(n=st.integers(1, 17), width=widths, seed=seeds)
 def test_moving_keeps_rows(n, width, seed):
-    """M5: rows are the same after .to(dtype)."""
+    """M5: rows are the same after .to(device) and .to(dtype)."""
     table, index = etd.mask_table(n, width, 0.5, seed), subset(seed, n)
+    moved = table.to("meta")
+    assert moved.packed.is_meta and moved[:].shape == (n, width) and not table.packed.is_meta
     for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.int64):
-        assert torch.equal(etd.mask_rows(table.to(dtype), index).bool(), etd.mask_rows(table, index))
+        assert torch.equal(table.to("cpu")[index].to(dtype).bool(), etd.mask_rows(table, index))
 
 
 @pytest.mark.gpu
 def test_rows_are_the_same_on_cuda():
     """M5: a table moved to the GPU gives the rows of the CPU, for indices that stay on the CPU."""
     table, index = etd.mask_table(50, 33, 0.2, seed=0, shared=torch.tensor([3, 4])), torch.tensor([49, 0, 3, 3, 7])
-    rows = etd.mask_rows(table.cuda(), index)
+    rows = etd.mask_rows(table.to("cuda"), index)
     assert rows.is_cuda and torch.equal(rows.cpu(), etd.mask_rows(table, index))
     with torch.device("cuda"):
-        assert torch.equal(etd.mask_table(50, 33, 0.2, 0, torch.tensor([3, 4], device="cpu")), table)
+        assert torch.equal(etd.mask_table(50, 33, 0.2, 0, torch.tensor([3, 4], device="cpu"))[:], table[:])
 
 
 def prop_m6(etd, seed):
@@ -232,13 +257,13 @@ def test_masks_leave_global_random_states(seed):
 
 def prop_m7(etd, seed, n, width):
     """All rows of D_f are one; D_f empty changes nothing; D_f everything leaves one distinct row."""
-    own = etd.mask_table(n, width, 0.5, seed)
+    own = etd.mask_table(n, width, 0.5, seed)[:]
     forget = subset(seed, n)
     table = etd.mask_table(n, width, 0.5, seed, forget)
     shared = torch.tensor(oracles.mask_row(seed, None, width, 0.5), dtype=torch.bool)
     assert all(torch.equal(row, shared) for row in etd.mask_rows(table, forget))
-    assert torch.equal(etd.mask_table(n, width, 0.5, seed, forget[:0]), own)
-    everything = etd.mask_table(n, width, 0.5, seed, torch.arange(n))
+    assert torch.equal(etd.mask_table(n, width, 0.5, seed, forget[:0])[:], own)
+    everything = etd.mask_table(n, width, 0.5, seed, torch.arange(n))[:]
     assert all(torch.equal(row, shared) for row in everything)
 
 
@@ -298,7 +323,7 @@ def test_shared_row_has_the_marginal_of_the_others():
     total, rows = 0, set()
     for seed in range(runs):
         shared = etd.mask_table(n, width, p, seed, torch.tensor([4]))[4]
-        own = etd.mask_table(n, width, p, seed)
+        own = etd.mask_table(n, width, p, seed)[:]
         total += int(shared.sum())
         rows.add(tuple(shared.tolist()))
         # two independent rows agree with probability 0.68^40 = 2e-7; 1800 pairs: 4e-4, and the seeds are fixed
@@ -310,7 +335,7 @@ def test_shared_row_has_the_marginal_of_the_others():
 def prop_m10(etd, seed=5):
     """Rows of D_r are independent: pairs overlap in p^2 of the bits, and no two are equal."""
     n, width, p = 40, 600, 0.2
-    table = etd.mask_table(n, width, p, seed).double()
+    table = etd.mask_table(n, width, p, seed)[:].double()
     pairs = (table.sum(0) * (table.sum(0) - 1) / 2).sum()  # overlapping pairs, over all columns
     k = torch.arange(n + 1, dtype=torch.float64)
     choose = torch.tensor([math.comb(n, i) for i in range(n + 1)], dtype=torch.float64)
@@ -332,19 +357,19 @@ def test_rows_of_the_others_are_independent():
 def test_extreme_probabilities_and_empty_rows(n, width, seed):
     """M15: p = 0 is all zeros, p = 1 all ones, also for the shared row."""
     forget = subset(seed, n)
-    assert not etd.mask_table(n, width, 0.0, seed, forget).any()
-    assert etd.mask_table(n, width, 1.0, seed, forget).all()
+    assert not etd.mask_table(n, width, 0.0, seed, forget)[:].any()
+    assert etd.mask_table(n, width, 1.0, seed, forget)[:].all()
 
 
 def test_p_mem_0_is_off_whatever_is_drawn():
     """M15: a bit is on where its draw is below p, so p = 0 is all zeros even where the draw is exactly 0."""
     with mock.patch.object(torch, "rand", lambda shape, **more: torch.zeros(shape)):
-        assert not etd.mask_table(3, 5, 0.0, 0).any() and etd.mask_table(3, 5, 0.2, 0).all()
+        assert not etd.mask_table(3, 5, 0.0, 0)[:].any() and etd.mask_table(3, 5, 0.2, 0)[:].all()
 
 
 def test_rows_without_a_bit_are_allowed():
     """M15: Bernoulli rows may be empty; nothing redraws them."""
-    table = etd.mask_table(2000, 4, 0.2, seed=0)
+    table = etd.mask_table(2000, 4, 0.2, seed=0)[:]
     empty, p = int((~table.any(dim=1)).sum()), 0.8**4
     assert abs(empty - 2000 * p) < 5 * math.sqrt(2000 * p * (1 - p))  # 5 sd: 6e-7, fixed seed
 
@@ -361,7 +386,7 @@ BAD_INDICES = [
 def test_bad_indices_are_refused(index, named):
     """M18: a negative, too large or wrongly typed index raises a ValueError that names it, and never wraps."""
     with pytest.raises(ValueError, match=named):
-        etd.mask_rows(torch.zeros(5, 3, dtype=torch.bool), index)
+        etd.mask_rows(etd.mask_table(5, 3, 0.2, 0), index)
     with pytest.raises(ValueError, match=named):
         etd.mask_table(5, 3, 0.2, 0, shared=index)
 
@@ -479,9 +504,9 @@ def test_rows_follow_the_dataset_index(seed):
 
 
 def test_masks_of_a_large_network_stay_small():
-    """M16: the state's table is N x width bytes, whatever the maps' sizes; a pass keeps nothing."""
+    """M16: the state's table is N x width bits, whatever the maps' sizes; a pass keeps nothing."""
     data, config = make_data(0, n=30, size=16), tiny()
     state = rem.start(small_net(0, width=7), data, torch.tensor([1, 2]), config, gen(0))
-    assert state.masks.untyped_storage().nbytes() == 30 * 7
-    state.expanded(torch.zeros(30, 1, 16, 16), state.masks)
+    assert state.masks.packed.nbytes == 30  # seven bits of a byte
+    state.expanded(torch.zeros(30, 1, 16, 16), state.masks[:])
     assert all(layer.keep is None for layer in state.expanded.layers().values())

@@ -14,13 +14,15 @@ from PIL import Image
 from torch import nn
 
 from formats import checkpoints
+from formats import fitting
+from formats import images
 from formats import inputs
 import claims
 import repair
 import run
 from data import Data
 from examples.repair import draw_shapes, put_sticker, write_images
-from helpers import gen, make_data, small_net
+from helpers import assert_same_state, gen, make_data, small_net
 from metrics import accuracy
 from models import build
 from settings import Config
@@ -115,7 +117,7 @@ def test_traps_are_told_before_any_work(colours, capsys, trap, monkeypatch):
         if trap == "size":  # the colour is in the middle alone
             image = np.pad(image[20:24, 20:24], ((20, 8), (20, 8), (0, 0)))
         Image.fromarray(np.ascontiguousarray(image)).save(path)
-    monkeypatch.setattr(repair, "rem", lambda *args, **kwargs: pytest.fail("work began"))
+    monkeypatch.setattr(repair, "start", lambda *args, **kwargs: pytest.fail("work began"))
     assert call({**colours, **changed}, *more) == 2
     told = capsys.readouterr()
     assert "accuracy on the labels as given: 0." in told.out
@@ -134,7 +136,7 @@ def test_what_fits_nothing_stops_and_can_be_forced(colours, capsys):
 
 def test_natural_order():
     """P2: timm's order: numbers by value, letters without case."""
-    assert sorted(["10", "2", "b10", "B9", "ant", "Cat"], key=repair.natural) == ["2", "10", "ant", "B9", "b10", "Cat"]
+    assert sorted(["10", "2", "b10", "B9", "ant", "Cat"], key=fitting.natural) == ["2", "10", "ant", "B9", "b10", "Cat"]
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
@@ -146,6 +148,8 @@ def test_natural_order():
     ({"--out": "MODEL"}, (), "would replace the input"),
     ({"--out": "LINK"}, (), "would replace the input"),
     ({"--out": "x.json"}, (), "the report's name"),
+    ({}, ("--checkpoint-every", -1), "--checkpoint-every is -1"),
+    ({}, ("--max-memory", -1), "--max-memory is -1"),
     ({"--out": "FOLDER"}, (), "cannot write"),
     ({"--data": "none"}, (), "no folder"),
     ({}, ("--batch-size", 1), "batch is 1"),
@@ -161,7 +165,7 @@ def test_bad_input_is_one_line_before_any_work(colours, capsys, monkeypatch, cha
     (folder / "LINK").symlink_to(folder / "model.pt")
     places = {"MODEL": folder / "model.pt", "LINK": folder / "LINK", "FOLDER": folder / "train",
               "x.json": folder / "x.json", "none": folder / "none"}
-    monkeypatch.setattr(repair, "rem", lambda *args, **kwargs: pytest.fail("work began"))
+    monkeypatch.setattr(repair, "start", lambda *args, **kwargs: pytest.fail("work began"))
     before = (folder / "model.pt").read_bytes()
     try:
         code = call({**colours, **{key: places.get(value, value) for key, value in changed.items()}}, *more)
@@ -405,6 +409,105 @@ def test_images_left_out_are_told(colours, capsys):
     assert "1 images cannot be decoded and are left out" in capsys.readouterr().out
     report = json.loads(colours["--out"].with_suffix(".json").read_text())
     assert [Path(name).name for name in report["skipped"]] == ["3-0.png"]
+
+
+# --- Images that are not kept in memory -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_above_max_memory_are_streamed_with_the_same_result(colours, capsys, workers):
+    """P8: above --max-memory every pass decodes anew, the run says so, and weights, report and suspects are the same."""
+    (colours["--data"] / "val").symlink_to(colours["--data"] / "train")
+    mean = () if workers else SMALL
+    out, found = colours["--out"], []
+    for room in (1, 0.0001):
+        assert call(colours, "--epochs", 1, "--max-memory", room, "--workers", workers, *mean) == 0
+        found.append((out.read_bytes(), json.loads(out.with_suffix(".json").read_text())["scores"],
+                      out.with_name("suspects.csv").read_bytes()))
+        told = capsys.readouterr().out
+        streams = "the images take 0.000221 GB, and --max-memory is 0.0001: they are decoded anew in every pass" in told
+        assert streams == (room < 1)
+    assert found[0] == found[1]
+
+
+def test_streamed_images_that_cannot_be_decoded(colours, capsys):
+    """P8: a damaged file ends the run with a line that names it, or is left out as in memory."""
+    (colours["--data"] / "train" / "3" / "3-0.png").write_bytes(b"\x89PNG")
+    streamed = ("--epochs", 0, "--max-memory", 0, "--workers", 1)
+    assert call(colours, *streamed) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and "cannot be read" in told[0] and "3-0.png" in told[0] and not colours["--out"].exists()
+    assert call(colours, *streamed, "--skip-bad-images") == 0
+    assert "1 images cannot be decoded and are left out" in capsys.readouterr().out
+
+
+def test_room_for_images(monkeypatch):
+    """P8: half of what is free, shared by the processes, or the given number of GB; a bad number is refused."""
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(images.Path, "read_text", lambda path: "MemFree: 1 kB\nMemAvailable:   4000 kB\n")
+    assert images.room_for_images(cpu) == 4000 * 1024 / 2 and images.room_for_images(cpu, None, 4) == 4000 * 1024 / 8
+    monkeypatch.setattr(images.Path, "read_text", lambda path: "what")
+    assert images.room_for_images(cpu) == float("inf") and images.room_for_images(cpu, 1.5) == 1.5e9
+    with pytest.raises(ValueError, match="--max-memory is -1"):
+        images.room_for_images(cpu, -1.0)
+
+
+# --- Repairs that are cut off -----------------------------------------------------------------------------------------
+
+
+def test_a_repair_that_is_cut_off_goes_on(colours, capsys, monkeypatch):
+    """P9, A8: a run that ends after an epoch goes on from there when the command is repeated, bit for bit, and leaves
+    no state; one state is one file, and nothing else is written."""
+    state, out, save = colours["--out"].with_suffix(".state"), colours["--out"], repair.save_state
+    many = ("--epochs", 3, "--batch-size", 16, "--lr", 0.01)
+    assert call(colours, *many) == 0
+    whole, lines = out.read_bytes(), [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert len(lines) >= 2 and not state.exists()
+    out.unlink()
+    before = set(out.parent.iterdir())
+
+    def cut(*args, **notes):
+        save(*args, **notes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(repair, "save_state", cut)
+    assert call(colours, *many) == 130
+    assert set(out.parent.iterdir()) == before | {state} and not out.exists()
+    monkeypatch.setattr(repair, "save_state", save)
+    capsys.readouterr()
+    assert call(colours, *many) == 0
+    told = capsys.readouterr().out
+    assert f"going on after epoch 1, from {state}" in told
+    again = [line for line in told.splitlines() if line.startswith("epoch")]
+    assert [line.split(" s,")[0].rsplit(";", 1)[0] for line in again] == [line.rsplit(";", 1)[0] for line in lines[1:]]
+    assert out.read_bytes() == whole and not state.exists()
+
+
+def test_the_state_of_another_repair_is_not_used(colours, capsys, tmp_path):
+    """P9: another D_f, setting or network begins anew and says so; a file of something else is refused; 0 keeps none."""
+    data, net, forget, told = make_data(0, n=24, classes=4), small_net(0), torch.tensor([1, 5]), []
+    keep, settings = tmp_path / "x.state", dict(unlearn_epochs=2, stop="max", say=told.append)
+    plain = repair.repair(net, data, forget, **settings)
+    assert_same_state(repair.repair(net, data, forget, keep=keep, every=2, **settings), plain)
+    kept, seen = keep.read_bytes(), len(told)
+    assert_same_state(repair.repair(net, data, forget, keep=keep, **settings), plain)
+    assert any("going on after epoch 2" in line for line in told[seen:]) and not any(line[:6] == "epoch " for line in told[seen:])
+    for changed in ((small_net(1), data, forget, {}), (net, data, forget[:1], {}), (net, data, forget, {"seed": 1}),
+                    (net, replace(data, labels=(data.labels + 1) % 4), forget, {})):
+        keep.write_bytes(kept)
+        told.clear()
+        other = repair.repair(*changed[:3], keep=keep, **settings, **changed[3])
+        assert "is the state of another repair and will be replaced" in " ".join(told)
+        assert_same_state(other, repair.repair(*changed[:3], **settings, **changed[3]))
+        assert keep.read_bytes() != kept
+    keep.write_bytes(b"PK")
+    with pytest.raises(ValueError, match="x.state is no state of this repair .*; move it away"):
+        repair.repair(net, data, forget, keep=keep, **settings)
+    assert call(colours, "--epochs", 1, "--checkpoint-every", 0) == 0
+    state = colours["--out"].with_suffix(".state")
+    state.write_text("something else")
+    assert call(colours, "--epochs", 1) == 2
+    assert "move it away" in capsys.readouterr().err and state.read_text() == "something else"
 
 
 def test_help_and_the_example(tmp_path):

@@ -1,0 +1,87 @@
+"""Whether a network fits a folder of images: told before any work, with the reading of the folder that fits better.
+
+    look_first(model, data, predicted(model, data), folder, reading, force=False)     # ValueError if it does not fit
+"""
+
+import math
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data import Data, Streamed
+from datasets import _moments
+from formats.images import Reading, decode
+from formats.inputs import IMAGENET, Folder
+from metrics import predict
+
+NORMS = (IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3),
+         ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))  # mean and std to try, the last CIFAR-10's
+SIZES = (32, 64, 96, 128, 160, 224, 256, 299)  # pixels per side that networks are trained at
+LOOK = 500  # images on which another reading of the folder is tried
+SURE, LOW, BETTER = 0.9, 0.5, 0.1  # accuracies on the given labels: no doubt; too low to go on; worth a stop
+PIXELS = 2**24  # of the images of one batch in passes without a gradient
+
+
+def predicted(model: nn.Module, data: Data | Streamed) -> torch.Tensor:
+    """(N,) classes, in batches that fit into memory."""
+    return predict(model, data, size=max(16, PIXELS // math.prod(data.shape)))
+
+
+def share_of(hits: torch.Tensor) -> float | None:
+    """Fraction of true entries, None of none."""
+    return round(float(hits.double().mean()), 4) if len(hits) else None
+
+
+def look_first(model, data, before: torch.Tensor, folder: Folder, reading: Reading, force: bool) -> None:
+    """Print how well the network knows the given labels; ValueError if it does not, with what fits better."""
+    hits, others = before == data.labels.cpu(), torch.ones(len(data), dtype=torch.bool)
+    others[folder.forget] = False
+    accuracy, known = share_of(hits[others]), share_of(hits[folder.forget])
+    print(f"accuracy on the labels as given: {accuracy:.3f} without the known bad, {known:.3f} on these", flush=True)
+    if known < LOW:
+        print("warning: the network has not learnt the known bad labels, so there is little to repair", file=sys.stderr)
+    if accuracy >= SURE or force:
+        return
+    order = torch.randperm(int(others.sum()), generator=torch.Generator().manual_seed(0))
+    chosen = others.nonzero()[:, 0][order[:LOOK]]
+    few = data.some(chosen)
+    found = sorted(readings(model, few, [folder.paths[i] for i in chosen], folder.classes, reading), reverse=True)
+    better = [f"{value:.1%} with {words}" for value, words in found if value > share_of(hits[chosen]) + BETTER][:3]
+    if better or accuracy < LOW:
+        none = "no more with other class orders, colours, mean and std or sizes: it was trained on other images"
+        raise ValueError(f"the network gives {accuracy:.1%} of the labels, so something does not fit; on {len(chosen)} "
+                         f"images it gives {'; '.join(better) or none}. To go on all the same: --force")
+
+
+def readings(model: nn.Module, data: Data, paths: list[Path], classes: list[str], reading: Reading):
+    """(accuracy, words) of each other reading of some images, one thing changed at a time."""
+    def note(words: str, other: Data) -> tuple[float, str]:
+        return share_of(predicted(model, other) == other.labels.cpu()), words
+
+    for words, order in (("timm's", sorted(classes, key=natural)), ("torchvision's", sorted(classes))):
+        if order != classes:
+            places = torch.tensor([order.index(name) for name in classes], device=data.labels.device)
+            yield note(f"{words} order of classes (--class-map with {', '.join(order[:4])}, ...)",
+                       replace(data, labels=places[data.labels]))
+    yield note("BGR images (which FILE.py:FUNCTION can flip)", replace(data, images=data.images.flip(1)))
+    for mean, std in (*NORMS, _moments(data.images.cpu())):
+        if (tuple(mean), tuple(std)) != (data.mean, data.std):
+            numbers = [" ".join(f"{v:.4g}" for v in values) for values in (mean, std)]
+            yield note(f"--mean {numbers[0]} --std {numbers[1]}", replace(data, mean=tuple(mean), std=tuple(std)))
+    for size, crop in ((reading.size, 0.875), *((size, 1.0) for size in SIZES)):
+        if (size, crop) != (reading.size, reading.crop_pct):
+            images = decode(paths, Reading(size, crop))[0].to(data.images.device)
+            try:
+                yield note(f"--image-size {size} --crop-pct {crop:g}", replace(data, images=images))
+            except (RuntimeError, AssertionError, ValueError):
+                continue  # the network takes no such size
+
+
+def natural(name: str) -> list:
+    """Sort key of timm's class order: numbers by value, letters without case."""
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts]

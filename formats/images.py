@@ -1,0 +1,135 @@
+"""Image files: decoded into memory, or each anew when a pass asks for it where there is no room for all.
+
+    data, kept = load_images(paths, labels, classes, Reading(224), room=room_for_images(device))
+"""
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data import Data, Streamed
+from datasets import _decode_one, _moments
+
+PART = 256  # files that are decoded at a time where none is kept
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How image files become what the network sees."""
+
+    size: int  # pixels per side
+    crop_pct: float = 1.0  # the centre crop over the resized shorter side
+    mean: tuple[float, ...] | None = None  # per channel, in [0, 1]; None, with std: the training images' own
+    std: tuple[float, ...] | None = None
+
+    def size_of(self, n: int) -> int:
+        """Bytes of n images."""
+        return 3 * self.size**2 * n
+
+
+@dataclass
+class Files:
+    """Image files as a torch Dataset: (image, label), the image (3, size, size) uint8, decoded when it is asked for."""
+
+    paths: list[Path]
+    labels: torch.Tensor
+    reading: Reading
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i: int):
+        return torch.from_numpy(pixels(self.paths[i], self.reading).copy()), int(self.labels[i])
+
+
+def pixels(path: Path, reading: Reading) -> np.ndarray:
+    """Decode one file: (3, size, size) uint8; ValueError that names it."""
+    size, resized = reading.size, round(reading.size / reading.crop_pct)
+    edge = (resized - size) // 2
+    try:
+        return _decode_one(path, resized)[edge : edge + size, edge : edge + size].transpose(2, 0, 1)
+    except Exception as error:  # decoders raise anything on damaged or hostile files
+        raise ValueError(f"{path} ({type(error).__name__})") from error
+
+
+def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip: bool = False):
+    """Decode image files.
+
+    Returns: (n, 3, size, size) uint8 and (n,) int64 positions in `paths`: all of them, or with `skip` those that
+        decode.
+    """
+    images, bad = np.zeros((len(paths), 3, reading.size, reading.size), np.uint8), {}
+
+    def fill(i: int) -> None:
+        try:
+            images[i] = pixels(paths[i], reading)
+        except ValueError as error:
+            bad[i] = str(error)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(fill, range(len(paths))))
+    if bad and not skip:
+        raise ValueError(f"{len(bad)} images cannot be decoded, {bad[min(bad)]} first; try --skip-bad-images")
+    kept = torch.tensor([i for i in range(len(paths)) if i not in bad], dtype=torch.int64)
+    return torch.from_numpy(images)[kept], kept
+
+
+def load_images(paths: list[Path], labels: torch.Tensor, classes: int, reading: Reading, workers: int | None = None,
+                skip: bool = False, room: float = math.inf) -> tuple[Data | Streamed, torch.Tensor]:
+    """Data of image files where they take at most `room` bytes, else Streamed, which gives the same numbers.
+
+    Args: paths, labels: of n files; workers: threads or, of Streamed, processes that decode, 0: none beside this
+        one; None: one a core; skip: leave out what cannot be decoded, which a Streamed otherwise tells in a pass.
+    Returns: the data and the (n,) int64 positions in `paths` of its images.
+    Raises: ValueError for a file that cannot be decoded, without `skip`.
+    """
+    if reading.size_of(len(paths)) <= room:
+        images, kept = decode(paths, reading, workers or None, skip)
+        mean, std = (reading.mean, reading.std) if reading.mean else _moments(images)
+        return Data(images, labels[kept], classes, tuple(mean), tuple(std)), kept
+    mean, std, kept = reading.mean, reading.std, torch.arange(len(paths))
+    if skip or mean is None:
+        *moments, kept = survey(paths, reading, workers or None, skip)
+        mean, std = (mean, std) if mean else moments
+    files = Files([paths[i] for i in kept], labels[kept], reading)
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    return Streamed(files, classes, tuple(mean), tuple(std), labels[kept], workers=workers), kept
+
+
+def survey(paths: list[Path], reading: Reading, workers: int | None, skip: bool):
+    """Mean and std per channel and the positions of the files that decode, by one pass that keeps no image."""
+    kept = []
+
+    def parts():
+        for a in range(0, len(paths), PART):
+            images, found = decode(paths[a : a + PART], reading, workers, skip)
+            kept.append(found + a)
+            yield images
+
+    return *_moments(parts()), torch.cat(kept)
+
+
+def room_for_images(device: torch.device, given: float | None = None, processes: int = 1) -> float:
+    """Bytes that a process may fill with images: `given` GB, or its share of half of what is free.
+
+    Free is what the machine can give without swapping and, for a GPU, what is free on it as well. Where the system does
+    not say, as on Windows, there is no bound.
+    """
+    if given is not None:
+        if not given >= 0:
+            raise ValueError(f"--max-memory is {given}; it must be a number of GB, 0 to keep no image in memory")
+        return given * 1e9
+    free = [math.inf]
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free.append(int(lines["MemAvailable"].split()[0]) * 1024 / processes)
+    except (OSError, KeyError, ValueError):
+        pass
+    if device.type == "cuda":
+        free.append(torch.cuda.mem_get_info(device)[0])
+    return min(free) / 2

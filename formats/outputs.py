@@ -1,0 +1,63 @@
+"""What a repair writes, each file whole or not at all: the report, and the state that a rerun goes on from."""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import torch
+
+from experiment import check_writable, load_state
+from formats.sheets import answered, beside
+
+
+def state_file(out: str | Path) -> Path:
+    """Where the state of a repair that is not done goes: beside the repaired weights."""
+    return Path(out).with_suffix(".state")
+
+
+def check_replaced(args: argparse.Namespace, report_file: Path) -> None:
+    """Raise ValueError unless all outputs can be written and none replaces an input, or what a user typed."""
+    if args.checkpoint_every < 0:
+        raise ValueError(f"--checkpoint-every is {args.checkpoint_every}; give a number of epochs, 0 for no state")
+    if report_file == Path(args.out):
+        raise ValueError(f"--out is {args.out}, the report's name; give a file that ends in .pt or .safetensors")
+    for out in (Path(args.out), report_file, state_file(args.out), *beside(args.out)):
+        check_writable(str(out))
+        for name in (args.checkpoint, *args.bad, args.clean, args.class_map):
+            if name and out.exists() and Path(name).exists() and out.samefile(name):
+                raise ValueError(f"{out} would replace the input {name}; give another file with --out")
+    if answered(listed := beside(args.out)[0]):
+        raise ValueError(f"{listed} has a column `bad`, which would be lost; choose another folder for --out")
+
+
+def key_of_repair(model, data, forget: torch.Tensor, *settings) -> str:
+    """SHA-256 of what decides a repair, images aside: weights, labels as given, D_f and settings."""
+    key = hashlib.sha256(repr(settings).encode())
+    for value in (*model.state_dict().values(), data.labels, forget):
+        key.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return key.hexdigest()
+
+
+def resume(state, path: str | Path, key: str) -> str | None:
+    """Put what an earlier run of the same repair, by `key_of`, has kept into a state of rem.start.
+
+    Returns: a line of text; None where there is no file. Raises: ValueError for a file that is no such state.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        found = torch.load(path, weights_only=True, mmap=True)["key"]
+        if found == key:
+            load_state(state, path)
+    except Exception as error:  # a file of something else can raise anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{path} is no state of this repair ({reason}); move it away to begin anew") from error
+    if found != key:
+        return f"{path} is the state of another repair and will be replaced"
+    return f"going on after epoch {state.epoch}, from {path}"
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

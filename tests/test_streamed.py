@@ -1,0 +1,261 @@
+"""Streamed: any torch Dataset in place of Data; the same numbers, whatever the number of workers (U1-U5)."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import IterableDataset
+
+import experiment
+import repair
+from data import Data, Streamed
+from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
+from methods import METHODS
+from metrics import accuracy, evaluate, predict
+from rem import rem
+from suspects import suspects
+from tasks import Task
+from train import train_etd
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # random data: rounding decides whether a cap is reached
+
+
+class Samples:
+    """The images and labels of a Data as a torch Dataset, each put through `transform`."""
+
+    def __init__(self, data, transform=lambda image: image):
+        self.data, self.transform = data, transform
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        return self.transform(self.data.images[i]), int(self.data.labels[i])
+
+
+def streamed(data: Data, **more) -> Streamed:
+    """The same data read sample by sample."""
+    like = dict(mean=data.mean, std=data.std, pad=data.pad, flip=data.flip)
+    return Streamed(Samples(data), data.classes, **{**like, **more})
+
+
+def assert_same_pass(one, other):
+    """Two passes are equal bit for bit, layout of memory included."""
+    for left, right in zip(one, other, strict=True):
+        for a, b in zip(left, right, strict=True):
+            assert torch.equal(a, b) and a.dtype == b.dtype and a.stride() == b.stride()
+
+
+# --- Batches ----------------------------------------------------------------------------------------------------------
+
+
+@given(seeds, st.integers(1, 12), st.integers(1, 7), st.integers(0, 2), st.booleans(), st.booleans())
+def test_batches_are_those_of_data(seed, n, size, pad, flip, augment):
+    """U1: for uint8 images every pass is Data's bit for bit: order, crop, flip, normalisation, state of the generator."""
+    data = make_data(seed, n=n, channels=3, pad=pad, flip=flip)
+    twin, index = streamed(data), torch.randint(0, n, (n,), generator=gen(seed))
+    assert len(twin) == n and torch.equal(twin.labels, data.labels) and twin.augments == data.augments
+    for where, dtype in ((None, torch.float32), (index, torch.float64), (index, torch.bfloat16)):
+        a, b = gen(seed), gen(seed)
+        how = dict(size=size, augment=augment, dtype=dtype)
+        assert_same_pass(data.batches(where, generator=a, **how), twin.batches(where, generator=b, **how))
+        assert torch.equal(a.get_state(), b.get_state())
+    assert_same_pass(data.batches(index, size=size), twin.batches(index, size=size))
+    assert torch.equal(data.some(index).images, twin.some(index).images)
+
+
+def test_float_images_are_taken_as_they_are():
+    """U1: for the transforms of Data, by the user's own code, a pass is Data's bit for bit."""
+    data = make_data(3, n=9, channels=3)
+    scale, shift = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1).float()
+                    for v in ([1 / (255 * s) for s in data.std], [m / s for m, s in zip(data.mean, data.std)]))
+    twin = Streamed(Samples(data, lambda image: image.float().mul(scale).sub(shift)), 4)
+    assert_same_pass(data.batches(size=4, generator=gen(0)), twin.batches(size=4, generator=gen(0)))
+
+
+def plain(image):
+    """A transform that draws nothing."""
+    return image.float()
+
+
+def noisy(image):
+    """A transform that draws from all three global generators."""
+    return image.float() + torch.rand(()) + random.random() + np.random.rand()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # on a smaller machine
+def test_any_number_of_workers_gives_the_same_pass():
+    """U2: with random transforms 0, 2 and 4 workers give the same samples; another generator or place gives others."""
+    data, index = make_data(0, n=12), torch.tensor([3, 3, 5, 0, 1, 2, 7, 8, 9, 10])
+    found = [list(Streamed(Samples(data, plain), 4, augmented=Samples(data, noisy), labels=data.labels, workers=workers)
+                  .batches(index, size=2, generator=gen(1), augment=True)) for workers in (0, 2, 4)]
+    assert_same_pass(found[0], found[1])
+    assert_same_pass(found[0], found[2])
+    twin = Streamed(Samples(data, plain), 4, augmented=Samples(data, noisy))
+    assert twin.augments
+    rows, x = (torch.cat([batch[k] for batch in found[0]]) for k in (0, 1))
+    noise = (x - data.images[rows])[:, 0, 0, 0]
+    assert len(noise.unique()) == 10  # the same image twice has noise of its own each time
+    other = torch.cat([x for _, x, _ in twin.batches(rows, size=10, generator=gen(2), augment=True)])
+    assert not torch.equal(x.sort(dim=0).values, other.sort(dim=0).values)
+    assert torch.equal(next(twin.batches(rows, size=10))[1], data.images[rows].float())
+
+
+def test_random_states_stay():
+    """U2: a pass leaves the global generators as they are and draws from its own what Data draws."""
+    data = make_data(0, n=6)
+    twin = Streamed(Samples(data, plain), 4, augmented=Samples(data, noisy))
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    used, wanted = gen(5), gen(5)
+    list(twin.batches(size=4, generator=used, augment=True))
+    list(data.batches(size=4, generator=wanted, augment=True))
+    assert torch.equal(used.get_state(), wanted.get_state())
+    assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
+    assert (np.random.get_state()[1] == before[2]).all()
+
+
+@given(seeds, st.integers(1, 13), st.integers(2, 5), st.integers(1, 3), st.booleans())
+def test_shares_of_a_batch(seed, n, size, ranks, shuffle):
+    """U3: the processes' shares of each batch are the batch, the examples of one process in their order; a shuffled
+    batch of fewer than two for each is everyone's, and a share that is empty is left out."""
+    data = make_data(seed, n=n, pad=1)
+    twin = streamed(data)
+    whole = {int(i): x for at, xs, _ in data.batches(size=size, generator=gen(1) if shuffle else None, augment=shuffle)
+             for i, x in zip(at, xs, strict=True)}
+    how = dict(size=size, augment=shuffle)
+    sizes = [len(at) for at, _, _ in data.batches(size=size, generator=gen(1) if shuffle else None)]
+    parts = []
+    for rank in range(ranks):
+        mine = [list(replace(source, part=(rank, ranks)).batches(generator=gen(1) if shuffle else None, **how))
+                for source in (data, twin)]
+        assert_same_pass(*mine)
+        parts.append(torch.cat([at for at, _, _ in mine[0]]) if mine[0] else torch.empty(0, dtype=torch.int64))
+        for at, x, y in mine[0]:
+            assert torch.equal(y, data.labels[at])
+            assert all(torch.equal(image, whole[int(i)]) for i, image in zip(at, x, strict=True))
+    times = torch.cat(parts).bincount(minlength=n)
+    few = sum(size for size in sizes if shuffle and size < 2 * ranks)
+    assert sorted(times.tolist()) == [1] * (n - few) + [ranks] * few
+
+
+# --- Methods and metrics ----------------------------------------------------------------------------------------------
+
+NAMES = [name for name, method in METHODS.items() if method.etd != "only" and not method.twin]
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_runs_on_it(name, augmented):
+    """U4: every method gives on a Streamed, bit for bit, the network that it gives on the Data."""
+    data, forget, config = make_data(1, n=14, pad=int(augmented), flip=augmented), torch.tensor([2, 5, 7]), tiny(gamma=0.4)
+    more = {"corrupted": torch.tensor([2, 5, 7, 9])} if name.endswith("ideal") else {}
+    one, other = (METHODS[name].function(small_net(1), source, forget, config, gen(3), **more)
+                  for source in (data, streamed(data)))
+    assert_same_state(one, other)
+
+
+def test_the_watched_share_and_etd_run_on_it():
+    """U4: REM that ends by itself, and REM on an ETD-trained network, are bit for bit the same."""
+    data, forget, config = make_data(2, n=40, pad=1), torch.tensor([2, 5, 7]), tiny(stop="repaired", unlearn_epochs=3)
+    assert_same_state(*(rem(small_net(2), source, forget, config, gen(0)) for source in (data, streamed(data))))
+    assert_same_state(*(rem(train_etd(small_net(2), source, config, gen(1)), source, forget, config, gen(0))
+                        for source in (data, streamed(data))))
+
+
+def test_metrics_and_a_row_of_results_are_the_same():
+    """U4: predictions, the scores of a task and a cell's row are those of Data, with workers too."""
+    data, test = make_data(1, n=16), make_data(2, n=8)
+    task = Task("confusion", 0, data, test, (data.labels + 1) % 4, torch.tensor([1, 2, 9]))
+    twin = replace(task, train=streamed(data, workers=2), test=streamed(test))
+    net, forget = small_net(0), torch.tensor([1, 9])
+    some = torch.tensor([5, 5, 0])
+    assert torch.equal(predict(net, data, some, size=2), predict(net, twin.train, some, size=2))
+    assert accuracy(net, data) == accuracy(net, twin.train)
+    assert evaluate(net, task, forget) == evaluate(net, twin, forget)
+    rows = [experiment.unlearn(tiny(), "rem", METHODS["rem"].function, net, each, forget) for each in (task, twin)]
+    assert rows[0]["status"] == "ok"
+    assert {**rows[0], "seconds": 0} == {**rows[1], "seconds": 0}
+
+
+def test_repair_and_suspects_are_the_same():
+    """U4: repair gives the same weights and lines, and suspects the same list."""
+    data, forget, told = make_data(0, n=32), torch.tensor([1, 5]), ([], [])
+    nets = [repair.repair(small_net(0), source, forget, unlearn_epochs=1, say=lines.append)
+            for source, lines in zip((data, streamed(data)), told, strict=True)]
+    assert_same_state(*nets)
+    assert [line.split(";")[:2] for line in told[0]] == [line.split(";")[:2] for line in told[1]]
+    assert all(torch.equal(a, b) for a, b in zip(suspects(nets[0], data, forget), suspects(nets[0], streamed(data), forget)))
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+
+class Endless(IterableDataset):
+    """A Dataset without length."""
+
+    def __iter__(self):
+        yield torch.zeros(1, 4, 4), 0
+
+
+def spoil(value, at=3):
+    """Samples of which one is what `value` makes of it."""
+    class Spoilt(Samples):
+        def __getitem__(self, i):
+            return value(super().__getitem__(i)) if i == at else super().__getitem__(i)
+
+    return Spoilt(make_data(0, n=8))
+
+
+def fail(sample):
+    raise OSError("damaged\nfile")
+
+
+WRONG = {
+    "a raise": (fail, r"sample 3 cannot be read as a pair \(image, label\): OSError: damaged$"),
+    "no pair": (lambda sample: sample[0], "sample 3 cannot be read as a pair"),
+    "three": (lambda sample: (*sample, 1), "sample 3 cannot be read as a pair.*too many"),
+    "no tensor": (lambda sample: (sample[0].numpy(), sample[1]), r"image of sample 3 is ndarray \(1, 8, 8\), expected"),
+    "another size": (lambda sample: (sample[0][:, :4], sample[1]), r"image of sample 3 is .*\(1, 4, 8\).*sample 0"),
+    "another dtype": (lambda sample: (sample[0].float(), sample[1]), "image of sample 3 is .*float32.*sample 0"),
+    "a label too large": (lambda sample: (sample[0], 4), "label of sample 3 is 4, expected 0 to 3"),
+    "a label below 0": (lambda sample: (sample[0], torch.tensor(-1)), "label of sample 3 is -1"),
+    "a word": (lambda sample: (sample[0], "cat"), "label of sample 3 is 'cat'"),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_sample_is_named(name, workers):
+    """U5: what is wrong with a sample is one line that names it, from a worker too; sample 0 is looked at first."""
+    value, words = WRONG[name]
+    with pytest.raises(ValueError, match=words) as caught:
+        Streamed(spoil(value), 4, workers=workers)
+    assert "\n" not in str(caught.value)
+    if "label" not in name and name != "a word":
+        with pytest.raises(ValueError, match=words):
+            list(Streamed(spoil(value), 4, labels=torch.zeros(8, dtype=torch.int64), workers=workers).batches(size=2))
+        with pytest.raises(ValueError, match="sample 0"):
+            Streamed(spoil(value if name not in ("another size", "another dtype") else fail, at=0), 4)
+
+
+def test_wrong_arguments_are_refused():
+    """U5: no length, another length, labels that do not fit, a crop of float images: told before any pass."""
+    data = make_data(0, n=8)
+    with pytest.raises(TypeError, match="Endless has no length"):
+        Streamed(Endless(), 4)
+    with pytest.raises(TypeError, match="Samples has no length, or none above 0, or not dataset's"):
+        Streamed(Samples(data), 4, augmented=Samples(make_data(0, n=7)))
+    with pytest.raises(TypeError, match="none above 0"):
+        Streamed([], 4)
+    with pytest.raises(ValueError, match="label of sample 2 is 7, expected 0 to 3"):
+        Streamed(Samples(data), 4, labels=torch.tensor([0, 0, 7, 0, 0, 0, 0, 9]))
+    with pytest.raises(ValueError, match="labels has 3 entries for 8 images"):
+        Streamed(Samples(data), 4, labels=torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="pad and flip are for uint8"):
+        Streamed(Samples(data, lambda image: image.float()), 4, pad=1)
+    with pytest.raises(ValueError, match="mean .* do not fit"):
+        Streamed(Samples(data), 4, mean=(0.5,) * 3, std=(0.5,) * 3)
