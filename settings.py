@@ -64,7 +64,7 @@ class Config:
     forget_norm: str = of_unlearning("auto", "statistics in passes over D_f; auto: running in REM, else batch",
                                      choices=("auto", "running", "batch"))
     alpha: float = of_unlearning(0.01, "SCRUB: weight of distillation (A.3)", "[0, inf)")
-    ssd_alpha: float = of_unlearning(10.0, "SSD: dampen where D_f's importance is above this times D_tr's", "[0, inf)")
+    ssd_alpha: float = of_unlearning(100.0, "SSD: dampen where D_f's importance is above this times D_tr's", "[0, inf)")
     schedule: str = of_unlearning("linear", "rate of cf, scrub, badt: linear (up, down to a fifth) or constant",
                                   choices=("linear", "constant"))
     step31: bool = of_unlearning(True, "3.1 of Alg. 1; off: Table 2")
