@@ -156,10 +156,10 @@ METHODS = {
     "badt-sum": Method(b.bad_teacher(over_classes=False), "Bad Teacher (sum over classes)", frozenset(PACED), plain=1.4,
                        per="unlearn_epochs", part="variant"),
     "ssd": Method(b.ssd, "SSD", frozenset({"ssd_alpha"}), plain=1.5),
-    # As its authors released it, and as it is behind the paper's tables.
-    "potion": Method(b.potion(tries=500, part=25, relative=True), "Potion", frozenset({"gamma"}), plain=2),
-    "potion-50": Method(b.potion(tries=50, part=1, relative=False), "Potion (50 tries)", frozenset({"gamma"}), plain=2,
-                        part="variant"),
+    # As it is behind the paper's tables, and as its authors released it.
+    "potion": Method(b.potion(tries=50, part=1, relative=False), "Potion", frozenset({"gamma"}), plain=2),
+    "potion-500": Method(b.potion(tries=500, part=25, relative=True), "Potion (500 tries)", frozenset({"gamma"}),
+                         plain=2, part="variant"),
     "cuts": Method(b.cuts, "CUTS", frozenset({"unlearn_lr"}), plain=1),
     "etd": Method(etd, "ETD", frozenset(MASKS), "none", False, part="ideal", masked=1, per="epochs"),
     "etd-ideal": Method(etd_ideal, "ETD (ideal)", frozenset(MASKS), "none", False, part="ideal", masked=1,

@@ -78,13 +78,13 @@ def read_file(file: Path) -> list[dict]:
 def renewed(row: dict) -> dict:
     """The row with what it lacks from before there was such a setting, by what its method then did.
 
-    REM ran all epochs, SCRUB and BadT at a constant rate; Potion was what is potion-50 now, and BadT badt-sum. SSD's
-    importances were of other batches, so that no such row stands for a cell of today: its version says so.
+    REM ran all epochs, SCRUB and BadT at a constant rate; BadT was what is badt-sum now. SSD's importances were of
+    other batches, so that no such row stands for a cell of today: its version says so.
     """
     row = {"stop": "max", **row}
     if "schedule" in row:
         return row
-    method, names = row["method"], {"potion": "potion-50", "badt": "badt-sum"}
+    method, names = row["method"], {"badt": "badt-sum"}
     then = {"schedule": {"scrub": "constant", "badt": "constant", "cf": "linear"}, "ssd_alpha": {"ssd": 10.0}}
     row |= {name: values.get(method, SETTINGS[name]) for name, values in then.items()}
     version = f"{row.get('version')}, importances in batches of training" if method == "ssd" else row.get("version")

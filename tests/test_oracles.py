@@ -22,7 +22,7 @@ from train import expand_for
 few = settings(max_examples=max(2, settings().max_examples // 5))
 METHODS = {name: method.function for name, method in methods.METHODS.items()}
 MADE = {"badt": lambda: baselines.bad_teacher(over_classes=True),  # anew, so that a changed module makes a changed one
-        "potion": lambda: baselines.potion(tries=500, part=25, relative=True)}
+        "potion-500": lambda: baselines.potion(tries=500, part=25, relative=True)}
 N, BATCH = 14, 4
 
 
@@ -183,7 +183,7 @@ def rem(run, shared=None, step31=True, step32=True, redirect="npo"):
 TWINS = {
     "no-ul": no_ul, "retrain": retrain, "cf": cf, "ascent": ascent, "npo": npo, "scrub": scrub,
     "badt": lambda run: badt(run, 1 / 4), "badt-sum": lambda run: badt(run, 1.0), "ssd": ssd,
-    "potion": lambda run: potion(run, 5 / N / 25, True, 500), "potion-50": lambda run: potion(run, 5 / N, False, 50),
+    "potion-500": lambda run: potion(run, 5 / N / 25, True, 500), "potion": lambda run: potion(run, 5 / N, False, 50),
     "cuts": cuts, "etd": etd, "etd-ideal": lambda run: etd(run, run.shared),
     "rem": rem, "rem-on-etd": rem, "rem-ideal": lambda run: rem(run, run.shared),
     "rem-no31": lambda run: rem(run, step31=False), "rem-no32": lambda run: rem(run, step32=False),

@@ -105,7 +105,7 @@ def test_lists_may_hold_ranges():
 def test_all_and_both():
     """`all` is every task or every algorithm once, within a list too; switches take on, off and both."""
     every = axis("method", "all")
-    assert axis("task", "all") == list(TASKS) and set(every) == set(METHODS) - {"rem-on-etd", "badt-sum", "potion-50"}
+    assert axis("task", "all") == list(TASKS) and set(every) == set(METHODS) - {"rem-on-etd", "badt-sum", "potion-500"}
     assert axis("method", "cf,all,examples/my_method.py:relabel") == [
         "cf", *(name for name in every if name != "cf"), "examples/my_method.py:relabel"]
     assert [axis("etd", word) for word in ("on", "off", "both")] == [[True], [False], [False, True]]
@@ -476,12 +476,12 @@ def test_rows_of_another_version_are_not_done():
 NEW = ("schedule", "ssd_alpha", "stop")  # settings that rows did not always have
 OLD_ROWS = [  # what a row of before was, and the cell of today that it stands for
     *((dict(method=name), dict(method=name)) for name in METHODS if name not in (
-        "scrub", "badt", "badt-sum", "potion", "potion-50", "ssd", "cf", "cuts") and "stop" not in METHODS[name].reads),
+        "scrub", "badt", "badt-sum", "potion", "ssd", "cf", "cuts") and "stop" not in METHODS[name].reads),
     *((dict(method=name), dict(method=name, stop="max")) for name in METHODS if "stop" in METHODS[name].reads),
     (dict(method="cf"), dict(method="cf", schedule="linear")),
     (dict(method="scrub", alpha=0.1), dict(method="scrub", alpha=0.1, schedule="constant")),
     (dict(method="badt"), dict(method="badt-sum", schedule="constant")),
-    (dict(method="potion"), dict(method="potion-50")),
+    (dict(method="potion"), dict(method="potion")),
     (dict(method="some/m.py:f"), dict(method="m.py:f", stop="max")),
 ]
 
