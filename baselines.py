@@ -115,7 +115,7 @@ def teacher(net: nn.Module, data: Data, config: Config, index: torch.Tensor | No
     def answer(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return logits_of(frozen, x, config.precision)
 
-    if data.augments:
+    if data.augments or data.part[1] > 1:  # of several processes each has seen its share alone
         return answer
     seen = [(rows, answer(rows, x)) for rows, x, _ in batches(data, index, dtype=next(frozen.parameters()).dtype)]
     rows, logits = (torch.cat(part) for part in zip(*seen, strict=True))
@@ -168,8 +168,9 @@ def output_norm(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def losses(net: nn.Module, data: Data, index: torch.Tensor | None, config: Config, loss_of):
-    """loss_of(logits, y) of one batch after another, in order, without augmentation."""
-    for _, x, y in batches(data, index, config.batch, dtype=next(net.parameters()).dtype):
+    """loss_of(logits, y) of one batch after another, in order, without augmentation; of several processes each has all.
+    """
+    for _, x, y in batches(replace(data, part=(0, 1)), index, config.batch, dtype=next(net.parameters()).dtype):
         yield loss_of(logits_of(net, x, config.precision), y)
 
 
@@ -349,8 +350,7 @@ def run_epoch(net: nn.Module, optimizer: torch.optim.Optimizer, data: Data, inde
     total, steps = torch.zeros((), device=data.device), 0
     for rows, x, y in batches(data, index, config.batch, generator, augment=True, dtype=next(net.parameters()).dtype):
         loss = loss_of(logits_of(net, x, config.precision), rows, x, y)
-        descend(optimizer, loss)
-        total += loss.detach()
+        total += descend(optimizer, loss, len(rows))
         steps += 1
     return finite(total, steps, where)
 

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from data import MEMORY_FORMAT, Data, Dataset
-from etd import Expanded, drop, eval_mode, mask_table, stream
+from etd import Expanded, drop, eval_mode, mask_table, ranks, stream
 from methods import METHODS, check_names, code_of, find_method, fits
 from metrics import accuracy, evaluate
 from models import build
@@ -86,7 +86,7 @@ def check_outputs(model, data: Data) -> None:
     """Raise ValueError unless the network has an output for every label that the data can have."""
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     with eval_mode(model), torch.no_grad():
-        _, x, _ = next(data.batches(torch.tensor([0]), dtype=dtype))
+        _, x, _ = next(data.batches(torch.tensor([0]), generator=torch.Generator(), dtype=dtype))
         outputs = model(x).shape[1]
     if outputs < data.classes:
         raise ValueError(f"the network has {outputs} outputs for {data.classes} classes; "
@@ -191,6 +191,8 @@ def attempt(work):
     except (KeyboardInterrupt, BrokenPipeError):
         raise
     except BaseException as error:
+        if ranks()[1] > 1 and not isinstance(error, ArithmeticError):
+            raise  # the other processes may know nothing of it
         place = traceback.extract_tb(error.__traceback__)[-1]
         failure = f"{one_line(error)} ({Path(place.filename).name}:{place.lineno})"
         print(f"failed: {failure}", file=sys.stderr)
@@ -233,8 +235,7 @@ NOTES = ("epoch", "best", "best_score", "repaired", "known")
 def save_state(state: State, path: str | Path, **notes) -> None:
     """Write all that REM's next epoch depends on, and `notes`, so that it can go on elsewhere; whole or not at all."""
     content = notes | {part: getattr(state, part).state_dict() for part in PARTS}
-    content |= {"draws": state.generator.get_state()}
-    content |= {note: getattr(state, note) for note in NOTES}
+    content |= {note: getattr(state, note) for note in NOTES} | {"draws": state.generator.get_state()}
     write_whole(path, lambda file: torch.save(content, file))
 
 
