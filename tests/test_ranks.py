@@ -122,6 +122,7 @@ def test_local_batch_statistics_cost_little(found, name):
     assert 0 < (ours - theirs).norm() / theirs.norm() < 1 / 20
 
 
+@pytest.mark.slow
 def test_a_cell_of_two_processes(tmp_path):
     """G3: two processes of one cell train and unlearn together; the first alone prints the table and appends the rows."""
     (code, table, errors), (other, nothing, _) = ended(start(

@@ -522,6 +522,7 @@ def words(world: dict, *more) -> list[str]:
     return ["repair", *(str(part) for pair in world.items() for part in pair), *map(str, more)]
 
 
+@pytest.mark.slow
 def test_torchrun_repairs_as_one_process_does(colours):
     """G3: under torchrun two processes write one set of files: the weights, scores and suspects of one process, within
     float32 rounding, with images streamed; each line is printed once."""
@@ -554,6 +555,7 @@ def dying(classes): return nn.Sequential(Dying(), *colours(classes))
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_with_one_line(colours):
     """G4: where one of two processes is killed, the other says so in one line, and no output is there, whole or half."""
     path = colours["--data"] / "net.py"
@@ -570,6 +572,7 @@ def test_a_process_that_dies_ends_the_run_with_one_line(colours):
     assert list(colours["--out"].parent.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_of_all_processes(colours):
     """G4, P3: what all processes refuse one alone tells; other words than repair are refused."""
     for command, told in ((words(colours, "--batch-size", 1), "batch is 1"), (["repair", "--what"], "required"),
