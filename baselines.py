@@ -129,7 +129,7 @@ def teacher(net: nn.Module, data: Data, config: Config, index: torch.Tensor | No
     def answer(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return logits_of(frozen, x, config.precision)
 
-    if data.augments:
+    if data.augments or data.part[1] > 1:  # of several processes each has seen its share alone
         return answer
     seen = [(rows, answer(rows, x)) for rows, x, _ in batches(data, index, dtype=next(frozen.parameters()).dtype)]
     rows, logits = (torch.cat(part) for part in zip(*seen, strict=True))
@@ -190,8 +190,9 @@ def output_norm(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def losses(net: nn.Module, data: Data, index: torch.Tensor | None, config: Config, loss_of):
-    """loss_of(logits, y) of one batch after another, in order, without augmentation."""
-    for _, x, y in batches(data, index, config.batch, dtype=next(net.parameters()).dtype):
+    """loss_of(logits, y) of one batch after another, in order, without augmentation; of several processes each has all.
+    """
+    for _, x, y in batches(replace(data, part=(0, 1)), index, config.batch, dtype=next(net.parameters()).dtype):
         yield loss_of(logits_of(net, x, config.precision), y)
 
 
@@ -301,7 +302,7 @@ def cuts(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gen
     """
     forget, net, tuned = check_forget(forget, len(data)), copy.deepcopy(model), copy.deepcopy(model)
     sample = torch.randperm(len(data), generator=generator)[:CUTS_IMAGES]  # V
-    nearest_of = neighbours(features(model, data, sample, layer=-2))
+    nearest_of = neighbours(features(model, replace(data, part=(0, 1)), sample, layer=-2))
 
     optimizer = make_optimizer(tuned, config, config.unlearn_lr)
     for number in range(1, CUTS_PASSES + 1):
@@ -368,8 +369,7 @@ def run_epoch(net: nn.Module, optimizer: torch.optim.Optimizer, data: Data, inde
         if rates is not None:
             optimizer.param_groups[0]["lr"] = next(rates)
         loss = loss_of(logits_of(net, x, config.precision), rows, x, y)
-        descend(optimizer, loss)
-        total += loss.detach()
+        total += descend(optimizer, loss, len(rows))
         steps += 1
     return finite(total, steps, where)
 

@@ -165,9 +165,7 @@ def batches(data, index=None, size=512, generator=None, augment=False, dtype=tor
         index = index[torch.randperm(n, generator=generator)]
     moves = _draw_moves(data, n, generator) if augment and (data.pad or data.flip) else None
     if augment:  # what the generator would draw next, read off a twin, so that its own stream stays
-        twin = torch.Generator()
-        twin.set_state(generator.get_state())
-        seed = int(torch.randint(2**62, (), generator=twin))
+        seed = int(torch.randint(2**62, (), generator=generator.clone_state()))
     (rank, ranks), pairs = data.part, zip(starts, [*starts[1:], n], strict=True)
     spans = [slice(a, b) if b - a < least else slice(a + rank, b, ranks) for a, b in pairs]
     return _iterate(data, index, moves, [at for at in spans if at.start < at.stop], dtype, seed)

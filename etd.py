@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import distributed as dist, nn
 from torch.nn import functional as F
 
 EXTRA = ("to_base", "to_extra", "extra_weight", "extra_bias")  # theta_o2: what a layer's extra parameters are called
@@ -36,9 +36,6 @@ class MaskTable:
     packed: torch.Tensor  # (N, ceil(width / 8)) uint8, the lowest bit first
     width: int
 
-    def __len__(self) -> int:
-        return len(self.packed)
-
     def __getitem__(self, rows) -> torch.Tensor:
         places = torch.arange(8, dtype=torch.uint8, device=self.packed.device)
         bits = self.packed[rows][..., None] >> places & 1  # (..., ceil(width / 8), 8)
@@ -56,7 +53,6 @@ def mask_table(n: int, width: int, p_mem: float, seed: int, shared=None) -> Mask
     Args: n, width: training examples, and bits of a row (`Expanded.width`), >= 0; p_mem: probability that a bit is on,
         0.2 in A.3; seed: of the table; shared: (k,) int64 dataset indices that get one more row, drawn from the same
         seed and owned by no one else: D_f in REM (Alg. 1, step 3.1), all of D_c in REM (IDEAL). None: no shared row.
-    Returns: the table, on the CPU. Raises: ValueError for p_mem outside [0, 1], a negative size or a bad index.
     """
     if not 0 <= p_mem <= 1 or n < 0 or width < 0:
         raise ValueError(f"no mask table of {n} rows and {width} bits at p_mem {p_mem}: give at least 0, 0 and 0 to 1")
@@ -75,7 +71,7 @@ def mask_table(n: int, width: int, p_mem: float, seed: int, shared=None) -> Mask
 
 def mask_rows(table: MaskTable, index: torch.Tensor) -> torch.Tensor:
     """Rows (B, width) bool by dataset index, (B,) int64 on the CPU; ValueError for one that is not from 0 to N - 1."""
-    return table[check_index(index, len(table)).to(table.packed.device, non_blocking=True)]
+    return table[check_index(index, len(table.packed)).to(table.packed.device, non_blocking=True)]
 
 
 def check_index(index: torch.Tensor, n: int) -> torch.Tensor:
@@ -112,8 +108,8 @@ class MaskedPass:
 class ExpandedWeight(nn.Module):
     """A Conv2d or Linear beside its extra part: extra->base (`to_base`), base+extra->extra (`to_extra`, `extra_bias`).
 
-    Without `keep` the base layer runs alone. With it, one wide layer runs, and its extra outputs are multiplied by the
-    mask unless a BatchNorm follows, which then does so (`mask_output`).
+    With `keep` one wide layer runs; the mask acts on its extra outputs, or on those of the BatchNorm that follows
+    (`mask_output`). Without, the base layer runs alone.
     """
 
     def __init__(self, base: nn.Conv2d | nn.Linear, ratio: float):
@@ -125,17 +121,15 @@ class ExpandedWeight(nn.Module):
         self.outputs = base.out_channels if self.is_conv else base.out_features
         self.channel_dim = 1 if self.is_conv else -1
         self.extra_in, self.extra_out = None, round(ratio * self.outputs)
-        self.mask_output = True
-        self.keep: MaskedPass | None = None
+        self.mask_output, self.keep = True, None  # keep: the MaskedPass that lasts
 
     def grow(self, extra_in: int, generator: torch.Generator) -> None:
         """Make theta_o2 for this layer. Choice: torch's default initialiser at the wide layer's fan-in, biases 0."""
-        weight, extra_out = self.base.weight, self.extra_out
+        weight, self.extra_in = self.base.weight, extra_in
         if self.depthwise:
-            extra_out = extra_in * (self.outputs // self.inputs)
-        elif self.is_conv and self.base.groups > 1 and (extra_in or extra_out):
+            self.extra_out = extra_in * (self.outputs // self.inputs)
+        elif self.is_conv and self.base.groups > 1 and (extra_in or self.extra_out):
             raise TypeError("it is a grouped convolution that is not depthwise")
-        self.extra_in, self.extra_out = extra_in, extra_out
         wide_in = 1 if self.depthwise else self.inputs + extra_in
         bound = (wide_in * weight[0, 0].numel()) ** -0.5  # kaiming_uniform with a = sqrt(5): 1 / sqrt(fan-in)
         nhwc = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
@@ -147,33 +141,28 @@ class ExpandedWeight(nn.Module):
             return nn.Parameter(values.contiguous(memory_format=layout))
 
         self.to_base = fresh(self.outputs, extra_in) if extra_in and not self.depthwise else None
-        self.to_extra = fresh(extra_out, wide_in) if extra_out else None
-        has_bias = extra_out and self.base.bias is not None
-        self.extra_bias = nn.Parameter(self.base.bias.new_zeros(extra_out)) if has_bias else None
+        self.to_extra = fresh(self.extra_out, wide_in) if self.extra_out else None
+        has_bias = self.extra_out and self.base.bias is not None
+        self.extra_bias = nn.Parameter(self.base.bias.new_zeros(self.extra_out)) if has_bias else None
 
-    # For a network that reads a layer's weight or its dtype instead of calling it: theta_o1's.
-    weight = property(lambda self: self.base.weight)
+    weight = property(lambda self: self.base.weight)  # theta_o1's, for a network that reads it instead of calling this
     bias = property(lambda self: self.base.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.keep is None:
             return self.base(x)
-        weight, bias = self.base.weight, self.base.bias
+        base, wide = self.base, dict(self.base.named_parameters())  # weight and, if there is one, bias
         if self.to_base is not None:
-            weight = torch.cat([weight, self.to_base], dim=1)  # (out, in + extra_in, ...)
+            wide["weight"] = torch.cat([wide["weight"], self.to_base], dim=1)  # (out, in + extra_in, ...)
         if self.to_extra is not None:
-            weight = torch.cat([weight, self.to_extra])  # (out + extra_out, in + extra_in, ...)
-            bias = bias if self.extra_bias is None else torch.cat([bias, self.extra_bias])
-        x = self.convolve(x, weight, bias) if self.is_conv else F.linear(x, weight, bias)
+            wide["weight"] = torch.cat([wide["weight"], self.to_extra])  # (out + extra_out, in + extra_in, ...)
+        if self.extra_bias is not None:
+            wide["bias"] = torch.cat([wide["bias"], self.extra_bias])
+        if self.depthwise:
+            base = copy.copy(base)
+            base.groups += self.extra_in
+        x = torch.func.functional_call(base, wide, x)  # the base's own stride, padding and dilation
         return masked(x, self) if self.extra_out and self.mask_output else x
-
-    def convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """The base convolution's own stride, padding and dilation with the wide weight."""
-        base, padding = self.base, self.base.padding
-        if base.padding_mode != "zeros":
-            x, padding = F.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode), 0
-        groups = base.groups + self.extra_in if self.depthwise else base.groups
-        return F.conv2d(x, weight, bias, base.stride, padding, base.dilation, groups)
 
 
 class ExpandedBatchNorm(nn.Module):
@@ -187,9 +176,8 @@ class ExpandedBatchNorm(nn.Module):
         super().__init__()
         self.base = base
         self.inputs = self.outputs = base.num_features
-        self.channel_dim = 1
+        self.channel_dim, self.keep = 1, None
         self.extra_in, self.extra_out = None, 0
-        self.keep: MaskedPass | None = None
 
     def grow(self, extra_in: int, generator: torch.Generator) -> None:
         """Make the extra entries: weight 1, bias 0, running mean 0, running variance 1; nothing is drawn."""
@@ -276,10 +264,7 @@ def run_pass(net: nn.Module, x: torch.Tensor, keep: MaskedPass | None, layers: l
 
 
 def drop(expanded: Expanded) -> nn.Module:
-    """Discard theta_o2 and return theta_o1 (Alg. 1, step 4): the original network's keys, order, shapes and dtypes.
-
-    A plain network of its own storage, without hooks or wrappers; `expanded` stays. TypeError for what is no Expanded.
-    """
+    """Discard theta_o2 (Alg. 1, step 4): theta_o1 as a new, plain network of the original's keys, shapes and dtypes."""
     if not isinstance(expanded, Expanded):
         raise TypeError(f"drop takes the Expanded that expand returns, not a {type(expanded).__name__}")
     expanded = copy.deepcopy(expanded)
@@ -315,12 +300,29 @@ def make_optimizer(model: nn.Module, config, lr: float) -> torch.optim.Optimizer
     return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> torch.Tensor:
-    """One step down the gradient of `loss`, which comes back; a parameter that it does not reach stays bit for bit."""
+def ranks() -> tuple[int, int]:
+    """Rank of this process and number of processes of the run, (0, 1) without torch.distributed."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def over_ranks(values: list[torch.Tensor], weight: float | None = None) -> None:
+    """Sum tensors over the processes of the run, in place; with `weight` take their weighted means."""
+    if ranks()[1] > 1:
+        flat = torch.cat([*(value.flatten() for value in values), values[0].new_ones(1)]) * (weight or 1)
+        dist.all_reduce(flat)
+        parts = (flat / flat[-1] if weight else flat).split([*(value.numel() for value in values), 1])
+        for value, part in zip(values, parts, strict=False):
+            value.copy_(part.view_as(value))
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, count: int = 1) -> torch.Tensor:
+    """One step down the mean over all ranks of `loss`, here of `count` examples; what it does not reach stays."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    loss = loss.detach()
+    over_ranks([loss, *(p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None)], count)
     optimizer.step()
-    return loss.detach()
+    return loss
 
 
 def finite(total: torch.Tensor, steps: int, where: str) -> float:
@@ -350,6 +352,8 @@ def eval_mode(model: nn.Module):
     """Put a network in eval mode and, at the end of the block, each of its modules back in the mode it had."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    for buffer in model.buffers() if ranks()[1] > 1 else ():  # rank 0's running statistics are everyone's
+        dist.broadcast(buffer, 0)
     try:
         yield model
     finally:
@@ -359,13 +363,11 @@ def eval_mode(model: nn.Module):
 
 @contextlib.contextmanager
 def forked_rng(generator: torch.Generator, device: torch.device):
-    """Global random numbers, dropout's, that depend on `generator` alone; afterwards the global state is as before.
+    """Global random numbers, dropout's, that depend on `generator` and rank; afterwards the global state is as before.
 
     The seed is what `generator` would draw next, read off a twin: its own stream, of order and augmentation, stays.
     """
-    twin = torch.Generator()
-    twin.set_state(generator.get_state())
-    seed = int(torch.randint(2**62, (), generator=twin))
+    seed = int(torch.randint(2**62, (), generator=generator.clone_state())) + ranks()[0]
     cuda = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
     with torch.random.fork_rng(cuda):
         torch.default_generator.manual_seed(seed)
@@ -377,11 +379,10 @@ def forked_rng(generator: torch.Generator, device: torch.device):
 def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.Generator | None = None) -> None:
     """Recompute base running statistics, in place, from base-only passes over the training images; no label is read.
 
-    Training with masks alone never moves them, and an epoch of few steps leaves them behind the weights.
-    Choice: cumulative means over one shuffled pass without augmentation.
-    Args: an Expanded or plain network; D_tr, see rem.py; batch size; generator of the order (None: seeded with 0).
+    Training with masks alone never moves them, and an epoch of few steps leaves them behind the weights. Choice:
+    cumulative means over one shuffled pass without augmentation; generator: of its order, None: seeded with 0.
     """
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
     norms = [m for m in model.modules() if isinstance(m, kinds) and m.running_mean is not None]
     if not norms:
         return

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from data import MEMORY_FORMAT, Data, Dataset
-from etd import Expanded, drop, eval_mode, mask_table, stream
+from etd import Expanded, drop, eval_mode, mask_table, ranks, stream
 from methods import METHODS, check_names, code_of, find_method, fits
 from metrics import accuracy, evaluate
 from models import build
@@ -57,11 +57,10 @@ def find(config: Config, task: Task) -> torch.Tensor:
 
 def new_model(config: Config, dataset: Dataset):
     """The freshly initialised network for a data set, weights from config.seed."""
-    images = dataset.train.images
-    if images.shape[2] != images.shape[3]:
-        raise ValueError(f"images are {images.shape[2]}x{images.shape[3]}; the networks take square ones, "
-                         "use --image-size")
-    shape = dict(channels=images.shape[1], classes=dataset.train.classes, image_size=images.shape[2])
+    channels, height, width = dataset.train.shape
+    if height != width:
+        raise ValueError(f"images are {height}x{width}; the networks take square ones, use --image-size")
+    shape = dict(channels=channels, classes=dataset.train.classes, image_size=height)
     seed = stream(config.seed, "weights").initial_seed()
     model = build(config.arch, config.width * config.capacity, **shape, seed=seed)
     return model.to(memory_format=MEMORY_FORMAT)
@@ -86,7 +85,7 @@ def check_outputs(model, data: Data) -> None:
     """Raise ValueError unless the network has an output for every label that the data can have."""
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     with eval_mode(model), torch.no_grad():
-        _, x, _ = next(data.batches(torch.tensor([0]), dtype=dtype))
+        _, x, _ = next(data.batches(torch.tensor([0]), generator=torch.Generator(), dtype=dtype))
         outputs = model(x).shape[1]
     if outputs < data.classes:
         raise ValueError(f"the network has {outputs} outputs for {data.classes} classes; "
@@ -192,6 +191,8 @@ def attempt(work):
     except (KeyboardInterrupt, BrokenPipeError):
         raise
     except BaseException as error:
+        if ranks()[1] > 1 and not isinstance(error, ArithmeticError):
+            raise  # the other processes may know nothing of it
         place = traceback.extract_tb(error.__traceback__)[-1]
         failure = f"{one_line(error)} ({Path(place.filename).name}:{place.lineno})"
         print(f"failed: {failure}", file=sys.stderr)
@@ -234,8 +235,7 @@ NOTES = ("epoch", "best", "best_score", "repaired", "known")
 def save_state(state: State, path: str | Path, **notes) -> None:
     """Write all that REM's next epoch depends on, and `notes`, so that it can go on elsewhere; whole or not at all."""
     content = notes | {part: getattr(state, part).state_dict() for part in PARTS}
-    content |= {"draws": state.generator.get_state()}
-    content |= {note: getattr(state, note) for note in NOTES}
+    content |= {note: getattr(state, note) for note in NOTES} | {"draws": state.generator.get_state()}
     write_whole(path, lambda file: torch.save(content, file))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from data import Data, batches
-from etd import MaskTable, NonFiniteLoss, eval_mode, stream
+from etd import MaskTable, NonFiniteLoss, eval_mode, over_ranks, ranks, stream
 from tasks import like_corrupted
 
 
@@ -34,16 +34,33 @@ def predict(model: nn.Module, data: Data, index: torch.Tensor | None = None, mas
         ValueError: an empty index or one out of range.
         NonFiniteLoss: a logit that is not finite, since argmax would make a class of it.
     """
-    classes, sound = [], True
+    seen, classes, odd = [], [], 0
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     with eval_mode(model), torch.inference_mode():
         for rows, x, _ in batches(data, index, size, dtype=dtype):
             logits = model(x) if masks is None else model(x, masks[rows].to(x.device))  # (b, classes)
+            seen.append(rows)
             classes.append(logits.argmax(dim=1))
-            sound = logits.isfinite().all() & sound  # looked at once, at the end
-    if not sound:
+            odd += (~logits.isfinite()).sum()  # looked at once, at the end
+    if ranks()[1] > 1:
+        return together(seen, classes, odd, len(data), next(model.parameters()).device, index)
+    if odd:
         raise NonFiniteLoss("the network's logits are not finite; lower the rate")
     return torch.cat(classes).cpu()
+
+
+def together(seen: list, classes: list, odd, n: int, device, index: torch.Tensor | None) -> torch.Tensor:
+    """What `predict` returns, from what it found in each process of the run: some or none of the batches."""
+    table = torch.zeros((3, n), dtype=torch.float64, device=device)  # class, times seen, odd logits
+    for rows, found in zip(seen, classes, strict=True):
+        table[0, rows.to(device)] = found.double()
+        table[1, rows.to(device)] = 1
+    table[2, 0] = odd
+    over_ranks([table])
+    if table[2].any():
+        raise NonFiniteLoss("the network's logits are not finite; lower the rate")
+    found = (table[0] / table[1]).cpu()  # an example that is asked for twice may be seen by two
+    return (found if index is None else found[index]).long()
 
 
 def share(hits: torch.Tensor) -> float:

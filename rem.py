@@ -11,19 +11,21 @@ etd.py, expand.py and this file need torch and nothing else. What they need of `
                                 (index, x, y), (B,) int64 dataset indices on the CPU, inputs of `dtype`, (B,) int64
                                 labels; in an order drawn from the generator, without one in that of `index`
     data.augments               optional: False where augment=True changes nothing, so that the reference runs once
-and of `config`: any of the attributes of `Settings`; those that it lacks have Table 3's values.
+and of `config`: any of the attributes of `Settings`; those that it lacks have Table 3's values. In a run of several
+processes (torch.distributed) data.batches yields this one's share of each batch, as data.py does.
 """
 
 import copy
-import warnings
 from dataclasses import dataclass, field, fields
+from warnings import warn
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from etd import (EXTRA, Expanded, MaskTable, NonFiniteLoss, check_index, descend, drop, eval_mode, finite,
-                 finite_weights, forked_rng, logits_of, make_optimizer, mask_table, refresh_batchnorm, stream)
+                 finite_weights, forked_rng, logits_of, make_optimizer, mask_table, over_ranks, ranks,
+                 refresh_batchnorm, stream)
 from expand import expand
 
 # --- Eq. 2 ------------------------------------------------------------------------------------------------------------
@@ -145,8 +147,7 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
             record: loss of step 3; Acc(D_f) before and after step 2 and at the end (acc_forget_before, acc_forget,
             acc_forget_end); updates and passes of step 2; u_forget, pull_retain, ... of `weigh`; score of `judge`.
     Returns: theta_o1 after the best epoch (`judge`), with stop="max" after the last: a plain network like the original.
-    Raises: ValueError for a forget set or setting without sense; TypeError for a network that cannot be expanded;
-        NonFiniteLoss for a loss, or weights at the end, that are not finite.
+    Raises: ValueError for a forget set or setting without sense; TypeError: it cannot be expanded; NonFiniteLoss.
     """
     return go_on(start(model, data, forget, config, generator, shared=shared), log)  # Step 1
 
@@ -173,7 +174,7 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
     if isinstance(model, Expanded):
         expanded = copy.deepcopy(model)
     else:
-        _, example, _ = next(iter(data.batches(forget[:2], size=2)))
+        _, example, _ = next(iter(data.batches(forget[:2], size=2, generator=torch.Generator())))
         expanded = expand(model, example, config.extra_ratio, generator=stream(config.seed, "theta_o2"))
     modes = [module.training for module in expanded.modules()]
     reference = copy.deepcopy(expanded).requires_grad_(False).eval()
@@ -203,8 +204,7 @@ def remove(state: State) -> float:
     while (acc := acc_forget(state)) > config.gamma:  # stop condition: Acc(D_f) <= gamma
         accs.append(acc)
         if passes == config.max_passes:
-            warnings.warn(f"Acc(D_f) is {acc:.2f} after {passes} passes, still above gamma = {config.gamma}",
-                          stacklevel=2)
+            warn(f"Acc(D_f) is {acc:.2f} after {passes} passes, still above gamma = {config.gamma}", stacklevel=2)
             break
         state.expanded.train(training)
         total = torch.zeros((), device=state.device)
@@ -212,9 +212,8 @@ def remove(state: State) -> float:
             for rows, x, y in loader(state, state.forget):
                 # 2.1  L_remove(D_f) = (2 / beta) E log sigmoid(beta (CE_o1 - CE_ref)), theta_o1 alone
                 ce, (_, ce_ref) = cross_entropy(state, x, y), reference_ce(state, rows, x, y)
-                # 2.2  theta_o1 <- theta_o1 - epsilon grad L_step2,  L_step2 = -L_remove
-                loss = step2_loss(ce, ce_ref, config.beta)
-                total += descend(state.optimizer, loss)  # theta_o2 has no gradient here, so it stays bit for bit
+                # 2.2  theta_o1 <- theta_o1 - epsilon grad L_step2,  L_step2 = -L_remove; theta_o2 has no gradient here
+                total += descend(state.optimizer, step2_loss(ce, ce_ref, config.beta), len(rows))
                 updates += 1
         finite(total, 1, "step 2")
         passes += 1
@@ -225,9 +224,8 @@ def remove(state: State) -> float:
 def trains_on_forget(config, forget: torch.Tensor, repaired: bool = False) -> bool:
     """Whether passes over D_f alone run in training mode: dropout, and each batch's statistics in BatchNorm.
 
-    Choice: not where a step 3 follows (`repaired`). Statistics of a batch of D_f alone subtract what its examples
-    share, the trigger itself: Acc(D_f) falls because the running statistics move, until D_tr moves them back. NPO and
-    Ascent, which nothing repairs, train. config.forget_norm decides where it is not "auto".
+    Choice: not where a step 3 follows (`repaired`): statistics of a batch of D_f subtract what its examples share, the
+    trigger itself, so Acc(D_f) falls until D_tr moves them back. config.forget_norm decides where it is not "auto".
     """
     batch = config.forget_norm == "batch" or (config.forget_norm == "auto" and not repaired)
     return batch and len(forget) > 1  # one example has no batch statistics
@@ -243,12 +241,13 @@ def redirect(state: State) -> float:
     total, steps, state.sums = torch.zeros((), device=state.device), 0, torch.zeros((2, 3), device=state.device)
     with forked_rng(state.generator, state.device):
         for rows, x, y in loader(state, state.taught):
-            loss = batch_loss(state, rows, x, y)
-            total += descend(state.optimizer, loss)  # 3.3  theta <- theta - epsilon grad L_step3, both parts
+            # 3.3  theta <- theta - epsilon grad L_step3, both parts
+            total += descend(state.optimizer, batch_loss(state, rows, x, y), len(rows))
             if steps == 0 and config.step31:
                 check_gradients(state.expanded)
             steps += 1
     state.record["loss"] = finite(total, steps, f"step 3 of epoch {state.epoch}")
+    over_ranks([state.sums])
     for name, (number, u, pull) in zip(("retain", "forget"), state.sums.tolist(), strict=True):
         state.record |= {f"u_{name}": u / max(1, number), f"pull_{name}": pull / max(1, number)}
     return state.record["loss"]
@@ -296,12 +295,11 @@ def judge(state: State) -> None:
 
     Choice: step 3 is there to restore utility. Once it has, further epochs only teach theta_o1 what is undiscovered.
     An epoch's score is Acc(W) (1 - max(Acc(D_f), gamma)): theta_o1 alone, labels as given, W being a twentieth of D_r
-    that step 3 leaves out. The first epoch whose score is not above the best before it by one standard error is the
-    last; the best is returned. BatchNorm's base statistics are computed anew before: in a few steps they lag behind.
+    that step 3 leaves out. The first epoch whose score is not above the best before by a standard error is the last.
     """
     if state.watched is None:
         return
-    refresh_batchnorm(state.expanded, state.data, state.config.batch)
+    refresh_batchnorm(state.expanded, state.data, state.config.batch)  # in a few steps they lag behind
     acc, forgotten = acc_of(state, state.watched), acc_forget(state)
     kept = 1 - max(forgotten, state.config.gamma)
     score, error = acc * kept, (acc * (1 - acc) / len(state.watched)) ** 0.5 * kept
@@ -338,12 +336,13 @@ def check_forget(forget: torch.Tensor, n: int) -> torch.Tensor:
 def loader(state: State, index: torch.Tensor | None, augment: bool = True, size: int | None = None):
     """Shuffled and augmented batches of D_tr or of the examples in `index`, or plain ones, in the network's dtype."""
     how = dict(size=size or state.config.batch, generator=state.generator if augment else None, augment=augment)
-    seen = []
+    seen = [torch.empty(0, dtype=torch.int64)]
     for rows, x, y in state.data.batches(index, **how, dtype=next(state.expanded.parameters()).dtype):
         seen.append(rows)
         yield rows, x.to(state.device), y.to(state.device)
     seen, asked = torch.cat(seen), torch.arange(len(state.data)) if index is None else index
-    if not torch.equal(seen.sort().values, asked.sort().values) or not (augment or torch.equal(seen, asked)):
+    right = torch.equal(seen.sort().values, asked.sort().values) and (augment or torch.equal(seen, asked))
+    if not right and ranks()[1] == 1:  # what other ranks have seen cannot be told from here
         raise ValueError("data.batches must yield the indices that are asked for, each once, in order unless shuffled")
 
 
@@ -355,15 +354,16 @@ def acc_forget(state: State) -> float:
 @torch.no_grad()
 def acc_of(state: State, index: torch.Tensor) -> float:
     """Accuracy on the examples of `index`, a fraction: theta_o1 alone, labels as given, eval mode, no augmentation."""
-    hits, sound = 0, True
+    counts = torch.zeros(2, dtype=torch.int64, device=state.device)  # looked at once, at the end
     with eval_mode(state.expanded):
         for _, x, y in loader(state, index, augment=False, size=min(1024, 4 * state.config.batch)):
             logits = state.expanded(x)  # (B, classes)
-            hits += (logits.argmax(dim=1) == y).sum()
-            sound = logits.isfinite().all() & sound  # looked at once, at the end
-    if not sound:
+            counts += torch.stack([(logits.argmax(dim=1) == y).sum(), (~logits.isfinite()).sum()])
+    over_ranks([counts])
+    hits, odd = counts.tolist()
+    if odd:
         raise NonFiniteLoss("the network's logits are not finite; lower the rate")
-    return int(hits) / len(index)
+    return hits / len(index)
 
 
 def cross_entropy(state: State, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None = None,
@@ -389,6 +389,7 @@ def known_reference(state: State) -> torch.Tensor:
     known = torch.zeros((2, len(state.data)), dtype=dtype, device=state.device)
     for rows, x, y in loader(state, None, augment=False, size=min(512, 2 * state.config.batch)):
         known[:, rows.to(state.device)] = torch.stack(reference_ce(state, rows, x, y, full=True))
+    over_ranks([known])
     return known
 
 
@@ -396,5 +397,4 @@ def check_gradients(expanded: Expanded) -> None:
     """Raise a TypeError where step 3 has left a parameter of theta_o2 without a gradient."""
     for name, layer in expanded.layers().items():
         if any(p is not None and p.numel() and p.grad is None for p in (getattr(layer, part, None) for part in EXTRA)):
-            raise TypeError(f"cannot redirect through {name!r}: in training no gradient reaches its part of theta_o2, "
-                            "so the network skips the layer or takes no gradient there")
+            raise TypeError(f"cannot redirect through {name!r}: in training no gradient reaches its part of theta_o2")

@@ -6,6 +6,7 @@
 """
 
 import argparse
+import copy
 import fnmatch
 import functools
 import json
@@ -23,10 +24,10 @@ from formats import checkpoints
 from formats.fitting import look_first, predicted, share_of
 from formats.images import room_for_images
 from formats.inputs import Folder, build_network, open_folder
-from formats.outputs import check_replaced, digest, key_of_repair, resume, state_file
+from formats.outputs import check_replaced, digest, repair_key, resume, state_file
 from formats.sheets import write_suspects
 from data import Data, Streamed
-from etd import Expanded, eval_mode
+from etd import Expanded, eval_mode, over_ranks, ranks
 from expand import expand
 from experiment import choose_device, provenance, save_state
 from rem import check_forget, go_on, start
@@ -46,7 +47,7 @@ SHOWN = ("acc_forget_before", "acc_forget", "loss", "acc_watched")  # of the rec
 
 
 def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, layers=None, say=None, keep=None,
-           every: int = 1, **settings) -> nn.Module:
+           every: int = 1, sync_batchnorm: bool = False, **settings) -> nn.Module:
     """A repaired copy of a trained classifier: REM from some known bad examples, the others unknown.
 
     Args:
@@ -56,6 +57,7 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
         layers: names or patterns (`*.mlp.0`) of the layers that get theta_o2; None: chosen by `expand_any`.
         say: called with a line of text about each choice and each epoch; None: silent.
         keep: file for the state after each `every` epochs, from which the same call goes on; None: none is written.
+        sync_batchnorm: of several processes, batch statistics are those of the whole batch; needs GPUs.
         settings: of settings.Config, over the defaults of `choose_settings`, such as unlearn_epochs=2 or seed=1.
     Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes.
     Raises:
@@ -71,18 +73,36 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
     weight = next(model.parameters())
     example = torch.zeros((2, *data.shape), device=weight.device)
     expanded = expand_any(model, example, config, layers, say)
+    if sync_batchnorm:
+        expanded = synchronised(expanded)
     state = start(expanded, data, forget, config, stream(config.seed, "repair"))
-    key = keep and key_of_repair(model, data, forget, config, layers)
+    key = keep and repair_key(model, data, forget, config, layers)
     if keep and (line := resume(state, keep, key)):
         say(line)
     tell = epoch_lines(say, state.epoch)
 
     def log(epoch: int, epochs: int, net, **record) -> None:
         tell(epoch, epochs, net, **record)
-        if keep and epoch % every == 0:
+        if keep and epoch % every == 0 and ranks()[0] == 0:
             save_state(state, keep, key=key)
 
-    return go_on(state, log)
+    repaired = go_on(state, log)
+    if not sync_batchnorm:
+        return repaired
+    plain = copy.deepcopy(model)  # whose BatchNorms are of their own kind
+    plain.load_state_dict(repaired.state_dict())
+    return plain
+
+
+def synchronised(expanded: Expanded) -> Expanded:
+    """The network with every BatchNorm a SyncBatchNorm; TypeError for one that is more than a BatchNorm."""
+    plain = (nn.BatchNorm1d, nn.BatchNorm2d)
+    for name, module in expanded.named_modules():
+        if isinstance(module, plain) and type(module) not in plain:
+            raise TypeError(f"cannot synchronise {name!r}: {type(module).__name__} computes more than a BatchNorm")
+    if ranks()[1] > 1 and next(expanded.parameters()).device.type == "cpu":
+        raise ValueError("--sync-batchnorm needs GPUs: torch has no SyncBatchNorm on the CPU; leave it out")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(expanded)
 
 
 @torch.no_grad()
@@ -91,9 +111,14 @@ def too_sure(model: nn.Module, data: Data | Streamed, forget: torch.Tensor) -> b
 
     Choice: a mean below 1e-6. At 2e-4 SGD needed 18 updates of step 2, at 5e-10 and 3e-9 a hundred moved nothing.
     """
+    weight = next(model.parameters())
+    total = torch.zeros(2, dtype=torch.float64, device=weight.device)  # sum and number
     with eval_mode(model):
-        ce = [F.cross_entropy(model(x).double(), y, reduction="none") for _, x, y in data.batches(forget, size=32)]
-    return float(torch.cat(ce).mean()) < 1e-6
+        for _, x, y in data.batches(forget, size=32, dtype=weight.dtype):
+            ce = F.cross_entropy(model(x).double(), y, reduction="none")
+            total += torch.stack([ce.sum(), ce.new_tensor(len(ce))])
+    over_ranks([total])
+    return float(total[0] / total[1]) < 1e-6
 
 
 def choose_settings(model: nn.Module, n: int, given: dict, sure: bool = False) -> tuple[Config, list[str]]:
@@ -216,6 +241,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "decoded anew in every pass, with the same result (default: half of what is free)")
     p.add_argument("--checkpoint-every", type=int, default=1, metavar="EPOCHS", help="write the state beside --out, "
                    "which the same command goes on from if it was cut off (default: 1; 0: never)")
+    p.add_argument("--sync-batchnorm", action="store_true", help="under torchrun, batch statistics of the whole batch "
+                   "instead of each process's own")
     p.add_argument("--skip-bad-images", action="store_true", help="leave out training images that cannot be decoded")
     p.add_argument("--force", action="store_true", help="go on although the network does not fit the folder")
 
@@ -232,7 +259,7 @@ def main(given: dict, argv: list[str]) -> int:
     stored = checkpoints.read(args.checkpoint, args.ema)
     names = checkpoints.load_into(model, stored, args.checkpoint)
     places = {path: i for i, path in enumerate(folder.paths)}  # before any is left out
-    room = room_for_images(device, args.max_memory)
+    room = room_for_images(device, args.max_memory, ranks()[1])
     train, heldout, skipped = folder.load(reading, args.workers, args.skip_bad_images, room)
     if isinstance(train, Streamed):
         print(f"the images take {reading.size_of(len(train)) / 1e9:.3g} GB, and --max-memory is {room / 1e9:.3g}: they "
@@ -243,7 +270,8 @@ def main(given: dict, argv: list[str]) -> int:
         print(f"{len(skipped)} images cannot be decoded and are left out, {skipped[0]} first")
     print(f"{len(train)} training images of {reading.size}x{reading.size}, {len(folder.forget)} known bad, "
           f"{len(heldout or ())} held out; {len(folder.classes)} classes; {device}", flush=True)
-    model, train = model.to(device, memory_format=torch.channels_last), train.to(device)
+    model, train = model.to(device, memory_format=torch.channels_last), replace(train.to(device), part=ranks())
+    heldout = heldout and replace(heldout.to(device), part=ranks())
     before = predicted(model, train)
     look_first(model, train, before, folder, reading, args.force)
     config, _ = choose_settings(model, len(train), settings, too_sure(model, train, folder.forget))
@@ -251,12 +279,14 @@ def main(given: dict, argv: list[str]) -> int:
     keep = state_file(args.out) if args.checkpoint_every else None
     try:
         repaired = repair(model, train, folder.forget, layers=layers, say=say, keep=keep, every=args.checkpoint_every,
-                          **settings)
-        scores = before_and_after((model, repaired), before, train, heldout and heldout.to(device), folder)
+                          sync_batchnorm=args.sync_batchnorm, **settings)
+        scores = before_and_after((model, repaired), before, train, heldout, folder)
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} with --lr") from error
+    if ranks()[0]:
+        return 0  # the first process writes
     checkpoints.write(args.out, stored, repaired, names)
-    told = write_suspects(args.out, model, repaired, train, folder, places)
+    told = write_suspects(args.out, model, repaired, replace(train, part=(0, 1)), folder, places)
     seconds = round(time.perf_counter() - begin, 1)
     print(table_of_changes(scores), told, sep="\n")
     print(f"{args.out} has the repaired weights, {report_file} this report; {seconds} s")

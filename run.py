@@ -5,8 +5,10 @@
     python run.py grid --tasks all --discovery 0.1:1.0:0.1 --methods all --out runs/all     # many cells, see grid.py
 """
 
+import contextlib
 import os
 import platform
+import signal
 import sys
 import warnings
 from argparse import HelpFormatter
@@ -18,9 +20,12 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
+from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 import repair
 from datasets import load
+from etd import ranks
 from experiment import (append_row, attempt, check_writable, choose_device, choose_methods, corrupt, failure_of, find,
                         new_model, provenance, row_of, train_original, unlearn)
 from settings import Config, Parser, add_flags, resolve
@@ -57,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: print(f"warning: {message}", file=sys.stderr)
         try:
-            code = command(argv)
+            with joined(argv):
+                code = command(argv)
             if sys.stdout is not None:  # it is None where stdout was closed from the start
                 sys.stdout.flush()  # so that a closed pipe is noticed here
             return code
@@ -88,6 +94,45 @@ def command(argv: list[str]) -> int:
     return 0 if all(row["status"] == "ok" and row["written"] for row in rows) else 1
 
 
+# --- Several processes ------------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def joined(argv: list[str]):
+    """Be one of the processes that torchrun has started, for the length of the block; of one alone nothing changes.
+
+    The first process prints and writes. Of an error, whoever meets it first tells: the others may know no more than
+    that one is gone, and leave by way of SystemExit.
+    Raises: ValueError for a word that runs in one process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # torchrun's, when another has died: no file stays half
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    store, rank, size = next(iter(rendezvous("env://")))
+    dist.init_process_group(store=store, rank=rank, world_size=size)
+    try:
+        with contextlib.ExitStack() as quiet:
+            if rank:
+                nowhere = quiet.enter_context(open(os.devnull, "w"))
+                quiet.enter_context(contextlib.redirect_stdout(nowhere))
+                quiet.enter_context(contextlib.redirect_stderr(nowhere))
+            if argv and argv[0] in WORDS and argv[0] != "repair":
+                raise ValueError(f"{argv[0]} runs in one process; torchrun is for one cell and for repair")
+            yield
+    except Exception as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            reason = str(error).splitlines()[0].rpartition("] ")[2]  # without the line of torch's source
+            error = RuntimeError(f"a process of this run has ended ({reason})")
+        with contextlib.suppress(RuntimeError):  # the store is gone with the process that had it
+            if store.add("told", 1) > 1:
+                sys.exit(2)
+        raise error
+    finally:
+        dist.destroy_process_group()
+
+
 # --- One cell ---------------------------------------------------------------------------------------------------------
 
 def compare(config: Config, argv: list[str] = ()) -> list[dict]:
@@ -109,7 +154,8 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     model = new_model(config, dataset)
     check_precision(config, device)
     check_room(config, model)
-    task = replace(task, train=task.train.to(device), test=task.test.to(device))
+    train, test = (replace(data.to(device), part=ranks()) for data in (task.train, task.test))
+    task = replace(task, train=train, test=test)
     say(config, headline(config, task, forget, model, device))
     original, train_seconds, failure = attempt(lambda: train_original(config, task, model.to(device)))
     rows, unwritten = [], []
@@ -119,7 +165,8 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
         row = row_of(replace(config, method=paths.get(name, name)), provenance(device, argv),
                      {"train_seconds": train_seconds, **outcome})
         try:
-            append_row(config.out, row)
+            if ranks()[0] == 0:
+                append_row(config.out, row)
         except OSError as error:  # a full disk costs no method and no table
             unwritten, why = [*unwritten, name], error
         rows.append(row)

@@ -65,8 +65,7 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
                 optimizer.param_groups[0]["lr"] = lr * rate(step, epochs * per_epoch, schedule)
                 mask = None if masks is None else masks[rows.to(device, non_blocking=True)]
                 loss = F.cross_entropy(logits_of(model, x, config.precision, mask), y)
-                descend(optimizer, loss)
-                total += loss.detach()
+                total += descend(optimizer, loss, len(rows))
                 step += 1
         mean = finite(total, step - start, f"training epoch {epoch}")
         if log is not None:

@@ -76,7 +76,8 @@ def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip
     if bad and not skip:
         raise ValueError(f"{len(bad)} images cannot be decoded, {bad[min(bad)]} first; try --skip-bad-images")
     kept = torch.tensor([i for i in range(len(paths)) if i not in bad], dtype=torch.int64)
-    return torch.from_numpy(images)[kept], kept
+    images = torch.from_numpy(images)
+    return images[kept] if bad else images, kept  # a copy would take their memory again
 
 
 def load_images(paths: list[Path], labels: torch.Tensor, classes: int, reading: Reading, workers: int | None = None,

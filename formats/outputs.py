@@ -30,7 +30,7 @@ def check_replaced(args: argparse.Namespace, report_file: Path) -> None:
         raise ValueError(f"{listed} has a column `bad`, which would be lost; choose another folder for --out")
 
 
-def key_of_repair(model, data, forget: torch.Tensor, *settings) -> str:
+def repair_key(model, data, forget: torch.Tensor, *settings) -> str:
     """SHA-256 of what decides a repair, images aside: weights, labels as given, D_f and settings."""
     key = hashlib.sha256(repr(settings).encode())
     for value in (*model.state_dict().values(), data.labels, forget):
@@ -39,7 +39,7 @@ def key_of_repair(model, data, forget: torch.Tensor, *settings) -> str:
 
 
 def resume(state, path: str | Path, key: str) -> str | None:
-    """Put what an earlier run of the same repair, by `key_of`, has kept into a state of rem.start.
+    """Put what an earlier run of the same repair, by `repair_key`, has kept into a state of rem.start.
 
     Returns: a line of text; None where there is no file. Raises: ValueError for a file that is no such state.
     """

@@ -907,7 +907,12 @@ def test_n2_single_step():
 def test_n2_fit(epochs, size, batch):
     """N2: fit steps through the schedule over all its epochs, at `lr` times the factor."""
     data, index, rates = make_data(0), torch.arange(size), []
-    with mock.patch.object(train, "descend", lambda optimizer, loss: rates.append(optimizer.param_groups[0]["lr"])):
+
+    def note(optimizer, loss, n):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return loss.detach()
+
+    with mock.patch.object(train, "descend", note):
         train.fit(small_net(0), data, index, tiny(batch=batch), gen(0), epochs=epochs, lr=0.5)
     steps = epochs * count_batches(size, batch)
     assert rates == [0.5 * train.rate(step, steps) for step in range(steps)]

@@ -75,7 +75,7 @@ def masked_calls(expanded, data):
 def test_shape_dtype_and_storage(n, width, p, seed, share):
     """M1, M16: bool rows of shape (n, width), on the CPU, a bit a channel in storage and one row more."""
     table = etd.mask_table(n, width, p, seed, subset(seed, n, share))
-    assert len(table) == n and table[:].shape == (n, width) and table[:].dtype == torch.bool
+    assert len(table.packed) == n and table[:].shape == (n, width) and table[:].dtype == torch.bool
     assert table.packed.device.type == "cpu"
     assert table.packed.untyped_storage().nbytes() == (n + 1) * math.ceil(width / 8)
 

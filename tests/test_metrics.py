@@ -411,7 +411,8 @@ def test_v4_reads_task_alone(seed):
     found = metrics_module.evaluate(net, bare, forget)
     assert found == metrics_module.evaluate(net, task, forget.flip(0))
     assert torch.equal(bare.clean, task.clean) and torch.equal(bare.corrupted, task.corrupted)
-    assert set(found) == {"healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product"}
+    assert set(found) == {"healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product",
+                          "acc_forget"}
     untouched = METHODS["no-ul"].function(net, task.train, forget, tiny(), gen(seed))
     assert metrics_module.evaluate(untouched, task, forget) == found
 

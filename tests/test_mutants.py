@@ -178,7 +178,7 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (18, "batch position for index, training", train, "masks[rows.to(device, non_blocking=True)]", "masks[: len(rows)]",
      ["M3 fit"]),
     (18, "batch position for index, look-up", etd,
-     "return table[check_index(index, len(table)).to(table.packed.device, non_blocking=True)]",
+     "return table[check_index(index, len(table.packed)).to(table.packed.device, non_blocking=True)]",
      "return table[: len(index)]", ["M13"]),
     (19, "D_f keeps its own rows, table", etd, "table[check_index(shared, n)] = shared_row", "check_index(shared, n)",
      ["M7", "M7 start", "M14"]),

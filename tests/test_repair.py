@@ -1,6 +1,8 @@
 """repair.py: the command end to end, traps told before any work, choices of layers and settings, the report."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,11 +22,13 @@ from formats import inputs
 import claims
 import repair
 import run
+import test_ranks
 from data import Data
 from examples.repair import draw_shapes, put_sticker, write_images
-from helpers import assert_same_state, gen, make_data, small_net
+from helpers import assert_close, assert_same_state, gen, make_data, small_net
 from metrics import accuracy
 from models import build
+from rem import go_on
 from settings import Config
 
 ROOT = Path(repair.__file__).resolve().parent
@@ -416,7 +420,7 @@ def test_images_left_out_are_told(colours, capsys):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_above_max_memory_are_streamed_with_the_same_result(colours, capsys, workers):
-    """P8: above --max-memory every pass decodes anew, the run says so, and weights, report and suspects are the same."""
+    """P8: above --max-memory every pass decodes anew, the run says so; weights, report and suspects are the same."""
     (colours["--data"] / "val").symlink_to(colours["--data"] / "train")
     mean = () if workers else SMALL
     out, found = colours["--out"], []
@@ -484,14 +488,16 @@ def test_a_repair_that_is_cut_off_goes_on(colours, capsys, monkeypatch):
 
 
 def test_the_state_of_another_repair_is_not_used(colours, capsys, tmp_path):
-    """P9: another D_f, setting or network begins anew and says so; a file of something else is refused; 0 keeps none."""
+    """P9: another D_f, setting or network begins anew and says so; a file of something else is refused; 0 keeps
+    none."""
     data, net, forget, told = make_data(0, n=24, classes=4), small_net(0), torch.tensor([1, 5]), []
     keep, settings = tmp_path / "x.state", dict(unlearn_epochs=2, stop="max", say=told.append)
     plain = repair.repair(net, data, forget, **settings)
     assert_same_state(repair.repair(net, data, forget, keep=keep, every=2, **settings), plain)
     kept, seen = keep.read_bytes(), len(told)
     assert_same_state(repair.repair(net, data, forget, keep=keep, **settings), plain)
-    assert any("going on after epoch 2" in line for line in told[seen:]) and not any(line[:6] == "epoch " for line in told[seen:])
+    assert any("going on after epoch 2" in line for line in told[seen:])
+    assert not any(line[:6] == "epoch " for line in told[seen:])
     for changed in ((small_net(1), data, forget, {}), (net, data, forget[:1], {}), (net, data, forget, {"seed": 1}),
                     (net, replace(data, labels=(data.labels + 1) % 4), forget, {})):
         keep.write_bytes(kept)
@@ -508,6 +514,100 @@ def test_the_state_of_another_repair_is_not_used(colours, capsys, tmp_path):
     state.write_text("something else")
     assert call(colours, "--epochs", 1) == 2
     assert "move it away" in capsys.readouterr().err and state.read_text() == "something else"
+
+
+# --- Several processes ------------------------------------------------------------------------------------------------
+
+
+def words(world: dict, *more) -> list[str]:
+    """The command's words in the world of colours."""
+    return ["repair", *(str(part) for pair in world.items() for part in pair), *map(str, more)]
+
+
+@pytest.mark.slow
+def test_torchrun_repairs_as_one_process_does(colours):
+    """G3: under torchrun two processes write one set of files: the weights, scores and suspects of one process, within
+    float32 rounding, with images streamed; each line is printed once."""
+    more = ("--epochs", 2, "--batch-size", 16, "--max-memory", 0, "--workers", 1, "--device", "cpu")
+    assert call(colours, *more) == 0
+    whole = torch.load(colours["--out"], weights_only=True)
+    scores = json.loads(colours["--out"].with_suffix(".json").read_text())["scores"]
+    two = {**colours, "--out": colours["--data"] / "two" / "repaired.pt"}
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           ROOT / "run.py", *words(two, *more)], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    for name, value in torch.load(two["--out"], weights_only=True).items():
+        assert_close(value, whole[name], 1e-4)
+    assert json.loads(two["--out"].with_suffix(".json").read_text())["scores"] == scores
+    assert {path.name for path in two["--out"].parent.iterdir()} >= {"repaired.pt", "repaired.json", "suspects.csv"}
+    assert not list(two["--out"].parent.glob("*.tmp")) and not two["--out"].with_suffix(".state").exists()
+    assert done.stdout.count("known bad, their given labels") == 1 and done.stdout.count("epoch 1/2") == 1
+
+
+DYING = """
+import os
+CALLS = []
+class Dying(nn.Module):
+    def forward(self, x):
+        CALLS.append(1)
+        if os.environ.get("RANK") == "1" and len(CALLS) == 60: os._exit(9)
+        return x
+def dying(classes): return nn.Sequential(Dying(), *colours(classes))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_run_with_one_line(colours):
+    """G4: where one of two processes is killed, the other says so in one line; no output is there, whole or half."""
+    path = colours["--data"] / "net.py"
+    path.write_text(path.read_text() + DYING)
+    stored = torch.load(colours["--checkpoint"], weights_only=True)
+    shifted = {re.sub(r"^\d+", lambda m: str(int(m[0]) + 1), k): v for k, v in stored.items()}
+    torch.save(shifted, colours["--checkpoint"])
+    world = {**colours, "--model": f"{path}:dying"}
+    (code, told, errors), (killed, _, last) = test_ranks.ended(test_ranks.start(
+        ROOT, "run.py", *words(world, "--epochs", 9, "--device", "cpu", "--checkpoint-every", 0, "--batch-size", 4)))
+    assert killed == 9 and code == 2 and last == []
+    assert "theta_o2 beside" in told and "known bad, their given labels" not in told  # it was in training
+    lines = [line for line in errors if not line.startswith(("[W", "warning: the network has not learnt"))]
+    assert [line[:41] for line in lines] == ["run.py: a process of this run has ended ("]
+    assert list(colours["--out"].parent.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_bad_input_is_one_line_of_all_processes(colours):
+    """G4, P3: what all processes refuse one alone tells; other words than repair are refused."""
+    for command, told in ((words(colours, "--batch-size", 1), "batch is 1"), (["repair", "--what"], "required"),
+                          (["report", "x"], "report runs in one process; torchrun is for one cell and for repair")):
+        found = test_ranks.ended(test_ranks.start(ROOT, "run.py", *command))
+        lines = [line for _, _, errors in found for line in errors if not line.startswith("[W")]
+        assert [code for code, _, _ in found] == [2, 2]
+        assert len(lines) == 1 and told in lines[0]
+
+
+def test_synchronised_batchnorm(monkeypatch):
+    """G2: --sync-batchnorm runs every BatchNorm as torch's SyncBatchNorm and gives the network's own kind back; in one
+    process the numbers are those without; what is more than a BatchNorm is refused, and so are CPUs."""
+    data, net, forget = make_data(0, n=24, classes=4), small_net(0), torch.tensor([1, 5])
+    kinds = []
+
+    def note(state, log):
+        kinds.extend(map(type, state.expanded.modules()))
+        return go_on(state, log)
+
+    monkeypatch.setattr(repair, "go_on", note)
+    synced = repair.repair(net, data, forget, unlearn_epochs=1, sync_batchnorm=True)
+    assert kinds.count(nn.SyncBatchNorm) == 2 and nn.BatchNorm2d not in kinds
+    assert type(synced.norm1) is nn.BatchNorm2d
+    assert_same_state(synced, repair.repair(net, data, forget, unlearn_epochs=1))
+    expanded = repair.expand_any(net, torch.zeros(2, 1, 8, 8), Config(ratio=0.5), None, lambda text: None)
+    monkeypatch.setattr(repair, "ranks", lambda: (0, 2))
+    with pytest.raises(ValueError, match="needs GPUs"):
+        repair.synchronised(expanded)
+    expanded.net.more = type("Act", (nn.BatchNorm2d,), {})(3)
+    with pytest.raises(TypeError, match="cannot synchronise 'net.more': Act"):
+        repair.synchronised(expanded)
 
 
 def test_help_and_the_example(tmp_path):

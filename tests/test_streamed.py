@@ -21,7 +21,8 @@ from suspects import suspects
 from tasks import Task
 from train import train_etd
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # random data: rounding decides whether a cap is reached
+# On random data rounding decides whether a cap is reached.
+pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")
 
 
 class Samples:
@@ -55,7 +56,7 @@ def assert_same_pass(one, other):
 
 @given(seeds, st.integers(1, 12), st.integers(1, 7), st.integers(0, 2), st.booleans(), st.booleans())
 def test_batches_are_those_of_data(seed, n, size, pad, flip, augment):
-    """U1: for uint8 images every pass is Data's bit for bit: order, crop, flip, normalisation, state of the generator."""
+    """U1: for uint8 images every pass is Data's bit for bit: order, crop, flip, normalisation, generator's state."""
     data = make_data(seed, n=n, channels=3, pad=pad, flip=flip)
     twin, index = streamed(data), torch.randint(0, n, (n,), generator=gen(seed))
     assert len(twin) == n and torch.equal(twin.labels, data.labels) and twin.augments == data.augments
@@ -151,7 +152,8 @@ NAMES = [name for name, method in METHODS.items() if method.etd != "only" and no
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_runs_on_it(name, augmented):
     """U4: every method gives on a Streamed, bit for bit, the network that it gives on the Data."""
-    data, forget, config = make_data(1, n=14, pad=int(augmented), flip=augmented), torch.tensor([2, 5, 7]), tiny(gamma=0.4)
+    data, config = make_data(1, n=14, pad=int(augmented), flip=augmented), tiny(gamma=0.4)
+    forget = torch.tensor([2, 5, 7])
     more = {"corrupted": torch.tensor([2, 5, 7, 9])} if name.endswith("ideal") else {}
     one, other = (METHODS[name].function(small_net(1), source, forget, config, gen(3), **more)
                   for source in (data, streamed(data)))
@@ -188,7 +190,8 @@ def test_repair_and_suspects_are_the_same():
             for source, lines in zip((data, streamed(data)), told, strict=True)]
     assert_same_state(*nets)
     assert [line.split(";")[:2] for line in told[0]] == [line.split(";")[:2] for line in told[1]]
-    assert all(torch.equal(a, b) for a, b in zip(suspects(nets[0], data, forget), suspects(nets[0], streamed(data), forget)))
+    pairs = zip(suspects(nets[0], data, forget), suspects(nets[0], streamed(data), forget), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,186 @@
+"""What `repair` costs against the number of images: seconds and peak memory, in memory, streamed, on two processes.
+
+    python benchmarks/scale.py                       # 1,500 to 60,000 images: rows, table, picture in results/scale
+    python benchmarks/scale.py --sizes 1500 --out /tmp/scale
+
+Every measurement is a process of its own (two under torchrun) that reads image files, repairs an untrained network for
+one epoch and says what it took. The images are drawn: what they show changes neither time nor memory.
+
+On paper: 1.28 million images of 224x224, ResNet-50, 8 GPUs, 64 cores
+---------------------------------------------------------------------
+Nothing here was run at that size. Assumed: a GPU trains 2,800 images a second (three forward passes each: 8,400 forward
+passes a second), a core decodes 120 JPEG files a second, 1,000 known bad images, REM ends after 3 epochs.
+
+Arithmetic in forward passes over D_tr; theta_o2 a quarter as wide makes a full pass 1.25^2 = 1.56 of a plain one:
+    predictions before and after                                           2
+    reference, once, since nothing is augmented:  1.56 + 1               = 2.6
+    an epoch: 3.1 forward and back 3 x 1.56, 3.2 forward and back 3,
+              BatchNorm anew 1, the watched twentieth 0.05               = 8.7, of 3 epochs 26.2
+    step 2 on 1,000 images                                                 0.0
+    together 30.8 x 1.28e6 / (8 x 8,400 a second)                        = 590 s
+Gradients: 25.6e6 x 1.56 weights of 4 bytes are 160 MB a step, 1.28e6 / 512 = 2,500 steps an epoch; at 100 GB/s about
+    2 x 160 MB / 100 GB/s = 3 ms a step, 24 s in all.
+Decoding, anew in every pass: 2 + 1 + 3 x 2.05 = 9.2 passes x 1.28e6 / (64 x 120 a second) = 1,530 s. The cores decide,
+    not the GPUs, unless there are some 170 of them: about 26 minutes, and then the list of suspects.
+Memory: in memory the images would be 1.28e6 x 3 x 224^2 = 193 GB in each of 8 processes, so they are streamed. Masks of
+    512 bits a row: 82 MB. Reference losses: 2 x 4 bytes, 10 MB. Order of a pass: 10 MB. A batch of 64: 7 GB on a GPU.
+
+What would break first: the list of suspects, which the first process alone makes. It decodes all images twice, on its 8
+cores 2 x 1.28e6 / (8 x 120) = 2,670 s, and keeps in float64 logits of 1.28e6 x 1,000 x 8 = 10 GB and features of 1.28e6
+x 2,048 x 8 = 21 GB, of which the logistic regression makes as much again: 50 GB. Next: the paths, some 400 bytes each,
+0.5 GB in every process and, as Python counts references in them, in time in every worker: 8 x 9 x 0.5 = 37 GB.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import distributed as dist
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from etd import ranks  # noqa: E402
+from formats.images import Reading, load_images  # noqa: E402
+from models import build  # noqa: E402
+from repair import repair  # noqa: E402
+from tasks import write_whole  # noqa: E402
+
+SIZES = (1500, 6000, 15000, 60000)
+# name: processes, workers of each; no workers: in memory
+MODES = {"in memory": (1, None), "streamed, 0 workers": (1, 0), "streamed, 1 worker": (1, 1),
+         "streamed, 2 workers": (1, 2), "in memory, 2 processes": (2, None), "streamed, 2 processes": (2, 0)}
+CLASSES, SIDE = 10, 32
+COLUMNS = ("images", "mode", "load s", "repair s", "peak MB", "above the start MB")
+
+
+def draw_files(folder: Path, n: int) -> None:
+    """n PNG files of SIDE x SIDE smooth noise, named by number."""
+    generator = torch.Generator().manual_seed(0)
+    for i in range(n):
+        coarse = torch.randint(0, 256, (1, 3, 8, 8), generator=generator).float()
+        image = torch.nn.functional.interpolate(coarse, size=SIDE, mode="bilinear")[0].round().to(torch.uint8)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:06d}.png")
+
+
+def peak() -> float:
+    """Most memory so far in MB: this process, and for each worker the largest one's."""
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def measure(folder: Path, n: int, workers: int | None, capacity: float) -> dict:
+    """Read n files and repair a network for one epoch: seconds, peak memory, and a sum that tells the result.
+
+    Args: workers: of Streamed; None: images in memory. Returns: of the first process, whose peak is told.
+    """
+    torch.set_num_threads(1)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("gloo")
+    start, begin = peak(), time.perf_counter()
+    paths, labels = sorted(folder.glob("*.png"))[:n], torch.arange(n) % CLASSES
+    reading = Reading(SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
+    data, _ = load_images(paths, labels, CLASSES, reading, workers, room=float("inf") if workers is None else 0)
+    model = build("resnet9", capacity, classes=CLASSES, image_size=SIDE, seed=0).eval()
+    loaded = time.perf_counter()
+    forget = torch.arange(0, n, 50)
+    repaired = repair(model, replace(data, part=ranks()), forget, unlearn_epochs=1, max_passes=2)
+    done = time.perf_counter()
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    total = sum(float(p.double().abs().sum()) for p in repaired.parameters())
+    return {"load_seconds": loaded - begin, "seconds": done - loaded, "peak": peak(), "start": start,
+            "worker_peak": children if workers else 0.0, "sum": total}
+
+
+def run_mode(folder: Path, n: int, mode: str, capacity: float) -> dict:
+    """One measurement, in a process or two of its own."""
+    processes, workers = MODES[mode]
+    words = [str(Path(__file__).resolve()), "--measure", str(folder), "--sizes", str(n), "--capacity", str(capacity)]
+    words += [] if workers is None else ["--workers", str(workers)]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes > 1 else []
+    done = subprocess.run([sys.executable, *launch, *words], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise RuntimeError(f"{mode} at {n} images failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("{"))
+    return {"n": n, "mode": mode, "processes": processes, "workers": workers, "capacity": capacity, **json.loads(line)}
+
+
+def table(rows: list[dict]) -> str:
+    """The measurements as a Markdown table; memory of the first process, and of its workers the largest times their
+    number."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for row in rows:
+        memory = row["peak"] + (row["workers"] or 0) * row["worker_peak"]
+        cells = (f"{row['n']:,}", row["mode"], f"{row['load_seconds']:.1f}", f"{row['seconds']:.1f}", f"{memory:.0f}",
+                 f"{row['peak'] - row['start']:.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(path: Path, rows: list[dict]) -> bool:
+    """Seconds and memory above the start against N, a line a mode; False where matplotlib is missing."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(9, 4), dpi=120)
+    for axes, title, value in zip(figure.subplots(1, 2), ("seconds of an epoch", "peak memory above the start, MB"),
+                                  (lambda row: row["seconds"], lambda row: row["peak"] - row["start"]), strict=True):
+        for mode in dict.fromkeys(row["mode"] for row in rows):
+            part = [row for row in rows if row["mode"] == mode]
+            axes.plot([row["n"] for row in part], [value(row) for row in part], marker="o", label=mode)
+        axes.set(xlabel="images", title=title, xscale="log", yscale="log")
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    write_whole(path, lambda file: FigureCanvasAgg(figure).print_png(file))
+    return True
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the measurements that are not in the file of rows yet, and write table and picture anew."""
+    p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    p.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of images")
+    p.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE", help=", ".join(MODES))
+    p.add_argument("--capacity", type=float, default=0.1, help="width of ResNet-9 (default: 0.1)")
+    p.add_argument("--out", type=Path, default=ROOT / "results" / "scale", help="folder of rows, table and picture")
+    p.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    p.add_argument("--workers", type=int, help=argparse.SUPPRESS)
+    args = p.parse_args(argv)
+    if args.measure:
+        found = measure(args.measure, args.sizes[0], args.workers, args.capacity)
+        if ranks()[0] == 0:
+            print(json.dumps(found))
+        return 0
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "scale.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    known = {(row["n"], row["mode"], row["capacity"]) for row in rows}
+    with tempfile.TemporaryDirectory() as folder:
+        draw_files(Path(folder), max(args.sizes))
+        for n in args.sizes:
+            for mode in args.modes:
+                if (n, mode, args.capacity) in known:
+                    continue
+                rows.append(run_mode(Path(folder), n, mode, args.capacity))
+                with open(file, "a") as lines:
+                    lines.write(json.dumps(rows[-1]) + "\n")
+                print(f"{n} images, {mode}: {rows[-1]['seconds']:.1f} s", flush=True)
+    (args.out / "scale.md").write_text(table(rows))
+    drawn = draw(args.out / "scale.png", rows)
+    print(table(rows) + ("" if drawn else "no picture: matplotlib is not installed\n"), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Several processes, one network: two of them on the CPU give the numbers of one (G1-G4).
+
+As a script, `python test_ranks.py FOLDER`, this file is one of the processes.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed as dist
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import etd  # noqa: E402
+import repair  # noqa: E402
+from helpers import assert_close, gen, make_data, small_net, tiny  # noqa: E402
+from methods import METHODS  # noqa: E402
+from metrics import accuracy, predict  # noqa: E402
+from rem import rem  # noqa: E402
+from train import fit, train_etd  # noqa: E402
+
+FORGET = torch.tensor([1, 5, 7, 8, 20])
+NAMES = [name for name, method in METHODS.items() if method.etd != "only" and not method.twin]
+
+
+def networks() -> dict:
+    """What each process computes, and one alone: state dicts and numbers by name. Batches of 4 leave shares of 2 and 2,
+    3 and 2, and for some methods a last batch of 2 that is too small to share."""
+    found, data = {}, replace(make_data(1, n=42, pad=1), part=etd.ranks())
+    plain = replace(data, pad=0)
+    net = small_net(3, norm=False, dtype=torch.float64)
+    for name in NAMES:
+        more = {"corrupted": torch.tensor([1, 5, 7, 8, 20, 30])} if name.endswith("ideal") else {}
+        out = METHODS[name].function(net, data, FORGET, tiny(gamma=0.3), gen(0), **more)
+        found[name] = out.state_dict()
+    logs = []
+    config = tiny(stop="repaired", unlearn_epochs=3, gamma=0.3)
+    for name, source in (("watched", data), ("known", plain)):
+        log = lambda epoch, epochs, net, **record: logs.append(torch.tensor(list(record.values()), dtype=torch.float64))
+        found[name] = rem(net, source, FORGET, config, gen(0), log=log).state_dict()
+    expanded = train_etd(net, data, tiny(), gen(1))
+    found["rem-on-etd"] = rem(expanded, data, FORGET, tiny(gamma=0.3), gen(0)).state_dict()
+    found["logs"] = {str(i): values for i, values in enumerate(logs)}
+    asked = torch.tensor([3, 3, 40, 0, 3])
+    found["numbers"] = {"classes": predict(net, data, asked, size=2), "all": predict(net, data),
+                        "accuracy": torch.tensor([accuracy(net, data), accuracy(net, data, FORGET[:1])]),
+                        "sure": torch.tensor(repair.too_sure(net, data, FORGET[:3]))}
+    norm, more = small_net(3), replace(make_data(2, n=256, classes=4), part=etd.ranks())
+    found["norm"] = rem(norm, more, torch.arange(9), tiny(batch=64, gamma=0.2, max_passes=3), gen(0)).state_dict()
+    trained = small_net(4)
+    fit(trained, more, None, tiny(epochs=1, batch=64), gen(0))
+    predict(trained, more)
+    found["evaluated"] = trained.state_dict()
+    told = []
+    found["repair"] = repair.repair(norm, more, torch.arange(9), say=told.append, unlearn_epochs=2).state_dict()
+    found["told"] = {"epochs": torch.tensor(sum(line.startswith("epoch") for line in told))}
+    return found
+
+
+def start(folder: Path, *command: str, ranks: int = 2) -> list[subprocess.Popen]:
+    """The processes that torchrun would start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks),
+             "OMP_NUM_THREADS": "1"}
+    return [subprocess.Popen([sys.executable, "-B", *command], cwd=folder, text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, env={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(ranks)]
+
+
+def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, list[str]]]:
+    """Exit code, stdout and lines of stderr of each."""
+    outputs = [process.communicate(timeout=300) for process in processes]
+    return [(process.returncode, out, err.splitlines()) for process, (out, err) in zip(processes, outputs, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> tuple[dict, dict, dict]:
+    """What one process and each of two found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    processes = start(folder, str(Path(__file__).resolve()), str(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # step 2 may give up
+        alone = networks()
+    for code, _, errors in ended(processes):
+        assert code == 0, errors
+    return alone, *(torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
+
+
+def test_two_processes_give_one_network(found):
+    """G1: both processes end with the same weights and numbers, bit for bit."""
+    _, first, second = found
+    for name in first:
+        for key, value in first[name].items():
+            # each batch moves the process's own running statistics; an evaluation begins with the first one's
+            if name == "evaluated" or "running" not in key and "tracked" not in key:
+                assert torch.equal(value, second[name][key]), (name, key)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "watched", "known", "rem-on-etd", "logs", "numbers", "told"])
+def test_two_processes_give_the_numbers_of_one(found, name):
+    """G1: without BatchNorm every method, REM's decisions, logs and predictions are one process's, within rounding."""
+    alone, first, _ = found
+    assert alone[name].keys() == first[name].keys()
+    for key, value in alone[name].items():
+        # sums in another order, in float64 but for the logs' totals
+        assert_close(first[name][key].double(), value.double(), 1e-6 if name == "logs" else 1e-9)
+
+
+@pytest.mark.parametrize("name", ["norm", "repair"])
+def test_local_batch_statistics_cost_little(found, name):
+    """G2: with BatchNorm, of which each process normalises its share alone, the change of the weights is one process's
+    within a twentieth of its length (shares of 32; found: 0.001)."""
+    alone, first, _ = found
+    start = small_net(3).state_dict()
+    keys = [key for key in alone[name] if "running" not in key and "tracked" not in key]
+    ours, theirs = (torch.cat([(found[key] - start[key]).flatten() for key in keys])
+                    for found in (first[name], alone[name]))
+    assert theirs.norm() > 0
+    assert 0 < (ours - theirs).norm() / theirs.norm() < 1 / 20
+
+
+@pytest.mark.slow
+def test_a_cell_of_two_processes(tmp_path):
+    """G3: two processes of one cell train and unlearn together; the first alone prints the table and appends rows."""
+    (code, table, errors), (other, nothing, _) = ended(start(
+        ROOT, "run.py", "--task", "random", "--dataset", "fashion-mini", "--epochs", "1", "--capacity", "0.1",
+        "--method", "no-ul,cf", "--unlearn-epochs", "1", "--device", "cpu", "--out", str(tmp_path / "rows.jsonl")))
+    assert code == other == 0 and nothing == "", errors
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [(row["method"], row["status"]) for row in rows] == [("no-ul", "ok"), ("cf", "ok")]
+    assert table.count("no-ul") == 1 and rows[0]["utility"] > 0.3  # one of ten by chance: both have trained one network
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo")
+    torch.save(networks(), Path(sys.argv[1]) / f"{dist.get_rank()}.pt")
+    dist.destroy_process_group()
