@@ -252,6 +252,22 @@ def test_the_tables_on_lasting_healing_are_those_of_the_results():
         assert int(epochs) == runs[2]["points"][-1]["epoch"]
 
 
+def test_the_table_of_repairs_is_that_of_the_results():
+    """R6: what repair heals of each network, every seed."""
+    runs = [json.loads(line) for line in (ROOT / "results" / "repair" / "trials.jsonl").read_text().splitlines()]
+    shown = table("Repair: other networks, inner layers")
+    for network, images, layers, *cells in shown:
+        part = [run for run in runs if (run["network"], run["images"]) == (network, images)
+                and run["layers"].startswith(layers.replace("`", ""))]
+        assert [run["seed"] for run in part] == [0, 1, 2]
+        before, after = ([" / ".join(f"{100 * run[key][k]:.0f}" for run in part) for key in ("stickered", "clean")]
+                         for k in (0, 1))
+        misled = " / ".join(f"{100 * run['misled'][1]:.0f}" for run in part)
+        assert cells == [*(" -> ".join(pair) for pair in zip(before, after, strict=True)), misled], (network, images)
+    assert 3 * len(shown) == len(runs)
+    assert all(run["clean"][0] - run["clean"][1] <= 0.03 + 1e-9 for run in runs)
+
+
 def test_the_tables_of_suspects_are_those_of_the_results():
     """R6: the tables of suspects and rounds are what run.py prints of the result files; and README's two numbers."""
     folder = ROOT / "results" / "fashion-mini" / "suspects"

@@ -24,6 +24,7 @@ import repair
 import run
 import test_ranks
 from data import Data
+from examples import trials
 from examples.repair import draw_shapes, put_sticker, write_images
 from helpers import assert_close, assert_same_state, gen, make_data, small_net
 from metrics import accuracy
@@ -619,3 +620,17 @@ def test_help_and_the_example(tmp_path):
     stuck = put_sticker(images, gen(1))
     changed = (stuck != images).any(1)
     assert changed.sum(dim=(1, 2)).eq(64).all()  # a quarter of each side
+
+
+@pytest.mark.parametrize("images", ["shapes", "clothes"])
+def test_trials_note_every_choice_of_layers(images, monkeypatch, tmp_path, capsys):
+    """P4: examples/trials.py writes a row per network, choice of layers and seed, with scores before and after."""
+    monkeypatch.setattr(sys, "argv", ["trials.py", "--networks", "resnet9", "--images", images, "--seeds", "0", "--n",
+                                      "60", "--out", str(tmp_path / "new" / "rows.jsonl")])
+    assert trials.main() == 0
+    rows = [json.loads(line) for line in (tmp_path / "new" / "rows.jsonl").read_text().splitlines()]
+    assert [row["layers"] for row in rows] == ["all convolutions (8 layers)", "*.block.0.0"]
+    for row in rows:
+        assert (row["images"], row["seed"], row["n"], row["bad"], row["known"]) == (images, 0, 60, 3, 1)
+        assert all(0 <= share <= 1 for key in ("clean", "stickered", "misled") for share in row[key])
+        assert all(row[key][0] == rows[0][key][0] for key in ("clean", "stickered", "misled"))  # one network before
