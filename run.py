@@ -98,13 +98,14 @@ def command(argv: list[str]) -> int:
 
 @contextlib.contextmanager
 def joined(argv: list[str]):
-    """Be one of the processes that torchrun has started, for the length of the block; of one alone nothing changes.
+    """Be one of the processes that torchrun has started, for the length of the block; of one alone nothing changes, nor
+    of `grid`, whose processes each have cells of their own.
 
     The first process prints and writes. Of an error, whoever meets it first tells: the others may know no more than
     that one is gone, and leave by way of SystemExit.
     Raises: ValueError for a word that runs in one process.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or argv[:1] == ["grid"]:
         yield
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # torchrun's, when another has died: no file stays half
@@ -119,7 +120,7 @@ def joined(argv: list[str]):
                 quiet.enter_context(contextlib.redirect_stdout(nowhere))
                 quiet.enter_context(contextlib.redirect_stderr(nowhere))
             if argv and argv[0] in WORDS and argv[0] != "repair":
-                raise ValueError(f"{argv[0]} runs in one process; torchrun is for one cell and for repair")
+                raise ValueError(f"{argv[0]} runs in one process; torchrun is for one cell, grid and repair")
             yield
     except Exception as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):

@@ -580,7 +580,7 @@ def test_a_process_that_dies_ends_the_run_with_one_line(colours):
 def test_bad_input_is_one_line_of_all_processes(colours):
     """G4, P3: what all processes refuse one alone tells; other words than repair are refused."""
     for command, told in ((words(colours, "--batch-size", 1), "batch is 1"), (["repair", "--what"], "required"),
-                          (["report", "x"], "report runs in one process; torchrun is for one cell and for repair")):
+                          (["report", "x"], "report runs in one process; torchrun is for one cell, grid and repair")):
         found = test_ranks.ended(test_ranks.start(ROOT, "run.py", *command))
         lines = [line for _, _, errors in found for line in errors if not line.startswith("[W")]
         assert [code for code, _, _ in found] == [2, 2]
