@@ -1,7 +1,7 @@
 """What `repair` costs against the number of images: seconds and peak memory, in memory, streamed, on two processes.
 
     python benchmarks/scale.py                       # 1,500 to 60,000 images: rows, table, picture in results/scale
-    python benchmarks/scale.py --sizes 1500 --out /tmp/scale
+    python benchmarks/scale.py --sizes 1500 --out runs/scale
 
 Every measurement is a process of its own (two under torchrun) that reads image files, repairs an untrained network for
 one epoch and says what it took. The images are drawn: what they show changes neither time nor memory.
