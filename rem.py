@@ -34,7 +34,7 @@ def npo_term(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch
     """The NPO term of Eq. 2, per example: h(CE - CE_ref) with h(u) = (2 / beta) log sigmoid(beta u).
 
     Choice: the ratio inside the log of Eq. 2 is the ratio of likelihoods, as in NPO: log(p / p_ref) = -(CE - CE_ref).
-    The literal ratio of cross-entropies ruins the model (README, "Reading of Eq. 2").
+    The literal ratio of cross-entropies ruins the model (README, "Choices").
     Args: ce, ce_ref: (B,) cross-entropies of network and (without gradient) reference; beta: > 0, or a ValueError.
     Returns: (B,) values in (-inf, 0), rising with ce; the slope is 2 sigmoid(-beta (ce - ce_ref)), between 0 and 2.
     """

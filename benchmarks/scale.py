@@ -127,6 +127,17 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def logarithmic(axes, values: list) -> None:
+    """Both axes logarithmic; ticks at these values of x and at 1, 2, 5, 10 ... of y."""
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(values, [f"{value:,}" for value in values], fontsize=8)
+    axes.set_xticks([], minor=True)
+    axes.yaxis.get_minor_locator().set_params(subs=(2, 5))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(which="both", labelsize=8)
+
+
 def draw(path: Path, rows: list[dict]) -> bool:
     """Seconds and memory above the start against N, a line a mode; False where matplotlib is missing."""
     try:
@@ -137,10 +148,13 @@ def draw(path: Path, rows: list[dict]) -> bool:
     figure = Figure(figsize=(9, 4), dpi=120)
     for axes, title, value in zip(figure.subplots(1, 2), ("seconds of an epoch", "peak memory above the start, MB"),
                                   (lambda row: row["seconds"], lambda row: row["peak"] - row["start"]), strict=True):
-        for mode in dict.fromkeys(row["mode"] for row in rows):
+        for style, mode in enumerate(dict.fromkeys(row["mode"] for row in rows)):
             part = [row for row in rows if row["mode"] == mode]
-            axes.plot([row["n"] for row in part], [value(row) for row in part], marker="o", label=mode)
-        axes.set(xlabel="images", title=title, xscale="log", yscale="log")
+            axes.plot([row["n"] for row in part], [value(row) for row in part], label=mode, marker="os^vD*"[style],
+                      linestyle="-" if part[0]["workers"] is None else "--")
+        logarithmic(axes, sorted({row["n"] for row in rows}))
+        axes.set_xlabel("images")
+        axes.set_title(title, fontsize=10)
     axes.legend(fontsize=7)
     figure.tight_layout()
     write_whole(path, lambda file: FigureCanvasAgg(figure).print_png(file))

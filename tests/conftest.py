@@ -1,10 +1,13 @@
 """Profiles, marks and fixtures of the suite.
 
-REM_PROFILE=dev|ci|deep chooses how many examples hypothesis draws (default ci, derandomised; deep: 5,000).
+REM_PROFILE=dev|ci|deep chooses how many examples hypothesis draws (default ci, derandomised; deep: 5,000). The whole
+suite runs in two processes where there are two cores, unless REM_ONE_CORE is set.
 """
 
 import os
 import random
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -39,15 +42,42 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+# --- Two cores --------------------------------------------------------------------------------------------------------
+
+BESIDE = ("test_expand.py",)  # about half of the time
+beside = []  # (the pytest process that runs these files, its output), where there is one
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def pytest_collection_finish(session):
-    """Let the other core measure outcomes while the first tests run."""
-    if not session.config.option.collectonly:
-        claims.begin({kind for item in session.items for mark in item.iter_markers("outcome") for kind in mark.args})
+    """Let the other core run the files of BESIDE where the whole suite was asked for, and measure outcomes."""
+    option, config = session.config.option, session.config
+    if option.collectonly:
+        return
+    whole = config.args_source.name == "TESTPATHS" and not option.keyword and not option.markexpr
+    if whole and cores() > 1 and "REM_ONE_CORE" not in os.environ:
+        session.items[:] = [item for item in session.items if item.path.name not in BESIDE]
+        command = [sys.executable, "-m", "pytest", "-q", *(f"tests/{name}" for name in BESIDE)]
+        more = [f"--maxfail={option.maxfail}"] + [f"--durations={option.durations}"] * bool(option.durations)
+        output = tempfile.TemporaryFile("w+")
+        beside.append((subprocess.Popen(command + more, cwd=ROOT, stdout=output, stderr=output), output))
+    claims.begin({kind for item in session.items for mark in item.iter_markers("outcome") for kind in mark.args})
 
 
 def pytest_sessionfinish(session):
-    """What nobody waited for need not begin."""
+    """What nobody waited for need not begin; what the other core has found is told, and counts."""
     claims.end()
+    for process, output in beside:
+        if session.exitstatus == pytest.ExitCode.INTERRUPTED:
+            process.kill()
+        failed = process.wait()
+        output.seek(0)
+        print(f"\n\nbeside it, on another core: {', '.join(BESIDE)}\n{output.read()}", end="")
+        session.exitstatus = session.exitstatus or failed
 
 
 def pytest_unconfigure():

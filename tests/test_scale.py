@@ -1,10 +1,11 @@
-"""benchmarks/scale.py on a handful of images: every mode runs, and all end with one network (G5)."""
+"""The benchmarks on a handful of images: every mode of scale.py ends with one network, growth.py tells slopes (G5, G6)."""
 
 import json
+import math
 
 import pytest
 
-from benchmarks import scale
+from benchmarks import growth, scale
 
 
 @pytest.mark.slow
@@ -29,3 +30,60 @@ def test_the_table_adds_up():
     row = {"n": 1500, "mode": "m", "workers": 2, "load_seconds": 1.0, "seconds": 2.0, "peak": 300.0, "start": 200.0,
            "worker_peak": 50.0}
     assert scale.table([row]).splitlines()[-1] == "| 1,500 | m | 1.0 | 2.0 | 400 | 100 |"
+
+
+class Inline:
+    """In place of multiprocessing's forked processes: the work is done here, at once."""
+
+    def __init__(self, target, args):
+        self.work = lambda: target(*args)
+
+    def start(self):
+        self.work()
+
+    def join(self):
+        pass
+
+    @staticmethod
+    def Pipe(duplex):
+        sent = []
+        end = type("End", (), {"send": sent.append, "recv": sent.pop, "close": lambda *_: None})()
+        return end, end
+
+
+Inline.Process = Inline
+
+
+def test_growth_is_measured(tmp_path, capsys, monkeypatch):
+    """G6: a row per value and work, table and picture; what is measured is not measured again."""
+    monkeypatch.setattr(growth.multiprocessing, "get_context", lambda kind: Inline)
+    monkeypatch.setitem(growth.BASE, "images", 300)
+    how = ["--axes", "ratio", "--most", "0.5", "--what", "expand", "training", "--out", str(tmp_path / "growth")]
+    assert growth.main(how) == 0
+    rows = [json.loads(line) for line in (tmp_path / "growth" / "growth.jsonl").read_text().splitlines()]
+    assert [(row["axis"], row["x"], row["what"]) for row in rows] == [("ratio", x, "expand") for x in (0.25, 0.5)]
+    assert all(0 < row["start"] <= row["peak"] and row["seconds"] > 0 for row in rows)
+    shown = capsys.readouterr().out
+    assert shown.count("ratio 0.") == 3 and (tmp_path / "growth" / "growth.md").read_text() in shown
+    assert (tmp_path / "growth" / "growth.png").exists() == ("no picture" not in shown)
+    assert growth.main(how) == 0 and "expand: " not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:Acc")
+@pytest.mark.parametrize("what", growth.ALL)
+def test_growth_runs_every_method(what):
+    """G6: training, `expand` and every method of the paper's tables can be measured."""
+    of = growth.subject("width", 0.125)
+    of["data"] = type(of["data"])(of["data"].images[:40], of["data"].labels[:40], classes=10, mean=(0.5,) * 3,
+                                  std=(0.25,) * 3)
+    growth.work(what, of["model"], of["data"], of["forget"][:1], of["config"])
+
+
+def test_slopes():
+    """G6: a slope is that between the two largest values; none where nothing grows or nothing was taken."""
+    rows = [{"x": x, "seconds": seconds, "peak": 100.0, "start": 100.0, "axis": "images", "value": x, "what": "rem"}
+            for x, seconds in ((6000, 8.0), (1500, 3.0), (15000, 50.0))]
+    assert growth.slope(rows, growth.seconds) == pytest.approx(math.log(50 / 8) / math.log(15000 / 6000))
+    assert growth.slope(rows[:1], growth.seconds) is growth.slope(rows, growth.memory) is None
+    assert growth.table(rows).splitlines()[-1] == (
+        "| images 1,500 / 6,000 / 15,000 | rem | 3.00 / 8.00 / 50.00 | 2.00 | 0 / 0 / 0 |  |")
