@@ -224,6 +224,8 @@ def reinitialise(model: nn.Module, seed: int) -> nn.Module:
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
+    for p in drawn.parameters():
+        p.data = p.data.clone(memory_format=torch.contiguous_format)  # some versions draw in the order of the memory
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.random.default_generator.manual_seed(seed)
         drawn.apply(draw)

@@ -39,6 +39,8 @@ ALL = ["training", "expand"] + [name for name, method in METHODS.items() if name
                                 and not method.twin and name not in ("no-ul", "retrain")]
 WIDE = ["training", "expand", "etd", "rem"]  # what theta_o2's width and large networks are asked of
 WHAT = {"images": ALL, "width": ALL, "ratio": WIDE[1:], "network": ["training", "expand", "npo", "rem"]}
+GROWS = {"images": "images", "width": "width, over the paper's", "ratio": "theta_o2's width over theta_o1's",
+         "network": "network, by its parameters"}
 CLASSES, SIDE = 10, 16
 LARGE = {"images": 300, "side": 32}  # of torchvision's networks
 
@@ -121,12 +123,16 @@ def lines_of(rows: list[dict]):
         yield axis, what, sorted(own, key=lambda row: row["x"])
 
 
+def values_of(rows: list[dict]) -> list[str]:
+    """What has grown, in words."""
+    return [f"{row['value']:,}" if row["axis"] == "images" else str(row["value"]) for row in rows]
+
+
 def table(rows: list[dict]) -> str:
     """The measurements as a Markdown table, values of the axis from left to right."""
     lines = ["| what grows | of | seconds | slope | MB above the start | slope |", "|---|---|---|---|---|---|"]
     for axis, what, own in lines_of(rows):
-        values = (f"{row['value']:,}" if axis == "images" else str(row["value"]) for row in own)
-        cells = [f"{axis} {' / '.join(values)}", what]
+        cells = [f"{axis} {' / '.join(values_of(own))}", what]
         for key, digits in ((seconds, 2), (memory, 0)):
             found = slope(own, key)
             cells += [" / ".join(f"{key(row):.{digits}f}" for row in own), "" if found is None else f"{found:.2f}"]
@@ -151,9 +157,8 @@ def draw(path: Path, rows: list[dict]) -> bool:
             panel.plot([row["x"] for row in own], [max(key(row), 0.1 if key is memory else 0) for row in own],
                        marker="os^vD*"[style % 6], color=f"C{style % 10}", linestyle="-" if style < 10 else "--",
                        markersize=4, linewidth=1, label=what)
-            logarithmic(panel, [row["x"] for row in own])
-        panels[1, column].set_xlabel({"images": "images", "width": "width, of the paper's network",
-                                      "ratio": "theta_o2's width over theta_o1's", "network": "parameters"}[axis])
+            logarithmic(panel, [row["x"] for row in own], values_of(own))
+        panels[1, column].set_xlabel(GROWS[axis])
     panels[0, 0].set_ylabel("seconds of an epoch")
     panels[1, 0].set_ylabel("peak memory above the start, MB")
     every = {label: handle for panel in panels.flat

@@ -127,10 +127,10 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def logarithmic(axes, values: list) -> None:
+def logarithmic(axes, values: list, labels: list[str]) -> None:
     """Both axes logarithmic; ticks at these values of x and at 1, 2, 5, 10 ... of y."""
     axes.set(xscale="log", yscale="log")
-    axes.set_xticks(values, [f"{value:,}" for value in values], fontsize=8)
+    axes.set_xticks(values, labels)
     axes.set_xticks([], minor=True)
     axes.yaxis.get_minor_locator().set_params(subs=(2, 5))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -152,7 +152,8 @@ def draw(path: Path, rows: list[dict]) -> bool:
             part = [row for row in rows if row["mode"] == mode]
             axes.plot([row["n"] for row in part], [value(row) for row in part], label=mode, marker="os^vD*"[style],
                       linestyle="-" if part[0]["workers"] is None else "--")
-        logarithmic(axes, sorted({row["n"] for row in rows}))
+        sizes = sorted({row["n"] for row in rows})
+        logarithmic(axes, sizes, [f"{n:,}" for n in sizes])
         axes.set_xlabel("images")
         axes.set_title(title, fontsize=10)
     axes.legend(fontsize=7)

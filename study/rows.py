@@ -92,8 +92,8 @@ def renewed(row: dict) -> dict:
 
 
 def is_other(row) -> bool:
-    """Whether a line is of cscore, suspects, tests/spread.py or examples/trials.py, without scores of a method."""
-    marks = ({"sizes", "runs"}, {"cell"}, {"kind", "isa"}, {"network", "layers"})
+    """Whether a line is of cscore, suspects, tests/spread.py, examples/trials.py or a benchmark: no method's scores."""
+    marks = ({"sizes", "runs"}, {"cell"}, {"kind", "isa"}, {"network", "layers"}, {"mode", "peak"}, {"axis", "peak"})
     return isinstance(row, dict) and "method" not in row and any(mark <= row.keys() for mark in marks)
 
 

@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items):
 
 # --- Two cores --------------------------------------------------------------------------------------------------------
 
-BESIDE = ("test_expand.py",)  # about half of the time
+BESIDE = tuple(f"test_{name}.py" for name in ("grid", "baselines", "run", "mutants", "plan", "data"))  # half the time
 beside = []  # (the pytest process that runs these files, its output), where there is one
 
 

@@ -135,7 +135,8 @@ def test_a_cell_of_two_processes(tmp_path):
     (code, table, errors), (other, nothing, _) = ended(start(
         ROOT, "run.py", "--task", "random", "--dataset", "fashion-mini", "--epochs", "1", "--capacity", "0.1",
         "--method", "no-ul,cf", "--unlearn-epochs", "1", "--device", "cpu", "--out", str(tmp_path / "rows.jsonl")))
-    assert code == other == 0 and nothing == "", errors
+    told = [line for line in nothing.splitlines() if not line.startswith("[Gloo]")]  # as some versions of torch say
+    assert code == other == 0 and not told, errors
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [(row["method"], row["status"]) for row in rows] == [("no-ul", "ok"), ("cf", "ok")]
     assert table.count("no-ul") == 1 and rows[0]["utility"] > 0.3  # one of ten by chance: both have trained one network
