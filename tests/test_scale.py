@@ -1,4 +1,4 @@
-"""The benchmarks: every mode of scale.py ends with one network; growth.py measures each method, tells slopes (G5, G6)."""
+"""The benchmarks: every mode of scale.py ends with one network; growth.py measures each method and slope (G5, G6)."""
 
 import json
 import math
