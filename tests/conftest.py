@@ -59,7 +59,8 @@ def pytest_collection_finish(session):
     if option.collectonly:
         return
     whole = config.args_source.name == "TESTPATHS" and not option.keyword and not option.markexpr
-    if whole and cores() > 1 and "REM_ONE_CORE" not in os.environ:
+    alone = "REM_ONE_CORE" in os.environ or config.pluginmanager.hasplugin("xdist")  # which has its own processes
+    if whole and not alone and cores() > 1:
         session.items[:] = [item for item in session.items if item.path.name not in BESIDE]
         command = [sys.executable, "-m", "pytest", "-q", *(f"tests/{name}" for name in BESIDE)]
         more = [f"--maxfail={option.maxfail}"] + [f"--durations={option.durations}"] * bool(option.durations)

@@ -403,8 +403,8 @@ def test_clean_labels_are_never_read(name):
 @pytest.mark.outcome("score")
 def test_the_order_of_the_tasks():
     """V18: on fashion-mini random labels score below confusion, and confusion below poison."""
-    assert claims.mean("score", "confusion over random") >= 0.4  # 0.67, SD 0.04: k = 11, see the README here
-    assert claims.mean("score", "poison over confusion") >= 0.1  # 0.25, SD 0.03: k = 8
+    assert claims.mean("score", "confusion over random") >= 0.3  # 0.62, SD 0.10: k = 5.6, see the README here
+    assert claims.mean("score", "poison over confusion") >= 0.05  # 0.29, SD 0.08: k = 5.2
     assert claims.mean("score", "poison") >= 0.9  # 1.00 in every run
 
 

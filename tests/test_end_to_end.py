@@ -21,37 +21,37 @@ from train import fit
 def test_rem_heals_the_poison():
     """S1: the trigger is learnt before; REM from a fifth of it heals, undiscovered images too, at the same utility."""
     assert mean("poison", "learnt") >= 0.9  # 1.00 in every run
-    assert mean("poison", "healed before") <= 0.2  # 0.10, SD 0.02: k = 11
-    assert mean("poison", "healed 0.2") >= 0.17  # 0.50, SD 0.11: k = 5.1
-    assert mean("poison", "undiscovered 0.2") >= 0.12  # 0.50, SD 0.13: k = 5.2
-    assert mean("poison", "utility lost") <= 0.06  # 0.01, SD 0.02: k = 6
+    assert mean("poison", "healed before") <= 0.2  # 0.09, SD 0.02: k = 9
+    assert mean("poison", "healed 0.2") >= 0.12  # 0.45, SD 0.11: k = 5.1
+    assert mean("poison", "undiscovered 0.2") >= 0.12  # 0.46, SD 0.11: k = 5.2
+    assert mean("poison", "utility lost") <= 0.08  # 0.01, SD 0.02: k = 6
 
 
 @pytest.mark.outcome("poison")
 def test_theta_o1_loses_the_corruption():
     """S3: Fig. 5: on D_c's given labels theta_o1 loses its accuracy, which was 1. That D_f's channel takes it over does
     not hold on every seed in so few steps, so it is not asserted."""
-    assert mean("poison", "base") <= 0.7  # 0.19, SD 0.14: k = 6.6
+    assert mean("poison", "base") <= 0.95  # 0.23, SD 0.25: k = 5.1
 
 
 @pytest.mark.outcome("poison")
 def test_healing_does_not_fall_with_discovery():
     """S5: REM does not heal less from all of D_c than from a tenth of it, within the spread."""
-    assert mean("poison", "1.0 over 0.1") >= -0.25  # -0.01, SD 0.07: k = 6
+    assert mean("poison", "1.0 over 0.1") >= -0.25  # 0.03, SD 0.08: k = 5.7
 
 
 @pytest.mark.outcome("poison")
 def test_rem_beats_training_on_what_is_left():
     """S2: at discovery 0.2 REM heals poison that fine-tuning and retraining on D_r, four fifths of it there, keep."""
-    assert mean("poison", "over cf") >= 0.05  # 0.40, SD 0.12: k = 5.2
+    assert mean("poison", "over cf") >= 0.05  # 0.36, SD 0.10: k = 5.2
     assert mean("poison", "over retrain") >= 0.05  # the same: both heal as little as before
 
 
 @pytest.mark.outcome("etd")
 def test_etd_heals_the_irregular_alone():
     """S4: ETD without unlearning heals random labels, not the poison."""
-    assert mean("etd", "random, more than plain") >= 0.2  # 0.35, SD 0.03: k = 7.6
-    assert mean("etd", "poison") <= 0.2  # 0.11, SD 0.02: k = 9
+    assert mean("etd", "random, more than plain") >= 0.04  # 0.32, SD 0.10: k = 5.1
+    assert mean("etd", "poison") <= 0.2  # 0.09, SD 0.03: k = 7
 
 
 def test_no_unlearning_changes_nothing():

@@ -17,8 +17,8 @@ few = settings(max_examples=max(2, settings().max_examples // 5))  # several who
 @pytest.mark.outcome("lasting")
 def test_healing_lasts():
     """A24: at discovery 0.1, Healed after ten times the epochs is that after the preset's, within the spread."""
-    assert claims.mean("lasting", "healed") >= 0.3  # 0.56, SD 0.08: k = 5.9
-    assert claims.mean("lasting", "change in 10x") >= -0.1  # 0.01, SD 0.02: k = 9; "max": -0.22
+    assert claims.mean("lasting", "healed") >= 0.1  # 0.47, SD 0.12: k = 5.1
+    assert claims.mean("lasting", "change in 10x") >= -0.1  # 0.00, SD 0.01: k = 13; "max": -0.22
 
 
 def written_out(net, data, forget, config, generator):

@@ -1,7 +1,10 @@
 """spread.py: runs are made once, a killed run is made again, and the table's numbers are those of the rows."""
 
+import itertools
 import json
 import math
+import re
+from pathlib import Path
 from statistics import fmean, stdev
 
 import spread
@@ -55,3 +58,23 @@ def test_a_run_is_another_machine(monkeypatch):
     assert "ONEDNN_MAX_CPU_ISA" not in spread.environment("default", 2)
     found = spread.environment("AVX2", 1)
     assert (found["ONEDNN_MAX_CPU_ISA"], found["OMP_NUM_THREADS"]) == ("AVX2", "1")
+
+
+BOUND = re.compile(r'mean\("(\w+)", "([^"]+)"\) (>=|<=) (-?[\d.]+)')
+
+
+def test_no_bound_is_within_reach_of_the_spread():
+    """Every bound on an outcome lies at least K standard errors of the measured spread from its mean, on the right side;
+    the table of tests/README.md is that of the measurements: all kinds, capabilities, threads and seeds."""
+    found = rows(spread.ROOT / "results" / "spread" / "outcomes.jsonl")
+    asked = spread.parse(["--out", "x"])
+    assert sorted((row["kind"], row["isa"], row["threads"], row["seed"]) for row in found) == sorted(
+        itertools.product(asked.kinds, asked.isa, asked.threads, asked.seeds))
+    assert spread.table(found) in (spread.ROOT / "tests" / "README.md").read_text()
+    text = "".join(path.read_text() for path in sorted((spread.ROOT / "tests").glob("test_*.py")))
+    bounds = BOUND.findall(text)
+    assert len(bounds) == text.count('mean("') - text.count("'mean(\"") > 15
+    for kind, name, sign, bound in bounds:
+        values = [row[name] for row in found if row["kind"] == kind]
+        distance = (fmean(values) - float(bound)) * (1 if sign == ">=" else -1)
+        assert distance > 0 and distance >= spread.K * stdev(values) / math.sqrt(spread.TESTED), (kind, name)
