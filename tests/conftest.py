@@ -63,7 +63,7 @@ def pytest_collection_finish(session):
     if whole and not alone and cores() > 1:
         session.items[:] = [item for item in session.items if item.path.name not in BESIDE]
         command = [sys.executable, "-m", "pytest", "-q", *(f"tests/{name}" for name in BESIDE)]
-        more = [f"--maxfail={option.maxfail}"] + [f"--durations={option.durations}"] * bool(option.durations)
+        more = [f"--maxfail={option.maxfail or 0}"] + [f"--durations={option.durations}"] * bool(option.durations)
         output = tempfile.TemporaryFile("w+")
         beside.append((subprocess.Popen(command + more, cwd=ROOT, stdout=output, stderr=output), output))
     claims.begin({kind for item in session.items for mark in item.iter_markers("outcome") for kind in mark.args})

@@ -1,5 +1,7 @@
 """Healing that lasts: more epochs do not bring the trigger back, and stop="max" is Algorithm 1 to the letter."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 import claims
 import rem
 from etd import drop
-from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
+from helpers import assert_close, assert_same_state, gen, make_data, seeds, small_net, tiny
 
 
 few = settings(max_examples=max(2, settings().max_examples // 5))  # several whole unlearning runs in each example
@@ -83,6 +85,25 @@ def test_one_standard_error_decides(monkeypatch, gain, epochs):
     config = tiny(unlearn_epochs=3, stop="repaired", gamma=0.2)
     rem.rem(small_net(0), data, torch.arange(5), config, gen(0), log=lambda epoch, *rest, **record: seen.append(epoch))
     assert len(seen) == epochs
+
+
+def test_the_log_tells_u_and_the_pull():
+    """A24: after an epoch the log has the means of u = CE - CE_ref and of its pull, the slope of the NPO term, over D_r
+    and D_f; of a group without an example they are 0."""
+    u = torch.tensor([0.5, -2.0, 3.0, 1.0], dtype=torch.float64, requires_grad=True)
+    rem.npo_term(u, torch.zeros(4), beta=0.7).sum().backward()  # the pull is its slope
+    state = SimpleNamespace(config=SimpleNamespace(beta=0.7), sums=torch.zeros((2, 3), dtype=torch.float64))
+    rem.weigh(state, u.detach(), torch.tensor([False, True, False, False]))
+    pulls = u.grad.tolist()
+    expected = [[3, 4.5, pulls[0] + pulls[2] + pulls[3]], [1, -2.0, pulls[1]]]
+    assert_close(state.sums, torch.tensor(expected, dtype=torch.float64), 1e-12)
+    rem.weigh(state, u.detach()[:1], torch.tensor([True]))
+    assert_close(state.sums[1], torch.tensor([2, -1.5, pulls[1] + pulls[0]], dtype=torch.float64), 1e-12)
+    seen, whole = [], make_data(0, n=12)
+    config = tiny(unlearn_epochs=1, stop="max", batch=12, unlearn_lr=0.0, max_passes=0, gamma=1.0)
+    rem.rem(small_net(0), whole, torch.arange(3), config, gen(0), log=lambda epoch, *rest, **record: seen.append(record))
+    told = seen[0]  # at the reference u is about 0 and the pull about 1
+    assert 0.5 < told["pull_forget"] < 1.5 and told["pull_forget"] != told["pull_retain"]
 
 
 @pytest.mark.filterwarnings("ignore:Acc")
