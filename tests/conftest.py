@@ -44,7 +44,8 @@ def pytest_collection_modifyitems(items):
 
 # --- Two cores --------------------------------------------------------------------------------------------------------
 
-BESIDE = tuple(f"test_{name}.py" for name in ("grid", "baselines", "run", "mutants", "plan", "data"))  # half the time
+BESIDE = tuple(f"test_{name}.py" for name in ("grid", "baselines", "run", "mutants", "plan", "data", "drop",
+                                                 "core"))  # half of the time
 beside = []  # (the pytest process that runs these files, its output), where there is one
 
 

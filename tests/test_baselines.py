@@ -86,9 +86,8 @@ def draw(seed, size=4, n=12):
 @pytest.mark.parametrize("name", list(RUNNABLE))
 @pytest.mark.parametrize("keeps", contract.PROPERTIES, ids=lambda keeps: keeps.__name__)
 def test_contract(keeps, name):
-    """A9, A11, A12, A15, A16, A18, L10, L11: every method and the worked example keep every property, on two draws."""
-    for seed in (0, 1):
-        keeps(RUNNABLE[name], seed)
+    """A9, A11, A12, A15, A16, A18, L10, L11: every method and the worked example keep every property, on one draw."""
+    keeps(RUNNABLE[name], 0)
 
 
 @few

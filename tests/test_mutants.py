@@ -345,8 +345,7 @@ def test_mutants_are_killed(module, old, new, killer):
 
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_properties_hold_on_the_code_as_it_is(name):
-    """The control: each property passes on the shipped modules, and on all of them put through an empty patch."""
-    PROPERTIES[name]()
+    """The control: each property passes on the shipped modules, all of them put through an empty patch."""
     with contextlib.ExitStack() as stack:
         # etd: without self_check
         for module in (baselines, data, expand, metrics, rem, stats, tasks, train, *[etd] * (name != "X10")):
