@@ -44,8 +44,8 @@ def pytest_collection_modifyitems(items):
 
 # --- Two cores --------------------------------------------------------------------------------------------------------
 
-BESIDE = tuple(f"test_{name}.py" for name in ("grid", "baselines", "run", "mutants", "plan", "data", "drop",
-                                                 "core"))  # half of the time
+BESIDE = ("test_grid.py", "test_baselines.py", "test_run.py", "test_mutants.py", "test_plan.py", "test_data.py",
+          "test_drop.py", "test_core.py")  # half of the time
 beside = []  # (the pytest process that runs these files, its output), where there is one
 
 
