@@ -96,8 +96,9 @@ def test_settings_of_both_kinds_agree():
     for bad in (dict(redirect="foo"), dict(optimizer="adamw"), dict(forget_norm="no"), dict(precision="fp8")):
         with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*; choose from"):
             rem.start(small_net(0), make_data(0), torch.tensor([1]), types.SimpleNamespace(**bad), gen(0))
-    with pytest.raises(ValueError, match="gamma is 5"):
-        rem.Settings(gamma=5)
+    for gamma in (5, 1.001, -0.001):
+        with pytest.raises(ValueError, match=f"gamma is {gamma}"):
+            rem.Settings(gamma=gamma)
 
 
 def test_both_ways_to_step_1_agree():
