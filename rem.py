@@ -184,7 +184,7 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
     state = State(expanded, reference, data, forget, in_forget, masks.to(device),
                   make_optimizer(expanded, config, config.unlearn_lr), config, generator, modes, device)
     retain = (~in_forget).nonzero().flatten()
-    few = min(round(WATCHED * len(retain)), len(retain) - 1)
+    few = round(WATCHED * len(retain))
     if config.stop == "repaired" and (config.step31 or config.step32) and few:
         order = torch.randperm(len(retain), generator=stream(config.seed, "watched"))
         state.watched = retain[order[:few]].sort().values

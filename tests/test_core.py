@@ -101,6 +101,15 @@ def test_settings_of_both_kinds_agree():
             rem.Settings(gamma=gamma)
 
 
+def test_precision_of_the_cpu():
+    """L11: on the CPU "auto" is float32, bit for bit; "bf16" computes in bf16; the logits are float32 either way."""
+    net, x = small_net(0, dtype=torch.float32).eval(), torch.randn(5, 1, 8, 8, generator=gen(0))
+    plain, auto, bf16 = net(x), etd.logits_of(net, x, "auto"), etd.logits_of(net, x, "bf16")
+    assert torch.equal(auto, plain) and torch.equal(etd.logits_of(net, x, "float32"), plain)
+    assert bf16.dtype == auto.dtype == torch.float32
+    assert 0 < (bf16 - plain).abs().max() < 0.05 and torch.equal(bf16, bf16.bfloat16().float())
+
+
 def test_both_ways_to_step_1_agree():
     """A9, E6: rem.start and train.expand_for draw the same theta_o2 from the same settings."""
     net, data, config = small_net(0), make_data(0), tiny(seed=5)
