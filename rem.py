@@ -387,7 +387,7 @@ def known_reference(state: State) -> torch.Tensor:
     """Both reference cross-entropies of every example, (2, N): without augmentation an epoch does not change them."""
     dtype = torch.promote_types(next(state.expanded.parameters()).dtype, torch.float32)
     known = torch.zeros((2, len(state.data)), dtype=dtype, device=state.device)
-    for rows, x, y in loader(state, None, augment=False, size=min(512, 2 * state.config.batch)):
+    for rows, x, y in loader(state, None, augment=False):
         known[:, rows.to(state.device)] = torch.stack(reference_ce(state, rows, x, y, full=True))
     over_ranks([known])
     return known
