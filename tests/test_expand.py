@@ -1392,6 +1392,14 @@ def test_layers_that_do_not_fit_are_not_suggested():
     assert expand.expand(net, IMAGE, layers=["up"]).width == 5
     assert "name" not in refused(net, IMAGE, layers=["stem"])  # who has named layers gets no suggestion
 
+@pytest.mark.parametrize("groups, names", [(4, ["0"]), (2, [])])
+def test_hidden_layers_look_through_depthwise_convolutions(groups, names):
+    """X13: a depthwise convolution keeps channels apart, so a layer that another one follows behind it is hidden; any
+    other grouped convolution does not."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=groups), nn.ReLU(),
+                        nn.Conv2d(4, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    assert expand.hidden_layers(net, IMAGE) == names
+
 
 # --- Known subclasses -------------------------------------------------------------------------------------------------
 
