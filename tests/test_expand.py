@@ -1392,6 +1392,7 @@ def test_layers_that_do_not_fit_are_not_suggested():
     assert expand.expand(net, IMAGE, layers=["up"]).width == 5
     assert "name" not in refused(net, IMAGE, layers=["stem"])  # who has named layers gets no suggestion
 
+
 @pytest.mark.parametrize("groups, names", [(4, ["0"]), (2, [])])
 def test_hidden_layers_look_through_depthwise_convolutions(groups, names):
     """X13: a depthwise convolution keeps channels apart, so a layer that another one follows behind it is hidden; any
