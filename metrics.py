@@ -55,7 +55,7 @@ def together(seen: list, classes: list, odd, n: int, device, index: torch.Tensor
     for rows, found in zip(seen, classes, strict=True):
         table[0, rows.to(device)] = found.double()
         table[1, rows.to(device)] = 1
-    table[2, 0] = odd
+    table[2] = odd
     over_ranks([table])
     if table[2].any():
         raise NonFiniteLoss("the network's logits are not finite; lower the rate")

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import etd
 import train
 import expand
+import metrics
 import oracles
 import rem
 from data import batches
@@ -238,3 +239,29 @@ def test_etd_of_the_papers_network():
         v in net.state_dict().items()]
     assert not torch.equal(dropped.head.weight, net.head.weight)
     assert all(t.isfinite().all() for t in theta_o2(expanded).values())
+
+
+def test_what_is_there_before_theta_o2_grows():
+    """E5: a network that is not expanded yet has masks of no bit; mask tables are told apart as objects, not by their
+    bits, so they can be compared and be keys."""
+    assert etd.Expanded(small_net(0)).width == 0 == etd.ExpandedBatchNorm(torch.nn.BatchNorm2d(3)).extra_out
+    one, same = (etd.mask_table(6, 4, 0.2, seed=0) for _ in range(2))
+    assert one == one and one != same and len({one, same}) == 2
+    assert torch.equal(one.packed, same.packed)
+
+
+def test_default_batches_of_passes_without_a_gradient(monkeypatch):
+    """E1: a refresh runs in batches of 512, the paper's, a prediction in 1,024, unless told otherwise."""
+    asked, data, ours, theirs = [], make_data(0), type(make_data(0)).batches, metrics.batches
+
+    def noting(how):
+        return lambda data, index=None, size=512, **more: asked.append(size) or how(data, index, size, **more)
+
+    for size in ({}, {"size": 7}):
+        with monkeypatch.context() as m:
+            m.setattr(type(data), "batches", noting(ours))
+            train.refresh_batchnorm(small_net(0), data, **size)
+        with monkeypatch.context() as m:
+            m.setattr(metrics, "batches", noting(theirs))
+            predict(small_net(0), data, **size)
+    assert asked == [512, 1024, 7, 7]

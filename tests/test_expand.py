@@ -1243,9 +1243,16 @@ class Gate(nn.Module):
         return x * x.amax(dim=1, keepdim=True).sigmoid()
 
 
+class Lift(nn.Module):
+    """x * (1 + the smallest channel where that is positive): of many signed channels it never is, and all get through."""
+
+    def forward(self, x):
+        return x * (1 + x.amin(dim=1, keepdim=True).relu())
+
+
 def prop_x10_draws(expand):
-    """A leak that only signed signals show, one that only positive ones show, and a gate that only signed ones pass."""
-    for leaking in (chain(Gate()), shut(Flip())):
+    """A leak that only signed signals show, two that only positive ones show, and a gate that only signed ones pass."""
+    for leaking in (chain(Gate()), shut(Flip()), chain(Lift(), width=40)):
         try:
             expand.expand(leaking, IMAGE)
         except TypeError as error:
