@@ -1244,7 +1244,7 @@ class Gate(nn.Module):
 
 
 class Lift(nn.Module):
-    """x * (1 + the smallest channel where that is positive): of many signed channels it never is, and all get through."""
+    """x * (1 + the smallest channel where that is positive): of many signed channels it never is, and all pass."""
 
     def forward(self, x):
         return x * (1 + x.amin(dim=1, keepdim=True).relu())

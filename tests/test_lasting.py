@@ -102,7 +102,7 @@ def test_the_log_tells_u_and_the_pull():
 
 @pytest.mark.parametrize("known", [1, 4])
 def test_the_log_is_that_of_the_batches(known, monkeypatch):
-    """A24: the log's means are over the examples of all batches of step 3, also where D_f is one example; its passes and
+    """A24: the log's means are over the examples of all batches of step 3, also where D_f is one example; passes and
     updates are those of step 2."""
     seen, sums, weighed = [], torch.zeros((2, 3), dtype=torch.float64), rem.weigh
 

@@ -64,8 +64,8 @@ BOUND = re.compile(r'mean\("(\w+)", "([^"]+)"\) (>=|<=) (-?[\d.]+)')
 
 
 def test_no_bound_is_within_reach_of_the_spread():
-    """Every bound on an outcome lies at least K standard errors of the measured spread from its mean, on the right side;
-    the table of tests/README.md is that of the measurements: all kinds, capabilities, threads and seeds."""
+    """Every bound on an outcome lies at least K standard errors of the measured spread from its mean, on the right
+    side; the table of tests/README.md is that of the measurements: all kinds, capabilities, threads and seeds."""
     found = rows(spread.ROOT / "results" / "spread" / "outcomes.jsonl")
     asked = spread.parse(["--out", "x"])
     assert sorted((row["kind"], row["isa"], row["threads"], row["seed"]) for row in found) == sorted(
