@@ -1279,6 +1279,33 @@ def test_each_draw_of_the_self_check_counts():
     prop_x10_draws(expand)
 
 
+def test_draws_of_the_self_check(monkeypatch):
+    """X10: the signed draw looks at signed inputs, the last at positive ones; the one between only where a weight of
+    theta_o2 was not reached."""
+    seen, looked = [], expand.leak
+    monkeypatch.setattr(expand, "leak", lambda probe, x, positive: seen.append((bool((x < 0).any()), positive))
+                        or looked(probe, x, positive))
+    expand.expand(chain(nn.Tanh(), width=9), IMAGE)
+    assert seen == [(True, False), (False, True)]
+    seen.clear()
+    monkeypatch.setattr(expand, "reached", lambda probe, x, generator: set())
+    refused(chain(nn.Tanh(), width=9), IMAGE)
+    assert seen == 2 * [(True, False), (True, False), (False, True)]  # with masks in either place
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_weights_of_the_self_check(positive):
+    """X10: matrices are drawn at 1 / sqrt(fan-in), all positive in the last draw, biases near 0, scales near 1."""
+    net = nn.Sequential(nn.Conv2d(16, 400, 3), nn.BatchNorm2d(400), nn.Linear(400, 300)).double()
+    expand.redraw(net, gen(0), positive)
+    for weight, fan_in in ((net[0].weight, 144), (net[2].weight, 400)):
+        drawn = weight.detach() * fan_in**0.5
+        assert drawn.square().mean().sqrt().item() == pytest.approx(1, rel=0.05)
+        assert (drawn.min() >= 0) == positive
+    for value, centre in ((net[0].bias, 0), (net[1].bias, 0), (net[2].bias, 0), (net[1].weight, 1)):
+        assert (value.detach() - centre).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.15)
+
+
 def prop_x10_pool(expand, pool=101):
     """More weights than were drawn for the self check: the numbers are used again, and every verdict stays."""
     with mock.patch.object(expand, "POOL", pool):
