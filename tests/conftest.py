@@ -79,6 +79,7 @@ def pytest_sessionfinish(session):
         failed = process.wait()
         output.seek(0)
         print(f"\n\nbeside it, on another core: {', '.join(BESIDE)}\n{output.read()}", end="")
+        output.close()
         session.exitstatus = session.exitstatus or failed
 
 
