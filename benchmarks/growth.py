@@ -5,8 +5,8 @@
 
 One of four things grows, the others stay as in BASE: the number of images, the network's width, theta_o2's width over
 theta_o1's, the number of parameters (ResNets of torchvision). An epoch each, of images that are drawn at random: what
-they show changes no cost, but for the passes over D_f that step 2 needs and the tries of Potion, which are bounded.
-A slope is that of the logarithms between the two largest values: 1 is linear.
+they show changes no cost but that of passes over D_f, a hundredth of the images, and of Potion's tries, which end where
+no label of D_f is met any more, the passes after ten. is that of the logarithms between the two largest values: 1 is linear.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from data import Data  # noqa: E402
 from expand import expand  # noqa: E402
 from formats.inputs import build_network  # noqa: E402
 from methods import METHODS  # noqa: E402
+from metrics import predict  # noqa: E402
 from models import build  # noqa: E402
 from settings import Config, stream  # noqa: E402
 from tasks import write_whole  # noqa: E402
@@ -56,9 +57,11 @@ def subject(axis: str, value) -> dict:
         model = build_network(value, CLASSES, side)[0]
     else:
         model = build("resnet9", at["width"], classes=CLASSES, image_size=side, seed=0)
+    forget = torch.arange(0, n, 100)
+    data.labels[forget] = predict(model, data, forget)  # as learnt, so that there is something to unlearn
     config = Config(width=at["width"], capacity=1.0, ratio=at["ratio"], epochs=1, unlearn_epochs=1, batch=256,
                     gamma=0.0, max_passes=10, lr=0.01, unlearn_lr=1e-4)
-    return {"model": model, "data": data, "forget": torch.arange(0, n, 100), "config": config}
+    return {"model": model, "data": data, "forget": forget, "config": config}
 
 
 def work(what: str, model, data: Data, forget: torch.Tensor, config: Config) -> None:
