@@ -6,7 +6,8 @@
 One of four things grows, the others stay as in BASE: the number of images, the network's width, theta_o2's width over
 theta_o1's, the number of parameters (ResNets of torchvision). An epoch each, of images that are drawn at random: what
 they show changes no cost but that of passes over D_f, a hundredth of the images, and of Potion's tries, which end where
-no label of D_f is met any more, the passes after ten. is that of the logarithms between the two largest values: 1 is linear.
+no label of D_f is met any more, or after ten (fifty tries). A slope is that of the logarithms between the two largest
+values: 1 is linear.
 """
 
 import argparse

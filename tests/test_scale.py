@@ -54,6 +54,7 @@ class Inline:
 Inline.Process = Inline
 
 
+@pytest.mark.filterwarnings("ignore:Acc")  # ten passes are not enough
 def test_growth_is_measured(tmp_path, capsys, monkeypatch):
     """G6: a row per value and work, table and picture; what is measured is not measured again."""
     monkeypatch.setattr(growth.multiprocessing, "get_context", lambda kind: Inline)
