@@ -14,7 +14,7 @@ import pytest
 
 import index
 import run
-from benchmarks import scale
+from benchmarks import growth, scale
 from metrics import mean_sem
 from methods import METHODS
 from study.rows import SCORES, etd_alone, load_rows, networks, pick
@@ -312,10 +312,13 @@ def test_the_spread_over_machines_is_that_of_the_results():
             "the untouched network's" in FLAT)
 
 
-def test_the_table_of_scale_is_that_of_the_results():
-    """R6: the table of what repair costs is that of the benchmark's rows, and of the folder's table."""
-    made = scale.table([json.loads(line) for line in (ROOT / "results/scale/scale.jsonl").read_text().splitlines()])
-    assert made == (ROOT / "results/scale/scale.md").read_text() and made in RESULTS
+@pytest.mark.parametrize("benchmark", [scale, growth], ids=["scale", "growth"])
+def test_the_tables_of_benchmarks_are_those_of_the_results(benchmark):
+    """R6: the table of a benchmark is that of its rows, and of its folder's table."""
+    name = benchmark.__name__.split(".")[-1]
+    folder = ROOT / "results" / name
+    made = benchmark.table([json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()])
+    assert made == (folder / f"{name}.md").read_text() and made in RESULTS
 
 
 def test_the_printed_output_is_that_of_the_results():
