@@ -256,7 +256,7 @@ def takes_extra(net: nn.Module, example: torch.Tensor, names: list[str]) -> bool
         expanded = wrap(copy.deepcopy(net), 0, names)
         for name in names:
             expanded.layers()[name].extra_out = 1
-        grow_to_fit(expanded, example, torch.Generator().manual_seed(0), mask_everywhere=False)
+        grow_to_fit(expanded, example, torch.Generator(), mask_everywhere=False)
     except TypeError:
         return False
     return True
@@ -314,13 +314,19 @@ def self_check(expanded: Expanded, shape: torch.Size) -> str | None:
 def leak(probe: Expanded, x: torch.Tensor, positive: bool) -> str | None:
     """Where base outputs change although every mask is 0."""
     with batch_statistics(probe), torch.no_grad():
-        base, zero = layer_outputs(probe, x, None), layer_outputs(probe, x, 0)
-    for (name, a), (_, b) in zip(base, zero, strict=True):
+        base = layer_outputs(probe, x, None)
+        zero = layer_outputs(probe, x, torch.zeros((len(x), probe.width), dtype=torch.bool))
+    for (name, a), (_, b) in zip(base, zero):
         scale = a.abs().max() if positive else a.std()  # of positive numbers the spread may be next to nothing
-        if not (a - b).abs().max() <= SPREAD_TOLERANCE * scale:
+        if differ(a, b, scale):
             return (f"cannot expand {name}: with every mask at 0 its base outputs still change, so extra channels do "
                     "not stay apart")
     return None
+
+
+def differ(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> bool:
+    """Whether two outputs are further apart than rounding in float64 explains; NaN is apart from everything."""
+    return not (a - b).abs().max() <= SPREAD_TOLERANCE * scale
 
 
 def reached(probe: Expanded, x: torch.Tensor, generator: torch.Generator) -> set[tuple[str, str]]:
@@ -343,10 +349,10 @@ def mixed_up(probe: Expanded, x: torch.Tensor) -> str | None:
     mask[0] = True
     with torch.no_grad():
         on, off, out = probe(x[:1], mask[:1]), probe(x[1:], mask[1:]), probe(x, mask)
-    pairs = ((out[:1], on, on.abs().max()), (out[1:], off, off.std()))  # with masks on, outputs can be far larger
-    if not all((a - b).abs().max() <= SPREAD_TOLERANCE * max(float(scale), 1e-12) for a, b, scale in pairs):
+    size = on.abs().max()  # with masks on, outputs can be far larger
+    if differ(out[:1], on, size) or differ(out[1:], off, off.std()):
         return "cannot expand the network: examples do not meet their own masks, so the batch is not the first axis"
-    if not (probe(x[:1], mask[:1]) - on).abs().max() <= SPREAD_TOLERANCE * max(float(on.abs().max()), 1e-12):
+    if differ(probe(x[:1], mask[:1]), on, size):
         return "cannot expand the network: without gradients it reads weights past its layers, which skips theta_o2"
     return None
 
@@ -379,14 +385,13 @@ def redraw(probe: nn.Module, generator: torch.Generator, positive: bool) -> None
                 p.copy_(0.1 * values + (0 if name.endswith("bias") else 1))
 
 
-def layer_outputs(probe: Expanded, x: torch.Tensor, fill: int | None) -> list[tuple[str, torch.Tensor]]:
-    """The base part of each expanded layer's output, in running order, the network's last; fill: of masks, or None."""
+def layer_outputs(probe: Expanded, x: torch.Tensor, mask: torch.Tensor | None) -> list[tuple[str, torch.Tensor]]:
+    """The base part of each expanded layer's output, in running order, the network's last."""
     outputs, hooks = [], []
     for name, layer in probe.layers().items():
         def keep(layer, args, out, name=name):
             outputs.append((repr(name), out.narrow(layer.channel_dim, 0, layer.outputs).clone()))
         hooks.append(layer.register_forward_hook(keep))
-    mask = None if fill is None else torch.full((len(x), probe.width), bool(fill))
     try:
         outputs.append(("the network", probe(x, mask)))
     finally:

@@ -52,7 +52,7 @@ def predict(model: nn.Module, data: Data, index: torch.Tensor | None = None, mas
 def together(seen: list, classes: list, odd, n: int, device, index: torch.Tensor | None) -> torch.Tensor:
     """What `predict` returns, from what it found in each process of the run: some or none of the batches."""
     table = torch.zeros((3, n), dtype=torch.float64, device=device)  # class, times seen, odd logits
-    for rows, found in zip(seen, classes, strict=True):
+    for rows, found in zip(seen, classes):
         table[0, rows.to(device)] = found.double()
         table[1, rows.to(device)] = 1
     table[2] = odd

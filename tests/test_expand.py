@@ -1436,6 +1436,12 @@ def test_hidden_layers_look_through_depthwise_convolutions(groups, names):
     assert expand.hidden_layers(net, IMAGE) == names
 
 
+def test_hidden_layers_of_any_width():
+    """X13: as many outputs as the next layer takes, also where Python makes a new object of each such number."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(IMAGE[0].numel(), 300), nn.ReLU(), nn.Linear(300, 3))
+    assert expand.hidden_layers(net, IMAGE) == ["1"]
+
+
 # --- Known subclasses -------------------------------------------------------------------------------------------------
 
 
