@@ -376,11 +376,11 @@ def progress(label: str, quiet: bool, min_seconds: float = 0.0):
     def log(epoch: int, epochs: int, model, **values) -> None:
         nonlocal last, since
         last, since = time.perf_counter(), f"epoch {epoch}"
-        spent = last - begin
-        left = spent / epoch * (epochs - epoch)
-        if spent + left >= min_seconds:
+        left = (last - begin) / epoch * (epochs - epoch)
+        if last - begin + left >= min_seconds:
             shown = "".join(f"{name} {values[name]:8.4f}  " for name in SHOWN if name in values)
-            print(f"{clear}{label:<8} epoch {epoch:3d}/{epochs}  {shown}{spent:6.1f} s  {left:6.1f} s left", flush=True)
+            shown = f"{shown}{last - begin:6.1f} s  {left:6.1f} s left\n"
+            print(f"{clear}{label:<8} epoch {epoch:3d}/{epochs}  {shown}", end="", flush=True)
 
     def watch() -> None:
         with contextlib.suppress(OSError):  # a terminal that is gone

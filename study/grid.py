@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 
 from baselines import no_ul
-from experiment import (append_row, attempt, check_writable, corrupt, failure_of, find, new_model, provenance, row_of,
-                        unlearn)
+from experiment import (LONG, append_row, attempt, check_writable, corrupt, failure_of, find, new_model, progress,
+                        provenance, row_of, unlearn)
 from methods import find_method
 from settings import PLACE, Config, Parser, flag, flags
 from study.forecast import hours
@@ -101,7 +101,7 @@ def cells_of(given: dict, name: str | None, rank: int, world: int) -> tuple[Path
     if "folder" in axes.get("dataset", "").split(","):  # which is another one in another working directory
         place["data_dir"] = str(Path(place.get("data_dir", Config.data_dir)).resolve())
     cells = expand_axes(axes) if name is None else preset(name, axes)
-    return Path(folder), [replace(cell, **{**place, "quiet": True, "out": str(out)}) for cell in cells]
+    return Path(folder), [replace(cell, **{**place, "out": str(out)}) for cell in cells]
 
 
 def warn_of_other_code(rows: list[dict], origin: dict) -> None:
@@ -249,8 +249,10 @@ def measure(cell: Config, folder: str) -> dict:
     task, network, seconds = load_original(original, folder)
     forget = find(cell, task)
     if original.method:
-        return {"train_seconds": None, **unlearn(cell, cell.method, no_ul, network, task, forget), "seconds": seconds}
-    return {"train_seconds": seconds, **unlearn(cell, *find_method(cell.method), network, task, forget)}
+        row = unlearn(replace(cell, quiet=True), cell.method, no_ul, network, task, forget)
+        return {"train_seconds": None, **row, "seconds": seconds}
+    with progress(f"{cell.task:<11}{cell.discovery:<6g}{cell.method}, seed {cell.seed}", cell.quiet, LONG) as log:
+        return {"train_seconds": seconds, **unlearn(cell, *find_method(cell.method), network, task, forget, log)}
 
 
 def print_line(line: str) -> None:

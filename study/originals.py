@@ -18,7 +18,7 @@ import torch
 from data import Dataset
 from datasets import load
 from etd import finite_weights, stream
-from experiment import attempt, choose_device, corrupt, new_model, train_original
+from experiment import LONG, attempt, choose_device, corrupt, new_model, progress, train_original
 from methods import METHODS
 from settings import Config
 from study.rows import cell_key
@@ -76,21 +76,23 @@ def make_original(original: Config, folder: str | Path, retry: bool = False) -> 
     dataset, device = dataset_of(original), device_of(original)
     task = corrupt(original, dataset)
     here, model = on_device(task, device), new_model(original, dataset).to(device)
-    network, seconds, failure = attempt(lambda: finite_weights(train(original, here, model)))
+    label = f"{original.task:<11}train {original.method or 'the original'}, seed {original.seed}"
+    with progress(label, original.quiet, LONG) as log:
+        network, seconds, failure = attempt(lambda: finite_weights(train(original, here, model, log)))
     if failure is None:
         save_task(task, path.with_suffix(".task"))
         write_checked(path, cell_key(original), {"network": network.state_dict(), "seconds": seconds})
     return seconds, failure
 
 
-def train(original: Config, task: Task, model):
+def train(original: Config, task: Task, model, log):
     """The original network, or the one that a method makes that trains alone, as `experiment.unlearn` would run it."""
     if not original.method:
-        return train_original(original, task, model)
+        return train_original(original, task, model, log)
     more = {"corrupted": task.corrupted} if original.method == "etd-ideal" else {}
     some = task.corrupted[:1]  # a D_f that they do not read
     generator = stream(original.seed, "unlearning")
-    return METHODS[original.method].function(model, task.train, some, original, generator, **more)
+    return METHODS[original.method].function(model, task.train, some, original, generator, log=log, **more)
 
 
 @lru_cache(maxsize=2)

@@ -561,6 +561,27 @@ def test_lines_of_a_grid(few, tmp_path, capsys):
     assert row["argv"][0] == "grid" and row["out"] == str(tmp_path / "cells.jsonl")
 
 
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_signs_of_life(few, tmp_path, capsys, monkeypatch, quiet):
+    """R2: an original, a method that trains alone and a cell that take long print a line per epoch with the time left,
+    under the cell's task; what is short, or --quiet, prints none."""
+    size = [*(word for word in FEW if word != "--quiet"), "--epochs", "2", *quiet]
+    axes = ["--task", "random", "--method", "no-ul,retrain,etd,rem", "--discovery", "0.5"]
+    assert do(tmp_path / "short", *axes, size=size) == 0
+    assert " epoch " not in capsys.readouterr().out
+    for module in (grid, originals):
+        monkeypatch.setattr(module, "LONG", 0.0)
+    assert do(tmp_path / "long", *axes, size=size) == 0
+    lines = [line.split(" epoch ") for line in capsys.readouterr().out.splitlines() if " epoch " in line]
+    names = Counter(line[0] for line in lines)
+    assert (not names) if quiet else names == {
+        "random     train the original, seed 0": 2, "random     train etd, seed 0": 2,
+        "random     0.5   retrain, seed 0": 2, "random     0.5   rem, seed 0": names["random     0.5   rem, seed 0"]}
+    assert quiet or names["random     0.5   rem, seed 0"] >= 1
+    assert all(line[1].endswith(" s left") for line in lines)
+    assert numbers(tmp_path / "long") == numbers(tmp_path / "short")
+
+
 # --- Ranks ------------------------------------------------------------------------------------------------------------
 
 
