@@ -898,6 +898,19 @@ def test_a_batch_in_another_place_is_refused_or_masked_rightly(kind):
         assert_close(run(expanded, x, mask), alone)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_examples_that_meet_a_neighbour_are_refused(first):
+    """X10: an example that the first one reaches is refused where that one alone has its mask on, so that all others
+    change and it does not; one that the last one reaches, where it alone changes."""
+    class Meets(BatchSecond):
+        def forward(self, x):
+            h = self.up(self.stem(x)).relu()
+            return self.head(h + (h[:1] if first else h[-1:]))
+
+    text = refused(randomise(Meets(), 0).double(), torch.zeros(2, 6), layers=["up"])
+    assert "examples do not meet their own masks" in text
+
+
 class SequenceFirst(nn.Module):
     """Two tokens on the first axis: as many as the dry run has examples."""
 
@@ -1434,6 +1447,19 @@ def test_hidden_layers_look_through_depthwise_convolutions(groups, names):
     net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=groups), nn.ReLU(),
                         nn.Conv2d(4, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
     assert expand.hidden_layers(net, IMAGE) == names
+
+
+def test_a_layer_whose_outputs_are_not_all_taken_is_not_hidden():
+    """X13: where the next layer takes fewer inputs than there are, extra ones would be cut off."""
+    class Sliced(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Linear(6, 5), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.stem(x)[:, :3])
+
+    assert expand.hidden_layers(Sliced(), torch.zeros(2, 6)) == []
 
 
 def test_hidden_layers_of_any_width():
