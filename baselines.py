@@ -11,12 +11,12 @@ what it was given as it was. Choice: rates are constant at `unlearn_lr` where no
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch import Generator, Tensor
+from torch.nn import Module, functional as F
 
 from data import Data, batches, count_batches
 from etd import NonFiniteLoss, descend, eval_mode, finite, finite_weights, logits_of, make_optimizer, stream
@@ -38,7 +38,7 @@ CUTS_NEAREST = 5  # neighbours of each
 CUTS_DIVERSITY = 2.0  # weight of the penalty
 
 
-def no_ul(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator) -> nn.Module:
+def no_ul(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator) -> Module:
     """No unlearning: a copy of the trained network (Table 1 "No UL"; with ETD training, ETD alone)."""
     check_forget(forget, len(data))
     return copy.deepcopy(model)
@@ -52,8 +52,7 @@ def bad_teacher(over_classes: bool):
     Loss: KL(teacher || student) on D_tr, temperature 1, `unlearn_epochs` epochs at rates of `schedule`. Both teachers
     in eval mode. over_classes: the released scale, a mean over batch and classes, KL / C; without it the formula's.
     """
-    def badt(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-             log=None) -> nn.Module:
+    def badt(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
         forget, student = check_forget(forget, len(data)), copy.deepcopy(model)
         in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
         original, bad = teacher(model, data, config), teacher(fresh(model, config), data, config, forget)
@@ -79,8 +78,7 @@ def bad_teacher(over_classes: bool):
     return badt
 
 
-def scrub(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-          log=None) -> nn.Module:
+def scrub(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
     """SCRUB (Kurmanji et al. 2023): towards the original network on D_r, away from it on D_f.
 
     Loss on D_r: CE + alpha KD(original), KD at temperature 4; on D_f: minus the same sum. A pass over D_f comes before
@@ -111,14 +109,14 @@ def scrub(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, ge
     return restore_modes(model, student)
 
 
-def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) of (B, classes) logits at a temperature; gradients flow into the student's alone."""
     # T^2 / B  sum_i sum_c  p_ic (log p_ic - log q_ic),  p = softmax(teacher / T), q = softmax(student / T)
     log_q, log_p = F.log_softmax(student / temperature, dim=1), F.log_softmax(teacher.detach() / temperature, dim=1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 
-def teacher(net: nn.Module, data: Data, config: Config, index: torch.Tensor | None = None):
+def teacher(net: Module, data: Data, config: Config, index: Tensor | None = None):
     """A function (rows, x) -> logits (B, classes) of a frozen copy in eval mode.
 
     Without augmentation the answers never change: then they are computed once, for the examples of `index` (None: all).
@@ -126,7 +124,7 @@ def teacher(net: nn.Module, data: Data, config: Config, index: torch.Tensor | No
     frozen = copy.deepcopy(net).requires_grad_(False).eval()
 
     @torch.no_grad()
-    def answer(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def answer(rows: Tensor, x: Tensor) -> Tensor:
         return logits_of(frozen, x, config.precision)
 
     if data.augments or data.part[1] > 1:  # of several processes each has seen its share alone
@@ -139,7 +137,7 @@ def teacher(net: nn.Module, data: Data, config: Config, index: torch.Tensor | No
 
 # --- Dampening --------------------------------------------------------------------------------------------------------
 
-def ssd(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator) -> nn.Module:
+def ssd(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator) -> Module:
     """SSD, selective synaptic dampening (Foster et al. 2024): shrink the weights that matter much more for D_f.
 
     Importance I on D_tr and I_f on D_f: mean over batches of the squared gradient of CE, in eval mode. One shot: where
@@ -148,7 +146,7 @@ def ssd(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gene
     """
     forget, net = check_forget(forget, len(data)), copy.deepcopy(model)
     few = replace(config, batch=SSD_BATCH)
-    of_all, of_forget = (importance(net, losses(net, data, index, few, F.cross_entropy)) for index in (None, forget))
+    of_all, of_forget = (importance(net, data, index, few, F.cross_entropy, torch.square) for index in (None, forget))
     dampen(net, model, of_forget, of_all, config.ssd_alpha, SSD_LAMBDA)
     return restore_modes(model, net)
 
@@ -165,15 +163,15 @@ def potion(tries: int, part: float, relative: bool):
         the same, no accuracy being above 1).
     Returns: a method of the same signature as the others.
     """
-    def dampening(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-                  log=None) -> nn.Module:
+    def dampening(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
         retain, net = retain_set(forget, len(data)), copy.deepcopy(model)
         acc = accuracy(net, data, forget)
         bound, fraction, done = config.gamma * (acc if relative else 1), len(forget) / len(data) / part, 0
         if acc > bound:
-            of_retain, of_forget = (importance(net, losses(net, data, index, config, output_norm), torch.abs)
+            of_retain, of_forget = (importance(net, data, index, config, output_norm, torch.abs)
                                     for index in (retain, forget))
-            ratios = sorted_ratios(of_forget, of_retain)
+            ratios = torch.cat([(i_f / i).flatten() for i_f, i in zip(of_forget, of_retain, strict=True)])
+            ratios = ratios[ratios.isfinite()].sort().values  # not finite where I_r = 0
         while acc > bound and done < tries:
             dampen(net, model, of_forget, of_retain, percentile(ratios, 100 - math.log1p(100 * fraction)))
             acc = accuracy(net, data, forget)
@@ -184,30 +182,24 @@ def potion(tries: int, part: float, relative: bool):
     return dampening
 
 
-def output_norm(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def output_norm(logits: Tensor, y: Tensor) -> Tensor:
     """Mean over the batch of the L2 norm of the logits; the labels are not read."""
     return torch.linalg.vector_norm(logits, dim=1).mean()
 
 
-def losses(net: nn.Module, data: Data, index: torch.Tensor | None, config: Config, loss_of):
-    """loss_of(logits, y) of one batch after another, in order, without augmentation; of several processes each has all.
+def importance(net: Module, data: Data, index: Tensor | None, config: Config, loss_of: Callable,
+               measure: Callable) -> list[Tensor]:
+    """Mean over batches of measure(gradient of loss_of(logits, y)), >= 0, for every trainable parameter in its shape.
+
+    In eval mode, so BatchNorm gives each example its own gradient; no augmentation; of several processes each has all.
+    Args: index: (n,) int64 examples, None for all; loss_of: gives a scalar; measure: torch.square for SSD (the diagonal
+        of the Fisher matrix), torch.abs for Potion.
     """
-    for _, x, y in batches(replace(data, part=(0, 1)), index, config.batch, dtype=next(net.parameters()).dtype):
-        yield loss_of(logits_of(net, x, config.precision), y)
-
-
-def importance(net: nn.Module, losses: Iterable[torch.Tensor], measure: Callable = torch.square) -> list[torch.Tensor]:
-    """Mean over batches of measure(gradient of the batch's loss), >= 0, for every trainable parameter in its shape.
-
-    Args:
-        net: network that the losses run; in eval mode meanwhile, so BatchNorm gives each example its own gradient.
-        losses: one scalar per batch, made lazily: one backward pass each.
-        measure: torch.square for SSD (the diagonal of the Fisher matrix), torch.abs for Potion.
-    """
-    parameters = [p for p in net.parameters() if p.requires_grad]
+    parameters, whole = [p for p in net.parameters() if p.requires_grad], replace(data, part=(0, 1))
     totals, steps = [torch.zeros_like(p) for p in parameters], 0
     with eval_mode(net):
-        for loss in losses:
+        for _, x, y in batches(whole, index, config.batch, dtype=next(net.parameters()).dtype):
+            loss = loss_of(logits_of(net, x, config.precision), y)
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             for total, gradient in zip(totals, gradients, strict=True):
                 total += measure(gradient)
@@ -216,14 +208,12 @@ def importance(net: nn.Module, losses: Iterable[torch.Tensor], measure: Callable
 
 
 @torch.no_grad()
-def dampen(net: nn.Module, original: nn.Module, of_forget: list[torch.Tensor], of_rest: list[torch.Tensor],
+def dampen(net: Module, original: Module, of_forget: list[Tensor], of_rest: list[Tensor],
            threshold: float, strength: float = 1.0) -> None:
-    """Write the original's trainable weights into `net`, those that matter much more for D_f than elsewhere made
-    smaller.
+    """Write the original's trainable weights into `net`, smaller where they matter much more for D_f than elsewhere.
 
-    Args:
-        of_forget, of_rest: importances I_f and I from `importance`.
-        threshold, strength: alpha >= 0 and lambda > 0 of SSD; the cut c and 1 in Potion.
+    Args: of_forget, of_rest: importances I_f and I from `importance`; threshold, strength: alpha >= 0 and lambda > 0 of
+        SSD, the cut c and 1 in Potion.
     """
     pairs = [(p, q) for p, q in zip(net.parameters(), original.parameters(), strict=True) if p.requires_grad]
     for (weight, before), i_f, i in zip(pairs, of_forget, of_rest, strict=True):
@@ -232,29 +222,19 @@ def dampen(net: nn.Module, original: nn.Module, of_forget: list[torch.Tensor], o
         weight.copy_(before * factor)
 
 
-def sorted_ratios(of_forget: list[torch.Tensor], of_rest: list[torch.Tensor]) -> torch.Tensor:
-    """I_f / I of all weights in one sorted vector, without those that are not finite (I = 0)."""
-    ratios = torch.cat([(i_f / i).flatten() for i_f, i in zip(of_forget, of_rest, strict=True)])
-    return ratios[ratios.isfinite()].sort().values
-
-
-def percentile(values: torch.Tensor, q: float) -> float:
+def percentile(values: Tensor, q: float) -> float:
     """The q-th percentile of a sorted vector, linear between neighbours; inf, which nothing exceeds, for none."""
     # numpy's differs in the last bit: past the middle it comes down from the upper neighbour; torch's has a size limit
-    if not 0 <= q <= 100:
-        raise ValueError(f"percentile {q} does not exist; it must be in [0, 100]")
     if len(values) == 0:
-        return float("inf")
-    position = q / 100 * (len(values) - 1)
-    low = min(int(position), max(0, len(values) - 2))
-    a, b = float(values[low]), float(values[min(low + 1, len(values) - 1)])
-    return a + (b - a) * (position - low)
+        return math.inf
+    position = q / 100 * (len(values) - 1)  # 0 <= q <= 100
+    a, b = values[[math.floor(position), math.ceil(position)]].tolist()
+    return a + (b - a) * (position - math.floor(position))
 
 
 # --- Training on D_r --------------------------------------------------------------------------------------------------
 
-def fine_tune(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-              log=None) -> nn.Module:
+def fine_tune(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
     """CF, catastrophic forgetting: go on training on D_r for `unlearn_epochs` epochs (Sec. 3 "Fine-tuning").
 
     Loss: CE on D_r, undiscovered corruption included; rates of `schedule`, at most `unlearn_lr`.
@@ -267,8 +247,7 @@ def fine_tune(model: nn.Module, data: Data, forget: torch.Tensor, config: Config
 
 # --- Away from D_f ----------------------------------------------------------------------------------------------------
 
-def ascent(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-           log=None) -> nn.Module:
+def ascent(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
     """Gradient ascent on D_f (Sec. 3 "Ascent").
 
     Loss: -CE on D_f, whole passes until Acc(D_f) <= gamma, at most `max_passes`, then a warning. Acc(D_f) is against
@@ -289,8 +268,7 @@ def ascent(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, g
 
 # --- Back along a task vector -----------------------------------------------------------------------------------------
 
-def cuts(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-         log=None) -> nn.Module:
+def cuts(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
     """CUTS (arXiv 2511.18660): theta = theta_o + a (theta_p - theta_o), away from what D_f's labels teach.
 
     theta_p: the original after CUTS_PASSES passes down CE on D_f as given, in training mode. a: of 0, -0.05, ..., -1
@@ -319,19 +297,19 @@ def cuts(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gen
 
 
 @torch.no_grad()
-def walk(net: nn.Module, start: nn.Module, end: nn.Module, step: float) -> None:
+def walk(net: Module, start: Module, end: Module, step: float) -> None:
     """Write the parameters start + step (end - start) into `net`."""
     for weight, before, after in zip(net.parameters(), start.parameters(), end.parameters(), strict=True):
         weight.copy_(before + step * (after - before))
 
 
-def neighbours(h: torch.Tensor) -> torch.Tensor:
+def neighbours(h: Tensor) -> Tensor:
     """N(i), the (n, k) places of each row's k nearest other rows by cosine; h: (n, d) features."""
     h = F.normalize(h, dim=1)
     return (h @ h.T).fill_diagonal_(-math.inf).topk(min(CUTS_NEAREST, len(h) - 1), dim=1).indices
 
 
-def agreement(net: nn.Module, data: Data, index: torch.Tensor, nearest_of: torch.Tensor) -> float:
+def agreement(net: Module, data: Data, index: Tensor, nearest_of: Tensor) -> float:
     """How well predictions agree with the neighbours', less what they lack in diversity; -inf if they are not finite.
 
     Args: index: (n,) int64, V; nearest_of: (n, k) places in `index`, N of each. Returns: a number in [-2, 1].
@@ -353,14 +331,13 @@ def pace(config: Config, steps: int) -> Iterator[float]:
     return (config.unlearn_lr * rate(step, steps, config.schedule) for step in range(steps))
 
 
-def run_epoch(net: nn.Module, optimizer: torch.optim.Optimizer, data: Data, index: torch.Tensor | None,
-              loss_of: Callable, config: Config, generator: torch.Generator, where: str, training=True,
+def run_epoch(net: Module, optimizer: torch.optim.Optimizer, data: Data, index: Tensor | None,
+              loss_of: Callable, config: Config, generator: Generator, where: str, training=True,
               rates: Iterator[float] | None = None) -> float:
     """One augmented pass over D_tr or the examples of `index`, an update per batch; returns the mean loss over batches.
 
     loss_of(logits, rows, x, y) gives the scalar to go down; `where` names a loss that is not finite; without `training`
-    the network stays in eval mode; rates: of the updates, None for the optimiser's own. A method keeps one optimiser
-    for all of its passes.
+    the network stays in eval mode; rates: of the updates, None for the optimiser's own, which all passes share.
     """
     # One example has no batch statistics: its passes use the running ones.
     net.train(training and (index is None or len(index) > 1))
@@ -374,7 +351,7 @@ def run_epoch(net: nn.Module, optimizer: torch.optim.Optimizer, data: Data, inde
     return finite(total, steps, where)
 
 
-def say_end(log, net: nn.Module, done: int, what: str, acc: float, bound: float) -> None:
+def say_end(log, net: Module, done: int, what: str, acc: float, bound: float) -> None:
     """Warn where a method without epochs has given up, Acc(D_f) above its bound, and log the end as epoch 0 of 0."""
     if acc > bound:
         warnings.warn(f"Acc(D_f) is {acc:.2f} after {done} {what}, still above {bound:.3g}", stacklevel=3)
@@ -382,17 +359,17 @@ def say_end(log, net: nn.Module, done: int, what: str, acc: float, bound: float)
         log(0, 0, net, acc_forget=acc, passes=done, gave_up=acc > bound)
 
 
-def retain_set(forget: torch.Tensor, n: int) -> torch.Tensor:
+def retain_set(forget: Tensor, n: int) -> Tensor:
     """D_r, the (n - k,) sorted indices of D_tr that are not in D_f; ValueError for a D_f that makes no sense."""
     return torch.ones(n, dtype=torch.bool).index_fill_(0, check_forget(forget, n), False).nonzero().flatten()
 
 
-def fresh(model: nn.Module, config: Config) -> nn.Module:
+def fresh(model: Module, config: Config) -> Module:
     """The network's architecture with weights drawn anew from the settings' seed (see models.reinitialise)."""
     return reinitialise(model, stream(config.seed, "fresh weights").initial_seed())
 
 
-def restore_modes(source: nn.Module, net: nn.Module) -> nn.Module:
+def restore_modes(source: Module, net: Module) -> Module:
     """Give each module of `net` its twin's mode, let go of gradients, return it; NonFiniteLoss if it is ruined."""
     for a, b in zip(source.modules(), net.modules(), strict=True):
         b.training = a.training

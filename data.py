@@ -20,7 +20,6 @@ from etd import check_index
 
 # ---- images in memory ------------------------------------------------------------------------------------------------
 
-
 @dataclass(frozen=True, eq=False)  # eq compares tensors element by element, which has no single truth value
 class Data:
     """Images on one device, labels as given, and how to augment them."""
@@ -46,10 +45,8 @@ class Data:
             raise ValueError(f"labels run from {found}, expected 0 to {self.classes - 1}: relabel them or set classes")
         fits = len(self.mean) == len(self.std) == channels and min(self.std) > 0
         if not fits or not all(0 <= mean <= 1 for mean in self.mean):
-            raise ValueError(
-                f"mean {self.mean} and std {self.std} do not fit images of {channels} channels: "
-                "give one number per channel for pixels scaled to [0, 1], mean from 0 to 1 and std above 0"
-            )
+            raise ValueError(f"mean {self.mean} and std {self.std} do not fit images of {channels} channels: give one "
+                             "number per channel for pixels scaled to [0, 1], mean from 0 to 1 and std above 0")
         if self.pad < 0:
             raise ValueError(f"pad is {self.pad}, expected 0 (no crop) or more pixels")
 
@@ -117,7 +114,6 @@ def _check_tensor(name, tensor, dtype, ndim, length=None, device=None):
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
-
 
 PIXELS = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of images
 MEMORY_FORMAT = torch.channels_last  # of x and of the networks: tensor cores want it, and it is faster on CPUs too
@@ -216,7 +212,6 @@ def _move(images, pad, rows, cols):
 
 
 # ---- images that stay where they are ---------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, eq=False)
 class Streamed:

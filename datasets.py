@@ -43,17 +43,16 @@ RECIPES = {
     "folder": dict(mean=None, std=None, size=None, crop=True, flip=True),
 }
 DATASETS = tuple(RECIPES)
+FILES = {"fashion-mnist": "FashionMNIST/raw/*-ubyte", "cifar10": "cifar-10-batches-py/*",
+         "svhn": "{train,test}_32x32.mat", "imagenette": "imagenette2-160/{train,val}/<class>/*"}  # as torchvision's
 
 
 def load(name, data_dir="data", image_size=None, download=False):
     """Return a data set as CPU tensors.
 
-    Args:
-        name: one of DATASETS. "fashion-mini" comes with the code; "folder" is data_dir/{train,test or val}/<class>/*.
-        data_dir: folder of the data set's files, as torchvision lays them out.
-        image_size: pixels per side, None: the data set's own, RECIPES. Folders need one.
-        download: fetch a missing data set (not for fashion-mini and folder).
-    Returns: Dataset.
+    Args: name: of DATASETS: "fashion-mini" comes with the code, "folder" is data_dir/{train,test or val}/<class>/*;
+        data_dir: folder of the files, as torchvision lays them out; image_size: pixels per side, None: the data set's
+        own, RECIPES; folders need one; download: fetch a missing data set (not fashion-mini, not folder).
     Raises: ValueError for an unknown name or missing files, with the path tried and what mends it.
     """
     if name not in RECIPES:
@@ -95,7 +94,6 @@ def _resize(images, size):
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
-
 def read_mini():
     """Return the arrays of the built-in data set, at native size."""
     if not MINI_FILE.is_file():
@@ -124,7 +122,10 @@ def read_torchvision(name, root, image_size, download):
     from torchvision import datasets  # here, because it takes long to import
 
     if name == "svhn":
-        _need_scipy()
+        try:
+            import scipy.io  # noqa: F401  (torchvision reads SVHN's .mat files with it)
+        except ImportError as error:
+            raise ValueError("svhn: torchvision needs scipy to read its .mat files: pip install scipy") from error
     splits = ("train", "test")
     try:
         if name == "fashion-mnist":
@@ -141,42 +142,23 @@ def read_torchvision(name, root, image_size, download):
         if len(found.wnids) != IMAGENETTE_CLASSES:
             raise RuntimeError(f"{len(found.wnids)} of {IMAGENETTE_CLASSES} classes are there")
     except Exception as error:  # files of random bytes make torchvision raise anything
-        raise ValueError(_missing(name, root, download, error)) from error
+        tried, reason = root.resolve() / FILES[name], (str(error).splitlines() or [type(error).__name__])[0]
+        if download:
+            raise ValueError(f"{name}: download to {tried} failed ({reason}): put the files there by hand") from error
+        raise ValueError(f"{name}: no complete copy at {tried} ({reason}): add --download, or set data_dir to the "
+                         "folder that has it") from error
     return read_tree(root / "imagenette2-160", image_size) | {"names": [words[0] for words in found.classes]}
 
 
-def _need_scipy():
-    try:
-        import scipy.io  # noqa: F401  (torchvision reads SVHN's .mat files with it)
-    except ImportError as error:
-        raise ValueError("svhn: torchvision needs scipy to read its .mat files: pip install scipy") from error
-
-
-def _missing(name, root, download, error):
-    files = {
-        "fashion-mnist": "FashionMNIST/raw/*-ubyte",
-        "cifar10": "cifar-10-batches-py/*",
-        "svhn": "{train,test}_32x32.mat",
-        "imagenette": "imagenette2-160/{train,val}/<class>/*",
-    }
-    tried = root.resolve() / files[name]
-    error = (str(error).splitlines() or [type(error).__name__])[0]
-    if download:
-        return f"{name}: download to {tried} failed ({error}): put the files there by hand"
-    return f"{name}: no complete copy at {tried} ({error}): add --download, or set data_dir to the folder that has it"
-
-
 # ---- trees of image files --------------------------------------------------------------------------------------------
-
 
 def read_tree(root, image_size):
     """Return the arrays of root/{train,test or val}/<class>/* as square RGB images, decoded or from the cache file.
 
     The cache's name holds the size and a hash of all paths, lengths and times, so a changed folder is never served
     stale. Caches of earlier states stay until they are deleted by hand.
-    Args:
-        root: Path of the folder above train/.
-        image_size: pixels per side; the shorter side is resized to it, the rest is cropped around the centre.
+    Args: root: Path of the folder above train/; image_size: pixels per side; the shorter side is resized to it, the
+        rest is cropped around the centre.
     Returns: dict of x_train, x_test (N, 3, H, W) uint8, y_train, y_test (N,) int64, names, mean, std.
     Raises: ValueError for missing folders, different classes in train and test, or a file that is no image.
     """
@@ -231,10 +213,8 @@ def _listing(root, *choices):
                 raise ValueError(f"a folder below {root.resolve() / choice} links to another one of them, so "
                                  "images would count twice: remove the link")
             return found
-    raise ValueError(
-        f"no folder {root.resolve() / choices[0]}: expected {root.resolve()}/train/<class>/* and "
-        f"{root.resolve()}/test/<class>/* (or val/); name the folder above train/ as data_dir"
-    )
+    raise ValueError(f"no folder {root.resolve() / choices[0]}: expected {root.resolve()}/train/<class>/* and "
+                     f"{root.resolve()}/test/<class>/* (or val/); name the folder above train/ as data_dir")
 
 
 def _fingerprint(root, *listings):

@@ -96,14 +96,6 @@ class MaskedPass:
     # (outputs, extra, dtype) -> (B, outputs + extra): layers of one shape share it for the length of the pass
     wide: dict[tuple, torch.Tensor] = field(default_factory=dict)
 
-    def of(self, outputs: int, extra: int, dtype: torch.dtype) -> torch.Tensor:
-        """(B, outputs + extra): 1 for every base channel, the first bits of the example's row for the extra ones."""
-        key = (outputs, extra, dtype)
-        if key not in self.wide:
-            bits = self.mask[:, :extra]
-            self.wide[key] = torch.cat([bits.new_ones((len(bits), outputs)), bits], dim=1).to(dtype)
-        return self.wide[key]
-
 
 class ExpandedWeight(nn.Module):
     """A Conv2d or Linear beside its extra part: extra->base (`to_base`), base+extra->extra (`to_extra`, `extra_bias`).
@@ -202,15 +194,17 @@ class ExpandedBatchNorm(nn.Module):
 
 
 def masked(x: torch.Tensor, layer: ExpandedWeight | ExpandedBatchNorm) -> torch.Tensor:
-    """Multiply the extra channels by the mask: 1 for every base channel, the example's bit for an extra one."""
+    """Multiply by the mask: 1 for every base channel, the first bits of the example's row for the extra ones."""
     if layer.extra_out == 0:
         return x
-    examples = len(layer.keep.mask)
-    if len(x) != examples:
-        raise RuntimeError(f"it runs on {len(x)} rows for {examples} examples, so their masks do not fit")
-    mask = layer.keep.of(layer.outputs, layer.extra_out, x.dtype)  # (B, outputs + extra_out)
-    between = [1] * (x.dim() - 2)
-    shape = (examples, -1, *between) if layer.channel_dim == 1 else (examples, *between, mask.shape[1])
+    bits, wide = layer.keep.mask[:, : layer.extra_out], layer.keep.wide
+    if len(x) != len(bits):
+        raise RuntimeError(f"it runs on {len(x)} rows for {len(bits)} examples, so their masks do not fit")
+    key = (layer.outputs, layer.extra_out, x.dtype)
+    if key not in wide:
+        wide[key] = torch.cat([bits.new_ones((len(bits), layer.outputs)), bits], dim=1).to(x.dtype)
+    mask, between = wide[key], [1] * (x.dim() - 2)  # (B, outputs + extra_out)
+    shape = (len(bits), -1, *between) if layer.channel_dim == 1 else (len(bits), *between, mask.shape[1])
     return x * mask.view(shape)  # (B, C, H, W) * (B, C, 1, 1), or (B, T, C) * (B, 1, C)
 
 

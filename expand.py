@@ -33,18 +33,15 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
     takes extra inputs and gives no extra output, so no mask touches a logit. One dry run of `example` measures what
     arrives where, and a check in float64 refuses every architecture in which extra channels do not stay apart.
     Args:
-        model: any network of Conv2d (groups 1 or depthwise), BatchNorm, Linear and layers that act on each channel
-            alone.
+        model: any network of Conv2d (groups 1 or depthwise), BatchNorm, Linear and layers that act on single channels.
         example: (B, ...) a batch of inputs, B >= 1; only its shape matters.
         ratio: extra / base width, >= 0 and finite; 0 adds nothing.
         layers: names of the Conv2d or Linear layers that get extra outputs, see `hidden_layers`. None: the network's
             own `expandable`, else every Conv2d.
         generator: torch.Generator on the CPU for theta_o2's weights; None: one seeded with 0.
-    Returns: an `Expanded` on the model's device, with its dtypes, training flags and memory formats. The model is
-        untouched.
-    Raises:
-        ValueError: a ratio, example or layer name that cannot be used.
-        TypeError: the network cannot be expanded; the text names the module.
+    Returns: an `Expanded` on the model's device, with its dtypes, training flags and memory formats; the model stays.
+    Raises: ValueError: a ratio, example or layer name that cannot be used; TypeError: the network cannot be expanded;
+        the text names the module.
     """
     if not 0 <= ratio < float("inf"):
         raise ValueError(f"ratio is {ratio}; it must be extra width over base width, a finite number of at least 0")
@@ -168,13 +165,11 @@ def grow_to_fit(expanded: Expanded, example: torch.Tensor, generator: torch.Gene
         everything_on = MaskedPass(x.new_ones((len(x), 1), dtype=torch.bool).expand(-1, 2**40))
         with naming_errors(expanded.net):
             plain = expanded(x)
-            hooks = [layer.register_forward_pre_hook(arrive) for layer in layers.values()]
-            hooks += [layer.register_forward_hook(leave) for layer in layers.values()]
-            try:
+            with contextlib.ExitStack() as hooks:
+                for layer in layers.values():
+                    hooks.enter_context(layer.register_forward_pre_hook(arrive))
+                    hooks.enter_context(layer.register_forward_hook(leave))
                 wide = run_pass(expanded.net, x, everything_on, list(layers.values()))
-            finally:
-                for hook in hooks:
-                    hook.remove()
             if wide.shape != plain.shape:
                 raise TypeError(f"with extra channels it gives {tuple(wide.shape)} instead of {tuple(plain.shape)}; "
                                 "name the layers to expand, without the one that makes the logits, with layers=[...]")
@@ -196,22 +191,19 @@ def settle(expanded: Expanded) -> None:
 @contextlib.contextmanager
 def naming_errors(net: nn.Module):
     """Turn what a forward pass raises inside the block into a TypeError that names the module that was running."""
-    inside, hooks = [], []
-    bases = {m.base for m in net.modules() if isinstance(m, (ExpandedWeight, ExpandedBatchNorm))}
-    for name, module in net.named_modules():
-        if module not in bases:  # a wrapper has the name that its base has in the original network
-            where = repr(name) if name else f"the network {type(module).__name__}"
-            hooks.append(module.register_forward_pre_hook(lambda m, args, where=where: inside.append(where)))
-            hooks.append(module.register_forward_hook(lambda m, args, out: inside.pop() and None))
-    try:
-        yield
-    except MISFIT as error:
-        if out_of_memory(error):
-            raise
-        raise TypeError(f"cannot expand {inside[-1] if inside else 'the network'}: {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
+    inside, bases = [], {m.base for m in net.modules() if isinstance(m, (ExpandedWeight, ExpandedBatchNorm))}
+    with contextlib.ExitStack() as hooks:
+        for name, module in net.named_modules():
+            if module not in bases:  # a wrapper has the name that its base has in the original network
+                where = repr(name) if name else f"the network {type(module).__name__}"
+                hooks.enter_context(module.register_forward_pre_hook(lambda m, x, where=where: inside.append(where)))
+                hooks.enter_context(module.register_forward_hook(lambda m, x, out: inside.pop() and None))
+        try:
+            yield
+        except MISFIT as error:
+            if out_of_memory(error):
+                raise
+            raise TypeError(f"cannot expand {inside[-1] if inside else 'the network'}: {error}") from error
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -234,12 +226,10 @@ def hidden_layers(model: nn.Module, example: torch.Tensor) -> list[str]:
     """
     net = copy.deepcopy(model).to("meta")  # shapes are enough, so nothing is computed
     order, names, before = [], [], None
-    hooks = [module.register_forward_hook(lambda m, args, out, name=name: order.append((name, m)))
-             for name, module in net.named_modules()]
-    with torch.no_grad():
+    with torch.no_grad(), contextlib.ExitStack() as hooks:
+        for name, module in net.named_modules():
+            hooks.enter_context(module.register_forward_hook(lambda m, x, out, name=name: order.append((name, m))))
         net.eval()(example[:2].detach().to("meta", next(net.parameters()).dtype))
-    for hook in hooks:
-        hook.remove()
     for name, module in order:
         if is_weight(module) and getattr(module, "groups", 1) == 1:
             if before and before[1].weight.shape[0] == module.weight.shape[1] and before[0] not in names:
@@ -286,7 +276,9 @@ def self_check(expanded: Expanded, shape: torch.Size) -> str | None:
     each layer's outputs. The last draw is positive, so that no ReLU is shut; the others keep gates open.
     """
     generator = torch.Generator().manual_seed(0)
-    probe = copy.deepcopy(expanded).to("cpu", torch.float64).eval()
+    probe = copy.deepcopy(expanded).to("cpu", torch.float64)
+    for module in probe.modules():  # batch statistics, and nothing else of training mode
+        module.training = isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, ExpandedBatchNorm))
     x = torch.randn((EXAMPLES, *shape), generator=generator, dtype=torch.float64, device="cpu")
     unreached = {(name, part) for name, layer in probe.layers().items() for part in ("to_base", "to_extra")
                  if getattr(layer, part, None) is not None}
@@ -304,7 +296,7 @@ def self_check(expanded: Expanded, shape: torch.Size) -> str | None:
         return f"cannot expand {min(unreached)[0]!r}: its extra channels reach no output, so the network cuts them off"
     try:
         with torch.enable_grad():
-            return mixed_up(probe, x)
+            return mixed_up(probe.eval(), x)
     except MISFIT as error:  # no hooks are on here: with them nn.TransformerEncoderLayer, for one, takes another path
         if out_of_memory(error):
             raise
@@ -313,7 +305,7 @@ def self_check(expanded: Expanded, shape: torch.Size) -> str | None:
 
 def leak(probe: Expanded, x: torch.Tensor, positive: bool) -> str | None:
     """Where base outputs change although every mask is 0."""
-    with batch_statistics(probe), torch.no_grad():
+    with torch.no_grad():
         base = layer_outputs(probe, x, None)
         zero = layer_outputs(probe, x, torch.zeros((len(x), probe.width), dtype=torch.bool))
     for (name, a), (_, b) in zip(base, zero):
@@ -332,8 +324,7 @@ def differ(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> bool:
 def reached(probe: Expanded, x: torch.Tensor, generator: torch.Generator) -> set[tuple[str, str]]:
     """The weights of theta_o2, (layer, part), that have a gradient with all masks on."""
     probe.zero_grad()
-    with batch_statistics(probe):
-        out = probe(x, torch.ones((len(x), probe.width), dtype=torch.bool))
+    out = probe(x, torch.ones((len(x), probe.width), dtype=torch.bool))
     (out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum().backward()
     grads = {(name, part): getattr(getattr(layer, part, None), "grad", None)
              for name, layer in probe.layers().items() for part in EXTRA}
@@ -357,19 +348,6 @@ def mixed_up(probe: Expanded, x: torch.Tensor) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def batch_statistics(probe: nn.Module):
-    """Every BatchNorm in training mode for the length of the block, nothing else."""
-    norms = [m for m in probe.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, ExpandedBatchNorm))]
-    for norm in norms:
-        norm.training = True
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.training = False
-
-
 def redraw(probe: nn.Module, generator: torch.Generator, positive: bool) -> None:
     """Draw every parameter anew: matrices at 1 / sqrt(fan-in), vectors near 0 (biases) or 1."""
     size = max(1, min(POOL, sum(p.numel() for p in probe.parameters())))
@@ -387,14 +365,11 @@ def redraw(probe: nn.Module, generator: torch.Generator, positive: bool) -> None
 
 def layer_outputs(probe: Expanded, x: torch.Tensor, mask: torch.Tensor | None) -> list[tuple[str, torch.Tensor]]:
     """The base part of each expanded layer's output, in running order, the network's last."""
-    outputs, hooks = [], []
-    for name, layer in probe.layers().items():
-        def keep(layer, args, out, name=name):
-            outputs.append((repr(name), out.narrow(layer.channel_dim, 0, layer.outputs).clone()))
-        hooks.append(layer.register_forward_hook(keep))
-    try:
+    outputs = []
+    with contextlib.ExitStack() as hooks:
+        for name, layer in probe.layers().items():
+            def keep(layer, args, out, name=name):
+                outputs.append((repr(name), out.narrow(layer.channel_dim, 0, layer.outputs).clone()))
+            hooks.enter_context(layer.register_forward_hook(keep))
         outputs.append(("the network", probe(x, mask)))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return outputs

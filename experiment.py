@@ -67,11 +67,7 @@ def new_model(config: Config, dataset: Dataset):
 
 
 def train_original(config: Config, task: Task, model, log=None):
-    """Train the original on D_tr, corruption included; an Expanded with --etd.
-
-    Args:
-        log: called once per epoch, see train.fit; None for `progress`, as loud as the settings say.
-    """
+    """Train the original on D_tr, corruption included; an Expanded with --etd. log: as in `unlearn`."""
     check_outputs(model, task.train)
     generator = stream(config.seed, "training")
     with contextlib.nullcontext(log) if log else progress("train", config.quiet) as log:
@@ -95,11 +91,9 @@ def check_outputs(model, data: Data) -> None:
 def unlearn(config: Config, name: str, method, original, task: Task, forget: torch.Tensor, log=None) -> dict:
     """Run one method and measure it; the second half of its row. D_c goes to a method that asks for `corrupted` alone.
 
-    Args:
-        config, name, method: settings; the method's name in rows and its function.
-        original: the trained network, an Expanded with --etd; left as it is.
-        task, forget: D_tr with its corruption; D_f.
-        log: called once per epoch by methods that take log=; None for `progress`, as loud as the settings say.
+    Args: name, method: in rows, and its function; original: the trained network, an Expanded with --etd, left as it is;
+        task, forget: D_tr with its corruption; D_f; log: called once per epoch, see train.fit, by methods that take
+        log=; None for `progress`, as loud as the settings say.
     Returns: status, error, what `metrics.evaluate` gives, seconds, and of what the method logged: passes, over D_f or
         tries of Potion, None if it makes none; gave_up, whether a stop condition was not met within those allowed: as
         the method says, else Acc(D_f) above gamma.
@@ -114,11 +108,18 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
     def work():
         check_outputs(model, data)
         asked = inspect.signature(method).parameters
-        with contextlib.nullcontext(log) if log else progress(name, config.quiet) as tell:
-            tell = noting(tell, notes)
-            if config.curve and name in METHODS and "curve" in METHODS[name].reads:
+        curve = config.curve and name in METHODS and "curve" in METHODS[name].reads
+        with contextlib.nullcontext(log) if log else progress(name, config.quiet) as show:
+            def tell(epoch: int, epochs: int, net, **values) -> None:
+                notes.append(values)
+                if curve:
+                    points.append(point(config, net, task, forget, epoch, **values))
+                if epoch:
+                    show(epoch, epochs, net, **values)
+
+            if curve:
                 first = start(model, data, forget, config, stream(config.seed, "curve")).expanded if keeps else model
-                tell = recorder(config, first, task, forget, tell, points)
+                points.append(point(config, first, task, forget, 0))
             more = {"log": tell} if "log" in asked else {}
             more |= {"corrupted": task.corrupted} if "corrupted" in asked else {}
             return method(model, data, forget.clone(), config, generator, **more)
@@ -142,37 +143,18 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
     return {**row, "points": points} if points else row
 
 
-def noting(log, notes: list[dict]):
-    """A log function that adds what a method says to `notes`, and calls `log` for its epochs alone."""
-    def note(epoch: int, epochs: int, net, **values) -> None:
-        notes.append(values)
-        if epoch:
-            log(epoch, epochs, net, **values)
-
-    return note
-
-
-def recorder(config: Config, first, task: Task, forget: torch.Tensor, log, points: list[dict]):
-    """Watch the epochs of a method: its scores, what it logs and, of REM, the redirection (Fig. 5).
+def point(config: Config, net, task: Task, forget: torch.Tensor, epoch: int, **values) -> dict:
+    """A network after an epoch, a point of Fig. 5: its scores, what the method logs (`values`) and the redirection.
 
     base: accuracy on D_c's given labels, of theta_o1 in REM; full: the same of theta_o1 with theta_o2 under D_f's mask.
-    Returns: a log function that adds a point to `points` after each epoch and calls `log`; epoch 0 is in `points`
-        already.
     """
-    def note(epoch: int, epochs: int, net, **values) -> None:
-        scores = evaluate(net, task, forget)
-        point = {"epoch": epoch, "base": accuracy(net, task.train, task.corrupted), **values}
-        point |= {name: scores[name] for name in ("healed", "healed_undiscovered", "utility")}
-        if isinstance(net, Expanded):
-            # D_f's row for all of D_c
-            shared = mask_table(len(task.train), net.width, config.p_mem, config.seed, task.corrupted)
-            point["full"] = accuracy(net, task.train, task.corrupted, masks=shared)
-        points.append(point)
-        if epoch:
-            log(epoch, epochs, net, **values)
-
-    note(0, config.unlearn_epochs, first)
-    return note
+    scores = evaluate(net, task, forget)
+    found = {"epoch": epoch, "base": accuracy(net, task.train, task.corrupted), **values}
+    found |= {name: scores[name] for name in ("healed", "healed_undiscovered", "utility")}
+    if isinstance(net, Expanded):  # D_f's row for all of D_c
+        shared = mask_table(len(task.train), net.width, config.p_mem, config.seed, task.corrupted)
+        found["full"] = accuracy(net, task.train, task.corrupted, masks=shared)
+    return found
 
 
 def attempt(work):
@@ -254,8 +236,7 @@ def load_state(state: State, path: str | Path) -> None:
 def choose_methods(config: Config) -> dict:
     """Names and functions of config.method, each once, in the order given.
 
-    Raises: ValueError for an unknown name, one that has no meaning with or without --etd, or a file that holds no such
-        method.
+    Raises: ValueError for an unknown name, one without a meaning with or without --etd, a file without such a method.
     """
     every = [name for name, method in METHODS.items() if fits(name, config.etd) and method.in_all]
     given = [name.strip() for name in config.method.split(",") if name.strip()]
@@ -311,7 +292,11 @@ def failure_of(error: str) -> dict:
 def append_row(out: str, row: dict) -> None:
     """Append one JSON line in one write, synced to the disk; after a torn line on a line of its own."""
     line = json.dumps(row, allow_nan=False).encode() + b"\n"
-    with open(out, "ab+", buffering=0) as file, only_writer(file):
+    with open(out, "ab+", buffering=0) as file:
+        with contextlib.suppress(ImportError):  # Windows
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)  # so that two runs that share the file lose no row; closing it unlocks it
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
         if file.read(1) not in (b"", b"\n"):
@@ -323,21 +308,6 @@ def append_row(out: str, row: dict) -> None:
         except OSError:
             file.truncate(end)  # no half row stays behind
             raise
-
-
-@contextlib.contextmanager
-def only_writer(file):
-    """Hold the file's advisory lock, so that two runs that share a result file lose no row; without fcntl, no lock."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def provenance(device: torch.device, argv) -> dict:

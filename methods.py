@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Generator, Tensor
+from torch.nn import Module
 
 import baselines as b
 from data import Data
@@ -28,8 +28,7 @@ from train import fit, train_etd
 
 # --- Training anew ----------------------------------------------------------------------------------------------------
 
-def retrain(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-            log=None) -> nn.Module:
+def retrain(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
     """Train a fresh network on D_r with the full recipe: `epochs` at peak rate `lr` (Sec. 3 "Retraining from scratch").
 
     Loss: CE on D_r, undiscovered corruption included. Choice: fresh weights as `fresh` draws them.
@@ -40,8 +39,7 @@ def retrain(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, 
     return b.restore_modes(model, anew)
 
 
-def etd(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-        log=None) -> nn.Module:
+def etd(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
     """ETD alone: train a fresh network with example-tied dropout on D_tr and drop theta_o2; D_f plays no part (Sec. 3).
 
     Loss: CE under each example's mask, the full training recipe.
@@ -50,8 +48,8 @@ def etd(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gene
     return b.restore_modes(model, drop(train_etd(b.fresh(model, config), data, config, generator, log=log)))
 
 
-def etd_ideal(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator, *,
-              corrupted: torch.Tensor, log=None) -> nn.Module:
+def etd_ideal(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, *,
+              corrupted: Tensor, log=None) -> Module:
     """ETD (IDEAL), Fig. 9: as `etd`, with one mask row for all of D_c from the start; an oracle, since it reads D_c."""
     b.check_forget(forget, len(data))
     expanded = train_etd(b.fresh(model, config), data, config, generator, shared=corrupted, log=log)
@@ -60,8 +58,7 @@ def etd_ideal(model: nn.Module, data: Data, forget: torch.Tensor, config: Config
 
 # --- REM by other names -----------------------------------------------------------------------------------------------
 
-def npo(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-        log=None) -> nn.Module:
+def npo(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
     """NPO (Zhang et al. 2024a): Algorithm 1's step 2 alone, without theta_o2 (Table 2: no 3.1 and no 3.2).
 
     Loss: -h(CE - CE_ref) on D_f, whole passes until Acc(D_f) <= gamma, in training mode unless `forget_norm` says
@@ -74,8 +71,7 @@ def npo(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, gene
     return finish(state)
 
 
-def rem_on_etd(model: Expanded, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-               log=None) -> nn.Module:
+def rem_on_etd(model: Expanded, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
     """REM on ETD (Table 1, ETD tick): REM whose theta_o2 is the memorisation partition of an ETD-trained network."""
     if not isinstance(model, Expanded):
         raise ValueError("rem-on-etd works on an ETD-trained network with its theta_o2; "
@@ -83,19 +79,18 @@ def rem_on_etd(model: Expanded, data: Data, forget: torch.Tensor, config: Config
     return rem(model, data, forget, config, generator, log=log)
 
 
-def rem_ideal(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator, *,
-              corrupted: torch.Tensor, log=None) -> nn.Module:
+def rem_ideal(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, *,
+              corrupted: Tensor, log=None) -> Module:
     """REM (IDEAL), Fig. 3: all of D_c shares a mask row, while D_f alone is removed; an oracle, since it reads D_c."""
     return rem(model, data, forget, config, generator, shared=corrupted, log=log)
 
 
 def ablation(**fixed):
     """REM with some of its settings fixed (Table 2, Fig. 7): a method of the same signature as the others."""
-    def rem_ablation(model: nn.Module, data: Data, forget: torch.Tensor, config: Config, generator: torch.Generator,
-                     log=None) -> nn.Module:
+    def ablated(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
         return rem(model, data, forget, replace(config, **fixed), generator, log=log)
 
-    return rem_ablation
+    return ablated
 
 
 # --- The record -------------------------------------------------------------------------------------------------------
@@ -106,7 +101,7 @@ class Method:
 
     function: Callable  # takes (model, data, forget, config, generator), and log= and corrupted= where it asks for them
     label: str  # in figures
-    reads: frozenset = frozenset()  # settings that only some methods' numbers depend on
+    reads: set | frozenset = frozenset()  # settings that only some methods' numbers depend on
     # With --etd it gets the network with theta_o2 "dropped" or "kept"; "only": it has no meaning on another network;
     # "none": it trains a network of its own.
     etd: str = "dropped"
@@ -162,8 +157,7 @@ METHODS = {
                          plain=2, part="variant"),
     "cuts": Method(b.cuts, "CUTS", frozenset({"unlearn_lr"}), plain=1),
     "etd": Method(etd, "ETD", frozenset(MASKS), "none", False, part="ideal", masked=1, per="epochs"),
-    "etd-ideal": Method(etd_ideal, "ETD (ideal)", frozenset(MASKS), "none", False, part="ideal", masked=1,
-                        per="epochs"),
+    "etd-ideal": Method(etd_ideal, "ETD (ideal)", MASKS, "none", False, part="ideal", masked=1, per="epochs"),
     "rem": _rem(rem, "REM"),
     "rem-on-etd": _rem(rem_on_etd, "REM", etd="only", twin="rem"),
     "rem-ideal": _rem(rem_ideal, "REM (ideal)", part="ideal"),

@@ -1,10 +1,8 @@
-"""What the paper reports: accuracy, Healed, Utility, product, mean and standard error, regularity (Sec. 4, Sec. 6, Eq.
-1).
+"""What the paper reports: accuracy, Healed, Utility, product, mean and standard error, regularity (Sec. 4, 6, Eq. 1).
 
     scores = evaluate(model, task, forget)    # healed, utility, product and more, in [0, 1]
     mean, error = mean_sem([run["product"] for run in runs])
-    scores, rates = c_score(task.train, task.corrupted, learn, sizes=[0, 200, 400], runs=3, seed=0)  # the task's:
-    scores.mean()
+    scores, rates = c_score(task.train, task.corrupted, learn, sizes=[0, 200], runs=3, seed=0)  # scores.mean(): task's
 """
 
 import math
@@ -14,7 +12,7 @@ import torch
 from torch import nn
 
 from data import Data, batches
-from etd import MaskTable, NonFiniteLoss, eval_mode, over_ranks, ranks, stream
+from etd import MaskTable, NonFiniteLoss, eval_mode, over_ranks, stream
 from tasks import like_corrupted
 
 
@@ -22,45 +20,24 @@ def predict(model: nn.Module, data: Data, index: torch.Tensor | None = None, mas
             size: int = 1024) -> torch.Tensor:
     """Classes that a network gives, in eval mode, without augmentation, trigger on where the data has it.
 
-    Args:
-        model: plain or Expanded network.
-        data: N examples.
-        index: (B,) int64 dataset indices, None for all.
-        masks: table of N rows for a masked pass of an Expanded; None for the base-only pass.
-        size: batch size; it changes nothing but memory and speed.
-    Returns: (B,) int64 on the CPU; among equal logits the lowest class. Parameters, buffers, modes and random states
-        stay.
-    Raises:
-        ValueError: an empty index or one out of range.
-        NonFiniteLoss: a logit that is not finite, since argmax would make a class of it.
+    Args: model: plain or Expanded network; data: N examples; index: (B,) int64 dataset indices, None for all; masks:
+        table of N rows for a masked pass of an Expanded, None for the base-only pass; size: of a batch, it changes
+        memory and speed alone.
+    Returns: (B,) int64 on the CPU, among equal logits the lowest class; parameters, modes and random states stay.
+    Raises: ValueError: an empty index or one out of range; NonFiniteLoss: a logit that is not finite.
     """
-    seen, classes, odd = [], [], 0
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    found = torch.zeros((3, len(data)), dtype=torch.int64, device=data.device)  # class, odd logits, times seen
     with eval_mode(model), torch.inference_mode():
         for rows, x, _ in batches(data, index, size, dtype=dtype):
             logits = model(x) if masks is None else model(x, masks[rows].to(x.device))  # (b, classes)
-            seen.append(rows)
-            classes.append(logits.argmax(dim=1))
-            odd += (~logits.isfinite()).sum()  # looked at once, at the end
-    if ranks()[1] > 1:
-        return together(seen, classes, odd, len(data), next(model.parameters()).device, index)
-    if odd:
+            odd = (~logits.isfinite()).any(dim=1).long()
+            found[:, rows.to(x.device)] = torch.stack([logits.argmax(dim=1), odd, torch.ones_like(odd)])
+    over_ranks([found])  # each process has seen its share; two may have seen an example that is asked for twice
+    found = found.cpu() if index is None else found.cpu()[:, index.cpu()]  # the one wait for the device
+    if found[1].any():
         raise NonFiniteLoss("the network's logits are not finite; lower the rate")
-    return torch.cat(classes).cpu()
-
-
-def together(seen: list, classes: list, odd, n: int, device, index: torch.Tensor | None) -> torch.Tensor:
-    """What `predict` returns, from what it found in each process of the run: some or none of the batches."""
-    table = torch.zeros((3, n), dtype=torch.float64, device=device)  # class, times seen, odd logits
-    for rows, found in zip(seen, classes):
-        table[0, rows.to(device)] = found.double()
-        table[1, rows.to(device)] = 1
-    table[2] = odd
-    over_ranks([table])
-    if table[2].any():
-        raise NonFiniteLoss("the network's logits are not finite; lower the rate")
-    found = (table[0] / table[1]).cpu()  # an example that is asked for twice may be seen by two
-    return (found if index is None else found[index]).long()
+    return found[0] // found[2]
 
 
 def share(hits: torch.Tensor) -> float:
@@ -74,9 +51,7 @@ def accuracy(model: nn.Module, data: Data, index: torch.Tensor | None = None, la
              masks: MaskTable | None = None) -> float:
     """Fraction of examples whose predicted class is their label.
 
-    Args:
-        model, data, index, masks: as in `predict`.
-        labels: (N,) int64 labels of the whole data set to compare with; None for the labels as given.
+    Args: labels: (N,) int64, of the whole data set, None for those as given; the others are those of `predict`.
     Returns: a fraction in [0, 1]: correct examples over all examples, whatever the batches.
     """
     labels = (data.labels if labels is None else labels).cpu()
@@ -89,11 +64,8 @@ def evaluate(model: nn.Module, task, forget: torch.Tensor,
 
     Healed: accuracy of clean labels on D_c's inputs as they were trained on. Utility: accuracy on the clean test set,
     over all classes. Only metrics may read the clean labels.
-    Args:
-        model: plain network.
-        task: tasks.Task.
-        forget: (k,) int64, D_f within D_c.
-        original: the network before unlearning, plain or Expanded, for one score more.
+    Args: model: plain network; task: tasks.Task; forget: (k,) int64, D_f within D_c; original: the network before
+        unlearning, plain or Expanded, for one score more.
     Returns: healed, healed_forget (over D_f), healed_undiscovered (over the rest of D_c; None when there is none),
         healed_test (over test images corrupted alike, see tasks.like_corrupted; None when there is none), utility and
         product = healed * utility, all fractions; acc_forget, Acc(D_f) against labels as given; with `original` learnt,
@@ -102,12 +74,13 @@ def evaluate(model: nn.Module, task, forget: torch.Tensor,
     hits = predict(model, task.train, task.corrupted) == task.clean[task.corrupted]  # (|D_c|,)
     found = torch.isin(task.corrupted, forget)
     healed, utility = share(hits), accuracy(model, task.test)
+    alike = like_corrupted(task)
     learnt = {} if original is None else {"learnt": accuracy(original, task.train, task.corrupted)}
     return {
         "healed": healed,
         "healed_forget": share(hits[found]),
         "healed_undiscovered": share(hits[~found]) if (~found).any() else None,
-        "healed_test": utility if task.name == "random" else healing_on_test(model, task),
+        "healed_test": utility if alike is task.test else accuracy(model, alike) if len(alike) else None,
         "utility": utility,
         "product": healed * utility,
         "acc_forget": accuracy(model, task.train, forget),
@@ -115,17 +88,10 @@ def evaluate(model: nn.Module, task, forget: torch.Tensor,
     }
 
 
-def healing_on_test(model: nn.Module, task) -> float | None:
-    """Accuracy on the test images that the corruption would concern (Sec. A.2, Fig. 6); None where there is none."""
-    test, index = like_corrupted(task)
-    return None if index is not None and len(index) == 0 else accuracy(model, test, index)
-
-
 def mean_sem(values) -> tuple[float, float | None]:
     """Mean over runs and its standard error std(ddof=1) / sqrt(n), as in the paper's "mean +- SEM".
 
-    Args:
-        values: one finite number per run, at least one.
+    Args: values: one finite number per run, at least one.
     Returns: (mean, sem); sem is None for a single run.
     Raises: ValueError for no value.
     """
@@ -140,27 +106,22 @@ def mean_sem(values) -> tuple[float, float | None]:
 
 def c_score(data: Data, corrupted: torch.Tensor, learn, sizes, runs: int, seed: int,
             log=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Consistency score of each example of D_c: how well other examples of D_c predict its label as given (Eq. 1, Sec.
-    4).
+    """Consistency score of each example of D_c: how well other examples of D_c predict its label as given (Eq. 1).
 
     Eq. 1: C_hat(x, y) = E_n E^r_{D ~ D_c, |D| = n} P(f(x; D - {(x, y)}) = y), after Jiang et al. 2020. The mean over
     D_c is the regularity of the corruption.
 
     Choice: n counts what a network learns from, that is D without (x, y): Eq. 1's n = |D_c| is size |D_c| - 1 here,
     leave one out; size 0 is an untrained network. An example is scored by those networks alone whose subset did not
-    hold it, by whether they predict its label. Sizes weigh alike, and so do an example's networks of one size
-    (`held_out`).
+    hold it, by whether they predict its label. Sizes weigh alike, and so do an example's networks of one size.
     Args:
-        data: D_tr; no label of it but D_c's labels as given is read.
-        corrupted: (m,) int64, D_c.
+        data: D_tr, of which no label but D_c's as given is read; corrupted: (m,) int64, D_c.
         learn: learn(index, seed) -> network trained on the dataset indices `index`, (n,) int64 in the order of D_c,
             empty at size 0; `seed` of its weights and order differs from call to call.
         sizes: different numbers n from 0 to m - 1, in the order of learning.
         runs: r, networks of each size; at least m / (m - n) for every n, so that each example is held out once or more.
-        seed: of the subsets and of the networks' seeds.
-        log: called as log(done, networks, size, rate) after each network.
-    Returns: (m,) float64, the score of each example in [0, 1]; (sizes, runs) float64, each network's accuracy on what
-        it was not taught.
+        seed: of the subsets and of the networks' seeds; log: called as log(done, networks, size, rate) after each.
+    Returns: (m,) float64 scores in [0, 1]; (sizes, runs) float64, each network's accuracy on what it was not taught.
     Raises: ValueError where D_c, sizes or runs are not as described.
     """
     sizes = list(sizes)
@@ -186,11 +147,7 @@ def held_out(n: int, size: int, runs: int, seed: int) -> torch.Tensor:
 
     Choice: the r subsets are not independent: the held-out sets follow each other round one random order of D_c. Each
     subset alone is a uniform draw, and all examples are held out equally often, or once more.
-    Args:
-        n: |D_c|.
-        size: of the subsets, from 0 to n - 1.
-        runs: number of subsets.
-        seed: of the order, which depends on `size` too.
+    Args: n: |D_c|; size: of the `runs` subsets, from 0 to n - 1; seed: of the order, which depends on `size` too.
     Returns: (runs, n) bool, n - size true entries per row.
     """
     order = torch.randperm(n, generator=stream(seed, f"c-score subsets {size}"))

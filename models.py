@@ -35,12 +35,9 @@ class Residual(nn.Module):
 class ResNet9(nn.Module):
     """ResNet-9 of the paper's reference (Goel et al. 2024), every width times `capacity` (Sec. 4, Table 3).
 
-    Args:
-        capacity: factor of every width, > 0; 1 is 64-128-256-128 (2.276 M parameters), 0.5 half of each (571 k).
-        channels: image channels, >= 1.
-        classes: number of classes, >= 1.
-        image_size: height and width in pixels, >= 8. The last convolution has no padding; below 11 pixels its map
-            would vanish, so there it is padded by 1.
+    Args: capacity: factor of every width, > 0; 1 is 64-128-256-128 (2.276 M parameters), 0.5 half of each (571 k);
+        channels, classes: of the images, >= 1; image_size: height and width in pixels, >= 8. The last convolution has
+        no padding; below 11 pixels its map would vanish, so there it is padded by 1.
     Raises: ValueError for a size out of range.
     """
 
@@ -69,11 +66,7 @@ class ResNet9(nn.Module):
 
 
 class ShiftedPatches(nn.Module):
-    """Shifted patch tokenisation (Lee et al. 2021): the image and its four half-patch diagonal shifts, cut into
-    patches.
-
-    Choice: shifts of half a patch, zero filled, as in its paper.
-    """
+    """Shifted patch tokenisation (Lee et al. 2021): the image and its four half-patch diagonal shifts, zero filled."""
 
     def __init__(self, channels: int, patch: int, dim: int):
         super().__init__()
@@ -115,8 +108,7 @@ class LocalityAttention(nn.Module):
 
 
 def feed_forward(dim: int, hidden: int) -> nn.Sequential:
-    """LayerNorm -> Linear -> GELU -> Linear; theta_o2 is extra hidden units here (design: never the residual
-    stream)."""
+    """LayerNorm -> Linear -> GELU -> Linear; theta_o2 is extra hidden units here, never the residual stream."""
     return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
 
@@ -125,13 +117,10 @@ class ViT(nn.Module):
 
     `expandable` names the layers that get theta_o2: the first Linear of each feed-forward layer ("before/after FF in
     transformer blocks", Table 3).
-    Args:
-        capacity: factor of the MLP hidden dimension, > 0; 1 is 1536.
-        channels: image channels, >= 1.
-        classes: number of classes, >= 1.
-        image_size: height and width in pixels, a multiple of `patch` and at least two patches.
-        patch, dim, depth, heads, head_dim, hidden: Table 3's patch size, embedding dimension, transformer depth,
-            attention heads, head dimension and MLP hidden dimension.
+    Args: capacity: factor of the MLP hidden dimension, > 0; 1 is 1536; channels, classes: of the images, >= 1;
+        image_size: height and width in pixels, a multiple of `patch` and at least two patches; patch, dim, depth,
+        heads, head_dim, hidden: Table 3's patch size, embedding dimension, transformer depth, attention heads, head and
+        MLP hidden dimension.
     Raises: ValueError for a size out of range or an image size that the patch size does not divide.
     """
 
@@ -183,12 +172,10 @@ def build(name: str, capacity: float = 1.0, *, channels: int = 3, classes: int =
           seed: int | None = None, **sizes) -> nn.Module:
     """Make a network by name with weights drawn from `seed`, leaving the global random state as it was.
 
-    Args:
-        name: "resnet9" or "vit".
-        capacity: factor of the widths, > 0 (Table 4's "Capacity" is 100 times this).
-        channels, classes, image_size: shape of the data, as in the classes above.
-        seed: of the initial weights; None draws from the global generator as torch's own constructors do.
-        sizes: more keyword arguments of the class (ViT: patch, dim, depth, heads, head_dim, hidden).
+    Args: name: "resnet9" or "vit"; capacity: factor of the widths, > 0 (Table 4's "Capacity" is 100 times this);
+        channels, classes, image_size: shape of the data, as in the classes above; seed: of the initial weights, None
+        draws from the global generator as torch's own constructors do; sizes: more keyword arguments of the class (ViT:
+        patch, dim, depth, ...).
     Returns: the network on the CPU in float32, in training mode.
     Raises: ValueError for an unknown name or a size that does not fit.
     """

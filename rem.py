@@ -57,8 +57,7 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
     Args:
         ce_full, ce_full_ref: (B,) cross-entropies of theta_o1 and theta_o2 under masks, model and reference.
         ce_base, ce_base_ref: (B,) cross-entropies of theta_o1 alone, or None to leave the removal term (3.2) out.
-        in_forget: (B,) bool, the examples of D_f; beta: > 0.
-        plain: redirect by CE itself, an ablation that pulls undiscovered corruption back too.
+        in_forget: (B,) bool, D_f; beta: > 0; plain: redirect by CE itself, which pulls all corruption back.
     Returns: a scalar; going down it lowers CE of the full network on D_tr and raises CE of theta_o1 on D_f.
     """
     # L_redirect = (2 / beta) E_{D_tr} log sigmoid(beta (CE_{o1 and o2} - CE_ref))

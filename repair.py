@@ -6,6 +6,7 @@
 """
 
 import argparse
+import contextlib
 import copy
 import fnmatch
 import functools
@@ -31,20 +32,18 @@ from etd import Expanded, eval_mode, over_ranks, ranks
 from expand import expand
 from experiment import choose_device, provenance, save_state
 from rem import check_forget, go_on, start
-from settings import Config, check, stream
+from settings import Config, stream
 from tasks import write_whole
 
 FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0", "*squeeze",
             "*branch[23].0.conv")  # inner layers of blocks
 FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "ratio", "seed")  # settings that have a flag
 READ = (*FLAGS, "stop", "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "precision")  # of Config
-EPOCH = ("epoch {}/{}: {} updates of step 2, Acc(D_f) {acc_forget_before:.2f} to {acc_forget:.2f}; loss of step 3 "
-         "{loss:.3f}, Acc(watched) {acc_watched:.2f}; {:.0f} s, at most {:.0f} s left")
-SHOWN = ("acc_forget_before", "acc_forget", "loss", "acc_watched")  # of the record; the last only with an early end
+EPOCH = ("epoch {}/{}: {updates} updates of step 2, Acc(D_f) {acc_forget_before:.2f} to {acc_forget:.2f}; loss of "
+         "step 3 {loss:.3f}, Acc(watched) {acc_watched:.2f}; {:.0f} s, at most {:.0f} s left")
 
 
 # --- In Python --------------------------------------------------------------------------------------------------------
-
 
 def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, layers=None, say=None, keep=None,
            every: int = 1, sync_batchnorm: bool = False, **settings) -> nn.Module:
@@ -60,9 +59,7 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
         sync_batchnorm: of several processes, batch statistics are those of the whole batch; needs GPUs.
         settings: of settings.Config, over the defaults of `choose_settings`, such as unlearn_epochs=2 or seed=1.
     Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes.
-    Raises:
-        ValueError: forget, or a setting, cannot be used.
-        TypeError: no choice of layers can be expanded.
+    Raises: ValueError: forget, or a setting, cannot be used; TypeError: no choice of layers can be expanded;
         NonFiniteLoss: the rate is too high.
     """
     say = say or (lambda text: None)
@@ -79,10 +76,12 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
     key = keep and repair_key(model, data, forget, config, layers)
     if keep and (line := resume(state, keep, key)):
         say(line)
-    tell = epoch_lines(say, state.epoch)
+    begin, done = time.perf_counter(), state.epoch  # epochs of an earlier run
 
     def log(epoch: int, epochs: int, net, **record) -> None:
-        tell(epoch, epochs, net, **record)
+        spent = time.perf_counter() - begin
+        left, record = spent / (epoch - done) * (epochs - epoch), dict(loss=math.nan, acc_watched=math.nan) | record
+        say(EPOCH.format(epoch, epochs, spent, left, **record))
         if keep and epoch % every == 0 and ranks()[0] == 0:
             save_state(state, keep, key=key)
 
@@ -134,8 +133,7 @@ def choose_settings(model: nn.Module, n: int, given: dict, sure: bool = False) -
               "unlearn_epochs": (4, "at most: REM ends when the repair is done"),
               "gamma": (0.05, "few are known, so next to all of them are removed"),
               "ratio": (0.25, "theta_o2 as wide as a quarter of the network")}
-    config = replace(Config(), **{**{name: value for name, (value, _) in chosen.items()}, **given})
-    check(config)
+    config = Config(**{**{name: value for name, (value, _) in chosen.items()}, **given})
     return config, [f"{name} {value} ({reason})" for name, (value, reason) in chosen.items() if name not in given]
 
 
@@ -179,13 +177,10 @@ def layer_choices(model: nn.Module, names: list[str], example: torch.Tensor):
 def running_order(model: nn.Module, names: list[str], example: torch.Tensor) -> list[str]:
     """The layers that run, in their order."""
     order, modules = [], dict(model.named_modules())
-    hooks = [modules[name].register_forward_pre_hook(lambda m, args, name=name: order.append(name)) for name in names]
-    try:
-        with eval_mode(model), torch.no_grad():
-            model(example.to(next(model.parameters()).dtype))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with eval_mode(model), torch.no_grad(), contextlib.ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(modules[name].register_forward_pre_hook(lambda m, x, name=name: order.append(name)))
+        model(example.to(next(model.parameters()).dtype))
     return list(dict.fromkeys(order))
 
 
@@ -196,20 +191,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def epoch_lines(say, done: int = 0):
-    """A log function for `rem`: one line per epoch with the time left at most; done: epochs of an earlier run."""
-    begin = time.perf_counter()
-
-    def log(epoch: int, epochs: int, model, **record) -> None:
-        spent = time.perf_counter() - begin
-        values = {name: record.get(name, math.nan) for name in SHOWN}
-        say(EPOCH.format(epoch, epochs, record["updates"], spent, spent / (epoch - done) * (epochs - epoch), **values))
-
-    return log
-
-
 # --- The command ------------------------------------------------------------------------------------------------------
-
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The flags, under timm's names where it has one."""
@@ -304,12 +286,10 @@ def main(given: dict, argv: list[str]) -> int:
 
 # --- Told at the end --------------------------------------------------------------------------------------------------
 
-
 def before_and_after(models, before: torch.Tensor, data, heldout, folder: Folder) -> dict:
     """What the repair changed: [before, after] by the name of the row, and how many predictions changed."""
     pair, labels = (before, predicted(models[1], data)), data.labels.cpu()
-    known = torch.zeros(len(data), dtype=torch.bool)
-    known[folder.forget] = True
+    known = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, folder.forget, True)
     rows = {"known bad, their given labels": [share_of((p == labels)[known]) for p in pair],
             "other training images, given labels": [share_of((p == labels)[~known]) for p in pair]}
     if heldout is not None:

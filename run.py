@@ -54,8 +54,7 @@ def parser(words: bool = False) -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 if a cell or a file failed, 2 for bad input (one line on
-    stderr)."""
+    """Run the command line; returns the exit code: 0, 1 if a cell or a file failed, 2 for bad input, told in a line."""
     argv = sys.argv[1:] if argv is None else argv
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # an encoding without a letter of a file's name ends no run
@@ -139,11 +138,8 @@ def joined(argv: list[str]):
 def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     """Train one original network and unlearn from it with each method of config.method; one row a method.
 
-    Rows are appended to config.out as they come. Everything that can be wrong with the input is looked at before
-    training.
-    Raises:
-        ValueError, TypeError: the input cannot be used.
-        OSError: a row could not be written; raised after the table.
+    Rows are appended to config.out as they come; one that cannot be written is told after the table.
+    Raises: ValueError, TypeError for input that cannot be used, all of it before training.
     """
     methods = choose_methods(config)
     paths = {Path(path.strip()).name: path.strip() for path in config.method.split(",")}  # of user-supplied methods
@@ -157,7 +153,8 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     check_room(config, model)
     train, test = (replace(data.to(device), part=ranks()) for data in (task.train, task.test))
     task = replace(task, train=train, test=test)
-    say(config, headline(config, task, forget, model, device))
+    if not config.quiet:
+        print(headline(config, task, forget, model, device), flush=True)
     original, train_seconds, failure = attempt(lambda: train_original(config, task, model.to(device)))
     rows, unwritten = [], []
     for name, method in methods.items():
@@ -174,8 +171,8 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     print(table(rows))
     if unwritten:
         print(f"run.py: no row of {', '.join(unwritten)} in {config.out} ({why})", file=sys.stderr)
-    written = f"{len(rows) - len(unwritten)} rows" if unwritten else "rows"
-    say(config, f"{written} appended to {config.out}")
+    if not config.quiet:
+        print(f"{len(rows) - len(unwritten)} rows" if unwritten else "rows", "appended to", config.out)
     return [{**row, "written": row["method"] not in unwritten} for row in rows]
 
 
@@ -200,12 +197,6 @@ def check_room(config: Config, model) -> None:
 
 
 # --- Output -----------------------------------------------------------------------------------------------------------
-
-def say(config: Config, text: str) -> None:
-    """Print unless --quiet."""
-    if not config.quiet:
-        print(text, flush=True)
-
 
 def headline(config: Config, task: Task, forget: torch.Tensor, model, device: torch.device) -> str:
     """Two lines that say what is about to run."""

@@ -87,12 +87,8 @@ class Config:
         return 1 / self.capacity - 1 if self.ratio is None else self.ratio
 
 
-def of_stage(stage: str) -> set[str]:
-    """Names of the settings of a stage."""
-    return {f.name for f in fields(Config) if f.metadata["stage"] == stage}
-
-
-AFTER_TRAINING, PLACE = of_stage("unlearning"), of_stage("run")  # an original depends on neither, a cell on the first
+AFTER_TRAINING, PLACE = ({f.name for f in fields(Config) if f.metadata["stage"] == stage}
+                         for stage in ("unlearning", "run"))  # an original depends on neither, a cell on the first
 
 
 # Settings that a data set or an architecture changes unless the command line names them.
@@ -100,9 +96,7 @@ AFTER_TRAINING, PLACE = of_stage("unlearning"), of_stage("run")  # an original d
 # ResNet-9 at half width; epochs, batch and rate of training were chosen on other images of its training set.
 # The paper's proportions are kept: 2 % corrupted (1,000 of 50,000), one fifth of the peak rate (0.005 of 0.025) for a
 # quarter of the epochs (10 of 40).
-ARCH_PRESETS = {
-    "vit": dict(optimizer="adam", lr=1e-4, batch=2048, unlearn_lr=2e-5),  # Table 3
-}
+ARCH_PRESETS = {"vit": dict(optimizer="adam", lr=1e-4, batch=2048, unlearn_lr=2e-5)}  # Table 3
 DATASET_PRESETS = {
     "fashion-mini": dict(n=120, width=0.5, epochs=12, batch=256, lr=0.05, unlearn_epochs=3, unlearn_lr=0.01),
     "imagenette": dict(n=100),  # A.7
@@ -112,9 +106,7 @@ DATASET_PRESETS = {
 def resolve(given: dict) -> Config:
     """Defaults, then the presets of the data set and the architecture, then what was given.
 
-    Args:
-        given: field names of Config to values.
-    Returns: a Config.
+    Args: given: field names of Config to values.
     Raises: ValueError, TypeError for an unknown setting, or as `check`.
     """
     known = {f.name for f in fields(Config)}

@@ -7,6 +7,7 @@ Only labels as given are read. The paper names discovery as the first axis of th
 figures of this score and of the others, which stand here to be compared with it, are in results/README.md, "Suspects".
 """
 
+import contextlib
 from typing import NamedTuple
 
 import torch
@@ -34,18 +35,12 @@ def suspects(model: nn.Module, data, forget: torch.Tensor) -> Suspects:
     Choice: the network is the *repaired* one. The network before the repair has memorised D_c, and a loss can only tell
     what it has memorised badly; REM takes the corruption out of theta_o1, undiscovered images included, so afterwards
     their given labels are improbable, whether a trigger, a class or nothing explains them.
-
     Args:
         model: the repaired network, plain.
         data: D_tr with its labels as given: len(data) and data.batches, as `rem` takes them.
         forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr.
-
-    Returns:
-        Suspects, on the CPU; model, data and random states stay as they are.
-
-    Raises:
-        ValueError: D_f cannot be used.
-        NonFiniteLoss: a logit is not finite.
+    Returns: Suspects, on the CPU; model, data and random states stay as they are.
+    Raises: ValueError: D_f cannot be used; NonFiniteLoss: a logit is not finite.
     """
     forget = check_forget(forget, len(data)).cpu()
     z, labels = logits(model, data)
@@ -61,7 +56,6 @@ def ranked(score: torch.Tensor, forget: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 # --- Passes, in eval mode without augmentation ------------------------------------------------------------------------
-
 
 @torch.no_grad()
 def logits(model: nn.Module, data, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,24 +76,20 @@ def features(model: nn.Module, data, index: torch.Tensor | None = None, layer: i
     """Penultimate features (N, d) of all images or those of `index`, float64 on the CPU: what the last linear or
     convolutional layer that runs is given, averaged over places or tokens; layer -2: what the one before is given."""
     given, rows, dtype = [], [], next(model.parameters()).dtype
-    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    hooks = [one.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0])) for one in layers]
-    try:
-        with eval_mode(model):
-            for _, x, _ in data.batches(index, size=BATCH, dtype=dtype):
-                given.clear()
-                model(x)
-                h = given[max(layer, -len(given))]  # (B, d), (B, d, H, W) or (B, T, d)
-                h = h.mean(dim=(2, 3)) if h.dim() == 4 else h.mean(dim=1) if h.dim() == 3 else h
-                rows.append(h.double().cpu())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with eval_mode(model), contextlib.ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                hooks.enter_context(module.register_forward_pre_hook(lambda m, inputs: given.append(inputs[0])))
+        for _, x, _ in data.batches(index, size=BATCH, dtype=dtype):
+            given.clear()
+            model(x)
+            h = given[max(layer, -len(given))]  # (B, d), (B, d, H, W) or (B, T, d)
+            h = h.mean(dim=(2, 3)) if h.dim() == 4 else h.mean(dim=1) if h.dim() == 3 else h
+            rows.append(h.double().cpu())
     return torch.cat(rows)
 
 
 # --- Scores: (N,) float64, higher is more suspect ---------------------------------------------------------------------
-
 
 def given_loss(z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """-log p(y); it ranks as cleanlab's self-confidence p(y) does, upside down."""

@@ -1,10 +1,8 @@
-"""The three corruptions and the discovery of a part of them: the two axes of the task space (Sec. 4 "Experimental
-setup").
+"""The three corruptions and the discovery of a part of them: the two axes of the task space (Sec. 4).
 
-    task = make_task("poison", load("cifar10"), n=1000, seed=0)      # D_c: high regularity; confusion: medium; random:
-    low forget = discover(task, rate=0.5, seed=0)                        # D_f, within D_f of every larger rate
-    unlearned = method(model, task.train, forget, config, generator) # task.clean and task.corrupted are for metrics
-    alone
+    task = make_task("poison", load("cifar10"), n=1000, seed=0)       # D_c: high regularity; confusion: medium, ...
+    forget = discover(task, rate=0.5, seed=0)                         # D_f, within D_f of every larger rate
+    unlearned = method(model, task.train, forget, config, generator)  # task.clean, task.corrupted: for metrics alone
 """
 
 import os
@@ -40,12 +38,10 @@ class Task:
 def make_task(name: str, dataset: Dataset, n: int, seed: int, pair: tuple[int, int] | None = None) -> Task:
     """Corrupt n training examples.
 
-    Args:
-        name: "poison" (high regularity), "confusion" (medium) or "random" (low).
-        dataset: clean data; it is left as it is.
-        n: |D_c|, in [1, N]; even for confusion.
-        seed: of the draw; the same seed, data and n give the same task for every method.
-        pair: the two classes of confusion; None for Goel's classes or, elsewhere, the pair of `closest_pair`.
+    Args: name: "poison" (high regularity), "confusion" (medium) or "random" (low); dataset: clean, it is left as it is;
+        n: |D_c|, in [1, N], even for confusion; seed: of the draw: the same seed, data and n give the same task for
+        every method; pair: the two classes of confusion, None for Goel's classes or, elsewhere, the pair of
+        `closest_pair`.
     Returns: a Task whose labels are fixed from here on.
     Raises: ValueError for an unknown name, or numbers that the data cannot give; the text has them.
     """
@@ -121,8 +117,7 @@ def put_trigger(data: Data, index: torch.Tensor) -> Data:
     shown, rows = data.images.clone(), index.to(data.images.device)
     shown[rows] = add_trigger(shown[rows])
     hidden = data.images[:, :, -TRIGGER_SIZE:, -TRIGGER_SIZE:].cpu().clone()  # what the trigger hides
-    carries = torch.zeros(len(data), dtype=torch.bool)
-    carries[index] = True
+    carries = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, index, True)
 
     def overlay(images: torch.Tensor, index: torch.Tensor, move) -> torch.Tensor:
         """Take the trigger off, crop and flip, put it on again: images (B, C, H, W) of the dataset indices (B,)."""
@@ -137,10 +132,7 @@ def put_trigger(data: Data, index: torch.Tensor) -> Data:
 
 
 def add_trigger(images: torch.Tensor) -> torch.Tensor:
-    """A copy of images (B, C, H, W), pixels in 0..255, with the bottom right 3x3 pixels white.
-
-    Raises: ValueError where the trigger does not fit.
-    """
+    """A copy of images (B, C, H, W), 0 to 255, bottom right 3x3 pixels white; ValueError if they do not fit."""
     height, width = images.shape[-2:]
     if min(height, width) < TRIGGER_SIZE:
         raise ValueError(f"image of {height}x{width} is smaller than the {TRIGGER_SIZE}x{TRIGGER_SIZE} trigger: "
@@ -152,11 +144,9 @@ def add_trigger(images: torch.Tensor) -> torch.Tensor:
 
 def closest_pair(train: Data) -> tuple[int, int]:
     """The two classes whose mean images are closest, for data sets that have no customary pair."""
-    device = train.images.device
     means = torch.stack([train.images[train.labels == c].to(torch.float64).mean(dim=0).flatten()
                          for c in range(train.classes)])  # (classes, C H W)
-    itself = torch.full((train.classes,), torch.inf, dtype=torch.float64, device=device)
-    distance = torch.cdist(means, means) + torch.diag(itself)
+    distance = torch.cdist(means, means).fill_diagonal_(torch.inf)  # to itself
     a, b = divmod(int(distance.nan_to_num(nan=torch.inf).argmin()), train.classes)
     return min(a, b), max(a, b)
 
@@ -165,8 +155,7 @@ def discover(task: Task, rate: float, seed: int) -> torch.Tensor:
     """Draw the discovered part D_f of D_c (Sec. 4 "Discovery rate").
 
     Choice: for one seed a smaller rate's D_f lies within a larger one's.
-    Args: task: with D_c of n examples; rate: |D_f| / |D_c|, in (0, 1]; |D_f| = round(rate * n); seed: of the order of
-        discovery.
+    Args: task: with D_c of n examples; rate: |D_f| / |D_c|, in (0, 1]; |D_f| = round(rate * n); seed: of the order.
     Returns: (|D_f|,) int64 sorted dataset indices on the CPU.
     Raises: ValueError for a rate outside (0, 1], or one so small that nothing is discovered.
     """
@@ -179,22 +168,14 @@ def discover(task: Task, rate: float, seed: int) -> torch.Tensor:
     return task.corrupted[order[:size]].sort().values
 
 
-def triggered_test(task: Task) -> Data:
-    """A copy of the test set in which every image carries the trigger (Fig. 6); the task's own stays clean."""
-    return replace(task.test, images=add_trigger(task.test.images))
-
-
-def like_corrupted(task: Task) -> tuple[Data, torch.Tensor | None]:
-    """Test images that the corruption would concern (Fig. 6): triggered for poison, of the two classes for confusion,
-    all for random labels.
-
-    Returns: (test set, (k,) int64 indices into it or None for all); the labels are clean.
-    """
+def like_corrupted(task: Task) -> Data:
+    """Test images that the corruption would concern, clean labels (Sec. A.2, Fig. 6): triggered for poison, those of
+    the two classes for confusion, of which there may be none, the test set itself for random labels."""
     if task.name == "poison":
-        return triggered_test(task), None
+        return replace(task.test, images=add_trigger(task.test.images))
     if task.name == "confusion":
-        return task.test, torch.isin(task.test.labels.cpu(), task.clean[task.corrupted]).nonzero().flatten()
-    return task.test, None
+        return task.test.some(torch.isin(task.test.labels.cpu(), task.clean[task.corrupted]).nonzero().flatten())
+    return task.test
 
 
 def fingerprint(data: Data) -> int:
@@ -203,13 +184,10 @@ def fingerprint(data: Data) -> int:
 
 
 def save_task(task: Task, path: str | Path) -> None:
-    """Write the labels and D_c, so that unlearning sees the very labels that training saw.
-
-    The file appears whole or not at all.
-    """
+    """Write the labels and D_c, so that unlearning sees the very labels that training saw; whole or not at all."""
+    source = fingerprint(task.train) if task.source is None else task.source
     content = {"name": task.name, "seed": task.seed, "labels": task.train.labels.cpu(), "clean": task.clean,
-               "corrupted": task.corrupted,
-               "images": fingerprint(task.train) if task.source is None else task.source}
+               "corrupted": task.corrupted, "images": source}
     write_whole(path, lambda file: torch.save(content, file))
 
 

@@ -40,17 +40,13 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
     """Train a network in place with cross-entropy on the labels as given.
 
     Args:
-        model: plain network, or Expanded when `masks` is given; left in training mode.
-        data: D_tr.
+        model: plain network, or Expanded when `masks` is given, left in training mode; data: D_tr.
         index: (k,) int64 examples to train on (D_r for fine-tuning), None for all.
-        config: batch size, optimiser, precision, and the defaults of the next two.
-        generator: on the CPU, of order, augmentation and dropout.
-        epochs: None for config.epochs.
-        lr: peak rate, None for config.lr.
+        config: batch size, optimiser, precision; generator: on the CPU, of order, augmentation and dropout.
+        epochs: None for config.epochs; lr: peak rate, None for config.lr; schedule: of the rate, see `rate`.
         masks: of N rows: row i masks theta_o2 for example i (ETD).
         log: called as log(epoch, epochs, model, loss=...) after each epoch.
-        schedule: of the rate, see `rate`.
-    Raises: NonFiniteLoss for at the end of the epoch in which the loss stopped being finite.
+    Raises: NonFiniteLoss at the end of the epoch in which the loss stopped being finite.
     """
     epochs, lr = config.epochs if epochs is None else epochs, config.lr if lr is None else lr
     device, dtype = data.device, next(model.parameters()).dtype
@@ -78,13 +74,9 @@ def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Gen
               log=None) -> Expanded:
     """Train theta_o1 and theta_o2 together with example-tied masks (Sec. 2, "Example-Tied Dropout").
 
-    Args:
-        model: freshly initialised network; left as it is.
-        data: D_tr with its labels as given.
-        config: training settings; `ratio`, `p_mem` and `seed` shape theta_o2 and the masks.
-        generator: of order and augmentation.
-        shared: indices that share one row: D_c for ETD (IDEAL) of Fig. 9, an oracle. None: each its own.
-        log: called once per epoch, see fit.
+    Args: model: freshly initialised network, left as it is; data, generator, log: as in `fit`; config: training
+        settings; `ratio`, `p_mem` and `seed` shape theta_o2 and the masks; shared: indices that share one row: D_c for
+        ETD (IDEAL) of Fig. 9, an oracle; None: each its own.
     Returns: the trained Expanded, base statistics refreshed; `drop` it for ETD alone, or hand it to rem.
     """
     expanded = expand_for(model, data, config)

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from methods import reads_forget, reads_setting
 from settings import Config
-from study.rows import NOT_IDENTITY, SETTINGS, maskless, networks, pick, split
+from study.rows import NOT_IDENTITY, SETTINGS, maskless, networks, pick, products, split
 
 OWN = [name for name in SETTINGS if name in ("forget_norm", "schedule", "ssd_alpha")]  # each method its own
 COORDINATES = {"task", "discovery", "method", "seed", "capacity", "etd", "p_mem", "n", "arch"}
@@ -67,11 +67,10 @@ def in_words(setting: str) -> str:
 
 def uneven(rows: list[dict], *row_keys: str) -> bool:
     """Whether methods ended well in different places: tasks and seeds, and rates where the method depends on them."""
-    parts = split(pick(rows), *row_keys).values()
-    seeds = [{(row["task"], row["seed"]) for row in part} for part in parts]
-    rated = [part for part in parts if reads_forget(part[0]["method"])]
-    rates = [{(row["task"], row["seed"], row["discovery"]) for row in part} for part in rated]
-    return any(places != group[0] for group in (seeds, rates) for places in group)
+    runs = [products(part) for part in split(pick(rows), *row_keys).values()]
+    seeds = {frozenset((task, seed) for task, _, seed in part) for part in runs}
+    rates = {frozenset(part) for part in runs if all(rate is not None for _, rate, _ in part)}
+    return len(seeds) > 1 or len(rates) > 1
 
 
 def once(rows: list[dict]) -> list[str]:
@@ -88,15 +87,13 @@ def hardware(row: dict) -> str:
 
 def mixed(rows: list[dict]) -> dict[str, list[str]]:
     """Settings that differ between runs which a table averages or compares, with their values."""
+    shared = [key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | {*OWN}]
     values = defaultdict(set)
-    for part in split(rows, "method").values():  # those that do not read it keep the default
-        for key in OWN:
-            found = {str(row[key]) for row in part}
-            values[key] |= found if len(found) > 1 else set()
-    for part in split(rows, "arch", "capacity").values():
-        for key in [*(key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | {*OWN}), "version"]:
-            found = {str(row.get(key)) for row in part if counts(key, row)}
-            values[key] |= found if len(found) > 1 else set()
+    for keys, places in ((OWN, ("method",)), ([*shared, "version"], ("arch", "capacity"))):
+        for part in split(rows, *places).values():
+            for key in keys:
+                found = {str(row.get(key)) for row in part if counts(key, row)}
+                values[key] |= found if len(found) > 1 else set()
     return {key: sorted(found) for key, found in values.items() if found}
 
 
@@ -109,23 +106,16 @@ def counts(key: str, row: dict) -> bool:
 
 def lopsided(rows: list[dict], *row_keys: str) -> bool:
     """Whether one method's tasks and rates have other seeds than each other, so that some weigh more in its mean."""
-    for part in split(networks(pick(rows)), *row_keys).values():
-        places = ("task",) if not reads_forget(part[0]["method"]) else ("task", "discovery")
-        seeds = [{row["seed"] for row in cell} for cell in split(part, *places).values()]
-        if any(some != seeds[0] for some in seeds):
-            return True
-    return False
-
-
-def left_alone(row: dict) -> bool:
-    """Whether a method that is passes over D_f and nothing else made none: Acc(D_f) was at most gamma before."""
-    return row.get("passes") == 0 and not reads_setting("unlearn_epochs", {"method": row["ran"]})
+    runs = [products(part) for part in split(pick(rows), *row_keys).values()]
+    return any(len(part) < len({key[:2] for key in part}) * len({seed for _, _, seed in part}) for part in runs)
 
 
 def endings(rows: list[dict]) -> tuple[int, int, int]:
     """(runs that note how they ended, those that gave up above gamma, those that left the network as it was)."""
     noted = [row for row in pick(rows) if row.get("gave_up") is not None]
-    return len(noted), sum(row["gave_up"] for row in noted), sum(map(left_alone, noted))
+    idle = [row for row in noted if row.get("passes") == 0  # of a method that is passes over D_f and nothing else
+            and not reads_setting("unlearn_epochs", {"method": row["ran"]})]
+    return len(noted), sum(row["gave_up"] for row in noted), len(idle)
 
 
 def of_endings(rows: list[dict]) -> list[str]:

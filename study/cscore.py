@@ -49,33 +49,13 @@ def add_arguments(p: Parser) -> None:
 
 
 def main(given: dict, argv: list[str]) -> int:
-    """Score the tasks that the flags after `run.py cscore` name; returns the exit code: 0, or 1 if a task failed.
-
-    Raises: ValueError, TypeError where the input cannot be used; run.main makes exit code 2 and one line of it.
-    """
+    """Run `run.py cscore`; returns the exit code: 0, or 1 if a task failed. Bad input raises ValueError, TypeError."""
     names, shares, runs, updates = (given.pop(key) for key in ("task", "sizes", "runs", "updates"))
     configs = [resolve({**given, "task": name}) for name in (TASKS if names == "all" else [names])]
+    config = configs[0]  # they differ in the task alone
     if updates < 1:
         raise ValueError(f"updates is {updates}; it must be at least 1")
-    rows = score_tasks(configs, subset_sizes(shares, configs[0].n), runs, updates, argv)
-    return 0 if all(row["status"] == "ok" for row in rows) else 1
-
-
-def subset_sizes(shares: str, n: int) -> list[int]:
-    """Numbers of examples from shares of n in [0, 1), separated by commas, rounded down."""
-    try:
-        values = [float(share) for share in shares.split(",")]
-        if not all(0 <= value < 1 for value in values):
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"sizes is {shares!r}; give shares of D_c from 0 to below 1, such as 0,0.2,0.8") from None
-    return [math.floor(round(value * n, 6)) for value in values]  # 0.29 * 100 is 28.999999999999996
-
-
-def score_tasks(configs: list[Config], sizes: list[int], runs: int, updates: int, argv: list[str]) -> list[dict]:
-    """One row per task, appended to config.out as they come; wrong input is told before any training."""
-    config = configs[0]  # they differ in the task alone
-    device = choose_device(config.device)
+    sizes, device = subset_sizes(shares, config.n), choose_device(config.device)
     check_writable(config.out)
     dataset = load(config.dataset, config.data_dir, config.image_size, config.download)
     tasks = [corrupt(c, dataset) for c in configs]
@@ -93,16 +73,26 @@ def score_tasks(configs: list[Config], sizes: list[int], runs: int, updates: int
     print(score_table(rows))
     if not config.quiet:
         print(f"rows appended to {config.out}")
-    return rows
+    return 0 if all(row["status"] == "ok" for row in rows) else 1
+
+
+def subset_sizes(shares: str, n: int) -> list[int]:
+    """Numbers of examples from shares of n in [0, 1), separated by commas, rounded down."""
+    try:
+        values = [float(share) for share in shares.split(",")]
+        if not all(0 <= value < 1 for value in values):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"sizes is {shares!r}; give shares of D_c from 0 to below 1, such as 0,0.2,0.8") from None
+    return [math.floor(round(value * n, 6)) for value in values]  # 0.29 * 100 is 28.999999999999996
 
 
 def score_task(config: Config, dataset: Dataset, task: Task, device: torch.device, sizes: list[int], runs: int,
                updates: int, log) -> dict:
     """The measured part of a task's row.
 
-    Returns:
-        score: mean of D_c's C-scores. sem: over runs, each the mean over sizes of the accuracy on the held-out part.
-        by_size, learned: mean accuracy on that part and on the subset itself (None at size 0). rates: (sizes, runs).
+    Returns: score: mean of D_c's C-scores; sem: over runs, each the mean over sizes of the accuracy on the held-out
+        part; by_size, learned: mean of it and of that on the subset (None at size 0); rates: (sizes, runs).
     """
     data, fits = task.train.to(device), {size: [] for size in sizes}
     learn, log = learner(config, dataset, data, updates, fits), partial(log, task.name)

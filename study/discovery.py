@@ -24,7 +24,7 @@ from settings import TASKS, Config, Parser, add_flags, resolve, stream
 from study.originals import device_of, load_original, make_original
 from study.plan import by_original, parse_axis
 from study.canvas import import_figure, save
-from study.rows import SCORES, cell_key
+from study.rows import SCORES, cell_key, split
 from suspects import features, given_loss, logits, margin, nearest, probe, ranked, suspects, tracin
 from tasks import Task
 
@@ -41,14 +41,11 @@ COLOURS = ("#D55E00", "#000000", "#0072B2", "#009E73", "#CC79A7")  # Okabe and I
 
 # --- Scores and what they find ----------------------------------------------------------------------------------------
 
-
 def every_score(model, repaired, through: torch.Tensor, data, forget: torch.Tensor) -> dict[str, torch.Tensor]:
     """Every score of an image, (N,) float64, higher is more suspect, by its name.
 
-    Args:
-        model, repaired: the network before and after REM.
-        through: (N, C) logits of the repaired network through D_f's channel, theta_o2 under D_f's mask.
-        data, forget: D_tr, labels as given; D_f.
+    Args: model, repaired: the network before and after REM; through: (N, C) logits of the repaired network through
+        D_f's channel, theta_o2 under D_f's mask; data, forget: D_tr with its labels as given, D_f.
     """
     (before, labels), (after, _), h = logits(model, data), logits(repaired, data), features(model, data)
     untouched, ce = given_loss(before, labels), given_loss(after, labels)
@@ -61,11 +58,7 @@ def every_score(model, repaired, through: torch.Tensor, data, forget: torch.Tens
 
 
 def auroc(score: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Probability that a wanted one has the higher score than another, half of it at a tie: (M,) scores, (M,) bool.
-
-    Raises:
-        ValueError: nothing is wanted, or everything.
-    """
+    """Probability that a wanted one outscores another, half at a tie: (M,), (M,) bool; ValueError for none or all."""
     yes, no = score[wanted], score[~wanted].sort().values
     if len(yes) == 0 or len(no) == 0:
         raise ValueError(f"AUROC of {len(yes)} wanted among {len(score)} is undefined; it takes some of either kind")
@@ -93,7 +86,6 @@ def rows_of_scores(scores: dict[str, torch.Tensor], task: Task, forget: torch.Te
 
 # --- Repair, look, repair again ---------------------------------------------------------------------------------------
 
-
 def repair_cell(config: Config, original, data, forget: torch.Tensor):
     """REM as `experiment.unlearn` runs it; returns its network, and its logits (N, C) through D_f's channel."""
     kept = {}
@@ -109,12 +101,10 @@ def repair_cell(config: Config, original, data, forget: torch.Tensor):
 def play(config: Config, task: Task, original, rounds: int, users: list[tuple[str, int]]):
     """Rounds of repair from one original network, each from all that is known by then; yields rows as they come.
 
-    Args:
-        config, task: of a cell; its D_f is what is known in round 1, which is the same for all users.
-        original: the trained network; every round starts from it.
-        rounds: number of repairs.
-        users: (user, K), what happens to the first K suspects between rounds: "looks" takes the corrupted ones into
-            D_f, as one who knows them when they are seen; "none" takes all, right or wrong.
+    Args: config, task: of a cell; its D_f is what is known in round 1, which is the same for all users; original: the
+        trained network, from which every round starts; rounds: number of repairs; users: (user, K), what happens to the
+        first K suspects between rounds: "looks" takes the corrupted ones into D_f, as one who knows them when they are
+        seen; "none" takes all, right or wrong.
     """
     first = find(config, task)
     repaired, through = repair_cell(config, original, task.train, first)
@@ -138,7 +128,6 @@ def scores_of(network, task: Task, forget: torch.Tensor, original) -> dict:
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
-
 def add_arguments(p: Parser) -> None:
     """Lists of tasks, discovery rates and seeds, the flags of run.py in FLAGS, and those of the rounds."""
     p.epilog = "Lists: 1,2 or first:last:step; all for tasks."
@@ -161,7 +150,11 @@ def main(given: dict, argv: list[str]) -> int:
     """Run `run.py suspects`; returns the exit code: 0, or 1 if a cell failed. Bad input raises ValueError."""
     rounds, look_at, flag_top, figure = (given.pop(name) for name in ("rounds", "look_at", "flag_top", "figure"))
     users = [(user, k) for user, k in (("looks", look_at), ("none", flag_top)) if k is not None]
-    check_rounds(rounds, users)
+    if rounds is not None and rounds < 1:
+        raise ValueError(f"--rounds is {rounds}; it must be at least 1")
+    for _, k in users:
+        if k < 0 or rounds == 1:
+            raise ValueError(f"{k} suspects between {rounds or 2} rounds; give 0 or more, and 2 rounds or more")
     figure = import_figure() if figure else None
     cells = cells_asked(given)
     plan = rounds or 1 + bool(users), users or [("looks", cells[0].n)]
@@ -175,15 +168,6 @@ def main(given: dict, argv: list[str]) -> int:
         save(str(path.parent), path.stem, draw_recall(figure(layout="constrained"), rows))
         print(f"\n{path.with_suffix('.png')} and .svg show recall over the number of images looked at")
     return 1 if failures else 0
-
-
-def check_rounds(rounds: int | None, users: list[tuple[str, int]]) -> None:
-    """Raise ValueError for rounds that cannot be played."""
-    if rounds is not None and rounds < 1:
-        raise ValueError(f"--rounds is {rounds}; it must be at least 1")
-    for _, k in users:
-        if k < 0 or rounds == 1:
-            raise ValueError(f"{k} suspects between {rounds or 2} rounds; give 0 or more, and 2 rounds or more")
 
 
 def cells_asked(given: dict) -> list[Config]:
@@ -243,7 +227,6 @@ def rows_there(cells: list[Config]) -> list[dict]:
 
 # --- Output -----------------------------------------------------------------------------------------------------------
 
-
 def over_seeds(rows: list[dict], key: str, factor: float = 1.0, digits: int = 2) -> str:
     """Mean ± SEM over seeds, of each seed's mean over its rows."""
     seeds = {row["seed"] for row in rows}
@@ -251,9 +234,11 @@ def over_seeds(rows: list[dict], key: str, factor: float = 1.0, digits: int = 2)
     return f"{factor * mean:.{digits}f}" + ("" if error is None else f" ± {factor * error:.{digits}f}")
 
 
-def pipe_table(header: list[str], lines: list[list[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *lines))
+def pipe_table(title: str, rows: list[dict], header: list[str], lines: list[list[str]]) -> str:
+    """A table in Markdown below its title with the rows' seeds; empty without a line."""
+    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
+    table = "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *lines))
+    return f"{title}, mean ± SEM; seeds {seeds}\n\n{table}" if lines else ""
 
 
 def suspects_table(rows: list[dict]) -> str:
@@ -266,29 +251,21 @@ def suspects_table(rows: list[dict]) -> str:
         parts = [[row for row in mine if (row["task"], row["discovery"]) == (TASKS[t], rate)] for t, rate in columns]
         cells = [" / ".join(over_seeds(part, key) for key in ("auroc", "recall")) for part in (*parts, mine)]
         lines.append([score, *cells])
-    if not lines:
-        return ""
-    seeds = sorted({row["seed"] for row in rows})
-    return (f"AUROC / recall when |undiscovered| are flagged, mean ± SEM; seeds {', '.join(map(str, seeds))}\n\n"
-            + pipe_table(["score", *(f"{TASKS[t]} {rate:g}" for t, rate in columns), "all"], lines))
+    header = ["score", *(f"{TASKS[t]} {rate:g}" for t, rate in columns), "all"]
+    return pipe_table("AUROC / recall when |undiscovered| are flagged", rows, header, lines)
 
 
 def round_table(rows: list[dict]) -> str:
     """Healed / Utility / product of each round in each task, mean ± SEM over seeds, in percent."""
     rows, lines = [row for row in rows if "round" in row], []
-    for key in sorted({(row["discovery"], row["round"], row["user"], row["looked"]) for row in rows}):
-        mine = [row for row in rows if (row["discovery"], row["round"], row["user"], row["looked"]) == key]
-        rate, number, user, looked = key
+    for (rate, number, user, looked), mine in split(rows, "discovery", "round", "user", "looked").items():
         how = {"": "", "looks": f"looks at {looked}", "none": f"none, top {looked}"}[user]
         parts = [[row for row in mine if row["task"] == task] for task in TASKS]
         cells = [" / ".join(over_seeds(part, name, 100, 1) for name in SCORES if part) for part in parts]
         known = " / ".join(f"{mean_sem(row[name] for row in mine)[0]:.0f}" for name in ("known", "known_bad"))
         lines.append([f"{rate:g}", str(number), how, known, *cells])
-    if not lines:
-        return ""
-    seeds = sorted({row["seed"] for row in rows})
-    return (f"Healed / Utility / product in percent, mean ± SEM; seeds {', '.join(map(str, seeds))}\n\n"
-            + pipe_table(["discovery", "round", "user", "known / of them bad", *TASKS], lines))
+    header = ["discovery", "round", "user", "known / of them bad", *TASKS]
+    return pipe_table("Healed / Utility / product in percent", rows, header, lines)
 
 
 def draw_recall(figure, rows: list[dict]):

@@ -17,7 +17,7 @@ from metrics import mean_sem
 from study.captions import brief, slug
 from study.rows import (VARIANTS, compared, etd_alone, maskless, networks, pick, reads_forget, split, sweep,
                         without_extra_curves)
-from study.stats import by_product, descending, percent, summary
+from study.stats import by_product, percent
 
 REGULARITY = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # it rises
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's
@@ -67,14 +67,10 @@ def failed(number: str, drawn: list[dict], rows: list[dict]) -> int:
     """How many runs failed that the figure would have drawn; Figs. 3, 6, 10 and 11 take every compared method."""
     places = {(row["arch"], row["capacity"], row["p_mem"]) for row in drawn}
     methods = {(row["method"], row["etd"]) for row in drawn}
-
-    def wanted(row):
-        whole = number in ("6", "10", "11") or number == "3" and not row["etd"]
-        named = (row["method"], row["etd"]) in methods or whole and compared(row["method"])
-        here = (row["arch"], row["capacity"], row["p_mem"]) in places
-        return named and here and (number not in CURVES or row["curve"])
-
-    return sum(row["status"] == "failed" and wanted(row) for row in networks(rows))
+    whole = {"3": (False,), "6": (False, True), "10": (False, True), "11": (False, True)}.get(number, ())  # of etd
+    lost = [row for row in networks(rows) if row["status"] == "failed" and (number not in CURVES or row["curve"])]
+    lost = [row for row in lost if (row["arch"], row["capacity"], row["p_mem"]) in places]
+    return sum((r["method"], r["etd"]) in methods or r["etd"] in whole and compared(r["method"]) for r in lost)
 
 
 def other_masks(rows: list[dict], drawn: list[dict]) -> str:
@@ -91,12 +87,6 @@ def need(rows: list, what: str) -> list:
     return rows
 
 
-def mean_or_none(rows: list[dict], key: str = "product") -> float | None:
-    """Mean of a score in percent, None of no rows."""
-    found = percent(row[key] for row in rows)
-    return found and found[0]
-
-
 # --- Heat maps --------------------------------------------------------------------------------------------------------
 
 def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> list[dict]:
@@ -110,13 +100,13 @@ def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> list[dic
     lines = math.ceil(len(panels) / columns)
     figure.set_size_inches(max(6, 1.5 + columns * max(2.5, 0.4 * (len(rates) + 1))), 1.1 + 1.7 * lines)
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat
-    tables = [[[mean_or_none(pick(networks(untouched), task=task)),
-                *(mean_or_none(at_rate(rows, task, rate)) for rate in rates)] for task in REGULARITY]
-              for _, rows, untouched in panels]
-    top = max((value for table in tables for line in table for value in line if value is not None), default=100)
+    cells = [[[pick(networks(untouched), task=task), *(at_rate(rows, task, rate) for rate in rates)]
+              for task in REGULARITY] for _, rows, untouched in panels]
+    tables = [[[percent(row["product"] for row in cell) for cell in line] for line in table] for table in cells]
+    top = max((value[0] for table in tables for line in table for value in line if value), default=100)
     look = dict(cmap="viridis", origin="lower", vmin=0, vmax=min(100, 10 * math.ceil(top / 10 + 1e-9)), aspect="auto")
     for (title, _, _), values, axes in zip(panels, tables, grid, strict=False):
-        image = axes.imshow([[math.nan if v is None else v for v in line] for line in values], **look)
+        image = axes.imshow([[value[0] if value else math.nan for value in line] for line in values], **look)
         axes.set_facecolor("0.85")
         axes.axvline(0.5, color="white", linewidth=2.5)
         axes.axvline(0.5, color="black", linestyle="--", linewidth=1.2)
@@ -124,9 +114,9 @@ def heat(figure, panels: list[tuple[str, list, list]], columns: int) -> list[dic
         axes.tick_params(labelsize=8)
         for y, line in enumerate(values):
             for x, value in enumerate(line):
-                if value is not None:
-                    axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=9, color=contrast(image, value),
-                              in_layout=False)  # laid out a third faster
+                if value:
+                    axes.text(x, y, f"{value[0]:.0f}", ha="center", va="center", fontsize=9,
+                              color=contrast(image, value[0]), in_layout=False)  # laid out a third faster
     axes.set_xticks(range(len(rates) + 1), ["0.0", *(f"{rate:g}" if rate < 1 else "1.0" for rate in rates)])  # of all
     axes.set_yticks(range(3), REGULARITY.values())
     for empty in grid[len(panels):]:
@@ -174,7 +164,7 @@ def every_heat_map(figure, rows: list[dict], arch: str) -> Drawn:
     rows = [row for row in rows if not (row["etd"] and row["capacity"] == 1)]  # no theta_o2 to train with
     shown = [row for row in rows if compared(row["method"]) or row["method"] == "rem-ideal"]
     shown, panels = [row for row in shown if row["etd"] or row["method"] != "no-ul"], []
-    for (capacity, etd, method), part in by_product(shown, "capacity", "etd", "method").items():
+    for (capacity, etd, method), part in by_product(split(shown, "capacity", "etd", "method")).items():
         before = pick(rows, capacity=capacity, method="no-ul", etd=etd and method != "no-ul")
         panels.append((name_of(method, etd, capacity), part, before))
     need(panels, f"methods other than no-ul with {arch}, capacity 0.5 or 1")
@@ -211,9 +201,7 @@ def bars(axes, labels: list[str], series: dict[str, list], xlabel: str) -> None:
             box = dict(facecolor="white", edgecolor="none", pad=1) if inside else None
             axes.text(x, y, f"{mean:.1f}", ha=side, va="center", fontsize=8, bbox=box)
     axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_xlim(0, 100)
-    axes.set_xlabel(xlabel)
+    axes.set(ylim=(len(labels) - 0.5, -0.5), xlim=(0, 100), xlabel=xlabel)
 
 
 def figure3(figure, rows: list[dict]) -> Drawn:
@@ -225,7 +213,7 @@ def figure3(figure, rows: list[dict]) -> Drawn:
     shown = networks(pick(shown, capacity=tuple(capacities)))
     parts = split(shown, "method", "etd")
     first = {key: next(filter(None, (pick(part, capacity=c) for c in capacities))) for key, part in parts.items()}
-    order = descending({key: summary(part) for key, part in first.items()})
+    order = by_product(first)
     figure.set_size_inches(8, 1.5 + len(order) * (0.25 + 0.15 * len(capacities)))
     axes = figure.subplots()
     series = {f"{100 * c:g} % capacity": [percent(r["product"] for r in pick(parts[key], capacity=c)) for key in order]
@@ -259,13 +247,11 @@ def figure9(figure, rows: list[dict]) -> Drawn:
 
 def line(axes, points: list[tuple[float, float]], style: int, label: str, **more) -> None:
     """Mean ± SEM of y over the runs at each x, points being (x, y) with y a fraction."""
-    runs = {}
-    for x, y in points:
-        runs.setdefault(x, []).append(y)
-    stats = [mean_sem(runs[x]) for x in sorted(runs)]
+    places = sorted({x for x, _ in points})
+    stats = [mean_sem(y for x, y in points if x == place) for place in places]
     more = dict(color=COLOURS[style % 8], marker=MARKERS[style % 8], markersize=5, linewidth=1.5, capsize=2) | more
     errors = [100 * (error or 0.0) for _, error in stats]
-    axes.errorbar(sorted(runs), [100 * mean for mean, _ in stats], yerr=errors, label=label, clip_on=False, **more)
+    axes.errorbar(places, [100 * mean for mean, _ in stats], yerr=errors, label=label, clip_on=False, **more)
 
 
 def panels_of(figure, rows: list[dict], lines: int = 1) -> list[tuple[str, list]]:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from experiment import attempt, corrupt, new_model, train_original
+from experiment import attempt, corrupt, new_model, same_world, train_original
 from methods import METHODS
 from settings import Config
 from study.originals import dataset_of, device_of, on_device, original_path
+from study.rows import pick, split
 
 ALIKE = ("unlearn_epochs", "epochs", "dataset", "arch", "capacity", "width", "etd")  # runs alike in these take as long
 TIMED = ("dataset", "data_dir", "image_size", "download", "arch", "width", "capacity", "batch", "optimizer", "device",
@@ -22,14 +23,10 @@ TIMED = ("dataset", "data_dir", "image_size", "download", "arch", "width", "capa
 
 def hours(remaining, rows: dict[str, dict], folder: str | Path, jobs: int) -> float:
     """Hours for the cells that are left and the networks that they need; nan where not even an epoch can be timed."""
-    past, threads = {}, torch.get_num_threads()
-    for row in (row for row in rows.values() if row["status"] == "ok"):
-        past.setdefault((row["method"], *(row[name] for name in ALIKE)), []).append(row["seconds"])
-    torch.set_num_threads(max(1, threads // jobs))  # as each job has
-    try:
+    past = split(pick(rows.values()), "method", *ALIKE)
+    with same_world():  # which puts the number of threads back
+        torch.set_num_threads(max(1, torch.get_num_threads() // jobs))  # as each job has
         return sum(seconds(*group, rows, past, folder) for group in remaining) / jobs / 3600
-    finally:
-        torch.set_num_threads(threads)
 
 
 def seconds(original: Config, cells: list[Config], rows: dict[str, dict], past: dict, folder: str | Path) -> float:
@@ -42,7 +39,7 @@ def seconds(original: Config, cells: list[Config], rows: dict[str, dict], past: 
         method = METHODS.get(cell.method, METHODS["rem"])  # a user-supplied method counts as REM
         times = getattr(cell, method.per) if method.per else 1
         if alike := past.get((Path(cell.method).name, *(getattr(cell, name) for name in ALIKE))):
-            spent += sum(alike) / len(alike)
+            spent += sum(row["seconds"] for row in alike) / len(alike)
         else:
             parts = ((method.plain, plain), (method.masked, wide))
             spent += times * sum(share * epoch(network, rows) for share, network in parts if share)

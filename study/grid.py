@@ -20,7 +20,7 @@ import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -38,7 +38,6 @@ from study.rows import cell_key, read_rows, rows_by_cell
 
 PLURAL = {"task": "tasks", "method": "methods", "seed": "seeds"}  # either is a flag
 DIED = "the worker process died (killed, or out of memory)"
-
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
@@ -106,8 +105,7 @@ def cells_of(given: dict, name: str | None, rank: int, world: int) -> tuple[Path
 
 def warn_of_other_code(rows: list[dict], origin: dict) -> None:
     """Say on stderr which other commits made the rows that count as done."""
-    others = {str(row.get("git"))[:7] for row in rows} - {str(origin["git"])[:7]}
-    if others:
+    if others := {str(row.get("git"))[:7] for row in rows} - {str(origin["git"])[:7]}:
         print(f"warning: done cells come from other commits of the code, {', '.join(sorted(others))}; to do them anew, "
               "take another --out", file=sys.stderr)
 
@@ -133,10 +131,7 @@ def place_in_world() -> tuple[int, int]:
 
 
 def shard_cells(groups: list, rank: int, world: int) -> list:
-    """A rank's part of the groups (original, cells): dealt in turn, largest first, so that no rank gets all of those.
-
-    It depends on the whole list alone: ranks need not talk to each other.
-    """
+    """A rank's part of the groups (original, cells), the same whichever rank asks: dealt in turn, the largest first."""
     return groups if world == 1 else sorted(groups, key=lambda group: -len(group[1]))[rank::world]
 
 
@@ -155,78 +150,50 @@ def check_cells(cells: list[Config]) -> None:
 
 def left_to_do(groups, rows: dict[str, dict], retry: bool) -> list[tuple[Config, list[Config]]]:
     """The groups without the cells that have a row; a failed one counts as done unless `retry`."""
-    def open_(cell):
-        row = rows.get(cell_key(cell))
-        return row is None or (retry and row["status"] != "ok")
-
-    left = [(original, [cell for cell in cells if open_(cell)]) for original, cells in groups]
+    done = {key for key, row in rows.items() if row["status"] == "ok" or not retry}
+    left = [(original, [cell for cell in cells if cell_key(cell) not in done]) for original, cells in groups]
     return [(original, cells) for original, cells in left if cells]
 
 
 # --- Doing it ---------------------------------------------------------------------------------------------------------
 
-@dataclass
-class Group:
-    """An original network and the cells that wait for it."""
-
-    original: Config
-    cells: deque
-    state: str = "new"  # then "training", then "ready"
-
-
 def work_through(remaining, folder: Path, jobs: int, origin: dict, retry: bool, lines: "Lines") -> int:
     """Train the originals and run the cells, up to `jobs` at a time; a row for each as it ends.
 
-    Args:
-        remaining: [(original, cells)].
-        folder: of the grid.
-        jobs: 1 runs everything in this process, more in worker processes.
-        origin: where the rows come from, see experiment.provenance.
-        retry: make damaged originals anew.
+    Args: remaining: [(original, cells)]; folder: of the grid; jobs: 1 runs everything in this process, more in worker
+        processes; origin: where the rows come from, see experiment.provenance; retry: make damaged originals anew;
         lines: print what is done.
     Returns: the number of cells that failed.
     """
-    queue, running, failed = [Group(original, deque(cells)) for original, cells in remaining], {}, 0
+    new, ready, running, failed = deque(remaining), deque(), {}, 0  # ready: (None, [cell]) whose original is there
     with Workers(jobs) as workers:
-        while True:
-            while len(running) < jobs and (item := next_ready(queue)):
-                group, cell = item
-                training = make_original, group.original, str(folder), retry
-                work = training if cell is None else (run_cell, cell, str(folder), origin)
-                running[workers.submit(*work)] = item
-            if not running:
-                return failed
+        while new or ready or running:
+            while len(running) < jobs and (new or ready):
+                original, cells = ready.popleft() if ready else new.popleft()
+                training = make_original, original, str(folder), retry
+                work = (run_cell, *cells, str(folder), origin) if original is None else training
+                running[workers.submit(*work)] = original, cells
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                group, cell = running.pop(future)
-                for row in rows_of(future, group, cell, origin, lines):
+                original, cells = running.pop(future)
+                rows = rows_of(future, original, cells, origin, lines)
+                ready.extend((None, [cell]) for cell in cells if not rows)  # the original has trained
+                for row in rows:
                     append_row(row["out"], row)
                     failed += row["status"] != "ok"
                     lines.cell(row)
+    return failed
 
 
-def next_ready(queue: list[Group]) -> tuple[Group, Config | None] | None:
-    """The next piece of work, first come first: (group, None) for its original, (group, cell); None while all wait."""
-    for group in queue:
-        if group.state == "new":
-            group.state = "training"
-            return group, None
-        if group.state == "ready" and group.cells:
-            return group, group.cells.popleft()
-    return None
-
-
-def rows_of(future: Future, group: Group, cell: Config | None, origin: dict, lines) -> list[dict]:
+def rows_of(future: Future, original: Config | None, cells: list[Config], origin: dict, lines) -> list[dict]:
     """The rows that a finished piece of work gives: none for an original that trained, else one per cell."""
     error = future.exception()
     failure = error and (DIED if isinstance(error, BrokenProcessPool) else f"{type(error).__name__}: {error}")
-    if cell is not None:
-        return [future.result() if failure is None else failed_row(cell, origin, failure)]
+    if original is None:
+        return [failed_row(cells[0], origin, failure) if failure else future.result()]
     seconds, problem = (None, failure) if failure else future.result()
     if problem is None:
-        group.state = "ready"
-        lines.original(group.original, seconds)
+        lines.original(original, seconds)
         return []
-    cells, group.cells = group.cells, deque()
     return [failed_row(cell, origin, f"training: {problem}") for cell in cells]
 
 
@@ -305,21 +272,17 @@ class Workers:
         """A Future of work(*args)."""
         if self.jobs > 1:
             self.idle += [self.busy.pop(future) for future in list(self.busy) if future.done()]
-            while self.idle:
+            while True:
+                pool = self.idle.pop() if self.idle else self.new_pool()
                 with contextlib.suppress(BrokenProcessPool):  # its process is dead: the next one
-                    return self.put(self.idle.pop(), work, *args)
-            return self.put(self.new_pool(), work, *args)
+                    future = pool.submit(work, *args)
+                    self.busy[future] = pool
+                    return future
         future = Future()
         try:
             future.set_result(work(*args))
         except Exception as error:
             future.set_exception(error)
-        return future
-
-    def put(self, pool: ProcessPoolExecutor, work, *args) -> Future:
-        """Hand the work to that pool."""
-        future = pool.submit(work, *args)
-        self.busy[future] = pool
         return future
 
     def new_pool(self) -> ProcessPoolExecutor:

@@ -97,10 +97,7 @@ def train(original: Config, task: Task, model, log):
 
 @lru_cache(maxsize=2)
 def load_original(original: Config, folder: str) -> tuple:
-    """Read what `make_original` saved.
-
-    Returns: (task on the device, the network on the device, seconds of its training).
-    """
+    """What `make_original` saved: (task on the device, the network on the device, seconds of its training)."""
     path, dataset, device = original_path(folder, original), dataset_of(original), device_of(original)
     content = read_checked(path, cell_key(original))
     task = on_device(load_task(path.with_suffix(".task"), dataset), device)
@@ -129,7 +126,4 @@ def read_checked(path: Path, key: str) -> dict:
 
 def checksum(path: Path, key: str, packed) -> str:
     """SHA-256 of an original's key, of its task's file and of its packed content."""
-    digest = hashlib.sha256(key.encode())
-    digest.update(path.with_suffix(".task").read_bytes())
-    digest.update(packed)
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join((key.encode(), path.with_suffix(".task").read_bytes(), packed))).hexdigest()

@@ -45,58 +45,45 @@ PRESETS = {
 
 
 def preset(name: str, given: dict[str, str]) -> list[Config]:
-    """Cells of a table or figure of the paper; what is `given` takes the place of the preset's own values.
-
-    Raises: ValueError for an unknown name or value.
-    """
+    """Cells of a table or figure of the paper, what is `given` in place of its own values; ValueError if unknown."""
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
-    cells = [cell for block in PRESETS[name] for cell in expand_axes({**block, **given}, strict=False)]
-    if "method" in given:
-        check_used(given["method"], cells)
-    return unique(cells)
+    return expand_axes(given, PRESETS[name])
 
 
 # --- Axes -------------------------------------------------------------------------------------------------------------
 
-def expand_axes(axes: dict[str, str], strict: bool = True) -> list[Config]:
+def expand_axes(axes: dict[str, str], blocks=({},)) -> list[Config]:
     """Every combination of the axes' values as a Config with one method.
 
-    Args:
-        axes: field of Config -> values separated by commas; numbers also as first:last:step, tasks and methods also as
-            all, switches as on, off or both.
-        strict: refuse a named method that fits none of the combinations; a preset looks at all of its blocks first.
-    Returns:
-        Cells in the order of seeds, networks and tasks, then discovery, then method, each once. A method is left out
-        where it has no meaning: training anew on an ETD-trained network, rem-on-etd without one. Several values of a
-        setting make cells of those methods alone that read it.
+    Args: axes: field of Config -> values separated by commas; numbers also as first:last:step, tasks and methods also
+        as all, switches as on, off or both; blocks: of a preset, more axes each, of which `axes` takes the place.
+    Returns: cells in the order of seeds, networks and tasks, then discovery, then method, each once. A method is left
+        out where it has no meaning: training anew on an ETD-trained network, rem-on-etd without one. Several values of
+        a setting make cells of those methods alone that read it.
     Raises: ValueError for an unknown field, a value that does not parse or is out of range, or no cell at all.
     """
     kinds = {f.name: f for f in fields(Config)}
     if unknown := sorted(set(axes) - set(kinds)):
         raise ValueError(f"unknown axis {unknown[0]!r}; choose from {', '.join(kinds)}")
-    values = {name: parse_axis(kinds[name], text) for name, text in axes.items()}
-    values.setdefault("method", Config.method.split(","))
-    slow = [name for name in values if name not in AFTER_TRAINING]  # an original's settings change least often
-    names = [*slow, *(name for name in values if name in AFTER_TRAINING and name != "method"), "method"]
-    cells = []
-    for choice in itertools.product(*(values[name] for name in names)):
-        setting = dict(zip(names, choice, strict=True))
-        if fits(setting["method"], setting.get("etd", Config.etd)):
-            resolve(setting)  # a value out of range is an error for methods that do not read it, too
-            read = {name for name in names if reads_setting(name, setting) or len(values[name]) == 1}
-            cells.append(resolve({name: setting[name] for name in names if name in read}))  # others at their default
-    if strict and "method" in axes:
-        check_used(axes["method"], cells)
-    return unique(cells)
-
-
-def check_used(methods: str, cells: list[Config]) -> None:
-    """Raise ValueError if a method that was named, not meant by "all", has no cell."""
-    named = {part.strip() for part in methods.split(",") if part.strip()} - {"all"}
-    if idle := sorted(named - {cell.method for cell in cells}):
+    cells = {}
+    for block in blocks:
+        values = {name: parse_axis(kinds[name], text) for name, text in {**block, **axes}.items()}
+        values.setdefault("method", Config.method.split(","))
+        slow = [name for name in values if name not in AFTER_TRAINING]  # an original's settings change least often
+        names = [*slow, *(name for name in values if name in AFTER_TRAINING and name != "method"), "method"]
+        for choice in itertools.product(*(values[name] for name in names)):
+            setting = dict(zip(names, choice, strict=True))
+            if fits(setting["method"], setting.get("etd", Config.etd)):
+                resolve(setting)  # a value out of range is an error for methods that do not read it, too
+                read = [name for name in names if reads_setting(name, setting) or len(values[name]) == 1]
+                cell = resolve({name: setting[name] for name in read})  # others at their default
+                cells.setdefault(cell_key(cell), cell)  # of twins the first
+    named = {part.strip() for part in axes.get("method", "").split(",") if part.strip()} - {"all"}
+    if idle := sorted(named - {cell.method for cell in cells.values()}):
         hint = "add --etd on or both" if fits(idle[0], True) else "it trains anew, so leave out --etd on"
         raise ValueError(f"{idle[0]} fits none of these cells; {hint}")
+    return list(cells.values())
 
 
 def parse_axis(field, text: str) -> list:
@@ -146,21 +133,10 @@ def parse_range(name: str, text: str) -> list[str]:
     return [str(first + i * step) for i in range(count)]
 
 
-def unique(cells) -> list[Config]:
-    """Each cell once, the first of those that are twins."""
-    found = {}
-    for cell in cells:
-        found.setdefault(cell_key(cell), cell)
-    return list(found.values())
-
-
 # --- Originals --------------------------------------------------------------------------------------------------------
 
 def original_of(config: Config) -> Config:
-    """The cell's settings with everything that its original network does not depend on at its default.
-
-    Methods that train alone keep their name: the network that they train is an original too. Of others it is empty.
-    """
+    """The cell's settings, what its original does not depend on at its default; no method, unless it trains alone."""
     alone = config.method in METHODS and METHODS[config.method].trains_alone
     unread = AFTER_TRAINING | {"out"} | (set() if alone or config.etd else MASKS)
     return replace(config, **{name: SETTINGS[name] for name in unread} | {"method": config.method if alone else ""})
@@ -180,11 +156,8 @@ def by_original(cells: list[Config]) -> list[tuple[Config, list[Config]]]:
 def overview(groups, remaining, rows: dict[str, dict], every: bool = False) -> str:
     """A line per original network: its cells, how many are done, failed and left; then the sum.
 
-    Args:
-        groups: [(original, cells)] of the whole grid, or of one rank of it.
-        remaining: the same without the cells that are done.
-        rows: cell key -> row.
-        every: list every cell below its original.
+    Args: groups: [(original, cells)] of the whole grid, or of one rank of it; remaining: the same without the cells
+        that are done; rows: cell key -> row; every: list every cell below its original.
     """
     left, total = {cell_key(cell) for _, cells in remaining for cell in cells}, [0] * 4
     names = [f"{o.arch} {100 * o.capacity:g}% " + (o.method or ("trained with etd" if o.etd else "")) + more

@@ -37,19 +37,16 @@ def markdown(table: Table) -> str:
     return "\n".join([f"**{table.title}.** {table.caption}", "", *lines, ""])
 
 
-LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {c: f"${c}$" for c in "<>|"} | {
+LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {c: f"${c}$" for c in "<>|"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$",
-    "✓": r"$\checkmark$"}
+    "✓": r"$\checkmark$"})
 
 
 def latex(table: Table) -> str:
     """The table in LaTeX; the tick needs amssymb."""
-    def escape(text):
-        return "".join(LATEX.get(c, c) for c in text)
-
-    cells = [[escape(show(cell, table.digits)) for cell in row] for row in (table.header, *table.rows)]
+    cells = [[show(cell, table.digits).translate(LATEX) for cell in row] for row in (table.header, *table.rows)]
     grid = [" & ".join(row) + r" \\" for row in cells]
-    begin = [r"\begin{table}", rf"\caption{{{escape(f'{table.title}. {table.caption}')}}}",
+    begin = [r"\begin{table}", rf"\caption{{{f'{table.title}. {table.caption}'.translate(LATEX)}}}",
              rf"\begin{{tabular}}{{{'l' * len(table.header)}}}"]
     end = [r"\hline", r"\end{tabular}", r"\end{table}", ""]
     return "\n".join([*begin, r"\hline", grid[0], r"\hline", *grid[1:], *end])
@@ -98,10 +95,7 @@ def main(given: dict, argv: list[str]) -> int:
 
 
 def report(results: list[str], table: str | None, figure: str | None, format: str | None, out: str | None) -> list[str]:
-    """Make what was asked for; returns what to print: the tables, or with --out how many files were written.
-
-    Everything is made before anything is written.
-    """
+    """Make all that was asked for, then write it; returns what to print: the tables, or with --out how many files."""
     if out == "":
         raise ValueError("--out is empty; name a folder")
     formats = choose("format", format or (",".join(FORMATS) if out else "markdown"), FORMATS)

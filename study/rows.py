@@ -14,11 +14,11 @@ from collections import defaultdict
 from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
 from methods import MASKS, METHODS, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
-from metrics import mean_sem
 from settings import PLACE, VERSION, Config, resolve
 from tasks import PAIRS
 
@@ -30,14 +30,12 @@ NUMBERS = ("seconds", "train_seconds", "healed_test", "learnt", "acc_forget", "p
 NOT_IDENTITY = PLACE | {"curve"}  # what two rows of one run may differ in; `data` has the place of a folder of images
 IDENTITY = itemgetter("data", *(name for name in SETTINGS if name not in NOT_IDENTITY))
 
-
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 def load_rows(paths) -> list[dict]:
     """Rows of result files, one per run and cell: of several `latest` says which counts.
 
-    Args:
-        paths: files, or folders for every *.jsonl below them; a folder's are read in the order of their names.
+    Args: paths: files, or folders for every *.jsonl below them; a folder's are read in the order of their names.
     Returns: rows with every setting, `data` (the data set's name) and `ran` (the method's name as run).
     Raises: ValueError for a path that is not there, or no row at all.
     """
@@ -84,11 +82,10 @@ def renewed(row: dict) -> dict:
     row = {"stop": "max", **row}
     if "schedule" in row:
         return row
-    method, names = row["method"], {"badt": "badt-sum"}
-    then = {"schedule": {"scrub": "constant", "badt": "constant", "cf": "linear"}, "ssd_alpha": {"ssd": 10.0}}
-    row |= {name: values.get(method, SETTINGS[name]) for name, values in then.items()}
-    version = f"{row.get('version')}, importances in batches of training" if method == "ssd" else row.get("version")
-    return row | {"method": names.get(method, method), "version": version}
+    then = {"scrub": {"schedule": "constant"}, "badt": {"schedule": "constant", "method": "badt-sum"},
+            "ssd": {"ssd_alpha": 10.0, "version": f"{row.get('version')}, importances in batches of training"}}
+    row |= {name: SETTINGS[name] for name in ("schedule", "ssd_alpha")}
+    return row | then.get(row["method"], {})
 
 
 def is_other(row) -> bool:
@@ -113,10 +110,7 @@ def checked(row: dict) -> dict:
 # --- What tells cells apart -------------------------------------------------------------------------------------------
 
 def key_of(config: Config, code: str | None) -> str:
-    """16 hexadecimal digits of all that a cell's numbers depend on, other settings at their default.
-
-    A folder of images is told by its path, a user-supplied method by its name and its code.
-    """
+    """16 hexadecimal digits of what a cell's numbers depend on; of a folder its path, of a user's method its code."""
     facts = {name: getattr(config, name) if reads_setting(name, vars(config)) else default
              for name, default in SETTINGS.items() if name not in PLACE}
     if config.dataset == "folder":
@@ -138,13 +132,8 @@ def precision_of(config: Config) -> str:
 
 def rows_by_cell(rows: list[dict]) -> dict[str, dict]:
     """Cell key -> its row of this version of the code; a good one before a failed one, else the last."""
-    found = {}
-    for row in rows:
-        key = key_of(Config(**{name: row[name] for name in SETTINGS}), row.get("code"))
-        better = key not in found or row["status"] == "ok" or found[key]["status"] != "ok"
-        if row.get("version") == VERSION and better:
-            found[key] = row
-    return found
+    mine = sorted((row for row in rows if row.get("version") == VERSION), key=lambda row: row["status"] == "ok")
+    return {key_of(Config(**{name: row[name] for name in SETTINGS}), row.get("code")): row for row in mine}
 
 
 def canonical(row: dict) -> dict:
@@ -180,11 +169,6 @@ def confused(row: dict) -> str | None:
 
 # --- One row per run --------------------------------------------------------------------------------------------------
 
-def network(row: dict) -> tuple:
-    """What makes two rows the same network: for methods that read no D_f every setting but the discovery rate."""
-    return IDENTITY({**row, "discovery": None} if not reads_forget(row["method"]) else row)
-
-
 def measured(row: dict) -> bool:
     """Whether the run noted Fig. 5's points, which its seconds contain."""
     return bool(row.get("points")) and row["curve"]
@@ -196,22 +180,15 @@ def latest(rows: list[dict], key=IDENTITY) -> list[dict]:
     Of several rows that one counts that ended well; then one timed without Fig. 5's points; then the later in the file.
     Rows have no date: between files "later" is the order in which they are given, in a folder that of their names.
     """
-    def rank(row):
-        return row["status"] == "ok", not measured(row)
-
-    kept, points = {}, {}
-    for row in rows:
-        name = key(row)
-        if name not in kept or rank(row) >= rank(kept[name]):
-            kept[name] = row
-        if row["status"] == "ok" and row.get("points"):
-            points[name] = row["points"]
+    kept = {key(row): row for row in rows}  # in the order of their first rows
+    kept |= {key(row): row for row in sorted(rows, key=lambda row: (row["status"] == "ok", not measured(row)))}
+    points = {key(row): row["points"] for row in rows if row["status"] == "ok" and row.get("points")}
     return [{**row, "points": points[name]} if name in points else row for name, row in kept.items()]
 
 
 def networks(rows: list[dict]) -> list[dict]:
-    """One row per network, for means and SEMs: at ten discovery rates no-ul is one network, not ten."""
-    return latest(rows, network)
+    """One row per network, for means and SEMs: what reads no D_f, such as no-ul, is one at ten discovery rates."""
+    return latest(rows, lambda row: IDENTITY(row if reads_forget(row["method"]) else {**row, "discovery": None}))
 
 
 def sweep(rows: list[dict]) -> list[dict]:
@@ -230,10 +207,6 @@ def sweep(rows: list[dict]) -> list[dict]:
 
 def marked(rows: list[dict]) -> list[dict]:
     """The rows of one method with the marks of `sweep`."""
-    def score(runs):
-        good = [row["product"] for row in runs if row["status"] == "ok"]
-        return len(good), mean_sem(good)[0] if good else -1.0
-
     if len(split(rows, "task", "discovery", "seed")) == len(rows):
         return [{**row, "kept": True, "best": False, "tried": {}} for row in rows]
     default = vars(resolve({"dataset": rows[0]["dataset"], "arch": rows[0]["arch"]}))
@@ -243,7 +216,8 @@ def marked(rows: list[dict]) -> list[dict]:
     tried, found = {name: values for name, values in tried.items() if len(values) > 1}, []
     for cell in split(rows, "task", "discovery").values():
         mine = split(cell, *SWEPT)
-        best = max(mine, key=lambda values: score(mine[values]))
+        good = {values: [row["product"] for row in pick(part)] for values, part in mine.items()}
+        best = max(mine, key=lambda values: (len(good[values]), math.fsum(good[values])))
         found += [{**row, "kept": values == one, "best": values == best, "tried": tried}
                   for values, part in mine.items() if values in (one, best) for row in part]
     return found
@@ -257,11 +231,9 @@ def etd_alone(rows: list[dict]) -> list[dict]:
 
 def without_extra_curves(rows: list[dict]) -> list[dict]:
     """Rows without those of Fig. 5 (5 unlearning epochs) whose cell was run at another number of epochs as well."""
-    def cell(row):
-        return IDENTITY({**row, "unlearn_epochs": None})
-
-    plain = {cell(row) for row in rows if not measured(row)}
-    return [row for row in rows if not measured(row) or cell(row) not in plain]
+    cells = [IDENTITY({**row, "unlearn_epochs": None}) for row in rows]
+    plain = {cell for cell, row in zip(cells, rows, strict=True) if not measured(row)}
+    return [row for cell, row in zip(cells, rows, strict=True) if not measured(row) or cell not in plain]
 
 
 # --- Picking ----------------------------------------------------------------------------------------------------------
@@ -283,3 +255,10 @@ def split(rows: list[dict], *keys) -> dict[tuple, list[dict]]:
     for row in rows:
         parts[tuple(row[key] for key in keys)].append(row)
     return dict(sorted(parts.items()))
+
+
+def products(rows: list[dict]) -> dict[tuple, float]:
+    """(task, discovery rate, seed) -> product of one method's runs, a fraction; the rate of what reads no D_f: None."""
+    good = [{**row, "discovery": row["discovery"] if reads_forget(row["method"]) else None} for row in pick(rows)]
+    cells = split(good, "task", "discovery", "seed")
+    return {key: fmean(row["product"] for row in part) for key, part in cells.items()}

@@ -9,10 +9,9 @@ Choice: over seeds count only the cells that every seed has, for means of other 
 
 from statistics import fmean
 
-from methods import reads_forget
 from metrics import mean_sem
 from settings import TASKS
-from study.rows import SCORES, networks, pick, split
+from study.rows import SCORES, networks, pick
 
 
 def percent(values) -> tuple[float, float | None] | None:
@@ -28,25 +27,13 @@ def summary(rows: list[dict]) -> dict:
     return counts | {key: percent(row[key] for row in good) for key in SCORES}
 
 
-def descending(scores: dict, key: str = "product") -> list:
-    """Keys of summaries by mean score, the best first; those without a run stay in order at the end."""
-    return sorted(scores, key=lambda k: -scores[k][key][0] if scores[k][key] else 1.0)
-
-
-def by_product(rows: list[dict], *keys: str) -> dict[tuple, list[dict]]:
-    """Rows by the values of these keys, in descending order of their mean product."""
-    parts = split(rows, *keys)
-    return {key: parts[key] for key in descending({key: summary(part) for key, part in parts.items()})}
+def by_product(parts: dict[tuple, list[dict]]) -> dict[tuple, list[dict]]:
+    """Parts in descending order of their mean product; those without a run stay in order at the end."""
+    means = {key: summary(part)["product"] for key, part in parts.items()}
+    return {key: parts[key] for key in sorted(parts, key=lambda key: -means[key][0] if means[key] else 1.0)}
 
 
 # --- Over seeds -------------------------------------------------------------------------------------------------------
-
-def products(rows: list[dict]) -> dict[tuple, float]:
-    """(task, discovery rate, seed) -> product of one method's runs, a fraction; the rate of what reads no D_f: None."""
-    good = [{**row, "discovery": row["discovery"] if reads_forget(row["method"]) else None} for row in pick(rows)]
-    cells = split(good, "task", "discovery", "seed")
-    return {key: fmean(row["product"] for row in part) for key, part in cells.items()}
-
 
 def minus(mine: dict[tuple, float], other: dict[tuple, float]) -> dict[tuple, float]:
     """Mine less the other's in every cell and seed that both have; what reads no D_f is the same at every rate."""
@@ -63,25 +50,12 @@ def mean_of_seeds(values: dict[tuple, float]) -> tuple[tuple | None, str | None]
     Args: values: (task, discovery rate, seed) -> a fraction.
     Returns: ((mean, SEM), text), the SEM None of one seed; (None, None) where the seeds have no cell in common.
     """
-    seeds = {}
-    for (task, rate, seed), value in values.items():
-        seeds.setdefault(seed, {})[task, rate] = value
-    shared = set.intersection(*map(set, seeds.values())) if seeds else set()
+    seeds = {seed for _, _, seed in values}
+    shared = {(task, rate) for task, rate, _ in values if all((task, rate, seed) in values for seed in seeds)}
     if not shared:
         return None, None
-    means = [fmean(cells[place] for place in shared) for cells in seeds.values()]
+    means = [fmean(values[*place, seed] for place in shared) for seed in seeds]
     return percent(means), f"{len(seeds)} × {len(shared)}"
-
-
-def against_rem(rows: list[dict], rem: list[dict]) -> tuple:
-    """Product over seeds and its "seeds × cells"; likewise the product less REM's, which REM itself has not."""
-    own = {row["method"] for row in rows} == {"rem"} and {row["etd"] for row in rows} <= {row["etd"] for row in rem}
-    return *mean_of_seeds(products(rows)), *mean_of_seeds({} if own else minus(products(rows), products(rem)))
-
-
-def baseline(rows: list[dict]) -> list[dict]:
-    """The runs of REM that others are compared with: without ETD where there are some."""
-    return pick(rows, method="rem", etd=False) or pick(rows, method="rem")
 
 
 # --- What a score does not tell ---------------------------------------------------------------------------------------

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 
-from methods import METHODS, reads_forget
+from methods import METHODS
 from metrics import mean_sem
 from settings import TASKS
 from study.captions import caption, endings, once, slug
-from study.rows import (SCORES, SETTINGS, VARIANTS, compared, etd_alone, maskless, measured, networks, pick, split,
-                        sweep, without_extra_curves)
-from study.stats import (against_rem, baseline, by_product, descending, learnt, mean_of_seeds, minus, percent, products,
-                         summary)
+from study.rows import (SCORES, SETTINGS, VARIANTS, compared, etd_alone, maskless, measured, networks, pick, products,
+                        split, sweep, without_extra_curves)
+from study.stats import by_product, learnt, mean_of_seeds, minus, percent, summary
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())
 ON_ETD = ("7", "8", "9")  # tables of networks trained with ETD
@@ -71,18 +70,20 @@ def make_tables(name: str, rows: list[dict], own: bool = False) -> list[Table]:
     mine = [{**r, "study": "cifar10" if name == "1" and r["data"] == "svhn" and r["arch"] == "vit" and r["n"] in beside
              else r["data"]} for r in mine]
     others = {table["dataset"] for table in PAPER["tables"].values()} - {PAPER["tables"][name]["dataset"]}
-    studies = [(key, part) for key, part in split(mine, "study", "n").items() if not (own and key[0] in others)]
     # A plain retrain alone makes no table of networks trained with ETD.
-    studies = [(key, part) for key, part in studies if name not in ON_ETD or any(row["etd"] for row in part)]
-    return [paper_table(name, *key, part) for key, part in studies]
+    return [paper_table(name, *key, part) for key, part in split(mine, "study", "n").items()
+            if not (own and key[0] in others) and (name not in ON_ETD or any(row["etd"] for row in part))]
 
 
-def groups(rows: list[dict], *more: str) -> list[tuple[tuple, list[dict]]]:
-    """What is set side by side, with what `place` reads; runs without masks stand beside those of every p_mem."""
+def groups(rows: list[dict], *more: str) -> list[tuple[str, str, list[dict]]]:
+    """What is set side by side, behind its name in files and in words; runs without masks stand beside every p_mem."""
     found = []
-    for key, part in split(rows, "data", "n", "arch", "capacity", *more).items():
-        sizes = sorted({row["p_mem"] for row in part if not maskless(row)}) or [SETTINGS["p_mem"]]
-        found += [((p_mem, *key), [row for row in part if maskless(row) or row["p_mem"] == p_mem]) for p_mem in sizes]
+    for (data, n, arch, capacity, *etd), part in split(rows, "data", "n", "arch", "capacity", *more).items():
+        training = "".join(", with ETD" if some else ", no ETD" for some in etd)
+        for p_mem in sorted({row["p_mem"] for row in part if not maskless(row)}) or [SETTINGS["p_mem"]]:
+            name = f"{data} n{n} {arch} c{100 * capacity:g}{' etd' if any(etd) else ''} p{p_mem:g}"
+            title = f"{data}, {n} corrupted, {arch}, capacity {100 * capacity:g} %{training}, p_mem {p_mem:g}"
+            found.append((name, title, [row for row in part if maskless(row) or row["p_mem"] == p_mem]))
     return found
 
 
@@ -101,35 +102,21 @@ def kept_and_best(rows: list[dict], *keys: str) -> tuple[list[dict], dict[tuple,
     return networks([row for row in rows if row["kept"]]), split(pick(rows, best=True), *keys)
 
 
-def further(rows: list[dict], rem: list[dict], best: list[dict] = ()) -> tuple:
-    """The columns BESIDE of one method: its runs, REM's, and its own at the best values of each cell."""
-    return *against_rem(rows, rem), learnt(rows), percent(row["product"] for row in best)
+def further(rows: list[dict], group: list[dict], best: list[dict] = ()) -> tuple:
+    """The columns BESIDE of one method: its runs, those of its group with REM's, its own at the best of each cell."""
+    rem = pick(group, method="rem", etd=False) or pick(group, method="rem")
+    own = {row["method"] for row in rows} == {"rem"} and {row["etd"] for row in rows} <= {row["etd"] for row in rem}
+    less = {} if own else minus(products(rows), products(rem))
+    return *mean_of_seeds(products(rows)), *mean_of_seeds(less), learnt(rows), percent(row["product"] for row in best)
 
 
 def table_of(name: str, title: str, text: str, columns: dict[str, bool], lines: list[tuple], digits: int = 2) -> Table:
-    """A Table without those columns of SOME that are empty, and with the NOTES on the others in its caption.
-
-    Args: columns: name -> whether it holds (mean, SEM).
-    """
-    filled = [any(row[k] is not None for row in lines) for k in range(len(columns))]
-    used = [full or name not in SOME for name, full in zip(columns, filled, strict=True)]
+    """A Table without the empty columns of SOME, with NOTES on the others; columns: name -> whether of (mean, SEM)."""
+    used = [column not in SOME or any(row[k] is not None for row in lines) for k, column in enumerate(columns)]
     header = tuple(compress(columns, used))
     text = " ".join([text, *(note for column, note in NOTES.items() if column in header)])
     lines = [tuple(compress(row, used)) for row in lines]
     return Table(slug(name), title, text, header, lines, tuple(name for name in header if columns[name]), digits)
-
-
-def place(key: tuple) -> str:
-    """A group of runs in words."""
-    p_mem, data, n, arch, capacity, *etd = key
-    training = "".join(", with ETD" if some else ", no ETD" for some in etd)
-    return f"{data}, {n} corrupted, {arch}, capacity {100 * capacity:g} %{training}, p_mem {p_mem:g}"
-
-
-def short(key: tuple) -> str:
-    """A group of runs in a file name."""
-    p_mem, data, n, arch, capacity, *etd = key
-    return f"{data} n{n} {arch} c{100 * capacity:g}{' etd' if any(etd) else ''} p{p_mem:g}"
 
 
 # --- The paper's ------------------------------------------------------------------------------------------------------
@@ -138,16 +125,15 @@ def paper_table(number: str, data: str, n: int, rows: list[dict]) -> Table:
     """A table of the paper with our numbers beside it, ours in descending order; what was not run is empty."""
     spec, keys, first = PAPER["tables"][number], ("arch", "capacity", "etd", "method"), COLUMNS.get(number, ())
     (rows, best), arch = kept_and_best(rows, *keys), spec["arch"]
-    ours, paper = split(rows, *keys), {tuple(row[key] for key in keys[1:]): tuples(row) for row in spec["rows"]}
+    ours, paper = split(rows, *keys), {tuple(row[key] for key in keys[1:]): row for row in spec["rows"]}
     every = dict.fromkeys([*paper, *sorted(key[1:] for key in ours if key[0] == arch), *(key[1:] for key in ours)])
     lines = []
-    for key in descending({key: summary(ours.get((arch, *key), [])) for key in every}):
-        (capacity, etd, method), mine, theirs = key, ours.get((arch, *key), []), paper.get(key, {})
-        what = {"capacity": f"{100 * capacity:g}", "ETD": etd}
-        what |= {"3.1": "no31" not in method, "3.2": "no32" not in method}
-        chosen, rem = best.get((arch, *key), []), baseline(pick(rows, arch=arch, capacity=capacity))
+    for key, mine in by_product({key: ours.get((arch, *key), []) for key in every}).items():
+        (capacity, etd, method), theirs, chosen = key, paper.get(key, {}), best.get((arch, *key), [])
+        what = {"capacity": f"{100 * capacity:g}", "ETD": etd, "3.1": "no31" not in method, "3.2": "no32" not in method}
         line = (*(what[name] for name in first), method,
-                *beside_papers(mine, theirs, spec, chosen if number in BEST else ()), *further(mine, rem, chosen))
+                *beside_papers(mine, theirs, spec, chosen if number in BEST else ()),
+                *further(mine, pick(rows, arch=arch, capacity=capacity), chosen))
         if number == "1":
             vit = ours.get(("vit", *key), []), {"product": theirs.get("vit")}
             line += beside_papers(*vit, PAPER["tables"]["5"], scores=("product",))
@@ -160,37 +146,27 @@ def paper_table(number: str, data: str, n: int, rows: list[dict]) -> Table:
     return table_of(f"table {number} {data} n{n}", title, f"{text} {of_the_paper(number)}", columns, lines)
 
 
-def tuples(row: dict) -> dict:
-    """A row of paper.json with (mean, SEM) in place of lists."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-
-
 def beside_papers(rows: list[dict], theirs: dict, spec: dict, best: list[dict] = (), scores=SCORES) -> tuple:
     """n, each score of ours and the paper's, and the difference in product where both are over the same cells.
 
     Args: best: runs of which the difference is taken, where the paper's are at the best values of each cell.
     """
     mine, product = summary(rows), summary(best or rows)["product"]
-    pairs = [value for key in scores for value in (mine[key], theirs.get(key))]
-    alike = like_the_papers(best or rows, spec["dataset"], spec["corrupted"])
-    return mine["n"], *pairs, difference(product, theirs.get("product")) if alike else None
+    paper = {key: tuple(value) if isinstance(value, list) else value for key, value in theirs.items()}  # or "OOM"
+    pairs = [value for key in scores for value in (mine[key], paper.get(key))]
+    alike = isinstance(paper.get("product"), tuple) and like_the_papers(best or rows, spec)
+    return mine["n"], *pairs, f"{product[0] - paper['product'][0]:+.2f}" if alike else None
 
 
-def difference(ours, paper) -> str | None:
-    """Ours minus the paper's mean, signed; None unless there are both."""
-    return f"{ours[0] - paper[0]:+.2f}" if ours and isinstance(paper, tuple) else None
-
-
-def like_the_papers(rows: list[dict], dataset: str, n: int) -> bool:
-    """Whether runs are on this data set with n corrupted images, in all cells (task, rate) of the paper and no other.
+def like_the_papers(rows: list[dict], spec: dict) -> bool:
+    """Whether runs of one method are on a table's data, in all cells (task, rate) of the paper and in no other.
 
     The seeds may differ. Methods that read no D_f have no rates, so that the tasks are enough.
     """
-    good = pick(rows)
-    fixed = not any(reads_forget(row["method"]) for row in good)
-    cells = {(row["task"], None if fixed else row["discovery"]) for row in good}
-    papers = {(task, rate) for task in TASKS for rate in ([None] if fixed else PAPER["discovery"])}
-    return cells == papers and all((row["data"], row["n"]) == (dataset, n) for row in good)
+    cells = {(task, rate) for task, rate, _ in products(rows)}
+    papers = [{(task, rate) for task in TASKS for rate in rates} for rates in ([None], PAPER["discovery"])]
+    data = {(row["data"], row["n"]) for row in pick(rows)}
+    return cells in papers and data == {(spec["dataset"], spec["corrupted"])}
 
 
 def of_the_paper(number: str) -> str:
@@ -213,74 +189,65 @@ def of_the_paper(number: str) -> str:
 
 # --- Our own ----------------------------------------------------------------------------------------------------------
 
-def means(key: tuple, rows: list[dict]) -> Table:
+def means(name: str, title: str, rows: list[dict]) -> Table:
     """Every method of one group: runs, scores, seconds, and the time relative to training beside A.8's."""
     (rows, best), lines = kept_and_best(rows, "method"), []
-    for (method,), part in by_product(rows, "method").items():
-        mine, good = summary(part), pick(part)
-        timed = [row for row in good if row.get("seconds") is not None]
+    for (method,), part in by_product(split(rows, "method")).items():
+        timed = [row for row in pick(part) if row.get("seconds") is not None]
         timed = [row for row in timed if not measured(row)] or timed
         shares = [100 * row["seconds"] / row["train_seconds"] for row in timed if row.get("train_seconds")]
         times = [mean_sem(v)[0] if v else None for v in ([row["seconds"] for row in timed], shares)]
         times = [None if v is None else f"{v:.1f}" for v in (*times, PAPER["A.8"].get(method))]
-        more = further(part, baseline(rows), best.get((method,), []))
-        lines.append((method, mine["n"], mine["failed"], *(mine[k] for k in SCORES), *more, *times))
+        lines.append((method, *summary(part).values(), *further(part, rows, best.get((method,), [])), *times))
     note = ("Time in percent of training, beside A.8's (CIFAR10, 50 % capacity). With --jobs the seconds include "
             "waiting for each other. Runs with Fig. 5's points are timed with their measuring, so these count only "
             "where there is no other.")
     columns = {"method": False, "n": False, "failed": False, "Healed": True, "Utility": True, "product": True, **BESIDE}
     columns |= {"seconds": False, "time %": False, "time % (paper)": False}
     text = " ".join([caption(rows, "method"), *once(rows), note])
-    return table_of("mean " + short(key), "Means: " + place(key), text, columns, lines)
+    return table_of("mean " + name, "Means: " + title, text, columns, lines)
 
 
-def cells(key: tuple, rows: list[dict]) -> Table:
+def cells(name: str, title: str, rows: list[dict]) -> Table:
     """Mean product of each method in each task and at each discovery rate."""
     rates, lines = sorted({row["discovery"] for row in rows}), []
     kept = [row for row in rows if row["kept"]]
     for (task,), part in split(kept, "task").items():
         best = split(pick(rows, task=task, best=True), "method")
-        named = {method: runs for (method,), runs in by_product(part, "method").items()}
+        named = {method: runs for (method,), runs in by_product(split(part, "method")).items()}
         named |= {f"{method}, best per cell (not ranked)": runs for (method,), runs in best.items()}
-        for name, runs in named.items():
+        for method, runs in named.items():
             found = (percent(row["product"] for row in pick(runs, discovery=rate)) for rate in rates)
-            lines.append((task, name, *found, *further(networks(runs), baseline(part))))
+            lines.append((task, method, *found, *further(networks(runs), part)))
     sizes = [len(part) for part in split(pick(kept), "task", "method", "discovery").values()]
     least_most = sorted({min(sizes, default=0), max(sizes, default=0)})
     text = (f"{caption(kept, 'method')} Columns: discovery rates; runs per cell: {' to '.join(map(str, least_most))}.")
     columns = {"task": False, "method": False, **{f"{rate:g}": True for rate in rates}, **BESIDE}
-    return table_of("cells " + short(key), "Product: " + place(key), text, columns, lines)
+    return table_of("cells " + name, "Product: " + title, text, columns, lines)
 
 
-def plane(key: tuple, rows: list[dict]) -> Table | None:
-    """Mean product of each method in every cell that has all seeds, and over these cells, beside the paper's mean.
-
-    Returns: None where there is no such cell.
-    """
+def plane(name: str, title: str, rows: list[dict]) -> Table | None:
+    """Mean product of each method in every cell that has all seeds, and over them, beside the paper's; None of none."""
     rows, lines = [row for row in rows if compared(row["method"])], []
-    if not (shared := shared_cells(rows)):
+    seeds = [{(row["task"], row["discovery"]) for row in part} for part in split(rows, "seed").values()]
+    shared = sorted(set.intersection(*seeds) if seeds else (), key=lambda cell: (TASKS.index(cell[0]), cell[1]))
+    if not shared:
         return None
     rows = [row for row in rows if (row["task"], row["discovery"]) in shared]
-    (kept, best), number = kept_and_best(rows, "method", "etd"), "4" if key[3] == "resnet9" else "5"
+    (kept, best), number = kept_and_best(rows, "method", "etd"), "4" if rows[0]["arch"] == "resnet9" else "5"
     theirs = {(r["method"], r["etd"]): f"{r['product'][0]:.1f}" for r in PAPER["tables"][number]["rows"]
-              if r["capacity"] == key[4]}
-    for (method, etd), mine in by_product(kept, "method", "etd").items():
+              if r["capacity"] == rows[0]["capacity"]}
+    for (method, etd), mine in by_product(split(kept, "method", "etd")).items():
         runs = pick(rows, method=method, etd=etd, kept=True)
         found = [percent(r["product"] for r in pick(runs, task=task, discovery=rate)) for task, rate in shared]
         noted, *ended = endings(mine)
         lines.append((called(method, etd), *(mean and f"{mean[0]:.0f}" for mean in found), summary(mine)["product"],
-                      *further(mine, baseline(kept), best.get((method, etd), [])),
+                      *further(mine, kept, best.get((method, etd), [])),
                       "{} / {}".format(*ended) if noted else None, theirs.get((method, etd))))
     columns = {"method": False, **{f"{task} {rate:g}": False for task, rate in shared}, "mean": True, **BESIDE,
                "gave up / idle": False, f"Table {number}": False}
     text = f"{caption(kept, 'method', 'etd')} Table {number}: the paper's product over its data and cells."
-    return table_of("plane " + short(key), "Plane: " + place(key), text, columns, lines, digits=1)
-
-
-def shared_cells(rows: list[dict]) -> list[tuple[str, float]]:
-    """The cells (task, discovery rate) that were run at every seed, in order."""
-    seeds = [{(row["task"], row["discovery"]) for row in part} for part in split(rows, "seed").values()]
-    return sorted(set.intersection(*seeds) if seeds else (), key=lambda cell: (TASKS.index(cell[0]), cell[1]))
+    return table_of("plane " + name, "Plane: " + title, text, columns, lines, digits=1)
 
 
 def called(method: str, etd: bool) -> str:
@@ -288,16 +255,13 @@ def called(method: str, etd: bool) -> str:
     return "ETD alone" if etd and method == "no-ul" else method + " on ETD" * etd
 
 
-def ablations(key: tuple, rows: list[dict]) -> Table | None:
-    """Table 2's variants and what knows all of D_c: product by task, and REM's less theirs over all pairs on file.
-
-    Returns: None where none of them was run.
-    """
-    wanted = {*VARIANTS, *(name for name, method in METHODS.items() if method.part == "ideal")} - {"etd"}
+def ablations(name: str, title: str, rows: list[dict]) -> Table | None:
+    """Table 2's variants and what knows all of D_c: product by task, REM's less theirs over all pairs; None of none."""
+    wanted = {*VARIANTS, *(each for each, method in METHODS.items() if method.part == "ideal")} - {"etd"}
     (rows, _), lines = kept_and_best([row for row in rows if row["method"] in wanted]), []
     if {row["method"] for row in rows} <= {"rem"}:
         return None
-    parts = by_product(rows, "method", "etd")
+    parts = by_product(split(rows, "method", "etd"))
     for (method, etd), mine in parts.items():
         score, rem = summary(mine), products(parts.get(("rem", etd), []))
         less = {} if method == "rem" else minus(rem, products(mine))
@@ -307,7 +271,7 @@ def ablations(key: tuple, rows: list[dict]) -> Table | None:
     columns = {"method": False, "n": False, **dict.fromkeys((*TASKS, "mean", "REM less it"), True)}
     columns |= {"paired runs": False, "REM less it, over seeds": True, "pairs": False}
     text = caption(rows, "method", "etd")
-    return table_of("ablations " + short(key), "Ablations: " + place(key), text, columns, lines, digits=1)
+    return table_of("ablations " + name, "Ablations: " + title, text, columns, lines, digits=1)
 
 
 NAMES = ("mean", "cells", "plane", "ablations", *PAPER["tables"])

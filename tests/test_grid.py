@@ -21,7 +21,7 @@ import experiment
 from study import forecast, grid, originals, plan
 import run
 from methods import METHODS
-from experiment import recorder
+from experiment import point
 from data import batches
 from datasets import load
 from etd import mask_table
@@ -171,8 +171,8 @@ def test_curve_shows_the_redirection(few, tmp_path):
         assert {**with_points[row["method"]], "curve": False} == row
         assert (points is not None) == row["method"].startswith("rem")
         if points:
-            assert [point["epoch"] for point in points] == [0, 1, 2]
-            assert all(0 <= point[part] <= 1 for point in points for part in ("base", "full"))
+            assert [one["epoch"] for one in points] == [0, 1, 2]
+            assert all(0 <= one[part] <= 1 for one in points for part in ("base", "full"))
             original = original_of(expand_axes({"task": "poison", "method": "rem", "epochs": "1", "n": "10",
                                                 "width": "0.1",
                                                 "batch": "64"})[0])
@@ -184,19 +184,17 @@ def test_curve_is_of_the_base_and_of_the_shared_mask():
     """S3, M7: a point has the accuracy on D_c's given labels of theta_o1 alone, and through D_f's one row for all of
     D_c."""
     task, config = make_task("random", make_dataset(3, n=60), 40, 3), tiny(seed=3)
-    forget, model, points, seen = discover(task, 0.25, 3), small_net(3, width=6), [], []
-    note = recorder(config, model, task, forget, lambda *args, **values: seen.append((args[0], values)), points)
+    forget, model = discover(task, 0.25, 3), small_net(3, width=6)
     expanded = randomise(expand_for(model, task.train, config), 5)
-    note(1, 2, expanded, loss=0.5)
+    found = point(config, expanded, task, forget, 1, loss=0.5)
     row = mask_table(len(task.train), expanded.width, config.p_mem, config.seed, forget)[forget[0]]
     hits = torch.zeros(2)
     expanded.eval()
     for index, x, y in batches(task.train, task.corrupted, 1):
         for k, logits in enumerate((run_net(expanded, x), run_net(expanded, x, row[None]))):
             hits[k] += logits.argmax(dim=1).item() == y.item()
-    assert [points[1][part] for part in ("base", "full")] == [hit / 40 for hit in hits.tolist()] and hits[0] != hits[1]
-    assert points[0]["base"] == accuracy(model, task.train, task.corrupted)
-    assert seen == [(1, {"loss": 0.5})]  # epoch 0 is not logged
+    assert [found[part] for part in ("base", "full")] == [hit / 40 for hit in hits.tolist()] and hits[0] != hits[1]
+    assert (found["epoch"], found["loss"]) == (1, 0.5)
 
 
 # --- Originals --------------------------------------------------------------------------------------------------------

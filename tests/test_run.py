@@ -810,24 +810,21 @@ def test_too_few_outputs_are_told_before_any_work():
     assert row["status"] == "ok"
 
 
-def test_the_recorder_reads_d_c_through_d_fs_row():
+def test_a_point_reads_d_c_through_d_fs_row():
     """S3: Fig. 5's points are of all of D_c: theta_o1 alone, and with theta_o2 under D_f's mask row for each of
     them."""
     config, dataset = seeded(1, task="random", p_mem=0.5)
     task = experiment.corrupt(config, dataset)
-    forget, points, calls = discover(task, 0.5, 1), [], []
-    net = small_net(3, width=8)
-    log = experiment.recorder(config, net, task, forget, lambda *a, **more: calls.append(a[0]), points)
-    state = start(net, task.train, forget, config, gen(0))
+    forget, seen = discover(task, 0.5, 1), []
+    state = start(small_net(3, width=8), task.train, forget, config, gen(0))
     row = mask_table(len(task.train), state.expanded.width, config.p_mem, config.seed, forget)[forget[0]]
-    seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "accuracy", lambda net, data, index, masks=None: seen.append((index, masks)) or 0.25)
-        log(1, 2, state.expanded, loss=0.0)
+        point = experiment.point(config, state.expanded, task, forget, 1, loss=0.5)
     (base_index, none), (full_index, masks) = seen
     assert torch.equal(base_index, task.corrupted) and torch.equal(full_index, task.corrupted) and none is None
-    assert (masks[task.corrupted] == row).all() and calls == [1]
-    assert [point["epoch"] for point in points] == [0, 1] and points[1]["base"] == points[1]["full"] == 0.25
+    assert (masks[task.corrupted] == row).all()
+    assert (point["epoch"], point["loss"]) == (1, 0.5) and point["base"] == point["full"] == 0.25
 
 
 # --- Signs of life ----------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from methods import METHODS
 from settings import TASKS, Config
 from study import report
-from study.rows import SWEPT, load_rows, sweep
-from study.stats import learnt, mean_of_seeds, minus, products
+from study.rows import SWEPT, load_rows, products, sweep
+from study.stats import learnt, mean_of_seeds, minus
 from study.tables import PAPER, make_tables
 from test_report import column, every_cell, grid, line, load, make_row, one, write
 
