@@ -1,7 +1,7 @@
 """Numbers of a table: means over runs and over seeds, differences to REM in the same cells, runs that gave up.
 
     mine = summary(pick(rows, method="npo"))            # n, failed, mean and SEM over runs of each score, in percent
-    mean, seeds = mean_of_seeds(products(rows))            # the seeds are what is independent
+    mean, seeds = mean_of_seeds(products(rows))         # the seeds are what is independent
     mean, pairs = mean_of_seeds(minus(products(npo), products(rem)))
 
 Choice: over seeds count only the cells that every seed has, for means of other cells differ for that alone.
@@ -54,7 +54,7 @@ def mean_of_seeds(values: dict[tuple, float]) -> tuple[tuple | None, str | None]
     shared = {(task, rate) for task, rate, _ in values if all((task, rate, seed) in values for seed in seeds)}
     if not shared:
         return None, None
-    means = [fmean(values[*place, seed] for place in shared) for seed in seeds]
+    means = [fmean(values[(*place, seed)] for place in shared) for seed in seeds]
     return percent(means), f"{len(seeds)} × {len(shared)}"
 
 

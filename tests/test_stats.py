@@ -44,7 +44,7 @@ def test_over_seeds_against_the_plain_formula(seeds, rates, data):
     cells = [(task, rate) for task in TASKS for rate in RATES[:rates]]
     found = {(*cell, seed): data.draw(scores) for seed in range(seeds) for cell in cells}
     got, text = mean_of_seeds(found)
-    assert got == mean_and_sem([statistics.mean(found[*cell, seed] for cell in cells) for seed in range(seeds)])
+    assert got == mean_and_sem([statistics.mean(found[(*cell, seed)] for cell in cells) for seed in range(seeds)])
     assert text == f"{seeds} × {len(cells)}"
 
 
