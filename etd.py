@@ -48,8 +48,8 @@ class MaskTable:
 def mask_table(n: int, width: int, p_mem: float, seed: int, shared=None) -> MaskTable:
     """Draw every example's mask of theta_o2, once (Sec. 2 "randomly determined ahead of training and then fixed").
 
-    Choice: each bit is Bernoulli(p_mem); row i depends on (seed, i) and never on n, call order or epoch; a layer with c
-    extra channels uses the first c bits of a row, so layers joined by a residual sum agree.
+    Choice: each bit is Bernoulli(p_mem); row i depends on (seed, width, i), never on n, call order or epoch; a layer
+    with c extra channels uses the first c bits of a row, so layers joined by a residual sum agree.
     Args: n, width: training examples, and bits of a row (`Expanded.width`), >= 0; p_mem: probability that a bit is on,
         0.2 in A.3; seed: of the table; shared: (k,) int64 dataset indices that get one more row, drawn from the same
         seed and owned by no one else: D_f in REM (Alg. 1, step 3.1), all of D_c in REM (IDEAL). None: no shared row.

@@ -1449,6 +1449,21 @@ def test_hidden_layers_look_through_depthwise_convolutions(groups, names):
     assert expand.hidden_layers(net, IMAGE) == names
 
 
+def test_a_hidden_layer_is_named_once():
+    """X13: a layer that runs twice is one name, also where another one that fits by itself alone stands between."""
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down, self.head = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            for _ in range(2):
+                x = self.down(self.up(x).relu()).relu()
+            return self.head(x)
+
+    assert expand.hidden_layers(Twice(), torch.zeros(2, 6)) == ["up"]
+
+
 def test_a_layer_whose_outputs_are_not_all_taken_is_not_hidden():
     """X13: where the next layer takes fewer inputs than there are, extra ones would be cut off."""
     class Sliced(nn.Module):

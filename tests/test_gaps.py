@@ -142,6 +142,13 @@ def test_a16_says_how_many_are_repeated():
         check_forget(torch.tensor([1, 1, 2, 2, 2]), 9)
 
 
+@pytest.mark.parametrize("n", [3, 300])
+def test_a16_all_of_the_data_is_refused(n):
+    """A16: a forget set of all examples leaves nothing to retain, however many they are."""
+    with pytest.raises(ValueError, match=f"all {n} training examples"):
+        check_forget(torch.randperm(n, generator=gen(n)), n)
+
+
 @pytest.mark.parametrize("module", sorted(path.stem for path in Path(etd.__file__).parent.glob("*.py")))
 def test_arguments_have_names(module):
     """Every argument of a public function can be given by the name that its docstring uses."""

@@ -90,6 +90,10 @@ def test_a_table_is_drawn_in_parts():
     rows = torch.rand((302, 19), generator=gen(4)) < 0.3
     rows[[3, 301]] = rows[0].clone()
     assert torch.equal(table[:], rows[1:])
+    sizes.clear()
+    with mock.patch.object(torch, "rand", lambda shape, **more: sizes.append(math.prod(shape)) or real(shape, **more)):
+        etd.mask_table(2200, 1000, 0.3, seed=4)
+    assert 2 < len(sizes) and max(sizes) < 2**21  # 8 MB in float32, however large the table
 
 
 @given(n=st.integers(1, 17), width=widths, seed=seeds)
