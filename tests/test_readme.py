@@ -168,10 +168,10 @@ def test_the_table_of_methods_is_that_of_the_results():
     for name, *cells, mean, seeds, count, less, pairs, learnt, best, ended, theirs in shown:
         method, etd = name.removesuffix(" on ETD"), name.endswith(" on ETD")
         method, etd = ("no-ul", True) if name == "ETD alone" else (method, etd)
-        every = pick(etd_alone(rows), method=method, etd=etd, discovery=RATES, seed=(0, 1, 2))
+        every = pick(etd_alone(rows), method=method, etd=etd, discovery=RATES)
         runs = pick(every, alpha=Config.alpha, ssd_alpha=Config.ssd_alpha)
         n = len({row["seed"] for row in runs})
-        assert n >= 2 and len(runs) == 9 * n and len(every) % (9 * n) == 0, name
+        assert n == 5 and len(runs) == 9 * n and len(every) % (9 * n) == 0, name
         for (task, rate), cell in zip(places, cells, strict=True):
             product, _ = mean_sem(r["product"] for r in pick(runs, task=task, discovery=rate))
             assert cell == f"{100 * product:.0f}", (name, task, rate)
@@ -205,7 +205,7 @@ def test_the_table_of_ablations_is_that_of_the_results():
     rem = {(r["task"], r["discovery"], r["seed"]): r["product"] for r in pick(rows, method="rem", etd=False)}
     for method, n, *cells, mean, less, paired, seeds, _ in lines:
         runs = pick(rows, method=method.removesuffix(" on ETD"), etd=method.endswith(" on ETD"))
-        assert len(runs) in (18, 27) and int(n) == len(networks(runs)), method
+        assert len(runs) == 45 and int(n) == len(networks(runs)), method
         assert cells == [plus_minus(networks(pick(runs, task=task)), "product") for task in TASKS], method
         assert mean == plus_minus(networks(runs), "product"), method
         more = [(r, rem[r["task"], r["discovery"], r["seed"]] - r["product"]) for r in runs]
@@ -214,6 +214,21 @@ def test_the_table_of_ablations_is_that_of_the_results():
         assert paired == (f"{len(more)}" if more else ""), method
         shared = [(r["seed"], value) for r, value in more if r["discovery"] in RATES]
         assert seeds == (over_seeds(shared) if more else ""), method
+
+
+def test_the_table_of_ten_rates_is_that_of_the_results():
+    """R6: the columns shown of Table 4 over the paper's 30 cells are those that `run.py report` makes; REM's range."""
+    rows = load_rows([ROOT / "results" / "fashion-mini" / "rates"])
+    (made,) = make_tables("4", rows)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.markdown(made).splitlines()
+             if line.startswith("|")]
+    wanted = ("ETD", "method", "n", *(name + more for name in ("Healed", "Utility", "product") for more in ("", " (paper)")))
+    places = [lines[0].index(name) for name in wanted]
+    ran = [line for line in lines[2:] if line[lines[0].index("n")]]
+    assert table("All methods on fashion-mini", 2) == [[line[k] for k in places] for line in ran]
+    assert {line[places[2]] for line in ran} == {"30", "3"}  # 3: what reads no D_f
+    found = [round(100 * row["product"]) for row in pick(rows, method="rem", etd=False)]
+    assert f"between {min(found)} and {max(found)} in all {len(found)} cells" in " ".join(RESULTS.split())
 
 
 def test_the_other_tables_are_those_of_the_results():
@@ -252,10 +267,14 @@ def test_the_tables_on_lasting_healing_are_those_of_the_results():
     ended = {row["points"][-1]["epoch"] for row in pick(rows, method="rem", stop="repaired")}
     assert max(ended) < 8
     rows = load_rows([ROOT / "results" / "lasting" / "cifar10-jpeg-16px"])
-    for rate, *cells, epochs in table("Healing that lasts", 1):
-        runs = [pick(rows, task="poison", discovery=float(rate), method=name)[0] for name in ("no-ul", "npo", "rem")]
-        assert cells == [" / ".join(f"{100 * row[key]:.1f}" for key in SCORES) for row in runs], rate
+    shown = table("Healing that lasts", 1)
+    for place, learnt, *cells, epochs in shown:
+        task, rate = place.split()
+        runs = [pick(rows, task=task, discovery=float(rate), method=name)[0] for name in ("no-ul", "npo", "rem")]
+        assert [learnt, *cells] == [f"{100 * runs[0]['learnt']:.1f}",
+                                    *(" / ".join(f"{100 * row[key]:.1f}" for key in SCORES) for row in runs)], place
         assert int(epochs) == runs[2]["points"][-1]["epoch"]
+    assert len(shown) == 9
 
 
 def test_the_table_of_repairs_is_that_of_the_results():
