@@ -231,6 +231,20 @@ def test_the_table_of_ten_rates_is_that_of_the_results():
     assert f"between {min(found)} and {max(found)} in all {len(found)} cells" in " ".join(RESULTS.split())
 
 
+def test_the_table_of_precisions_is_that_of_the_results():
+    """R6: bf16 against float32, and the difference of the same cells and seeds."""
+    both = [load_rows([ROOT / "results" / "fashion-mini" / name]) for name in ("grid", "bf16")]
+    shown = table("Precision")
+    assert len(shown) == 8
+    for method, task, *cells in shown:
+        wanted = dict(method=method, etd=False, discovery=RATES, task=TASKS if task == "all" else task)
+        single, half = (networks(pick(rows, **wanted)) for rows in both)
+        at = {(r["task"], r["discovery"], r["seed"]): r["product"] for r in single}
+        less = over_seeds([(r["seed"], r["product"] - at[r["task"], r["discovery"], r["seed"]]) for r in half])
+        assert cells == [plus_minus(single, "product"), plus_minus(half, "product"), less], (method, task)
+        assert {r["precision"] for r in half} == {"bf16"} and len(half) == len(single)
+
+
 def test_the_other_tables_are_those_of_the_results():
     """R6: the tables on step 2's mode and on the share of corrupted images."""
     folder = ROOT / "results" / "fashion-mini"
