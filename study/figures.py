@@ -1,4 +1,4 @@
-"""The paper's figures from result rows, drawn on a matplotlib Figure that is given; report.py alone imports matplotlib.
+"""The paper's figures from result rows, drawn on a matplotlib Figure that is given; canvas.py alone imports matplotlib.
 
     from matplotlib.figure import Figure
     for name, figure in draw("4", load_rows(["results"]), Figure):

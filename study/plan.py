@@ -61,7 +61,7 @@ def expand_axes(axes: dict[str, str], blocks=({},)) -> list[Config]:
     Returns: cells in the order of seeds, networks and tasks, then discovery, then method, each once. A method is left
         out where it has no meaning: training anew on an ETD-trained network, rem-on-etd without one. Several values of
         a setting make cells of those methods alone that read it.
-    Raises: ValueError for an unknown field, a value that does not parse or is out of range, or no cell at all.
+    Raises: ValueError for an unknown field, a value that does not parse or is out of range, a method without a cell.
     """
     kinds = {f.name: f for f in fields(Config)}
     if unknown := sorted(set(axes) - set(kinds)):
