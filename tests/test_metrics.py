@@ -367,6 +367,19 @@ def test_v9_leaves_no_trace(seed, kind, training):
     logits.sum().backward()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_v1_one_logit_of_one_example_that_is_not_finite(value):
+    """V1: a single logit that is not finite is told, whether or not it is the largest; where it is not asked for, it is
+    no obstacle."""
+    logits, data, _ = draw_case(0, 12)
+    logits[7, 2] = value
+    for index in (None, torch.tensor([3, 7]), torch.tensor([7, 3, 7])):
+        with pytest.raises(metrics_module.NonFiniteLoss, match="logits are not finite"):
+            metrics_module.predict(Answers(logits), data, index)
+    index = torch.tensor([11, 0, 8])
+    assert torch.equal(metrics_module.predict(Answers(logits), data, index), logits[index].argmax(dim=1))
+
+
 @given(seeds, st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
 def test_v1_any_dtype(seed, dtype):
     """V1: a network of another dtype is fed inputs of its own; without parameters, of float32."""
