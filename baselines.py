@@ -19,7 +19,8 @@ from torch import Generator, Tensor
 from torch.nn import Module, functional as F
 
 from data import Data, batches, count_batches
-from etd import NonFiniteLoss, descend, eval_mode, finite, finite_weights, logits_of, make_optimizer, stream
+from etd import (NonFiniteLoss, descend, eval_mode, finite, finite_weights, forked_rng, logits_of, make_optimizer,
+                 stream)
 from metrics import accuracy, predict
 from models import reinitialise
 from rem import check_forget, trains_on_forget
@@ -342,12 +343,13 @@ def run_epoch(net: Module, optimizer: torch.optim.Optimizer, data: Data, index: 
     # One example has no batch statistics: its passes use the running ones.
     net.train(training and (index is None or len(index) > 1))
     total, steps = torch.zeros((), device=data.device), 0
-    for rows, x, y in batches(data, index, config.batch, generator, augment=True, dtype=next(net.parameters()).dtype):
-        if rates is not None:
-            optimizer.param_groups[0]["lr"] = next(rates)
-        loss = loss_of(logits_of(net, x, config.precision), rows, x, y)
-        total += descend(optimizer, loss, len(rows))
-        steps += 1
+    with forked_rng(generator, data.device):  # dropout's
+        for rows, x, y in batches(data, index, config.batch, generator, True, next(net.parameters()).dtype):
+            if rates is not None:
+                optimizer.param_groups[0]["lr"] = next(rates)
+            loss = loss_of(logits_of(net, x, config.precision), rows, x, y)
+            total += descend(optimizer, loss, len(rows))
+            steps += 1
     return finite(total, steps, where)
 
 

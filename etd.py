@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import distributed as dist, nn
-from torch.nn import functional as F
 
 EXTRA = ("to_base", "to_extra", "extra_weight", "extra_bias")  # theta_o2: what a layer's extra parameters are called
 DRAWS = 2**20  # random numbers of a mask table that are in memory at a time
@@ -52,7 +51,7 @@ def mask_table(n: int, width: int, p_mem: float, seed: int, shared=None) -> Mask
     with c extra channels uses the first c bits of a row, so layers joined by a residual sum agree.
     Args: n, width: training examples, and bits of a row (`Expanded.width`), >= 0; p_mem: probability that a bit is on,
         0.2 in A.3; seed: of the table; shared: (k,) int64 dataset indices that get one more row, drawn from the same
-        seed and owned by no one else: D_f in REM (Alg. 1, step 3.1), all of D_c in REM (IDEAL). None: no shared row.
+        seed and owned by no one else: D_f in REM (step 3.1), D_c in REM (IDEAL); None: no such row. Raises: ValueError.
     """
     if not 0 <= p_mem <= 1 or n < 0 or width < 0:
         raise ValueError(f"no mask table of {n} rows and {width} bits at p_mem {p_mem}: give at least 0, 0 and 0 to 1")
@@ -60,7 +59,7 @@ def mask_table(n: int, width: int, p_mem: float, seed: int, shared=None) -> Mask
     table = torch.zeros((n + 1, columns), dtype=torch.uint8, device="cpu")  # row 0 is the shared one, i + 1 example i's
     for rows in table.split(max(1, DRAWS // max(1, width))):  # never all N * width numbers at once
         draws = torch.rand((len(rows), width), generator=generator, dtype=torch.float32, device="cpu")
-        bits = F.pad(draws < p_mem, (0, 8 * columns - width)).view(len(rows), columns, 8).to(torch.uint8)
+        bits = nn.functional.pad(draws < p_mem, (0, 8 * columns - width)).view(len(rows), columns, 8).to(torch.uint8)
         for place in range(8):
             rows |= bits[:, :, place] << place
     shared_row, table = table[0], table[1:]
@@ -258,7 +257,7 @@ def run_pass(net: nn.Module, x: torch.Tensor, keep: MaskedPass | None, layers: l
 
 
 def drop(expanded: Expanded) -> nn.Module:
-    """Discard theta_o2 (Alg. 1, step 4): theta_o1 as a new, plain network of the original's keys, shapes and dtypes."""
+    """Discard theta_o2 (step 4): theta_o1 as a new, plain network of the original's keys, shapes, dtypes; TypeError."""
     if not isinstance(expanded, Expanded):
         raise TypeError(f"drop takes the Expanded that expand returns, not a {type(expanded).__name__}")
     expanded = copy.deepcopy(expanded)
@@ -279,7 +278,7 @@ def swap(root: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
 def logits_of(net: nn.Module, x: torch.Tensor, precision: str, mask: torch.Tensor | None = None) -> torch.Tensor:
     """(B, classes) logits in float32 at least, computed in "bf16", "float32" or with "auto" in bf16 on GPUs alone."""
     bf16 = precision == "bf16" or (precision == "auto" and x.device.type == "cuda")
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16 and x.dtype != torch.float16):
         logits = net(x) if mask is None else net(x, mask)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -320,7 +319,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, count: int = 1
 
 
 def finite(total: torch.Tensor, steps: int, where: str) -> float:
-    """Mean loss of a pass as a float, the one wait for the device; NonFiniteLoss unless it is a finite number."""
+    """Mean loss of a pass as a float; NonFiniteLoss unless it is a finite number."""
     mean = float(total) / max(1, steps)
     if not math.isfinite(mean):
         raise NonFiniteLoss(f"the loss is {mean} in {where}; lower the rate")
@@ -373,22 +372,29 @@ def forked_rng(generator: torch.Generator, device: torch.device):
 def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.Generator | None = None) -> None:
     """Recompute base running statistics, in place, from base-only passes over the training images; no label is read.
 
-    Training with masks alone never moves them, and an epoch of few steps leaves them behind the weights. Choice:
-    cumulative means over one shuffled pass without augmentation; generator: of its order, None: seeded with 0.
+    Training with masks alone never moves them, and an epoch of few steps leaves them behind the weights. Choice: means
+    over the images of one shuffled pass, augmented as in training; generator: of the pass, None: seeded with 0.
     """
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
     norms = [m for m in model.modules() if isinstance(m, kinds) and m.running_mean is not None]
     if not norms:
         return
-    momenta, weight = [m.momentum for m in norms], next(model.parameters())
+    seen, momenta, weight = dict.fromkeys(norms, 0), [norm.momentum for norm in norms], next(model.parameters())
+
+    def count(norm, args):  # the mean over images: a short last batch counts for what it holds
+        if not seen[norm]:
+            norm.reset_running_stats()
+        seen[norm] += len(args[0])
+        norm.training, norm.momentum = True, len(args[0]) / seen[norm]
+
+    hooks = [norm.register_forward_pre_hook(count) for norm in norms]
     try:
         with eval_mode(model), torch.no_grad():
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.training, norm.momentum = True, None  # None: a cumulative mean instead of an exponential one
             order = generator or torch.Generator().manual_seed(0)
-            for _, x, _ in data.batches(size=size, generator=order, dtype=weight.dtype):
-                model(x.to(weight.device))
+            for _, x, _ in data.batches(size=size, generator=order, augment=True, dtype=weight.dtype):
+                if len(x) > 1 or size == 1:  # BatchNorm may refuse one image alone
+                    model(x.to(weight.device))
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
             norm.momentum = momentum
+            hook.remove()

@@ -46,7 +46,8 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
     if not 0 <= ratio < float("inf"):
         raise ValueError(f"ratio is {ratio}; it must be extra width over base width, a finite number of at least 0")
     if not isinstance(example, torch.Tensor) or example.dim() < 2 or len(example) < 1:
-        raise ValueError("example must be a batch of inputs, a tensor of shape (B, ...) with B at least 1")
+        found = getattr(example, "shape", type(example).__name__)
+        raise ValueError(f"example is {found}; it must be a batch of inputs, a tensor (B, ...) with B at least 1")
     check_network(model)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     state = generator.get_state()
@@ -373,3 +374,11 @@ def layer_outputs(probe: Expanded, x: torch.Tensor, mask: torch.Tensor | None) -
             hooks.enter_context(layer.register_forward_hook(keep))
         outputs.append(("the network", probe(x, mask)))
     return outputs
+
+
+def check_gradients(expanded: Expanded) -> None:
+    """Raise a TypeError where step 3 has left a parameter of theta_o2 without a gradient."""
+    for name, layer in expanded.layers().items():
+        if any(p is not None and p.numel() and p.grad is None for p in (getattr(layer, part, None) for part in EXTRA)):
+            raise TypeError(f"cannot redirect through {name!r}: in training no gradient reaches its part of "
+                            "theta_o2; name other layers to expand")

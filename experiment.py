@@ -2,8 +2,8 @@
 
     task = corrupt(config, dataset)                                     # D_tr with its corruption
     original = train_original(config, task, new_model(config, dataset))
-    row = unlearn(config, "rem", METHODS["rem"].function, original, task, forget)
-    append_row("runs/cells.jsonl", row)
+    outcome = unlearn(config, "rem", METHODS["rem"].function, original, task, forget)
+    append_row("runs/cells.jsonl", row_of(config, provenance(device, sys.argv), outcome))
 """
 
 import contextlib

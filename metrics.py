@@ -34,9 +34,9 @@ def predict(model: nn.Module, data: Data, index: torch.Tensor | None = None, mas
             odd = (~logits.isfinite()).any(dim=1).long()
             found[:, rows.to(x.device)] = torch.stack([logits.argmax(dim=1), odd, torch.ones_like(odd)])
     over_ranks([found])  # each process has seen its share; two may have seen an example that is asked for twice
-    found = found.cpu() if index is None else found.cpu()[:, index.cpu()]  # the one wait for the device
+    found = found.cpu() if index is None else found.cpu()[:, index.cpu()]
     if found[1].any():
-        raise NonFiniteLoss("the network's logits are not finite; lower the rate")
+        raise NonFiniteLoss("the network's logits are not finite; lower the rate, or look at the inputs")
     return found[0] // found[2]
 
 
@@ -53,9 +53,10 @@ def accuracy(model: nn.Module, data: Data, index: torch.Tensor | None = None, la
 
     Args: labels: (N,) int64, of the whole data set, None for those as given; the others are those of `predict`.
     Returns: a fraction in [0, 1]: correct examples over all examples, whatever the batches.
+    Raises: ValueError: an empty or wrong index; NonFiniteLoss.
     """
     labels = (data.labels if labels is None else labels).cpu()
-    return share(predict(model, data, index, masks) == (labels if index is None else labels[index]))
+    return share(predict(model, data, index, masks) == (labels if index is None else labels[index.cpu()]))
 
 
 def evaluate(model: nn.Module, task, forget: torch.Tensor,
@@ -70,9 +71,10 @@ def evaluate(model: nn.Module, task, forget: torch.Tensor,
         healed_test (over test images corrupted alike, see tasks.like_corrupted; None when there is none), utility and
         product = healed * utility, all fractions; acc_forget, Acc(D_f) against labels as given; with `original` learnt,
         its accuracy on D_c's labels as given: what there was to unlearn.
+    Raises: ValueError: an empty D_c or test set; NonFiniteLoss: a logit that is not finite.
     """
     hits = predict(model, task.train, task.corrupted) == task.clean[task.corrupted]  # (|D_c|,)
-    found = torch.isin(task.corrupted, forget)
+    found = torch.isin(task.corrupted, forget.cpu())
     healed, utility = share(hits), accuracy(model, task.test)
     alike = like_corrupted(task)
     learnt = {} if original is None else {"learnt": accuracy(original, task.train, task.corrupted)}

@@ -115,8 +115,8 @@ def feed_forward(dim: int, hidden: int) -> nn.Sequential:
 class ViT(nn.Module):
     """Vision transformer for small data sets (Table 3); `capacity` scales the feed-forward hidden width.
 
-    `expandable` names the layers that get theta_o2: the first Linear of each feed-forward layer ("before/after FF in
-    transformer blocks", Table 3).
+    `expandable` names the layers that get theta_o2: the first Linear of each feed-forward layer. Choice: hidden units
+    inside it, where Table 3 says "before/after FF in transformer blocks": masks there act on the residual stream.
     Args: capacity: factor of the MLP hidden dimension, > 0; 1 is 1536; channels, classes: of the images, >= 1;
         image_size: height and width in pixels, a multiple of `patch` and at least two patches; patch, dim, depth,
         heads, head_dim, hidden: Table 3's patch size, embedding dimension, transformer depth, attention heads, head and

@@ -16,7 +16,9 @@ processes (torch.distributed) data.batches yields this one's share of each batch
 """
 
 import copy
+import math
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from warnings import warn
 
 import torch
@@ -24,9 +26,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from etd import (EXTRA, Expanded, MaskTable, NonFiniteLoss, check_index, descend, drop, eval_mode, finite,
-                 finite_weights, forked_rng, logits_of, make_optimizer, mask_table, over_ranks, ranks,
+                 finite_weights, forked_rng, logits_of, make_optimizer, mask_rows, mask_table, over_ranks, ranks,
                  refresh_batchnorm, stream)
-from expand import expand
+from expand import check_gradients, expand
 
 # --- Eq. 2 ------------------------------------------------------------------------------------------------------------
 
@@ -70,12 +72,12 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
 
 # --- Algorithm 1 ------------------------------------------------------------------------------------------------------
 
-WATCHED = 0.05  # share of D_r that step 3 leaves out where the end depends on it, see `judge`
+WATCHED = 0.05  # share of D_r that step 3 leaves out for `judge`; of ten examples or fewer none: then as stop="max"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What Algorithm 1 reads, at the values of Table 3 for ResNet-9."""
+    """What Algorithm 1 reads, at the values of Table 3 for ResNet-9 where that has them."""
 
     unlearn_epochs: int = 10  # max epochs
     stop: str = "repaired"  # end when the repair is done, see `judge`; "max": not before max epochs
@@ -102,8 +104,10 @@ class Settings:
         for name, among in choices.items():
             if getattr(self, name) not in among:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(among)}")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma is {self.gamma}; it must be an accuracy in [0, 1]")
+        ranges = {"gamma": (0, 1), "unlearn_epochs": (0, math.inf), "max_passes": (0, math.inf), "batch": (1, math.inf)}
+        for name, (least, most) in ranges.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from {least} to {most}")
 
 
 @dataclass
@@ -137,11 +141,11 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
     """Unlearn with Algorithm 1: expand, then remove and redirect for at most `unlearn_epochs` epochs, then drop.
 
     Args:
-        model: trained plain network, or an Expanded trained with example-tied dropout for REM on ETD; left as it is.
+        model: trained plain network, or an Expanded of ETD training (REM on ETD), seed and p_mem as there; left as is.
         data, config: D_tr with its labels as given and settings, see the top of this file.
-        forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr.
+        forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr; on any device.
         generator: on the CPU, of order, augmentation and dropout; theta_o2 and the masks are drawn from config.seed.
-        shared: (k,) int64 indices that share one mask row; None for D_f, all of D_c for REM (IDEAL).
+        shared: (k,) int64 indices that share one mask row, all of D_f among them; None: D_f; REM (IDEAL): D_c.
         log: called as log(epoch, epochs, model, **record) after each epoch; no clean label or test image is in the
             record: loss of step 3; Acc(D_f) before and after step 2 and at the end (acc_forget_before, acc_forget,
             acc_forget_end); updates and passes of step 2; u_forget, pull_retain, ... of `weigh`; score of `judge`.
@@ -152,7 +156,7 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
 
 
 def go_on(state: State, log=None) -> nn.Module:
-    """Steps 2 to 4 from a state of `start`, or from one between two epochs; see `rem`."""
+    """Steps 2 to 4 from a state of `start`, or between two epochs. Choice: `judge` may end the loop earlier."""
     while state.epoch < state.config.unlearn_epochs and not state.repaired:  # while current epoch <= max epochs
         state.epoch += 1
         remove(state)  # Step 2
@@ -165,9 +169,11 @@ def go_on(state: State, log=None) -> nn.Module:
 
 def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.Generator, *,
           shared: torch.Tensor | None = None) -> State:
-    """Step 1: put theta_o2 beside theta_o1, give every example its mask and D_f (or `shared`) one of its own."""
+    """Step 1: put theta_o2 beside theta_o1, give every example its mask and D_f (or `shared`) its own; as `rem`."""
     config = Settings(**{f.name: getattr(config, f.name, f.default) for f in fields(Settings)})
     forget = check_forget(forget, len(data))
+    if shared is not None and not torch.isin(forget, shared.to(forget.device)).all():
+        raise ValueError("shared lacks examples of D_f, which are under one mask (step 3.1); give all of D_f and more")
     if not any(p.requires_grad for name, p in model.named_parameters() if name.rpartition(".")[2] not in EXTRA):
         raise ValueError("every parameter of the network is frozen; set requires_grad where unlearning may change it")
     if isinstance(model, Expanded):
@@ -175,13 +181,12 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
     else:
         _, example, _ = next(iter(data.batches(forget[:2], size=2, generator=torch.Generator())))
         expanded = expand(model, example, config.extra_ratio, generator=stream(config.seed, "theta_o2"))
-    modes = [module.training for module in expanded.modules()]
-    reference = copy.deepcopy(expanded).requires_grad_(False).eval()
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget if shared is None else shared)
     in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
     device = next(expanded.parameters()).device
-    state = State(expanded, reference, data, forget, in_forget, masks.to(device),
-                  make_optimizer(expanded, config, config.unlearn_lr), config, generator, modes, device)
+    state = State(expanded, copy.deepcopy(expanded).requires_grad_(False).eval(), data, forget, in_forget,
+                  masks.to(device), make_optimizer(expanded, config, config.unlearn_lr), config, generator,
+                  [module.training for module in expanded.modules()], device)
     retain = (~in_forget).nonzero().flatten()
     few = round(WATCHED * len(retain))
     if config.stop == "repaired" and (config.step31 or config.step32) and few:
@@ -196,13 +201,13 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
 def remove(state: State) -> float:
     """Step 2: while Acc(D_f) > gamma, pass over D_f and update theta_o1 with L_step2 = -L_remove; the last Acc(D_f).
 
-    After max_passes it gives up with a warning. Choice: passes in eval mode, so that weights alone bring Acc(D_f) down.
+    After max_passes it gives up with a warning. NonFiniteLoss. Choice: passes in eval mode, see `trains_on_forget`.
     """
     config, passes, updates, accs = state.config, 0, 0, []
     training = trains_on_forget(config, state.forget, repaired=config.step31 or config.step32)
     while (acc := acc_forget(state)) > config.gamma:  # stop condition: Acc(D_f) <= gamma
         accs.append(acc)
-        if passes == config.max_passes:
+        if passes >= config.max_passes:
             warn(f"Acc(D_f) is {acc:.2f} after {passes} passes, still above gamma = {config.gamma}", stacklevel=2)
             break
         state.expanded.train(training)
@@ -231,18 +236,17 @@ def trains_on_forget(config, forget: torch.Tensor, repaired: bool = False) -> bo
 
 
 def redirect(state: State) -> float:
-    """Step 3: one pass over D_tr with L_step3 = L_redirect - L_remove; without 3.1 and 3.2 REM is NPO (Table 2)."""
-    config = state.config
-    if not (config.step31 or config.step32):
+    """Step 3: a pass over D_tr with L_step3 = L_redirect - L_remove, its mean loss; without 3.1 and 3.2 REM is NPO."""
+    if not (state.config.step31 or state.config.step32):
         return 0.0
-    batch_loss = step3 if config.step31 else step3_without_redirect
+    batch_loss = step3 if state.config.step31 else step3_without_redirect
     state.expanded.train()
     total, steps, state.sums = torch.zeros((), device=state.device), 0, torch.zeros((2, 3), device=state.device)
     with forked_rng(state.generator, state.device):
         for rows, x, y in loader(state, state.taught):
             # 3.3  theta <- theta - epsilon grad L_step3, both parts
             total += descend(state.optimizer, batch_loss(state, rows, x, y), len(rows))
-            if steps == 0 and config.step31:
+            if steps == 0 and state.config.step31:
                 check_gradients(state.expanded)
             steps += 1
     state.record["loss"] = finite(total, steps, f"step 3 of epoch {state.epoch}")
@@ -258,7 +262,7 @@ def step3(state: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) ->
     removes = config.step32 and bool(in_forget.any())
     full_ref, base_ref = reference_ce(state, rows, x, y, full=True, base=removes)
     # 3.1  L_redirect = (2 / beta) E log sigmoid(beta (CE_{o1 and o2} - CE_ref)), D_f under one mask that it shares
-    full = cross_entropy(state, x, y, state.masks[rows.to(state.device, non_blocking=True)])
+    full = cross_entropy(state, x, y, mask_rows(state.masks, rows))
     # 3.2  L_remove(D_f) = (2 / beta) E 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref)), theta_o1 alone,
     #      on the whole batch, so that its BatchNorm statistics are right, though the loss counts D_f only
     with torch.set_grad_enabled(removes):
@@ -273,6 +277,7 @@ def step3(state: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) ->
 def step3_without_redirect(state: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The ablation without 3.1 (Table 2): theta_o1 is fine-tuned on D_r, with the removal term on D_f.
 
+    Choice: fine-tuned by the h of Eq. 2 as in 3.1, so that nothing else differs.
     L = (2 / beta) E (1{i in D_r} - 1{i in D_f}) log sigmoid(beta (CE_o1 - CE_ref)); without 3.2 the second part is 0.
     """
     ce, ce_ref = cross_entropy(state, x, y), reference_ce(state, rows, x, y)[1]
@@ -283,16 +288,15 @@ def step3_without_redirect(state: State, rows: torch.Tensor, x: torch.Tensor, y:
 
 
 def weigh(state: State, u: torch.Tensor, in_forget: torch.Tensor) -> None:
-    """Add u = CE - CE_ref and the slope of h, the pull 2 sigmoid(-beta u), to the sums over D_r and D_f; no wait."""
+    """Add u = CE - CE_ref and the slope of h, the pull 2 sigmoid(-beta u), to the sums over D_r and D_f."""
     parts = torch.stack([torch.ones_like(u), u, 2 * torch.sigmoid(-state.config.beta * u)])  # (3, B)
-    group = torch.stack([~in_forget, in_forget]).to(parts)  # (2, B)
-    state.sums += (group @ parts.T).to(state.sums)  # (2, 3)
+    state.sums += (torch.stack([~in_forget, in_forget]).to(parts) @ parts.T).to(state.sums)  # (2, B) @ (B, 3)
 
 
 def judge(state: State) -> None:
     """End the loop when the repair is done, and keep the best epoch's theta_o1.
 
-    Choice: step 3 is there to restore utility. Once it has, further epochs only teach theta_o1 what is undiscovered.
+    Choice: step 3 is there to restore utility. Once it has, further epochs cost healing.
     An epoch's score is Acc(W) (1 - max(Acc(D_f), gamma)): theta_o1 alone, labels as given, W being a twentieth of D_r
     that step 3 leaves out. The first epoch whose score is not above the best before by a standard error is the last.
     """
@@ -329,16 +333,20 @@ def check_forget(forget: torch.Tensor, n: int) -> torch.Tensor:
         raise ValueError(f"the forget set names {twice} examples twice; give each once")
     if len(forget) == n:
         raise ValueError(f"the forget set is all {n} training examples; the retain set must not be empty")
-    return forget
+    return forget.cpu()
 
 
 def loader(state: State, index: torch.Tensor | None, augment: bool = True, size: int | None = None):
-    """Shuffled and augmented batches of D_tr or of the examples in `index`, or plain ones, in the network's dtype."""
+    """Batches of D_tr or of `index`, shuffled and augmented or plain, in the network's dtype, the last not of one."""
     how = dict(size=size or state.config.batch, generator=state.generator if augment else None, augment=augment)
-    seen = [torch.empty(0, dtype=torch.int64)]
-    for rows, x, y in state.data.batches(index, **how, dtype=next(state.expanded.parameters()).dtype):
-        seen.append(rows)
-        yield rows, x.to(state.device), y.to(state.device)
+    seen, held = [torch.empty(0, dtype=torch.int64)], None
+    for batch in chain(state.data.batches(index, **how, dtype=next(state.expanded.parameters()).dtype), [None]):
+        seen += batch[:1] if batch else []
+        if batch and held and len(batch[0]) == 1 < len(held[0]) and ranks()[1] == 1:  # BatchNorm may refuse one alone
+            batch = [torch.cat(parts) for parts in zip(held, batch, strict=True)]
+        elif held:
+            yield held[0], held[1].to(state.device), held[2].to(state.device)
+        held = batch
     seen, asked = torch.cat(seen), torch.arange(len(state.data)) if index is None else index
     right = torch.equal(seen.sort().values, asked.sort().values) and (augment or torch.equal(seen, asked))
     if not right and ranks()[1] == 1:  # what other ranks have seen cannot be told from here
@@ -353,20 +361,20 @@ def acc_forget(state: State) -> float:
 @torch.no_grad()
 def acc_of(state: State, index: torch.Tensor) -> float:
     """Accuracy on the examples of `index`, a fraction: theta_o1 alone, labels as given, eval mode, no augmentation."""
-    counts = torch.zeros(2, dtype=torch.int64, device=state.device)  # looked at once, at the end
+    counts = torch.zeros(3, dtype=torch.int64, device=state.device)  # looked at once, at the end
     with eval_mode(state.expanded):
         for _, x, y in loader(state, index, augment=False, size=min(1024, 4 * state.config.batch)):
             logits = state.expanded(x)  # (B, classes)
-            counts += torch.stack([(logits.argmax(dim=1) == y).sum(), (~logits.isfinite()).sum()])
-    over_ranks([counts])
-    hits, odd = counts.tolist()
+            counts[:2] += torch.stack([(logits.argmax(dim=1) == y).sum(), (~logits.isfinite()).sum()])
+            counts[2] += len(y)
+    over_ranks([counts])  # each rank may give its share or all examples
+    hits, odd, number = counts.tolist()
     if odd:
-        raise NonFiniteLoss("the network's logits are not finite; lower the rate")
-    return hits / len(index)
+        raise NonFiniteLoss(f"{odd} logits are not finite; lower the rate, or if no update was made look at the inputs")
+    return hits / number
 
 
-def cross_entropy(state: State, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None = None,
-                  net: Expanded | None = None) -> torch.Tensor:
+def cross_entropy(state: State, x: torch.Tensor, y: torch.Tensor, mask=None, net: Expanded | None = None):
     """(B,) cross-entropy of each example in float32 at least; theta_o1 alone without a mask."""
     logits = logits_of(state.expanded if net is None else net, x, state.config.precision, mask)  # (B, classes)
     return F.cross_entropy(logits, y, reduction="none")
@@ -385,15 +393,8 @@ def reference_ce(state: State, rows, x, y, full: bool = False, base: bool = True
 def known_reference(state: State) -> torch.Tensor:
     """Both reference cross-entropies of every example, (2, N): without augmentation an epoch does not change them."""
     dtype = torch.promote_types(next(state.expanded.parameters()).dtype, torch.float32)
-    known = torch.zeros((2, len(state.data)), dtype=dtype, device=state.device)
+    known = torch.zeros((3, len(state.data)), dtype=dtype, device=state.device)
     for rows, x, y in loader(state, None, augment=False):
-        known[:, rows.to(state.device)] = torch.stack(reference_ce(state, rows, x, y, full=True))
+        known[:, rows.to(state.device)] = torch.stack([*reference_ce(state, rows, x, y, full=True), torch.ones_like(y)])
     over_ranks([known])
-    return known
-
-
-def check_gradients(expanded: Expanded) -> None:
-    """Raise a TypeError where step 3 has left a parameter of theta_o2 without a gradient."""
-    for name, layer in expanded.layers().items():
-        if any(p is not None and p.numel() and p.grad is None for p in (getattr(layer, part, None) for part in EXTRA)):
-            raise TypeError(f"cannot redirect through {name!r}: in training no gradient reaches its part of theta_o2")
+    return known[:2] / known[2]  # by how many ranks an example was seen

@@ -19,7 +19,7 @@ from settings import TASKS
 TRIGGER_SIZE = 3  # pixels; the poison trigger is a white square in the bottom right corner (Goel et al. 2024)
 TRIGGER_VALUE = 255
 TARGET = 0  # the class that the trigger redirects to (Goel et al. 2024)
-PAIRS = {"cifar10": (3, 5), "svhn": (3, 5)}  # the confused classes (Goel et al. 2024: cat and dog)
+PAIRS = {"cifar10": (3, 5), "svhn": (3, 5)}  # the confused classes (Goel et al. 2024: cat and dog; SVHN: the same two)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,10 @@ def poison(dataset: Dataset, n: int, seed: int, generator: torch.Generator) -> T
 
 
 def confusion(dataset: Dataset, n: int, seed: int, pair: tuple[int, int], generator: torch.Generator) -> Task:
-    """n / 2 examples of each of two classes exchange labels (interclass confusion, Goel et al. 2022)."""
+    """n / 2 examples of each of two classes exchange labels (interclass confusion, Goel et al. 2022).
+
+    Raises: ValueError: n is odd, more than the classes have, or the pair is not two classes.
+    """
     pair = a, b = sorted(pair)  # 5,3 is 3,5
     labels = dataset.train.labels.cpu().clone()
     if n % 2:

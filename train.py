@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from data import Data, count_batches
-from etd import (Expanded, MaskTable, descend, finite, forked_rng, logits_of, make_optimizer, mask_table,
+from etd import (Expanded, MaskTable, descend, finite, forked_rng, logits_of, make_optimizer, mask_rows, mask_table,
                  refresh_batchnorm, stream)
 from expand import expand
 from settings import Config
@@ -20,8 +20,9 @@ FINAL = 0.2  # last rate over peak rate: 0.025 -> 0.005 (Table 3's caption)
 
 
 def rate(step: int, steps: int, schedule: str = "linear") -> float:
-    """Training rate over peak rate: linear up over the first 1 % of the steps, then linear down to one fifth (A.3).
+    """Training rate over peak rate: linear up over the first 1 % of the steps, then linear down to one fifth.
 
+    The fifth is that of Table 3's caption. Choice: warm-up and straight lines, as in Goel et al. 2024.
     Args: step: number of the step, 0 <= step < steps; steps: of the whole training, >= 1; schedule: "linear", or
         "constant" for 1 at every step.
     Returns: a factor in (0, 1]; FINAL at the last step, 1 where there is but one.
@@ -59,7 +60,7 @@ def fit(model: nn.Module, data: Data, index: torch.Tensor | None, config: Config
         with forked_rng(generator, device):
             for rows, x, y in data.batches(index, config.batch, generator, augment=True, dtype=dtype):
                 optimizer.param_groups[0]["lr"] = lr * rate(step, epochs * per_epoch, schedule)
-                mask = None if masks is None else masks[rows.to(device, non_blocking=True)]
+                mask = None if masks is None else mask_rows(masks, rows)
                 loss = F.cross_entropy(logits_of(model, x, config.precision, mask), y)
                 total += descend(optimizer, loss, len(rows))
                 step += 1
@@ -78,6 +79,7 @@ def train_etd(model: nn.Module, data: Data, config: Config, generator: torch.Gen
         settings; `ratio`, `p_mem` and `seed` shape theta_o2 and the masks; shared: indices that share one row: D_c for
         ETD (IDEAL) of Fig. 9, an oracle; None: each its own.
     Returns: the trained Expanded, base statistics refreshed; `drop` it for ETD alone, or hand it to rem.
+    Raises: TypeError: the network cannot be expanded; NonFiniteLoss: the rate is too high.
     """
     expanded = expand_for(model, data, config)
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, shared)

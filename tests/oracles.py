@@ -276,8 +276,8 @@ class Twin(RemTwin):
         return best[1]
 
     def refresh(self, batches):
-        """Base statistics anew: means over batches, each of theta_o1 alone with its own statistics."""
-        sums = {}
+        """Base statistics anew: means over images of what each batch has, theta_o1 alone with its own statistics."""
+        sums, total = {}, sum(len(rows) for rows, _, _ in batches)
         for rows, x, y in batches:
             for name in ("norm1", "norm2"):  # a momentum of 0.1 from 0 leaves a tenth of the batch's
                 for kind in ("mean", "var"):
@@ -285,7 +285,7 @@ class Twin(RemTwin):
             scratch = dict(self.w)
             self.logits(scratch, x, training=True)
             for key in (key for key in scratch if "running" in key):
-                sums[key] = sums.get(key, 0) + scratch[key] / 0.1 / len(batches)
+                sums[key] = sums.get(key, 0) + scratch[key] / 0.1 * len(rows) / total
         self.w.update(sums)
 
 

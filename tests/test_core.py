@@ -99,6 +99,9 @@ def test_settings_of_both_kinds_agree():
     for gamma in (5, 1.001, -0.001):
         with pytest.raises(ValueError, match=f"gamma is {gamma}"):
             rem.Settings(gamma=gamma)
+    for bad in (dict(unlearn_epochs=-1), dict(max_passes=-1), dict(batch=0)):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))} is -?[01]; it must be from [01] to inf"):
+            rem.Settings(**bad)
 
 
 def test_precision_of_the_cpu():
@@ -108,6 +111,8 @@ def test_precision_of_the_cpu():
     assert torch.equal(auto, plain) and torch.equal(etd.logits_of(net, x, "float32"), plain)
     assert bf16.dtype == auto.dtype == torch.float32
     assert 0 < (bf16 - plain).abs().max() < 0.05 and torch.equal(bf16, bf16.bfloat16().float())
+    half = small_net(0, dtype=torch.float16).eval()  # autocast to bf16 and weights of float16 do not go together
+    assert torch.equal(etd.logits_of(half, x.half(), "bf16"), half(x.half()).float())
 
 
 def test_both_ways_to_step_1_agree():
@@ -141,6 +146,47 @@ def test_foreign_batches_must_be_those_asked_for(spoil):
     """A7, M13: batch positions in place of dataset indices, or an example left out, are refused in words."""
     with pytest.raises(ValueError, match="must yield the indices that are asked for, each once"):
         rem.rem(small_net(0), Odd(make_data(0), spoil), torch.tensor([2, 5, 7]), tiny(), gen(0))
+
+
+class Loose:
+    """Data whose last batch may be one example, as a DataLoader's."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def batches(self, index=None, size=512, generator=None, augment=False, dtype=torch.float32):
+        index = torch.arange(len(self)) if index is None else index
+        order = index if generator is None else index[torch.randperm(len(index), generator=generator)]
+        for part in order.split(size):
+            yield part, *next(iter(batches(self.data, part, len(part), dtype=dtype)))[1:]
+
+
+@pytest.mark.parametrize("n, more", [(41, {}), (43, {}), (44, dict(forget_norm="batch"))])
+def test_a_last_batch_of_one_example(n, more):
+    """A7, A16: BatchNorm on 1x1 maps takes a last batch of one of D_tr, of what step 3 trains on, or of D_f: it joins
+    the one before, and each example comes once."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4))
+    data, forget = Loose(make_data(0, n=n)), torch.arange(9 if more else 3)
+    config = tiny(batch=8, stop="repaired", max_passes=2, **more)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # step 2 may give up
+        assert rem.rem(randomise(net, 0), data, forget, config, gen(0)).state_dict().keys() == net.state_dict().keys()
+    state = rem.start(net, data, forget, config, gen(0))
+    last = {41: None, 43: state.taught, 44: forget}[n]
+    sizes = [len(rows) for rows, _, _ in rem.loader(state, last)]
+    assert sizes[-1] == 9 and set(sizes[:-1]) <= {8} and len(rem.check_index(last, n) if n > 41 else range(n)) % 8 == 1
+    state.config = rem.Settings(batch=1)
+    assert [len(rows) for rows, _, _ in rem.loader(state, forget)] == [1] * len(forget)
+
+
+def test_a_shared_row_without_all_of_d_f_is_refused():
+    """M8, A16: what shares a mask row (step 3.1) must hold all of D_f."""
+    with pytest.raises(ValueError, match="shared lacks examples of D_f"):
+        rem.start(small_net(0), make_data(0), torch.tensor([1, 5]), tiny(), gen(0), shared=torch.tensor([1, 2]))
+    rem.start(small_net(0), make_data(0), torch.tensor([1, 5]), tiny(), gen(0), shared=torch.tensor([5, 2, 1]))
 
 
 # --- Algorithm 1 against a plain twin ---------------------------------------------------------------------------------

@@ -230,6 +230,30 @@ def test_a_refresh_that_fails_puts_momenta_back():
     assert expanded.layers()["norm1"].base.momentum == 0.1
 
 
+class Idle(torch.nn.Module):
+    """A network with a norm that never runs and one that runs twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.idle, self.twice = torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.twice(x) + self.twice(2 * x)
+
+
+def test_a_refresh_of_norms_that_run_never_or_twice():
+    """E1, D7: a norm that does not run keeps its statistics; one that runs twice has the means over all that it saw."""
+    net, data = Idle(), make_data(0, n=6)
+    net.idle.running_mean.fill_(3), net.idle.running_var.fill_(2), net.idle.num_batches_tracked.fill_(77)
+    train.refresh_batchnorm(net, data, size=4)
+    assert net.idle.running_mean.tolist() == [3] * 3 and net.idle.running_var.tolist() == [2] * 3
+    assert net.idle.num_batches_tracked == 77 and net.idle.training and net.idle.momentum == 0.1
+    x = run(net.conv, next(batches(data, size=6))[1])
+    assert_close(net.twice.running_mean, 1.5 * x.mean(dim=(0, 2, 3)), 1e-5)  # float32
+    assert net.twice.num_batches_tracked == 4
+
+
 def test_etd_of_the_papers_network():
     """E1, E6: ResNet-9 at 50 % trains with masks and drops back to its 50 % self, moved."""
     net = build("resnet9", 0.1, channels=1, image_size=8, seed=0)

@@ -102,18 +102,20 @@ def test_a_network_that_cuts_theta_o2_off_is_refused():
 
 
 def test_refresh_is_one_shuffled_pass():
-    """D7: refreshed statistics are cumulative means over unaugmented batches in the generator's order, or in that of
-    seed 0."""
+    """D7: refreshed statistics are means over the images of one augmented pass drawn from the generator, or from one of
+    seed 0: a last batch of two counts half as much as one of four."""
     data, found = make_data(0, n=10, pad=2, flip=True), []
     for given, seed in ((None, 0), (gen(5), 5)):
         expanded = expand.expand(small_net(0), torch.zeros(2, 1, 8, 8))
         train.refresh_batchnorm(expanded, data, size=4, generator=given)
         conv = small_net(0).conv1
         with torch.no_grad():
-            means = [conv(x).mean(dim=(0, 2, 3)) for _, x, _ in batches(data, size=4, generator=gen(seed))]
-        found.append(expanded.layers()["norm1"].base.running_mean)
-        assert_close(found[-1], torch.stack(means).mean(dim=0), 1e-5)  # float32
-    assert not torch.allclose(*found, atol=1e-4)
+            parts = [conv(x) for _, x, _ in batches(data, size=4, generator=gen(seed), augment=True)]
+        norm = expanded.layers()["norm1"].base
+        assert_close(norm.running_mean, torch.cat(parts).mean(dim=(0, 2, 3)), 1e-5)  # float32
+        assert_close(norm.running_var, sum(len(part) * part.var(dim=(0, 2, 3)) for part in parts) / 10, 1e-5)
+        found.append(norm.running_var)
+    assert [len(part) for part in parts] == [4, 4, 2] and not torch.allclose(*found, atol=1e-4)
 
 
 class Fork(nn.Module):

@@ -98,7 +98,7 @@ def etd(run, shared=None):
                               expanded.width, 0.5) for i in range(N)]
     twin, passes = run.twin(weights(expanded)), [run.next() for _ in range(2)]
     twin.train(passes, oracles.linear(0.01, steps_of(passes)), twin.masked_ce(torch.tensor(table).double()))
-    twin.refresh(list(batches(run.data, None, BATCH, gen(0), dtype=torch.float64)))
+    twin.refresh(list(batches(run.data, None, BATCH, gen(0), augment=True, dtype=torch.float64)))
     return twin
 
 

@@ -46,6 +46,8 @@ def networks() -> dict:
     for name, source in (("watched", data), ("known", plain)):
         log = lambda epoch, epochs, net, **record: logs.append(torch.tensor(list(record.values()), dtype=torch.float64))
         found[name] = rem(net, source, FORGET, config, gen(0), log=log).state_dict()
+    for name, source in (("all", data), ("all known", plain)):  # every process reads all examples
+        found[name] = rem(net, replace(source, part=(0, 1)), FORGET, config, gen(0)).state_dict()
     expanded = train_etd(net, data, tiny(), gen(1))
     found["rem-on-etd"] = rem(expanded, data, FORGET, tiny(gamma=0.3), gen(0)).state_dict()
     found["logs"] = {str(i): values for i, values in enumerate(logs)}
@@ -106,7 +108,8 @@ def test_two_processes_give_one_network(found):
                 assert torch.equal(value, second[name][key]), (name, key)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "watched", "known", "rem-on-etd", "logs", "numbers", "told"])
+@pytest.mark.parametrize("name", [*NAMES, "watched", "known", "all", "all known", "rem-on-etd", "logs", "numbers",
+                                  "told"])
 def test_two_processes_give_the_numbers_of_one(found, name):
     """G1: without BatchNorm every method, REM's decisions, logs and predictions are one process's, within rounding."""
     alone, first, _ = found
