@@ -172,7 +172,7 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
     """Step 1: put theta_o2 beside theta_o1, give every example its mask and D_f (or `shared`) its own; as `rem`."""
     config = Settings(**{f.name: getattr(config, f.name, f.default) for f in fields(Settings)})
     forget = check_forget(forget, len(data))
-    if shared is not None and not torch.isin(forget, shared.to(forget.device)).all():
+    if shared is not None and not torch.isin(forget, check_index(shared, len(data)).cpu()).all():
         raise ValueError("shared lacks examples of D_f, which are under one mask (step 3.1); give all of D_f and more")
     if not any(p.requires_grad for name, p in model.named_parameters() if name.rpartition(".")[2] not in EXTRA):
         raise ValueError("every parameter of the network is frozen; set requires_grad where unlearning may change it")

@@ -280,12 +280,13 @@ def test_step_2_must_unlearn_with_weights():
 def prop_f7(rem, seed, step32=True):
     """Step 3 moves theta_o1 and the channels of D_f's row, and no channel that is off in every row."""
     state = make_state(rem, seed, weight_decay=0.0, step32=step32, p_mem=0.3, ratio=2.0)
-    state.masks = state.masks[:]  # plain rows, to write into
-    state.masks[:, 0], state.masks[:, 1] = False, torch.arange(len(state.masks)).eq(-1)
-    state.masks[state.forget, 2] = True  # bit 2 is D_f's alone: what moves there moves for D_f's sake
-    keep = torch.zeros(len(state.masks), dtype=torch.bool)
-    keep[state.forget] = True
-    state.masks[~keep, 2] = False
+    bits = state.masks[:]
+    bits[:, 0], bits[:, 1] = False, torch.arange(len(bits)).eq(-1)
+    bits[:, 2] = state.in_forget  # bit 2 is D_f's alone: what moves there moves for D_f's sake
+    eights = nn.functional.pad(bits, (0, -bits.shape[1] % 8)).view(len(bits), -1, 8)
+    packed = (eights * 2 ** torch.arange(8)).sum(dim=2).to(torch.uint8)
+    state.masks = etd.MaskTable(packed, bits.shape[1])
+    assert torch.equal(state.masks[:], bits)
     state.known = rem.known_reference(state) if state.known is not None else None
     extra, base = snapshot(theta_o2(state.expanded)), etd.drop(state.expanded)
     rem.redirect(state)
