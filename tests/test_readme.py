@@ -216,17 +216,37 @@ def test_the_table_of_ablations_is_that_of_the_results():
         assert seeds == (over_seeds(shared) if more else ""), method
 
 
+def beside_the_papers(number: str, rows: list[dict]) -> list[list[str]]:
+    """The lines with runs of a table of the paper as `run.py report` makes it: the scores and the paper's alone."""
+    (made,) = make_tables(number, rows)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.markdown(made).splitlines()
+             if line.startswith("|")]
+    scores = [name + more for name in ("Healed", "Utility", "product") for more in ("", " (paper)")]
+    places = [lines[0].index(name) for name in ("ETD", "method", "n", *scores)]
+    return [[line[k] for k in places] for line in lines[2:] if line[places[2]]]
+
+
+def test_the_tables_on_natural_images_are_those_of_the_results():
+    """R6: Table 1's columns over the cells that were run on the copy of CIFAR-10, and a column per cell."""
+    rows = load_rows([ROOT / "results" / "cifar10-jpeg-16px"])
+    assert table("CIFAR-10 at 16x16") == beside_the_papers("1", rows)
+    (made,) = make_tables("plane", rows)
+    printed = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.markdown(made).splitlines()
+               if line.startswith("|")]
+    shown = table("CIFAR-10 at 16x16", 1)
+    names = ["method", *(f"{task} {rate:g}" for task in ("poison", "confusion", "random") for rate in RATES), "mean",
+             "learnt", "gave up / idle"]
+    places = [printed[0].index(name) for name in names]
+    assert shown == [[line[k] for k in places] for line in printed[2:]]
+    assert {row["seed"] for row in rows} == {0} and {row["width"] for row in rows} == {0.5}
+
+
 def test_the_table_of_ten_rates_is_that_of_the_results():
     """R6: the columns shown of Table 4 over the paper's 30 cells are those that `run.py report` makes; REM's range."""
     rows = load_rows([ROOT / "results" / "fashion-mini" / "rates"])
-    (made,) = make_tables("4", rows)
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.markdown(made).splitlines()
-             if line.startswith("|")]
-    wanted = ("ETD", "method", "n", *(name + more for name in ("Healed", "Utility", "product") for more in ("", " (paper)")))
-    places = [lines[0].index(name) for name in wanted]
-    ran = [line for line in lines[2:] if line[lines[0].index("n")]]
-    assert table("All methods on fashion-mini", 2) == [[line[k] for k in places] for line in ran]
-    assert {line[places[2]] for line in ran} == {"30", "3"}  # 3: what reads no D_f
+    ran = beside_the_papers("4", rows)
+    assert table("All methods on fashion-mini", 2) == ran
+    assert {line[2] for line in ran} == {"30", "3"}  # 3: what reads no D_f
     found = [round(100 * row["product"]) for row in pick(rows, method="rem", etd=False)]
     assert f"between {min(found)} and {max(found)} in all {len(found)} cells" in " ".join(RESULTS.split())
 
@@ -280,15 +300,21 @@ def test_the_tables_on_lasting_healing_are_those_of_the_results():
         assert mean == (plus_minus(networks(runs), "product") if all(cells) else ""), name
     ended = {row["points"][-1]["epoch"] for row in pick(rows, method="rem", stop="repaired")}
     assert max(ended) < 8
-    rows = load_rows([ROOT / "results" / "lasting" / "cifar10-jpeg-16px"])
+    widths = {"half": ("lasting", 1.0), "quarter": ("", 0.5)}
+    rows = {name: load_rows([ROOT / "results" / folder / "cifar10-jpeg-16px"]) for name, (folder, _) in widths.items()}
     shown = table("Healing that lasts", 1)
-    for place, learnt, *cells, epochs in shown:
-        task, rate = place.split()
-        runs = [pick(rows, task=task, discovery=float(rate), method=name)[0] for name in ("no-ul", "npo", "rem")]
+    for width, place, learnt, *cells, lead, epochs, best in shown:
+        (task, rate), wanted = place.split(), dict(etd=False, stop="repaired", width=widths[width][1])
+        runs = [pick(rows[width], task=task, discovery=float(rate), method=name, **wanted)[0]
+                for name in ("no-ul", "npo", "rem")]
         assert [learnt, *cells] == [f"{100 * runs[0]['learnt']:.1f}",
                                     *(" / ".join(f"{100 * row[key]:.1f}" for key in SCORES) for row in runs)], place
-        assert int(epochs) == runs[2]["points"][-1]["epoch"]
-    assert len(shown) == 9
+        assert lead == f"{100 * (runs[2]['product'] - runs[1]['product']):+.1f}", place
+        points = runs[2]["points"][1:]
+        assert (int(epochs), best) == (len(points), f"{100 * max(p['healed'] * p['utility'] for p in points):.1f}")
+    there = {(name, r["task"], r["discovery"]) for name, some in rows.items()
+             for r in pick(some, method="rem", etd=False, stop="repaired")}
+    assert there == {(line[0], line[1].split()[0], float(line[1].split()[1])) for line in shown}
 
 
 def test_the_table_of_repairs_is_that_of_the_results():
