@@ -315,6 +315,12 @@ def test_the_tables_on_lasting_healing_are_those_of_the_results():
     there = {(name, r["task"], r["discovery"]) for name, some in rows.items()
              for r in pick(some, method="rem", etd=False, stop="repaired")}
     assert there == {(line[0], line[1].split()[0], float(line[1].split()[1])) for line in shown}
+    (row,) = pick(rows["half"], stop="max")
+    healed = {p["epoch"]: f"{100 * p['healed']:.1f}" for p in row["points"]}
+    best = max(100 * p["healed"] * p["utility"] for p in row["points"])
+    words = " ".join(RESULTS.split())
+    assert f"Healed is {healed[1]} after epoch 1, {healed[5]} after epoch 5, {healed[6]} after step 2" in words
+    assert f"end at {' / '.join(f'{100 * row[key]:.1f}' for key in SCORES)}, and the best of them has {best:.1f}" in words
 
 
 def test_the_table_of_repairs_is_that_of_the_results():
