@@ -320,7 +320,8 @@ def test_the_tables_on_lasting_healing_are_those_of_the_results():
     best = max(100 * p["healed"] * p["utility"] for p in row["points"])
     words = " ".join(RESULTS.split())
     assert f"Healed is {healed[1]} after epoch 1, {healed[5]} after epoch 5, {healed[6]} after step 2" in words
-    assert f"end at {' / '.join(f'{100 * row[key]:.1f}' for key in SCORES)}, and the best of them has {best:.1f}" in words
+    ends = " / ".join(f"{100 * row[key]:.1f}" for key in SCORES)
+    assert f"end at {ends}, and the best of them has {best:.1f}" in words
 
 
 def test_the_table_of_repairs_is_that_of_the_results():

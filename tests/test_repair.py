@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -567,9 +568,13 @@ def test_a_process_that_dies_ends_the_run_with_one_line(colours):
     shifted = {re.sub(r"^\d+", lambda m: str(int(m[0]) + 1), k): v for k, v in stored.items()}
     torch.save(shifted, colours["--checkpoint"])
     world = {**colours, "--model": f"{path}:dying"}
-    (code, told, errors), (killed, _, last) = test_ranks.ended(test_ranks.start(
-        ROOT, "run.py", *words(world, "--epochs", 9, "--device", "cpu", "--checkpoint-every", 0, "--batch-size", 4)))
-    assert killed == 9 and code == 2 and last == []
+    for _ in range(3):  # now and then gloo itself aborts a process whose peer has gone, before Python is told
+        (code, told, errors), (killed, _, last) = test_ranks.ended(test_ranks.start(
+            ROOT, "run.py", *words(world, "--epochs", 9, "--device", "cpu", "--checkpoint-every", 0, "--batch-size",
+                                   4)))
+        if code != -signal.SIGABRT:
+            break
+    assert killed == 9 and code == 2 and last == [], errors
     assert "theta_o2 beside" in told and "known bad, their given labels" not in told  # it was in training
     lines = [line for line in errors if not line.startswith(("[W", "warning: the network has not learnt"))]
     assert [line[:41] for line in lines] == ["run.py: a process of this run has ended ("]
