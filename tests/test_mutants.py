@@ -113,7 +113,7 @@ def quietly(prop):
 
 
 H = "(2 / beta) * F.logsigmoid(beta * (ce - ce_ref.detach()))"
-REDRAW = "mask_table(len(state.data), state.expanded.width, config.p_mem, config.seed + 1, state.forget)"
+REDRAW = "mask_table(len(state.data), state.expanded.width, state.config.p_mem, state.config.seed + 1, state.forget)"
 AVERAGE = """expanded = copy.deepcopy(expanded)
     for layer in expanded.layers().values():
         if getattr(layer, "to_extra", None) is not None:
@@ -144,8 +144,8 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (8, "reference taken anew each epoch", rem, "    state.expanded.train()\n",
      "    state.expanded.train()\n    state.reference = copy.deepcopy(state.expanded).requires_grad_(False).eval()\n",
      ["F8", "F8 whole"]),
-    (9, "reference is the current model", rem, "reference = copy.deepcopy(expanded).requires_grad_(False).eval()",
-     "reference = expanded", ["F8", "F8 whole"]),
+    (9, "reference is the current model", rem, "copy.deepcopy(expanded).requires_grad_(False).eval()",
+     "expanded", ["F8", "F8 whole"]),
     (10, "log of sigmoid", rem, "F.logsigmoid(beta * (ce - ce_ref.detach()))",
      "torch.log(torch.sigmoid(beta * (ce - ce_ref.detach())))", ["L11"]),
     (11, "step 2 through the expanded model", rem, "ce, (_, ce_ref) = cross_entropy(state, x, y),",
@@ -156,7 +156,7 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
      "for rows, x, y in loader(state, index, augment=False, size=min(1024, 4 * state.config.batch)):\n"
      "            logits = state.expanded(x, state.masks[rows])", ["A5"]),
     (12, "step 3.1 through the base model", rem,
-     "full = cross_entropy(state, x, y, state.masks[rows.to(state.device, non_blocking=True)])",
+     "full = cross_entropy(state, x, y, mask_rows(state.masks, rows))",
      "full = cross_entropy(state, x, y, torch.zeros_like(state.masks[rows]))", ["F7", "A7"]),
     (13, "3.1 on D_r", rem, "loss = ce_full if plain else npo_term(ce_full, ce_full_ref, beta)",
      "loss = torch.where(in_forget, 0, ce_full if plain else npo_term(ce_full, ce_full_ref, beta))", ["L14", "A7"]),
@@ -173,9 +173,9 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
      "while state.epoch <= state.config.unlearn_epochs and", ["A4"]),
     (17, "frozen batches of D_f", rem, "in loader(state, state.forget):",
      'in vars(state).setdefault("frozen", list(loader(state, state.forget))):', ["A7 step 2"]),
-    (18, "batch position for index, step 3", rem, "state.masks[rows.to(state.device, non_blocking=True)]",
+    (18, "batch position for index, step 3", rem, "mask_rows(state.masks, rows)",
      "state.masks[: len(rows)]", ["M3 step 3", "A7"]),
-    (18, "batch position for index, training", train, "masks[rows.to(device, non_blocking=True)]", "masks[: len(rows)]",
+    (18, "batch position for index, training", train, "mask_rows(masks, rows)", "masks[: len(rows)]",
      ["M3 fit"]),
     (18, "batch position for index, look-up", etd,
      "return table[check_index(index, len(table.packed)).to(table.packed.device, non_blocking=True)]",
@@ -192,7 +192,8 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (21, "masks redrawn each epoch, step 3", rem, "    state.expanded.train()\n",
      f"    state.expanded.train()\n    state.masks = {REDRAW}\n", ["M3 step 3", "A7"]),
     (21, "masks redrawn each epoch, training", train, "    for epoch in range(1, epochs + 1):\n",
-     "    for epoch in range(1, epochs + 1):\n        masks = None if masks is None else masks[:].roll(1, 0)\n",
+     "    for epoch in range(1, epochs + 1):\n"
+     "        masks = masks and type(masks)(masks.packed.roll(1, 0), masks.width)\n",
      ["M3 fit"]),
     (22, "global seed set in forward", etd, "        return run_pass(self.net, x, MaskedPass(mask), layers)",
      "        torch.manual_seed(0)\n        return run_pass(self.net, x, MaskedPass(mask), layers)", ["M6", "E4"]),
@@ -234,8 +235,8 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (33, "D_f drawn independently per rate", tasks, 'stream(seed, "discovery")', 'stream(seed, f"discovery {rate}")',
      ["T8"]),
     (34, "accuracy averaged over batches", metrics,
-     "return share(predict(model, data, index, masks) == (labels if index is None else labels[index]))",
-     "hits = (predict(model, data, index, masks) == (labels if index is None else labels[index])).split(1024)\n"
+     "return share(predict(model, data, index, masks) == (labels if index is None else labels[index.cpu()]))",
+     "hits = (predict(model, data, index, masks) == (labels if index is None else labels[index.cpu()])).split(1024)\n"
      "    return sum(share(part) for part in hits) / len(hits)", ["V2"]),
     (35, "step 2 with the statistics of D_f's batches", rem, "state.expanded.train(training)",
      "state.expanded.train(bool(state))", ["A20", "F6"]),
