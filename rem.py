@@ -52,18 +52,18 @@ def step2_loss(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> tor
     return -npo_term(ce, ce_ref, beta).mean()
 
 
-def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: float = 1.0, plain=False) -> torch.Tensor:
+def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta=1.0, redirect="npo") -> torch.Tensor:
     """Step 3.3: L_step3 = L_redirect - L_remove, the mean over a batch of D_tr (Eq. 2).
 
     Choice: D_f has its natural share of the batch, so both terms are divided by the batch size.
     Args:
         ce_full, ce_full_ref: (B,) cross-entropies of theta_o1 and theta_o2 under masks, model and reference.
         ce_base, ce_base_ref: (B,) cross-entropies of theta_o1 alone, or None to leave the removal term (3.2) out.
-        in_forget: (B,) bool, D_f; beta: > 0; plain: redirect by CE itself, which pulls all corruption back.
+        in_forget: (B,) bool, D_f; beta: > 0; redirect: "npo", or "ce" for CE itself, which pulls all corruption back.
     Returns: a scalar; going down it lowers CE of the full network on D_tr and raises CE of theta_o1 on D_f.
     """
     # L_redirect = (2 / beta) E_{D_tr} log sigmoid(beta (CE_{o1 and o2} - CE_ref))
-    loss = ce_full if plain else npo_term(ce_full, ce_full_ref, beta)
+    loss = ce_full if redirect == "ce" else npo_term(ce_full, ce_full_ref, beta)
     if ce_base is not None:
         # - L_remove = -(2 / beta) E_{D_tr} 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref))
         loss = loss - torch.where(in_forget, npo_term(ce_base, ce_base_ref, beta), 0)
@@ -271,7 +271,7 @@ def step3(state: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) ->
     # 3.3  L_step3 = L_redirect - L_remove
     removal = (base, base_ref) if removes else (None, None)
     in_forget = in_forget.to(state.device, non_blocking=True)
-    return step3_loss(full, full_ref, *removal, in_forget, config.beta, plain=config.redirect == "ce")
+    return step3_loss(full, full_ref, *removal, in_forget, config.beta, config.redirect)
 
 
 def step3_without_redirect(state: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

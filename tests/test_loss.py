@@ -403,5 +403,5 @@ def test_l14_redirect_by_plain_ce(seed, beta):
     g = gen(seed)
     full, full_ref, base, base_ref = (6 * torch.rand(7, generator=g, dtype=torch.float64) for _ in range(4))
     in_forget = torch.rand(7, generator=g) < 0.5
-    found = rem_module.step3_loss(full, full_ref, base, base_ref, in_forget, beta, plain=True)
+    found = rem_module.step3_loss(full, full_ref, base, base_ref, in_forget, beta, redirect="ce")
     assert_close(found, full.mean() + removal(rem_module, (full, full_ref, base, base_ref), in_forget, beta))
