@@ -8,7 +8,6 @@ int64 dataset indices, the settings, and the generator of order and augmentation
 what it was given as it was. Choice: rates are constant at `unlearn_lr` where no docstring speaks of `schedule`.
 """
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,8 +18,8 @@ from torch import Generator, Tensor
 from torch.nn import Module, functional as F
 
 from data import Data, batches, count_batches
-from etd import (NonFiniteLoss, descend, eval_mode, finite, finite_weights, forked_rng, logits_of, make_optimizer,
-                 stream)
+from etd import (NonFiniteLoss, copy_of, descend, eval_mode, finite, finite_weights, forked_rng, logits_of,
+                 make_optimizer, stream)
 from metrics import accuracy, predict
 from models import reinitialise
 from rem import check_forget, trains_on_forget
@@ -42,7 +41,7 @@ CUTS_DIVERSITY = 2.0  # weight of the penalty
 def no_ul(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator) -> Module:
     """No unlearning: a copy of the trained network (Table 1 "No UL"; with ETD training, ETD alone)."""
     check_forget(forget, len(data))
-    return copy.deepcopy(model)
+    return copy_of(model)
 
 
 # --- Distillation -----------------------------------------------------------------------------------------------------
@@ -54,7 +53,7 @@ def bad_teacher(over_classes: bool):
     in eval mode. over_classes: the released scale, a mean over batch and classes, KL / C; without it the formula's.
     """
     def badt(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
-        forget, student = check_forget(forget, len(data)), copy.deepcopy(model)
+        forget, student = check_forget(forget, len(data)), copy_of(model)
         in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
         original, bad = teacher(model, data, config), teacher(fresh(model, config), data, config, forget)
         optimizer = make_optimizer(student, config, config.unlearn_lr)
@@ -87,7 +86,7 @@ def scrub(model: Module, data: Data, forget: Tensor, config: Config, generator: 
     Choice: CE and KD are both negated, as in Goel et al. 2024; in Kurmanji et al. the pass over D_f has -KD alone.
     Updates of both kinds of pass count; all run in training mode, `forget_norm` has no part in it.
     """
-    retain, student, epochs = retain_set(forget, len(data)), copy.deepcopy(model), config.unlearn_epochs
+    retain, student, epochs = retain_set(forget, len(data)), copy_of(model), config.unlearn_epochs
     optimizer, original = make_optimizer(student, config, config.unlearn_lr), teacher(model, data, config)
     per_max, per_min = (count_batches(len(index), config.batch) for index in (forget, retain))
     most = min(epochs, math.ceil(SCRUB_STEPS / (per_max + per_min)))  # epochs that begin with a pass over D_f
@@ -122,7 +121,7 @@ def teacher(net: Module, data: Data, config: Config, index: Tensor | None = None
 
     Without augmentation the answers never change: then they are computed once, for the examples of `index` (None: all).
     """
-    frozen = copy.deepcopy(net).requires_grad_(False).eval()
+    frozen = copy_of(net).requires_grad_(False).eval()
 
     @torch.no_grad()
     def answer(rows: Tensor, x: Tensor) -> Tensor:
@@ -145,7 +144,7 @@ def ssd(model: Module, data: Data, forget: Tensor, config: Config, generator: Ge
     I_f > alpha I, weight *= min(1, lambda I / I_f); alpha is `ssd_alpha`, lambda 1.
     Choice: batches of SSD_BATCH, on which the square of a mean gradient depends; no augmentation, so nothing is drawn.
     """
-    forget, net = check_forget(forget, len(data)), copy.deepcopy(model)
+    forget, net = check_forget(forget, len(data)), copy_of(model)
     few = replace(config, batch=SSD_BATCH)
     of_all, of_forget = (importance(net, data, index, few, F.cross_entropy, torch.square) for index in (None, forget))
     dampen(net, model, of_forget, of_all, config.ssd_alpha, SSD_LAMBDA)
@@ -165,7 +164,7 @@ def potion(tries: int, part: float, relative: bool):
     Returns: a method of the same signature as the others.
     """
     def dampening(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
-        retain, net = retain_set(forget, len(data)), copy.deepcopy(model)
+        retain, net = retain_set(forget, len(data)), copy_of(model)
         acc = accuracy(net, data, forget)
         bound, fraction, done = config.gamma * (acc if relative else 1), len(forget) / len(data) / part, 0
         if acc > bound:
@@ -197,13 +196,13 @@ def importance(net: Module, data: Data, index: Tensor | None, config: Config, lo
         of the Fisher matrix), torch.abs for Potion.
     """
     parameters, whole = [p for p in net.parameters() if p.requires_grad], replace(data, part=(0, 1))
-    totals, steps = [torch.zeros_like(p) for p in parameters], 0
+    totals, steps = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters], 0
     with eval_mode(net):
         for _, x, y in batches(whole, index, config.batch, dtype=next(net.parameters()).dtype):
             loss = loss_of(logits_of(net, x, config.precision), y)
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             for total, gradient in zip(totals, gradients, strict=True):
-                total += measure(gradient)
+                total += measure(gradient.to(total))
             steps += 1
     return [total / steps for total in totals]
 
@@ -240,7 +239,7 @@ def fine_tune(model: Module, data: Data, forget: Tensor, config: Config, generat
 
     Loss: CE on D_r, undiscovered corruption included; rates of `schedule`, at most `unlearn_lr`.
     """
-    retain, tuned = retain_set(forget, len(data)), copy.deepcopy(model)
+    retain, tuned = retain_set(forget, len(data)), copy_of(model)
     fit(tuned, data, retain, config, generator, epochs=config.unlearn_epochs, lr=config.unlearn_lr, log=log,
         schedule=config.schedule)
     return restore_modes(model, tuned)
@@ -254,7 +253,7 @@ def ascent(model: Module, data: Data, forget: Tensor, config: Config, generator:
     Loss: -CE on D_f, whole passes until Acc(D_f) <= gamma, at most `max_passes`, then a warning. Acc(D_f) is against
     the labels as given, in eval mode. Passes are in training mode unless `forget_norm` says otherwise, see rem.py.
     """
-    forget, net, passes = check_forget(forget, len(data)), copy.deepcopy(model), 0
+    forget, net, passes = check_forget(forget, len(data)), copy_of(model), 0
     optimizer, training = make_optimizer(net, config, config.unlearn_lr), trains_on_forget(config, forget)
 
     def loss(logits, rows, x, y):
@@ -279,7 +278,7 @@ def cuts(model: Module, data: Data, forget: Tensor, config: Config, generator: G
     so that a = 0 would agree best. Parameters alone move; BatchNorm's running statistics are the original's: anew at
     each step they healed no better. A step whose network gives numbers that are not finite is passed over.
     """
-    forget, net, tuned = check_forget(forget, len(data)), copy.deepcopy(model), copy.deepcopy(model)
+    forget, net, tuned = check_forget(forget, len(data)), copy_of(model), copy_of(model)
     sample = torch.randperm(len(data), generator=generator)[:CUTS_IMAGES]  # V
     nearest_of = neighbours(features(model, replace(data, part=(0, 1)), sample, layer=-2))
 

@@ -27,6 +27,7 @@ from tasks import write_whole
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IMAGENETTE_CLASSES = 10
+SLIM = 16  # longer side over shorter one of an image file above which its ends are cut off before it is resized
 MINI_FILE = Path(__file__).resolve().parent / "data" / "fashion-mini.npz"
 
 # Choice: everything that is fixed per data set. mean, std: per channel, of the training pixels in [0, 1] at native size
@@ -254,8 +255,12 @@ def _decode_one(path, size):
             image = image.convert("RGB")
     except Exception as error:  # PIL's decoders raise anything, and DecompressionBombError for billions of pixels
         raise ValueError(f"cannot decode {path} ({error}): remove or replace it") from error
-    if min(image.size) != size:
-        scale = size / min(image.size)
+    if (short := min(image.size)) != size:
+        if max(image.size) > SLIM * short:  # resized whole it could fill the memory
+            width, height = (min(side, SLIM * short) for side in image.size)
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+        scale = size / short
         image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
     left, top = ((side - size) // 2 for side in image.size)
     return np.asarray(image)[top : top + size, left : left + size]

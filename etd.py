@@ -60,8 +60,7 @@ def mask_table(n: int, width: int, p_mem: float, seed: int, shared=None) -> Mask
     for rows in table.split(max(1, DRAWS // max(1, width))):  # never all N * width numbers at once
         draws = torch.rand((len(rows), width), generator=generator, dtype=torch.float32, device="cpu")
         bits = nn.functional.pad(draws < p_mem, (0, 8 * columns - width)).view(len(rows), columns, 8).to(torch.uint8)
-        for place in range(8):
-            rows |= bits[:, :, place] << place
+        rows |= (bits << torch.arange(8, dtype=torch.uint8, device="cpu")).sum(dim=2, dtype=torch.uint8)
     shared_row, table = table[0], table[1:]
     if shared is not None:
         table[check_index(shared, n)] = shared_row
@@ -92,15 +91,14 @@ class MaskedPass:
     """What the expanded layers hold while one masked pass lasts; without it (None) the base layers run alone."""
 
     mask: torch.Tensor  # (B, width) bool, a row per example
-    # (outputs, extra, dtype) -> (B, outputs + extra): layers of one shape share it for the length of the pass
-    wide: dict[tuple, torch.Tensor] = field(default_factory=dict)
+    wide: dict[tuple, torch.Tensor] = field(default_factory=dict)  # (outputs, extra, dtype) -> (B, outputs + extra)
 
 
 class ExpandedWeight(nn.Module):
     """A Conv2d or Linear beside its extra part: extra->base (`to_base`), base+extra->extra (`to_extra`, `extra_bias`).
 
-    With `keep` one wide layer runs; the mask acts on its extra outputs, or on those of the BatchNorm that follows
-    (`mask_output`). Without, the base layer runs alone.
+    With `keep` one wide layer runs, its extra outputs under the mask unless a BatchNorm follows, which masks its own
+    (`mask_output`); without, the base layer runs alone.
     """
 
     def __init__(self, base: nn.Conv2d | nn.Linear, ratio: float):
@@ -167,8 +165,7 @@ class ExpandedBatchNorm(nn.Module):
         super().__init__()
         self.base = base
         self.inputs = self.outputs = base.num_features
-        self.channel_dim, self.keep = 1, None
-        self.extra_in, self.extra_out = None, 0
+        self.channel_dim, self.extra_in, self.extra_out, self.keep = 1, None, 0, None
 
     def grow(self, extra_in: int, generator: torch.Generator) -> None:
         """Make the extra entries: weight 1, bias 0, running mean 0, running variance 1; nothing is drawn."""
@@ -188,8 +185,7 @@ class ExpandedBatchNorm(nn.Module):
             wide["weight"] = torch.cat([base.weight, self.extra_weight])
         if base.bias is not None:
             wide["bias"] = torch.cat([base.bias, self.extra_bias])
-        x = torch.func.functional_call(base, wide, x)  # all that the base computes, on all channels
-        return masked(x, self)
+        return masked(torch.func.functional_call(base, wide, x), self)  # all that the base computes, on all channels
 
 
 def masked(x: torch.Tensor, layer: ExpandedWeight | ExpandedBatchNorm) -> torch.Tensor:
@@ -226,11 +222,9 @@ class Expanded(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         layers = list(self.layers().values())
-        if mask is None:
-            return run_pass(self.net, x, None, layers)
-        if mask.shape != (wanted := (len(x), self.width)):
+        if mask is not None and mask.shape != (wanted := (len(x), self.width)):
             raise ValueError(f"the mask has shape {tuple(mask.shape)}; it must be {wanted}, a row per example")
-        return run_pass(self.net, x, MaskedPass(mask), layers)
+        return run_pass(self.net, x, None if mask is None else MaskedPass(mask), layers)
 
 
 def run_pass(net: nn.Module, x: torch.Tensor, keep: MaskedPass | None, layers: list) -> torch.Tensor:
@@ -260,9 +254,15 @@ def drop(expanded: Expanded) -> nn.Module:
     """Discard theta_o2 (step 4): theta_o1 as a new, plain network of the original's keys, shapes, dtypes; TypeError."""
     if not isinstance(expanded, Expanded):
         raise TypeError(f"drop takes the Expanded that expand returns, not a {type(expanded).__name__}")
-    expanded = copy.deepcopy(expanded)
+    expanded = copy_of(expanded)
     swap(expanded, {layer: layer.base for layer in expanded.layers().values()})
     return expanded.net
+
+
+def copy_of(net: nn.Module) -> nn.Module:
+    """A deep copy; torch has none of an activation with its history, which some networks keep, so that is let go."""
+    kept = [value for module in net.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    return copy.deepcopy(net, {id(value): value.detach() for value in kept if not value.is_leaf})
 
 
 def swap(root: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
@@ -280,6 +280,8 @@ def logits_of(net: nn.Module, x: torch.Tensor, precision: str, mask: torch.Tenso
     bf16 = precision == "bf16" or (precision == "auto" and x.device.type == "cuda")
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16 and x.dtype != torch.float16):
         logits = net(x) if mask is None else net(x, mask)
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(f"the network gives a {type(logits).__name__}, not logits; switch auxiliary heads off")
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -309,11 +311,15 @@ def over_ranks(values: list[torch.Tensor], weight: float | None = None) -> None:
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, count: int = 1) -> torch.Tensor:
-    """One step down the mean over all ranks of `loss`, here of `count` examples; what it does not reach stays."""
+    """One step down the mean over all ranks of `loss`, here of `count` examples; what it reaches on none stays."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    loss = loss.detach()
-    over_ranks([loss, *(p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None)], count)
+    loss, parameters = loss.detach(), [p for group in optimizer.param_groups for p in group["params"]]
+    if ranks()[1] > 1:  # a block that was skipped here may have run elsewhere
+        over_ranks([reached := loss.new_tensor([p.grad is not None for p in parameters])])
+        for p in (p for p, times in zip(parameters, reached.tolist(), strict=True) if times and p.grad is None):
+            p.grad = torch.zeros_like(p)
+    over_ranks([loss, *(p.grad for p in parameters if p.grad is not None)], count)
     optimizer.step()
     return loss
 
@@ -328,8 +334,8 @@ def finite(total: torch.Tensor, steps: int, where: str) -> float:
 
 def finite_weights(net: nn.Module) -> nn.Module:
     """The network itself; NonFiniteLoss if the last update has left a weight or statistic that is not finite."""
-    for name, value in net.state_dict().items():
-        if not value.isfinite().all():
+    for name, value in [*net.named_parameters(), *net.named_buffers()]:  # a buffer that is a mask may hold -inf
+        if (~value.isfinite() if value.requires_grad or "running_" in name else value.isnan()).any():
             raise NonFiniteLoss(f"{name} is not finite any more after the last update; lower the rate")
     return net
 
@@ -363,9 +369,8 @@ def forked_rng(generator: torch.Generator, device: torch.device):
     seed = int(torch.randint(2**62, (), generator=generator.clone_state())) + ranks()[0]
     cuda = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
     with torch.random.fork_rng(cuda):
-        torch.default_generator.manual_seed(seed)
-        for index in cuda:
-            torch.cuda.default_generators[index].manual_seed(seed)
+        for source in [torch.default_generator, *(torch.cuda.default_generators[index] for index in cuda)]:
+            source.manual_seed(seed)
         yield
 
 
@@ -377,9 +382,7 @@ def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.
     """
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
     norms = [m for m in model.modules() if isinstance(m, kinds) and m.running_mean is not None]
-    if not norms:
-        return
-    seen, momenta, weight = dict.fromkeys(norms, 0), [norm.momentum for norm in norms], next(model.parameters())
+    seen, weight = dict.fromkeys(norms, 0), next(model.parameters())
 
     def count(norm, args):  # the mean over images: a short last batch counts for what it holds
         if not seen[norm]:
@@ -387,14 +390,11 @@ def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.
         seen[norm] += len(args[0])
         norm.training, norm.momentum = True, len(args[0]) / seen[norm]
 
-    hooks = [norm.register_forward_pre_hook(count) for norm in norms]
-    try:
-        with eval_mode(model), torch.no_grad():
-            order = generator or torch.Generator().manual_seed(0)
-            for _, x, _ in data.batches(size=size, generator=order, augment=True, dtype=weight.dtype):
-                if len(x) > 1 or size == 1:  # BatchNorm may refuse one image alone
-                    model(x.to(weight.device))
-    finally:
-        for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
-            norm.momentum = momentum
-            hook.remove()
+    with contextlib.ExitStack() as after, eval_mode(model), torch.no_grad():
+        for norm in norms:
+            after.callback(setattr, norm, "momentum", norm.momentum)
+            after.enter_context(norm.register_forward_pre_hook(count))
+        order = generator or torch.Generator().manual_seed(0)
+        for _, x, _ in data.batches(size=size, generator=order, augment=True, dtype=weight.dtype) if norms else ():
+            if len(x) > 1 or size == 1:  # BatchNorm may refuse one image alone
+                model(x.to(weight.device))

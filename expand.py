@@ -9,12 +9,11 @@ each as many extra inputs as arrive at it, and `self_check` refuses networks in 
 """
 
 import contextlib
-import copy
 
 import torch
 from torch import nn
 
-from etd import EXTRA, Expanded, ExpandedBatchNorm, ExpandedWeight, MaskedPass, eval_mode, run_pass, swap
+from etd import EXTRA, Expanded, ExpandedBatchNorm, ExpandedWeight, MaskedPass, copy_of, eval_mode, run_pass, swap
 
 SPREAD_TOLERANCE = 1e-8  # float64 rounding grows to about 1e-12 of the spread in deep networks; errors are > 1e-3
 EXAMPLES = 3  # of the self-check: with two, BatchNorm makes +1 and -1 of 1x1 maps
@@ -40,8 +39,8 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
             own `expandable`, else every Conv2d.
         generator: torch.Generator on the CPU for theta_o2's weights; None: one seeded with 0.
     Returns: an `Expanded` on the model's device, with its dtypes, training flags and memory formats; the model stays.
-    Raises: ValueError: a ratio, example or layer name that cannot be used; TypeError: the network cannot be expanded;
-        the text names the module.
+    Raises: ValueError: a ratio, example or layer name that cannot be used, or in training the network gives more than
+        logits; TypeError: the network cannot be expanded; the text names the module.
     """
     if not 0 <= ratio < float("inf"):
         raise ValueError(f"ratio is {ratio}; it must be extra width over base width, a finite number of at least 0")
@@ -53,7 +52,7 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
     state = generator.get_state()
     try:
         for mask_everywhere in (False, True):  # True: where a convolution feeds more than the norm that masks for it
-            expanded = wrap(copy.deepcopy(model), ratio, layers)
+            expanded = wrap(copy_of(model), ratio, layers)
             generator.set_state(state)
             grow_to_fit(expanded, example, generator, mask_everywhere)
             problem = self_check(expanded, example.shape[1:])
@@ -225,7 +224,7 @@ def hidden_layers(model: nn.Module, example: torch.Tensor) -> list[str]:
     Args: model, left as it is; example: (B, ...) a batch of inputs, B >= 1.
     Returns: layers that another one follows, such as the first of a feed-forward block, where extra channels fit.
     """
-    net = copy.deepcopy(model).to("meta")  # shapes are enough, so nothing is computed
+    net = copy_of(model).to("meta")  # shapes are enough, so nothing is computed
     order, names, before = [], [], None
     with torch.no_grad(), contextlib.ExitStack() as hooks:
         for name, module in net.named_modules():
@@ -244,7 +243,7 @@ def hidden_layers(model: nn.Module, example: torch.Tensor) -> list[str]:
 def takes_extra(net: nn.Module, example: torch.Tensor, names: list[str]) -> bool:
     """Whether a dry run gets through with one extra channel of each named layer."""
     try:
-        expanded = wrap(copy.deepcopy(net), 0, names)
+        expanded = wrap(copy_of(net), 0, names)
         for name in names:
             expanded.layers()[name].extra_out = 1
         grow_to_fit(expanded, example, torch.Generator(), mask_everywhere=False)
@@ -277,7 +276,7 @@ def self_check(expanded: Expanded, shape: torch.Size) -> str | None:
     each layer's outputs. The last draw is positive, so that no ReLU is shut; the others keep gates open.
     """
     generator = torch.Generator().manual_seed(0)
-    probe = copy.deepcopy(expanded).to("cpu", torch.float64)
+    probe = copy_of(expanded).to("cpu", torch.float64)
     for module in probe.modules():  # batch statistics, and nothing else of training mode
         module.training = isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, ExpandedBatchNorm))
     x = torch.randn((EXAMPLES, *shape), generator=generator, dtype=torch.float64, device="cpu")
@@ -293,8 +292,13 @@ def self_check(expanded: Expanded, shape: torch.Size) -> str | None:
                 return problem
             if unreached:
                 unreached -= reached(probe, x, generator)
-    if unreached:
-        return f"cannot expand {min(unreached)[0]!r}: its extra channels reach no output, so the network cuts them off"
+        if unreached:
+            return (f"cannot expand {min(unreached)[0]!r}: its extra channels reach no output, so the network "
+                    "cuts them off")
+        out = in_training(probe, x)
+    if not isinstance(out, torch.Tensor):
+        raise ValueError(f"in training the network gives a {type(out).__name__} instead of logits; switch its "
+                         "auxiliary heads off, in torchvision with aux_logits=False")
     try:
         with torch.enable_grad():
             return mixed_up(probe.eval(), x)
@@ -302,6 +306,12 @@ def self_check(expanded: Expanded, shape: torch.Size) -> str | None:
         if out_of_memory(error):
             raise
         return f"cannot expand the network {type(probe.net).__name__}: {error}"
+
+
+def in_training(probe: Expanded, x: torch.Tensor):
+    """What a masked pass gives in training mode, where auxiliary heads join; global random states stay."""
+    with torch.random.fork_rng([]):
+        return probe.train()(x, torch.ones((len(x), probe.width), dtype=torch.bool))
 
 
 def leak(probe: Expanded, x: torch.Tensor, positive: bool) -> str | None:
@@ -376,9 +386,8 @@ def layer_outputs(probe: Expanded, x: torch.Tensor, mask: torch.Tensor | None) -
     return outputs
 
 
-def check_gradients(expanded: Expanded) -> None:
-    """Raise a TypeError where step 3 has left a parameter of theta_o2 without a gradient."""
-    for name, layer in expanded.layers().items():
-        if any(p is not None and p.numel() and p.grad is None for p in (getattr(layer, part, None) for part in EXTRA)):
-            raise TypeError(f"cannot redirect through {name!r}: in training no gradient reaches its part of "
-                            "theta_o2; name other layers to expand")
+def extra_parts(expanded: Expanded, without_gradient: bool = False) -> set[tuple[str, str]]:
+    """The parameters of theta_o2, (layer, part); or those that the last backward pass has left without a gradient."""
+    parts = {(name, part): getattr(layer, part, None) for name, layer in expanded.layers().items() for part in EXTRA}
+    return {key for key, p in parts.items()
+            if p is not None and p.numel() and not (without_gradient and p.grad is not None)}

@@ -11,6 +11,7 @@ import copy
 import errno
 import inspect
 import json
+import math
 import os
 import re
 import subprocess
@@ -128,19 +129,24 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
         if not isinstance(unlearned, nn.Module):
             raise TypeError(f"{name} returned {type(unlearned).__name__}; a method returns the unlearned network")
         anew = name in METHODS and METHODS[name].etd == "none"  # what trains anew had nothing to unlearn
-        before = None if anew else original
-        return evaluate(drop(unlearned) if isinstance(unlearned, Expanded) else unlearned, task, forget, before)
+        net, before = drop(unlearned) if isinstance(unlearned, Expanded) else unlearned, None if anew else original
+        return {**evaluate(net, task, forget, before), **told_at_end(notes, config.gamma)}
 
     unlearned, seconds, failure = attempt(work)
     scores = {}
     if failure is None:
         scores, _, failure = attempt(measure)
-    if scores:
-        ends = [note for note in notes if "passes" in note]
-        scores |= {"passes": sum(note["passes"] for note in ends) if ends else None,
-                   "gave_up": any(note.get("gave_up", note.get("acc_forget", 0) > config.gamma) for note in ends)}
     row = {"status": "failed" if failure else "ok", "error": failure, **NO_SCORES, **(scores or {}), "seconds": seconds}
     return {**row, "points": points} if points else row
+
+
+def told_at_end(notes: list[dict], gamma: float) -> dict:
+    """passes and gave_up of a row, plain numbers whatever kind was logged; an error of some kind for what is none."""
+    ends = [note for note in notes if "passes" in note]
+    passes = [math.ceil(note["passes"]) for note in ends if note["passes"] is not None]  # a half one was begun, too
+    said = [note["gave_up"] if note.get("gave_up") is not None else (note.get("acc_forget") or 0) > gamma
+            for note in ends]
+    return {"passes": sum(passes) if passes else None, "gave_up": any(said)}
 
 
 def point(config: Config, net, task: Task, forget: torch.Tensor, epoch: int, **values) -> dict:

@@ -28,7 +28,7 @@ def predict(model: nn.Module, data: Data, index: torch.Tensor | None = None, mas
     """
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     found = torch.zeros((3, len(data)), dtype=torch.int64, device=data.device)  # class, odd logits, times seen
-    with eval_mode(model), torch.inference_mode():
+    with eval_mode(model), torch.no_grad():
         for rows, x, _ in batches(data, index, size, dtype=dtype):
             logits = model(x) if masks is None else model(x, masks[rows].to(x.device))  # (b, classes)
             odd = (~logits.isfinite()).any(dim=1).long()

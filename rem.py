@@ -15,20 +15,18 @@ and of `config`: any of the attributes of `Settings`; those that it lacks have T
 processes (torch.distributed) data.batches yields this one's share of each batch, as data.py does.
 """
 
-import copy
 import math
 from dataclasses import dataclass, field, fields
-from itertools import chain
 from warnings import warn
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from etd import (EXTRA, Expanded, MaskTable, NonFiniteLoss, check_index, descend, drop, eval_mode, finite,
+from etd import (EXTRA, Expanded, MaskTable, NonFiniteLoss, check_index, copy_of, descend, drop, eval_mode, finite,
                  finite_weights, forked_rng, logits_of, make_optimizer, mask_rows, mask_table, over_ranks, ranks,
                  refresh_batchnorm, stream)
-from expand import check_gradients, expand
+from expand import expand, extra_parts
 
 # --- Eq. 2 ------------------------------------------------------------------------------------------------------------
 
@@ -177,14 +175,14 @@ def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch
     if not any(p.requires_grad for name, p in model.named_parameters() if name.rpartition(".")[2] not in EXTRA):
         raise ValueError("every parameter of the network is frozen; set requires_grad where unlearning may change it")
     if isinstance(model, Expanded):
-        expanded = copy.deepcopy(model)
+        expanded = copy_of(model)
     else:
         _, example, _ = next(iter(data.batches(forget[:2], size=2, generator=torch.Generator())))
         expanded = expand(model, example, config.extra_ratio, generator=stream(config.seed, "theta_o2"))
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget if shared is None else shared)
     in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
     device = next(expanded.parameters()).device
-    state = State(expanded, copy.deepcopy(expanded).requires_grad_(False).eval(), data, forget, in_forget,
+    state = State(expanded, copy_of(expanded).requires_grad_(False).eval(), data, forget, in_forget,
                   masks.to(device), make_optimizer(expanded, config, config.unlearn_lr), config, generator,
                   [module.training for module in expanded.modules()], device)
     retain = (~in_forget).nonzero().flatten()
@@ -242,13 +240,14 @@ def redirect(state: State) -> float:
     batch_loss = step3 if state.config.step31 else step3_without_redirect
     state.expanded.train()
     total, steps, state.sums = torch.zeros((), device=state.device), 0, torch.zeros((2, 3), device=state.device)
+    waiting = extra_parts(state.expanded) if state.config.step31 else set()
     with forked_rng(state.generator, state.device):
-        for rows, x, y in loader(state, state.taught):
+        for steps, (rows, x, y) in enumerate(loader(state, state.taught), 1):
             # 3.3  theta <- theta - epsilon grad L_step3, both parts
             total += descend(state.optimizer, batch_loss(state, rows, x, y), len(rows))
-            if steps == 0 and state.config.step31:
-                check_gradients(state.expanded)
-            steps += 1
+            waiting = waiting and waiting & extra_parts(state.expanded, without_gradient=True)
+    if waiting and steps:
+        raise TypeError(f"cannot redirect through {min(waiting)[0]!r}: in training no gradient reaches its theta_o2")
     state.record["loss"] = finite(total, steps, f"step 3 of epoch {state.epoch}")
     over_ranks([state.sums])
     for name, (number, u, pull) in zip(("retain", "forget"), state.sums.tolist(), strict=True):
@@ -269,9 +268,8 @@ def step3(state: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) ->
         base = cross_entropy(state, x, y)
     weigh(state, full.detach() - full_ref, in_forget)
     # 3.3  L_step3 = L_redirect - L_remove
-    removal = (base, base_ref) if removes else (None, None)
     in_forget = in_forget.to(state.device, non_blocking=True)
-    return step3_loss(full, full_ref, *removal, in_forget, config.beta, config.redirect)
+    return step3_loss(full, full_ref, base if removes else None, base_ref, in_forget, config.beta, config.redirect)
 
 
 def step3_without_redirect(state: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -308,7 +306,7 @@ def judge(state: State) -> None:
     score, error = acc * kept, (acc * (1 - acc) / len(state.watched)) ** 0.5 * kept
     state.repaired = state.best is not None and score <= state.best_score + error
     if score > state.best_score:
-        state.best, state.best_score = {k: v.clone() for k, v in drop(state.expanded).state_dict().items()}, score
+        state.best, state.best_score = drop(state.expanded).state_dict(), score
     state.record |= {"acc_forget_end": forgotten, "acc_watched": acc, "score": score}
 
 
@@ -338,16 +336,18 @@ def check_forget(forget: torch.Tensor, n: int) -> torch.Tensor:
 
 def loader(state: State, index: torch.Tensor | None, augment: bool = True, size: int | None = None):
     """Batches of D_tr or of `index`, shuffled and augmented or plain, in the network's dtype, the last not of one."""
+    asked, dtype = torch.arange(len(state.data)) if index is None else index, next(state.expanded.parameters()).dtype
     how = dict(size=size or state.config.batch, generator=state.generator if augment else None, augment=augment)
-    seen, held = [torch.empty(0, dtype=torch.int64)], None
-    for batch in chain(state.data.batches(index, **how, dtype=next(state.expanded.parameters()).dtype), [None]):
-        seen += batch[:1] if batch else []
-        if batch and held and len(batch[0]) == 1 < len(held[0]) and ranks()[1] == 1:  # BatchNorm may refuse one alone
-            batch = [torch.cat(parts) for parts in zip(held, batch, strict=True)]
-        elif held:
-            yield held[0], held[1].to(state.device), held[2].to(state.device)
-        held = batch
-    seen, asked = torch.cat(seen), torch.arange(len(state.data)) if index is None else index
+    seen, held, left = [torch.empty(0, dtype=torch.int64)], None, len(asked)
+    for batch in state.data.batches(index, **how, dtype=dtype):
+        seen.append(batch[0].clone())
+        left -= len(batch[0])
+        if held is None and left == 1 < len(batch[0]) and ranks()[1] == 1:  # BatchNorm may refuse the last one alone
+            held = [part.clone() for part in batch]
+            continue
+        rows, x, y = batch if held is None else [torch.cat(parts) for parts in zip(held, batch, strict=True)]
+        yield rows, x.to(state.device), y.to(state.device)
+    seen = torch.cat(seen)
     right = torch.equal(seen.sort().values, asked.sort().values) and (augment or torch.equal(seen, asked))
     if not right and ranks()[1] == 1:  # what other ranks have seen cannot be told from here
         raise ValueError("data.batches must yield the indices that are asked for, each once, in order unless shuffled")

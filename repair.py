@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from formats import checkpoints
-from formats.fitting import look_first, predicted, share_of
+from formats.fitting import check_logits, look_first, predicted, share_of
 from formats.images import room_for_images
 from formats.inputs import Folder, build_network, open_folder
 from formats.outputs import check_replaced, digest, repair_key, resume, state_file
@@ -33,6 +33,7 @@ from expand import expand
 from experiment import choose_device, provenance, save_state
 from rem import check_forget, go_on, start
 from settings import Config, stream
+from suspects import features, probe, suspects
 from tasks import write_whole
 
 FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0", "*squeeze",
@@ -254,7 +255,12 @@ def main(given: dict, argv: list[str]) -> int:
           f"{len(heldout or ())} held out; {len(folder.classes)} classes; {device}", flush=True)
     model, train = model.to(device, memory_format=torch.channels_last), replace(train.to(device), part=ranks())
     heldout = heldout and replace(heldout.to(device), part=ranks())
-    before = predicted(model, train)
+    check_logits(model, train, args.model, args.checkpoint)
+    try:
+        before = predicted(model, train)
+    except ArithmeticError as error:  # nothing has been trained, so no rate is to blame
+        raise ValueError(f"{args.checkpoint} gives logits that are not finite on these images; check the file, --mean "
+                         "and --std") from error
     look_first(model, train, before, folder, reading, args.force)
     config, _ = choose_settings(model, len(train), settings, too_sure(model, train, folder.forget))
     layers, say = args.layers and args.layers.split(","), functools.partial(print, flush=True)
@@ -263,12 +269,13 @@ def main(given: dict, argv: list[str]) -> int:
         repaired = repair(model, train, folder.forget, layers=layers, say=say, keep=keep, every=args.checkpoint_every,
                           sync_batchnorm=args.sync_batchnorm, **settings)
         scores = before_and_after((model, repaired), before, train, heldout, folder)
+        found, similar = suspects(repaired, train, folder.forget), probe(features(model, train), folder.forget)
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} with --lr") from error
     if ranks()[0]:
         return 0  # the first process writes
     checkpoints.write(args.out, stored, repaired, names)
-    told = write_suspects(args.out, model, repaired, replace(train, part=(0, 1)), folder, places)
+    told = write_suspects(args.out, found, similar, train, folder, places)
     seconds = round(time.perf_counter() - begin, 1)
     print(table_of_changes(scores), told, sep="\n")
     print(f"{args.out} has the repaired weights, {report_file} this report; {seconds} s")

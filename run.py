@@ -76,8 +76,18 @@ def main(argv: list[str] | None = None) -> int:
             print(f"run.py: {type(error).__name__}: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("run.py: interrupted; the rows of finished cells are in the result file", file=sys.stderr)
+            print(f"run.py: interrupted; {what_is_left(argv)}", file=sys.stderr)
             return 130
+
+
+def what_is_left(argv: list[str]) -> str:
+    """What an interrupted command leaves, in words: rows, or the state from which `repair` goes on."""
+    if argv[:1] != ["repair"]:
+        return "the rows of finished cells are in the result file"
+    given, _ = parser(words=True).parse_known_args(argv)
+    state = repair.state_file(given.out)
+    kept = given.checkpoint_every and state.exists()
+    return f"the same command goes on from {state}" if kept else "no state is kept, so the same command begins anew"
 
 
 def command(argv: list[str]) -> int:
@@ -141,6 +151,8 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     Rows are appended to config.out as they come; one that cannot be written is told after the table.
     Raises: ValueError, TypeError for input that cannot be used, all of it before training.
     """
+    if config.dataset == "folder":  # a relative path is another one in another working directory
+        config = replace(config, data_dir=str(Path(config.data_dir).resolve()))
     methods = choose_methods(config)
     paths = {Path(path.strip()).name: path.strip() for path in config.method.split(",")}  # of user-supplied methods
     device = choose_device(config.device)

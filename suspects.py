@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from etd import NonFiniteLoss, eval_mode
+from etd import NonFiniteLoss, check_index, eval_mode, over_ranks, ranks
 from rem import check_forget
 
 BATCH = 128  # images per batch of a pass
@@ -40,7 +40,7 @@ def suspects(model: nn.Module, data, forget: torch.Tensor) -> Suspects:
         data: D_tr with its labels as given: len(data) and data.batches, as `rem` takes them.
         forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr.
     Returns: Suspects, on the CPU; model, data and random states stay as they are.
-    Raises: ValueError: D_f cannot be used; NonFiniteLoss: a logit is not finite.
+    Raises: ValueError: D_f cannot be used, or data.batches leaves images out; NonFiniteLoss: a logit is not finite.
     """
     forget = check_forget(forget, len(data)).cpu()
     z, labels = logits(model, data)
@@ -60,33 +60,53 @@ def ranked(score: torch.Tensor, forget: torch.Tensor) -> tuple[torch.Tensor, tor
 @torch.no_grad()
 def logits(model: nn.Module, data, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, C) in float64 and labels as given (N,), on the CPU; of an Expanded under `mask`, one (width,) row."""
-    rows, labels, dtype = [], [], next(model.parameters()).dtype
-    with eval_mode(model):
-        for _, x, y in data.batches(size=BATCH, dtype=dtype):
-            rows.append((model(x) if mask is None else model(x, mask.to(x.device).expand(len(x), -1))).double().cpu())
-            labels.append(y.cpu())
-    z = torch.cat(rows)
-    if not z.isfinite().all():
+    def outputs(x, y):
+        z = model(x) if mask is None else model(x, mask.to(x.device).expand(len(x), -1))  # (B, C)
+        return torch.cat([z.double(), y[:, None]], dim=1)
+
+    found = gather(model, data, None, outputs)  # (N, C + 1)
+    if not found.isfinite().all():
         raise NonFiniteLoss("the network's logits are not finite; lower the rate")
-    return z, torch.cat(labels)
+    return found[:, :-1], found[:, -1].long()
 
 
 @torch.no_grad()
 def features(model: nn.Module, data, index: torch.Tensor | None = None, layer: int = -1) -> torch.Tensor:
     """Penultimate features (N, d) of all images or those of `index`, float64 on the CPU: what the last linear or
     convolutional layer that runs is given, averaged over places or tokens; layer -2: what the one before is given."""
-    given, rows, dtype = [], [], next(model.parameters()).dtype
-    with eval_mode(model), contextlib.ExitStack() as hooks:
+    given = []
+
+    def inputs_of_layer(x, y):
+        given.clear()
+        model(x)
+        module, h = given[max(layer, -len(given))]  # of a convolution (B, d, H, W), else (B, d), (B, T, d), ...
+        h = h.mean(dim=(2, 3)) if isinstance(module, nn.Conv2d) else h[:, None].flatten(1, -2).mean(dim=1)
+        return h.double()  # (B, d)
+
+    with contextlib.ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
-                hooks.enter_context(module.register_forward_pre_hook(lambda m, inputs: given.append(inputs[0])))
-        for _, x, _ in data.batches(index, size=BATCH, dtype=dtype):
-            given.clear()
-            model(x)
-            h = given[max(layer, -len(given))]  # (B, d), (B, d, H, W) or (B, T, d)
-            h = h.mean(dim=(2, 3)) if h.dim() == 4 else h.mean(dim=1) if h.dim() == 3 else h
-            rows.append(h.double().cpu())
-    return torch.cat(rows)
+                hooks.enter_context(module.register_forward_pre_hook(lambda m, inputs: given.append((m, inputs[0]))))
+        return gather(model, data, index, inputs_of_layer)
+
+
+def gather(model: nn.Module, data, index: torch.Tensor | None, of) -> torch.Tensor:
+    """(n, d) float64 on the CPU: the rows of of(x, y), (B, d), in the order of `index` or of the data; every process of
+    a run gives its share and has all. ValueError where data.batches leaves some out."""
+    index = torch.arange(len(data)) if index is None else check_index(index, len(data)).cpu()
+    places = torch.zeros(len(data), dtype=torch.int64).index_put_((index,), torch.arange(len(index)))
+    weight, found = next(model.parameters()), None
+    with eval_mode(model):
+        for rows, x, y in data.batches(index, size=BATCH, dtype=weight.dtype):
+            h = of(x.to(weight.device), y.to(weight.device)).cpu()
+            found = h.new_zeros((len(index), h.shape[1] + 1)) if found is None else found
+            found[places[rows]] = F.pad(h, (0, 1), value=1)  # the last column: how often it was seen
+    if ranks()[1] > 1:
+        over_ranks([found := found.to(weight.device)])
+    found = found.cpu()
+    if not found[:, -1].all():
+        raise ValueError("data.batches must yield all the examples that are asked for")
+    return found[:, :-1] / found[:, -1:]
 
 
 # --- Scores: (N,) float64, higher is more suspect ---------------------------------------------------------------------

@@ -23,6 +23,7 @@ EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights", "params", "module", "state")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "_module.", "timm_model.")
 ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of wrapped parts of a network
+HEADS = {"aux1", "aux2", "AuxLogits"}  # of GoogLeNet and Inception, which are built without
 EXTRAS = ("n_averaged", "total_ops", "total_params")  # weight averaging and the profiler thop leave these behind
 SAFE_TORCH = (2, 10)  # before it weights_only=True could be broken (CVE-2025-32434, CVE-2026-24747)
 SAVE = "where it was made, run: state = model.state_dict(); torch.save(state, 'weights.pt')"
@@ -152,7 +153,10 @@ def load_into(model: nn.Module, stored: dict[str, torch.Tensor], file: str = "th
     shapes = {name: (stored[key].shape, own[name].shape) for key, name in names.items()}
     if odd := {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}:  # before any copy
         raise ValueError(misshapen(odd, file))
-    if broken := [key for key in names if not stored[key].isfinite().all()]:
+    moving = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    moving |= {name for name in own if "running_" in name}
+    if broken := [key for key, name in names.items()  # a buffer that is a mask may hold -inf
+                  if (~stored[key].isfinite() if name in moving else stored[key].isnan()).any()]:
         raise ValueError(f"{file} has values in {broken[0]} that are not finite; this network cannot be repaired")
     model.load_state_dict({name: stored[key] for key, name in names.items()}, strict=False)
     return names
@@ -161,6 +165,8 @@ def load_into(model: nn.Module, stored: dict[str, torch.Tensor], file: str = "th
 def network_names(stored: dict[str, torch.Tensor], own: set[str]) -> dict[str, str]:
     """Stored name -> the network's: without what wrappers put before it, while all names carry it and none fits."""
     extras = {key for key in stored if key.rpartition(".")[2] in EXTRAS and stored[key].numel() == 1}
+    heads = HEADS.difference(part for name in own for part in name.split("."))
+    extras |= {key for key in stored if heads.intersection(key.split("."))}
     names = {key: key for key in stored if key not in extras or key in own}
     for part in ANYWHERE:
         names = {key: name if name in own else re.sub(rf"(^|\.){part}", r"\1", name) for key, name in names.items()}
@@ -177,11 +183,16 @@ def misshapen(odd: dict[str, tuple[torch.Size, torch.Size]], file: str) -> str:
     name, (found, wanted) = next(iter(odd.items()))
     widths = {(a[0], b[0]) if a[1:] == b[1:] else None for a, b in odd.values()}
     if len(widths) == 1 and None not in widths:  # nothing but the outputs of one layer differ
-        return (f"{file} was trained on {found[0]} classes ({name}), the data has {wanted[0]}; give the folders it was "
-                "trained on, or all its classes with --class-map")
+        return other_classes(file, found[0], name, wanted[0])
     stem = " (a stem for small images?)" if len(found) == 4 and found[2:] != wanted[2:] else ""
     return (f"{file} has {name} of shape {tuple(found)}, this network {tuple(wanted)}{stem}; check --model, or give "
             "FILE.py:FUNCTION that builds the network")
+
+
+def other_classes(file: str, found: int, where: str, wanted: int) -> str:
+    """What to say of a network of other classes than the data."""
+    return (f"{file} was trained on {found} classes ({where}), the data has {wanted}; give the folders it was "
+            "trained on, or all its classes with --class-map")
 
 
 def write(path: str | Path, stored: dict[str, torch.Tensor], model: nn.Module, names: dict[str, str]) -> None:

@@ -14,8 +14,10 @@ from torch import nn
 
 from data import Data, Streamed
 from datasets import _moments
+from etd import eval_mode
+from formats.checkpoints import other_classes
 from formats.images import Reading, decode
-from formats.inputs import IMAGENET, Folder
+from formats.inputs import IMAGENET, Folder, reason_of
 from metrics import predict
 
 NORMS = (IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3),
@@ -29,6 +31,25 @@ PIXELS = 2**24  # of the images of one batch in passes without a gradient
 def predicted(model: nn.Module, data: Data | Streamed) -> torch.Tensor:
     """(N,) classes, in batches that fit into memory."""
     return predict(model, data, size=max(16, PIXELS // math.prod(data.shape)))
+
+
+def check_logits(model: nn.Module, data: Data | Streamed, name: str, file: str) -> None:
+    """Raise ValueError unless a network gives logits of all classes for two images; name and file: of the messages."""
+    ((_, x, _),) = data.some(torch.arange(min(2, len(data)))).batches(dtype=next(model.parameters()).dtype)
+    with eval_mode(model), torch.no_grad():
+        try:
+            logits = model(x)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # networks raise anything
+            raise ValueError(f"--model {name} does not run on images of {'x'.join(map(str, data.shape))} "
+                             f"({reason_of(error)}); check --image-size, or FILE.py:FUNCTION") from error
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != len(x):
+        shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else ""
+        raise ValueError(f"--model {name} gives a {type(logits).__name__}{shape} for {len(x)} images, not logits "
+                         f"({len(x)}, {data.classes}); give FILE.py:FUNCTION of a network that returns them alone")
+    if logits.shape[1] != data.classes:
+        raise ValueError(other_classes(file, logits.shape[1], f"outputs of {name}", data.classes))
 
 
 def share_of(hits: torch.Tensor) -> float | None:
@@ -60,7 +81,10 @@ def look_first(model, data, before: torch.Tensor, folder: Folder, reading: Readi
 def readings(model: nn.Module, data: Data, paths: list[Path], classes: list[str], reading: Reading):
     """(accuracy, words) of each other reading of some images, one thing changed at a time."""
     def note(words: str, other: Data) -> tuple[float, str]:
-        return share_of(predicted(model, other) == other.labels.cpu()), words
+        try:
+            return share_of(predicted(model, other) == other.labels.cpu()), words
+        except ArithmeticError:  # logits that are not finite
+            return 0.0, words
 
     for words, order in (("timm's", sorted(classes, key=natural)), ("torchvision's", sorted(classes))):
         if order != classes:
@@ -77,7 +101,7 @@ def readings(model: nn.Module, data: Data, paths: list[Path], classes: list[str]
             images = decode(paths, Reading(size, crop))[0].to(data.images.device)
             try:
                 yield note(f"--image-size {size} --crop-pct {crop:g}", replace(data, images=images))
-            except (RuntimeError, AssertionError, ValueError):
+            except Exception:  # networks raise anything
                 continue  # the network takes no such size
 
 

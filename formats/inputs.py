@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -196,23 +197,34 @@ def csv_entries(path: Path) -> list[str | int]:
         for name in issues:
             if row[name].lower() not in (("true", "false", "") if name == "bad" else (*TRUE, *FALSE)):
                 raise ValueError(f"{path}, line {number}: {name} is {row[name]!r}; it must be True or False")
+    if not issues and {"rank", "label_score"} <= set(columns):
+        raise ValueError(f"{path} lists suspects, bad or not; add a column `bad` with true where one is bad")
     column = path_column(path, columns)
     bad = [row[column] for row in rows if not issues or any(row[name].lower() in TRUE for name in issues)]
     return [int(entry) for entry in bad] if column == "" and all(entry.isdecimal() for entry in bad) else bad
 
 
 def csv_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Column names and rows of a CSV file, without blanks around the values."""
-    try:
-        found = csv.reader(io.StringIO(read_text(path), newline=""))
-        lines = [[value.strip() for value in line] for line in found if any(line)]
-    except csv.Error as error:
-        raise ValueError(f"{path} is no CSV ({error})") from error
-    columns = lines[0] if lines else []
+    """Column names, in small letters, and rows of a CSV file."""
+    lines = csv_lines(path)
+    columns = [name.lower() for name in lines[0]] if lines else []
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
+        raise ValueError(f"{path} has the column {twice[0]!r} twice; leave one")
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != len(columns):
             raise ValueError(f"{path}, line {number}: {len(line)} values for {len(columns)} columns")
     return columns, [dict(zip(columns, line, strict=True)) for line in lines[1:]]
+
+
+def csv_lines(path: Path) -> list[list[str]]:
+    """The lines of a CSV file, without blanks around the values; between them what its first line has most of."""
+    text = read_text(path)
+    first = text.partition("\n")[0]
+    try:
+        found = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+        return [[value.strip() for value in line] for line in found if any(line)]
+    except csv.Error as error:
+        raise ValueError(f"{path} is no CSV ({error})") from error
 
 
 def path_column(path: Path, columns: list[str]) -> str:
@@ -307,13 +319,36 @@ def file_network(name: str, detail: str):
     if not Path(name).is_file():
         raise ValueError(f"no file {name}; --model takes FILE.py:FUNCTION")
     spec = importlib.util.spec_from_file_location("repaired_network", name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # known by name, as dataclasses want it
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        more = f"; what lies beside it is found with PYTHONPATH={Path(name).resolve().parent}"
+        raise ValueError(f"--model: {name} does not import ({reason_of(error)}), so it gives no {detail!r}"
+                         f"{more if isinstance(error, ImportError) else ''}") from error
     function = getattr(module, detail, None)
     if not callable(function):
         raise ValueError(f"{name} has no function {detail!r}; --model takes FILE.py:FUNCTION")
-    asked = [key for key in ("num_classes", "classes") if key in inspect.signature(function).parameters]
-    return lambda classes, size: function(**dict.fromkeys(asked[:1], classes)), dict(mean=IMAGENET[0], std=IMAGENET[1])
+
+    def make(classes: int, image_size: int) -> nn.Module:
+        try:
+            asked = [key for key in ("num_classes", "classes") if key in inspect.signature(function).parameters]
+            made = function(**dict.fromkeys(asked[:1], classes))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"--model: {detail} of {name} does not run ({reason_of(error)}); it is called with "
+                             "num_classes or classes, or with nothing") from error
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"--model: {detail} of {name} returns a {type(made).__name__}, not a torch.nn.Module")
+        return made
+
+    return make, dict(mean=IMAGENET[0], std=IMAGENET[1])
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line: its kind and what it says first."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def torchvision_network(name: str, detail: str):
@@ -328,6 +363,8 @@ def torchvision_network(name: str, detail: str):
 
     def make(classes: int, image_size: int) -> nn.Module:
         more = {"image_size": image_size} if name.startswith("vit_") else {}
+        if name in ("googlenet", "inception_v3"):  # without auxiliary heads, which run in training alone
+            more = dict(aux_logits=False, init_weights=False)
         return models.get_model(name, weights=None, num_classes=classes, **more)
 
     return make, dict(size=size, crop_pct=size / resized, mean=usual.mean, std=usual.std)

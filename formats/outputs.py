@@ -9,6 +9,8 @@ import torch
 from experiment import check_writable, load_state
 from formats.sheets import answered, beside
 
+LOOKED_AT = 32  # images, evenly spaced, by which a state knows its data
+
 
 def state_file(out: str | Path) -> Path:
     """Where the state of a repair that is not done goes: beside the repaired weights."""
@@ -19,21 +21,27 @@ def check_replaced(args: argparse.Namespace, report_file: Path) -> None:
     """Raise ValueError unless all outputs can be written and none replaces an input, or what a user typed."""
     if args.checkpoint_every < 0:
         raise ValueError(f"--checkpoint-every is {args.checkpoint_every}; give a number of epochs, 0 for no state")
-    if report_file == Path(args.out):
-        raise ValueError(f"--out is {args.out}, the report's name; give a file that ends in .pt or .safetensors")
-    for out in (Path(args.out), report_file, state_file(args.out), *beside(args.out)):
+    listed, drawn = beside(args.out)
+    others = {"report": report_file, "state": state_file(args.out), "list": listed, "sheet": drawn}
+    for what, out in {"weights": Path(args.out), **others}.items():
         check_writable(str(out))
+        if what in others and out.resolve() == Path(args.out).resolve():
+            raise ValueError(f"--out is {args.out}, the {what}'s name; give a file that ends in .pt or .safetensors")
         for name in (args.checkpoint, *args.bad, args.clean, args.class_map):
             if name and out.exists() and Path(name).exists() and out.samefile(name):
                 raise ValueError(f"{out} would replace the input {name}; give another file with --out")
-    if answered(listed := beside(args.out)[0]):
-        raise ValueError(f"{listed} has a column `bad`, which would be lost; choose another folder for --out")
+    if answered(listed):
+        raise ValueError(f"{listed} has a column `bad`, which would be lost, or another that is not from here; choose "
+                         "another folder for --out")
 
 
 def repair_key(model, data, forget: torch.Tensor, *settings) -> str:
-    """SHA-256 of what decides a repair, images aside: weights, labels as given, D_f and settings."""
-    key = hashlib.sha256(repr(settings).encode())
-    for value in (*model.state_dict().values(), data.labels, forget):
+    """SHA-256 of what decides a repair: weights, how images are read, LOOKED_AT of them, labels, D_f and settings."""
+    reading = tuple(data.shape), tuple(data.mean), tuple(data.std), data.pad, data.flip
+    key = hashlib.sha256(repr((reading, settings)).encode())
+    few = torch.arange(LOOKED_AT) * (len(data) - 1) // (LOOKED_AT - 1)
+    ((images, _),) = data._read(few, [slice(0, len(few))], None)  # as they are stored, the same on every device
+    for value in (*model.state_dict().values(), images, data.labels, forget):
         key.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return key.hexdigest()
 

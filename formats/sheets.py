@@ -1,6 +1,6 @@
 """What a user gets to look at: the suspects as a CSV file, and a sheet of pictures of the first of them.
 
-    print(write_suspects("out/repaired.pt", model, repaired, data, folder, places))  # beside the weights
+    print(write_suspects("out/repaired.pt", found, similar, data, folder, places))  # beside the weights
 
 inputs.read_bad reads the CSV file back, with a column `bad` that the user has added.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from formats.inputs import Folder
-from suspects import features, probe, suspects
+from formats.inputs import Folder, csv_lines
+from suspects import Suspects
 from tasks import write_whole
 
 COLUMNS = ("rank", "filename", "index", "given_label", "predicted_label", "score", "label_score", "similar")
@@ -26,16 +26,15 @@ def beside(out: str | Path) -> tuple[Path, Path]:
     return Path(out).with_name("suspects.csv"), Path(out).with_name("suspects.png")
 
 
-def write_suspects(out: str | Path, model, repaired, data, folder: Folder, places: dict[Path, int]) -> str:
+def write_suspects(out: str | Path, found: Suspects, similar: torch.Tensor, data, folder: Folder, places) -> str:
     """Write suspects.csv and, where matplotlib is installed, suspects.png; returns a line that says so.
 
     Args:
         out: file of the repaired weights.
-        model, repaired: the network before and after.
+        found: suspects(repaired, ...); similar: (N,) float64, how much each image looks like D_f, in [0, 1].
         data, folder: the training images that were read, with D_f.
-        places: index of each image in the order of its folder, in which --bad counts.
+        places: index by path of each image in the order of its folder, in which --bad counts.
     """
-    found, similar = suspects(repaired, data, folder.forget), probe(features(model, data), folder.forget)
     rows, names, given, (listed, drawn) = [], folder.classes, data.labels.cpu(), beside(out)
     for rank, (i, score, predicted) in enumerate(zip(*(part.tolist() for part in found), strict=True), 1):
         path = folder.paths[i]
@@ -57,12 +56,12 @@ def write_csv(path: str | Path, columns, rows) -> None:
 
 
 def answered(path: Path) -> bool:
-    """Whether a CSV file has the column `bad`, which a user filled in by hand."""
+    """Whether a file holds what write_suspects does not write, such as a column `bad` that a user filled in by hand."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return "bad" in [name.strip() for name in next(csv.reader(file), [])]
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return False
+        lines = csv_lines(path) if path.exists() else []
+    except ValueError:  # in letters of another encoding, as a spreadsheet saves it
+        return True
+    return any(len(line) != len(COLUMNS) for line in lines) or lines[:1] not in ([], [list(COLUMNS)])
 
 
 def draw_sheet(path: str | Path, images: torch.Tensor, labels: list[tuple[str, str]]) -> bool:

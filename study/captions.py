@@ -86,10 +86,10 @@ def hardware(row: dict) -> str:
 
 
 def mixed(rows: list[dict]) -> dict[str, list[str]]:
-    """Settings that differ between runs which a table averages or compares, with their values."""
+    """Settings, and versions of a user's method (`code`), that differ between runs of one table, with their values."""
     shared = [key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | {*OWN}]
     values = defaultdict(set)
-    for keys, places in ((OWN, ("method",)), ([*shared, "version"], ("arch", "capacity"))):
+    for keys, places in (([*OWN, "code"], ("method",)), ([*shared, "version"], ("arch", "capacity"))):
         for part in split(rows, *places).values():
             for key in keys:
                 found = {str(row.get(key)) for row in part if counts(key, row)}

@@ -9,6 +9,7 @@ labels are read afterwards, to count. Rows that are there are not made again, so
 killed; original networks lie in originals/ beside --out.
 """
 
+import itertools
 import json
 import math
 from dataclasses import fields
@@ -21,7 +22,7 @@ from experiment import append_row, attempt, check_writable, find, provenance
 from metrics import evaluate, mean_sem
 from rem import rem
 from settings import TASKS, Config, Parser, add_flags, resolve, stream
-from study.originals import device_of, load_original, make_original
+from study.originals import dataset_of, device_of, load_original, make_original
 from study.plan import by_original, parse_axis
 from study.canvas import import_figure, save
 from study.rows import SCORES, cell_key, split
@@ -158,6 +159,7 @@ def main(given: dict, argv: list[str]) -> int:
     figure = import_figure() if figure else None
     cells = cells_asked(given)
     plan = rounds or 1 + bool(users), users or [("looks", cells[0].n)]
+    check_rounds([cell for cell in cells if not is_done(cell, plan)], *plan)
     check_writable(cells[0].out)
     pairs = [(config, original) for original, group in by_original(cells) for config in group]
     failures = sum(not play_cell(config, original, plan, argv) for config, original in pairs)
@@ -184,12 +186,30 @@ def cells_asked(given: dict) -> list[Config]:
     return cells
 
 
+def check_rounds(cells: list[Config], rounds: int, users: list[tuple[str, int]]) -> None:
+    """Raise ValueError, before any training, for a K by which D_f of the last round can be all of D_tr."""
+    for cell, (user, k) in itertools.product(cells if rounds > 1 else (), users):
+        images, first = len(dataset_of(cell).train), round(cell.discovery * cell.n)
+        most = images if user == "none" else cell.n  # who looks takes none but corrupted ones
+        if first < images == min(most, first + (rounds - 1) * k):
+            flag, room = "--flag-top" if user == "none" else "--look-at", (images - first - 1) // (rounds - 1)
+            raise ValueError(f"{flag} is {k}, by which all {images} images can be in D_f by round {rounds}; "
+                             f"give at most {room}")
+
+
+def is_done(config: Config, plan: tuple[int, list]) -> bool:
+    """Whether a cell's rows are there, for all rounds and users."""
+    rounds, users = plan
+    wanted = {(None, 1, "", 0), *((None, i, *user) for user in users for i in range(2, rounds + 1))}
+    return wanted <= {part_of(row) for row in rows_there([config])}
+
+
 def play_cell(config: Config, original: Config, plan: tuple[int, list], argv: list[str]) -> bool:
     """Play a cell unless its rows are there, and append those that are not; whether it ended well."""
-    label, there = f"{config.task} at discovery {config.discovery:g}, seed {config.seed}", rows_there([config])
-    done, (rounds, users) = {part_of(row) for row in there}, plan
-    if {(None, 1, "", 0), *((None, i, *user) for user in users for i in range(2, rounds + 1))} <= done:
+    label = f"{config.task} at discovery {config.discovery:g}, seed {config.seed}"
+    if is_done(config, plan):
         return True
+    done = {part_of(row) for row in rows_there([config])}
     _, failure = make_original(original, Path(config.out).parent)
     if failure is None:
         task, model, _ = load_original(original, str(Path(config.out).parent))

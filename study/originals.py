@@ -120,7 +120,8 @@ def read_checked(path: Path, key: str) -> dict:
     """What `write_checked` wrote; a ValueError that says what to do unless the file and its task's are as written."""
     line, _, packed = path.read_bytes().partition(b"\n")
     if line != f"{checksum(path, key, packed)} {key}".encode():
-        raise ValueError(f"{path} or its .task is damaged or another network's; --retry-failed makes both anew")
+        raise ValueError(f"{path} or its .task is damaged or another network's; --retry-failed in a grid makes both "
+                         "anew, elsewhere delete both and give the same command again")
     return torch.load(io.BytesIO(packed), weights_only=True, map_location="cpu")
 
 

@@ -178,8 +178,11 @@ def latest(rows: list[dict], key=IDENTITY) -> list[dict]:
     """One row per run; it has Fig. 5's points if any row of the run that ended well has.
 
     Of several rows that one counts that ended well; then one timed without Fig. 5's points; then the later in the file.
-    Rows have no date: between files "later" is the order in which they are given, in a folder that of their names.
+    Rows have no date: between files "later" is the order in which they are given, in a folder that of their names. Of a
+    user's method those rows alone count that have the last one's `code`: an older file's do not stand for it.
     """
+    last = {key(row): row.get("code") for row in rows}
+    rows = [row for row in rows if row.get("code") == last[key(row)]]
     kept = {key(row): row for row in rows}  # in the order of their first rows
     kept |= {key(row): row for row in sorted(rows, key=lambda row: (row["status"] == "ok", not measured(row)))}
     points = {key(row): row["points"] for row in rows if row["status"] == "ok" and row.get("points")}

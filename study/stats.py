@@ -61,7 +61,9 @@ def mean_of_seeds(values: dict[tuple, float]) -> tuple[tuple | None, str | None]
 # --- What a score does not tell ---------------------------------------------------------------------------------------
 
 def learnt(rows: list[dict]) -> str | None:
-    """Of the untouched network its accuracy on D_c's labels as given, in percent, a number per task; else None."""
+    """Of the untouched network its accuracy on D_c's labels as given, in percent, a number per task of TASKS, "-" where
+    there is no such run; None where there is none of any task."""
     found = [row for row in networks(pick(rows, method="no-ul")) if row.get("learnt") is not None]
     parts = [pick(found, task=task) for task in TASKS]
-    return " / ".join(f"{100 * fmean(row['learnt'] for row in part):.0f}" for part in parts if part) or None
+    texts = [f"{100 * fmean(row['learnt'] for row in part):.0f}" if part else "-" for part in parts]
+    return " / ".join(texts) if found else None

@@ -143,6 +143,44 @@ def test_weights_of_another_shape_are_explained():
         load_into(small_net(0), {**WEIGHTS, "head.weight": torch.full_like(WEIGHTS["head.weight"], torch.nan)})
 
 
+def test_only_a_mask_may_hold_infinities():
+    """K4: a buffer that is a mask, or a frozen parameter, may hold -inf but no NaN; weights and running statistics must
+    be finite."""
+    def masked(seed):
+        net = small_net(seed)
+        net.register_buffer("mask", torch.zeros(3))
+        net.register_parameter("bias", nn.Parameter(torch.zeros(3), requires_grad=False))
+        return net
+
+    stored, model = masked(0).state_dict(), masked(1)
+    odd = {name: torch.tensor([0, -torch.inf, 0]) for name in ("mask", "bias", "conv1.bias", "norm1.running_mean")}
+    load_into(model, {**stored, "mask": odd["mask"], "bias": odd["bias"]})
+    assert torch.equal(model.mask, odd["mask"]) and torch.equal(model.bias, odd["bias"])
+    for name, value in odd.items():
+        value = value * 0 if name in ("mask", "bias") else value  # NaN
+        with pytest.raises(ValueError, match=f"{name} that are not finite"):
+            load_into(model, {**stored, name: value})
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_auxiliary_heads_are_written_back_as_they_were(tmp_path, prefix):
+    """K6: what the file holds of GoogLeNet's and Inception's auxiliary heads is an extra; a network that has a layer of
+    such a name gets its weights."""
+    extras = {f"{prefix}{name}": torch.full((2,), 7.0) for name in ("aux1.conv.weight", "aux2.fc.bias", "AuxLogits.b")}
+    stored, model = {**{f"{prefix}{name}": t for name, t in WEIGHTS.items()}, **extras}, small_net(1)
+    names = load_into(model, stored)
+    assert_same(model.state_dict(), WEIGHTS)
+    assert set(names.values()) == set(WEIGHTS)
+    other = small_net(2)
+    write(tmp_path / "out.pt", stored, other, names)
+    assert_same(read(tmp_path / "out.pt"), {**{f"{prefix}{k}": t for k, t in other.state_dict().items()}, **extras})
+    for net in (model, small_net(3)):
+        net.aux1 = nn.Linear(2, 1)
+    stored = {f"{prefix}{name}": t for name, t in model.state_dict().items()}
+    load_into(net, stored)
+    assert_same(net.state_dict(), model.state_dict())
+
+
 class Whole(nn.Module):
     """Pickled whole in a test."""
 

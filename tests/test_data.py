@@ -637,6 +637,26 @@ def test_folder_centre_crop(tmp_path):
     assert np.array_equal(images[0].permute(1, 2, 0).numpy(), written["train/ant/0.png"][:, 2:10])
 
 
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12), (31, 7), (5, 80), (7, 112), (300, 20), (9, 9), (3000, 1)])
+def test_thin_images_are_resized_around_their_middle(tmp_path, monkeypatch, shape):
+    """R7: what is resized of a file is at most 16 times as long as wide; up to there the pixels are those of the whole
+    image resized."""
+    rng, sizes, resize = np.random.default_rng(0), [], Image.Image.resize
+    image = Image.fromarray(rng.integers(0, 256, (*shape[::-1], 3), dtype=np.uint8))
+    image.save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "resize", lambda *args: [sizes.append(args[1]), resize(*args)][1])
+    found = datasets._decode_one(tmp_path / "a.png", 24)
+    assert found.shape == (24, 24, 3) and max(sizes[0]) <= 16 * 24
+    scale = 24 / min(shape)
+    whole = resize(image, [max(24, round(side * scale)) for side in shape], Image.Resampling.BILINEAR)
+    left, top = ((side - 24) // 2 for side in whole.size)
+    if max(shape) <= 16 * min(shape):
+        assert np.array_equal(found, np.asarray(whole)[top : top + 24, left : left + 24])
+    else:
+        middle = np.asarray(image)[0, shape[0] // 2 - 1 : shape[0] // 2 + 1].astype(int)  # two of 3000 pixels
+        assert np.abs(found[:, [0, -1]].astype(int) - middle).max() <= 6
+
+
 def test_folder_cache(tmp_path, monkeypatch):
     """R9: the second load reads the cache; another size, a changed, new or renamed file is never served from it."""
     write_tree(tmp_path)

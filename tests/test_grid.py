@@ -32,9 +32,10 @@ from helpers import run as run_net
 from metrics import accuracy
 from study.originals import load_original, original_path
 from study.plan import by_original, expand_axes, original_of
-from study.rows import cell_key, read_rows, rows_by_cell
+from study.rows import cell_key, load_rows, read_rows, rows_by_cell
 from settings import stream
 from tasks import discover, make_task
+from test_data import write_tree
 
 ROOT = Path(run.__file__).resolve().parent
 QUICK = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "2", "--device",
@@ -65,6 +66,10 @@ def hanging(model, data, forget, config, generator):
 def picky(model, data, forget, config, generator):
     if config.task == "poison":
         raise RuntimeError("no poison")
+    return model
+
+def talking(model, data, forget, config, generator, log=None):
+    log(0, 0, model, passes="three" if config.task == "poison" else __import__("numpy").int64(3))
     return model
 '''
 
@@ -158,6 +163,19 @@ def test_rows_of_single_runs_are_done(few, tmp_path, trained, capsys):
     assert run.main([*FEW, "--method", "no-ul,npo", "--out", str(out / "cells.jsonl")]) == 0
     assert do(out, "--method", "no-ul,npo") == 0 and not trained
     assert capsys.readouterr().out.splitlines()[-1] == f"0 cells done, 0 of them failed; rows in {out}"
+
+
+def test_a_folder_of_images_is_one_data_set(tmp_path, monkeypatch):
+    """R5: a folder given by a relative path is the same cell and the same data set in a single run and in a grid."""
+    write_tree(tmp_path / "pics")
+    monkeypatch.chdir(tmp_path)
+    axes = ["--dataset", "folder", "--data-dir", "pics", "--image-size", "8", "--n", "4", "--batch", "4"]
+    assert run.main([*FEW, *axes, "--method", "no-ul", "--out", "x/cells.jsonl"]) == 0
+    assert do("x", *axes, "--method", "no-ul,cf") == 0
+    rows = read_rows("x")
+    assert [row["method"] for row in rows] == ["no-ul", "cf"]
+    assert {row["data_dir"] for row in rows} == {str(tmp_path / "pics")}
+    assert len({row["data"] for row in load_rows(["x"])}) == 1
 
 
 def test_curve_shows_the_redirection(few, tmp_path):
@@ -398,6 +416,16 @@ def test_a_diverging_method_is_a_row(few, tmp_path):
     assert "NonFiniteLoss" in read_rows(tmp_path)[0]["error"]
 
 
+def test_what_a_method_logs_ends_no_grid(few, tmp_path, own):
+    """R3: passes that are numpy's are a good row, passes that are no number a failed one; the grid gets past both."""
+    axes = ["--tasks", "poison,random", "--method", f"{own}:talking,no-ul"]
+    assert do(tmp_path / "x", *axes) == 1
+    assert statuses(tmp_path / "x") == {("own.py:talking", "failed"): 1, ("own.py:talking", "ok"): 1,
+                                        ("no-ul", "ok"): 2}
+    assert {row["passes"] for row in read_rows(tmp_path / "x") if row["method"] != "no-ul"} == {None, 3}
+    assert do(tmp_path / "x", *axes) == 1 and len(read_rows(tmp_path / "x")) == 4
+
+
 # --- What is printed --------------------------------------------------------------------------------------------------
 
 
@@ -500,11 +528,27 @@ def test_a_damaged_original_says_what_to_do(few, tmp_path):
         (tmp_path / "cells.jsonl").unlink(missing_ok=True)
         load_original.cache_clear()
         assert do(tmp_path, "--method", "no-ul,cf") == 1
-        words = f"{kept} or its .task is damaged or another network's; --retry-failed makes both anew"
+        words = f"{kept} or its .task is damaged or another network's; --retry-failed in a grid makes both anew"
         assert all(words in row["error"] for row in read_rows(tmp_path))
         assert do(tmp_path, "--method", "no-ul,cf", "--retry-failed") == 0 and scores() == good
         assert kept.read_bytes().partition(b"\n")[0].endswith(cell_key(original_of(expand_axes({
             "method": "cf", "epochs": "1", "n": "10", "width": "0.1", "batch": "64", "device": "cpu"})[0])).encode())
+
+
+def test_suspects_say_what_to_do_about_a_damaged_original(few, tmp_path, capsys):
+    """R12: `suspects`, which has no --retry-failed, says what works there, and it does."""
+    argv = ["suspects", *FEW, "--epochs", "0", "--gamma", "1", "--out", str(tmp_path / "s.jsonl")]
+    assert run.main(argv) == 0
+    (kept,) = (tmp_path / "originals").glob("*.pt")
+    (tmp_path / "s.jsonl").unlink()
+    kept.write_bytes(b"x")
+    capsys.readouterr()
+    assert run.main(argv) == 1
+    assert f"{kept} or its .task is damaged" in (told := capsys.readouterr().out)
+    assert "--retry-failed in a grid makes both anew, elsewhere delete both and give the same command again" in told
+    kept.unlink()
+    kept.with_suffix(".task").unlink()
+    assert run.main(argv) == 0
 
 
 def test_estimate_follows_the_rows_there_are(tmp_path):
@@ -512,8 +556,8 @@ def test_estimate_follows_the_rows_there_are(tmp_path):
     cells = expand_axes({"task": "random", "discovery": "0.1:1.0:0.1", "method": "npo", "epochs": "10"})
     groups = by_original(cells)
     past = {"status": "ok", "dataset": "fashion-mini", "arch": "resnet9", "capacity": 0.5, "width": 0.5, "epochs": 10,
-            "method": "npo", "seconds": 100.0, "train_seconds": 400.0, "etd": False,
-            "unlearn_epochs": cells[0].unlearn_epochs}
+            "method": "npo", "seconds": 100.0, "train_seconds": 400.0, "etd": False, "image_size": None,
+            "batch": cells[0].batch, "unlearn_epochs": cells[0].unlearn_epochs}
     remaining = [(groups[0][0], groups[0][1][1:])]
     def estimate(*rows, left=remaining, jobs=1):
         return pytest.approx(3600 * forecast.hours(left, dict(enumerate(rows)), tmp_path, jobs))
@@ -525,6 +569,27 @@ def test_estimate_follows_the_rows_there_are(tmp_path):
     path.parent.mkdir()
     path.touch()
     assert 9 * 100.0 == estimate(past)  # the original is there
+
+
+def test_estimate_takes_no_rows_of_other_images(tmp_path, monkeypatch):
+    """Rows of another image size, batch or folder of images count no more than none do; a folder is told by its place,
+    of other data sets the place plays no part."""
+    monkeypatch.setattr(forecast, "timed_epoch", lambda config: 1.0)
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def estimate(given, **changes):
+        cells = expand_axes({"method": "npo,cf", "epochs": "10", "image_size": "8", **given})
+        rows = [{**vars(cell), "status": "ok", "seconds": 1e4, "train_seconds": 1e5, **changes} for cell in cells]
+        return 3600 * forecast.hours(by_original(cells), dict(enumerate(rows)), tmp_path, 1)
+
+    for given in ({}, {"dataset": "folder", "data_dir": "there"}):
+        assert estimate(given) == pytest.approx(1e5 + 2e4)
+        for changes in ({"image_size": 16}, {"image_size": None}, {"batch": 64}):
+            assert estimate(given, **changes) < 100, changes
+    assert estimate({}, data_dir="elsewhere") == estimate(given, data_dir=str(tmp_path / "there")) == pytest.approx(
+        1e5 + 2e4)
+    assert estimate(given, data_dir="elsewhere") < 100
 
 
 @pytest.mark.parametrize("capacity", [0.1, 0.25, 0.5, 1.0])

@@ -54,6 +54,10 @@ LISTS = {
                     "9,TRUE,False,0\n",
     "cleanvision.csv": "path,is_dark_issue,is_blurry_issue\nant/0.png,0,0\nant/1.png,1,0\nbee/1.png,0,1\n"
                        "alone.png,1,1\n",
+    "Capitals.csv": "Path,BAD\nant/0.png,\nant/1.png,true\nbee/1.png,TRUE\nalone.png,True\n",
+    "semicolons.csv": "rank;filename;label_score;Bad\r\n1;ant/0.png;0,5;\r\n2;ant/1.png;0,1;TRUE\r\n"
+                      "3;bee/1.png;0,1;true\r\n4;alone.png;0;true\r\n",
+    "tabs.csv": "filename\tbad\nant/1.png\ttrue\nant/2.png\tfalse\nbee/1.png\ttrue\nalone.png\ttrue\n",
     "indices.npy": np.array([6, 1, 9]),
 }
 
@@ -90,6 +94,9 @@ def test_every_kind_of_list_finds_the_same_images(tmp_path, root, name):
     ("a.csv", "path,is_label_issue\nant/1.png\n", "line 2: 1 values for 2 columns"),
     ("a.csv", "path,is_label_issue\nant/1.png,False\n", "lists no image"),
     ("a.csv", "", "has the columns"),
+    ("a.csv", "rank,filename,label_score\n1,ant/1.png,0.1\n", "lists suspects, bad or not; add a column `bad`"),
+    ("a.csv", "Rank;Filename;Label_score;similar\n1;ant/1.png;0,1;0\n", "add a column `bad`"),
+    ("a.csv", "path,bad,Bad\nant/1.png,true,\n", "the column 'bad' twice"),
     ("a.json", "{", "is no JSON"),
     ("a.json", '{"files": []}', "neither a list of paths"),
     ("a.json", "[1.5]", "neither a list of paths"),
@@ -240,6 +247,37 @@ def test_networks_that_cannot_be_built(tmp_path, monkeypatch, name, more, words)
     (tmp_path / "net.py").write_text(FILE)
     with pytest.raises(ValueError, match=words):
         build_network(name.replace("FILE", str(tmp_path / "net.py")), 3, **more)
+
+
+@pytest.mark.parametrize("source, words", [
+    ("import not_there\ndef make(): pass", r"does not import \(ModuleNotFoundError: .*'not_there'\).*PYTHONPATH="),
+    ("def make(:", r"does not import \(SyntaxError: invalid syntax \(net.py, line 1\)\)"),
+    ("raise SystemExit(3)", r"does not import \(SystemExit: 3\)"),
+    ("def make(): raise KeyError('what')", r"make of \S*net.py does not run \(KeyError: 'what'\)"),
+    ("def make(depth): pass", r"make of \S*net.py does not run \(TypeError: .*depth.*\); it is called with"),
+    ("def make(): return 'resnet'", "make of .*net.py returns a str, not a torch.nn.Module"),
+    ("def make(): pass", "make of .*net.py returns a NoneType, not a torch.nn.Module"),
+])
+def test_files_that_build_no_network(tmp_path, source, words):
+    """B6: a file that does not import and a function that raises or makes something else: one line with both names."""
+    (tmp_path / "net.py").write_text(source)
+    with pytest.raises(ValueError, match=words) as caught:
+        build_network(f"{tmp_path / 'net.py'}:make", 3, 32)
+    assert "\n" not in str(caught.value) and "make" in str(caught.value)
+
+
+def test_memory_that_runs_out_is_told_as_such(tmp_path):
+    """B6: a function for which there is no memory is no wrong function; dataclasses know the file by name."""
+    source = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Made: n: int\n"
+    (tmp_path / "net.py").write_text(f"{source}def make(): raise MemoryError('all of it')")
+    with pytest.raises(MemoryError, match="all of it"):
+        build_network(f"{tmp_path / 'net.py'}:make", 3, 32)
+
+
+def test_googlenet_has_no_auxiliary_heads():
+    """B6: they run in training alone, where a network must give logits."""
+    model, _ = build_network("googlenet", 3, 64)
+    assert model.aux1 is None and model.aux2 is None and model.fc.out_features == 3
 
 
 def test_a_network_of_timm(monkeypatch):

@@ -114,12 +114,12 @@ def quietly(prop):
 
 H = "(2 / beta) * F.logsigmoid(beta * (ce - ce_ref.detach()))"
 REDRAW = "mask_table(len(state.data), state.expanded.width, state.config.p_mem, state.config.seed + 1, state.forget)"
-AVERAGE = """expanded = copy.deepcopy(expanded)
+AVERAGE = """expanded = copy_of(expanded)
     for layer in expanded.layers().values():
         if getattr(layer, "to_extra", None) is not None:
             layer.base.weight.data = (layer.base.weight.data + layer.to_extra.data[: layer.outputs, : layer.inputs]) / 2
 """
-WIDE_NORMS = """expanded = copy.deepcopy(expanded)
+WIDE_NORMS = """expanded = copy_of(expanded)
     for layer in expanded.layers().values():
         if isinstance(layer, ExpandedBatchNorm):
             layer.base.bias = nn.Parameter(torch.cat([layer.base.bias, layer.extra_bias]))
@@ -142,9 +142,9 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (7, "sigmoid for log-sigmoid", rem, "F.logsigmoid(", "F.sigmoid(", ["L1", "L4"]),
     (8, "reference not detached", rem, "ce_ref.detach()", "ce_ref", ["L10"]),
     (8, "reference taken anew each epoch", rem, "    state.expanded.train()\n",
-     "    state.expanded.train()\n    state.reference = copy.deepcopy(state.expanded).requires_grad_(False).eval()\n",
+     "    state.expanded.train()\n    state.reference = copy_of(state.expanded).requires_grad_(False).eval()\n",
      ["F8", "F8 whole"]),
-    (9, "reference is the current model", rem, "copy.deepcopy(expanded).requires_grad_(False).eval()",
+    (9, "reference is the current model", rem, "copy_of(expanded).requires_grad_(False).eval()",
      "expanded", ["F8", "F8 whole"]),
     (10, "log of sigmoid", rem, "F.logsigmoid(beta * (ce - ce_ref.detach()))",
      "torch.log(torch.sigmoid(beta * (ce - ce_ref.detach())))", ["L11"]),
@@ -196,8 +196,8 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
      "    for epoch in range(1, epochs + 1):\n"
      "        masks = masks and type(masks)(masks.packed.roll(1, 0), masks.width)\n",
      ["M3 fit"]),
-    (22, "global seed set in forward", etd, "        return run_pass(self.net, x, MaskedPass(mask), layers)",
-     "        torch.manual_seed(0)\n        return run_pass(self.net, x, MaskedPass(mask), layers)", ["M6", "E4"]),
+    (22, "global seed set in forward", etd, "        return run_pass(self.net, x, None if mask",
+     "        torch.manual_seed(0)\n        return run_pass(self.net, x, None if mask", ["M6", "E4"]),
     (22, "global seed set for the table", etd, "torch.Generator().manual_seed(seed)", "torch.manual_seed(seed)",
      ["M6"]),
     (23, "theta_o1 masked too", etd, "bits.new_ones((len(bits), layer.outputs))",
@@ -206,13 +206,15 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
      "swap(expanded, {layer: layer.base for layer in expanded.layers().values()})",
      "swap(expanded, {layer: layer.base for layer in expanded.layers().values() if isinstance(layer, ExpandedWeight)})",
      ["D1"]),
-    (24, "drop keeps theta_o2's biases", etd, "expanded = copy.deepcopy(expanded)\n", WIDE_NORMS, ["D1"]),
-    (25, "drop averages", etd, "expanded = copy.deepcopy(expanded)\n", AVERAGE, ["D1", "D3"]),
-    (26, "theta_o2 active in base-only passes", etd, "        if mask is None:\n            return run_pass",
+    (24, "drop keeps theta_o2's biases", etd, "expanded = copy_of(expanded)\n", WIDE_NORMS, ["D1"]),
+    (25, "drop averages", etd, "expanded = copy_of(expanded)\n", AVERAGE, ["D1", "D3"]),
+    (26, "theta_o2 active in base-only passes", etd, "        return run_pass(self.net, x, None if mask",
      "        if mask is None and self.width:\n            mask = torch.ones(len(x), self.width, dtype=torch.bool)\n"
-     "        if mask is None:\n            return run_pass", ["X1", "F1"]),
-    (27, "masked passes move base statistics", etd, "        return masked(x, self)\n\n\ndef",
-     "        base.running_mean.copy_(self.running_mean[: self.outputs])\n        return masked(x, self)\n\n\ndef",
+     "        return run_pass(self.net, x, None if mask", ["X1", "F1"]),
+    (27, "masked passes move base statistics", etd,
+     "        return masked(torch.func.functional_call(base, wide, x), self)",
+     "        x = torch.func.functional_call(base, wide, x)\n"
+     "        base.running_mean.copy_(self.running_mean[: self.outputs])\n        return masked(x, self)",
      ["D7"]),
     (28, "Healed over D_f only", metrics, "healed, utility = share(hits),", "healed, utility = share(hits[found]),",
      ["V5"]),

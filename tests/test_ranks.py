@@ -3,6 +3,7 @@
 As a script, `python test_ranks.py FOLDER`, this file is one of the processes.
 """
 
+import copy
 import json
 import os
 import socket
@@ -25,6 +26,7 @@ from helpers import assert_close, gen, make_data, small_net, tiny  # noqa: E402
 from methods import METHODS  # noqa: E402
 from metrics import accuracy, predict  # noqa: E402
 from rem import rem  # noqa: E402
+from suspects import features, suspects  # noqa: E402
 from train import fit, train_etd  # noqa: E402
 
 FORGET = torch.tensor([1, 5, 7, 8, 20])
@@ -64,7 +66,29 @@ def networks() -> dict:
     told = []
     found["repair"] = repair.repair(norm, more, torch.arange(9), say=told.append, unlearn_epochs=2).state_dict()
     found["told"] = {"epochs": torch.tensor(sum(line.startswith("epoch") for line in told))}
+    listed = suspects(net, data, FORGET)
+    found["suspects"] = {"index": listed.index, "score": listed.score, "features": features(net, data),
+                         "some": features(net, data, asked.unique())}
+    found["suspects, norm"] = {"score": suspects(trained, more, FORGET).score}  # and no process waits for another
+    found["skipping"] = train_skipping(data).state_dict()
     return found
+
+
+def train_skipping(data) -> torch.nn.Module:
+    """Four equal blocks, each of which training skips half the time, in every process by numbers of its own."""
+    net = small_net(5, norm=False, dtype=torch.float64)
+    net.blocks = torch.nn.ModuleList(copy.deepcopy(net.conv2) for _ in range(4))
+
+    def forward(x):
+        x = net.conv1(x)
+        for block in net.blocks:
+            if torch.rand(()) < 0.5:
+                x = x + block(x).tanh()
+        return net.head(x.amax(dim=(2, 3)))
+
+    net.forward = forward
+    fit(net, data, None, tiny(epochs=3), gen(0))
+    return net
 
 
 def start(folder: Path, *command: str, ranks: int = 2) -> list[subprocess.Popen]:
@@ -109,7 +133,7 @@ def test_two_processes_give_one_network(found):
 
 
 @pytest.mark.parametrize("name", [*NAMES, "watched", "known", "all", "all known", "rem-on-etd", "logs", "numbers",
-                                  "told"])
+                                  "told", "suspects"])
 def test_two_processes_give_the_numbers_of_one(found, name):
     """G1: without BatchNorm every method, REM's decisions, logs and predictions are one process's, within rounding."""
     alone, first, _ = found

@@ -20,11 +20,13 @@ from formats import checkpoints
 from formats import fitting
 from formats import images
 from formats import inputs
+from formats import outputs
+from formats import sheets
 import claims
 import repair
 import run
 import test_ranks
-from data import Data
+from data import Data, Streamed
 from examples import trials
 from examples.repair import draw_shapes, put_sticker, write_images
 from helpers import assert_close, assert_same_state, gen, make_data, small_net
@@ -154,6 +156,9 @@ def test_natural_order():
     ({"--out": "MODEL"}, (), "would replace the input"),
     ({"--out": "LINK"}, (), "would replace the input"),
     ({"--out": "x.json"}, (), "the report's name"),
+    ({"--out": "x.state"}, (), "the state's name"),
+    ({"--out": "suspects.csv"}, (), "the list's name"),
+    ({"--out": "suspects.png"}, (), "the sheet's name"),
     ({}, ("--checkpoint-every", -1), "--checkpoint-every is -1"),
     ({}, ("--max-memory", -1), "--max-memory is -1"),
     ({"--out": "FOLDER"}, (), "cannot write"),
@@ -170,7 +175,8 @@ def test_bad_input_is_one_line_before_any_work(colours, capsys, monkeypatch, cha
     folder = colours["--data"]
     (folder / "LINK").symlink_to(folder / "model.pt")
     places = {"MODEL": folder / "model.pt", "LINK": folder / "LINK", "FOLDER": folder / "train",
-              "x.json": folder / "x.json", "none": folder / "none"}
+              "none": folder / "none",
+              **{name: folder / name for name in ("x.json", "x.state", "suspects.csv", "suspects.png")}}
     monkeypatch.setattr(repair, "start", lambda *args, **kwargs: pytest.fail("work began"))
     before = (folder / "model.pt").read_bytes()
     try:
@@ -180,6 +186,82 @@ def test_bad_input_is_one_line_before_any_work(colours, capsys, monkeypatch, cha
     told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
     assert code == 2 and len(told) == 1 and words in told[0]
     assert (folder / "model.pt").read_bytes() == before and not colours["--out"].exists()
+
+
+ODD = """
+class Odd(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+    def forward(self, x): return self.change(x)
+def odd(change): return nn.Sequential(*colours(12), Odd(change))
+def wide(): return odd(lambda z: torch.cat([z, z[:, :1]], 1))
+def narrow(): return odd(lambda z: z[:, 1:])
+def tuples(): return odd(lambda z: (z, z))
+def dicts(): return odd(lambda z: {"logits": z})
+def maps(): return odd(lambda z: z[:, :, None, None])
+def sized(): return odd(lambda z: z.no_such_thing)
+def hungry(): return odd(lambda z: exec("raise torch.OutOfMemoryError('all of it is used')"))
+def strict():
+    def check(module, args):
+        assert args[0].shape[-1] == 64, "images must be 64 pixels wide"
+    net = colours(12)
+    net.register_forward_pre_hook(check)
+    return net
+"""
+
+
+@pytest.mark.parametrize("name, words", [
+    ("wide", r"model.pt was trained on 13 classes \(outputs of \S*net.py:wide\), the data has 12; .* --class-map"),
+    ("narrow", r"model.pt was trained on 11 classes \(outputs of \S*net.py:narrow\), the data has 12; .* --class-map"),
+    ("tuples", r"net.py:tuples gives a tuple for 2 images, not logits \(2, 12\)"),
+    ("dicts", r"net.py:dicts gives a dict for 2 images, not logits \(2, 12\)"),
+    ("maps", r"net.py:maps gives a Tensor of shape \(2, 12, 1, 1\) for 2 images, not logits"),
+    ("sized", r"net.py:sized does not run on images of 3x32x32 \(AttributeError: .*no_such_thing"),
+    ("strict", r"net.py:strict does not run on images of 3x32x32 \(AssertionError: images must be 64 .* --image-size"),
+    ("hungry", "^run.py: all of it is used$"),
+    ("colours", "model.pt gives logits that are not finite on these images; check the file, --mean and --std$"),
+])
+def test_a_network_that_gives_no_logits_is_told_before_any_work(colours, capsys, monkeypatch, name, words):
+    """P3: outputs of another number or kind, a forward pass that raises, logits that overflow: one line."""
+    path = colours["--data"] / "net.py"
+    path.write_text(path.read_text() + ODD)
+    if name == "colours":  # finite weights, infinite logits
+        stored = torch.load(colours["--checkpoint"], weights_only=True)
+        torch.save({**stored, "4.weight": stored["4.weight"] * 1.5e38}, colours["--checkpoint"])
+    monkeypatch.setattr(repair, "start", lambda *args, **kwargs: pytest.fail("work began"))
+    assert call({**colours, "--model": f"{path}:{name}"}, "--force") == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and re.search(words, told[0]) and "rate" not in told[0]
+    assert not colours["--out"].exists()
+
+
+def test_another_reading_may_overflow(colours):
+    """P2: where logits are finite as given, those of another reading need not be; it fits nothing then."""
+    data, folder = make_data(0, channels=3, classes=2), inputs.Folder(Path(), ["a", "b"], [], None, None, None, "")
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    nn.init.constant_(net[2].weight, 3e38)
+    found = dict((words, share) for share, words in fitting.readings(net, data, [], folder.classes, images.Reading(8)))
+    assert found["--mean 0 0 0 --std 1 1 1"] == 0.0
+
+
+@pytest.mark.parametrize("content", ["rank,filename,Bad\n1,0-0.png,true\n", "rank;filename; BAD\n1;0-0.png;true\n",
+                                     "rank\tfilename\tbad\n1\t0-0.png\ttrue\n", "OURS,wrong\n1,,,,,,,,x\n",
+                                     "OURS\n1,,,,,,,,true\n", b"rank,filename,b\xe4d\n",
+                                     "rank,filename,bad\n".encode("utf-16")],
+                         ids=["Bad", "semicolons", "tabs", "wrong", "unnamed", "latin", "utf-16"])
+def test_answers_are_never_written_over(colours, capsys, content):
+    """S15: a suspects.csv with typed answers stays, whatever the case, delimiter or encoding; one without does not."""
+    listed = colours["--out"].with_name("suspects.csv")
+    listed.parent.mkdir()
+    ours = ",".join(sheets.COLUMNS)
+    content = content if isinstance(content, bytes) else content.replace("OURS", ours).encode()
+    listed.write_bytes(content)
+    assert call(colours, "--epochs", 0) == 2
+    assert "suspects.csv has a column `bad`, which would be lost, or another" in capsys.readouterr().err
+    assert listed.read_bytes() == content and not colours["--out"].exists()
+    listed.write_text(ours.replace(",", ";") + "\n" + 7 * ";" + "\n")  # a spreadsheet's, without an answer
+    assert not sheets.answered(listed)
 
 
 # --- End to end -------------------------------------------------------------------------------------------------------
@@ -518,6 +600,25 @@ def test_the_state_of_another_repair_is_not_used(colours, capsys, tmp_path):
     assert "move it away" in capsys.readouterr().err and state.read_text() == "something else"
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_state_knows_how_images_were_read(tmp_path, streamed):
+    """P9: a state made with another size, mean or std, or of other pixels, is not gone on from; the same is."""
+    def key(data):
+        if streamed:
+            pairs = list(zip(data.images, data.labels.tolist(), strict=True))
+            data = Streamed(pairs, data.classes, data.mean, data.std, data.labels)
+        return outputs.repair_key(net, data, torch.tensor([1, 5]), Config(), None)
+
+    data, net = make_data(0, n=24, classes=4), small_net(0)
+    images = data.images.clone()
+    images[-1, 0, 3, 3] += 1
+    others = [replace(data, images=images), replace(data, images=data.images[:, :, 1:, 1:].contiguous()),
+              replace(data, images=data.images.view(24, 1, 4, 16)), replace(data, mean=(0.4,)),
+              replace(data, std=(0.5,)), replace(data, labels=(data.labels + 1) % 4)]
+    assert key(data) == key(replace(data)) == outputs.repair_key(net, data, torch.tensor([1, 5]), Config(), None)
+    assert len({key(data), *map(key, others)}) == len(others) + 1
+
+
 # --- Several processes ------------------------------------------------------------------------------------------------
 
 
@@ -545,6 +646,21 @@ def test_torchrun_repairs_as_one_process_does(colours):
     assert {path.name for path in two["--out"].parent.iterdir()} >= {"repaired.pt", "repaired.json", "suspects.csv"}
     assert not list(two["--out"].parent.glob("*.tmp")) and not two["--out"].with_suffix(".state").exists()
     assert done.stdout.count("known bad, their given labels") == 1 and done.stdout.count("epoch 1/2") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_repairs_a_network_with_batchnorm(colours, tmp_path):
+    """G3: with BatchNorm, whose statistics each process sends around before it looks, none waits for one that is done:
+    two processes end well and write every file."""
+    torch.save(build("resnet9", 0.1, classes=12, image_size=8, seed=0).state_dict(), tmp_path / "resnet9.pt")
+    files = {"--checkpoint": tmp_path / "resnet9.pt", "--out": tmp_path / "two" / "r.pt"}
+    world = {**colours, **files, "--model": "resnet9:0.1"}
+    more = ("--image-size", 8, "--epochs", 1, "--batch-size", 16, "--device", "cpu", "--force")
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           ROOT / "run.py", *words(world, *more)], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "two").iterdir()} - {"suspects.png"} == {"r.pt", "r.json", "suspects.csv"}
 
 
 DYING = """

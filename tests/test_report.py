@@ -345,6 +345,20 @@ def test_which_row_counts_between_files(tmp_path):
         assert [row["healed"] for row in load_rows(paths)] == [healed]
 
 
+def test_the_last_version_of_an_own_method_counts(tmp_path):
+    """R3: of a user's method the rows of the file that ran last: where that failed, no older version's row or points
+    stand in for it; a row of the same version that ended well still does."""
+    old = {**make_row("a.py:f", 0.3, curve=True), "code": "1" * 16, "points": [{"epoch": 0, "base": 0.5}]}
+    bad = {**make_row("a.py:f", status="failed", curve=True), "code": "2" * 16}
+    (row,) = load(tmp_path, [old, bad])
+    assert (row["status"], row["code"]) == ("failed", "2" * 16) and "points" not in row
+    good = {**make_row("a.py:f", 0.4, curve=True), "code": "2" * 16}
+    for rows in ([old, bad, good], [old, good, bad]):
+        (row,) = load(tmp_path, rows)
+        assert row["healed"] == 0.4 and "points" not in row
+    assert load(tmp_path, [bad, good, old])[0]["healed"] == 0.3  # the file was put back
+
+
 def test_folders_of_images_are_told_by_their_path(tmp_path):
     """Two folders are two data sets, and so are two sizes of one."""
     places = [dict(data_dir="a"), dict(data_dir="b"), dict(data_dir="a", image_size=8)]
@@ -586,6 +600,14 @@ def test_captions_warn(tmp_path):
     assert "compare with care" in one("mean", load(tmp_path, rows[:-1])).caption
     mixed = one("mean", load(tmp_path, [make_row(), make_row(lr=0.05, seed=1), make_row(beta=2.0, seed=2)])).caption
     assert "NOT ONE EXPERIMENT: the runs differ in lr (0.025, 0.05); beta (1.0, 2.0)." in mixed
+
+
+def test_captions_warn_of_two_versions_of_an_own_method(tmp_path):
+    """Runs of one method from two versions of its file are pointed out; two methods of two files are not."""
+    a, b = ({**make_row(f"{name}.py:f", seed=k), "code": name * 16} for k, name in enumerate("ab"))
+    assert "NOT ONE" not in one("mean", load(tmp_path, [a, b, make_row()])).caption
+    caption = one("mean", load(tmp_path, [a, {**a, "seed": 1, "code": "c" * 16}])).caption
+    assert f"NOT ONE EXPERIMENT: the runs differ in code ({'a' * 16}, {'c' * 16})." in caption
 
 
 def test_captions_name_the_commits(tmp_path):

@@ -326,6 +326,24 @@ def test_interrupt_keeps_the_rows(few, tmp_path, monkeypatch, capsys):
     assert [row["method"] for row in rows_of(out)] == ["no-ul"] and len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("state, every, words", [(True, "1", "the same command goes on from "),
+                                                 (False, "1", "no state is kept, so the same command begins anew"),
+                                                 (True, "0", "no state is kept, so the same command begins anew")])
+def test_an_interrupted_repair_tells_of_its_state(tmp_path, monkeypatch, capsys, state, every, words):
+    """R3: Ctrl-C in a repair names the state that the same command goes on from, where it reads one."""
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.repair, "main", interrupt)
+    kept = tmp_path / "new.state"
+    if state:
+        kept.touch()
+    argv = ["--data", "d", "--model", "vit", "--checkpoint", "c", "--bad", "b", "--out", str(tmp_path / "new.pt")]
+    assert run.main(["repair", *argv, "--checkpoint-every", every]) == 130
+    more = str(kept) if state and every == "1" else ""
+    assert capsys.readouterr().err == f"run.py: interrupted; {words}{more}\n"
+
+
 def test_failed_write_leaves_the_old_rows(tmp_path, monkeypatch):
     """R3, R10: a row that does not reach the disk is taken back: the old ones stand and nothing lies beside them."""
     out = tmp_path / "x"
@@ -795,6 +813,29 @@ def test_rows_tell_how_much_a_method_tried(made, tmp_path):
     assert {name: stuck[name] for name in ("no-ul", "cf")} == {"no-ul": (None, False), "cf": (None, False)}
     potion = next(row for row in tired if row["method"] == "potion")
     assert potion["gave_up"] == (potion["acc_forget"] > 0) and potion["passes"] > 0
+
+
+LOGGED = {  # what a user-supplied method logs, and (passes, gave_up) or the error in its row
+    "passes=np.int64(3), acc_forget=np.float32(1)": (3, True),
+    "passes=torch.tensor(2), gave_up=np.bool_(False)": (2, False),
+    "passes=None": (None, False), "passes=0.5, acc_forget=None, gave_up=None": (1, False),
+    "passes='two'": "TypeError: ", "passes=float('nan')": "ValueError: ", "passes=float('inf')": "OverflowError: "}
+
+
+@pytest.mark.parametrize("logged", LOGGED)
+def test_whatever_a_method_logs_makes_a_row(made, tmp_path, logged):
+    """R3, R11: numbers of numpy and torch become plain ones in a row, what is no number fails its method alone."""
+    (tmp_path / "odd.py").write_text("import numpy as np, torch\n"
+                                     "def f(model, data, forget, config, generator, log=None):\n"
+                                     f"    log(0, 0, model, {logged})\n    return model\n")
+    out, want = tmp_path / "x", LOGGED[logged]
+    code = run.main(["--method", f"{tmp_path}/odd.py:f,no-ul", "--out", str(out), *SMALL])
+    odd, other = rows_of(out)
+    if isinstance(want, str):
+        assert (code, odd["status"], odd["passes"]) == (1, "failed", None) and odd["error"].startswith(want)
+    else:
+        assert (code, odd["error"], odd["passes"], odd["gave_up"]) == (0, None, *want)
+    assert other["status"] == "ok"
 
 
 def test_too_few_outputs_are_told_before_any_work():

@@ -345,7 +345,8 @@ def test_without_matplotlib_there_is_the_list_alone(tmp_path, monkeypatch):
             monkeypatch.undo()
             pytest.importorskip("matplotlib")
         repaired = small_net(1, channels=3, classes=2)
-        assert words in sheets.write_suspects(tmp_path / "r.pt", net, repaired, data, folder, places)
+        found, similar = suspects(repaired, data, folder.forget), probe(features(net, data), folder.forget)
+        assert words in sheets.write_suspects(tmp_path / "r.pt", found, similar, data, folder, places)
         assert (tmp_path / "suspects.png").exists() != missing
         rows = rows_of(tmp_path / "suspects.csv")
         assert all(row["filename"] == f"train/a/{int(row['index']) // 2}.png" for row in rows) and len(rows) == 10
@@ -500,6 +501,9 @@ def test_rounds_and_picture_of_the_command(small, tmp_path, capsys):
     (("--discovery", "0"), "discovery is 0"), (("--task", "none"), "choose from"), (("--out", ""), "--out is empty"),
     (("--seeds", "a"), "int values"), (("--unlearn-epochs", "0"), "no suspects"), (("--etd",), "unrecognized"),
     (("--discovery", "0.5,0.001"), "finds none"),
+    (("--discovery", "0.5,1.0", "--look-at", "5", "--flag-top", "5880"),
+     "--flag-top is 5880, by which all 6000 images can be in D_f by round 2; give at most 5879"),
+    (("--n", "6000", "--discovery", "0.5", "--rounds", "4", "--look-at", "1000"), "--look-at is 1000, by which all"),
 ])
 def test_bad_input_is_one_line(argv, words, capsys, tmp_path):
     """S17: one line on stderr and exit code 2, before any training."""
