@@ -161,7 +161,7 @@ class Lazy(Around):
 
 
 def test_predictions_leave_nothing_that_gradients_refuse():
-    """V12: a network that keeps what it made while predicting can be differentiated afterwards."""
+    """A network that keeps what it made while predicting can be differentiated afterwards."""
     net, data = Lazy(), make_data(0)
     predict(net, data)
     assert not net.grid.is_inference()
