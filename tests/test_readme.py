@@ -315,6 +315,9 @@ def test_the_tables_on_lasting_healing_are_those_of_the_results():
     there = {(name, r["task"], r["discovery"]) for name, some in rows.items()
              for r in pick(some, method="rem", etd=False, stop="repaired")}
     assert there == {(line[0], line[1].split()[0], float(line[1].split()[1])) for line in shown}
+    ends = [" / ".join(f"{100 * row[key]:.1f}" for key in SCORES) for name in ("rem", "npo")
+            for row in pick(rows["half"], seed=1, method=name)]
+    assert f"end at {ends[0]}, NPO at {ends[1]}." in " ".join(RESULTS.split()) and len(ends) == 2
     (row,) = pick(rows["half"], stop="max")
     healed = {p["epoch"]: f"{100 * p['healed']:.1f}" for p in row["points"]}
     best = max(100 * p["healed"] * p["utility"] for p in row["points"])
