@@ -367,7 +367,7 @@ def retain_set(forget: Tensor, n: int) -> Tensor:
 
 def fresh(model: Module, config: Config) -> Module:
     """The network's architecture with weights drawn anew from the settings' seed (see models.reinitialise)."""
-    return reinitialise(model, stream(config.seed, "fresh weights").initial_seed())
+    return reinitialise(copy_of(model), stream(config.seed, "fresh weights").initial_seed())
 
 
 def restore_modes(source: Module, net: Module) -> Module:

@@ -91,6 +91,7 @@ def test_a_kept_activation_is_let_go_of(stop):
     assert_same_state(*(train.train_etd(model, data, tiny(), gen(0)).net for model in (net, Around(norm=False))))
     tuned = (baselines.fine_tune(model, data, FORGET, tiny(), gen(0)) for model in (net, Around(norm=False)))
     assert_same_state(*tuned)
+    assert_same_state(*(baselines.fresh(model, tiny()) for model in (net, Around(norm=False))))
     assert net.seen.grad_fn is not None and copy_of(net).seen.grad_fn is None
 
 
