@@ -149,10 +149,16 @@ def canonical(row: dict) -> dict:
     idle = {name for name in OPTIONAL - {"curve"} if not reads_setting(name, row)} | named
     usual = "batch" if method == "rem-no31-no32" else METHODS[row["method"]].norm if row["method"] in METHODS else ""
     idle |= {"forget_norm"} if row["forget_norm"] == usual else set()
-    data = row["dataset"] + (f" {row['data_dir']}" if row["dataset"] == "folder" else "")
+    data = row["dataset"] + (f" {place_of(row)}" if row["dataset"] == "folder" else "")
     ratio = Config(capacity=row["capacity"], ratio=row["ratio"]).extra_ratio if reads_setting("p_mem", row) else None
     return {**row, **{name: SETTINGS[name] for name in idle}, "method": method, "ran": row["method"], "ratio": ratio,
             "pair": confused(row), "data": data + (f" at {pixels} px" if pixels else "")}
+
+
+def place_of(row: dict) -> Path:
+    """A row's folder of images by one name, however it was given: relative where it lies below where we are."""
+    folder = Path(row["data_dir"]).resolve()
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def maskless(row: dict) -> bool:

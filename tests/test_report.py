@@ -366,6 +366,21 @@ def test_folders_of_images_are_told_by_their_path(tmp_path):
     assert sorted(row["data"] for row in rows) == ["folder a", "folder a at 8 px", "folder b"]
 
 
+def test_a_folder_of_images_is_one_however_it_is_named(tmp_path, monkeypatch):
+    """The grid notes whole paths, older rows have the path as it was given: one data set, named from where we are."""
+    monkeypatch.chdir(tmp_path)
+    names = ["a", "./b/../a", str(tmp_path / "a")]
+    rows = load(tmp_path, [make_row(seed=seed, dataset="folder", data_dir=name) for seed, name in enumerate(names)])
+    assert {row["data"] for row in rows} == {"folder a"} and len(rows) == 3
+    monkeypatch.chdir("/")
+    assert {row["data"] for row in load(tmp_path, [make_row(dataset="folder", data_dir="/elsewhere/a")])} == {
+        "folder elsewhere/a"}
+    (tmp_path / "deeper").mkdir()
+    monkeypatch.chdir(tmp_path / "deeper")
+    (row,) = load(tmp_path, [make_row(dataset="folder", data_dir=str(tmp_path / "a"))])
+    assert row["data"] == f"folder {tmp_path / 'a'}"
+
+
 def test_folders_of_results(tmp_path, capsys):
     """A folder stands for every *.jsonl below it; not every row has the scores of Fig. 6."""
     old = make_row(seed=1)
