@@ -384,6 +384,10 @@ def test_the_spread_over_machines_is_that_of_the_results():
     assert (f"Healed is {fmean(healed):.1f} on average and {min(healed):.1f} at least, its product {fmean(over):.1f} "
             f"points above NPO's ({min(over):.1f} in the worst run), its Utility at most {max(lost):.1f} "
             "below the untouched network's" in FLAT)
+    intel = [json.loads(line) for line in (ROOT / "results" / "spread" / "intel.jsonl").read_text().splitlines()]
+    healed, over = ([100 * run[key] for run in intel] for key in ("rem healed", "product over npo"))
+    assert (f"{len(intel)} runs): REM's Healed is {fmean(healed):.1f} on average and {min(healed):.1f} at least, its "
+            f"product {fmean(over):.1f} above NPO's on average and {min(over):.1f} at least." in " ".join(RESULTS.split()))
 
 
 @pytest.mark.parametrize("benchmark", [scale, growth], ids=["scale", "growth"])
