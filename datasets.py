@@ -61,7 +61,7 @@ def load(name, data_dir="data", image_size=None, download=False):
     recipe = RECIPES[name]
     image_size = recipe["size"] if image_size is None else image_size
     if image_size is None or image_size < 1:
-        raise ValueError(f"image_size is {image_size} for data set {name}: give pixels per side, e.g. image_size=32")
+        raise ValueError(f"image_size is {image_size} for data set {name}: give pixels per side, such as 32")
     if name == "fashion-mini":
         arrays = read_mini()
     elif name == "folder":
@@ -146,8 +146,8 @@ def read_torchvision(name, root, image_size, download):
         tried, reason = root.resolve() / FILES[name], (str(error).splitlines() or [type(error).__name__])[0]
         if download:
             raise ValueError(f"{name}: download to {tried} failed ({reason}): put the files there by hand") from error
-        raise ValueError(f"{name}: no complete copy at {tried} ({reason}): add --download, or set data_dir to the "
-                         "folder that has it") from error
+        raise ValueError(f"{name}: no complete copy at {tried} ({reason}): add --download, or name the folder "
+                         "that has it with --data-dir (in Python data_dir)") from error
     return read_tree(root / "imagenette2-160", image_size) | {"names": [words[0] for words in found.classes]}
 
 
@@ -214,8 +214,8 @@ def _listing(root, *choices):
                 raise ValueError(f"a folder below {root.resolve() / choice} links to another one of them, so "
                                  "images would count twice: remove the link")
             return found
-    raise ValueError(f"no folder {root.resolve() / choices[0]}: expected {root.resolve()}/train/<class>/* and "
-                     f"{root.resolve()}/test/<class>/* (or val/); name the folder above train/ as data_dir")
+    raise ValueError(f"no folder {root.resolve() / choices[0]}: give the folder above train/<class>/* and "
+                     "test/<class>/* or val/<class>/* (--data-dir; of repair --data, where train/ is enough)")
 
 
 def _fingerprint(root, *listings):

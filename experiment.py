@@ -280,7 +280,7 @@ def check_writable(out: str) -> None:
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise OSError("permission denied")
     except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a name with a null byte
-        raise ValueError(f"cannot write results to {out} ({error}); give another file with --out") from error
+        raise ValueError(f"cannot write results to {out} ({error}); give another --out") from error
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------

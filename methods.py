@@ -40,7 +40,7 @@ def retrain(model: Module, data: Data, forget: Tensor, config: Config, generator
 
 
 def etd(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
-    """ETD alone: train a fresh network with example-tied dropout on D_tr and drop theta_o2; D_f plays no part (Sec. 3).
+    """ETD alone: train a fresh network with example-tied dropout on D_tr and drop theta_o2; D_f plays no part (Sec. 2).
 
     Loss: CE under each example's mask, the full training recipe.
     """

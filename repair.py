@@ -115,22 +115,25 @@ def too_sure(model: nn.Module, data: Data | Streamed, forget: torch.Tensor) -> b
     total = torch.zeros(2, dtype=torch.float64, device=weight.device)  # sum and number
     with eval_mode(model):
         for _, x, y in data.batches(forget, size=32, dtype=weight.dtype):
-            ce = F.cross_entropy(model(x).double(), y, reduction="none")
+            logits = model(x.to(weight.device)).double()  # (B, classes)
+            ce = F.cross_entropy(logits, y.to(weight.device), reduction="none")
             total += torch.stack([ce.sum(), ce.new_tensor(len(ce))])
     over_ranks([total])
     return float(total[0] / total[1]) < 1e-6
 
 
 def choose_settings(model: nn.Module, n: int, given: dict, sure: bool = False) -> tuple[Config, list[str]]:
-    """Batch, rate, optimiser and epochs for n training images, and the reason for each; what is given stays."""
+    """Batch, optimiser, its rate and epochs for n training images, and the reason for each; what is given stays."""
     batch = min(512, max(16, 2 ** round(math.log2(max(1, n) / 20))))
     norm = any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in model.modules())
     why = f"the network has {'' if norm else 'no '}BatchNorm; Table 3"
+    optimizer = "sgd" if norm else "adam"
     if sure and norm:
-        norm, why = False, "so sure of the known bad that their gradient is next to nothing, which Adam rescales"
-    chosen = {"batch": (batch, f"about 20 steps per epoch on {n} images, at most the paper's 512"),
-              "optimizer": ("sgd" if norm else "adam", why),
-              "unlearn_lr": (0.004, "near Table 3's") if norm else (1e-4, "Table 3's rate of training; few steps"),
+        optimizer, why = "adam", "so sure of the known bad that their gradient is next to nothing, which Adam rescales"
+    sgd = given.get("optimizer", optimizer) == "sgd"
+    chosen = {"batch": (batch, f"{-(-n // batch)} steps per epoch on {n} images; from 16 to the paper's 512"),
+              "optimizer": (optimizer, why),
+              "unlearn_lr": (0.004, "near Table 3's") if sgd else (1e-4, "Table 3's rate of training; few steps"),
               "unlearn_epochs": (4, "at most: REM ends when the repair is done"),
               "gamma": (0.05, "few are known, so next to all of them are removed"),
               "ratio": (0.25, "theta_o2 as wide as a quarter of the network")}
@@ -207,10 +210,12 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--ema", action="store_true", help="repair the averaged weights of the checkpoint")
     p.add_argument("--clean", help="CSV of true labels, which the report alone reads: a path and a label column")
     p.add_argument("--class-map", help="text file of one class per line in the network's order (default: as strings)")
-    p.add_argument("--image-size", type=int, help="pixels per side (default: the architecture's usual)")
+    p.add_argument("--image-size", type=int, help="pixels per side (default: the architecture's usual; resnet9 and vit "
+                   "have none)")
     p.add_argument("--crop-pct", type=float, help="crop over resized side (default: usual; with --image-size: 1)")
-    p.add_argument("--mean", type=float, nargs="+", help="per channel, in [0, 1] (default: the architecture's usual)")
-    p.add_argument("--std", type=float, nargs="+", help="per channel, in [0, 1] (default: the architecture's usual)")
+    usual = "per channel, in [0, 1] (default: the architecture's usual; resnet9, vit: that of the training images)"
+    p.add_argument("--mean", type=float, nargs="+", help=usual)
+    p.add_argument("--std", type=float, nargs="+", help=usual)
     p.add_argument("--layers", help="layers that get theta_o2: names or patterns such as '*.mlp.0', with commas")
     p.add_argument("--ratio", type=float, help="theta_o2's width over the network's (default: 0.25)")
     p.add_argument("--epochs", type=int, dest="unlearn_epochs", help="most epochs of REM (default: 4)")
@@ -257,21 +262,21 @@ def main(given: dict, argv: list[str]) -> int:
     heldout = heldout and replace(heldout.to(device), part=ranks())
     check_logits(model, train, args.model, args.checkpoint)
     try:
-        before = predicted(model, train)
+        before = [data and predicted(model, data) for data in (train, heldout)]  # so that every image is decoded once
     except ArithmeticError as error:  # nothing has been trained, so no rate is to blame
         raise ValueError(f"{args.checkpoint} gives logits that are not finite on these images; check the file, --mean "
                          "and --std") from error
-    look_first(model, train, before, folder, reading, args.force)
+    look_first(model, train, before[0], folder, reading, args.force)
     config, _ = choose_settings(model, len(train), settings, too_sure(model, train, folder.forget))
     layers, say = args.layers and args.layers.split(","), functools.partial(print, flush=True)
     keep = state_file(args.out) if args.checkpoint_every else None
     try:
         repaired = repair(model, train, folder.forget, layers=layers, say=say, keep=keep, every=args.checkpoint_every,
                           sync_batchnorm=args.sync_batchnorm, **settings)
-        scores = before_and_after((model, repaired), before, train, heldout, folder)
+        scores = before_and_after(before, repaired, train, heldout, folder)
         found, similar = suspects(repaired, train, folder.forget), probe(features(model, train), folder.forget)
     except ArithmeticError as error:  # the loss is not finite any more
-        raise ValueError(f"{error} with --lr") from error
+        raise ValueError(f"{error} (the rate is --lr)") from error
     if ranks()[0]:
         return 0  # the first process writes
     checkpoints.write(args.out, stored, repaired, names)
@@ -293,14 +298,18 @@ def main(given: dict, argv: list[str]) -> int:
 
 # --- Told at the end --------------------------------------------------------------------------------------------------
 
-def before_and_after(models, before: torch.Tensor, data, heldout, folder: Folder) -> dict:
-    """What the repair changed: [before, after] by the name of the row, and how many predictions changed."""
-    pair, labels = (before, predicted(models[1], data)), data.labels.cpu()
+def before_and_after(before: list, repaired: nn.Module, data, heldout, folder: Folder) -> dict:
+    """What the repair changed: [before, after] by the name of the row, and how many predictions changed.
+
+    Args: before: what the network predicted of `data` and of `heldout`, where there is any, before the repair.
+    """
+    pair, labels = (before[0], predicted(repaired, data)), data.labels.cpu()
     known = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, folder.forget, True)
     rows = {"known bad, their given labels": [share_of((p == labels)[known]) for p in pair],
             "other training images, given labels": [share_of((p == labels)[~known]) for p in pair]}
     if heldout is not None:
-        rows["held-out images"] = [share_of(predicted(model, heldout) == heldout.labels.cpu()) for model in models]
+        found = before[1], predicted(repaired, heldout)
+        rows["held-out images"] = [share_of(p == heldout.labels.cpu()) for p in found]
     if folder.clean is not None:
         wrong = (folder.clean >= 0) & (known | (folder.clean != labels))
         rows["Healed: bad images, true labels"] = [share_of((p == folder.clean)[wrong]) for p in pair]

@@ -92,7 +92,7 @@ AFTER_TRAINING, PLACE = ({f.name for f in fields(Config) if f.metadata["stage"] 
 
 
 # Settings that a data set or an architecture changes unless the command line names them.
-# Choice: fashion-mini is small, so that the main job takes half a minute on two CPU cores. Its 100 % network is
+# Choice: fashion-mini is small, so that the main job takes less than a minute on two CPU cores. Its 100 % network is
 # ResNet-9 at half width; epochs, batch and rate of training were chosen on other images of its training set.
 # The paper's proportions are kept: 2 % corrupted (1,000 of 50,000), one fifth of the peak rate (0.005 of 0.025) for a
 # quarter of the epochs (10 of 40).

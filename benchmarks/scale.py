@@ -14,8 +14,9 @@ passes a second), a core decodes 120 JPEG files a second, 1,000 known bad images
 Arithmetic in forward passes over D_tr; theta_o2 a quarter as wide makes a full pass 1.25^2 = 1.56 of a plain one:
     predictions before and after                                           2
     reference, once, since nothing is augmented:  1.56 + 1               = 2.6
-    an epoch: 3.1 forward and back 3 x 1.56, 3.2 forward and back 3,
-              BatchNorm anew 1, the watched twentieth 0.05               = 8.7, of 3 epochs 26.2
+    an epoch: 3.1 forward and back 3 x 1.56, 3.2 forward and back 3 (back only
+              where a batch holds known bad images, here two in three not),
+              BatchNorm anew 1, the watched twentieth 0.05      at most = 8.7, of 3 epochs 26.2
     step 2 on 1,000 images                                                 0.0
     together 30.8 x 1.28e6 / (8 x 8,400 a second)                        = 590 s
 Gradients: 25.6e6 x 1.56 weights of 4 bytes are 160 MB a step, 1.28e6 / 512 = 2,500 steps an epoch; at 100 GB/s about
@@ -25,9 +26,9 @@ Decoding, anew in every pass: 2 + 1 + 3 x 2.05 = 9.2 passes x 1.28e6 / (64 x 120
 Memory: in memory the images would be 1.28e6 x 3 x 224^2 = 193 GB in each of 8 processes, so they are streamed. Masks of
     512 bits a row: 82 MB. Reference losses: 2 x 4 bytes, 10 MB. Order of a pass: 10 MB. A batch of 64: 7 GB on a GPU.
 
-What would break first: the list of suspects, which the first process alone makes. It decodes all images twice, on its 8
-cores 2 x 1.28e6 / (8 x 120) = 2,670 s, and keeps in float64 logits of 1.28e6 x 1,000 x 8 = 10 GB and features of 1.28e6
-x 2,048 x 8 = 21 GB, of which the logistic regression makes as much again: 50 GB. Next: the paths, some 400 bytes each,
+What would break first: memory, in the list of suspects. Decoding for it is shared, 2 x 1.28e6 / (64 x 120) = 330 s, but each
+process holds in float64 all logits, 1.28e6 x 1,000 x 8 = 10 GB, and features, 1.28e6 x 2,048 x 8 = 21 GB, of which the
+logistic regression makes as much again: 50 GB, 400 in all. Next: the paths, some 400 bytes each,
 0.5 GB in every process and, as Python counts references in them, in time in every worker: 8 x 9 x 0.5 = 37 GB.
 """
 
@@ -73,7 +74,7 @@ def draw_files(folder: Path, n: int) -> None:
 
 
 def peak() -> float:
-    """Most memory so far in MB: this process, and for each worker the largest one's."""
+    """Most memory of this process so far, in MB; without its workers."""
     unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 

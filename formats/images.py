@@ -90,12 +90,12 @@ def load_images(paths: list[Path], labels: torch.Tensor, classes: int, reading: 
     Raises: ValueError for a file that cannot be decoded, without `skip`.
     """
     if reading.size_of(len(paths)) <= room:
-        images, kept = decode(paths, reading, workers or None, skip)
+        images, kept = decode(paths, reading, workers or os.cpu_count(), skip)
         mean, std = (reading.mean, reading.std) if reading.mean else _moments(images)
         return Data(images, labels[kept], classes, tuple(mean), tuple(std)), kept
     mean, std, kept = reading.mean, reading.std, torch.arange(len(paths))
     if skip or mean is None:
-        *moments, kept = survey(paths, reading, workers or None, skip)
+        *moments, kept = survey(paths, reading, workers or os.cpu_count(), skip)
         mean, std = (mean, std) if mean else moments
     files = Files([paths[i] for i in kept], labels[kept], reading)
     workers = (os.cpu_count() or 1) if workers is None else workers

@@ -2,7 +2,7 @@
 
     folder = open_folder("pictures", "bad.txt")                      # pictures/train/<class>/*; every line must match
     model, reading = build_network("resnet18", classes=3, size=64)   # untrained; size, crop, mean and std to read with
-    train, heldout = folder.load(reading)                            # data.Data or Streamed, uint8 images
+    train, heldout, skipped = folder.load(reading)                   # data.Data or Streamed, uint8 images; paths
 """
 
 import csv
@@ -145,8 +145,9 @@ def read_entries(path: Path) -> list[str | int]:
     """The paths or indices that a file lists."""
     if path.suffix == ".npy":
         try:
-            entries = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            with path.open("rb") as file:
+                entries = np.asarray(np.load(file, allow_pickle=False))  # of an .npz its names
+        except Exception as error:  # a file of something else can raise anything
             raise ValueError(f"cannot read the list {path} ({error}); give text with one path per line") from error
         if entries.ndim != 1 or entries.dtype.kind not in "iu":
             raise ValueError(f"{path} holds {entries.dtype} of shape {entries.shape}; give a vector of indices")
@@ -169,7 +170,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")  # line ends as they are, which a quoted name may hold
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the list {path} ({error}); give text with one path per line") from error
+        raise ValueError(f"cannot read {path} ({error}); it must be a text file in UTF-8") from error
 
 
 def json_entries(path: Path) -> list[str | int]:
@@ -289,14 +290,15 @@ def build_network(model: str, classes: int, size: int | None = None, crop_pct: f
 
     Args: model: resnet9 or vit (`resnet9:0.5`: half the widths), a network of torchvision, timm:NAME, FILE.py:FUNCTION;
         classes: outputs; size, crop_pct, mean, std: see Reading; where a size is given, crop_pct is 1 unless given too.
-    Raises: ValueError for an unknown name, a size that is missing or out of range.
+    Raises: ValueError for an unknown name, a size that is missing, out of range or not one the network takes.
     """
     name, _, detail = model.partition(":")
     if Path(model).suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors"):
         raise ValueError(f"--model is the file {model}; it takes a name, and --checkpoint the file (swapped?)")
     kinds = {"timm": timm_network, **dict.fromkeys(ARCHITECTURES, own_network)}
     make, usual = (file_network if name.endswith(".py") else kinds.get(name, torchvision_network))(name, detail)
-    crop_pct = crop_pct or (usual.get("crop_pct", 1.0) if size is None else 1.0)
+    if crop_pct is None:
+        crop_pct = usual.get("crop_pct", 1.0) if size is None else 1.0
     size = usual.get("size") if size is None else size
     if size is None or size < 1:
         raise ValueError(f"the image size is {size}; give --image-size, the pixels per side {model} was trained on")
@@ -305,12 +307,17 @@ def build_network(model: str, classes: int, size: int | None = None, crop_pct: f
                          "of the others or neither")
     mean, std = (usual.get("mean"), usual.get("std")) if mean is None else (mean, std)
     reading = Reading(size, crop_pct, mean and tuple(mean), std and tuple(std))
-    return make(classes, size), reading
+    try:
+        return make(classes, size), reading
+    except AssertionError as error:  # of torchvision, for a size
+        raise ValueError(f"{model} cannot be built at {size} pixels, --image-size ({reason_of(error)})") from error
 
 
 def own_network(name: str, detail: str):
     """One of models.py; `resnet9:0.5` at half the widths."""
-    capacity = float(detail) if re.fullmatch(r"[0-9.]+", detail) else 1.0
+    if detail and not re.fullmatch(r"[0-9]+[.]?[0-9]*|[.][0-9]+", detail):
+        raise ValueError(f"--model {name}:{detail}: after the colon stands a factor of the widths, such as {name}:0.5")
+    capacity = float(detail or 1)
     return lambda classes, size: build(name, capacity, classes=classes, image_size=size), {}
 
 
@@ -356,8 +363,9 @@ def torchvision_network(name: str, detail: str):
     from torchvision import models  # here, because it takes long to import
 
     if detail or name not in models.list_models(module=models):
-        raise ValueError(f"unknown --model {name!r}; give {', '.join(ARCHITECTURES)}, a classifier of torchvision "
-                         "such as resnet18, timm:NAME or FILE.py:FUNCTION")
+        found = f"{name}:{detail}" if detail else name
+        raise ValueError(f"unknown --model {found!r}; give {', '.join(ARCHITECTURES)}, "
+                         "a classifier of torchvision such as resnet18, timm:NAME or FILE.py:FUNCTION")
     usual = next(iter(models.get_model_weights(name))).transforms()
     size, resized = usual.crop_size[0], usual.resize_size[0]
 

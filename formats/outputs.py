@@ -19,17 +19,22 @@ def state_file(out: str | Path) -> Path:
 
 def check_replaced(args: argparse.Namespace, report_file: Path) -> None:
     """Raise ValueError unless all outputs can be written and none replaces an input, or what a user typed."""
+    inputs = [args.checkpoint, *args.bad, args.clean, args.class_map, args.model.rpartition(":")[0]]
+    images = [(Path(args.data) / part).resolve() for part in ("train", "test", "val")]
     if args.checkpoint_every < 0:
         raise ValueError(f"--checkpoint-every is {args.checkpoint_every}; give a number of epochs, 0 for no state")
     listed, drawn = beside(args.out)
     others = {"report": report_file, "state": state_file(args.out), "list": listed, "sheet": drawn}
     for what, out in {"weights": Path(args.out), **others}.items():
         check_writable(str(out))
+        if any(out.resolve().is_relative_to(folder) for folder in images):
+            raise ValueError(f"{out} would lie among the images of --data {args.data}; give --out elsewhere")
         if what in others and out.resolve() == Path(args.out).resolve():
             raise ValueError(f"--out is {args.out}, the {what}'s name; give a file that ends in .pt or .safetensors")
-        for name in (args.checkpoint, *args.bad, args.clean, args.class_map):
-            if name and out.exists() and Path(name).exists() and out.samefile(name):
-                raise ValueError(f"{out} would replace the input {name}; give another file with --out")
+        for name in filter(None, inputs):
+            if out.exists() and Path(name).exists() and out.samefile(name):
+                other = "folder" if what in ("list", "sheet") else "file"  # these two have one name in each folder
+                raise ValueError(f"{out} would replace the input {name}; give another {other} with --out")
     if answered(listed):
         raise ValueError(f"{listed} has a column `bad`, which would be lost, or another that is not from here; choose "
                          "another folder for --out")

@@ -46,7 +46,7 @@ def add_arguments(p: Parser) -> None:
     p.epilog = "Lists: 1,2 or first:last:step; all for tasks and methods; on, off or both for switches."
     p.add_argument("--preset", help=f"the cells of a table or figure of the paper: {', '.join(PRESETS)}")
     p.add_argument("--jobs", type=int, default=1, help="cells at a time on this device (default: 1)")
-    p.add_argument("--dry-run", action="store_true", help="show what there is to do and train nothing")
+    p.add_argument("--dry-run", action="store_true", help="show what there is to do and write no row")
     p.add_argument("--retry-failed", action="store_true", help="do failed cells anew, and damaged originals")
     for group, f, text in flags(p):
         names = [flag(name) for name in (f.name, PLURAL.get(f.name)) if name]

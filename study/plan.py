@@ -125,6 +125,8 @@ def parse_range(name: str, text: str) -> list[str]:
         first, last, step = (Decimal(part) for part in text.split(":"))
         steps = (last - first) / step if step > 0 else Decimal(-1)
         count = int(min(steps, Decimal(100_000))) + 1 if steps >= 0 else 0
+        if not step.is_finite():
+            raise ValueError("the step is not finite")
     except (ArithmeticError, ValueError) as error:
         raise ValueError(f"{flag(name)} is {text!r}; a range is first:last:step, such as 0.1:1.0:0.1") from error
     if count > 100_000:

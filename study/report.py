@@ -1,4 +1,4 @@
-"""The paper's tables and figures from result files alone, the paper's numbers beside ours (Tables 1-9, Figs 1-11).
+"""Tables and figures of the paper from result files alone, its numbers beside ours (Tables 1, 2, 4-9; Figs 1, 3-11).
 
     python run.py report results/fashion-mini
     python run.py report results --table all --figure all --out report

@@ -718,9 +718,9 @@ def test_folder_not_writable(tmp_path, monkeypatch, step):
 
 def test_folder_errors(tmp_path):
     """R7: a missing split or size, other classes, an empty class, a broken file: each named with its remedy."""
-    with pytest.raises(ValueError, match="image_size is None.*image_size=32"):
+    with pytest.raises(ValueError, match="image_size is None.*pixels per side, such as 32"):
         load("folder", data_dir=tmp_path)
-    with pytest.raises(ValueError, match=f"no folder {tmp_path}/train: expected .*<class>"):
+    with pytest.raises(ValueError, match=f"no folder {tmp_path}/train: give the folder above .*<class>.*--data-dir"):
         load("folder", data_dir=tmp_path, image_size=8)
     write_tree(tmp_path, splits=("train",))
     with pytest.raises(ValueError, match=f"no folder {tmp_path}/test"):

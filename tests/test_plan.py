@@ -117,6 +117,7 @@ BAD_AXES = [
     ("discovery", "0.1:0.3:-0.1", "rises"), ("discovery", "0.1:0.3", "first:last:step"),
     ("discovery", "a:b:c", "first:last:step"),
     ("discovery", "0.1:inf:0.1", "more than 100,000 values"), ("discovery", "nan:1:0.1", "first:last:step"),
+    ("discovery", "0.1:1:inf", "first:last:step"),
     ("discovery", "0.1:0.2:0.1:1", "first:last:step"), ("discovery", "half", "float values"),
     ("seed", "0.5", "int values"),
     ("seed", "0:1:0.5", "int values"), ("seed", ",", "empty"), ("method", "", "empty"),

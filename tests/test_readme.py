@@ -387,7 +387,8 @@ def test_the_spread_over_machines_is_that_of_the_results():
     intel = [json.loads(line) for line in (ROOT / "results" / "spread" / "intel.jsonl").read_text().splitlines()]
     healed, over = ([100 * run[key] for run in intel] for key in ("rem healed", "product over npo"))
     assert (f"{len(intel)} runs): REM's Healed is {fmean(healed):.1f} on average and {min(healed):.1f} at least, its "
-            f"product {fmean(over):.1f} above NPO's on average and {min(over):.1f} at least." in " ".join(RESULTS.split()))
+            f"product {fmean(over):.1f} above NPO's on average and {min(over):.1f} at least."
+            in " ".join(RESULTS.split()))
 
 
 @pytest.mark.parametrize("benchmark", [scale, growth], ids=["scale", "growth"])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,9 +153,20 @@ def test_natural_order():
 
 @pytest.mark.parametrize("changed, more, words", [
     ({"--checkpoint": "MODEL", "--model": "model.pt"}, (), "swapped"),
-    ({"--bad": "MODEL"}, (), "cannot read the list"),
+    ({"--bad": "MODEL"}, (), "cannot read"),
     ({"--out": "MODEL"}, (), "would replace the input"),
     ({"--out": "LINK"}, (), "would replace the input"),
+    ({"--out": "net.py"}, (), "would replace the input"),
+    ({"--out": "train/0/0-1.png"}, (), "would lie among the images"),
+    ({"--out": "two/x.pt", "--bad": "two/suspects.csv"}, (), "give another folder with --out"),
+    ({"--bad": "many.npz"}, (), "it must be a text file"),
+    ({"--bad": "many.npy"}, (), "give a vector of indices"),
+    ({"--bad": "torn.npy"}, (), "cannot read the list"),
+    ({"--model": "vit_b_16", "--image-size": 33}, (), "vit_b_16 cannot be built at 33 pixels, --image-size"),
+    ({"--model": "resnet18:2"}, (), "unknown --model 'resnet18:2'"),
+    *(({"--model": f"resnet9:{widths}"}, (), "such as resnet9:0.5") for widths in ("half", "1e-1", ".", "1.2.3", "-1")),
+    ({}, ("--crop-pct", 0), "--crop-pct 0.0"),
+    ({"--class-map": "MODEL"}, (), "it must be a text file"),
     ({"--out": "x.json"}, (), "the report's name"),
     ({"--out": "x.state"}, (), "the state's name"),
     ({"--out": "suspects.csv"}, (), "the list's name"),
@@ -176,9 +188,17 @@ def test_bad_input_is_one_line_before_any_work(colours, capsys, monkeypatch, cha
     (folder / "LINK").symlink_to(folder / "model.pt")
     places = {"MODEL": folder / "model.pt", "LINK": folder / "LINK", "FOLDER": folder / "train",
               "none": folder / "none",
-              **{name: folder / name for name in ("x.json", "x.state", "suspects.csv", "suspects.png")}}
+              **{name: folder / name for name in ("x.json", "x.state", "suspects.csv", "suspects.png", "net.py",
+                                                  "train/0/0-1.png", "two/x.pt", "two/suspects.csv", "many.npz",
+                                                  "many.npy", "torn.npy")}}
     monkeypatch.setattr(repair, "start", lambda *args, **kwargs: pytest.fail("work began"))
     before = (folder / "model.pt").read_bytes()
+    (folder / "two").mkdir()
+    (folder / "two" / "suspects.csv").write_text("0-5.png\n")
+    np.savez(folder / "many.npz", a=[1], b=[2])
+    (folder / "many.npz").rename(folder / "many.npy")
+    np.savez(folder / "many.npz", a=[1], b=[2])
+    (folder / "torn.npy").write_bytes(b"PK\x03\x04" + bytes(range(200)))
     try:
         code = call({**colours, **{key: places.get(value, value) for key, value in changed.items()}}, *more)
     except SystemExit as leave:
@@ -341,6 +361,11 @@ def test_batch_from_the_number_of_images(n, batch):
     config, reasons = repair.choose_settings(small_net(0, norm=False), n, {"batch": 7, "seed": 3})
     assert (config.batch, config.seed, config.optimizer) == (7, 3, "adam")
     assert not any("batch 7" in line for line in reasons)
+    for norm, optimizer, rate in ((True, "adam", 1e-4), (False, "sgd", 0.004)):  # the rate is the optimiser's
+        config, reasons = repair.choose_settings(small_net(0, norm=norm), n, {"optimizer": optimizer})
+        assert (config.optimizer, config.unlearn_lr) == (optimizer, rate)
+    config, _ = repair.choose_settings(small_net(0), n, {"optimizer": "sgd"}, sure=True)
+    assert (config.optimizer, config.unlearn_lr) == ("sgd", 0.004)
 
 
 def test_a_network_too_sure_gets_adam():
@@ -466,7 +491,8 @@ def test_the_report_counts(tmp_path):
     truth = torch.tensor([1, -1, 2, 1, -1, -1])
     folder = inputs.Folder(tmp_path, ["a", "b", "c"], [], data.labels, torch.tensor([0, 1]), truth, "")
     old, new = Fixed([0, 0, 0, 1, 1, 2]), Fixed([1, 0, 2, 1, 0, 2])
-    scores = repair.before_and_after((old, new), repair.predicted(old, data), data, data, folder)
+    found = repair.predicted(old, data)
+    scores = repair.before_and_after([found, found], new, data, data, folder)
     assert scores == {"known bad, their given labels": [1.0, 0.5],
                       "other training images, given labels": [1.0, 0.5],
                       "held-out images": [1.0, 0.5], "Healed: bad images, true labels": [0.0, 1.0],
@@ -527,6 +553,17 @@ def test_streamed_images_that_cannot_be_decoded(colours, capsys):
     assert len(told) == 1 and "cannot be read" in told[0] and "3-0.png" in told[0] and not colours["--out"].exists()
     assert call(colours, *streamed, "--skip-bad-images") == 0
     assert "1 images cannot be decoded and are left out" in capsys.readouterr().out
+
+
+def test_a_damaged_held_out_image_is_told_before_any_work(colours, capsys, monkeypatch):
+    """P8: held-out images are decoded once before the repair, streamed ones too."""
+    shutil.copytree(colours["--data"] / "train", colours["--data"] / "val")
+    (colours["--data"] / "val" / "3" / "3-0.png").write_bytes(b"\x89PNG")
+    monkeypatch.setattr(repair, "start", lambda *args, **kwargs: pytest.fail("work began"))
+    for room in (0, 1):
+        assert call(colours, "--max-memory", room, "--workers", 0) == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert "3-0.png" in told and not colours["--out"].exists()
 
 
 def test_room_for_images(monkeypatch):
