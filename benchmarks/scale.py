@@ -26,10 +26,10 @@ Decoding, anew in every pass: 2 + 1 + 3 x 2.05 = 9.2 passes x 1.28e6 / (64 x 120
 Memory: in memory the images would be 1.28e6 x 3 x 224^2 = 193 GB in each of 8 processes, so they are streamed. Masks of
     512 bits a row: 82 MB. Reference losses: 2 x 4 bytes, 10 MB. Order of a pass: 10 MB. A batch of 64: 7 GB on a GPU.
 
-What would break first: memory, in the list of suspects. Decoding for it is shared, 2 x 1.28e6 / (64 x 120) = 330 s, but each
-process holds in float64 all logits, 1.28e6 x 1,000 x 8 = 10 GB, and features, 1.28e6 x 2,048 x 8 = 21 GB, of which the
-logistic regression makes as much again: 50 GB, 400 in all. Next: the paths, some 400 bytes each,
-0.5 GB in every process and, as Python counts references in them, in time in every worker: 8 x 9 x 0.5 = 37 GB.
+What would break first: memory, in the list of suspects. Decoding for it is shared, 2 x 1.28e6 / (64 x 120) = 330 s, but
+each process holds in float64 all logits, 1.28e6 x 1,000 x 8 = 10 GB, and features, 1.28e6 x 2,048 x 8 = 21 GB, of which
+the logistic regression makes as much again: 50 GB, 400 in all. Next: the paths, some 400 bytes each, 0.5 GB in every
+process and, as Python counts references in them, in time in every worker: 8 x 9 x 0.5 = 37 GB.
 """
 
 import argparse

@@ -240,7 +240,7 @@ def test_the_tables_on_natural_images_are_those_of_the_results():
     assert shown == [[line[k] for k in places] for line in printed[2:]]
     (lead,) = (re.fullmatch(r"-(.* ± .*)", line[names.index("minus REM")])[1] for line in shown if line[0] == "npo")
     words, readme = " ".join(RESULTS.split()), " ".join(README.split())
-    assert f"in every seed, by {lead} over NPO" in words and f"at half that width by {lead} (three)" in readme
+    assert f"in every seed, by {lead} over NPO" in words and f"at half that width by {lead} (3 seeds)" in readme
     assert {(r["method"], r["seed"]) for r in rows} >= set(itertools.product(("rem", "no-ul", "npo"), (0, 1, 2)))
     rows = [row for row in [*rows, *load_rows([ROOT / "results" / "rates" / "cifar10-jpeg-16px"])]
             if row["seed"] == 0 and not row["etd"]]
@@ -338,7 +338,7 @@ def test_the_tables_on_lasting_healing_are_those_of_the_results():
     leads = {width: [float(line[6]) for line in shown if line[0] == width] for width in widths}
     least, most = (f"{value(leads['half']):.1f}" for value in (min, max))
     words, readme = " ".join(RESULTS.split()), " ".join(README.split())
-    assert f"by {least} to {most} points" in words and f"by {least} to {most} points in nine cells (one seed)" in readme
+    assert f"by {least} to {most} points" in words and f"by {least} to {most} points in nine cells (1 seed)" in readme
     assert f"Healed is {healed[1]} after epoch 1, {healed[5]} after epoch 5, {healed[6]} after step 2" in words
     ends = " / ".join(f"{100 * row[key]:.1f}" for key in SCORES)
     assert f"end at {ends}, and the best of them has {best:.1f}" in words
