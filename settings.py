@@ -1,6 +1,6 @@
 """Every setting in one dataclass: Table 3's values are the defaults; the command line and the rows are made of it.
 
-    config = Config(task="poison", discovery=0.5)          # the paper's settings for ResNet-9, checked
+    config = Config(task="poison", discovery=0.5)          # Table 3's values for ResNet-9, checked
     config = resolve({"dataset": "fashion-mini"})          # the same with the preset of a data set or architecture
     generator = stream(config.seed, "order")               # independent random numbers for each purpose
 """

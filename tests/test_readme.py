@@ -238,10 +238,19 @@ def test_the_tables_on_natural_images_are_those_of_the_results():
              "over seeds", "seeds", "minus REM", "learnt", "gave up / idle"]
     places = [printed[0].index(name) for name in names]
     assert shown == [[line[k] for k in places] for line in printed[2:]]
-    (lead,) = (re.fullmatch(r"-(.* ± .*)", line[names.index("minus REM")])[1] for line in shown if line[0] == "npo")
+    lead, second = (re.fullmatch(r"-(.* ± .*)", line[names.index("minus REM")])[1] for name in ("npo", "ascent")
+                    for line in shown if line[0] == name)
     words, readme = " ".join(RESULTS.split()), " ".join(README.split())
-    assert f"in every seed, by {lead} over NPO" in words and f"at half that width by {lead} (3 seeds)" in readme
+    assert f"in every seed, by {lead} over NPO and {second} over Ascent" in words and f"at quarter width by {lead} (3 seeds)" in readme
     assert {(r["method"], r["seed"]) for r in rows} >= set(itertools.product(("rem", "no-ul", "npo"), (0, 1, 2)))
+    at = {(row["method"], row["discovery"], row["seed"]): 100 * row["product"]
+          for row in pick(rows, task="confusion", etd=False)}
+    won = [[at[key] - at["no-ul", *key[1:]] for key in at if key[0] == name] for name in ("cf", "scrub")]
+    (least, most), (low, high) = ((min(found), max(found)) for found in won)
+    assert f"in all nine runs, by {least:.1f} to {most:.1f} and {low:.1f} to {high:.1f} points" in words and least > 0
+    first = networks(pick(rows, method="no-ul", etd=False, seed=0))
+    ends = (fmean(100 * row[key] for row in first) for key in ("utility", "product"))
+    assert "have Utility {:.1f}, product {:.1f}.".format(*ends) in words
     rows = [row for row in [*rows, *load_rows([ROOT / "results" / "rates" / "cifar10-jpeg-16px"])]
             if row["seed"] == 0 and not row["etd"]]
     assert table("CIFAR-10 at 16x16", 2) == beside_the_papers("4", rows) and {row["width"] for row in rows} == {0.5}
@@ -371,7 +380,7 @@ def test_the_tables_of_suspects_are_those_of_the_results():
         if name == "scores":
             assert f"AUROC {means['CE, repaired network']} of the undiscovered" in FLAT
             (poison,) = (line.split(" | ")[1][:4] for line in shown.splitlines() if line.startswith("| CE, untouched"))
-            assert f"of the untouched network {means['CE, untouched network']}, on poison {poison} (" in FLAT
+            assert f"the untouched network has {means['CE, untouched network']}, on poison {poison} (" in FLAT
 
 
 def test_the_short_table_is_that_of_the_results():
@@ -395,7 +404,7 @@ def test_the_spread_over_machines_is_that_of_the_results():
     healed, over, lost = ([100 * run[key] for run in runs] for key in keys)
     assert f"Over {len(runs)} runs" in FLAT
     assert (f"Healed is {fmean(healed):.1f} on average and {min(healed):.1f} at least, its product {fmean(over):.1f} "
-            f"points above NPO's ({min(over):.1f} in the worst run), its Utility at most {max(lost):.1f} "
+            f"points above NPO's ({min(over):.1f} in the worst run), its Utility at most {max(lost):.2f} "
             "below the untouched network's" in FLAT)
     intel = [json.loads(line) for line in (ROOT / "results" / "spread" / "intel.jsonl").read_text().splitlines()]
     healed, over = ([100 * run[key] for run in intel] for key in ("rem healed", "product over npo"))
