@@ -264,6 +264,46 @@ def test_the_tables_on_natural_images_are_those_of_the_results():
     assert f"SCRUB's is {min(below):.0f} to {max(below):.0f} on poison below discovery 1" in words
 
 
+def in_float32() -> list[str]:
+    """The lines on the copy of CIFAR-10 in float32 and, after a stroke, in bf16: product in percent by rate."""
+    folders = ("float32",), (".", "rates")
+    both = [[row for name in names for row in load_rows([ROOT / "results" / name / "cifar10-jpeg-16px"])]
+            for names in folders]
+    lines = []
+    for task, method in itertools.product(("poison", "confusion", "random"), ("no-ul", "npo", "rem", "badt")):
+        cells = []
+        for rate in [k / 10 for k in range(1, 11)]:
+            found = [pick(rows, task=task, method=method, discovery=rate, etd=False, seed=0) for rows in both]
+            cells.append(" / ".join(f"{100 * part[0]['product']:.1f}" if part else "" for part in found).strip())
+        if not all(cell.startswith("/") for cell in cells):
+            lines.append([task, method, *cells])
+    return lines
+
+
+def test_the_table_in_float32_is_that_of_the_results():
+    """R6: the same cells in float32 and in bf16, and what the text says of them."""
+    lines, words = in_float32(), " ".join(RESULTS.split())
+    assert table("CIFAR-10 at 16x16", 3) == lines
+    rows = load_rows([ROOT / "results" / "float32" / "cifar10-jpeg-16px"])
+    assert {(row["precision"], row["seed"], row["width"], row["status"]) for row in rows} == {("float32", 0, 0.5, "ok")}
+    half = load_rows([ROOT / "results" / "cifar10-jpeg-16px"])
+    ends = []
+    for wanted in (dict(method="no-ul"), dict(method="npo"), dict(method="rem", task="random")):
+        runs = [pick(rows, discovery=RATES, **wanted), *(pick(half, etd=False, seed=seed, **wanted) for seed in range(3))]
+        assert {len(part) for part in runs} == {3 if "task" in wanted else 9}
+        ends += [f"{100 * fmean(row['product'] for row in part):.1f}" for part in runs]
+    assert "has {} in float32 and {} in bf16, ".format(*ends) in words
+    assert "NPO {} and {} (bf16, seeds 1 and 2: {}, {})".format(*ends[4:]) in words
+    assert "REM on random labels {} and {} ({}, {})".format(*ends[8:]) in words
+    climb, level = ([100 * row["product"] for row in sorted(pick([*rows, *half], method=method, task="poison",
+                                                                 seed=0, precision=precision),
+                                                            key=lambda row: row["discovery"])]
+                    for method, precision in (("badt", ("bf16", "float32")), ("npo", "float32")))
+    assert climb == sorted(climb) and len(climb) == len(level) == 10
+    assert f"from {climb[0]:.0f} to {climb[-1]:.0f}, below NPO up to 0.8 and level with it" in words
+    assert all(own < 0.98 * other for own, other in zip(climb[:8], level)) and climb[8] - level[8] < 1
+
+
 def test_the_table_of_ten_rates_is_that_of_the_results():
     """R6: the columns shown of Table 4 over the paper's 30 cells are those that `run.py report` makes; REM's range."""
     rows = load_rows([ROOT / "results" / "fashion-mini" / "rates"])
