@@ -122,7 +122,7 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
                 first = start(model, data, forget, config, stream(config.seed, "curve")).expanded if keeps else model
                 points.append(point(config, first, task, forget, 0))
             more = {"log": tell} if "log" in asked else {}
-            more |= {"corrupted": task.corrupted} if "corrupted" in asked else {}
+            more |= {"corrupted": task.corrupted.clone()} if "corrupted" in asked else {}
             return method(model, data, forget.clone(), config, generator, **more)
 
     def measure():
@@ -252,7 +252,8 @@ def choose_methods(config: Config) -> dict:
         if not fits(name, config.etd):
             raise ValueError(f"{name} trains a network of its own; leave out --etd" if config.etd else
                              f"{name} works on an ETD-trained network; add --etd")
-    return dict(map(find_method, names))
+    with same_world():  # a file of one's own runs here
+        return dict(map(find_method, names))
 
 
 def choose_device(name: str) -> torch.device:

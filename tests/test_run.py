@@ -781,6 +781,24 @@ def test_what_an_odd_method_does_reaches_no_other(made, tmp_path, monkeypatch, k
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.filterwarnings("ignore:Acc")
+@pytest.mark.parametrize("word", [[], ["grid"]], ids=["run", "grid"])
+def test_what_an_odd_file_does_reaches_no_other(made, tmp_path, monkeypatch, word):
+    """R11: nor does what a file does where it is imported, or a method that writes into the D_c that it is given."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd.py").write_text("import os, torch\nos.chdir('/')\ntorch.set_default_dtype(torch.float64)\n"
+                                     "def f(model, data, forget, config, generator, corrupted):\n"
+                                     "    corrupted[:] = corrupted[0]\n    return model\n")
+    found = []
+    for names in ("no-ul,cf,npo", "odd.py:f,no-ul,cf,npo"):
+        out = tmp_path / f"with-{names[0]}"
+        assert run.main([*word, "--method", names, "--out", str(out), *SMALL]) == 0
+        rows = rows_of(out / "cells.jsonl" if word else out)
+        found.append([[row[key] for key in SCORES] for row in rows if row["method"] != "odd.py:f"])
+    assert found[0] == found[1] and len(found[0]) == 3
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_rows_tell_what_was_learnt(made, tmp_path):
     """R3: every row has the accuracy on D_c's given labels of the network that its method got, whatever the method did
     to it; None where the method trains anew."""
