@@ -27,7 +27,7 @@ from torch import nn
 
 from data import MEMORY_FORMAT, Data, Dataset
 from etd import Expanded, drop, eval_mode, mask_table, ranks, stream
-from methods import METHODS, check_names, code_of, find_method, fits
+from methods import METHODS, check_names, code_of, find_method, fits, same_world
 from metrics import accuracy, evaluate
 from models import build
 from rem import State, check_forget, start
@@ -196,24 +196,6 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-@contextlib.contextmanager
-def same_world():
-    """Put back what a method may leave changed: folder, default dtype and device, grad mode, threads, random state."""
-    folder, dtype, device = os.getcwd(), torch.get_default_dtype(), torch.get_default_device()
-    grad, threads, state = torch.is_grad_enabled(), torch.get_num_threads(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        os.chdir(folder)
-        torch.set_default_dtype(dtype)
-        if torch.get_default_device() != device:
-            torch.set_default_device(None if device.type == "cpu" else device)
-        torch.set_grad_enabled(grad)
-        torch.set_rng_state(state)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-
-
 # --- Going on in another process --------------------------------------------------------------------------------------
 
 PARTS = ("expanded", "reference", "optimizer")  # of a rem.State, with a state dict each
@@ -252,8 +234,7 @@ def choose_methods(config: Config) -> dict:
         if not fits(name, config.etd):
             raise ValueError(f"{name} trains a network of its own; leave out --etd" if config.etd else
                              f"{name} works on an ETD-trained network; add --etd")
-    with same_world():  # a file of one's own runs here
-        return dict(map(find_method, names))
+    return dict(map(find_method, names))
 
 
 def choose_device(name: str) -> torch.device:

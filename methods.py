@@ -8,14 +8,17 @@ Adding a method takes its function and one entry of METHODS. Functions are in ba
 trains anew, and REM by other names.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Generator, Tensor
 from torch.nn import Module
 
@@ -212,6 +215,27 @@ def check_names(names) -> None:
             raise ValueError(f"two methods are called {Path(name).name}; give one of the files another name")
 
 
+@contextlib.contextmanager
+def same_world():
+    """Put back what a method or the import of its file may leave changed.
+
+    Folder, default dtype and device, grad mode, threads, random state.
+    """
+    folder, dtype, device = os.getcwd(), torch.get_default_dtype(), torch.get_default_device()
+    grad, threads, state = torch.is_grad_enabled(), torch.get_num_threads(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
+        torch.set_grad_enabled(grad)
+        torch.set_rng_state(state)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
 def load_method(text: str):
     """A user-supplied method from "path/to/file.py:function".
 
@@ -225,7 +249,8 @@ def load_method(text: str):
     spec = importlib.util.spec_from_file_location(f"method_{Path(path).stem}", path)
     try:
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # known by name, as dataclasses want it
-        spec.loader.exec_module(module)
+        with same_world():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a file that ends the process on import, too
         raise ValueError(f"{path} does not import ({type(error).__name__}: {error})".replace("\n", " ")) from error
     function = getattr(module, attribute, None)

@@ -12,8 +12,8 @@ from statistics import fmean
 
 import torch
 
-from experiment import attempt, corrupt, new_model, same_world, train_original
-from methods import METHODS
+from experiment import attempt, corrupt, new_model, train_original
+from methods import METHODS, same_world
 from settings import Config
 from study.originals import dataset_of, device_of, on_device, original_path
 

@@ -28,7 +28,7 @@ import torch
 
 from baselines import no_ul
 from experiment import (LONG, append_row, attempt, check_writable, corrupt, failure_of, find, new_model, progress,
-                        provenance, row_of, same_world, unlearn)
+                        provenance, row_of, unlearn)
 from methods import find_method
 from settings import PLACE, Config, Parser, flag, flags
 from study.forecast import hours
@@ -137,9 +137,8 @@ def shard_cells(groups: list, rank: int, world: int) -> list:
 
 def check_cells(cells: list[Config]) -> None:
     """Look at everything that can be wrong with the input before any training."""
-    with same_world():  # a file of one's own runs here
-        for method in dict.fromkeys(cell.method for cell in cells):
-            find_method(method)
+    for method in dict.fromkeys(cell.method for cell in cells):
+        find_method(method)
     device_of(cells[0])
     for cell in {(c.dataset, c.image_size, c.task, c.n, c.pair, c.discovery): c for c in cells}.values():
         find(cell, corrupt(cell, dataset_of(cell)))
@@ -219,10 +218,8 @@ def measure(cell: Config, folder: str) -> dict:
     if original.method:
         row = unlearn(replace(cell, quiet=True), cell.method, no_ul, network, task, forget)
         return {"train_seconds": None, **row, "seconds": seconds}
-    with same_world():
-        method = find_method(cell.method)
     with progress(f"{cell.task:<11}{cell.discovery:<6g}{cell.method}, seed {cell.seed}", cell.quiet, LONG) as log:
-        return {"train_seconds": seconds, **unlearn(cell, *method, network, task, forget, log)}
+        return {"train_seconds": seconds, **unlearn(cell, *find_method(cell.method), network, task, forget, log)}
 
 
 def print_line(line: str) -> None:
