@@ -3,7 +3,7 @@
     task = corrupt(config, dataset)                                     # D_tr with its corruption
     original = train_original(config, task, new_model(config, dataset))
     outcome = unlearn(config, "rem", METHODS["rem"].function, original, task, forget)
-    append_row("runs/cells.jsonl", row_of(config, provenance(device, sys.argv), outcome))
+    append_row("runs/cells.jsonl", row_of(config, code_of("rem"), provenance(device, sys.argv), outcome))
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from torch import nn
 
 from data import MEMORY_FORMAT, Data, Dataset
 from etd import Expanded, drop, eval_mode, mask_table, ranks, stream
-from methods import METHODS, check_names, code_of, find_method, fits, same_world
+from methods import METHODS, check_names, find_method, fits, same_world
 from metrics import accuracy, evaluate
 from models import build
 from rem import State, check_forget, start
@@ -78,8 +78,8 @@ def train_original(config: Config, task: Task, model, log=None):
     return model
 
 
-def check_outputs(model, data: Data) -> None:
-    """Raise ValueError unless the network has an output for every label that the data can have."""
+def check_outputs(model, data: Data) -> int:
+    """The number of a network's outputs; ValueError unless it has one for every label that the data can have."""
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     with eval_mode(model), torch.no_grad():
         _, x, _ = next(data.batches(torch.tensor([0]), generator=torch.Generator(), dtype=dtype))
@@ -87,6 +87,7 @@ def check_outputs(model, data: Data) -> None:
     if outputs < data.classes:
         raise ValueError(f"the network has {outputs} outputs for {data.classes} classes; "
                          "give it a head with one for each")
+    return outputs
 
 
 def unlearn(config: Config, name: str, method, original, task: Task, forget: torch.Tensor, log=None) -> dict:
@@ -130,6 +131,9 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
             raise TypeError(f"{name} returned {type(unlearned).__name__}; a method returns the unlearned network")
         anew = name in METHODS and METHODS[name].etd == "none"  # what trains anew had nothing to unlearn
         net, before = drop(unlearned) if isinstance(unlearned, Expanded) else unlearned, None if anew else original
+        given, returned = check_outputs(original, task.train), check_outputs(net, task.train)
+        if returned != given:
+            raise ValueError(f"{name} returned a network of {returned} outputs; the one that it was given has {given}")
         return {**evaluate(net, task, forget, before), **told_at_end(notes, config.gamma)}
 
     unlearned, seconds, failure = attempt(work)
@@ -267,9 +271,12 @@ def check_writable(out: str) -> None:
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
 
-def row_of(cell: Config, origin: dict, outcome: dict) -> dict:
-    """A whole row: settings, the method's short name and code, where the row comes from, what came out."""
-    return {**asdict(cell), "method": Path(cell.method).name, "code": code_of(cell.method), **origin, **outcome}
+def row_of(cell: Config, code: str | None, origin: dict, outcome: dict) -> dict:
+    """A whole row: settings, the method's short name and code, where the row comes from, what came out.
+
+    code: `methods.code_of` from when the method was loaded; its file may be another one by the time that it has run.
+    """
+    return {**asdict(cell), "method": Path(cell.method).name, "code": code, **origin, **outcome}
 
 
 def failure_of(error: str) -> dict:

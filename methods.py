@@ -252,7 +252,9 @@ def load_method(text: str):
         with same_world():
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a file that ends the process on import, too
-        raise ValueError(f"{path} does not import ({type(error).__name__}: {error})".replace("\n", " ")) from error
+        more = f"; what lies beside it is found with PYTHONPATH={Path(path).resolve().parent}"
+        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
+        raise ValueError(f"{path} does not import ({reason}){more if isinstance(error, ImportError) else ''}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ValueError(f"{path} has no function {attribute!r} for method {text}")
@@ -271,6 +273,9 @@ def check_signature(name: str, function) -> None:
 
 
 def code_of(method: str) -> str | None:
-    """16 hexadecimal digits of the file that holds a user-supplied method, None for a method of METHODS."""
+    """16 hexadecimal digits of the file that holds a user-supplied method, None for a method of METHODS.
+
+    What that file imports does not count.
+    """
     path = Path(method.rpartition(":")[0])
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if ":" in method and path.is_file() else None

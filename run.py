@@ -28,6 +28,7 @@ from datasets import load
 from etd import ranks
 from experiment import (append_row, attempt, check_writable, choose_device, choose_methods, corrupt, failure_of, find,
                         new_model, provenance, row_of, train_original, unlearn)
+from methods import code_of
 from settings import Config, Parser, add_flags, resolve
 from study import cscore, discovery, grid, report
 from tasks import Task
@@ -155,6 +156,7 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
         config = replace(config, data_dir=str(Path(config.data_dir).resolve()))
     methods = choose_methods(config)
     paths = {Path(path.strip()).name: path.strip() for path in config.method.split(",")}  # of user-supplied methods
+    codes = {name: code_of(paths.get(name, name)) for name in methods}
     device = choose_device(config.device)
     check_writable(config.out)
     dataset = load(config.dataset, config.data_dir, config.image_size, config.download)
@@ -172,7 +174,7 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     for name, method in methods.items():
         outcome = (failure_of(f"training: {failure}") if failure
                    else unlearn(config, name, method, original, task, forget))
-        row = row_of(replace(config, method=paths.get(name, name)), provenance(device, argv),
+        row = row_of(replace(config, method=paths.get(name, name)), codes[name], provenance(device, argv),
                      {"train_seconds": train_seconds, **outcome})
         try:
             if ranks()[0] == 0:

@@ -29,7 +29,7 @@ import torch
 from baselines import no_ul
 from experiment import (LONG, append_row, attempt, check_writable, corrupt, failure_of, find, new_model, progress,
                         provenance, row_of, unlearn)
-from methods import find_method
+from methods import code_of, find_method
 from settings import PLACE, Config, Parser, flag, flags
 from study.forecast import hours
 from study.originals import dataset_of, device_of, load_original, make_original
@@ -199,15 +199,16 @@ def rows_of(future: Future, original: Config | None, cells: list[Config], origin
 
 def failed_row(cell: Config, origin: dict, error: str) -> dict:
     """The row of a cell that gave no numbers."""
-    return row_of(cell, origin, {"train_seconds": None, **failure_of(error)})
+    return row_of(cell, code_of(cell.method), origin, {"train_seconds": None, **failure_of(error)})
 
 
 def run_cell(cell: Config, folder: str, origin: dict) -> dict:
     """One cell: its original from the file, the method, the scores; whatever goes wrong is in the row."""
+    code = code_of(cell.method)  # of what `measure` is about to load
     row, _, failure = attempt(lambda: measure(cell, folder))
     if failure:
-        return failed_row(cell, origin, failure)
-    return row_of(cell, {**origin, "threads": torch.get_num_threads()}, row)
+        row = {"train_seconds": None, **failure_of(failure)}
+    return row_of(cell, code, {**origin, "threads": torch.get_num_threads()}, row)
 
 
 def measure(cell: Config, folder: str) -> dict:

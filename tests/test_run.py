@@ -25,7 +25,7 @@ import metrics
 from datasets import load
 from etd import mask_table
 from helpers import assert_same_state, gen, make_dataset, small_net, tiny
-from methods import METHODS
+from methods import METHODS, code_of, load_method
 from rem import start
 from settings import ARCH_PRESETS, DATASET_PRESETS, TASKS, Config, check, resolve, stream
 from tasks import discover
@@ -746,6 +746,8 @@ ODD_METHODS = {  # what a user-supplied method does, and the error in its row (N
     "lines": ("raise ValueError('\\n\\nfirst\\nsecond')", "ValueError: first"),
     "unspeakable": ("raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})", "Odd"),
     "nothing": ("return None", "TypeError: odd.py:f returned NoneType; a method returns the unlearned network"),
+    "outputs": ("return torch.nn.Sequential(model, torch.nn.Linear(4, 5))",
+                "ValueError: odd.py:f returned a network of 5 outputs; the one that it was given has 4"),
     "folder": ("os.chdir('/')", None),
     "dtype": ("torch.set_default_dtype(torch.float64)", None),
     "device": ("torch.set_default_device('meta')", None),
@@ -797,6 +799,33 @@ def test_what_an_odd_file_does_reaches_no_other(made, tmp_path, monkeypatch, wor
         found.append([[row[key] for key in SCORES] for row in rows if row["method"] != "odd.py:f"])
     assert found[0] == found[1] and len(found[0]) == 3
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:Acc")
+@pytest.mark.parametrize("word", [[], ["grid"]], ids=["run", "grid"])
+@pytest.mark.parametrize("body", ["path.write_text('')", "path.unlink()"], ids=["changed", "deleted"])
+def test_the_code_of_a_row_is_the_code_that_ran(made, tmp_path, monkeypatch, word, body):
+    """R3, R9: a row names the contents that a method's file had when it was loaded, though it has changed since."""
+    monkeypatch.chdir(tmp_path)
+    path, out = tmp_path / "odd.py", tmp_path / "out"
+    path.write_text("from pathlib import Path\ndef f(model, data, forget, config, generator):\n"
+                    f"    path = Path({str(path)!r})\n    {body}\n    return model\n")
+    code = code_of(f"{path}:f")
+    assert run.main([*word, "--method", f"{path}:f", "--out", str(out), *SMALL]) == 0
+    (row,) = rows_of(out / "cells.jsonl" if word else out)
+    assert row["code"] == code and code_of(f"{path}:f") != code
+
+
+def test_a_method_that_wants_its_neighbour_is_told_how(tmp_path, monkeypatch):
+    """R2: a file that imports one beside it is told of PYTHONPATH, which then helps."""
+    (tmp_path / "mine.py").write_text("from near_by_odd import f\n")
+    (tmp_path / "near_by_odd.py").write_text("def f(model, data, forget, config, generator): return model\n")
+    with pytest.raises(ValueError, match=rf"'near_by_odd'\); what lies beside it .* PYTHONPATH={tmp_path.resolve()}"):
+        load_method(f"{tmp_path / 'mine.py'}:f")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_method(f"{tmp_path / 'mine.py'}:f")[0] == "mine.py:f"
+    for name in ("method_mine", "near_by_odd"):
+        sys.modules.pop(name, None)
 
 
 def test_rows_tell_what_was_learnt(made, tmp_path):
