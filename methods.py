@@ -252,9 +252,10 @@ def load_method(text: str):
         with same_world():
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a file that ends the process on import, too
-        more = f"; what lies beside it is found with PYTHONPATH={Path(path).resolve().parent}"
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-        raise ValueError(f"{path} does not import ({reason}){more if isinstance(error, ImportError) else ''}") from error
+        more = f"; what lies beside it is found with PYTHONPATH={Path(path).resolve().parent}"
+        more = more if isinstance(error, ImportError) else ""
+        raise ValueError(f"{path} does not import ({reason}){more}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ValueError(f"{path} has no function {attribute!r} for method {text}")

@@ -1,6 +1,6 @@
 """A user-supplied method: `python run.py --method cf,rem,examples/my_method.py:relabel` compares it with the others.
 
-    from contract import assert_contract      # tests/contract.py
+    from contract import assert_contract      # tests/contract.py, with PYTHONPATH=tests
     assert_contract(relabel)                   # what every method of this repository promises
 """
 

@@ -145,7 +145,8 @@ def name_of(method: str, etd: bool, capacity: float = 0.5) -> str:
     name = METHODS[method].label if method in METHODS else method.replace("rem-no31-no32", "REM without 3.1 and 3.2")
     if etd:
         name = METHODS["etd"].label if method == "no-ul" else f"{name} on ETD"
-    return name if capacity == 0.5 else f"{name}, {100 * capacity:g} %"
+    name = name if capacity == 0.5 else f"{name}, {100 * capacity:g} %"
+    return textwrap.fill(name, 30, max_lines=2, placeholder="…")  # one of a user's method may be long
 
 
 def figure1(figure, rows: list[dict]) -> Drawn:
@@ -272,9 +273,15 @@ def legend(figure, axes, columns: int) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9)
 
 
+def noted(row: dict, key: str, points: list[dict] | None = None) -> bool:
+    """Whether a run has points, and all of them, or these, hold a number of that name."""
+    points = row.get("points") if points is None else points
+    return bool(points) and all(isinstance(point.get(key), int | float) for point in points)
+
+
 def figure5(figure, rows: list[dict]) -> Drawn:
     """The corruption leaves theta_o1 and stays behind D_f's mask."""
-    rows = need([row for row in pick(rows, **HALF_WIDTH, method="rem", etd=False) if row.get("points")],
+    rows = need([row for row in pick(rows, **HALF_WIDTH, method="rem", etd=False) if noted(row, "full")],
                 "rem with --curve (resnet9, capacity 0.5)")
     rate = min({row["discovery"] for row in rows}, key=lambda rate: abs(rate - 0.5))
     epochs = min({row["unlearn_epochs"] for row in rows}, key=lambda epochs: abs(epochs - 5))  # as in the paper
@@ -292,8 +299,8 @@ def figure5(figure, rows: list[dict]) -> Drawn:
 
 def lasting(figure, rows: list[dict]) -> Drawn:
     """How long a repair lasts where REM goes on: Healed and Acc(D_f) after each epoch, a line per discovery rate."""
-    rows = [row for row in pick(rows, **HALF_WIDTH, method="rem", etd=False, stop="max") if row.get("points")]
-    rows = need([row for row in rows if all("healed" in point for point in row["points"])],
+    rows = [row for row in pick(rows, **HALF_WIDTH, method="rem", etd=False, stop="max") if noted(row, "healed")]
+    rows = need([row for row in rows if noted(row, "acc_forget_before", row["points"][1:])],
                 "rem with --curve and --stop max, with Healed after each epoch (resnet9, capacity 0.5)")
     epochs = max(row["unlearn_epochs"] for row in rows)
     rows = pick(rows, unlearn_epochs=epochs)
@@ -329,7 +336,8 @@ def figure6(figure, rows: list[dict]) -> Drawn:
         look = dict(color=COLOURS[k], edgecolor="black", linewidth=0.3)
         look = dict(facecolor="none", edgecolor=COLOURS[k]) if k == 1 else look
         axes.scatter([100 * r["healed"] for r in points], [100 * r["healed_test"] for r in points], s=24, alpha=0.7,
-                     marker=MARKERS[k], label=f"{REGULARITY[task]}, n = {len(points)}".replace("\n", " "), **look)
+                     marker=MARKERS[k], label=f"{REGULARITY[task]}, n = {len(points)}".replace("\n", " "),
+                     clip_on=False, **look)
     axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="Healed on training images, %",
              ylabel="Healed on test images corrupted alike, %")
     axes.grid(alpha=0.3)

@@ -7,6 +7,7 @@
 
 import csv
 import io
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -106,15 +107,26 @@ def report(results: list[str], table: str | None, figure: str | None, format: st
     figure_class = import_figure() if numbers else None
     rows = load_rows(results)
     tables = collect("table", names, NAMES, lambda name: make_tables(name, rows, own=names == list(NAMES)))
-    texts = [(table.name + FORMATS[f][1], FORMATS[f][0](table)) for table in tables for f in formats]
+    names = apart([table.name for table in tables])
+    texts = [(name + FORMATS[f][1], FORMATS[f][0](table)) for name, table in zip(names, tables) for f in formats]
     if not out:
         return [text for _, text in texts]
     figures = collect("figure", numbers, DRAW, lambda number: draw(number, rows, figure_class))
     for name, text in texts:
         write_whole(Path(out, name), lambda file, text=text: file.write(text.encode()))
-    for name, drawn in figures:
+    for name, (_, drawn) in zip(apart([name for name, _ in figures]), figures):
         save(out, name, drawn)
     return [f"{len(texts)} files of tables and {2 * len(figures)} of figures in {out}"]
+
+
+def apart(names: list[str]) -> list[str]:
+    """File names of which no two are one where letters' case does not count, by a number behind the later ones."""
+    found = []
+    for name in names:
+        taken = {other.lower() for other in found}
+        free = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        found.append(next(each for each in free if each.lower() not in taken))
+    return found
 
 
 def choose(what: str, text: str, known) -> list[str]:

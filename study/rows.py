@@ -18,6 +18,7 @@ from statistics import fmean
 
 import torch
 
+from datasets import RECIPES
 from methods import MASKS, METHODS, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
 from settings import PLACE, VERSION, Config, resolve
 from tasks import PAIRS
@@ -47,7 +48,18 @@ def load_rows(paths) -> list[dict]:
             rows += map(canonical, read_file(file))
     if not rows:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}")
+    warn_of_versions(rows)
     return latest(rows)
+
+
+def warn_of_versions(rows: list[dict]) -> None:
+    """Say on stderr how many rows of a user's methods `latest` leaves out for the version of the file."""
+    last = {IDENTITY(row): row.get("code") for row in rows}
+    older = [row for row in rows if row.get("code") != last[IDENTITY(row)]]
+    for (method,), part in split(older, "method").items():
+        codes = ", ".join(sorted({str(row.get("code"))[:8] for row in part}))
+        print(f"warning: {method}: {len(part)} row{'s' * (len(part) > 1)} of another file or version ({codes}) left "
+              "out; of each cell the version of the last row counts, in the order of the files", file=sys.stderr)
 
 
 def read_rows(folder: str | Path) -> list[dict]:
@@ -115,7 +127,8 @@ def key_of(config: Config, code: str | None) -> str:
              for name, default in SETTINGS.items() if name not in PLACE}
     if config.dataset == "folder":
         facts["data_dir"] = str(Path(config.data_dir).resolve())
-    facts |= {"method": Path(config.method).name, "precision": precision_of(config), "code": code, "version": VERSION}
+    facts |= {name: of(vars(config)) for name, of in (("precision", precision_of), ("image_size", size_of))}
+    facts |= {"method": Path(config.method).name, "code": code, "version": VERSION}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -124,10 +137,16 @@ def cell_key(config: Config) -> str:
     return key_of(config, code_of(config.method))
 
 
-def precision_of(config: Config) -> str:
+def precision_of(setting: dict) -> str:
     """What precision "auto" comes to: of settings by the device that they ask for, of a row by the one it names."""
-    on_gpu = torch.cuda.is_available() if config.device == "auto" else config.device != "cpu"
-    return config.precision if config.precision != "auto" else "bf16" if on_gpu else "float32"
+    on_gpu = torch.cuda.is_available() if setting["device"] == "auto" else setting["device"] != "cpu"
+    return setting["precision"] if setting["precision"] != "auto" else "bf16" if on_gpu else "float32"
+
+
+def size_of(setting: dict) -> int | None:
+    """Pixels per side of settings or a row, None where they are the data set's own."""
+    own = RECIPES.get(setting["dataset"], {}).get("size")  # None of folders
+    return None if setting["image_size"] == own else setting["image_size"]
 
 
 def rows_by_cell(rows: list[dict]) -> dict[str, dict]:
@@ -141,7 +160,7 @@ def canonical(row: dict) -> dict:
 
     rem-on-etd is rem on a network trained with --etd; rem with a step or the redirect loss changed is that ablation.
     """
-    method, pixels, named = row["method"], row["image_size"], set()
+    method, pixels, named = row["method"], size_of(row), set()
     if method in ("rem", "rem-on-etd"):
         named = STEP3
         off = "".join(f"-no{step}" for step in ("31", "32") if not row["step" + step])
@@ -152,7 +171,8 @@ def canonical(row: dict) -> dict:
     data = row["dataset"] + (f" {place_of(row)}" if row["dataset"] == "folder" else "")
     ratio = Config(capacity=row["capacity"], ratio=row["ratio"]).extra_ratio if reads_setting("p_mem", row) else None
     return {**row, **{name: SETTINGS[name] for name in idle}, "method": method, "ran": row["method"], "ratio": ratio,
-            "pair": confused(row), "data": data + (f" at {pixels} px" if pixels else "")}
+            "pair": confused(row), "precision": precision_of(row), "image_size": pixels,
+            "data": data + (f" at {pixels} px" if pixels else "")}
 
 
 def place_of(row: dict) -> Path:

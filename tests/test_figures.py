@@ -1,6 +1,7 @@
 """figures.py: each figure of the paper is drawn from rows alone, with the right numbers and labels, without a
 display."""
 
+import itertools
 import math
 import os
 import re
@@ -410,6 +411,37 @@ def test_no_label_leaves_the_figure(tmp_path):
             boxes = [artist.get_window_extent() for artist in (*figure.texts, *figure.legends)]
             for box in boxes + [axes.get_tightbbox() for axes in figure.axes]:
                 assert box.x0 >= -2 and box.y0 >= -2 and box.x1 <= width + 2 and box.y1 <= height + 2, (name, box)
+
+
+def test_long_names_overlap_nothing(tmp_path):
+    """The name of a user's method, however long, meets no other panel's title and no other bar's label."""
+    name = "my_rather_long_file_name_for_a_method.py:and_a_function_of_as_long_a_name"
+    rows = load(tmp_path, grid(("no-ul", "rem", "npo", "scrub", name, f"x{name}")))
+    for number in ("3", "10"):
+        figure = only(number, rows)
+        FigureCanvasAgg(figure).draw()
+        texts = figure.axes[0].get_yticklabels() if number == "3" else [axes.title for axes in figure.axes]
+        boxes = [text.get_window_extent() for text in texts if text.get_text()]
+        assert any("my_rather" in text.get_text() and text.get_text().endswith("…") for text in texts)
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_points_that_lack_a_number_are_not_drawn(tmp_path):
+    """R2: Fig. 5 and lasting take runs whose points have all that they draw; without one they say what is missing."""
+    plain = {**make_row(unlearn_epochs=5), "curve": True, "points": [{"epoch": 0, "base": 0.5}, {"epoch": 1, "base": 0}]}
+    healed = [{"epoch": e, "base": 0.5, "healed": 0.5} for e in range(3)]
+    later = {**make_row(stop="max", seed=1), "curve": True, "points": healed}
+    for number in ("5", "lasting"):
+        with pytest.raises(Missing, match="--curve"):
+            only(number, load(tmp_path, [plain, later]))
+    whole = {**plain, "seed": 2, "points": [{**point, "full": 1.0} for point in plain["points"]]}
+    assert "1 run" in only("5", load(tmp_path, [plain, later, whole])).get_suptitle()
+
+
+def test_points_on_the_edge_are_whole(tmp_path):
+    """Fig. 6 cuts no marker at 100 %."""
+    figure = only("6", load(tmp_path, [make_row("rem", 1.0, 0.9), make_row("no-ul", 0.1, 0.95)]))
+    assert not any(scatter.get_clip_on() for scatter in figure.axes[0].collections)
 
 
 def test_matplotlib_stays_where_it_belongs(tmp_path):

@@ -23,7 +23,7 @@ from train import expand_for
 from helpers import gen, make_data, small_net, tiny
 from study.originals import original_path
 from study.plan import PRESETS, by_original, expand_axes, original_of, parse_axis, preset
-from study.rows import cell_key, precision_of, read_rows, rows_by_cell
+from study.rows import cell_key, precision_of, read_rows, rows_by_cell, size_of
 from settings import AFTER_TRAINING, PLACE, TASKS, VERSION, Config
 
 FIELDS = {f.name: f for f in fields(Config)}
@@ -373,7 +373,9 @@ def test_key_holds_every_setting_but_the_place(name, cell):
     same = name in PLACE and not (name == "data_dir" and cell.dataset == "folder")  # a folder is told by its path
     same = same or not reads_setting(name, asdict(cell))
     if name in ("device", "precision"):
-        same = precision_of(changed) == precision_of(cell)
+        same = precision_of(vars(changed)) == precision_of(vars(cell))
+    if name == "image_size":
+        same = size_of(vars(changed)) == size_of(vars(cell))
     assert (cell_key(changed) == cell_key(cell)) == same
 
 
@@ -388,7 +390,9 @@ def test_originals_are_shared_where_training_is_the_same(name, cell):
     unread = AFTER_TRAINING | PLACE | (set() if cell.etd or alone else {"p_mem", "ratio"})
     same = name in unread and not (name == "data_dir" and cell.dataset == "folder") and not (name == "method" and alone)
     if name in ("device", "precision"):
-        same = precision_of(changed) == precision_of(cell)
+        same = precision_of(vars(changed)) == precision_of(vars(cell))
+    if name == "image_size":
+        same = size_of(vars(changed)) == size_of(vars(cell))
     assert (here == there) == same
 
 
@@ -399,9 +403,9 @@ def test_file_names_carry_the_settings(a, b):
     here, there = original_path("runs", original_of(a)), original_path("runs", original_of(b))
     assert here.name.startswith(f"{a.task}-{a.dataset}-{a.arch}-n{a.n}-seed{a.seed}-")
     assert here.parent == Path("runs/originals")
-    read = [f for f in FIELDS if f not in AFTER_TRAINING | PLACE | {"precision"}]
+    read = [f for f in FIELDS if f not in AFTER_TRAINING | PLACE | {"precision", "image_size"}]
     if here == there:
-        assert precision_of(a) == precision_of(b)
+        assert precision_of(vars(a)) == precision_of(vars(b)) and size_of(vars(a)) == size_of(vars(b))
         masked = a.etd or METHODS[a.method].trains_alone
         assert all(getattr(a, f) == getattr(b, f) for f in read if masked or f not in ("p_mem", "ratio"))
 
@@ -613,3 +617,10 @@ def test_precision_is_what_it_comes_to():
     assert cell_key(cell) == cell_key(replace(cell, precision="float32")) != cell_key(gpu) == cell_key(replace(gpu,
         precision="bf16"))
     assert cell_key(replace(gpu, device="NVIDIA H100")) == cell_key(gpu)  # the name that a row has
+
+
+def test_the_own_image_size_is_no_other_data_set():
+    """R9: --image-size 16 is what fashion-mini has anyway, so that it makes no other cell; of CIFAR-10 it does."""
+    own, cifar = (expand_axes({"method": "no-ul", "dataset": name})[0] for name in ("fashion-mini", "cifar10"))
+    assert cell_key(own) == cell_key(replace(own, image_size=16)) != cell_key(replace(own, image_size=32))
+    assert cell_key(cifar) == cell_key(replace(cifar, image_size=32)) != cell_key(replace(cifar, image_size=16))

@@ -359,6 +359,28 @@ def test_the_last_version_of_an_own_method_counts(tmp_path):
     assert load(tmp_path, [bad, good, old])[0]["healed"] == 0.3  # the file was put back
 
 
+def test_rows_of_another_version_are_told(tmp_path, capsys):
+    """R3: what `report` leaves out for the version of a user's file, or another file of its name, is a warning."""
+    one, two = ({**make_row("a.py:f", seed=seed), "code": str(k) * 16} for k, seed in ((1, 0), (2, 0)))
+    other = {**make_row("a.py:f", seed=1), "code": "1" * 16}
+    assert len(load(tmp_path, [one, two, other])) == 2
+    assert capsys.readouterr().err == ("warning: a.py:f: 1 row of another file or version (11111111) left out; of each "
+                                       "cell the version of the last row counts, in the order of the files\n")
+    assert len(load(tmp_path, [one, one, other, make_row(), make_row(healed=0.1)])) == 3
+    assert capsys.readouterr().err == ""
+
+
+def test_precision_and_size_by_another_name(tmp_path):
+    """"auto" on the CPU is float32 and --image-size 32 is CIFAR-10's own: one experiment, as in the grid."""
+    rows = [make_row(seed=0), make_row(seed=1, precision="float32"), make_row(seed=2, image_size=32)]
+    rows += [make_row(seed=0, precision="float32", image_size=32)]
+    found = load(tmp_path, rows)
+    assert len(found) == 3 and {row["data"] for row in found} == {"cifar10"}
+    assert "NOT ONE EXPERIMENT" not in one("mean", found).caption
+    apart = load(tmp_path, [make_row(seed=0), {**make_row(seed=1), "device": "NVIDIA H100"}])
+    assert "differ in precision (bf16, float32)" in one("mean", apart).caption
+
+
 def test_folders_of_images_are_told_by_their_path(tmp_path):
     """Two folders are two data sets, and so are two sizes of one."""
     places = [dict(data_dir="a"), dict(data_dir="b"), dict(data_dir="a", image_size=8)]
@@ -772,6 +794,18 @@ def test_written_files(tmp_path, capsys):
     assert main(argv) == 0 and files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert main([str(source), "--format", "csv", "--out", str(tmp_path / "one")]) == 0
     assert [path.suffix for path in (tmp_path / "one").iterdir()] == [".csv"]
+
+
+def test_no_file_takes_the_place_of_another(tmp_path, capsys):
+    """R9: data sets whose names come to one file name have a file each."""
+    rows = [make_row(healed=0.1 * k, dataset="folder", data_dir=str(tmp_path / name), image_size=16)
+            for k, name in enumerate(("a b", "a-b", "A-B"), 1)]
+    source = write(tmp_path / "x.jsonl", rows)
+    assert main([str(source), "--table", "mean", "--format", "csv", "--out", str(tmp_path / "o")]) == 0
+    found = sorted((tmp_path / "o").iterdir())
+    assert len({path.name.lower() for path in found}) == 3 and "3 files" in capsys.readouterr().out
+    assert {",9.00," in path.read_text() for path in found} == {True, False}  # 0.1 x 0.9, in one of them
+    assert report.apart(["a", "b", "A", "a-2", "a"]) == ["a", "b", "A-2", "a-2-2", "a-3"]
 
 
 def test_all_tables_skip_what_has_no_rows(tmp_path, capsys):
