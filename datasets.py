@@ -28,6 +28,7 @@ from tasks import write_whole
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IMAGENETTE_CLASSES = 10
 SLIM = 16  # longer side over shorter one of an image file above which its ends are cut off before it is resized
+DECODER = 2  # of `_decode_one`: raised where it reads a file otherwise than before, so that no older cache is read
 MINI_FILE = Path(__file__).resolve().parent / "data" / "fashion-mini.npz"
 
 # Choice: everything that is fixed per data set. mean, std: per channel, of the training pixels in [0, 1] at native size
@@ -61,7 +62,8 @@ def load(name, data_dir="data", image_size=None, download=False):
     recipe = RECIPES[name]
     image_size = recipe["size"] if image_size is None else image_size
     if image_size is None or image_size < 1:
-        raise ValueError(f"image_size is {image_size} for data set {name}: give pixels per side, such as 32")
+        raise ValueError(f"image_size is {image_size} for data set {name}: give pixels per side with --image-size (in "
+                         "Python image_size), such as 32")
     if name == "fashion-mini":
         arrays = read_mini()
     elif name == "folder":
@@ -220,7 +222,7 @@ def _listing(root, *choices):
 
 def _fingerprint(root, *listings):
     """Return a short hash of which files there are, how long and how old; ValueError for what is no regular file."""
-    entries = []
+    entries = [DECODER]
     for path, _ in (sample for found in listings for sample in found.samples):
         try:
             status = os.stat(path)
@@ -252,7 +254,7 @@ def _decode_one(path, size):
     try:
         with Image.open(path) as image:
             image.draft("RGB", (2 * size, 2 * size))  # lets a large JPEG be decoded at a fraction of its size
-            image = image.convert("RGB")
+            image = (_eight_bits(image) if image.mode[0] in "IF" else image).convert("RGB")
     except Exception as error:  # PIL's decoders raise anything, and DecompressionBombError for billions of pixels
         raise ValueError(f"cannot decode {path} ({error}): remove or replace it") from error
     if (short := min(image.size)) != size:
@@ -264,6 +266,16 @@ def _decode_one(path, size):
         image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
     left, top = ((side - size) // 2 for side in image.size)
     return np.asarray(image)[top : top + size, left : left + size]
+
+
+def _eight_bits(image):
+    """Return a grey image of 16 bits as one of 8; ValueError for other pixels, whose range is not known."""
+    from PIL import Image
+
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"its pixels, {values.min():g} to {values.max():g}, are neither of 8 bits nor of 16")
+    return Image.fromarray((values / 257).round().astype(np.uint8))  # 65535 / 257 is 255
 
 
 def _moments(images):

@@ -47,6 +47,9 @@ def make_task(name: str, dataset: Dataset, n: int, seed: int, pair: tuple[int, i
     """
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; choose one of {', '.join(TASKS)}")
+    if dataset.train.classes < 2:
+        raise ValueError(f"the data set has {dataset.train.classes} class; give it two or more, there is nothing to "
+                         "tell apart")
     if not 1 <= n <= len(dataset.train):
         raise ValueError(f"n is {n}; it must be from 1 to {len(dataset.train)}, the number of training images")
     generator = stream(seed, f"task {name}")
@@ -90,8 +93,6 @@ def confusion(dataset: Dataset, n: int, seed: int, pair: tuple[int, int], genera
 def random_labels(dataset: Dataset, n: int, seed: int, generator: torch.Generator) -> Task:
     """n examples get a label drawn uniformly from the wrong classes (Maini et al. 2023; the least regular task)."""
     labels, classes = dataset.train.labels.cpu().clone(), dataset.train.classes
-    if classes < 2:
-        raise ValueError(f"the data set has {classes} class; random labels need a wrong one to choose")
     corrupted = sample(torch.arange(len(labels)), n, generator)
     offset = torch.randint(1, classes, (n,), generator=generator)  # 1 .. C - 1: never the true label
     labels[corrupted] = (labels[corrupted] + offset) % classes
@@ -186,25 +187,33 @@ def fingerprint(data: Data) -> int:
     return zlib.crc32(data.images.cpu().contiguous().numpy(), zlib.crc32(str(tuple(data.images.shape)).encode()))
 
 
+def of_test(test: Data) -> int:
+    """CRC-32 of a test set, labels and all."""
+    return zlib.crc32(test.labels.cpu().contiguous().numpy(), fingerprint(test))
+
+
 def save_task(task: Task, path: str | Path) -> None:
     """Write the labels and D_c, so that unlearning sees the very labels that training saw; whole or not at all."""
     source = fingerprint(task.train) if task.source is None else task.source
     content = {"name": task.name, "seed": task.seed, "labels": task.train.labels.cpu(), "clean": task.clean,
-               "corrupted": task.corrupted, "images": source}
+               "corrupted": task.corrupted, "images": source, "test": of_test(task.test)}
     write_whole(path, lambda file: torch.save(content, file))
 
 
 def load_task(path: str | Path, dataset: Dataset) -> Task:
     """Read what `save_task` wrote and put it on the data set it was made from.
 
-    Raises: ValueError for no such file, or the data set has other images.
+    Raises: ValueError for no such file, or the data set has other images, of training or of testing.
     """
     if not Path(path).is_file():
         raise ValueError(f"no task file at {path}; save_task writes one")
     content = torch.load(path, weights_only=True)
-    if content["images"] != fingerprint(dataset.train):
-        raise ValueError(f"the task in {path} was made from other images than {dataset.name}'s; "
-                         "load the data it was made from")
+    test = of_test(dataset.test)
+    same = {"training": content["images"] == fingerprint(dataset.train),
+            "test": content.get("test", test) == test}  # older files have none
+    if other := [part for part, alike in same.items() if not alike]:
+        raise ValueError(f"the task in {path} was made from other {other[0]} images than {dataset.name}'s; "
+                         "load the data it was made from, or begin anew elsewhere")
     clean = replace(dataset, train=replace(dataset.train, labels=content["clean"].to(dataset.train.images.device)))
     return assemble(content["name"], content["seed"], clean, content["labels"], content["corrupted"])
 

@@ -27,8 +27,8 @@ def hours(remaining, rows: dict[str, dict], folder: str | Path, jobs: int) -> fl
     past, trained = defaultdict(list), defaultdict(float)  # seconds: of runs, and the most that training took
     for row in rows.values():
         same = alike(row)
-        trained[same[1:]] = max(trained[same[1:]], row["train_seconds"] or 0)
-        if row["status"] == "ok":
+        trained[same[1:]] = max(trained[same[1:]], row.get("train_seconds") or 0)
+        if row["status"] == "ok" and row.get("seconds") is not None:
             past[row["method"], *same].append(row["seconds"])
     with same_world():  # which puts the number of threads back
         torch.set_num_threads(max(1, torch.get_num_threads() // jobs))  # as each job has

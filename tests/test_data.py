@@ -718,7 +718,7 @@ def test_folder_not_writable(tmp_path, monkeypatch, step):
 
 def test_folder_errors(tmp_path):
     """R7: a missing split or size, other classes, an empty class, a broken file: each named with its remedy."""
-    with pytest.raises(ValueError, match="image_size is None.*pixels per side, such as 32"):
+    with pytest.raises(ValueError, match="image_size is None.*pixels per side with --image-size .*such as 32"):
         load("folder", data_dir=tmp_path)
     with pytest.raises(ValueError, match=f"no folder {tmp_path}/train: give the folder above .*<class>.*--data-dir"):
         load("folder", data_dir=tmp_path, image_size=8)
@@ -852,3 +852,19 @@ def test_jpegs_of_every_kind(tmp_path):
         found = datasets._decode_one(tmp_path / name, 10).astype(int)
         assert found.shape == (10, 10, 3)
         assert np.abs(found - plain).max() <= 10  # a 10x10 pixel box of the ramp spans 26 levels
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_grey_images_of_16_bits(tmp_path, kind):
+    """R7, B4: 16 bits become 8 by 65535 -> 255, not by cutting off; pixels of no known range are refused by name."""
+    wide = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    path = tmp_path / f"wide.{kind}"
+    Image.fromarray(wide).save(path)
+    with Image.open(path) as image:
+        assert image.mode[0] == "I"  # as scanners and microscopes write it
+    wanted = np.repeat((wide / 257).round().astype(np.uint8)[:, :, None], 3, 2)
+    assert np.array_equal(datasets._decode_one(path, 8), wanted)
+    for odd in (np.linspace(0, 1, 64, dtype=np.float32), np.arange(64, dtype=np.int32) * 10_000_000):
+        Image.fromarray(odd.reshape(8, 8)).save(tmp_path / "odd.tif")
+        with pytest.raises(ValueError, match=r"odd\.tif .*neither of 8 bits nor of 16"):
+            datasets._decode_one(tmp_path / "odd.tif", 8)

@@ -565,6 +565,8 @@ def test_estimate_follows_the_rows_there_are(tmp_path):
     assert 10 * 40.0 + 9 * 200.0 == estimate(past, {**past, "seconds": 300.0})
     assert 0 == estimate(past, left=[]) and (10 * 40.0 + 9 * 100.0) / 2 == estimate(past, jobs=2)
     assert 10 * 40.0 + 9 * 100.0 == estimate(past, {**past, "seconds": 1000.0, "width": 1.0})  # of another network
+    timeless = {name: value for name, value in past.items() if name not in ("seconds", "train_seconds")}
+    assert 10 * 40.0 + 9 * 100.0 == estimate(past, timeless, {**past, "seconds": None, "train_seconds": None})
     path = original_path(tmp_path, groups[0][0])
     path.parent.mkdir()
     path.touch()

@@ -122,9 +122,10 @@ def test_t2_never_the_same(seed, classes, draw):
 
 
 def test_t2_one_class():
-    """T2, T14: with one class there is no wrong label to give."""
-    with pytest.raises(ValueError, match="1 class"):
-        make_task("random", balanced(0, classes=1), 3, 0)
+    """T2, T14: with one class there is no wrong label to give, and every network is right."""
+    for name in TASKS:
+        with pytest.raises(ValueError, match="the data set has 1 class; give it two or more"):
+            make_task(name, balanced(0, classes=1), 2, 0)
 
 
 @given(cases(st.just("confusion")), st.data())
@@ -525,10 +526,30 @@ def test_t16_other_images(tmp_path_factory, seed, where, step):
     shorter = replace(dataset.train, images=images[:-1], labels=dataset.train.labels[:-1])
     turned = replace(dataset.train, images=dataset.train.images.flip(0))
     for other in (replace(dataset.train, images=images), shorter, turned):
-        with pytest.raises(ValueError, match="made from other images"):
+        with pytest.raises(ValueError, match="made from other training images"):
             load_task(path, replace(dataset, train=other))
     with pytest.raises(ValueError, match="no task file at"):
         load_task(path.with_name("absent.pt"), dataset)
+
+
+@given(seeds, st.integers(0, 5), st.integers(1, 255))
+def test_t16_another_test_set(tmp_path_factory, seed, where, step):
+    """T16: a test set with one other pixel, one other label or one image less -> ValueError; a file from before test
+    sets were noted loads."""
+    dataset, path = balanced(seed), tmp_path_factory.mktemp("task") / "task.pt"
+    save_task(make_task("poison", dataset, 5, seed), path)
+    test = dataset.test
+    images, labels, where = test.images.clone(), test.labels.clone(), where % len(test)
+    images[where, 0, 1, 2] = (int(images[where, 0, 1, 2]) + step) % 256
+    labels[where] = (labels[where] + 1) % test.classes
+    for other in (replace(test, images=images), replace(test, labels=labels),
+                  replace(test, images=test.images[1:], labels=test.labels[1:])):
+        with pytest.raises(ValueError, match="made from other test images"):
+            load_task(path, replace(dataset, test=other))
+    content = torch.load(path, weights_only=True)
+    del content["test"]
+    torch.save(content, path)
+    load_task(path, replace(dataset, test=replace(test, images=images)))
 
 
 def test_t16_last_image():
@@ -562,7 +583,7 @@ def test_t16_other_shape(tmp_path):
     """T16: the same bytes as images of another shape are other images."""
     dataset = balanced(0, size=6)
     save_task(make_task("random", dataset, 5, 0), tmp_path / "task.pt")
-    with pytest.raises(ValueError, match="made from other images"):
+    with pytest.raises(ValueError, match="made from other training images"):
         load_task(tmp_path / "task.pt", replace(dataset, train=replace(dataset.train,
             images=dataset.train.images.view(24, 1, 4, 9))))
 
