@@ -22,7 +22,7 @@ from experiment import append_row, attempt, check_writable, find, provenance
 from metrics import evaluate, mean_sem
 from rem import rem
 from settings import TASKS, Config, Parser, add_flags, resolve, stream
-from study.originals import dataset_of, device_of, load_original, make_original
+from study.originals import check_cells, dataset_of, device_of, load_original, make_original
 from study.plan import by_original, parse_axis
 from study.canvas import import_figure, save
 from study.rows import SCORES, cell_key, split
@@ -35,8 +35,12 @@ FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "pair", "arch", "
          "unlearn_lr", "gamma", "beta", "max_passes", "device", "quiet")
 AXES = {f.name: f for f in fields(Config) if f.name in ("task", "seed", "discovery")}
 REPAIRED, UNTOUCHED, PROBE = "CE, repaired network", "CE, untouched network", "logistic probe, D_f against the rest"
-DRAWN = {REPAIRED: "-", UNTOUCHED: "--", PROBE: ":", "cosine to the 5 nearest of D_f": "-.",
-         "last-layer TracIn to D_f, untouched": (0, (1, 3))}  # dashes
+NEAREST, TRACIN = "cosine to the 5 nearest of D_f", "last-layer TracIn to D_f, untouched"
+EVERY = (UNTOUCHED, REPAIRED, "CE repaired - CE untouched", "CE repaired - CE through D_f's channel", NEAREST, PROBE,
+         TRACIN, "logit margin, untouched network", "logit margin, repaired network")  # score
+DRAWN = {REPAIRED: "-", UNTOUCHED: "--", PROBE: ":", NEAREST: "-.", TRACIN: (0, (1, 3))}  # dashes
+PARTS = (("score", "auroc", "recall", "undiscovered", "images", "ranks"),  # what a row has: of a score or of a round
+         ("round", "user", "looked", "known", "known_bad", *SCORES))
 COLOURS = ("#D55E00", "#000000", "#0072B2", "#009E73", "#CC79A7")  # Okabe and Ito's
 
 
@@ -50,12 +54,10 @@ def every_score(model, repaired, through: torch.Tensor, data, forget: torch.Tens
     """
     (before, labels), (after, _), h = logits(model, data), logits(repaired, data), features(model, data)
     untouched, ce = given_loss(before, labels), given_loss(after, labels)
-    return {UNTOUCHED: untouched, REPAIRED: ce, "CE repaired - CE untouched": ce - untouched,
-            "CE repaired - CE through D_f's channel": ce - given_loss(through, labels),
-            "cosine to the 5 nearest of D_f": nearest(h, forget), PROBE: probe(h, forget),
-            "last-layer TracIn to D_f, untouched": tracin(before, labels, h, forget),
-            "logit margin, untouched network": margin(before, labels),
-            "logit margin, repaired network": margin(after, labels)}
+    channel = given_loss(through, labels)
+    found = (untouched, ce, ce - untouched, ce - channel, nearest(h, forget), probe(h, forget),
+             tracin(before, labels, h, forget), margin(before, labels), margin(after, labels))
+    return dict(zip(EVERY, found, strict=True))
 
 
 def auroc(score: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -159,7 +161,9 @@ def main(given: dict, argv: list[str]) -> int:
     figure = import_figure() if figure else None
     cells = cells_asked(given)
     plan = rounds or 1 + bool(users), users or [("looks", cells[0].n)]
-    check_rounds([cell for cell in cells if not is_done(cell, plan)], *plan)
+    if left := [cell for cell in cells if not is_done(cell, plan)]:
+        check_cells(left)
+        check_rounds(left, *plan)
     check_writable(cells[0].out)
     pairs = [(config, original) for original, group in by_original(cells) for config in group]
     failures = sum(not play_cell(config, original, plan, argv) for config, original in pairs)
@@ -169,6 +173,8 @@ def main(given: dict, argv: list[str]) -> int:
         path = Path(cells[0].out)
         save(str(path.parent), path.stem, draw_recall(figure(layout="constrained"), rows))
         print(f"\n{path.with_suffix('.png')} and .svg show recall over the number of images looked at")
+    elif figure:
+        print("\nno figure: nothing was left to find, at discovery 1, or no cell has ended well")
     return 1 if failures else 0
 
 
@@ -198,9 +204,11 @@ def check_rounds(cells: list[Config], rounds: int, users: list[tuple[str, int]])
 
 
 def is_done(config: Config, plan: tuple[int, list]) -> bool:
-    """Whether a cell's rows are there, for all rounds and users."""
+    """Whether a cell's rows are there, for all scores, rounds and users."""
     rounds, users = plan
     wanted = {(None, 1, "", 0), *((None, i, *user) for user in users for i in range(2, rounds + 1))}
+    if round(config.discovery * config.n) < config.n:  # else there is nothing left to find
+        wanted |= {(name, None, None, None) for name in EVERY}
     return wanted <= {part_of(row) for row in rows_there([config])}
 
 
@@ -219,7 +227,7 @@ def play_cell(config: Config, original: Config, plan: tuple[int, list], argv: li
         return False
     where = {"cell": cell_key(config), **{name: getattr(config, name) for name in (*AXES, *FLAGS)}, "out": config.out,
              **provenance(device_of(config), argv), "seconds": seconds}
-    for row in rows:  # scores come before rounds, so a cell that has its rounds has them
+    for row in rows:
         if part_of(row) not in done:
             append_row(config.out, {**where, **row})
     if not config.quiet:
@@ -233,7 +241,7 @@ def part_of(row: dict) -> tuple:
 
 
 def rows_there(cells: list[Config]) -> list[dict]:
-    """The rows of some cells in their result file; a line that is none, such as a torn one, is left out."""
+    """The rows of some cells in their result file; a line that is none, torn or without its numbers, is left out."""
     path, keys, rows = Path(cells[0].out), {cell_key(cell) for cell in cells}, []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
@@ -241,7 +249,8 @@ def rows_there(cells: list[Config]) -> list[dict]:
         except ValueError:
             continue
         if isinstance(row, dict) and row.get("cell") in keys:
-            rows.append(row)
+            whole = (all(row.get(name) is not None for name in (*AXES, *part)) for part in PARTS)
+            rows += [row] * any(whole)
     return rows
 
 
@@ -269,7 +278,7 @@ def suspects_table(rows: list[dict]) -> str:
     for score in dict.fromkeys(row["score"] for row in rows):
         mine = [row for row in rows if row["score"] == score]
         parts = [[row for row in mine if (row["task"], row["discovery"]) == (TASKS[t], rate)] for t, rate in columns]
-        cells = [" / ".join(over_seeds(part, key) for key in ("auroc", "recall")) for part in (*parts, mine)]
+        cells = [" / ".join(over_seeds(part, key) for key in ("auroc", "recall") if part) for part in (*parts, mine)]
         lines.append([score, *cells])
     header = ["score", *(f"{TASKS[t]} {rate:g}" for t, rate in columns), "all"]
     return pipe_table("AUROC / recall when |undiscovered| are flagged", rows, header, lines)

@@ -27,12 +27,12 @@ from pathlib import Path
 import torch
 
 from baselines import no_ul
-from experiment import (LONG, append_row, attempt, check_writable, corrupt, failure_of, find, new_model, progress,
-                        provenance, row_of, unlearn)
+from experiment import (LONG, append_row, attempt, check_writable, failure_of, find, progress, provenance, row_of,
+                        unlearn)
 from methods import code_of, find_method
 from settings import PLACE, Config, Parser, flag, flags
 from study.forecast import hours
-from study.originals import dataset_of, device_of, load_original, make_original
+from study.originals import check_cells, device_of, load_original, make_original
 from study.plan import PRESETS, by_original, expand_axes, original_of, overview, preset
 from study.rows import cell_key, read_rows, rows_by_cell
 
@@ -133,17 +133,6 @@ def place_in_world() -> tuple[int, int]:
 def shard_cells(groups: list, rank: int, world: int) -> list:
     """A rank's part of the groups (original, cells), the same whichever rank asks: dealt in turn, the largest first."""
     return groups if world == 1 else sorted(groups, key=lambda group: -len(group[1]))[rank::world]
-
-
-def check_cells(cells: list[Config]) -> None:
-    """Look at everything that can be wrong with the input before any training."""
-    for method in dict.fromkeys(cell.method for cell in cells):
-        find_method(method)
-    device_of(cells[0])
-    for cell in {(c.dataset, c.image_size, c.task, c.n, c.pair, c.discovery): c for c in cells}.values():
-        find(cell, corrupt(cell, dataset_of(cell)))
-    for cell in {(c.dataset, c.image_size, c.arch, c.width, c.capacity): c for c in cells}.values():
-        new_model(cell, dataset_of(cell))
 
 
 # --- What there is to do ----------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ import torch
 from data import Dataset
 from datasets import load
 from etd import finite_weights, stream
-from experiment import LONG, attempt, choose_device, corrupt, new_model, progress, train_original
-from methods import METHODS
+from experiment import LONG, attempt, choose_device, corrupt, find, new_model, progress, train_original
+from methods import METHODS, find_method
 from settings import Config
 from study.rows import cell_key
 from tasks import Task, load_task, save_task, write_whole
@@ -45,6 +45,17 @@ def device_of(config: Config) -> torch.device:
         torch.cuda.set_device(own)
         return own
     return choose_device(config.device)
+
+
+def check_cells(cells: list[Config]) -> None:
+    """Look at everything that can be wrong with the input before any training."""
+    for method in dict.fromkeys(cell.method for cell in cells):
+        find_method(method)
+    device_of(cells[0])
+    for cell in {(c.dataset, c.image_size, c.task, c.n, c.pair, c.discovery): c for c in cells}.values():
+        find(cell, corrupt(cell, dataset_of(cell)))
+    for cell in {(c.dataset, c.image_size, c.arch, c.width, c.capacity): c for c in cells}.values():
+        new_model(cell, dataset_of(cell))
 
 
 def original_path(folder: str | Path, original: Config) -> Path:

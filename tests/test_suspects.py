@@ -481,6 +481,39 @@ def test_the_command_goes_on_where_it_was_killed(small, tmp_path, capsys, monkey
     assert capsys.readouterr().err == ""
 
 
+def test_rows_that_are_damaged_are_made_again(small, tmp_path, capsys):
+    """S17: a row of a score or round that is gone or lacks a number is made again, and no table averages it."""
+    out = tmp_path / "s.jsonl"
+    argv = ("--task", "poison,random", "--discovery", "0.5", "--out", out)
+    assert command(*argv) == 0
+    told, rows = capsys.readouterr().out, [json.loads(line) for line in out.read_text().splitlines()]
+    for k in (3, 9):  # a score, a round
+        for broken in ([], [{name: value for name, value in rows[k].items() if name not in ("auroc", "known")}],
+                       [{**rows[k], "ranks": None, "healed": None}], ["{"]):
+            lines = [*rows[:k], *broken, *rows[k + 1:]]
+            out.write_text("".join((each if isinstance(each, str) else json.dumps(each)) + "\n" for each in lines))
+            assert command(*argv) == 0
+            assert sorted(capsys.readouterr().out.splitlines()) == sorted(told.splitlines())
+            assert len(out.read_text().splitlines()) == len(lines) + 1
+    some = [row for row in rows if row["task"] == "poison" or row.get("score") != "logit margin, untouched network"]
+    assert "| logit margin, untouched network | " in discovery.suspects_table(some)  # a column without a run is empty
+
+
+def test_every_cell_is_looked_at_before_any_training(small, tmp_path, monkeypatch, capsys):
+    """S17, R2: what is wrong with the last task is told before the first one's network trains."""
+    monkeypatch.setattr(discovery, "make_original", lambda *args: pytest.fail("it began"))
+    assert command("--task", "poison,confusion", "--pair", "3,10", "--out", tmp_path / "s.jsonl") == 2
+    assert "pair is 3,10" in capsys.readouterr().err
+
+
+def test_a_picture_of_nothing_is_told(small, tmp_path, capsys):
+    """S17: at discovery 1 nothing is left to find, so that there is no picture, which is said."""
+    pytest.importorskip("matplotlib")
+    assert command("--discovery", "1", "--figure", "--out", tmp_path / "s.jsonl") == 0
+    assert "no figure: nothing was left to find" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["originals", "s.jsonl"]
+
+
 def test_rounds_and_picture_of_the_command(small, tmp_path, capsys):
     """S17: --look-at and --flag-top add a round each, beside the same first one; --figure draws recall."""
     pytest.importorskip("matplotlib")
