@@ -8,6 +8,7 @@
 import contextlib
 import os
 import platform
+import re
 import signal
 import sys
 import warnings
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
                 sys.stdout.flush()  # so that a closed pipe is noticed here
             return code
         except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:  # torch's, for absurd sizes
-            print(f"run.py: {(str(error).strip().splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
+            print(f"run.py: {what_went_wrong(error)}", file=sys.stderr)
             return 2
         except BrokenPipeError:  # the reader of its output, such as head, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
@@ -79,6 +80,14 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             print(f"run.py: interrupted; {what_is_left(argv)}", file=sys.stderr)
             return 130
+
+
+def what_went_wrong(error: Exception) -> str:
+    """The first line of an error; of torch's about memory what it asked for and what to do."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if asked := re.search(r"(?i)tried to allocate (\S+ ?\w*)", text):
+        return f"out of memory, {asked[1]} asked for; take a smaller network, image size or batch"
+    return text
 
 
 def what_is_left(argv: list[str]) -> str:

@@ -84,7 +84,11 @@ def subset_sizes(shares: str, n: int) -> list[int]:
             raise ValueError
     except ValueError:
         raise ValueError(f"sizes is {shares!r}; give shares of D_c from 0 to below 1, such as 0,0.2,0.8") from None
-    return [math.floor(round(value * n, 6)) for value in values]  # 0.29 * 100 is 28.999999999999996
+    sizes = [math.floor(round(value * n, 6)) for value in values]  # 0.29 * 100 is 28.999999999999996
+    if len(set(sizes)) < len(sizes):
+        raise ValueError(f"sizes is {shares!r}, which are {', '.join(map(str, sizes))} of {n} corrupted examples; "
+                         "give shares that differ by an example or more")
+    return sizes
 
 
 def score_task(config: Config, dataset: Dataset, task: Task, device: torch.device, sizes: list[int], runs: int,

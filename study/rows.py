@@ -44,7 +44,7 @@ def load_rows(paths) -> list[dict]:
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"no file or folder {path}")
-        for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
+        for file in filter(Path.is_file, sorted(path.rglob("*.jsonl"))) if path.is_dir() else [path]:
             rows += map(canonical, read_file(file))
     if not rows:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}")
@@ -64,7 +64,7 @@ def warn_of_versions(rows: list[dict]) -> None:
 
 def read_rows(folder: str | Path) -> list[dict]:
     """Every row of every *.jsonl in a folder."""
-    return [row for path in sorted(Path(folder).glob("*.jsonl")) for row in read_file(path)]
+    return [row for path in sorted(Path(folder).glob("*.jsonl")) if path.is_file() for row in read_file(path)]
 
 
 def read_file(file: Path) -> list[dict]:

@@ -502,7 +502,7 @@ BAD_FLAGS = [
     (["--sizes", "half"], "sizes is 'half'"),
     (["--sizes", ""], "sizes is ''"),
     (["--sizes", "0,nan"], "sizes is '0,nan'"),
-    (["--sizes", "0.5,0.51"], "sizes are [6, 6]"),
+    (["--sizes", "0.5,0.51"], "sizes is '0.5,0.51', which are 6, 6 of 12 corrupted examples; give shares that differ"),
     (["--runs", "1"], "runs is 1; at 6 of 12 examples it takes at least 2"),
     (["--runs", "many"], "invalid int value: 'many'"),
     (["--updates", "0"], "updates is 0; it must be at least 1"),

@@ -21,7 +21,7 @@ import run
 from methods import METHODS
 from settings import TASKS, VERSION, resolve
 from study import report, tables
-from study.rows import load_rows
+from study.rows import load_rows, read_rows
 from study.stats import summary
 from study.tables import PAPER, make_tables
 
@@ -401,6 +401,12 @@ def test_a_folder_of_images_is_one_however_it_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "deeper")
     (row,) = load(tmp_path, [make_row(dataset="folder", data_dir=str(tmp_path / "a"))])
     assert row["data"] == f"folder {tmp_path / 'a'}"
+
+
+def test_a_folder_is_no_file_whatever_its_name(tmp_path, capsys):
+    """R2: a folder called x.jsonl is looked into, and read as a file by nobody."""
+    write(tmp_path / "x.jsonl" / "y.jsonl", [make_row()])
+    assert len(load_rows([tmp_path])) == 1 and read_rows(tmp_path) == [] and capsys.readouterr().err == ""
 
 
 def test_folders_of_results(tmp_path, capsys):

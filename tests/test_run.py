@@ -515,9 +515,9 @@ BAD = [
     (["--device", "toaster"], "device 'toaster' is not there"),
     (["--device", "meta"], "device 'meta' is not there"),  # a tensor without values could be made there
     (["--device", "hpu"], "device 'hpu' is not there"),  # torch wants a module of that name
-    (["--width", "1e12"], "bytes"),  # more memory than there is: torch's own text, the first line of it
+    (["--width", "1e12"], "bytes asked for; take a smaller network"),  # more memory than there is
     (["--width", "1e300"], "run.py: "),
-    (["--image-size", "1000000"], "bytes"),
+    (["--image-size", "1000000"], "run.py: out of memory, "),
     (["--out", "."], "cannot write results to ."),
     (["--out", "run.py/x"], "cannot write results to run.py/x"),
     (["--gamma", "2"], "gamma is 2.0"),
@@ -547,6 +547,17 @@ def test_bad_input(monkeypatch, tmp_path, capsys, argv, words):
     out, err = capsys.readouterr()
     assert code == 2 and words in err and len(err.splitlines()) == 1 and out == "", err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("text, told", [
+    ("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+     "1152 bytes. Error code 12", "out of memory, 1152 bytes asked for; take a smaller network, image size or batch"),
+    ("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has", "out of memory, 20.00 MiB asked for; take a smaller "
+                                                                   "network, image size or batch"),
+    ("\n first\nsecond", "first"), ("", "RuntimeError")])
+def test_what_went_wrong(text, told):
+    """R2: the first line of an error, in words of ours where torch lacks memory."""
+    assert run.what_went_wrong(RuntimeError(text)) == told
 
 
 def test_unwritable_folder(tmp_path, monkeypatch, capsys):
