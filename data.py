@@ -32,6 +32,7 @@ class Data:
     pad: int = 0  # random crop with this much zero padding, pixels; 0: no crop
     flip: bool = False  # random horizontal flip
     part: tuple[int, int] = (0, 1)  # rank and number of processes: each takes its share of every batch
+    memory_format: torch.memory_format = torch.channels_last  # of x; contiguous for networks that flatten by x.view
     # What augmentation must not move: called as _overlay(images, index, move), it returns move(images) put right.
     # Private, because it can tell which images it is for.
     _overlay: Callable | None = field(default=None, repr=False)
@@ -81,7 +82,7 @@ class Data:
     def some(self, index):
         """Return the examples of `index`, (k,) int64 on the CPU, as Data without augmentation; images must be uint8."""
         ((images, labels),) = self._read(check_index(index, len(self)), [slice(0, len(index))], None)
-        return Data(images, labels, self.classes, self.mean, self.std)
+        return Data(images, labels, self.classes, self.mean, self.std, memory_format=self.memory_format)
 
     def _read(self, index, spans, seed):
         """Yield images (B, C, H, W) and labels (B,) of each span of `index`."""
@@ -116,7 +117,7 @@ def _check_tensor(name, tensor, dtype, ndim, length=None, device=None):
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 PIXELS = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of images
-MEMORY_FORMAT = torch.channels_last  # of x and of the networks: tensor cores want it, and it is faster on CPUs too
+MEMORY_FORMAT = Data.memory_format  # of the networks too: tensor cores want it, and it is faster on CPUs
 
 
 def count_batches(n, size):
@@ -190,7 +191,7 @@ def _iterate(data, index, moves, spans, dtype, seed):
         if moves is not None:
             move = partial(_move, pad=data.pad, rows=rows[at], cols=cols[at])
             images = move(images) if data._overlay is None else data._overlay(images, index[at], move)
-        x = images.to(work, memory_format=MEMORY_FORMAT)
+        x = images.to(work, memory_format=data.memory_format)
         yield index[at], (x.mul_(scale).sub_(shift) if images.dtype == torch.uint8 else x).to(dtype), labels
 
 
@@ -234,6 +235,7 @@ class Streamed:
     pad: int = 0  # of uint8 images, as in Data
     flip: bool = False
     part: tuple[int, int] = (0, 1)
+    memory_format: torch.memory_format = torch.channels_last
     _overlay = None
 
     def __post_init__(self):

@@ -269,13 +269,17 @@ def _decode_one(path, size):
 
 
 def _eight_bits(image):
-    """Return a grey image of 16 bits as one of 8; ValueError for other pixels, whose range is not known."""
+    """Return a grey image of 16 bits as one of 8, one whose values are all of 8 bits as it is.
+
+    ValueError for other pixels, whose range is not known.
+    """
     from PIL import Image
 
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ValueError(f"its pixels, {values.min():g} to {values.max():g}, are neither of 8 bits nor of 16")
-    return Image.fromarray((values / 257).round().astype(np.uint8))  # 65535 / 257 is 255
+    scale = 257 if values.max() > 255 else 1  # 65535 / 257 is 255
+    return Image.fromarray((values / scale).round().astype(np.uint8))
 
 
 def _moments(images):

@@ -13,7 +13,7 @@ import functools
 import json
 import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,16 +22,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from formats import checkpoints
-from formats.fitting import check_logits, look_first, predicted, share_of
+from formats.fitting import check_logits, look_first, memory_format_of, predicted, share_of
 from formats.images import room_for_images
-from formats.inputs import Folder, build_network, open_folder
-from formats.outputs import check_replaced, digest, repair_key, resume, state_file
+from formats.inputs import Folder, open_folder
+from formats.networks import build_network, reason_of
+from formats.outputs import check_apart, check_replaced, digest, repair_key, resume, state_file
 from formats.sheets import write_suspects
 from data import Data, Streamed
 from etd import Expanded, eval_mode, over_ranks, ranks
 from expand import expand
 from experiment import choose_device, provenance, save_state
-from rem import check_forget, go_on, start
+from rem import Settings, check_forget, go_on, start
 from settings import Config, stream
 from suspects import features, probe, suspects
 from tasks import write_whole
@@ -56,7 +57,7 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
         forget: (k,) int64 indices of the known bad ones; neither empty nor all.
         layers: names or patterns (`*.mlp.0`) of the layers that get theta_o2; None: chosen by `expand_any`.
         say: called with a line of text about each choice and each epoch; None: silent.
-        keep: file for the state after each `every` epochs, from which the same call goes on; None: none is written.
+        keep: file for the state after each `every` epochs, from which the same call goes on; None, every=0: no state.
         sync_batchnorm: of several processes, batch statistics are those of the whole batch; needs GPUs.
         settings: of settings.Config, over the defaults of `choose_settings`, such as unlearn_epochs=2 or seed=1.
     Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes.
@@ -65,6 +66,7 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
     """
     say = say or (lambda text: None)
     model, forget = unwrapped(model), check_forget(forget, len(data))
+    data = replace(data, memory_format=memory_format_of(model, data))
     config, reasons = choose_settings(model, len(data), settings, too_sure(model, data, forget))
     for line in reasons:
         say(line)
@@ -83,8 +85,11 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
         spent = time.perf_counter() - begin
         left, record = spent / (epoch - done) * (epochs - epoch), dict(loss=math.nan, acc_watched=math.nan) | record
         say(EPOCH.format(epoch, epochs, spent, left, **record))
-        if keep and epoch % every == 0 and ranks()[0] == 0:
-            save_state(state, keep, key=key)
+        if keep and every and epoch % every == 0 and ranks()[0] == 0:
+            try:
+                save_state(state, keep, key=key)
+            except OSError as error:  # a full disk costs no repair
+                say(f"no state in {keep} ({error}); cut off from here on, this repair would begin anew")
 
     repaired = go_on(state, log)
     if not sync_batchnorm:
@@ -137,6 +142,10 @@ def choose_settings(model: nn.Module, n: int, given: dict, sure: bool = False) -
               "unlearn_epochs": (4, "at most: REM ends when the repair is done"),
               "gamma": (0.05, "few are known, so next to all of them are removed"),
               "ratio": (0.25, "theta_o2 as wide as a quarter of the network")}
+    read = {*READ, *(f.name for f in fields(Settings))}
+    if idle := [f.name for f in fields(Config) if f.name in given and f.name not in read]:
+        hint = {"epochs": "unlearn_epochs", "lr": "unlearn_lr"}.get(idle[0], ", ".join(READ))
+        raise ValueError(f"a repair reads no {idle[0]}; give {hint}")
     config = Config(**{**{name: value for name, (value, _) in chosen.items()}, **given})
     return config, [f"{name} {value} ({reason})" for name, (value, reason) in chosen.items() if name not in given]
 
@@ -242,24 +251,30 @@ def main(given: dict, argv: list[str]) -> int:
     check_replaced(args, report_file)
     settings = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
     folder = open_folder(args.data, args.bad, args.clean, args.class_map)
+    check_apart(args.out, folder)
     print(folder.said)
     model, reading = build_network(args.model, len(folder.classes), args.image_size, args.crop_pct, args.mean, args.std)
     stored = checkpoints.read(args.checkpoint, args.ema)
     names = checkpoints.load_into(model, stored, args.checkpoint)
+    if others := [key for key in stored if key not in names]:
+        print(f"{len(others)} of {len(stored)} stored tensors are not of this network and stay as they are, "
+              f"{others[0]} first")
     places = {path: i for i, path in enumerate(folder.paths)}  # before any is left out
+    choose_settings(model, len(places), settings)  # so that a value out of range is told before any work
     room = room_for_images(device, args.max_memory, ranks()[1])
     train, heldout, skipped = folder.load(reading, args.workers, args.skip_bad_images, room)
     if isinstance(train, Streamed):
         print(f"the images take {reading.size_of(len(train)) / 1e9:.3g} GB, and --max-memory is {room / 1e9:.3g}: they "
               f"are decoded anew in every pass, by {train.workers} processes")
     check_forget(folder.forget, len(train))
-    choose_settings(model, len(train), settings)  # so that a value out of range is told before any work
     if skipped:
         print(f"{len(skipped)} images cannot be decoded and are left out, {skipped[0]} first")
     print(f"{len(train)} training images of {reading.size}x{reading.size}, {len(folder.forget)} known bad, "
           f"{len(heldout or ())} held out; {len(folder.classes)} classes; {device}", flush=True)
-    model, train = model.to(device, memory_format=torch.channels_last), replace(train.to(device), part=ranks())
-    heldout = heldout and replace(heldout.to(device), part=ranks())
+    model, train = model.to(device), replace(train.to(device), part=ranks())
+    train = replace(train, memory_format=memory_format_of(model, train))
+    heldout = heldout and replace(heldout.to(device), part=ranks(), memory_format=train.memory_format)
+    model = model.to(memory_format=train.memory_format)
     check_logits(model, train, args.model, args.checkpoint)
     try:
         before = [data and predicted(model, data) for data in (train, heldout)]  # so that every image is decoded once
@@ -274,13 +289,13 @@ def main(given: dict, argv: list[str]) -> int:
         repaired = repair(model, train, folder.forget, layers=layers, say=say, keep=keep, every=args.checkpoint_every,
                           sync_batchnorm=args.sync_batchnorm, **settings)
         scores = before_and_after(before, repaired, train, heldout, folder)
-        found, similar = suspects(repaired, train, folder.forget), probe(features(model, train), folder.forget)
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} (the rate is --lr)") from error
+    if ranks()[0] == 0:  # the first process writes, and this first: what follows costs no repair
+        checkpoints.write(args.out, stored, repaired, names)
+    told = list_suspects(args.out, model, repaired, train, folder, places)
     if ranks()[0]:
-        return 0  # the first process writes
-    checkpoints.write(args.out, stored, repaired, names)
-    told = write_suspects(args.out, found, similar, train, folder, places)
+        return 0
     seconds = round(time.perf_counter() - begin, 1)
     print(table_of_changes(scores), told, sep="\n")
     print(f"{args.out} has the repaired weights, {report_file} this report; {seconds} s")
@@ -297,6 +312,24 @@ def main(given: dict, argv: list[str]) -> int:
 
 
 # --- Told at the end --------------------------------------------------------------------------------------------------
+
+def list_suspects(out: str, model: nn.Module, repaired: nn.Module, data, folder: Folder, places: dict) -> str:
+    """Rank the suspects and, in the first process, write them; a line that says so, or why there are none."""
+    try:
+        found, similar = suspects(repaired, data, folder.forget), similarity(model, data, folder.forget)
+        return "" if ranks()[0] else write_suspects(out, found, similar, data, folder, places)
+    except Exception as error:
+        if ranks()[1] > 1:
+            raise  # the other processes know nothing of it
+        return f"no list of suspects ({reason_of(error)})"
+
+
+def similarity(model: nn.Module, data, forget: torch.Tensor) -> torch.Tensor | None:
+    """(N,) how much each image looks like D_f, see `suspects.probe`; None where its features would fill the memory."""
+    layers = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    need = 3 * 8 * len(data) * max(weight.shape[1] for weight in layers[-1:])  # bytes, of the last one's in float64
+    return probe(features(model, data), forget) if need <= room_for_images(torch.device("cpu")) else None
+
 
 def before_and_after(before: list, repaired: nn.Module, data, heldout, folder: Folder) -> dict:
     """What the repair changed: [before, after] by the name of the row, and how many predictions changed.

@@ -79,8 +79,9 @@ def features(model: nn.Module, data, index: torch.Tensor | None = None, layer: i
     def inputs_of_layer(x, y):
         given.clear()
         model(x)
-        module, h = given[max(layer, -len(given))]  # of a convolution (B, d, H, W), else (B, d), (B, T, d), ...
-        h = h.mean(dim=(2, 3)) if isinstance(module, nn.Conv2d) else h[:, None].flatten(1, -2).mean(dim=1)
+        # of a convolution (B, d, H, W), else (B, d), (B, T, d), ..., or (B T, d) of a dense head
+        module, h = given[max(layer, -len(given))]
+        h = h.mean(dim=(2, 3)) if isinstance(module, nn.Conv2d) else h.reshape(len(x), -1, h.shape[-1]).mean(dim=1)
         return h.double()  # (B, d)
 
     with contextlib.ExitStack() as hooks:

@@ -80,7 +80,7 @@ def read_pickle(path: Path, head: bytes) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or broken pickle can raise anything; all of it means the same
         if found := re.search(r"GLOBAL ([\w.]+) was not an allowed global", str(error)):
-            told = f"{path} is a whole pickled object ({found[1]}), and reading it could run code; {SAVE}"
+            told = f"{path} holds a pickled {found[1]}, alone or beside weights, and reading it could run code; {SAVE}"
             raise ValueError(told) from error
         cut = isinstance(error, EOFError) or re.search(r"truncated|unexpected EOF|not enough", str(error))
         what = "is cut short" if cut else "is no file of weights that can be read safely"
@@ -112,6 +112,9 @@ def unwrap(content: object, path: Path, ema: bool) -> dict[str, torch.Tensor]:
         if not found:
             raise ValueError(f"{path} holds no averaged weights ({', '.join(EMA)}); leave out --ema")
         content = found[0]
+    elif isinstance(content, dict) and any(isinstance(content.get(key), dict) for key in EMA) and (
+            content.keys() & {*CONTAINERS}):
+        warnings.warn(f"{path} holds averaged weights too, which --ema takes", stacklevel=3)
     for _ in range(len(CONTAINERS)):
         if is_state_dict(content):
             return dict(content)
@@ -119,6 +122,8 @@ def unwrap(content: object, path: Path, ema: bool) -> dict[str, torch.Tensor]:
         if not inner:
             break
         content = inner[0]
+    if isinstance(content, dict) and any(isinstance(content.get(key), dict) for key in EMA):
+        raise ValueError(f"{path} holds averaged weights alone; add --ema")
     keys = ", ".join(sorted(map(str, content))[:8]) if isinstance(content, dict) else type(content).__name__
     raise ValueError(f"{path} holds no state dict, but: {keys or 'an empty dict'}; {SAVE}")
 
@@ -163,7 +168,11 @@ def load_into(model: nn.Module, stored: dict[str, torch.Tensor], file: str = "th
 
 
 def network_names(stored: dict[str, torch.Tensor], own: set[str]) -> dict[str, str]:
-    """Stored name -> the network's: without what wrappers put before it, while all names carry it and none fits."""
+    """Stored name -> the network's: without what wrappers put before it, while all names carry it and none fits.
+
+    Where more than the network's lies under such a prefix or beside it, that is left out once the network is whole; a
+    network that wraps the stored one under a name of its own gets that name put before.
+    """
     extras = {key for key in stored if key.rpartition(".")[2] in EXTRAS and stored[key].numel() == 1}
     heads = HEADS.difference(part for name in own for part in name.split("."))
     extras |= {key for key in stored if heads.intersection(key.split("."))}
@@ -175,7 +184,13 @@ def network_names(stored: dict[str, torch.Tensor], own: set[str]) -> dict[str, s
         if not names or not common:
             break
         names = {key: name.removeprefix(common[0]) for key, name in names.items()}
-    return names
+    if own.intersection(names.values()):
+        return names
+    first, needed = {name.partition(".")[0] for name in own}, {n for n in own if not n.endswith("num_batches_tracked")}
+    tries = [{key: n.removeprefix(prefix) for key, n in names.items() if n.startswith(prefix)} for prefix in PREFIXES]
+    tries = [{key: n for key, n in part.items() if n in own} for part in tries]
+    tries += [{key: f"{part}.{n}" for key, n in names.items()} for part in first if len(first) == 1]
+    return next((part for part in tries if needed <= set(part.values()) <= own), names)
 
 
 def misshapen(odd: dict[str, tuple[torch.Size, torch.Size]], file: str) -> str:
@@ -191,6 +206,9 @@ def misshapen(odd: dict[str, tuple[torch.Size, torch.Size]], file: str) -> str:
 
 def other_classes(file: str, found: int, where: str, wanted: int) -> str:
     """What to say of a network of other classes than the data."""
+    if found == 1:
+        return (f"{file} was trained with one output ({where}), a sigmoid's; give FILE.py:FUNCTION of a network that "
+                "returns the logits of both classes, torch.cat([0 * z, z], dim=1)")
     return (f"{file} was trained on {found} classes ({where}), the data has {wanted}; give the folders it was "
             "trained on, or all its classes with --class-map")
 

@@ -3,6 +3,7 @@
     look_first(model, data, predicted(model, data), folder, reading, force=False)     # ValueError if it does not fit
 """
 
+import contextlib
 import math
 import re
 import sys
@@ -17,7 +18,8 @@ from datasets import _moments
 from etd import eval_mode
 from formats.checkpoints import other_classes
 from formats.images import Reading, decode
-from formats.inputs import IMAGENET, Folder, reason_of
+from formats.inputs import Folder
+from formats.networks import IMAGENET, reason_of
 from metrics import predict
 
 NORMS = (IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3),
@@ -33,6 +35,18 @@ def predicted(model: nn.Module, data: Data | Streamed) -> torch.Tensor:
     return predict(model, data, size=max(16, PIXELS // math.prod(data.shape)))
 
 
+def memory_format_of(model: nn.Module, data: Data | Streamed) -> torch.memory_format:
+    """How a network can be given images: channels_last, the faster one, unless it flattens maps by x.view, which takes
+    contiguous ones alone."""
+    few = data.some(torch.arange(min(2, len(data))))
+    for found in (torch.channels_last, torch.contiguous_format):
+        with eval_mode(model), torch.no_grad(), contextlib.suppress(Exception):
+            ((_, x, _),) = replace(few, memory_format=found).batches(dtype=next(model.parameters()).dtype)
+            model(x)
+            return found
+    return data.memory_format  # `check_logits` says what is wrong
+
+
 def check_logits(model: nn.Module, data: Data | Streamed, name: str, file: str) -> None:
     """Raise ValueError unless a network gives logits of all classes for two images; name and file: of the messages."""
     ((_, x, _),) = data.some(torch.arange(min(2, len(data)))).batches(dtype=next(model.parameters()).dtype)
@@ -42,8 +56,9 @@ def check_logits(model: nn.Module, data: Data | Streamed, name: str, file: str) 
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # networks raise anything
+            grey = " (a network of grey images: self.net(x.mean(1, keepdim=True)))" * ("channels" in str(error))
             raise ValueError(f"--model {name} does not run on images of {'x'.join(map(str, data.shape))} "
-                             f"({reason_of(error)}); check --image-size, or FILE.py:FUNCTION") from error
+                             f"({reason_of(error)}); check --image-size, or FILE.py:FUNCTION{grey}") from error
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != len(x):
         shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else ""
         raise ValueError(f"--model {name} gives a {type(logits).__name__}{shape} for {len(x)} images, not logits "

@@ -54,7 +54,9 @@ def pixels(path: Path, reading: Reading) -> np.ndarray:
     try:
         return _decode_one(path, resized)[edge : edge + size, edge : edge + size].transpose(2, 0, 1)
     except Exception as error:  # decoders raise anything on damaged or hostile files
-        raise ValueError(f"{path} ({type(error).__name__})") from error
+        cause = error.__cause__ or error
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise ValueError(f"{path} ({reason})") from error
 
 
 def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip: bool = False):

@@ -1,34 +1,27 @@
-"""What a user brings to a repair: a folder of images, a list of bad ones, true labels, a network by name.
+"""What a user brings to a repair: a folder of images, a list of bad ones, true labels.
 
-    folder = open_folder("pictures", "bad.txt")                      # pictures/train/<class>/*; every line must match
-    model, reading = build_network("resnet18", classes=3, size=64)   # untrained; size, crop, mean and std to read with
-    train, heldout, skipped = folder.load(reading)                   # data.Data or Streamed, uint8 images; paths
+    folder = open_folder("pictures", "bad.txt")      # pictures/train/<class>/*; every line must match
+    train, heldout, skipped = folder.load(reading)   # data.Data or Streamed, uint8 images; paths; reading: networks.py
 """
 
 import csv
-import importlib.util
-import inspect
 import io
 import json
 import math
 import os
-import re
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from datasets import _listing
 from formats.images import Reading, load_images
-from models import ARCHITECTURES, build
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PATH_COLUMNS = ("filename", "filepath", "path", "image", "file", "img_filename")
-LABEL_COLUMNS = ("label", "true_label", "clean_label", "class")
+LABEL_COLUMNS = ("true_label", "clean_label", "label", "class")  # where there are several, the first
 TRUE, FALSE = ("true", "1", "1.0", "yes", "t"), ("false", "0", "0.0", "no", "f", "")
+VERDICTS = ("_bad", "corrupt", "error", "_is_", "issue", "mislabel", "noisy", "poison", "wrong")  # in _ and its name
 SHOWN = 20  # lines that a message names
 
 # --- The folder -------------------------------------------------------------------------------------------------------
@@ -43,17 +36,17 @@ class Folder:
     labels: torch.Tensor  # (N,) int64, as the folders say
     forget: torch.Tensor  # (k,) int64, D_f
     clean: torch.Tensor | None  # (N,) int64 true labels, -1 where unknown; for the report alone
-    said: str  # how many lines of the list matched
+    said: str  # how many lines of the list matched, and which held-out part was passed over
+    heldout: list[tuple[Path, int]] | None = None  # held-out images and their classes; None: there is no such part
 
     def load(self, reading: Reading, workers: int | None = None, skip: bool = False, room: float = math.inf):
-        """Read the images of train/ and, where there is one, of test/ or val/.
+        """Read the images of train/ and the held-out ones.
 
         Training images that cannot be decoded are forgotten by `paths`, `labels`, `forget` and `clean` with `skip`.
         Args: room: bytes that images may take in memory; those that take more are Streamed from their files.
         Returns: Data or Streamed of the training images, the same of the held-out ones or None, and the files that were
             left out.
-        Raises: ValueError for an image that cannot be decoded, without `skip`; a held-out class that is not a training
-            class.
+        Raises: ValueError for an image that cannot be decoded, without `skip`.
         """
         train, kept = load_images(self.paths, self.labels, len(self.classes), reading, workers, skip, room)
         known = set(kept.tolist())
@@ -61,13 +54,10 @@ class Folder:
         self.forget = torch.isin(kept, self.forget).nonzero()[:, 0]
         self.paths, self.labels = [self.paths[i] for i in kept], self.labels[kept]
         self.clean = None if self.clean is None else self.clean[kept]
-        if not any((self.root / name).is_dir() for name in ("test", "val")):
+        if self.heldout is None:
             return train, None, skipped
-        found = _listing(self.root, "test", "val")
-        if strange := sorted(set(found.classes) - set(self.classes)):
-            raise ValueError(f"{found.root} has the class {strange[0]!r}, which {self.root / 'train'} has not")
-        paths, reading = [Path(path) for path, _ in found.samples], replace(reading, mean=train.mean, std=train.std)
-        labels = torch.tensor([self.classes.index(found.classes[y]) for y in found.targets])
+        paths, reading = [path for path, _ in self.heldout], replace(reading, mean=train.mean, std=train.std)
+        labels = torch.tensor([y for _, y in self.heldout])
         room = room - reading.size_of(len(train))
         heldout, kept = load_images(paths, labels, len(self.classes), reading, workers, skip, room)
         known = set(kept.tolist())
@@ -82,7 +72,8 @@ def open_folder(root: str | Path, bad, clean: str | Path | None = None, class_ma
         bad: list of known bad training images, see `read_bad`; or several such lists, which count together.
         clean: CSV of true labels, see `read_labels`.
         class_map: text file with one class per line in the network's order; None: the folders' names sorted as strings.
-    Raises: ValueError for no images, a line that matches nothing, a class that is not in the class map.
+    Raises: ValueError for no images, a line that matches nothing, a class that is not in the class map, held-out images
+        of a class that is no training class.
     """
     root = Path(root)
     found = _listing(root, "train")
@@ -90,7 +81,30 @@ def open_folder(root: str | Path, bad, clean: str | Path | None = None, class_ma
     paths = [Path(path) for path, _ in found.samples]
     labels = torch.tensor([classes.index(found.classes[y]) for y in found.targets])
     forget, said = read_lists([bad] if isinstance(bad, (str, Path)) else bad, paths, root)
-    return Folder(root, classes, paths, labels, forget, clean and read_labels(clean, paths, root, classes), said)
+    clean = clean and read_labels(clean, paths, root, classes)
+    heldout, passed_over = list_heldout(root, classes)
+    return Folder(root, classes, paths, labels, forget, clean, "\n".join([said, *passed_over]), heldout)
+
+
+def list_heldout(root: Path, classes: list[str]) -> tuple[list[tuple[Path, int]] | None, list[str]]:
+    """Images and classes of root/test or, where that is none, such as a folder without labels, of root/val.
+
+    Returns: None where there is no such folder; and a line if test/ was passed over. Raises: ValueError of both.
+    """
+    problems = []
+    for part in filter(lambda part: (root / part).is_dir(), ("test", "val")):
+        try:
+            found = _listing(root, part)
+            if strange := sorted(set(found.classes) - set(classes)):
+                raise ValueError(f"{found.root} has the class {strange[0]!r}, which {root / 'train'} has not")
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        pairs = [(Path(path), classes.index(found.classes[y])) for path, y in found.samples]
+        return pairs, [f"held out is {found.root}: {problem}" for problem in problems]
+    if problems:
+        raise ValueError(f"{problems[0]}; move it away if nothing shall be held out")
+    return None, []
 
 
 def read_classes(file: str | Path, folders: list[str]) -> list[str]:
@@ -131,6 +145,8 @@ def read_bad(file: str | Path, paths: list[Path], root: Path) -> tuple[torch.Ten
     if not entries:
         raise ValueError(f"{file} lists no image; without known bad images there is nothing to repair")
     found, lost = match(entries, paths, root)
+    if Path(file).suffix not in (".csv", ".json", ".npy"):
+        check_numbers(file, entries, paths)
     if lost:
         more = "" if len(lost) <= SHOWN else f" and {len(lost) - SHOWN} more"
         raise ValueError(f"{file}: {len(entries)} lines, {len(found)} matched; no training image below "
@@ -139,6 +155,18 @@ def read_bad(file: str | Path, paths: list[Path], root: Path) -> tuple[torch.Ten
     twice = f", {len(found) - len(forget)} of them twice" if len(found) > len(forget) else ""
     first, last = (os.path.relpath(paths[i], root) for i in (forget[0], forget[-1]))
     return forget, f"{file}: {len(entries)} lines, {len(found)} matched{twice}: {first} to {last}"
+
+
+def check_numbers(file: str | Path, entries: list[str | int], paths: list[Path]) -> None:
+    """Raise ValueError for a number of a text file that is one image's index and the name of another one alone."""
+    stems = {}
+    for i, path in enumerate(paths):
+        stems.setdefault(path.stem, []).append(i)
+    for entry in entries:
+        named = stems.get(str(entry), []) if isinstance(entry, int) else []
+        if len(named) == 1 and named != [entry]:
+            raise ValueError(f"{file}: {entry} may be an index or {paths[named[0]].name}; give names with their "
+                             "suffix, or indices in a .json or .npy file")
 
 
 def read_entries(path: Path) -> list[str | int]:
@@ -157,12 +185,15 @@ def read_entries(path: Path) -> list[str | int]:
     elif path.suffix == ".csv":
         entries = csv_entries(path)
     else:
-        entries = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-        if all(entry.isdecimal() for entry in entries):
-            entries = [int(entry) for entry in entries]
+        entries = numbered([line.strip() for line in read_text(path).splitlines() if line.strip()])
     if len(entries) > 2 and set(entries) <= {0, 1}:
         raise ValueError(f"{path} is a list of 0 and 1, which tools take differently; give the indices of bad images")
     return entries
+
+
+def numbered(entries: list[str]) -> list[str | int]:
+    """Entries as indices where all are; 0012 is none, but a file's name without its suffix."""
+    return [int(e) for e in entries] if all(e.isdecimal() and str(int(e)) == e for e in entries) else entries
 
 
 def read_text(path: Path) -> str:
@@ -201,8 +232,25 @@ def csv_entries(path: Path) -> list[str | int]:
     if not issues and {"rank", "label_score"} <= set(columns):
         raise ValueError(f"{path} lists suspects, bad or not; add a column `bad` with true where one is bad")
     column = path_column(path, columns)
+    if not issues and (name := verdict(columns, rows, column)):
+        raise ValueError(f"{path}: the column {name!r} seems to say which are bad; call it bad, or leave out the "
+                         "column and the rows that are good")
     bad = [row[column] for row in rows if not issues or any(row[name].lower() in TRUE for name in issues)]
-    return [int(entry) for entry in bad] if column == "" and all(entry.isdecimal() for entry in bad) else bad
+    return numbered(bad) if column == "" else bad
+
+
+def verdict(columns: list[str], rows: list[dict[str, str]], column: str) -> str | None:
+    """A column, other than that of the images, that says of some rows that they are not bad; None where there is none.
+
+    It has the words true and false alone, or numbers 1 and 0 under a name of VERDICTS (else these may be classes).
+    """
+    for name in columns:
+        values = {row[name].lower() for row in rows} - {""} if name != column else set()
+        words = values <= {*TRUE, *FALSE} and (not any("0" <= value[0] <= "9" for value in values)
+                                               or any(part in f"_{name}" for part in VERDICTS))
+        if words and values & {*FALSE}:
+            return name
+    return None
 
 
 def csv_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -237,20 +285,25 @@ def path_column(path: Path, columns: list[str]) -> str:
 
 
 def match(entries: list[str | int], paths: list[Path], root: Path) -> tuple[list[int], list[str]]:
-    """Positions of the entries among the training images, and the entries that are none of them, or several."""
-    places, names = {}, {}
+    """Positions of the entries among the training images, and the entries that are none of them, or several.
+
+    Looked up in turn: a path from the folder, from train/ or from the root of all; what a link points to; a file's
+    name; that without its suffix.
+    """
+    lookups = places, targets, names, stems = {}, {}, {}, {}
     for i, path in enumerate(paths):
-        for base in (root, root / "train"):
-            places[os.path.relpath(path, base)] = i
-        places[os.path.abspath(path)] = places[os.path.realpath(path)] = i
-        names.setdefault(path.name, []).append(i)
+        for place in {os.path.relpath(path, root), os.path.relpath(path, root / "train"), os.path.abspath(path)}:
+            places.setdefault(place, []).append(i)
+            places.setdefault(place.encode("utf-8", "backslashreplace").decode(), [i])  # as suspects.csv has it
+        for lookup, name in ((targets, os.path.realpath(path)), (names, path.name), (stems, path.stem)):
+            lookup.setdefault(name, []).append(i)
     found, lost = [], []
     for entry in entries:
         if isinstance(entry, int):
             good = [entry] if 0 <= entry < len(paths) else []
         else:
-            place = places.get(entry, places.get(os.path.normpath(entry.replace("\\", "/"))))
-            good = [place] if place is not None else names.get(entry, [])
+            spelt = entry, os.path.normpath(entry.replace("\\", "/"))
+            good = next((lookup[e] for lookup in lookups for e in spelt if e in lookup), [])
         if len(good) == 1:
             found += good
         else:
@@ -272,7 +325,8 @@ def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[s
     if strange := [row[named[0]] for row in rows if row[named[0]] not in numbers]:
         raise ValueError(f"{file}: {strange[0]!r} is no class; they are {', '.join(classes)}")
     column = path_column(Path(file), columns)
-    entries = [int(row[column]) if column == "" and row[column].isdecimal() else row[column] for row in rows]
+    entries = [row[column] for row in rows]
+    entries = numbered(entries) if column == "" else entries
     found, lost = match(entries, paths, root)
     if lost:
         raise ValueError(f"{file}: no training image for {', '.join(lost[:SHOWN])}")
@@ -280,118 +334,3 @@ def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[s
     for i, row in zip(found, rows, strict=True):
         labels[i] = numbers[row[named[0]]]
     return labels
-
-
-# --- The network ------------------------------------------------------------------------------------------------------
-
-def build_network(model: str, classes: int, size: int | None = None, crop_pct: float | None = None, mean=None,
-                  std=None) -> tuple[nn.Module, Reading]:
-    """An untrained network by name, and how images are read for it: as given, else as its usual weights want them.
-
-    Args: model: resnet9 or vit (`resnet9:0.5`: half the widths), a network of torchvision, timm:NAME, FILE.py:FUNCTION;
-        classes: outputs; size, crop_pct, mean, std: see Reading; where a size is given, crop_pct is 1 unless given too.
-    Raises: ValueError for an unknown name, a size that is missing, out of range or not one the network takes.
-    """
-    name, _, detail = model.partition(":")
-    if Path(model).suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors"):
-        raise ValueError(f"--model is the file {model}; it takes a name, and --checkpoint the file (swapped?)")
-    kinds = {"timm": timm_network, **dict.fromkeys(ARCHITECTURES, own_network)}
-    make, usual = (file_network if name.endswith(".py") else kinds.get(name, torchvision_network))(name, detail)
-    if crop_pct is None:
-        crop_pct = usual.get("crop_pct", 1.0) if size is None else 1.0
-    size = usual.get("size") if size is None else size
-    if size is None or size < 1:
-        raise ValueError(f"the image size is {size}; give --image-size, the pixels per side {model} was trained on")
-    if not 0 < crop_pct <= 1 or (mean is None) != (std is None):
-        raise ValueError(f"--crop-pct {crop_pct}, --mean {mean}, --std {std}: give a share in (0, 1], and both "
-                         "of the others or neither")
-    mean, std = (usual.get("mean"), usual.get("std")) if mean is None else (mean, std)
-    reading = Reading(size, crop_pct, mean and tuple(mean), std and tuple(std))
-    try:
-        return make(classes, size), reading
-    except AssertionError as error:  # of torchvision, for a size
-        raise ValueError(f"{model} cannot be built at {size} pixels, --image-size ({reason_of(error)})") from error
-
-
-def own_network(name: str, detail: str):
-    """One of models.py; `resnet9:0.5` at half the widths."""
-    if detail and not re.fullmatch(r"[0-9]+[.]?[0-9]*|[.][0-9]+", detail):
-        raise ValueError(f"--model {name}:{detail}: after the colon stands a factor of the widths, such as {name}:0.5")
-    capacity = float(detail or 1)
-    return lambda classes, size: build(name, capacity, classes=classes, image_size=size), {}
-
-
-def file_network(name: str, detail: str):
-    """What FUNCTION of FILE.py returns, called with the number of classes where it takes num_classes or classes."""
-    if not Path(name).is_file():
-        raise ValueError(f"no file {name}; --model takes FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location("repaired_network", name)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # known by name, as dataclasses want it
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        more = f"; what lies beside it is found with PYTHONPATH={Path(name).resolve().parent}"
-        raise ValueError(f"--model: {name} does not import ({reason_of(error)}), so it gives no {detail!r}"
-                         f"{more if isinstance(error, ImportError) else ''}") from error
-    function = getattr(module, detail, None)
-    if not callable(function):
-        raise ValueError(f"{name} has no function {detail!r}; --model takes FILE.py:FUNCTION")
-
-    def make(classes: int, image_size: int) -> nn.Module:
-        try:
-            asked = [key for key in ("num_classes", "classes") if key in inspect.signature(function).parameters]
-            made = function(**dict.fromkeys(asked[:1], classes))
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except (Exception, SystemExit) as error:
-            raise ValueError(f"--model: {detail} of {name} does not run ({reason_of(error)}); it is called with "
-                             "num_classes or classes, or with nothing") from error
-        if not isinstance(made, nn.Module):
-            raise ValueError(f"--model: {detail} of {name} returns a {type(made).__name__}, not a torch.nn.Module")
-        return made
-
-    return make, dict(mean=IMAGENET[0], std=IMAGENET[1])
-
-
-def reason_of(error: BaseException) -> str:
-    """An error in one line: its kind and what it says first."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-
-
-def torchvision_network(name: str, detail: str):
-    """A classifier of torchvision and what its first weights were trained with."""
-    from torchvision import models  # here, because it takes long to import
-
-    if detail or name not in models.list_models(module=models):
-        found = f"{name}:{detail}" if detail else name
-        raise ValueError(f"unknown --model {found!r}; give {', '.join(ARCHITECTURES)}, "
-                         "a classifier of torchvision such as resnet18, timm:NAME or FILE.py:FUNCTION")
-    usual = next(iter(models.get_model_weights(name))).transforms()
-    size, resized = usual.crop_size[0], usual.resize_size[0]
-
-    def make(classes: int, image_size: int) -> nn.Module:
-        more = {"image_size": image_size} if name.startswith("vit_") else {}
-        if name in ("googlenet", "inception_v3"):  # without auxiliary heads, which run in training alone
-            more = dict(aux_logits=False, init_weights=False)
-        return models.get_model(name, weights=None, num_classes=classes, **more)
-
-    return make, dict(size=size, crop_pct=size / resized, mean=usual.mean, std=usual.std)
-
-
-def timm_network(name: str, detail: str):
-    """A network of timm, where that is installed, and what its weights were trained with."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError(f"{name}:{detail} needs timm: pip install timm") from error
-    if detail not in timm.list_models():
-        raise ValueError(f"timm has no network {detail!r}")
-    usual = timm.get_pretrained_cfg(detail)
-
-    def make(classes: int, image_size: int) -> nn.Module:
-        try:  # transformers need to know it, convolutional networks do not take it
-            return timm.create_model(detail, pretrained=False, num_classes=classes, img_size=image_size)
-        except TypeError:
-            return timm.create_model(detail, pretrained=False, num_classes=classes)
-
-    return make, dict(size=usual.input_size[-1], crop_pct=usual.crop_pct, mean=usual.mean, std=usual.std)

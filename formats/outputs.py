@@ -2,11 +2,13 @@
 
 import argparse
 import hashlib
+import json
 from pathlib import Path
 
 import torch
 
 from experiment import check_writable, load_state
+from formats.inputs import Folder
 from formats.sheets import answered, beside
 
 LOOKED_AT = 32  # images, evenly spaced, by which a state knows its data
@@ -35,9 +37,26 @@ def check_replaced(args: argparse.Namespace, report_file: Path) -> None:
             if out.exists() and Path(name).exists() and out.samefile(name):
                 other = "folder" if what in ("list", "sheet") else "file"  # these two have one name in each folder
                 raise ValueError(f"{out} would replace the input {name}; give another {other} with --out")
+    if report_file.exists() and not is_report(report_file):
+        raise ValueError(f"{report_file} is no report of a repair and would be replaced; give another name with --out")
     if answered(listed):
         raise ValueError(f"{listed} has a column `bad`, which would be lost, or another that is not from here; choose "
                          "another folder for --out")
+
+
+def is_report(file: Path) -> bool:
+    """Whether a file is what a repair writes as its report."""
+    try:
+        return {"scores", "sha256", "settings"} <= json.loads(file.read_bytes()).keys()
+    except (ValueError, AttributeError, RecursionError):
+        return False
+
+
+def check_apart(out: str | Path, folder: Folder) -> None:
+    """Raise ValueError where an output would lie beside images, in a folder that a link leads to as well."""
+    images = {path.parent.resolve() for path in (*folder.paths, *(path for path, _ in folder.heldout or ()))}
+    if Path(out).resolve().parent in images:
+        raise ValueError(f"{out} would lie among the images of --data {folder.root}; give --out elsewhere")
 
 
 def repair_key(model, data, forget: torch.Tensor, *settings) -> str:

@@ -26,20 +26,22 @@ def beside(out: str | Path) -> tuple[Path, Path]:
     return Path(out).with_name("suspects.csv"), Path(out).with_name("suspects.png")
 
 
-def write_suspects(out: str | Path, found: Suspects, similar: torch.Tensor, data, folder: Folder, places) -> str:
+def write_suspects(out: str | Path, found: Suspects, similar: torch.Tensor | None, data, folder: Folder, places) -> str:
     """Write suspects.csv and, where matplotlib is installed, suspects.png; returns a line that says so.
 
     Args:
         out: file of the repaired weights.
-        found: suspects(repaired, ...); similar: (N,) float64, how much each image looks like D_f, in [0, 1].
+        found: suspects(repaired, ...); similar: (N,) float64, how much each image looks like D_f, in [0, 1],
+            or None.
         data, folder: the training images that were read, with D_f.
         places: index by path of each image in the order of its folder, in which --bad counts.
     """
     rows, names, given, (listed, drawn) = [], folder.classes, data.labels.cpu(), beside(out)
+    alike = [""] * len(data) if similar is None else [f"{value:.6g}" for value in similar.tolist()]
     for rank, (i, score, predicted) in enumerate(zip(*(part.tolist() for part in found), strict=True), 1):
         path = folder.paths[i]
         rows.append((rank, path.relative_to(folder.root).as_posix(), places[path], names[given[i]], names[predicted],
-                     f"{score:.6g}", f"{math.exp(-score):.6g}", f"{similar[i]:.6g}"))
+                     f"{score:.6g}", f"{math.exp(-score):.6g}", alike[i]))
     write_csv(listed, COLUMNS, rows)
     told, first = f"{listed} ranks the {len(rows)} images that no list names, most suspect first", rows[:PICTURES]
     shown = draw_sheet(drawn, data.some(found.index[: len(first)]).images.cpu(), [(row[3], row[4]) for row in first])

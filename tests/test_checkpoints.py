@@ -57,6 +57,7 @@ CONTAINERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*averaged weights too")
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_every_container_gives_its_weights(tmp_path, name):
     """K1: the state dict comes out of every container, under its stored names."""
@@ -69,6 +70,7 @@ def test_the_old_format_is_read(tmp_path):
     assert_same(read(saved(tmp_path, content, _use_new_zipfile_serialization=False)), WEIGHTS)
 
 
+@pytest.mark.filterwarnings("ignore:.*averaged weights too")
 @pytest.mark.parametrize("key", checkpoints.EMA)
 def test_averaged_weights_if_asked_alone(tmp_path, key):
     """K1: averaged weights are taken with ema, the last ones without, and ema without any is refused."""
@@ -112,6 +114,49 @@ def test_a_network_whose_own_names_begin_so_keeps_them():
     for before in ("", "module.", "net.module."):
         load_into(model, {before + name: t for name, t in source.state_dict().items()})
         assert_same(model.state_dict(), source.state_dict())
+
+
+def test_what_lies_beside_a_whole_network_is_left_as_it_is(tmp_path):
+    """K2, K6: a state dict of more than the network, such as a loss's weights or averaged ones, gives the network's, and
+    the others are written back; where the network is not whole it is refused as before."""
+    source, model = small_net(0), small_net(1)
+    more = {"criterion.weight": torch.ones(4), **{"ema.module." + name: t + 1 for name, t in OTHERS.items()}}
+    stored = {**{"model." + name: t for name, t in source.state_dict().items()}, **more}
+    names = load_into(model, stored)
+    assert_same(model.state_dict(), source.state_dict())
+    assert not set(more) & set(names) and set(names.values()) == set(WEIGHTS)
+    write(tmp_path / "new.pt", stored, small_net(2), names)
+    found = read(tmp_path / "new.pt")
+    assert list(found) == list(stored) and all(torch.equal(found[key], t) for key, t in more.items())
+    assert torch.equal(found["model.head.weight"], small_net(2).state_dict()["head.weight"])
+    with pytest.raises(ValueError, match="is not of this network"):
+        load_into(model, {key: t for key, t in stored.items() if key != "model.head.weight"})
+
+
+def test_a_network_that_wraps_the_stored_one():
+    """K2: of a wrapper, which FILE.py:FUNCTION gives to flip colours, the weights go to what it wraps."""
+    class Bgr(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            self.net = small_net(seed)
+
+    source, model = small_net(0), Bgr(1)
+    for before in ("", "module.", "model."):
+        stored = {before + name: t for name, t in source.state_dict().items()}
+        assert load_into(model, stored) == {before + name: "net." + name for name in source.state_dict()}
+        assert_same(model.net.state_dict(), source.state_dict())
+    with pytest.raises(ValueError, match="is not of this network"):
+        load_into(model, {key: t for key, t in source.state_dict().items() if key != "head.weight"})
+
+
+def test_averaged_weights_are_told(tmp_path):
+    """K1: a file with weights of both kinds warns that --ema takes the other; one with averaged weights alone says so."""
+    with pytest.warns(UserWarning, match="averaged weights too, which --ema takes"):
+        read(saved(tmp_path, {"state_dict": WEIGHTS, "state_dict_ema": OTHERS}))
+    with pytest.raises(ValueError, match="averaged weights alone; add --ema"):
+        read(saved(tmp_path, {"state_dict_ema": OTHERS, "epoch": 1}))
+    read(saved(tmp_path, {"state_dict": WEIGHTS, "ema": None}))
+    assert "one output (head.weight), a sigmoid's" in checkpoints.other_classes("m.pt", 1, "head.weight", 2)
 
 
 def test_what_the_file_lacks_or_has_too_much_is_named():
@@ -243,7 +288,7 @@ def test_programs_and_other_archives_are_refused_in_words(tmp_path):
 def test_a_whole_object_is_refused_with_its_name_and_the_remedy(tmp_path, old):
     """K3: a whole pickled network: the global is named, and how to save a state dict."""
     path = saved(tmp_path, Whole(), _use_new_zipfile_serialization=not old)
-    words = r"whole pickled object \(test_checkpoints.Whole\).*torch.save\(state, 'weights.pt'\)"
+    words = r"holds a pickled test_checkpoints.Whole, .*torch.save\(state, 'weights.pt'\)"
     with pytest.raises(ValueError, match=words):
         read(path)
 
@@ -304,7 +349,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, container):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=container != "old")
     for ema in (False, True):
-        words = r"model.pt is (a whole pickled object \(posix.mkdir\)|no file of weights)"
+        words = r"model.pt (holds a pickled posix.mkdir,|is no file of weights)"
         with pytest.raises(ValueError, match=words):
             read(path, ema)
     assert not (tmp_path / "ran").exists()

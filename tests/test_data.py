@@ -864,6 +864,9 @@ def test_grey_images_of_16_bits(tmp_path, kind):
         assert image.mode[0] == "I"  # as scanners and microscopes write it
     wanted = np.repeat((wide / 257).round().astype(np.uint8)[:, :, None], 3, 2)
     assert np.array_equal(datasets._decode_one(path, 8), wanted)
+    narrow = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4  # 8 bits in a file of 16
+    Image.fromarray(narrow).save(path)
+    assert np.array_equal(datasets._decode_one(path, 8)[:, :, 0], narrow)
     for odd in (np.linspace(0, 1, 64, dtype=np.float32), np.arange(64, dtype=np.int32) * 10_000_000):
         Image.fromarray(odd.reshape(8, 8)).save(tmp_path / "odd.tif")
         with pytest.raises(ValueError, match=r"odd\.tif .*neither of 8 bits nor of 16"):

@@ -1,4 +1,4 @@
-"""formats/inputs.py: the folder, bad lists of every kind, true labels, networks by name."""
+"""formats/inputs.py, networks.py: the folder, bad lists of every kind, true labels, networks by name."""
 
 import json
 import sys
@@ -12,7 +12,8 @@ from PIL import Image
 from torch import nn
 
 from formats.images import Reading, decode
-from formats.inputs import Folder, build_network, open_folder, read_bad, read_labels
+from formats.inputs import Folder, open_folder, read_bad, read_labels
+from formats.networks import build_network
 
 CLASSES = ("ant", "bee")
 
@@ -59,6 +60,7 @@ LISTS = {
                       "3;bee/1.png;0,1;true\r\n4;alone.png;0;true\r\n",
     "tabs.csv": "filename\tbad\nant/1.png\ttrue\nant/2.png\tfalse\nbee/1.png\ttrue\nalone.png\ttrue\n",
     "indices.npy": np.array([6, 1, 9]),
+    "a score.csv": "path,score,label,is_bad\nant/1.png,0.5,0,\nbee/1.png,1,1,true\nalone.png,0,0,1\n",  # no verdict
 }
 
 
@@ -97,6 +99,11 @@ def test_every_kind_of_list_finds_the_same_images(tmp_path, root, name):
     ("a.csv", "rank,filename,label_score\n1,ant/1.png,0.1\n", "lists suspects, bad or not; add a column `bad`"),
     ("a.csv", "Rank;Filename;Label_score;similar\n1;ant/1.png;0,1;0\n", "add a column `bad`"),
     ("a.csv", "path,bad,Bad\nant/1.png,true,\n", "the column 'bad' twice"),
+    ("a.csv", "path,mine\nant/1.png,True\nant/2.png,False\n", "column 'mine' seems to say which are bad; call it bad"),
+    ("a.csv", "path,mislabeled\nant/1.png,1\nant/2.png,0\n", "column 'mislabeled' seems"),
+    ("a.csv", "path,poison_indicator\nant/1.png,0\n", "column 'poison_indicator' seems"),
+    ("a.csv", "path,is_flagged\nant/1.png,yes\nant/3.png,\nant/2.png,no\n", "column 'is_flagged' seems"),
+    ("a.txt", "1\n5\n007\n", r"for '1' \(2 images have this name\), '5', '007'"),  # 1.png is there twice
     ("a.json", "{", "is no JSON"),
     ("a.json", '{"files": []}', "neither a list of paths"),
     ("a.json", "[1.5]", "neither a list of paths"),
@@ -115,6 +122,35 @@ def test_a_line_that_matches_nothing_stops(tmp_path, root, name, content, words)
         read_bad(path, training(root), root)
 
 
+def test_numbers_that_are_names(tmp_path):
+    """B1, B2: a number with a leading zero is a file's name without its suffix; one that is an index and the name of
+    another image is refused, in a text file, and an index elsewhere."""
+    paths = [tmp_path / "train" / "a" / name for name in ("0002.png", "0001.png", "3.png", "2.png")]
+    def read(name, content):
+        return read_bad(written(tmp_path, name, content), paths, tmp_path)[0].tolist()
+
+    assert read("b.txt", "0001\n0002") == [0, 1] and read("b.txt", "0001\n3") == [1, 2]  # not all are indices
+    assert read("b.txt", "0\n1") == [0, 1]
+    with pytest.raises(ValueError, match=r"b.txt: 3 may be an index or 3.png; give names with their suffix, or indices"):
+        read("b.txt", "3\n0")
+    assert read("b.txt", "3.png\n0002.png") == [0, 2] and read("b.json", "[3, 0]") == [0, 3]
+
+
+def test_links_are_looked_up_last(tmp_path, root):
+    """B1, B2: a path names the image there, not one that links to it; what two link to is ambiguous."""
+    (root / "train/bee/link.png").symlink_to(root / "train/ant/1.png")
+    blob = tmp_path / "blob.png"
+    Image.new("RGB", (8, 8)).save(blob)
+    for name in ("ant/x.png", "bee/x.png"):
+        (root / "train" / name).symlink_to(blob)
+    paths = [root / "train" / "ant" / f"{i}.png" for i in range(2)]
+    paths += [root / "train" / name for name in ("bee/link.png", "ant/x.png", "bee/x.png")]
+    for entry, wanted in ((root / "train/ant/1.png", 1), ("bee/link.png", 2), (root / "train/bee/x.png", 4)):
+        assert read_bad(written(tmp_path, "b.txt", str(entry)), paths, root)[0].tolist() == [wanted]
+    with pytest.raises(ValueError, match="2 images have this name"):
+        read_bad(written(tmp_path, "b.txt", str(blob)), paths, root)
+
+
 def test_true_labels(tmp_path, root):
     """B3: class names, or numbers where they are no names; -1 where the file says nothing."""
     for label in ("label", "true_label", "clean_label", "class"):
@@ -123,9 +159,11 @@ def test_true_labels(tmp_path, root):
     path = written(tmp_path, "i.csv", ",label\n1,bee\n9,ant\n")
     assert read_labels(path, training(root), root, CLASSES).tolist() == [-1, 1] + [-1] * 7 + [0]
     assert read_labels(path, training(root), root, ("1", "bee", "ant"))[9] == 2
+    path = written(tmp_path, "both.csv", "filename,label,true_label\nant/1.png,ant,bee\n")  # label: as in the folder
+    assert read_labels(path, training(root), root, CLASSES)[1] == 1
     for content, words in (("path,label\nant/1.png,cat\n", "'cat' is no class; they are ant, bee"),
                            ("path,label\nant/9.png,ant\n", "no training image for 'ant/9.png'"),
-                           ("path,truth\nant/1.png,ant\n", "one must be label")):
+                           ("path,truth\nant/1.png,ant\n", "one must be true_label")):
         with pytest.raises(ValueError, match=words):
             read_labels(written(tmp_path, "bad.csv", content), training(root), root, CLASSES)
 
@@ -157,12 +195,28 @@ def test_the_class_map(tmp_path, root):
 def test_without_and_with_strange_held_out_images(tmp_path, root):
     """B4: no held-out part is fine; a held-out class that is not trained on is not."""
     (root / "val" / "bee").rename(root / "val" / "cat")
-    with pytest.raises(ValueError, match="class 'cat'"):
-        open_folder(root, written(tmp_path, "b.txt", "9")).load(Reading(8))
+    with pytest.raises(ValueError, match="class 'cat'.*; move it away if nothing shall be held out"):
+        open_folder(root, written(tmp_path, "b.txt", "9"))
     (root / "val").rename(tmp_path / "away")
     assert open_folder(root, written(tmp_path, "b.txt", "9")).load(Reading(8))[1] is None
     with pytest.raises(ValueError, match="no folder"):
         open_folder(tmp_path / "away", tmp_path / "b.txt")
+
+
+@pytest.mark.parametrize("name", ["", "1.png", "unknown/1.png"])
+def test_a_test_folder_without_labels_is_passed_over(tmp_path, root, name):
+    """B4: where test/ has no classes or strange ones, as challenges give it, val/ is held out, which is said; without
+    a val/ it is refused before any image is decoded."""
+    (root / "test" / name).parent.mkdir(parents=True, exist_ok=True)
+    if name:
+        Image.new("RGB", (8, 8)).save(root / "test" / name)
+    else:
+        (root / "test").mkdir(exist_ok=True)
+    folder = open_folder(root, written(tmp_path, "b.txt", "9"))
+    assert folder.heldout == [(root / "val" / "bee" / "9.png", 1)] and f"held out is {root / 'val'}: " in folder.said
+    (root / "val").rename(tmp_path / "away")
+    with pytest.raises(ValueError, match="move it away"):
+        open_folder(root, tmp_path / "b.txt")
 
 
 def damage(root: Path) -> None:
@@ -219,6 +273,9 @@ def test_networks_by_name(tmp_path):
     assert model.fc.out_features == 5 and reading.size == 224 and reading.crop_pct == 224 / 256
     assert reading.mean == (0.485, 0.456, 0.406) and reading.std == (0.229, 0.224, 0.225)
     assert build_network("resnet18", 5, 64)[1] == Reading(64, 1.0, reading.mean, reading.std)
+    (tmp_path / "a:b").mkdir()
+    (tmp_path / "a:b" / "net.py").write_text(FILE)
+    assert build_network(f"{tmp_path / 'a:b' / 'net.py'}:fixed", 4, 32)[0].out_features == 7
     given = build_network("resnet18", 5, 64, 0.875, [0.5] * 3, [0.2] * 3)[1]
     assert given == Reading(64, 0.875, (0.5,) * 3, (0.2,) * 3)
     path = tmp_path / "net.py"
@@ -238,6 +295,9 @@ def test_networks_by_name(tmp_path):
     ("resnet18", {"size": 0}, "image size is 0"),
     ("resnet18", {"crop_pct": 1.5}, "--crop-pct 1.5"),
     ("resnet18", {"mean": (0.5,) * 3}, "--std None"),
+    ("resnet18", {"mean": (0.5,) * 3, "std": (0.5,)}, "three numbers each"),
+    ("resnet18", {"mean": (9.0,) * 3, "std": (0.5,) * 3}, "three numbers each, for pixels in"),
+    ("resnet18", {"mean": (0.5,) * 3, "std": (0.5, 0.5, 0.0)}, "std above 0"),
     ("vit", {"size": 30}, "patch size 8 do not fit"),
     ("timm:resnet18", {}, "needs timm: pip install timm"),
 ])
@@ -295,6 +355,7 @@ def test_a_network_of_timm(monkeypatch):
     model, reading = build_network("timm:vit", 6)
     assert reading == Reading(160, 0.95, (0.5,) * 3, (0.4,) * 3) and model.weight.shape == (6, 160)
     assert build_network("timm:conv", 6)[0].weight.shape == (6, 1)
+    assert build_network("timm:vit.a1_in1k", 6)[0].weight.shape == (6, 160)  # a tag, as timm's scripts take it
     with pytest.raises(ValueError, match="timm has no network 'other'"):
         build_network("timm:other", 6)
 

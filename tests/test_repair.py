@@ -21,6 +21,7 @@ from formats import checkpoints
 from formats import fitting
 from formats import images
 from formats import inputs
+from formats import networks
 from formats import outputs
 from formats import sheets
 import claims
@@ -85,7 +86,7 @@ def colours(tmp_path) -> dict:
             Image.fromarray(np.broadcast_to(shade, (32, 32, 3)).copy()).save(paths[-1])
     (tmp_path / "bad.txt").write_text("0-5.png\n1-5.png\n")
     (tmp_path / "order.txt").write_text("\n".join(map(str, range(12))))
-    torch.save(inputs.build_network(f"{tmp_path / 'net.py'}:colours", 12, 32)[0].state_dict(), tmp_path / "model.pt")
+    torch.save(networks.build_network(f"{tmp_path / 'net.py'}:colours", 12, 32)[0].state_dict(), tmp_path / "model.pt")
     sys.path.remove(str(tmp_path))
     return {"--data": tmp_path, "--model": f"{tmp_path / 'net.py'}:colours", "--checkpoint": tmp_path / "model.pt",
             "--bad": tmp_path / "bad.txt", "--class-map": tmp_path / "order.txt", "--image-size": 32,
@@ -221,6 +222,10 @@ def tuples(): return odd(lambda z: (z, z))
 def dicts(): return odd(lambda z: {"logits": z})
 def maps(): return odd(lambda z: z[:, :, None, None])
 def sized(): return odd(lambda z: z.no_such_thing)
+def grey():
+    net = colours(12)
+    net.register_forward_pre_hook(lambda module, args: (nn.functional.conv2d(args[0], torch.ones(1, 1, 1, 1)),))
+    return net
 def hungry(): return odd(lambda z: exec("raise torch.OutOfMemoryError('all of it is used')"))
 def strict():
     def check(module, args):
@@ -239,6 +244,7 @@ def strict():
     ("maps", r"net.py:maps gives a Tensor of shape \(2, 12, 1, 1\) for 2 images, not logits"),
     ("sized", r"net.py:sized does not run on images of 3x32x32 \(AttributeError: .*no_such_thing"),
     ("strict", r"net.py:strict does not run on images of 3x32x32 \(AssertionError: images must be 64 .* --image-size"),
+    ("grey", r"expected input.* to have 1 channels.*a network of grey images: self.net\(x.mean\(1, keepdim=True\)\)"),
     ("hungry", "^run.py: all of it is used$"),
     ("colours", "model.pt gives logits that are not finite on these images; check the file, --mean and --std$"),
 ])
@@ -329,7 +335,7 @@ def test_a_vit_of_a_file_end_to_end(tmp_path, capsys):
     paths = write_images(tmp_path / "train", Data(images, labels, 3, (0.5,) * 3, (0.5,) * 3))
     (tmp_path / "bad.json").write_text(json.dumps([str(path) for path in paths[:4]]))
     (tmp_path / "net.py").write_text(VIT)
-    model, _ = inputs.build_network(f"{tmp_path / 'net.py'}:small", 3, 32)
+    model, _ = networks.build_network(f"{tmp_path / 'net.py'}:small", 3, 32)
     stored = model.state_dict()
     checkpoints.write(tmp_path / "model.safetensors", stored, model, {})
     code = command("--data", tmp_path, "--model", f"{tmp_path / 'net.py'}:small", "--bad", tmp_path / "bad.json",
@@ -468,6 +474,112 @@ def test_running_statistics_are_those_of_the_repaired_weights():
     x = (data.images / 255 - data.mean[0]) / data.std[0]
     out = repaired.conv1(x)
     assert torch.allclose(repaired.norm1.running_mean, out.mean(dim=(0, 2, 3)), atol=1e-5)
+
+
+class Viewed(nn.Module):
+    """A classic: maps are flattened by x.view, which takes contiguous ones alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(4 * 64, 4)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu()
+        return self.head(x.view(x.size(0), -1))
+
+
+def test_networks_that_flatten_by_view():
+    """P7: a network that no channels_last batch fits is given contiguous ones, in memory and streamed, and repaired;
+    others keep the faster format."""
+    torch.manual_seed(0)
+    data, net, forget = make_data(0, n=24, classes=4), Viewed(), torch.tensor([1, 5])
+    pairs = [(image, int(label)) for image, label in zip(data.images, data.labels)]
+    streamed = Streamed(pairs, 4, data.mean, data.std)
+    for source in (data, streamed):
+        assert fitting.memory_format_of(net, source) == torch.contiguous_format
+        assert fitting.memory_format_of(small_net(0), source) == torch.channels_last
+        found = repair.repair(net, source, forget, unlearn_epochs=1, gamma=1.0)
+        assert list(found.state_dict()) == list(net.state_dict())
+        assert not torch.equal(found.head.weight, net.head.weight)
+    assert data.memory_format == torch.channels_last
+    assert replace(data, memory_format=torch.contiguous_format).some(torch.arange(3)).memory_format != data.memory_format
+
+
+def test_settings_that_a_repair_does_not_read_are_refused():
+    """P3: the names of training's settings are not taken for REM's and passed over in silence."""
+    data, net, forget = make_data(0, n=24, classes=4), small_net(0), torch.tensor([1, 5])
+    for name, value, hint in (("epochs", 1, "unlearn_epochs"), ("lr", 1e-9, "unlearn_lr"), ("alpha", 1.0, "batch, ")):
+        with pytest.raises(ValueError, match=f"a repair reads no {name}; give {hint}"):
+            repair.repair(net, data, forget, **{name: value})
+    with pytest.raises(TypeError, match="steps"):
+        repair.repair(net, data, forget, steps=3)
+    assert repair.choose_settings(net, 24, {"forget_norm": "batch", "stop": "max"})[0].forget_norm == "batch"
+
+
+def test_a_state_that_cannot_be_written_costs_no_repair(tmp_path, monkeypatch):
+    """P9: a full disk is told, and the repair ends as it would have; every=0 keeps no state."""
+    data, net, forget = make_data(0, n=24, classes=4), small_net(0), torch.tensor([1, 5])
+    whole = repair.repair(net, data, forget, unlearn_epochs=1)
+    assert_same_state(repair.repair(net, data, forget, unlearn_epochs=1, keep=tmp_path / "s", every=0), whole)
+    assert not list(tmp_path.iterdir())
+
+    def full(*args, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(repair, "save_state", full)
+    told = []
+    found = repair.repair(net, data, forget, unlearn_epochs=1, keep=tmp_path / "s", say=told.append)
+    assert_same_state(found, whole)
+    assert any("no state in" in line and "No space left" in line for line in told)
+
+
+def test_what_fails_after_the_repair_costs_no_weights(colours, capsys, monkeypatch):
+    """P1: where the suspects fail the weights and the report are there, and a line says why; features that would fill
+    the memory are left out of the list alone."""
+    def fail(*args):
+        raise MemoryError("no room for features")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(repair, "probe", fail)
+        assert call(colours, "--epochs", 0) == 0
+    assert "no list of suspects (MemoryError: no room for features)" in capsys.readouterr().out
+    folder = colours["--out"].parent
+    assert {path.name for path in folder.iterdir()} == {"repaired.pt", "repaired.json"}
+    room = repair.room_for_images
+    monkeypatch.setattr(repair, "room_for_images", lambda device, *given: room(device, *given) if given else 0)
+    assert call(colours, "--epochs", 0) == 0
+    header, first, *_ = (folder / "suspects.csv").read_text().splitlines()
+    assert header.endswith(",similar") and first.endswith(",")
+
+
+def test_the_report_of_another_is_not_replaced(colours, capsys):
+    """P3: a .json beside --out that no repair has written stays; a report does not stop a second repair."""
+    other = colours["--out"].with_suffix(".json")
+    other.parent.mkdir()
+    for content in ('{"lr": 1}', "[]", "{"):
+        other.write_text(content)
+        assert call(colours, "--epochs", 0) == 2
+        assert "is no report of a repair and would be replaced" in capsys.readouterr().err
+        assert other.read_text() == content
+    other.unlink()
+    assert call(colours, "--epochs", 0) == call(colours, "--epochs", 0) == 0
+
+
+def test_nothing_is_written_beside_images_that_a_link_leads_to(colours, capsys):
+    """P3: nor into a folder of images that lies elsewhere and is linked into train/."""
+    folder = colours["--data"]
+    (folder / "train" / "0").rename(folder / "elsewhere")
+    (folder / "train" / "0").symlink_to(folder / "elsewhere")
+    assert call({**colours, "--out": folder / "elsewhere" / "x.pt"}) == 2
+    assert "would lie among the images" in capsys.readouterr().err
+    assert not (folder / "elsewhere" / "x.pt").exists()
+
+
+def test_names_in_another_encoding_come_back(tmp_path):
+    """S15: a file's name that is no UTF-8 stands in suspects.csv by its bytes, and is found by that."""
+    paths = [tmp_path / "train" / "a" / os.fsdecode(name) for name in (b"caf\xe9.png", b"plain.png")]
+    sheets.write_csv(tmp_path / "s.csv", ("filename", "bad"), [(str(paths[0].relative_to(tmp_path)), "true")])
+    assert inputs.read_bad(tmp_path / "s.csv", paths, tmp_path)[0].tolist() == [0]
 
 
 # --- The report -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import run
 from contract import blind, global_random_states_stay, inputs_stay
 from data import Data
 from etd import NonFiniteLoss, forked_rng
-from formats import inputs, sheets
+from formats import inputs, networks, sheets
 from helpers import assert_close, gen, make_data, make_dataset, seeds, small_net, tiny
 from models import build
 from rem import rem
@@ -169,6 +169,22 @@ def test_features_are_what_the_last_layer_is_given(name):
     assert not any(m._forward_pre_hooks for m in net.modules())
 
 
+def test_features_of_a_dense_head():
+    """S13: where the last layer is given a row per place, an image's features are the mean of its rows."""
+    class Dense(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 3, 1), nn.Linear(3, 4)
+
+        def forward(self, x):
+            rows = self.conv(x).flatten(2).transpose(1, 2).flatten(0, 1)  # (B H W, 3)
+            return self.head(rows).view(len(x), -1, 4).amax(dim=1)
+
+    data, net = make_data(3, n=5), Dense()
+    x = next(data.batches())[1]
+    assert_close(features(net, data), net.conv(x).detach().double().mean(dim=(2, 3)), 1e-6)
+
+
 def test_features_of_the_layer_before():
     """S13: layer -2 is what the last layer but one is given; some images are some rows; the first layer where there are
     fewer."""
@@ -267,7 +283,7 @@ def test_the_list_says_what_the_network_believes(world):
     folder = inputs.open_folder(world["--data"], world["--bad"])
     assert {row["filename"] for row in rows} == {path.relative_to(folder.root).as_posix() for path in folder.paths} - {
         "train/bëe/plain.png"}
-    net, reading = inputs.build_network("resnet9:0.05", 2, 12)
+    net, reading = networks.build_network("resnet9:0.05", 2, 12)
     net.load_state_dict(torch.load(world["--out"], weights_only=True))
     train, *_ = folder.load(reading)
     z, labels = logits(net, train)
