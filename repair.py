@@ -328,7 +328,8 @@ def similarity(model: nn.Module, data, forget: torch.Tensor) -> torch.Tensor | N
     """(N,) how much each image looks like D_f, see `suspects.probe`; None where its features would fill the memory."""
     layers = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     need = 3 * 8 * len(data) * max(weight.shape[1] for weight in layers[-1:])  # bytes, of the last one's in float64
-    return probe(features(model, data), forget) if need <= room_for_images(torch.device("cpu")) else None
+    fits = ranks()[1] > 1 or need <= room_for_images(torch.device("cpu"))  # several processes must agree
+    return probe(features(model, data), forget) if fits else None
 
 
 def before_and_after(before: list, repaired: nn.Module, data, heldout, folder: Folder) -> dict:
