@@ -253,16 +253,23 @@ def test_the_tables_on_natural_images_are_those_of_the_results():
     ends = (fmean(100 * row[key] for row in first) for key in ("utility", "product"))
     assert "have Utility {:.1f}, product {:.1f}.".format(*ends) in words
     rows = [row for row in [*rows, *load_rows([ROOT / "results" / "rates" / "cifar10-jpeg-16px"])]
-            if row["seed"] == 0 and not row["etd"]]
+            if row["seed"] == 0]
     assert table("CIFAR-10 at 16x16", 2) == beside_the_papers("4", rows) and {row["width"] for row in rows} == {0.5}
-    at = {(row["method"], row["task"], row["discovery"]): 100 * row["product"] for row in rows}
+    at = {(row["method"], row["task"], row["discovery"]): 100 * row["product"] for row in rows if not row["etd"]}
     rem = {task: [at[key] for key in at if key[:2] == ("rem", task)] for task in ("poison", "confusion", "random")}
     ends = [f"{min(found):.1f} to {max(found):.1f}" for found in rem.values()]
     assert "{} on poison, {} on confusion and {} on random labels".format(*ends) in words
     ahead = sum(at["rem", *key[1:]] > at[key] for key in at if key[0] == "npo")
     assert f"above NPO's in {ahead} of the 30 cells" in words and all(len(found) == 10 for found in rem.values())
-    below = [at[key] for key in at if key[:2] == ("scrub", "poison") and key[2] < 1]
-    assert f"SCRUB's is {min(below):.0f} to {max(below):.0f} on poison below discovery 1" in words
+    below = [[at[key] for key in at if key[:2] == (name, "poison") and key[2] < 1] for name in ("scrub", "retrain")]
+    ends = [f"{min(found):.0f} to {max(found):.0f}" for found in below]
+    assert "SCRUB's is {} on poison below discovery 1".format(ends[0]) in words
+    assert f"and retraining's {ends[1]}: what D_r" in words and {len(found) for found in below} == {9}
+    on_etd = [[100 * row["product"] for row in pick(rows, method="rem", task=task, etd=True)] for task in rem]
+    assert {len(found) for found in on_etd} == {10}
+    assert "REM on ETD's, {}, {} and {},".format(*(f"{min(f):.1f} to {max(f):.1f}" for f in on_etd)) in words
+    assert all(100 * row["product"] < at["rem", row["task"], row["discovery"]]
+               for row in pick(rows, method="rem", etd=True))
 
 
 def in_float32() -> list[list[str]]:
