@@ -995,3 +995,33 @@ def test_t6_retain_set():
     with counting(baselines, "fit") as fit:
         fine_tune(small_net(0), data, forget, tiny(), gen(0))
     assert fit.call_args.args[2].tolist() == [0, 1, 2, 4, 6, 8, 9, 10, 11]
+
+
+def test_l16_fit_trains_whatever_the_mode():
+    """L16: a network that comes in eval mode is trained as one in training mode, and left in training mode."""
+    nets = [small_net(0).train(mode) for mode in (True, False)]
+    for net in nets:
+        train.fit(net, make_data(0), None, tiny(), gen(0))
+    assert_same_state(*nets)
+    assert all(module.training for net in nets for module in net.modules())
+
+
+def test_a9_fit_logs_the_mean_loss_of_each_epoch():
+    """A9, A10: at rate 0, which is not the default rate, every epoch logs the loss of the network that came in."""
+    data, net, seen = make_data(0), small_net(0, norm=False), []
+    _, x, y = next(batches(data))
+    before = F.cross_entropy(net(x), y).item()
+    train.fit(net, data, None, tiny(batch=4, epochs=3), gen(0), lr=0.0,
+              log=lambda epoch, epochs, model, loss: seen.append(loss))
+    assert seen == pytest.approx([before] * 3, rel=1e-5)
+
+
+def test_a8_a_repair_that_is_done_stays_done(tmp_path):
+    """A8: a state saved after the epoch that ends the loop begins no further epoch where it is loaded."""
+    states = [rem_module.start(small_net(0), make_data(0), draw_forget(0, 12, 4), tiny(gamma=1.0), gen(k))
+              for k in range(2)]
+    states[0].epoch, states[0].repaired = 1, True
+    experiment.save_state(states[0], tmp_path / "state.pt")
+    experiment.load_state(states[1], tmp_path / "state.pt")
+    assert states[1].repaired and states[1].epoch == 1
+    assert_same_state(*(rem_module.go_on(state) for state in states))

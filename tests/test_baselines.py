@@ -884,3 +884,64 @@ def test_accuracy_is_against_given_labels():
     assert accuracy(net, data, forget) == 0
     for name in ("ascent", "potion"):
         assert_same_state(METHODS[name](net, data, forget, tiny(gamma=0.0), gen(0)), net)
+
+
+def test_a_teacher_of_several_processes_answers_for_all():
+    """G1: a process that reads its share of each batch alone gets the answers for every example, augmented or not."""
+    data, net = make_data(0), small_net(0)
+    answer = baselines.teacher(net, replace(data, part=(0, 2)), tiny())
+    rows, x, _ = next(batches(data))
+    assert_close(answer(rows, x), net.eval()(x).detach(), 1e-5)
+
+
+def test_potion_leaves_out_what_matters_nowhere():
+    """A23: weights of no importance to D_r have no ratio; the cut is the percentile of the others'."""
+    data, (forget, retain), net = make_data(0), draw(0), small_net(0, dtype=torch.float64)
+    with torch.no_grad():
+        net.head.weight[:, 0] = 0  # so nothing depends on channel 0
+    with accuracies(0.9, 0.0), mock.patch.object(baselines, "dampen", wraps=dampen) as damp:
+        out = METHODS["potion"](net, data, forget, tiny(gamma=0.2), gen(0))
+    i_f, i_r = (np.array(flat(importance_loop(net, data, index, 4, "norm"))) for index in (forget, retain))
+    known = i_r > 0
+    assert 0 < known.sum() < len(known)
+    cut = np.percentile(i_f[known] / i_r[known], 100 - np.log(1 + 100 * 4 / 12))
+    assert damp.call_args.args[4] == pytest.approx(cut, rel=1e-9)
+    assert not torch.equal(out.conv1.weight, net.conv1.weight)
+
+
+def test_ascent_runs_in_the_mode_that_is_set():
+    """A20: `forget_norm` decides whether ascent's passes use, and move, the running statistics; auto is batch."""
+    data, (forget, _), net = make_data(0), draw(0), small_net(0)
+    for norm, moves in (("auto", True), ("batch", True), ("running", False)):
+        with accuracies(0.9, 0.0):
+            out = METHODS["ascent"](net, data, forget, tiny(gamma=0.2, forget_norm=norm), gen(0))
+        assert torch.equal(out.norm1.running_mean, net.norm1.running_mean) != moves
+        assert not torch.equal(out.conv1.weight, net.conv1.weight)
+
+
+def test_cuts_looks_at_a_sample():
+    """R8: CUTS chooses its step on 1,000 images of D_tr, drawn without repetition."""
+    assert baselines.CUTS_IMAGES == 1000
+    with (mock.patch.object(baselines, "CUTS_IMAGES", 5),
+          mock.patch.object(baselines, "agreement", wraps=baselines.agreement) as seen):
+        METHODS["cuts"](small_net(0), make_data(0), draw(0)[0], tiny(), gen(0))
+    (sample,) = {tuple(call.args[2].tolist()) for call in seen.call_args_list}
+    assert len(set(sample)) == 5 and sample != tuple(range(5))
+
+
+@pytest.mark.parametrize("name", ["cf", "scrub", "badt", "ascent", "retrain"])
+def test_no_gradient_is_left(name):
+    """A18: the network that comes back holds no gradient of its last update."""
+    with accuracies(0.9, 0.0):
+        out = contract.unlearn(METHODS[name], gamma=0.2)
+    assert all(p.grad is None for p in out.parameters())
+
+
+@pytest.mark.parametrize("name", ["ssd", "potion"])
+def test_a_parameter_that_no_output_depends_on_stays(name):
+    """A18: a parameter that the forward pass does not use has importance 0 and stays; the others are dampened."""
+    net = small_net(0)
+    net.idle = nn.Linear(2, 2)
+    with accuracies(0.9, 0.0):
+        out = METHODS[name](net, make_data(0), draw(0)[0], tiny(gamma=0.2, ssd_alpha=0.5), gen(0))
+    assert torch.equal(out.idle.weight, net.idle.weight) and not torch.equal(out.conv1.weight, net.conv1.weight)

@@ -871,3 +871,78 @@ def test_grey_images_of_16_bits(tmp_path, kind):
         Image.fromarray(odd.reshape(8, 8)).save(tmp_path / "odd.tif")
         with pytest.raises(ValueError, match=r"odd\.tif .*neither of 8 bits nor of 16"):
             datasets._decode_one(tmp_path / "odd.tif", 8)
+
+
+MOMENTS = {"fashion-mnist": ((0.2860,), (0.3530,)),
+           "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+           "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+           "imagenette": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_published_moments(name):
+    """R8: mean and std of each data set are those of its training pixels, ImageNet's for Imagenette."""
+    assert (datasets.RECIPES[name]["mean"], datasets.RECIPES[name]["std"]) == MOMENTS[name]
+
+
+def test_fashion_mnist_is_flipped_but_not_cropped(tmp_path):
+    """R8: full Fashion-MNIST is flipped and not cropped in training, and its test set is never augmented."""
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        for name, header in (("images-idx3", (0x803, 1, 28, 28)), ("labels-idx1", (0x801, 1))):
+            content = b"".join(k.to_bytes(4, "big") for k in header) + bytes(28 * 28 if "images" in name else 1)
+            (raw / f"{prefix}-{name}-ubyte").write_bytes(content)
+    dataset = load("fashion-mnist", data_dir=tmp_path)
+    assert (dataset.train.pad, dataset.train.flip, dataset.test.pad, dataset.test.flip) == (0, True, 0, False)
+
+
+def test_svhn_has_two_splits(tmp_path, monkeypatch):
+    """T15: SVHN's training and test images come from their own files."""
+    from torchvision.datasets import svhn
+
+    files = {f"{split}_32x32.mat": {"X": np.full((32, 32, 3, n), n, np.uint8), "y": np.full((n, 1), n)}
+             for split, n in (("train", 4), ("test", 2))}
+    fake_scipy(monkeypatch, lambda path: files[os.path.basename(path)])
+    monkeypatch.setattr(svhn, "check_integrity", lambda path, md5: True)
+    dataset = load("svhn", data_dir=tmp_path)
+    assert dataset.train.labels.tolist() == [4] * 4 and dataset.test.labels.tolist() == [2] * 2
+    assert (dataset.train.images == 4).all() and (dataset.test.images == 2).all()
+
+
+@pytest.mark.parametrize("key", ["x_train", "y_train", "x_test", "y_test", "names", "mean", "std"])
+def test_folder_cache_with_one_thing_altered(tmp_path, key):
+    """R9: a cache in which any one of images, labels, names and moments is altered is decoded anew."""
+    write_tree(tmp_path)
+    first = load("folder", data_dir=tmp_path, image_size=8)
+    (cache,) = tmp_path.glob(".rem-cache-8-*.pt")
+    arrays = torch.load(cache, weights_only=True)
+    if isinstance(arrays[key], torch.Tensor):
+        arrays[key].view(-1)[0] ^= 1
+    else:
+        arrays[key] = arrays[key][::-1]
+    torch.save(arrays, cache)
+    again = load("folder", data_dir=tmp_path, image_size=8)
+    for one, other in ((first.train, again.train), (first.test, again.test)):
+        assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+        assert (one.mean, one.std) == (other.mean, other.std)
+    assert first.names == again.names
+
+
+def test_folder_cache_of_another_decoder(tmp_path, monkeypatch):
+    """R9: a cache that an older decoder wrote is not read."""
+    write_tree(tmp_path)
+    load("folder", data_dir=tmp_path, image_size=8)
+    monkeypatch.setattr(datasets, "DECODER", datasets.DECODER + 1)
+    monkeypatch.setattr(datasets, "_decode_one", no_decoding)
+    with pytest.raises(AssertionError, match="decoded"):
+        load("folder", data_dir=tmp_path, image_size=8)
+
+
+def test_large_jpegs_keep_their_detail(tmp_path):
+    """B4: a JPEG is decoded at no less than twice the size asked for, so that single blocks of 5 pixels are told."""
+    blocks = np.random.default_rng(0).integers(0, 256, (32, 32, 1), dtype=np.uint8)
+    image = Image.fromarray(np.kron(blocks, np.ones((5, 5, 3), np.uint8)))
+    image.save(tmp_path / "a.jpg", quality=95)
+    plain = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(datasets._decode_one(tmp_path / "a.jpg", 32) - plain).mean() < 5  # at a quarter: 26

@@ -232,3 +232,25 @@ def test_errors(make, words):
     """N3: sizes that do not fit are a ValueError with the numbers."""
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_reinitialise_draws_torchs_attention_anew():
+    """N1: a module that draws its weights by `_reset_parameters`, as nn.MultiheadAttention does, is drawn anew too."""
+    net = nn.MultiheadAttention(4, 2)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(7.0)
+    fresh = reinitialise(net, 1)
+    assert not any((p == 7).any() for p in fresh.parameters())
+    assert_same_state(fresh, reinitialise(net, 1))
+
+
+def test_resnet9_statistics_move_by_a_tenth():
+    """N1: in training the running mean and variance of every BatchNorm move by a tenth of the way, torch's default."""
+    net, x = build("resnet9", 0.1, image_size=8, seed=0), torch.rand((4, 3, 8, 8), generator=gen(0))
+    conv, norm, _ = net.features[0]
+    net(x)
+    out = conv(x).detach()
+    assert torch.allclose(norm.running_mean, 0.1 * out.mean(dim=(0, 2, 3)), atol=1e-6)
+    assert torch.allclose(norm.running_var, 0.9 + 0.1 * out.var(dim=(0, 2, 3)), atol=1e-6)
+    assert {m.momentum for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}

@@ -624,3 +624,11 @@ def test_the_own_image_size_is_no_other_data_set():
     own, cifar = (expand_axes({"method": "no-ul", "dataset": name})[0] for name in ("fashion-mini", "cifar10"))
     assert cell_key(own) == cell_key(replace(own, image_size=16)) != cell_key(replace(own, image_size=32))
     assert cell_key(cifar) == cell_key(replace(cifar, image_size=32)) != cell_key(replace(cifar, image_size=16))
+
+
+def test_masks_do_not_concern_rem_without_3_1():
+    """R9: REM without step 3.1 reads neither p_mem nor ratio, but on a network that masks have trained."""
+    for field in ("p_mem", "ratio"):
+        assert reads_setting(field, {"method": "rem", "step31": True})
+        assert not reads_setting(field, {"method": "rem", "step31": False})
+        assert reads_setting(field, {"method": "rem", "step31": False, "etd": True})

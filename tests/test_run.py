@@ -26,6 +26,7 @@ from datasets import load
 from etd import mask_table
 from helpers import assert_same_state, gen, make_dataset, small_net, tiny
 from methods import METHODS, code_of, load_method
+from models import build
 from rem import start
 from settings import ARCH_PRESETS, DATASET_PRESETS, TASKS, Config, check, resolve, stream
 from tasks import discover
@@ -1048,3 +1049,18 @@ def test_cifar10_at_16_pixels(tmp_path, monkeypatch):
     assert run.main([*flags, "--out", str(tmp_path / "x"), *SMALL]) == 0
     assert kept[0].train.images.shape == (20, 3, 16, 16) and (kept[0].train.pad, kept[0].train.flip) == (2, True)
     assert [(row["image_size"], row["status"]) for row in rows_of(tmp_path / "x")] == [(16, "ok")] * 2
+
+
+def test_giving_up_once_is_told():
+    """R3: gave_up of a row is whether any epoch gave up, passes the sum over all; notes without passes do not count."""
+    notes = [dict(passes=5, acc_forget=0.5), dict(loss=1.0), dict(passes=1, acc_forget=0.1)]
+    assert experiment.told_at_end(notes, 0.2) == {"passes": 6, "gave_up": True}
+    assert experiment.told_at_end(notes[1:], 0.2) == {"passes": 1, "gave_up": False}
+
+
+def test_width_and_capacity_both_scale_the_network():
+    """X3, N1: the network of a cell is `width` times `capacity` as wide as ResNet-9."""
+    config, dataset = seeded(1)
+    made = experiment.new_model(replace(config, width=0.5, capacity=0.25), dataset)
+    like = build("resnet9", 0.125, channels=1, classes=4, image_size=16)
+    assert [p.shape for p in made.parameters()] == [p.shape for p in like.parameters()]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import IterableDataset
 
+import baselines
 import experiment
 import repair
 from data import Data, Streamed
@@ -262,3 +263,42 @@ def test_wrong_arguments_are_refused():
         Streamed(Samples(data, lambda image: image.float()), 4, pad=1)
     with pytest.raises(ValueError, match="mean .* do not fit"):
         Streamed(Samples(data), 4, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_without_augmentation_a_sample_is_always_the_same():
+    """U2: random transforms of `dataset` itself depend on the sample, not on its place in the pass or on the order."""
+    twin, index = Streamed(Samples(make_data(0, n=6), noisy), 4), torch.tensor([5, 2, 5])
+    whole = next(twin.batches())[1]
+    assert torch.equal(next(twin.batches(index))[1], whole[index])
+    for rows, x, _ in twin.batches(size=4, generator=gen(0)):
+        assert torch.equal(x, whole[rows])
+
+
+def test_uint8_images_without_mean_and_std_are_scaled_to_one():
+    """U1: mean None is 0 and std None is 1: pixels from 0 to 1."""
+    data = make_data(0, n=6, channels=3)
+    assert torch.allclose(next(Streamed(Samples(data), 4).batches())[1], data.images / 255, atol=1e-6)
+
+
+def test_a_crop_of_fewer_than_no_pixels_is_refused():
+    """U5: the checks of Data hold for the pad too."""
+    with pytest.raises(ValueError, match="pad is -1"):
+        Streamed(Samples(make_data(0, n=8)), 4, pad=-1)
+
+
+def test_a_teacher_answers_anew_where_the_source_augments():
+    """U4: where `augmented` is all that changes the images, a teacher is asked about those of the pass."""
+    data, net = make_data(0, n=6), small_net(0).eval()
+    twin = Streamed(Samples(data, plain), 4, augmented=Samples(data, noisy))
+    answer = baselines.teacher(net, twin, tiny())
+    for rows, x, _ in twin.batches(size=4, generator=gen(0), augment=True):
+        assert torch.allclose(answer(rows, x), net(x).detach(), atol=1e-5)
+
+
+def test_some_examples_are_not_augmented():
+    """U1: `some` gives the images as the network sees them, with nothing that moves them again."""
+    data = make_data(0, pad=2, flip=True, trigger=True)
+    for source in (data, streamed(data)):
+        some = source.some(torch.tensor([3, 1]))
+        assert not some.augments and some._overlay is None
+        assert torch.equal(some.images, data.images[[3, 1]]) and torch.equal(some.labels, data.labels[[3, 1]])
