@@ -89,7 +89,7 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
             try:
                 save_state(state, keep, key=key)
             except OSError as error:  # a full disk costs no repair
-                say(f"no state in {keep} ({error}); cut off from here on, this repair would begin anew")
+                say(f"the state of epoch {epoch} could not be written to {keep} ({error})")
 
     repaired = go_on(state, log)
     if not sync_batchnorm:
