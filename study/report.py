@@ -2,7 +2,7 @@
 
     python run.py report results/fashion-mini
     python run.py report results --table all --figure all --out report
-    python run.py report runs/cells.jsonl --table 4,cells --format latex
+    python run.py report runs/cells.jsonl --table 4,cells --format latex --seeds 0
 """
 
 import csv
@@ -10,11 +10,13 @@ import io
 import itertools
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 
-from settings import Parser
+from settings import Config, Parser
 from study.canvas import import_figure, save
 from study.figures import DRAW, Missing, draw
+from study.plan import parse_axis
 from study.rows import load_rows
 from study.tables import NAMES, Table, make_tables
 from tasks import write_whole
@@ -79,6 +81,7 @@ def add_arguments(p: Parser) -> None:
     p.add_argument("results", nargs="+", help="result files of run.py, or folders for every *.jsonl below them")
     p.add_argument("--table", help=f"tables, separated by commas: {', '.join(NAMES)} or all (default: mean)")
     p.add_argument("--figure", help=f"figures, separated by commas: {', '.join(DRAW)} or all; needs --out, matplotlib")
+    p.add_argument("--seeds", "--seed", metavar="LIST", help="only rows of these, 0,1 or 0:4:1 (default: all)")
     p.add_argument("--format", help=f"of tables: {', '.join(FORMATS)} (default: markdown; with --out all of them)")
     p.add_argument("--out", help="folder to write to; figures are written as PNG and SVG")
 
@@ -95,7 +98,8 @@ def main(given: dict, argv: list[str]) -> int:
     return 0
 
 
-def report(results: list[str], table: str | None, figure: str | None, format: str | None, out: str | None) -> list[str]:
+def report(results: list[str], table: str | None, figure: str | None, seeds: str | None, format: str | None,
+           out: str | None) -> list[str]:
     """Make all that was asked for, then write it; returns what to print: the tables, or with --out how many files."""
     if out == "":
         raise ValueError("--out is empty; name a folder")
@@ -105,7 +109,7 @@ def report(results: list[str], table: str | None, figure: str | None, format: st
     if numbers and not out:
         raise ValueError("figures are written to files; give a folder with --out")
     figure_class = import_figure() if numbers else None
-    rows = load_rows(results)
+    rows = load_rows(results) if seeds is None else of_seeds(load_rows(results), seeds)
     tables = collect("table", names, NAMES, lambda name: make_tables(name, rows, own=names == list(NAMES)))
     names = apart([table.name for table in tables])
     texts = [(name + FORMATS[f][1], FORMATS[f][0](table)) for name, table in zip(names, tables) for f in formats]
@@ -117,6 +121,15 @@ def report(results: list[str], table: str | None, figure: str | None, format: st
     for name, (_, drawn) in zip(apart([name for name, _ in figures]), figures):
         save(out, name, drawn)
     return [f"{len(texts)} files of tables and {2 * len(figures)} of figures in {out}"]
+
+
+def of_seeds(rows: list[dict], text: str) -> list[dict]:
+    """The rows of the seeds in "0,1" or "0:4:1"; ValueError if one of them has none."""
+    (field,) = (f for f in fields(Config) if f.name == "seed")
+    wanted, found = parse_axis(field, text), {row["seed"] for row in rows}
+    if missing := [seed for seed in wanted if seed not in found]:
+        raise ValueError(f"no row has seed {missing[0]}; there are {', '.join(map(str, sorted(found)))}")
+    return [row for row in rows if row["seed"] in wanted]
 
 
 def apart(names: list[str]) -> list[str]:

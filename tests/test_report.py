@@ -802,6 +802,20 @@ def test_written_files(tmp_path, capsys):
     assert [path.suffix for path in (tmp_path / "one").iterdir()] == [".csv"]
 
 
+@pytest.mark.parametrize("text, kept", [("0", (0,)), ("2,0", (0, 2)), ("1:2:1", (1, 2)), ("0:2:1", (0, 1, 2))])
+def test_seeds_that_are_asked_for(tmp_path, capsys, text, kept):
+    """--seeds makes of several seeds' rows what is made of those seeds' rows alone."""
+    rows = grid(["rem", "npo"], seeds=(0, 1, 2))
+    some = [row for row in rows if row["seed"] in kept]
+    whole, alone = str(write(tmp_path / "all.jsonl", rows)), str(write(tmp_path / "some.jsonl", some))
+    assert main([whole, "--table", "1,mean,plane", "--seeds", text]) == 0
+    printed = capsys.readouterr().out
+    assert main([alone, "--table", "1,mean,plane"]) == 0
+    assert printed == capsys.readouterr().out
+    assert main([whole, "--table", "1,mean,plane"]) == 0
+    assert (printed == capsys.readouterr().out) == (len(kept) == 3)
+
+
 def test_no_file_takes_the_place_of_another(tmp_path, capsys):
     """R9: data sets whose names come to one file name have a file each."""
     rows = [make_row(healed=0.1 * k, dataset="folder", data_dir=str(tmp_path / name), image_size=16)
@@ -829,6 +843,9 @@ BAD = [
      "unknown table '3'; choose from mean, cells, plane, ablations, 1, 2, 4, 5, 6, 7, 8, 9 or all"),
     (["{file}", "--figure", "2", "--out", "o"], "unknown figure '2'; choose from 1, 3, 4"),
     (["{file}", "--format", "pdf"], "unknown format 'pdf'; choose from markdown, latex, csv or all"),
+    (["{file}", "--seeds", "1,4"], "no row has seed 1; there are 0"),
+    (["{file}", "--seeds", "x"], "--seed is 'x'; it takes int values such as 1,2 or 1:3:1"),
+    (["{file}", "--seed", ""], "--seed is empty; give at least one value"),
     (["{file}", "--table", "5"], "table 5 has no rows in these results"),
     (["{empty}"], "no rows in "),
     (["{file}", "--out", ""], "--out is empty"),
