@@ -311,6 +311,7 @@ class _Samples:
         np.random.seed(seed % 2**32)
         try:
             image, label = self.dataset[i]
+            label = 0 if self.classes is None else label.item() if hasattr(label, "item") else label
         except Exception as error:  # transforms and decoders raise anything
             reason = (str(error).splitlines() or [""])[0]
             return f"sample {i} cannot be read as a pair (image, label): {type(error).__name__}: {reason}"
@@ -318,10 +319,9 @@ class _Samples:
         if isinstance(kind, str) or self.kind not in (None, kind):
             wanted = f"{self.kind} as that of sample 0" if self.kind else "a uint8 or float tensor (C, H, W)"
             return f"image of sample {i} is {kind}, expected {wanted}: ToTensor, Resize and CenterCrop make it one"
-        label = label.item() if hasattr(label, "item") else label
         if self.classes is not None and label not in range(self.classes):
             return f"label of sample {i} is {label!r}, expected 0 to {self.classes - 1}: set classes or labels"
-        return image, 0 if self.classes is None else label
+        return image, label
 
 
 def _kind(image):

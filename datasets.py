@@ -29,6 +29,7 @@ FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 IMAGENETTE_CLASSES = 10
 SLIM = 16  # longer side over shorter one of an image file above which its ends are cut off before it is resized
 DECODER = 2  # of `_decode_one`: raised where it reads a file otherwise than before, so that no older cache is read
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # by contents; of EPS a program is started
 MINI_FILE = Path(__file__).resolve().parent / "data" / "fashion-mini.npz"
 
 # Choice: everything that is fixed per data set. mean, std: per channel, of the training pixels in [0, 1] at native size
@@ -252,7 +253,7 @@ def _decode_one(path, size):
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.draft("RGB", (2 * size, 2 * size))  # lets a large JPEG be decoded at a fraction of its size
             image = (_eight_bits(image) if image.mode[0] in "IF" else image).convert("RGB")
     except Exception as error:  # PIL's decoders raise anything, and DecompressionBombError for billions of pixels

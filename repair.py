@@ -26,8 +26,8 @@ from formats.fitting import check_logits, look_first, memory_format_of, predicte
 from formats.images import room_for_images
 from formats.inputs import Folder, open_folder
 from formats.networks import build_network, reason_of
-from formats.outputs import check_apart, check_replaced, digest, repair_key, resume, state_file
-from formats.sheets import write_suspects
+from formats.outputs import beside_weights, check_apart, check_replaced, digest, repair_key, resume
+from formats.sheets import beside, write_suspects
 from data import Data, Streamed
 from etd import Expanded, eval_mode, over_ranks, ranks
 from expand import expand
@@ -212,17 +212,20 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", required=True, help="resnet9, vit, torchvision's name, timm:NAME or FILE.py:FUNCTION")
     p.add_argument("--checkpoint", required=True, help="the trained weights: .pt, .pth, .bin, .ckpt or .safetensors")
     p.add_argument("--bad", required=True, nargs="+", metavar="LIST",
-                   help="known bad images: paths or indices in .txt, .csv, .json or .npy; lists together, such as the "
-                        "first one and suspects.csv with true in a column `bad`")
+                   help="known bad images: paths, or indices in the order of the folders' and files' names, in "
+                        ".txt, .csv, .json or .npy; lists together, such as the first one and suspects.csv with true "
+                        "in a column `bad`")
     p.add_argument("--out", required=True,
                    help="file of the repaired weights; a report (.json), suspects.csv and suspects.png go beside it")
     p.add_argument("--ema", action="store_true", help="repair the averaged weights of the checkpoint")
     p.add_argument("--clean", help="CSV of true labels, which the report alone reads: a path and a label column")
-    p.add_argument("--class-map", help="text file of one class per line in the network's order (default: as strings)")
-    p.add_argument("--image-size", type=int, help="pixels per side (default: the architecture's usual; resnet9 and vit "
-                   "have none)")
+    p.add_argument("--class-map", help="text file of one class per line in the network's order (default: "
+                   "the folders' names, sorted as strings)")
+    p.add_argument("--image-size", type=int, help="pixels per side (default: the architecture's usual; resnet9, vit "
+                   "and FILE.py have none)")
     p.add_argument("--crop-pct", type=float, help="crop over resized side (default: usual; with --image-size: 1)")
-    usual = "per channel, in [0, 1] (default: the architecture's usual; resnet9, vit: that of the training images)"
+    usual = ("per channel, in [0, 1] (default: the architecture's usual; resnet9, vit: that of the training images; "
+             "FILE.py: ImageNet's)")
     p.add_argument("--mean", type=float, nargs="+", help=usual)
     p.add_argument("--std", type=float, nargs="+", help=usual)
     p.add_argument("--layers", help="layers that get theta_o2: names or patterns such as '*.mlp.0', with commas")
@@ -247,20 +250,26 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 def main(given: dict, argv: list[str]) -> int:
     """Run `run.py repair`; returns the exit code. Bad input raises ValueError or TypeError before any training."""
     args, begin = argparse.Namespace(**given), time.perf_counter()
-    device, report_file = choose_device(args.device), Path(args.out).with_suffix(".json")
-    check_replaced(args, report_file)
+    device = choose_device(args.device)
+    report_file, state = (beside_weights(args.out, ending) for ending in (".json", ".state"))
+    check_replaced(args, report_file, state)
+    if args.workers is not None and args.workers < 0:
+        raise ValueError(f"--workers is {args.workers}; give a number of threads or processes, 0 for none beside this")
     settings = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
     folder = open_folder(args.data, args.bad, args.clean, args.class_map)
     check_apart(args.out, folder)
     print(folder.said)
     model, reading = build_network(args.model, len(folder.classes), args.image_size, args.crop_pct, args.mean, args.std)
-    stored = checkpoints.read(args.checkpoint, args.ema)
+    model, stored = unwrapped(model), checkpoints.read(args.checkpoint, args.ema)
     names = checkpoints.load_into(model, stored, args.checkpoint)
     if others := [key for key in stored if key not in names]:
         print(f"{len(others)} of {len(stored)} stored tensors are not of this network and stay as they are, "
               f"{others[0]} first")
     places = {path: i for i, path in enumerate(folder.paths)}  # before any is left out
-    choose_settings(model, len(places), settings)  # so that a value out of range is told before any work
+    try:
+        choose_settings(model, len(places), settings)  # so that a value out of range is told before any work
+    except ValueError as error:
+        raise ValueError(str(error).replace("unlearn-", "--")) from error  # the flags' names
     room = room_for_images(device, args.max_memory, ranks()[1])
     train, heldout, skipped = folder.load(reading, args.workers, args.skip_bad_images, room)
     if isinstance(train, Streamed):
@@ -283,8 +292,8 @@ def main(given: dict, argv: list[str]) -> int:
                          "and --std") from error
     look_first(model, train, before[0], folder, reading, args.force)
     config, _ = choose_settings(model, len(train), settings, too_sure(model, train, folder.forget))
-    layers, say = args.layers and args.layers.split(","), functools.partial(print, flush=True)
-    keep = state_file(args.out) if args.checkpoint_every else None
+    layers, say = None if args.layers is None else args.layers.split(","), functools.partial(print, flush=True)
+    keep = state if args.checkpoint_every else None
     try:
         repaired = repair(model, train, folder.forget, layers=layers, say=say, keep=keep, every=args.checkpoint_every,
                           sync_batchnorm=args.sync_batchnorm, **settings)
@@ -321,7 +330,8 @@ def list_suspects(out: str, model: nn.Module, repaired: nn.Module, data, folder:
     except Exception as error:
         if ranks()[1] > 1:
             raise  # the other processes know nothing of it
-        return f"no list of suspects ({reason_of(error)})"
+        older = [str(path) for path in beside(out) if path.exists()]
+        return f"no list of suspects ({reason_of(error)})" + f"; {', '.join(older)}: of an earlier repair" * bool(older)
 
 
 def similarity(model: nn.Module, data, forget: torch.Tensor) -> torch.Tensor | None:

@@ -92,12 +92,16 @@ def what_went_wrong(error: Exception) -> str:
 
 def what_is_left(argv: list[str]) -> str:
     """What an interrupted command leaves, in words: rows, or the state from which `repair` goes on."""
+    if argv[:1] == ["report"]:
+        return "what was written is whole"
     if argv[:1] != ["repair"]:
         return "the rows of finished cells are in the result file"
     given, _ = parser(words=True).parse_known_args(argv)
-    state = repair.state_file(given.out)
+    state = repair.beside_weights(given.out, ".state")
     kept = given.checkpoint_every and state.exists()
-    return f"the same command goes on from {state}" if kept else "no state is kept, so the same command begins anew"
+    if not kept:
+        return "no state is kept, so the same command begins anew"
+    return f"the same command goes on from {state}, if that is its own"
 
 
 def command(argv: list[str]) -> int:

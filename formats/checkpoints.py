@@ -8,6 +8,7 @@
 import argparse
 import json
 import math
+import mmap
 import re
 import warnings
 import zipfile
@@ -31,8 +32,17 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 NUMPY = [getattr(np.dtypes, f"{kind}DType") for kind in ("Float64", "Float32", "Float16", "Int64", "Int32", "Bool")]
 SCALAR = np.float64(0).__reduce__()[0]  # what makes a numpy scalar out of a dtype and bytes
-ALLOWED = [argparse.Namespace, np.dtype, *NUMPY, (SCALAR, "numpy.core.multiarray.scalar"),
-           (SCALAR, "numpy._core.multiarray.scalar")]
+
+
+def number(dtype: np.dtype, value: bytes) -> np.generic:
+    """SCALAR for numbers alone: it makes scalars of any size that a dtype claims."""
+    if dtype.itemsize > 32 or len(value) != dtype.itemsize:
+        raise ValueError(f"a numpy scalar of {dtype.itemsize} bytes")
+    return SCALAR(dtype, value)
+
+
+ALLOWED = [argparse.Namespace, np.dtype, *NUMPY, (number, "numpy.core.multiarray.scalar"),
+           (number, "numpy._core.multiarray.scalar")]
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
@@ -57,7 +67,7 @@ def read(path: str | Path, ema: bool = False) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} is an empty file; the download or copy failed")
     if head.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a Git-LFS pointer, not the weights; fetch them with: git lfs pull")
-    if head.lstrip().startswith(b"<"):
+    if re.match(rb"(?i)\s*<(!doctype|html|head|\?xml)", head):
         raise ValueError(f"{path} is a web page, not weights; the download needs another address or a login")
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path, head)
     stored = unwrap(content, path, ema)
@@ -74,6 +84,9 @@ def read_pickle(path: Path, head: bytes) -> object:
                          "newer, or convert the file to .safetensors")
     if head.startswith(b"PK"):
         check_zip(path)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"bytearray") >= 0:  # torch allows it, and it fills as much memory as it says
+            raise ValueError(f"{path} holds a bytearray, which no weights need; {SAVE}")
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch 2.15 warns that sparse tensors take long; they are refused anyway
@@ -196,7 +209,7 @@ def network_names(stored: dict[str, torch.Tensor], own: set[str]) -> dict[str, s
 def misshapen(odd: dict[str, tuple[torch.Size, torch.Size]], file: str) -> str:
     """What to say of weights of another shape: a head of other classes, or another network."""
     name, (found, wanted) = next(iter(odd.items()))
-    widths = {(a[0], b[0]) if a[1:] == b[1:] else None for a, b in odd.values()}
+    widths = {(a[0], b[0]) if a and b and a[1:] == b[1:] else None for a, b in odd.values()}
     if len(widths) == 1 and None not in widths:  # nothing but the outputs of one layer differ
         return other_classes(file, found[0], name, wanted[0])
     stem = " (a stem for small images?)" if len(found) == 4 and found[2:] != wanted[2:] else ""
@@ -240,8 +253,10 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         entries = []
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
+            if entry["dtype"] not in DTYPES:
+                raise ValueError(f"{name} is {entry['dtype']}, not one of {', '.join(DTYPES)}")
             entries.append((name, DTYPES[entry["dtype"]], [int(n) for n in entry["shape"]], int(begin), int(end)))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{path} has an unusable safetensors header ({type(error).__name__}: {error})") from error
     values, expected, tensors = memoryview(data)[8 + length :], 0, {}
     for name, dtype, shape, begin, end in sorted(entries, key=lambda entry: entry[3:]):

@@ -38,11 +38,11 @@ def predicted(model: nn.Module, data: Data | Streamed) -> torch.Tensor:
 def memory_format_of(model: nn.Module, data: Data | Streamed) -> torch.memory_format:
     """How a network can be given images: channels_last, the faster one, unless it flattens maps by x.view, which takes
     contiguous ones alone."""
-    few = data.some(torch.arange(min(2, len(data))))
+    few, weight = torch.arange(min(2, len(data))), next(model.parameters())
     for found in (torch.channels_last, torch.contiguous_format):
+        ((_, x, _),) = replace(data, memory_format=found, part=(0, 1)).batches(few, dtype=weight.dtype)
         with eval_mode(model), torch.no_grad(), contextlib.suppress(Exception):
-            ((_, x, _),) = replace(few, memory_format=found).batches(dtype=next(model.parameters()).dtype)
-            model(x)
+            model(x.to(weight.device))
             return found
     return data.memory_format  # `check_logits` says what is wrong
 

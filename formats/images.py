@@ -92,15 +92,15 @@ def load_images(paths: list[Path], labels: torch.Tensor, classes: int, reading: 
     Raises: ValueError for a file that cannot be decoded, without `skip`.
     """
     if reading.size_of(len(paths)) <= room:
-        images, kept = decode(paths, reading, workers or os.cpu_count(), skip)
+        images, kept = decode(paths, reading, workers or cores(), skip)
         mean, std = (reading.mean, reading.std) if reading.mean else _moments(images)
         return Data(images, labels[kept], classes, tuple(mean), tuple(std)), kept
     mean, std, kept = reading.mean, reading.std, torch.arange(len(paths))
     if skip or mean is None:
-        *moments, kept = survey(paths, reading, workers or os.cpu_count(), skip)
+        *moments, kept = survey(paths, reading, workers or cores(), skip)
         mean, std = (mean, std) if mean else moments
     files = Files([paths[i] for i in kept], labels[kept], reading)
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    workers = cores() if workers is None else workers
     return Streamed(files, classes, tuple(mean), tuple(std), labels[kept], workers=workers), kept
 
 
@@ -117,11 +117,16 @@ def survey(paths: list[Path], reading: Reading, workers: int | None, skip: bool)
     return *_moments(parts()), torch.cat(kept)
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def room_for_images(device: torch.device, given: float | None = None, processes: int = 1) -> float:
     """Bytes that a process may fill with images: `given` GB, or its share of half of what is free.
 
-    Free is what the machine can give without swapping and, for a GPU, what is free on it as well. Where the system does
-    not say, as on Windows, there is no bound.
+    Free is what the machine, or a container's limit, can give without swapping and, for a GPU, what is free on it as
+    well. Where the system does not say, as on Windows, there is no bound.
     """
     if given is not None:
         if not given >= 0:
@@ -130,9 +135,28 @@ def room_for_images(device: torch.device, given: float | None = None, processes:
     free = [math.inf]
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free.append(int(lines["MemAvailable"].split()[0]) * 1024 / processes)
+        free.append(min(int(lines["MemAvailable"].split()[0]) * 1024, free_in_group()) / processes)
     except (OSError, KeyError, ValueError):
         pass
     if device.type == "cuda":
         free.append(torch.cuda.mem_get_info(device)[0])
     return min(free) / 2
+
+
+def free_in_group(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that the limits on this process's control group and those above it leave, file caches counted as free;
+    inf where there is none (Linux, cgroup 2: Docker, Kubernetes, Slurm)."""
+    free = [math.inf]
+    try:
+        own = next(line[3:] for line in groups.read_text().splitlines() if line.startswith("0::"))
+        folder = root / own.lstrip("/")
+    except (OSError, StopIteration):
+        return math.inf
+    for place in (folder, *folder.parents)[: len(folder.relative_to(root).parts) + 1]:
+        try:
+            limit, used = (int((place / name).read_text()) for name in ("memory.max", "memory.current"))
+            caches = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+            free.append(max(0, limit - used + int(caches["inactive_file"])))
+        except (OSError, KeyError, ValueError):  # no file of this name, or "max": no limit here
+            continue
+    return min(free)

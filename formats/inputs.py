@@ -80,8 +80,9 @@ def open_folder(root: str | Path, bad, clean: str | Path | None = None, class_ma
     classes = list(found.classes) if class_map is None else read_classes(class_map, found.classes)
     paths = [Path(path) for path, _ in found.samples]
     labels = torch.tensor([classes.index(found.classes[y]) for y in found.targets])
-    forget, said = read_lists([bad] if isinstance(bad, (str, Path)) else bad, paths, root)
-    clean = clean and read_labels(clean, paths, root, classes)
+    ordered = [name for name in classes if name in found.classes] == list(found.classes)
+    forget, said = read_lists([bad] if isinstance(bad, (str, Path)) else bad, paths, root, ordered)
+    clean = clean and read_labels(clean, paths, root, classes, ordered)
     heldout, passed_over = list_heldout(root, classes)
     return Folder(root, classes, paths, labels, forget, clean, "\n".join([said, *passed_over]), heldout)
 
@@ -120,15 +121,15 @@ def read_classes(file: str | Path, folders: list[str]) -> list[str]:
 # --- Lists ------------------------------------------------------------------------------------------------------------
 
 
-def read_lists(files: list, paths: list[Path], root: Path) -> tuple[torch.Tensor, str]:
+def read_lists(files: list, paths: list[Path], root: Path, ordered: bool = True) -> tuple[torch.Tensor, str]:
     """D_f of several lists together, as of `read_bad`; all but one may list nothing: suspects of which none is bad."""
     some = [file for file in files if len(files) == 1 or read_entries(Path(file))] or files[:1]
-    lists = [read_bad(file, paths, root) for file in some]
+    lists = [read_bad(file, paths, root, ordered) for file in some]
     said = [*(text for _, text in lists), *(f"{file}: nothing bad in it" for file in files if file not in some)]
     return torch.cat([forget for forget, _ in lists]).unique(), "\n".join(said)
 
 
-def read_bad(file: str | Path, paths: list[Path], root: Path) -> tuple[torch.Tensor, str]:
+def read_bad(file: str | Path, paths: list[Path], root: Path, ordered: bool = True) -> tuple[torch.Tensor, str]:
     """D_f: the positions of the listed images among the training images.
 
     Args:
@@ -137,13 +138,15 @@ def read_bad(file: str | Path, paths: list[Path], root: Path) -> tuple[torch.Ten
             or {"indices": [...]}) or .npy (indices).
         paths: the training images in torchvision's ImageFolder order, which indices count.
         root: the folder above train/.
+        ordered: False where a class map has the folders in another order, so that indices may count either way.
     Returns: (k,) int64, sorted, each once; and a line that says how many lines matched.
     Raises: ValueError for a file that cannot be read, lists nothing, or has a line that matches no training image or
-        several.
+        several; for indices without `ordered`.
     """
     entries = read_entries(Path(file))
     if not entries:
         raise ValueError(f"{file} lists no image; without known bad images there is nothing to repair")
+    check_order(file, entries, ordered)
     found, lost = match(entries, paths, root)
     if Path(file).suffix not in (".csv", ".json", ".npy"):
         check_numbers(file, entries, paths)
@@ -155,6 +158,13 @@ def read_bad(file: str | Path, paths: list[Path], root: Path) -> tuple[torch.Ten
     twice = f", {len(found) - len(forget)} of them twice" if len(found) > len(forget) else ""
     first, last = (os.path.relpath(paths[i], root) for i in (forget[0], forget[-1]))
     return forget, f"{file}: {len(entries)} lines, {len(found)} matched{twice}: {first} to {last}"
+
+
+def check_order(file: str | Path, entries: list[str | int], ordered: bool) -> None:
+    """Raise ValueError for indices where two orders of the folders could be meant."""
+    if not ordered and any(isinstance(entry, int) for entry in entries):
+        raise ValueError(f"{file} has indices, and --class-map another order of the folders than their names' own: "
+                         "images may be counted either way; give paths")
 
 
 def check_numbers(file: str | Path, entries: list[str | int], paths: list[Path]) -> None:
@@ -222,10 +232,10 @@ def csv_entries(path: Path) -> list[str | int]:
 
     `bad` is what a user typed into suspects.csv: true, false or nothing.
     """
-    columns, rows = csv_rows(path)
+    columns, rows, numbers = csv_rows(path)
     issues = [name for name in columns if name.startswith("is_") and name.endswith("_issue")]
     issues = next(([name] for name in ("bad", "is_label_issue") if name in columns), issues)
-    for number, row in enumerate(rows, start=2):
+    for number, row in zip(numbers, rows, strict=True):
         for name in issues:
             if row[name].lower() not in (("true", "false", "") if name == "bad" else (*TRUE, *FALSE)):
                 raise ValueError(f"{path}, line {number}: {name} is {row[name]!r}; it must be True or False")
@@ -253,25 +263,27 @@ def verdict(columns: list[str], rows: list[dict[str, str]], column: str) -> str 
     return None
 
 
-def csv_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Column names, in small letters, and rows of a CSV file."""
-    lines = csv_lines(path)
+def csv_rows(path: Path) -> tuple[list[str], list[dict[str, str]], list[int]]:
+    """Column names, in small letters, rows of a CSV file, and the line of the file at which each ends."""
+    found = csv_lines(path)
+    numbers, lines = [number for number, _ in found], [line for _, line in found]
     columns = [name.lower() for name in lines[0]] if lines else []
     if twice := [name for name in columns if name and columns.count(name) > 1]:
         raise ValueError(f"{path} has the column {twice[0]!r} twice; leave one")
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in zip(numbers[1:], lines[1:]):
         if len(line) != len(columns):
             raise ValueError(f"{path}, line {number}: {len(line)} values for {len(columns)} columns")
-    return columns, [dict(zip(columns, line, strict=True)) for line in lines[1:]]
+    return columns, [dict(zip(columns, line, strict=True)) for line in lines[1:]], numbers[1:]
 
 
-def csv_lines(path: Path) -> list[list[str]]:
-    """The lines of a CSV file, without blanks around the values; between them what its first line has most of."""
+def csv_lines(path: Path) -> list[tuple[int, list[str]]]:
+    """The lines of a CSV file by their numbers, without blanks around the values, between which stands what its first
+    line has most of."""
     text = read_text(path)
     first = text.partition("\n")[0]
     try:
         found = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
-        return [[value.strip() for value in line] for line in found if any(line)]
+        return [(found.line_num, [value.strip() for value in line]) for line in found if any(line)]
     except csv.Error as error:
         raise ValueError(f"{path} is no CSV ({error})") from error
 
@@ -311,13 +323,14 @@ def match(entries: list[str | int], paths: list[Path], root: Path) -> tuple[list
     return found, lost
 
 
-def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[str]) -> torch.Tensor:
+def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[str], ordered=True) -> torch.Tensor:
     """True labels from a CSV file with a column of PATH_COLUMNS and one of LABEL_COLUMNS, of class names or numbers.
 
     Returns: (N,) int64 in the order of `paths`, -1 where the file says nothing.
-    Raises: ValueError for a row whose image or class is unknown.
+    Raises: ValueError for a row whose image or class is unknown, or that contradicts another; ordered: as in
+        `read_bad`.
     """
-    columns, rows = csv_rows(Path(file))
+    columns, rows, _ = csv_rows(Path(file))
     named = [name for name in LABEL_COLUMNS if name in columns]
     if not named:
         raise ValueError(f"{file} has the columns {', '.join(columns)}; one must be {', '.join(LABEL_COLUMNS)}")
@@ -327,10 +340,14 @@ def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[s
     column = path_column(Path(file), columns)
     entries = [row[column] for row in rows]
     entries = numbered(entries) if column == "" else entries
+    check_order(file, entries, ordered)
     found, lost = match(entries, paths, root)
     if lost:
         raise ValueError(f"{file}: no training image for {', '.join(lost[:SHOWN])}")
     labels = torch.full((len(paths),), -1)
     for i, row in zip(found, rows, strict=True):
-        labels[i] = numbers[row[named[0]]]
+        label = numbers[row[named[0]]]
+        if labels[i] not in (-1, label):
+            raise ValueError(f"{file} calls {paths[i].name} {classes[labels[i]]!r} and {classes[label]!r}; leave one")
+        labels[i] = label
     return labels

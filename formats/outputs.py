@@ -9,24 +9,29 @@ import torch
 
 from experiment import check_writable, load_state
 from formats.inputs import Folder
+from formats.networks import FILES
 from formats.sheets import answered, beside
 
+ENDINGS = (*FILES, ".tar", ".json", ".state")  # what a file's name may end in; the last two are refused
 LOOKED_AT = 32  # images, evenly spaced, by which a state knows its data
 
 
-def state_file(out: str | Path) -> Path:
-    """Where the state of a repair that is not done goes: beside the repaired weights."""
-    return Path(out).with_suffix(".state")
+def beside_weights(out: str | Path, ending: str) -> Path:
+    """The report (.json) or the state (.state) beside the repaired weights; net_v1.2 has no ending to take away."""
+    if not Path(out).name:
+        raise ValueError(f"--out is {str(out)!r}; give a file that ends in .pt or .safetensors")
+    path = Path(out)
+    return path.with_suffix(ending) if path.suffix in ENDINGS else path.with_name(path.name + ending)
 
 
-def check_replaced(args: argparse.Namespace, report_file: Path) -> None:
+def check_replaced(args: argparse.Namespace, report_file: Path, state: Path) -> None:
     """Raise ValueError unless all outputs can be written and none replaces an input, or what a user typed."""
     inputs = [args.checkpoint, *args.bad, args.clean, args.class_map, args.model.rpartition(":")[0]]
     images = [(Path(args.data) / part).resolve() for part in ("train", "test", "val")]
     if args.checkpoint_every < 0:
         raise ValueError(f"--checkpoint-every is {args.checkpoint_every}; give a number of epochs, 0 for no state")
     listed, drawn = beside(args.out)
-    others = {"report": report_file, "state": state_file(args.out), "list": listed, "sheet": drawn}
+    others = {"report": report_file, "state": state, "list": listed, "sheet": drawn}
     for what, out in {"weights": Path(args.out), **others}.items():
         check_writable(str(out))
         if any(out.resolve().is_relative_to(folder) for folder in images):
@@ -39,6 +44,9 @@ def check_replaced(args: argparse.Namespace, report_file: Path) -> None:
                 raise ValueError(f"{out} would replace the input {name}; give another {other} with --out")
     if report_file.exists() and not is_report(report_file):
         raise ValueError(f"{report_file} is no report of a repair and would be replaced; give another name with --out")
+    if drawn.exists() and not listed.exists():
+        raise ValueError(f"{drawn} is not from a repair, or its suspects.csv was moved, and would be replaced; choose "
+                         "another folder for --out")
     if answered(listed):
         raise ValueError(f"{listed} has a column `bad`, which would be lost, or another that is not from here; choose "
                          "another folder for --out")

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from formats.inputs import Folder, csv_lines
+from formats.networks import reason_of
 from suspects import Suspects
 from tasks import write_whole
 
@@ -36,16 +37,25 @@ def write_suspects(out: str | Path, found: Suspects, similar: torch.Tensor | Non
         data, folder: the training images that were read, with D_f.
         places: index by path of each image in the order of its folder, in which --bad counts.
     """
-    rows, names, given, (listed, drawn) = [], folder.classes, data.labels.cpu(), beside(out)
+    rows, labels, names, given, (listed, drawn) = [], [], folder.classes, data.labels.cpu(), beside(out)
     alike = [""] * len(data) if similar is None else [f"{value:.6g}" for value in similar.tolist()]
     for rank, (i, score, predicted) in enumerate(zip(*(part.tolist() for part in found), strict=True), 1):
         path = folder.paths[i]
-        rows.append((rank, path.relative_to(folder.root).as_posix(), places[path], names[given[i]], names[predicted],
+        labels.append((names[given[i]], names[predicted]))
+        rows.append((rank, path.relative_to(folder.root).as_posix(), places[path], *map(as_text, labels[-1]),
                      f"{score:.6g}", f"{math.exp(-score):.6g}", alike[i]))
     write_csv(listed, COLUMNS, rows)
-    told, first = f"{listed} ranks the {len(rows)} images that no list names, most suspect first", rows[:PICTURES]
-    shown = draw_sheet(drawn, data.some(found.index[: len(first)]).images.cpu(), [(row[3], row[4]) for row in first])
-    return told + (f"; {drawn} shows {len(first)}" if shown else "; no picture of them: matplotlib is not installed")
+    told, shown = f"{listed} ranks the {len(rows)} images that no list names, most suspect first", labels[:PICTURES]
+    try:
+        made = draw_sheet(drawn, data.some(found.index[: len(shown)]).images.cpu(), shown)
+    except Exception as error:  # the list is there all the same
+        return f"{told}; no picture of them ({reason_of(error)})"
+    return told + (f"; {drawn} shows {len(shown)}" if made else "; no picture of them: matplotlib is not installed")
+
+
+def as_text(name: str) -> str:
+    """A class's name, behind an apostrophe where a spreadsheet would take it for a formula."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
 def write_csv(path: str | Path, columns, rows) -> None:
@@ -60,7 +70,7 @@ def write_csv(path: str | Path, columns, rows) -> None:
 def answered(path: Path) -> bool:
     """Whether a file holds what write_suspects does not write, such as a column `bad` that a user filled in by hand."""
     try:
-        lines = csv_lines(path) if path.exists() else []
+        lines = [line for _, line in csv_lines(path)] if path.exists() else []
     except ValueError:  # in letters of another encoding, as a spreadsheet saves it
         return True
     return any(len(line) != len(COLUMNS) for line in lines) or lines[:1] not in ([], [list(COLUMNS)])

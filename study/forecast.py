@@ -29,7 +29,7 @@ def hours(remaining, rows: dict[str, dict], folder: str | Path, jobs: int) -> fl
         same = alike(row)
         trained[same[1:]] = max(trained[same[1:]], row.get("train_seconds") or 0)
         if row["status"] == "ok" and row.get("seconds") is not None:
-            past[row["method"], *same].append(row["seconds"])
+            past[row["method"], same].append(row["seconds"])
     with same_world():  # which puts the number of threads back
         torch.set_num_threads(max(1, torch.get_num_threads() // jobs))  # as each job has
         return sum(seconds(*group, past, trained, folder) for group in remaining) / jobs / 3600
@@ -44,16 +44,19 @@ def alike(facts: dict) -> tuple:
 def seconds(original: Config, cells: list[Config], past: dict, trained: dict, folder: str | Path) -> float:
     """Seconds of a group: of training where the network is not there; of each cell past ones' mean, or by its work."""
     plain = replace(original, etd=False, ratio=None)
-    wide = replace(plain, width=original.width * (1 + original.extra_ratio))  # what a masked pass costs
+
+    def wide(ratio: float) -> Config:  # what a masked pass costs
+        return replace(plain, width=original.width * (1 + ratio))
+
     work = 0 if original_path(folder, original).exists() else original.epochs
-    spent = work and work * epoch(wide if original.etd or original.method else plain, trained)
+    spent = work and work * epoch(wide(original.extra_ratio) if original.etd or original.method else plain, trained)
     for cell in cells if not original.method else ():  # what trains alone is there then
         method = METHODS.get(cell.method, METHODS["rem"])  # a user-supplied method counts as REM
         times = getattr(cell, method.per) if method.per else 1
-        if times_of := past.get((Path(cell.method).name, *alike(vars(cell)))):
+        if times_of := past.get((Path(cell.method).name, alike(vars(cell)))):
             spent += fmean(times_of)
         else:
-            parts = ((method.plain, plain), (method.masked, wide))
+            parts = ((method.plain, plain), (method.masked, wide(cell.extra_ratio)))
             spent += times * sum(share * epoch(network, trained) for share, network in parts if share)
     return spent
 

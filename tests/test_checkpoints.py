@@ -184,6 +184,8 @@ def test_weights_of_another_shape_are_explained():
         load_into(small_net(0), {**WEIGHTS, "conv1.weight": torch.zeros(3, 1, 5, 5)})
     with pytest.raises(ValueError, match="shape"):
         load_into(small_net(0), {**WEIGHTS, "conv1.weight": torch.zeros(1).expand(10**6, 10**6)})
+    with pytest.raises(ValueError, match=r"conv1.bias of shape \(\), this network \(3,\)"):
+        load_into(small_net(0), {**WEIGHTS, "conv1.bias": torch.tensor(0.0)})
     with pytest.raises(ValueError, match="head.weight that are not finite"):
         load_into(small_net(0), {**WEIGHTS, "head.weight": torch.full_like(WEIGHTS["head.weight"], torch.nan)})
 
@@ -238,6 +240,16 @@ class RunsCode:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+class Void:
+    """Its pickle is a numpy scalar of as many zero bytes as it says."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __reduce__(self):
+        return checkpoints.SCALAR, (np.dtype(f"V{self.size}"),)
 
 
 REFUSED = {
@@ -357,6 +369,15 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, container):
     assert (tmp_path / "ran").is_dir()
 
 
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("value, words", [(bytearray(5), "holds a bytearray"), (Void(10**6), "can be read safely")])
+def test_a_small_file_cannot_claim_memory(tmp_path, value, words, old):
+    """K5: what torch's own list allows, or numpy's scalars, to take as many bytes as they say is refused."""
+    with pytest.raises(ValueError, match=words):
+        read(saved(tmp_path, {"state_dict": WEIGHTS, "x": value}, _use_new_zipfile_serialization=not old))
+    assert len(bytes(pickle.loads(pickle.dumps(value)))) in (5, 10**6)  # as an unsafe load has it
+
+
 @pytest.mark.parametrize("version, safe", [("2.9.1", False), ("2.4.0+cu1", False), ("2.10.0", True), ("3.0.0", True)])
 def test_old_torch_reads_no_foreign_pickle(tmp_path, monkeypatch, version, safe):
     """K5: a torch whose weights_only can be broken reads no pickle, but safetensors."""
@@ -445,6 +466,14 @@ def test_safetensors_as_its_description_says(tmp_path):
     assert read(path)["none"].shape == (0, 3)
 
 
+def test_a_header_of_any_length_is_no_web_page(tmp_path):
+    """K8: a length that reads as "<" or " <" is a length."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    for length in (ord("<") + 256, ord(" ") + 256 * ord("<")):
+        (tmp_path / "m.safetensors").write_bytes(length.to_bytes(8, "little") + header.ljust(length) + b"\x05")
+        assert read(tmp_path / "m.safetensors")["w"].tolist() == [5]
+
+
 def test_safetensors_matches_its_own_library(tmp_path):
     """K8: the safetensors package, where it is there, reads what is written here and the other way round."""
     library = pytest.importorskip("safetensors.torch")
@@ -457,7 +486,8 @@ def test_safetensors_matches_its_own_library(tmp_path):
 
 @pytest.mark.parametrize("entry", [{"dtype": "F99"}, {"shape": [2**40, 2**40]}, {"shape": [-1, -6]}, {"shape": "x"},
                                    {"data_offsets": [0]}, {"data_offsets": [4, 28]}, {"data_offsets": [0, 2**60]},
-                                   {"data_offsets": [-24, 0]}, {"shape": [5]}, {"shape": None}])
+                                   {"data_offsets": [-24, 0]}, {"shape": [5]}, {"shape": None},
+                                   {"dtype": "F8_E4M3"}, {"dtype": []}, {"shape": [float("inf")]}])
 def test_a_lying_safetensors_header_is_refused(tmp_path, entry):
     """K8: a header that does not fit the bytes is refused before anything is allocated."""
     header = json.dumps({"w": {"dtype": "F32", "shape": [6], "data_offsets": [0, 24], **entry}}).encode()

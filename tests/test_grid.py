@@ -598,8 +598,8 @@ def test_estimate_takes_no_rows_of_other_images(tmp_path, monkeypatch):
 def test_masked_passes_cost_what_the_whole_network_costs(capacity, monkeypatch, tmp_path):
     """With masks an epoch takes that of the 100 % network, in training with --etd, of etd and in REM beside the plain
     pass."""
-    def estimate(method, etd):
-        axes = {"method": method, "etd": etd, "capacity": str(capacity), "epochs": "10", "unlearn_epochs": "3"}
+    def estimate(method, etd, **more):
+        axes = {"method": method, "etd": etd, "capacity": str(capacity), "epochs": "10", "unlearn_epochs": "3", **more}
         return pytest.approx(3600 * forecast.hours(by_original(expand_axes(axes)), {}, tmp_path, 1))
 
     # seconds; width 0.5
@@ -609,6 +609,8 @@ def test_masked_passes_cost_what_the_whole_network_costs(capacity, monkeypatch, 
     assert 10 * 100 == estimate("etd", "off") and 10 * 100 == estimate("etd-ideal", "off")
     assert estimate("rem", "off") == 10 * plain + 3 * (plain + 100) and estimate("rem",
         "on") == 10 * 100 + 3 * (plain + 100)
+    assert estimate("rem", "off", ratio="0.6") == 10 * plain + 3 * (plain + 1.6 * plain)
+    assert estimate("no-ul", "on", ratio="0.6") == 10 * 1.6 * plain
     assert estimate("retrain", "off") == 2 * 10 * plain and estimate("cf", "off") == 13 * plain
 
 

@@ -1,6 +1,8 @@
 """The house: which module imports which, read from the code itself."""
 
 import ast
+import io
+import tokenize
 from functools import cache
 from pathlib import Path
 
@@ -78,6 +80,30 @@ def test_one_name_one_function():
                 found.setdefault(node.name, []).append(name)
     twice = {function: names for function, names in found.items() if len(names) > 1}
     assert twice.keys() <= {"add_arguments", "main"}, twice
+
+
+WHOLE = sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("[a-z]*/*.py"))
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=[str(path.relative_to(ROOT)) for path in WHOLE])
+def test_files_are_of_the_oldest_python(path):
+    """R13: nothing that Python 3.10 cannot parse: a star between brackets, except*, quotes within an f-string's own."""
+    source = path.read_text()
+    slices = [node.slice for node in ast.walk(ast.parse(source, feature_version=(3, 10)))
+              if isinstance(node, ast.Subscript)]
+    stars = [part.lineno for part in slices if any(isinstance(each, ast.Starred) for each in getattr(part, "elts", []))
+             and not ast.get_source_segment(source, part).startswith("(")]
+    assert not stars, f"lines {stars}"
+    if hasattr(tokenize, "FSTRING_START"):  # Python 3.12 on, which allows it
+        open_quotes = []
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            quote = token.string.lstrip("rRbBfFuUtT")[:3]
+            quote = quote if quote in ('\'\'\'', '"""') else quote[:1]
+            if token.type == tokenize.FSTRING_END:
+                open_quotes.pop()
+            elif token.type in (tokenize.FSTRING_START, tokenize.STRING):
+                assert quote not in open_quotes, f"line {token.start[0]}"
+                open_quotes += [quote] * (token.type == tokenize.FSTRING_START)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torch import nn
 
 from formats.images import Reading, decode
@@ -94,6 +94,8 @@ def test_every_kind_of_list_finds_the_same_images(tmp_path, root, name):
     ("a.csv", "name,score\na,1\n", "columns name, score; one must be filename"),
     ("a.csv", "path,is_label_issue\nant/1.png,maybe\n", "line 2: is_label_issue is 'maybe'"),
     ("a.csv", "path,is_label_issue\nant/1.png\n", "line 2: 1 values for 2 columns"),
+    ("a.csv", "path,bad\n\n\nant/1.png,true\n\nant/2.png,?\n", r"line 6: bad is '\?'"),
+    ("a.csv", 'path,bad\n"a\nb",true\nant/2.png\n', "line 4: 1 values for 2 columns"),
     ("a.csv", "path,is_label_issue\nant/1.png,False\n", "lists no image"),
     ("a.csv", "", "has the columns"),
     ("a.csv", "rank,filename,label_score\n1,ant/1.png,0.1\n", "lists suspects, bad or not; add a column `bad`"),
@@ -163,6 +165,8 @@ def test_true_labels(tmp_path, root):
     assert read_labels(path, training(root), root, CLASSES)[1] == 1
     for content, words in (("path,label\nant/1.png,cat\n", "'cat' is no class; they are ant, bee"),
                            ("path,label\nant/9.png,ant\n", "no training image for 'ant/9.png'"),
+                           ("path,label\nant/1.png,ant\n1.png,bee\nant/1.png,bee\n", "no training image"),
+                           ("path,label\nant/1.png,ant\nant/1.png,bee\n", "calls 1.png 'ant' and 'bee'; leave one"),
                            ("path,truth\nant/1.png,ant\n", "one must be true_label")):
         with pytest.raises(ValueError, match=words):
             read_labels(written(tmp_path, "bad.csv", content), training(root), root, CLASSES)
@@ -181,8 +185,9 @@ def test_the_folder(tmp_path, root):
 
 def test_the_class_map(tmp_path, root):
     """B4: a class map gives the order, may name more classes, and must name every folder."""
-    def opened(text):
-        return open_folder(root, written(tmp_path, "b.txt", "9"), None, written(tmp_path, "m.txt", text))
+    def opened(text, bad="alone.png", clean=None):
+        lists = written(tmp_path, "b.txt", bad), clean and written(tmp_path, "c.csv", clean)
+        return open_folder(root, *lists, written(tmp_path, "m.txt", text))
 
     folder = opened("cat\nbee\nant\n")
     train, heldout, _ = folder.load(Reading(8))
@@ -190,6 +195,10 @@ def test_the_class_map(tmp_path, root):
     for text, words in (("ant\n", "does not name the folder 'bee'"), ("ant\nbee\nant\n", "names a class twice")):
         with pytest.raises(ValueError, match=words):
             opened(text)
+    assert opened("ant\ncat\nbee\n", "9", ",label\n1,bee\n").forget.tolist() == [9]
+    for more in (("9",), ("alone.png", ",label\n1,bee\n")):  # the tenth of ant, bee or of bee, ant?
+        with pytest.raises(ValueError, match="(b.txt|c.csv) has indices, and --class-map another order.*give paths"):
+            opened("bee\nant\n", *more)
 
 
 def test_without_and_with_strange_held_out_images(tmp_path, root):
@@ -244,6 +253,30 @@ def test_images_that_cannot_be_decoded(tmp_path, root):
     assert [kept[i].name for i in folder.forget] == ["4.png", "alone.png"]
     assert folder.clean.tolist() == [-1] * 5 + [0]
     assert train.images[0, 0].eq(20).all()  # ant/2.png is first now
+
+
+def test_no_program_is_started_for_an_image(tmp_path, root, monkeypatch):
+    """B5: what is PostScript behind an image's name, for which Pillow starts Ghostscript, is no image."""
+    started, im = [], Image.new("RGB", (8, 8)).im
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **more: started.append(1) or im)
+    path = root / "train" / "ant" / "0.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(ValueError, match="ant/0.png .*cannot identify image file"):
+        decode([path], Reading(8))
+    assert not started
+    with Image.open(path) as image:  # a control
+        image.load()
+    assert started
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "jp2", "png", "ppm", "pgm", "tif", "webp"])
+def test_images_of_every_kind_that_is_read(tmp_path, suffix):
+    """B4: each kind of image that a folder may hold is decoded by its contents, whatever the suffix."""
+    Image.new("L" if suffix == "pgm" else "RGB", (8, 8), 200 if suffix == "pgm" else (200,) * 3).save(
+        tmp_path / f"x.{suffix}")
+    (tmp_path / f"x.{suffix}").rename(tmp_path / "x.png")
+    images, _ = decode([tmp_path / "x.png"], Reading(8))
+    assert (images.int() - 200).abs().max() <= 2
 
 
 def test_the_crop(tmp_path):

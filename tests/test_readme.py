@@ -246,7 +246,7 @@ def test_the_tables_on_natural_images_are_those_of_the_results():
     assert {(r["method"], r["seed"]) for r in rows} >= set(itertools.product(("rem", "no-ul", "npo"), (0, 1, 2)))
     at = {(row["method"], row["discovery"], row["seed"]): 100 * row["product"]
           for row in pick(rows, task="confusion", etd=False)}
-    won = [[at[key] - at["no-ul", *key[1:]] for key in at if key[0] == name] for name in ("cf", "scrub")]
+    won = [[at[key] - at["no-ul", key[1], key[2]] for key in at if key[0] == name] for name in ("cf", "scrub")]
     (least, most), (low, high) = ((min(found), max(found)) for found in won)
     assert f"in all nine runs, by {least:.1f} to {most:.1f} and {low:.1f} to {high:.1f} points" in words and least > 0
     first = networks(pick(rows, method="no-ul", etd=False, seed=0))
@@ -259,7 +259,7 @@ def test_the_tables_on_natural_images_are_those_of_the_results():
     rem = {task: [at[key] for key in at if key[:2] == ("rem", task)] for task in ("poison", "confusion", "random")}
     ends = [f"{min(found):.1f} to {max(found):.1f}" for found in rem.values()]
     assert "{} on poison, {} on confusion and {} on random labels".format(*ends) in words
-    ahead = sum(at["rem", *key[1:]] > at[key] for key in at if key[0] == "npo")
+    ahead = sum(at["rem", key[1], key[2]] > at[key] for key in at if key[0] == "npo")
     assert f"above NPO's in {ahead} of the 30 cells" in words and all(len(found) == 10 for found in rem.values())
     below = [[at[key] for key in at if key[:2] == (name, "poison") and key[2] < 1] for name in ("scrub", "retrain")]
     ends = [f"{min(found):.0f} to {max(found):.0f}" for found in below]

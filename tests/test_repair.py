@@ -175,6 +175,12 @@ def test_natural_order():
     ({}, ("--checkpoint-every", -1), "--checkpoint-every is -1"),
     ({}, ("--max-memory", -1), "--max-memory is -1"),
     ({"--out": "FOLDER"}, (), "cannot write"),
+    ({"--out": ""}, (), "--out is ''; give a file that ends in .pt"),
+    ({}, ("--workers", -1), "--workers is -1; give a number"),
+    ({}, ("--lr", -1), "--lr is -1.0; it must be"),
+    ({}, ("--epochs", -1), "--epochs is -1; it must be"),
+    ({}, ("--layers", ""), "no layer is called ''"),
+    ({"--out": "sheet/x.pt"}, (), "suspects.png is not from a repair, or its suspects.csv was moved"),
     ({"--data": "none"}, (), "no folder"),
     ({}, ("--batch-size", 1), "batch is 1"),
     ({}, ("--ratio", -1), "ratio is -1"),
@@ -190,11 +196,13 @@ def test_bad_input_is_one_line_before_any_work(colours, capsys, monkeypatch, cha
     places = {"MODEL": folder / "model.pt", "LINK": folder / "LINK", "FOLDER": folder / "train",
               "none": folder / "none",
               **{name: folder / name for name in ("x.json", "x.state", "suspects.csv", "suspects.png", "net.py",
-                                                  "train/0/0-1.png", "two/x.pt", "two/suspects.csv", "many.npz",
+                                                  "train/0/0-1.png", "two/x.pt", "sheet/x.pt", "two/suspects.csv", "many.npz",
                                                   "many.npy", "torn.npy")}}
     monkeypatch.setattr(repair, "start", lambda *args, **kwargs: pytest.fail("work began"))
     before = (folder / "model.pt").read_bytes()
-    (folder / "two").mkdir()
+    for name in ("two", "sheet"):
+        (folder / name).mkdir()
+    (folder / "sheet" / "suspects.png").touch()
     (folder / "two" / "suspects.csv").write_text("0-5.png\n")
     np.savez(folder / "many.npz", a=[1], b=[2])
     (folder / "many.npz").rename(folder / "many.npy")
@@ -456,6 +464,27 @@ def test_wrapped_networks_and_inputs_stay(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_wrapped_network_of_a_file(colours, capsys):
+    """P7: a file's function may give it wrapped; the weights are written under the names that the checkpoint has."""
+    path = colours["--data"] / "net.py"
+    path.write_text(path.read_text() + "def wrapped(): return nn.DataParallel(colours(12))\n")
+    assert call(colours, "--epochs", 1) == 0
+    plain = checkpoints.read(colours["--out"])
+    assert call({**colours, "--model": f"{path}:wrapped"}, "--epochs", 1) == 0
+    found = checkpoints.read(colours["--out"])
+    assert all(torch.equal(found[name], t) for name, t in plain.items()) and list(found) == list(plain)
+
+
+def test_streamed_float_images_are_repaired():
+    """P7, U1: samples that the user's transforms have normalised are repaired as uint8 ones are."""
+    data, net, forget = make_data(0, n=24, classes=4), small_net(0), torch.tensor([1, 5])
+    whole = next(data.batches(size=24))[1]
+    floats = Streamed([(x.clone(), int(y)) for x, y in zip(whole, data.labels)], 4)
+    pairs = Streamed([(image, int(y)) for image, y in zip(data.images, data.labels)], 4, data.mean, data.std)
+    found, wanted = (repair.repair(net, source, forget, unlearn_epochs=2, gamma=1.0) for source in (floats, pairs))
+    assert_same_state(found, wanted)
+
+
 def test_progress_says_what_each_step_did():
     """P1: a line per epoch with the updates of step 2 and the time left, with or without a watched share."""
     data, told = make_data(0, n=24, classes=4), []
@@ -545,11 +574,30 @@ def test_what_fails_after_the_repair_costs_no_weights(colours, capsys, monkeypat
     assert "no list of suspects (MemoryError: no room for features)" in capsys.readouterr().out
     folder = colours["--out"].parent
     assert {path.name for path in folder.iterdir()} == {"repaired.pt", "repaired.json"}
+    with monkeypatch.context() as patched:
+        patched.setattr(sheets, "draw_sheet", fail)
+        assert call(colours, "--epochs", 0) == 0
+    told = capsys.readouterr().out
+    assert "suspects.csv ranks the 70" in told and "no picture of them (MemoryError: no room for features)" in told
+    with monkeypatch.context() as patched:
+        patched.setattr(repair, "probe", fail)
+        assert call(colours, "--epochs", 0) == 0
+    assert re.search("features\\); \\S*suspects.csv: of an earlier repair", capsys.readouterr().out)
     room = repair.room_for_images
     monkeypatch.setattr(repair, "room_for_images", lambda device, *given: room(device, *given) if given else 0)
     assert call(colours, "--epochs", 0) == 0
     header, first, *_ = (folder / "suspects.csv").read_text().splitlines()
     assert header.endswith(",similar") and first.endswith(",")
+
+
+def test_names_with_a_dot_have_reports_of_their_own(colours):
+    """P3: v1.2 and v1.3 are names, not endings."""
+    for name in ("net_v1.2", "net_v1.3"):
+        assert call({**colours, "--out": colours["--out"].with_name(name)}, "--epochs", 0) == 0
+    found = {path.name for path in colours["--out"].parent.iterdir() if not path.name.startswith("suspects")}
+    assert found == {"net_v1.2", "net_v1.2.json", "net_v1.3", "net_v1.3.json"}
+    assert [outputs.beside_weights(name, ".json").name for name in ("a.pt", "a.pth.tar", "b.safetensors")] == [
+        "a.json", "a.pth.json", "b.json"]
 
 
 def test_the_report_of_another_is_not_replaced(colours, capsys):
@@ -687,6 +735,23 @@ def test_room_for_images(monkeypatch):
     assert images.room_for_images(cpu) == float("inf") and images.room_for_images(cpu, 1.5) == 1.5e9
     with pytest.raises(ValueError, match="--max-memory is -1"):
         images.room_for_images(cpu, -1.0)
+
+
+def test_room_in_a_container(tmp_path):
+    """P8: the least that a limit on the own group or one above it leaves, file caches counted as free."""
+    root, own = tmp_path / "cgroup", tmp_path / "self"
+    (root / "a" / "b").mkdir(parents=True)
+    own.write_text("4:memory:/x\n0::/a/b\n")
+    assert images.free_in_group(own, root) == images.free_in_group(tmp_path / "none", root) == float("inf")
+    for place, limit in ((root / "a", 1000), (root / "a" / "b", "max"), (root, 700)):
+        (place / "memory.max").write_text(f"{limit}\n")
+        (place / "memory.current").write_text("500\n")
+        (place / "memory.stat").write_text("anon 300\ninactive_file 150\n")
+    assert images.free_in_group(own, root) == 350
+    (root / "memory.max").unlink()
+    assert images.free_in_group(own, root) == 650
+    own.write_text("4:memory:/x\n")
+    assert images.free_in_group(own, root) == float("inf")
 
 
 # --- Repairs that are cut off -----------------------------------------------------------------------------------------

@@ -341,8 +341,18 @@ def test_an_interrupted_repair_tells_of_its_state(tmp_path, monkeypatch, capsys,
         kept.touch()
     argv = ["--data", "d", "--model", "vit", "--checkpoint", "c", "--bad", "b", "--out", str(tmp_path / "new.pt")]
     assert run.main(["repair", *argv, "--checkpoint-every", every]) == 130
-    more = str(kept) if state and every == "1" else ""
+    more = f"{kept}, if that is its own" if state and every == "1" else ""
     assert capsys.readouterr().err == f"run.py: interrupted; {words}{more}\n"
+
+
+def test_an_interrupted_report_promises_no_rows(monkeypatch, capsys):
+    """R3: nor does it speak of a result file."""
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.report, "main", interrupt)
+    assert run.main(["report", "results"]) == 130
+    assert capsys.readouterr().err == "run.py: interrupted; what was written is whole\n"
 
 
 def test_failed_write_leaves_the_old_rows(tmp_path, monkeypatch):

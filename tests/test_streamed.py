@@ -79,6 +79,16 @@ def test_float_images_are_taken_as_they_are():
     assert_same_pass(data.batches(size=4, generator=gen(0)), twin.batches(size=4, generator=gen(0)))
 
 
+def test_labels_that_are_given_are_all_that_is_looked_at():
+    """U1: with labels= a sample may hold anything in place of its own; without, what is no class is named."""
+    data = make_data(3, n=9)
+    pairs = [(image, torch.zeros(40)) for image in data.images]
+    twin = Streamed(pairs, 4, data.mean, data.std, data.labels)
+    assert_same_pass(data.batches(size=4), twin.batches(size=4))
+    with pytest.raises(ValueError, match="sample 0 cannot be read as a pair .*40 elements"):
+        Streamed(pairs, 4)
+
+
 def plain(image):
     """A transform that draws nothing."""
     return image.float()
@@ -89,7 +99,6 @@ def noisy(image):
     return image.float() + torch.rand(()) + random.random() + np.random.rand()
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # on a smaller machine
 def test_any_number_of_workers_gives_the_same_pass():
     """U2: with random transforms 0, 2 and 4 workers give the same samples; another generator or place gives others."""
     data, index = make_data(0, n=12), torch.tensor([3, 3, 5, 0, 1, 2, 7, 8, 9, 10])

@@ -374,6 +374,16 @@ def test_without_matplotlib_there_is_the_list_alone(tmp_path, monkeypatch):
         assert sheet.format == "PNG" and sheet.size == (1200, 1400)
 
 
+def test_a_name_is_no_formula(tmp_path):
+    """S15: a folder's name that a spreadsheet would compute stands behind an apostrophe, others as they are."""
+    data, paths = make_data(0, channels=3, classes=2), [tmp_path / "train" / "a" / f"{i}.png" for i in range(12)]
+    folder = inputs.Folder(tmp_path, ['=HYPERLINK("x")', "a=b"], paths, data.labels, torch.tensor([2, 5]), None, "")
+    found = suspects(small_net(1, channels=3, classes=2), data, folder.forget)
+    sheets.write_suspects(tmp_path / "r.pt", found, None, data, folder, {path: 0 for path in paths})
+    labels = {row[key] for row in rows_of(tmp_path / "suspects.csv") for key in ("given_label", "predicted_label")}
+    assert labels == {"'=HYPERLINK(\"x\")", "a=b"}
+
+
 # --- Rounds and the command -------------------------------------------------------------------------------------------
 
 
