@@ -1,4 +1,4 @@
-"""Every method that REM is compared with, each one function of one signature (Sec. 3, Table 1).
+"""The methods that REM is compared with, each one function of one signature (Sec. 3, Table 1); NPO: methods.py.
 
     unlearned = fine_tune(model, task.train, forget, config, generator)
     unlearned = potion(tries=50, part=1, relative=False)(model, task.train, forget, config, generator)
@@ -142,7 +142,8 @@ def ssd(model: Module, data: Data, forget: Tensor, config: Config, generator: Ge
 
     Importance I on D_tr and I_f on D_f: mean over batches of the squared gradient of CE, in eval mode. One shot: where
     I_f > alpha I, weight *= min(1, lambda I / I_f); alpha is `ssd_alpha`, lambda 1.
-    Choice: batches of SSD_BATCH, on which the square of a mean gradient depends; no augmentation, so nothing is drawn.
+    Choice: D_tr, as Foster et al. have it, where Sec. 3 says D_r; batches of SSD_BATCH, on which the square of a mean
+    gradient depends; no augmentation, so nothing is drawn.
     """
     forget, net = check_forget(forget, len(data)), copy_of(model)
     few = replace(config, batch=SSD_BATCH)

@@ -132,8 +132,8 @@ def count_batches(n, size):
 def batches(data, index=None, size=512, generator=None, augment=False, dtype=torch.float32):
     """Iterate once over examples in batches (index, x, y).
 
-    One of several processes, data.part, gets every so-manieth example of each batch; a shuffled batch of fewer than two
-    for each goes to every process whole, since BatchNorm in training mode needs two.
+    One of k processes, data.part, gets every k-th example of each batch; a shuffled batch of fewer than 2 k goes to
+    every process whole, since BatchNorm in training mode needs two.
     All random numbers of the pass are drawn in this call, on the CPU: randperm(n), then if augmenting and pad > 0
     randint(0, 2 pad + 1, (2, n)) for the top and left corner, then if augmenting and flip randint(0, 2, (n,)).
     Args:

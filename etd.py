@@ -63,7 +63,7 @@ def mask_table(n: int, width: int, p_mem: float, seed: int, shared=None) -> Mask
         rows |= (bits << torch.arange(8, dtype=torch.uint8, device="cpu")).sum(dim=2, dtype=torch.uint8)
     shared_row, table = table[0], table[1:]
     if shared is not None:
-        table[check_index(shared, n)] = shared_row
+        table[check_index(shared, n).cpu()] = shared_row
     return MaskTable(table, width)
 
 

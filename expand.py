@@ -28,9 +28,10 @@ MISFIT = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeEr
 def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=None, generator=None) -> Expanded:
     """Put newly initialised theta_o2 beside a copy of a network (Alg. 1, step 1; Sec. 2's memorisation partition).
 
-    Every Conv2d gets round(ratio * width) extra channels; BatchNorm and Linear follow what arrives. The last Linear
-    takes extra inputs and gives no extra output, so no mask touches a logit. One dry run of `example` measures what
-    arrives where, and a check in float64 refuses every architecture in which extra channels do not stay apart.
+    Every Conv2d gets round(ratio * width) extra channels; BatchNorm and Linear follow what arrives. A Linear takes
+    extra inputs and gives no extra output unless it is named, so no mask touches a logit. One dry run of `example`
+    measures what arrives where, and a check in float64 and eval mode refuses an architecture in which extra channels do
+    not stay apart.
     Args:
         model: any network of Conv2d (groups 1 or depthwise), BatchNorm, Linear and layers that act on single channels.
         example: (B, ...) a batch of inputs, B >= 1; only its shape matters.

@@ -3,7 +3,8 @@
     task = corrupt(config, dataset)                                     # D_tr with its corruption
     original = train_original(config, task, new_model(config, dataset))
     outcome = unlearn(config, "rem", METHODS["rem"].function, original, task, forget)
-    append_row("runs/cells.jsonl", row_of(config, code_of("rem"), provenance(device, sys.argv), outcome))
+    ran = replace(config, method="rem")
+    append_row("runs/cells.jsonl", row_of(ran, code_of("rem"), provenance(device, sys.argv), outcome))
 """
 
 import contextlib

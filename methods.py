@@ -110,8 +110,8 @@ class Method:
     etd: str = "dropped"
     reads_forget: bool = True  # False: the same network at every discovery rate
     twin: str = ""  # the method of which it is another name; "all" has each algorithm once
-    # "compared" in the paper's tables; a "variant", another version of one of those; an "ablation" of Table 2; an
-    # "ideal", of which some know all of D_c.
+    # "compared" in the paper's tables; a "variant", another version of one of those; an "ablation" of Table 2; "ideal":
+    # shown apart, the oracles that know all of D_c, and ETD trained anew.
     part: str = "compared"
     norm: str = ""  # what forget_norm's "auto" comes to
     plain: float = 0.0  # work in training epochs of theta_o1 alone,

@@ -57,7 +57,7 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta=1.0, 
     Args:
         ce_full, ce_full_ref: (B,) cross-entropies of theta_o1 and theta_o2 under masks, model and reference.
         ce_base, ce_base_ref: (B,) cross-entropies of theta_o1 alone, or None to leave the removal term (3.2) out.
-        in_forget: (B,) bool, D_f; beta: > 0; redirect: "npo", or "ce" for CE itself, which pulls all corruption back.
+        in_forget: (B,) bool, D_f; beta: > 0; redirect: "npo", or "ce" for CE itself, whose pull never vanishes.
     Returns: a scalar; going down it lowers CE of the full network on D_tr and raises CE of theta_o1 on D_f.
     """
     # L_redirect = (2 / beta) E_{D_tr} log sigmoid(beta (CE_{o1 and o2} - CE_ref))
@@ -302,9 +302,9 @@ def judge(state: State) -> None:
         return
     refresh_batchnorm(state.expanded, state.data, state.config.batch)  # in a few steps they lag behind
     acc, forgotten = acc_of(state, state.watched), acc_forget(state)
-    kept = 1 - max(forgotten, state.config.gamma)
+    kept = 1 - max(forgotten, state.config.gamma) if state.config.gamma < 1 else 1.0  # at 1 nothing is to be forgotten
     score, error = acc * kept, (acc * (1 - acc) / len(state.watched)) ** 0.5 * kept
-    state.repaired = state.best is not None and score <= state.best_score + error
+    state.repaired = 0 < state.best_score and score <= state.best_score + error  # 0: nothing is forgotten yet
     if score > state.best_score:
         state.best, state.best_score = drop(state.expanded).state_dict(), score
     state.record |= {"acc_forget_end": forgotten, "acc_watched": acc, "score": score}

@@ -55,13 +55,13 @@ class Config:
     method: str = of_unlearning("no-ul,cf,npo,rem", "methods, separated by commas: names, all or FILE.py:FUNCTION")
     discovery: float = of_unlearning(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]", "(0, 1]")
     unlearn_epochs: int = of_unlearning(10, "max epochs of Alg. 1", "[0, inf)")
-    stop: str = of_unlearning("repaired", "end of REM: repaired (utility no longer rises) or max (all epochs)",
+    stop: str = of_unlearning("repaired", "end of REM: repaired (its score no longer rises) or max (all epochs)",
                               choices=("repaired", "max"))
     unlearn_lr: float = of_unlearning(0.005, "epsilon of Alg. 1", "[0, inf)")
     gamma: float = of_unlearning(0.2, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")
     beta: float = of_unlearning(1.0, "beta of Eq. 2", "(0, inf)")
     max_passes: int = of_unlearning(100, "most passes over D_f in one step 2, then a warning", "[0, inf)")
-    forget_norm: str = of_unlearning("auto", "statistics in passes over D_f; auto: running in REM, else batch",
+    forget_norm: str = of_unlearning("auto", "statistics in passes over D_f of rem, npo, ascent; auto: running in rem",
                                      choices=("auto", "running", "batch"))
     alpha: float = of_unlearning(0.01, "SCRUB: weight of distillation (A.3)", "[0, inf)")
     ssd_alpha: float = of_unlearning(100.0, "SSD: dampen where D_f's importance is above this times D_tr's", "[0, inf)")

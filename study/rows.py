@@ -268,7 +268,7 @@ def without_extra_curves(rows: list[dict]) -> list[dict]:
 # --- Picking ----------------------------------------------------------------------------------------------------------
 
 def compared(method: str) -> bool:
-    """Whether Tables 1 and 4-9 have a method: user-supplied ones too, no ablation, none that knows all of D_c."""
+    """Whether Tables 1 and 4-9 have a method: user-supplied ones too, no variant that is shown apart."""
     return ":" in method or method in METHODS and METHODS[method].part not in ("ablation", "ideal")
 
 

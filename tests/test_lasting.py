@@ -1,5 +1,6 @@
 """Healing that lasts: more epochs do not bring the trigger back, and stop="max" is Algorithm 1 to the letter."""
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -66,26 +67,48 @@ def prop_a24(rem, seed=0):
     for number, (score, acc, forgotten, _) in enumerate(seen, start=1):
         kept = 1 - max(forgotten, 0.2)
         assert score == acc * kept and round(acc * watched, 9) == round(acc * watched)
-        ends = best >= 0 and score <= best + (acc * (1 - acc) / watched) ** 0.5 * kept
+        ends = best > 0 and score <= best + (acc * (1 - acc) / watched) ** 0.5 * kept
         assert (number == len(seen)) == (ends or number == 6)
         best = max(best, score)
     chosen = [score for score, *_ in seen].index(best)
     assert_same_state(out.train(), seen[chosen][3].train())
 
 
+@pytest.mark.parametrize("gamma, forgotten", [(0.2, 0.0), (0.2, 0.6), (1.0, 0.0), (1.0, 1.0)])
 @pytest.mark.parametrize("gain, epochs", [(0.9, 2), (1.1, 3), (-1.1, 2)])
-def test_one_standard_error_decides(monkeypatch, gain, epochs):
-    """A24: an epoch whose score rises by less than its standard error is the last, one that rises by more is not."""
+def test_one_standard_error_decides(monkeypatch, gain, epochs, gamma, forgotten):
+    """A24: an epoch whose score rises by less than its standard error is the last, one that rises by more is not; at
+    gamma 1, where nothing is to be forgotten, the score is Acc(W)."""
     data, seen, watched = make_data(0, n=60), [], round(rem.WATCHED * 55)
 
     def scripted(state, index):
         base = 0.5 if state.epoch == 1 else 0.5 + gain * (0.25 / watched) ** 0.5 / (1 + gain**2 / watched) ** 0.5
-        return 0.0 if index is state.forget else base  # the gain in units of the error at the accuracy itself
+        return forgotten if index is state.forget else base  # the gain in units of the error at the accuracy itself
 
     monkeypatch.setattr(rem, "acc_of", scripted)
-    config = tiny(unlearn_epochs=3, stop="repaired", gamma=0.2)
-    rem.rem(small_net(0), data, torch.arange(5), config, gen(0), log=lambda epoch, *rest, **record: seen.append(epoch))
+    config = tiny(unlearn_epochs=3, stop="repaired", gamma=gamma, max_passes=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # step 2 gives up
+        rem.rem(small_net(0), data, torch.arange(5), config, gen(0), log=lambda epoch, *_, **more: seen.append(epoch))
     assert len(seen) == epochs
+
+
+def test_no_end_before_anything_is_forgotten(monkeypatch):
+    """A24: while all of D_f is believed the score is 0 and says nothing of the repair, so the epochs go on; the first
+    epoch in which something is forgotten is the best."""
+    data, seen = make_data(0, n=60), []
+
+    def scripted(state, index):
+        return 0.5 if index is state.forget and state.epoch >= 3 else 1.0
+
+    monkeypatch.setattr(rem, "acc_of", scripted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = tiny(unlearn_epochs=5, stop="repaired", max_passes=1)
+        out = rem.rem(small_net(0), data, torch.arange(5), config, gen(0),
+                      log=lambda epoch, epochs, model, **more: seen.append((more["score"], drop(model))))
+    assert [score for score, _ in seen] == [0.0, 0.0, 0.5, 0.5]
+    assert_same_state(out.train(), seen[2][1].train())
 
 
 def test_the_log_tells_u_and_the_pull():

@@ -237,6 +237,7 @@ def test_rows_are_the_same_on_cuda():
     assert rows.is_cuda and torch.equal(rows.cpu(), etd.mask_rows(table, index))
     with torch.device("cuda"):
         assert torch.equal(etd.mask_table(50, 33, 0.2, 0, torch.tensor([3, 4], device="cpu"))[:], table[:])
+        assert torch.equal(etd.mask_table(50, 33, 0.2, 0, torch.tensor([3, 4]))[:], table[:])  # indices there, too
 
 
 def prop_m6(etd, seed):

@@ -259,7 +259,7 @@ MUTANTS = [  # number, bug, module, text, text in its place, the properties that
     (38, "gradients looked for in one draw", expand, "            if unreached:\n                unreached -= reached(",
      "            if positive:\n                unreached -= reached(", ["X10"]),
     (39, "max epochs are a maximum for stop=max too", rem, 'if config.stop == "repaired" and (', "if (", ["A25"]),
-    (39, "the loop never ends early", rem, "state.repaired = state.best is not None and", "state.repaired = False and",
+    (39, "the loop never ends early", rem, "state.repaired = 0 < state.best_score and", "state.repaired = False and",
      ["A24"]),
     (39, "the last epoch for the best", rem, "        unlearned.load_state_dict(state.best)\n", "        pass\n",
      ["A24"]),
