@@ -182,16 +182,15 @@ def main(argv: list[str] | None = None) -> int:
     file = args.out / "scale.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     known = {(row["n"], row["mode"], row["capacity"]) for row in rows}
+    left = [(n, mode) for n in args.sizes for mode in args.modes if (n, mode, args.capacity) not in known]
     with tempfile.TemporaryDirectory() as folder:
-        draw_files(Path(folder), max(args.sizes))
-        for n in args.sizes:
-            for mode in args.modes:
-                if (n, mode, args.capacity) in known:
-                    continue
-                rows.append(run_mode(Path(folder), n, mode, args.capacity))
-                with open(file, "a") as lines:
-                    lines.write(json.dumps(rows[-1]) + "\n")
-                print(f"{n} images, {mode}: {rows[-1]['seconds']:.1f} s", flush=True)
+        draw_files(Path(folder), max((n for n, _ in left), default=0))
+        for n, mode in left:
+            rows.append(run_mode(Path(folder), n, mode, args.capacity))
+            with open(file, "a") as lines:
+                lines.write(json.dumps(rows[-1]) + "\n")
+            print(f"{n} images, {mode}: {rows[-1]['seconds']:.1f} s", flush=True)
+    rows = [row for row in rows if row["capacity"] == args.capacity]  # a table and a picture are of one width
     (args.out / "scale.md").write_text(table(rows))
     drawn = draw(args.out / "scale.png", rows)
     print(table(rows) + ("" if drawn else "no picture: matplotlib is not installed\n"), end="")

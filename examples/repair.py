@@ -5,6 +5,7 @@
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -90,6 +91,8 @@ def main() -> int:
     p.add_argument("--seed", type=int, default=0, help="of images and weights (default: 0)")
     p.add_argument("--write", type=Path, metavar="DIR", help="write images, model.pt and bad.txt, and repair nothing")
     args = p.parse_args()
+    if args.write and (args.write / "train").exists():
+        p.error(f"{args.write} has images already, which would be trained on, too; name another folder")
     seed = args.seed
     train, bad, known, clean, stickered = make(seed)
     model = build("resnet9", 0.25, classes=3, image_size=32, seed=seed)
@@ -100,9 +103,9 @@ def main() -> int:
         write_images(args.write / "test", clean)
         (args.write / "bad.txt").write_text("".join(f"{paths[i].relative_to(args.write)}\n" for i in known))
         torch.save(model.state_dict(), args.write / "model.pt")
-        print(f"python run.py repair --data {args.write} --model resnet9:0.25 --image-size 32 --mean 0.485 0.456 0.406 "
-              f"--std 0.229 0.224 0.225 --checkpoint {args.write}/model.pt --bad {args.write}/bad.txt "
-              f"--out {args.write}/repaired.pt")
+        place = shlex.quote(str(args.write))
+        print(f"python run.py repair --data {place} --model resnet9:0.25 --image-size 32 --mean 0.485 0.456 0.406 "
+              f"--std 0.229 0.224 0.225 --checkpoint {place}/model.pt --bad {place}/bad.txt --out {place}/repaired.pt")
         return 0
     repaired = repair(model, train, known, seed=seed, say=print)
     results = [(right(net, clean)[0], *right(net, stickered)) for net in (model, repaired)]

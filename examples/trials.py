@@ -57,6 +57,8 @@ def main() -> int:
     p.add_argument("--n", type=int, default=600, help="training images, 5 %% of them stickered (default: 600)")
     p.add_argument("--out", type=Path, required=True, help="file of JSON lines, appended to: [before, after]")
     args = p.parse_args()
+    if unknown := sorted(set(args.networks.split(",")) - set(NETWORKS)):
+        p.error(f"unknown network {unknown[0]!r}; choose from {', '.join(NETWORKS)}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for name in args.networks.split(","):
         make_network, choices, size, epochs = NETWORKS[name]
