@@ -230,7 +230,7 @@ class Streamed:
     std: tuple[float, ...] | None = None
     labels: torch.Tensor | None = None  # (N,) int64 in place of the samples' own; None: theirs, each read once for it
     augmented: object | None = None  # the same samples under random transforms; None: pad and flip are all there is
-    workers: int = 0  # processes that read; at most one less than a pass has batches
+    workers: int = 0  # processes that read, to which some systems pickle dataset; at most a pass's batches less one
     device: torch.device = torch.device("cpu")  # where the batches go, by way of pinned memory if it is a GPU
     pad: int = 0  # of uint8 images, as in Data
     flip: bool = False

@@ -15,7 +15,6 @@ import math
 import time
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from torch import nn

@@ -59,7 +59,8 @@ def pytest_collection_finish(session):
     option, config = session.config.option, session.config
     if option.collectonly:
         return
-    whole = config.args_source.name == "TESTPATHS" and not option.keyword and not option.markexpr
+    narrowed = ("keyword", "markexpr", "ignore", "ignore_glob", "deselect", "xmlpath")  # these the other would not know
+    whole = config.args_source.name == "TESTPATHS" and not any(getattr(option, name, None) for name in narrowed)
     alone = "REM_ONE_CORE" in os.environ or config.pluginmanager.hasplugin("xdist")  # which has its own processes
     if whole and not alone and cores() > 1:
         session.items[:] = [item for item in session.items if item.path.name not in BESIDE]

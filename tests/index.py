@@ -17,7 +17,7 @@ def held() -> dict[str, list[str]]:
     """Property id -> "file::function" of every test whose docstring names it."""
     found = {}
     for path in sorted(HERE.glob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 named = IDS.match(ast.get_docstring(node) or "")
                 for name in named[1].split(", ") if named else []:
@@ -27,7 +27,7 @@ def held() -> dict[str, list[str]]:
 
 def rows() -> dict[str, tuple[str, str]]:
     """Property id -> (property, files that hold it) of the table."""
-    lines = [ROW.fullmatch(line) for line in TABLE.read_text().splitlines()]
+    lines = [ROW.fullmatch(line) for line in TABLE.read_text(encoding="utf-8").splitlines()]
     return {m[1]: (m[2], m[3]) for m in lines if m}
 
 
@@ -40,10 +40,10 @@ def status(tests: list[str]) -> str:
 def main() -> None:
     """Write the status of every property that a test holds into the table."""
     tests, text = held(), []
-    for line in TABLE.read_text().splitlines():
+    for line in TABLE.read_text(encoding="utf-8").splitlines():
         m = ROW.fullmatch(line)
         text.append(f"| {m[1]} | {m[2]} | {status(tests[m[1]])} |" if m and m[1] in tests else line)
-    TABLE.write_text("\n".join(text) + "\n")
+    TABLE.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

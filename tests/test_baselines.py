@@ -684,6 +684,16 @@ def test_cuts_takes_the_best_step(best, expected):
     assert any(not torch.equal(a, b) for a, b in zip(net.parameters(), tuned.parameters(), strict=True))
 
 
+def test_cuts_passes_and_steps():
+    """Ten passes over D_f, as its authors have it, and steps of 0.05 from the original's weights up to its mirror."""
+    data, net = make_data(0), small_net(0)
+    out, tuned, _ = spied_cuts(net, data, batch=12)
+    with mock.patch.object(baselines, "CUTS_PASSES", 10):
+        assert_same_state(tuned, spied_cuts(net, data, batch=12)[1])
+    with mock.patch.object(baselines, "CUTS_PASSES", 9):
+        assert not torch.equal(tuned.conv1.weight, spied_cuts(net, data, batch=12)[1].conv1.weight)
+
+
 def test_cuts_passes_over_what_is_not_finite():
     """A3: a step whose network gives infinite logits is not taken, even where its classes would score the highest."""
     net, data = small_net(0), make_data(0)
@@ -895,7 +905,7 @@ def test_a_teacher_of_several_processes_answers_for_all():
 
 
 def test_potion_leaves_out_what_matters_nowhere():
-    """A23: weights of no importance to D_r have no ratio; the cut is the percentile of the others'."""
+    """Weights of no importance to D_r have no ratio; the cut is the percentile of the others'."""
     data, (forget, retain), net = make_data(0), draw(0), small_net(0, dtype=torch.float64)
     with torch.no_grad():
         net.head.weight[:, 0] = 0  # so nothing depends on channel 0

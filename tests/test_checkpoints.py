@@ -242,6 +242,16 @@ class RunsCode:
         return os.mkdir, (str(self.path),)
 
 
+class Kind:
+    """Its pickle is a numpy dtype of that many bytes, without the state that numpy's own has and torch refuses."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __reduce__(self):
+        return np.dtype, (f"V{self.size}",)
+
+
 class Void:
     """Its pickle is a numpy scalar of as many zero bytes as it says."""
 
@@ -249,7 +259,7 @@ class Void:
         self.size = size
 
     def __reduce__(self):
-        return checkpoints.SCALAR, (np.dtype(f"V{self.size}"),)
+        return checkpoints.SCALAR, (Kind(self.size),)
 
 
 REFUSED = {
@@ -375,6 +385,8 @@ def test_a_small_file_cannot_claim_memory(tmp_path, value, words, old):
     """K5: what torch's own list allows, or numpy's scalars, to take as many bytes as they say is refused."""
     with pytest.raises(ValueError, match=words):
         read(saved(tmp_path, {"state_dict": WEIGHTS, "x": value}, _use_new_zipfile_serialization=not old))
+    with pytest.raises(ValueError, match="numpy scalar of 1000000 bytes"):
+        checkpoints.number(np.dtype("V1000000"), bytes(10**6))
     assert len(bytes(pickle.loads(pickle.dumps(value)))) in (5, 10**6)  # as an unsafe load has it
 
 

@@ -93,7 +93,8 @@ def test_settings_of_both_kinds_agree():
     """A9: what Algorithm 1 reads has the same defaults in rem.Settings and in Config, and is checked."""
     for f in fields(rem.Settings):
         assert f.default == getattr(Config(), f.name), f.name
-    for bad in (dict(redirect="foo"), dict(optimizer="adamw"), dict(forget_norm="no"), dict(precision="fp8")):
+    for bad in (dict(stop="no"), dict(redirect="foo"), dict(optimizer="adamw"), dict(forget_norm="no"),
+                dict(precision="fp8")):
         with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*; choose from"):
             rem.start(small_net(0), make_data(0), torch.tensor([1]), types.SimpleNamespace(**bad), gen(0))
     for gamma in (5, 1.001, -0.001):
@@ -162,6 +163,13 @@ class Loose:
         order = index if generator is None else index[torch.randperm(len(index), generator=generator)]
         for part in order.split(size):
             yield part, *next(iter(batches(self.data, part, len(part), dtype=dtype)))[1:]
+
+
+def test_data_that_says_nothing_may_augment():
+    """L16: without `augments` the reference runs on each batch as it comes; no cross-entropy is kept from before."""
+    data, forget = make_data(0), torch.tensor([1])
+    assert rem.start(small_net(0), Loose(data), forget, tiny(), gen(0)).known is None
+    assert rem.start(small_net(0), data, forget, tiny(), gen(0)).known.shape == (2, 12)
 
 
 @pytest.mark.parametrize("n, more", [(41, {}), (43, {}), (44, dict(forget_norm="batch"))])
@@ -386,6 +394,15 @@ def test_dropout_draws_anew_each_epoch():
             seen.append(torch.rand(4))
         assert torch.equal(generator.get_state(), before)
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+
+
+def test_dropout_is_each_process_own():
+    """G1, A9: of several processes each drops by numbers of its own, the same each time."""
+    seen = []
+    for rank in (0, 1, 1):
+        with mock.patch.object(etd, "ranks", lambda: (rank, 2)), etd.forked_rng(gen(3), torch.device("cpu")):
+            seen.append(torch.rand(4))
+    assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0], seen[1])
 
 
 @pytest.mark.gpu

@@ -490,16 +490,24 @@ def test_missing_data_set(name, tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*")) == []
 
 
-def test_failed_download(tmp_path, monkeypatch):
-    """R7: a download that fails says where the files belong."""
-    from torchvision.datasets import CIFAR10
+@pytest.mark.parametrize("name, kind, place", [
+    ("cifar10", "CIFAR10", "cifar-10-batches-py"), ("fashion-mnist", "FashionMNIST", "FashionMNIST"),
+    ("svhn", "SVHN", "_32x32.mat"), ("imagenette", "Imagenette", "imagenette2-160")])
+def test_failed_download(tmp_path, monkeypatch, name, kind, place):
+    """R7: a download is tried where it is asked for, and one that fails says where the files belong."""
+    from torchvision import datasets
 
     def fail(self):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(CIFAR10, "download", fail)
-    with pytest.raises(ValueError, match="cifar-10-batches-py.* failed .no route to host.*by hand"):
-        load("cifar10", data_dir=tmp_path, download=True)
+    monkeypatch.setitem(sys.modules, "scipy", types.ModuleType("scipy"))
+    monkeypatch.setitem(sys.modules, "scipy.io", types.ModuleType("scipy.io"))
+    cls = getattr(datasets, kind)
+    monkeypatch.setattr(cls, "_download" if hasattr(cls, "_download") else "download", fail)
+    with pytest.raises(ValueError, match=f"{place}.* failed .no route to host.*by hand"):
+        load(name, data_dir=tmp_path, download=True, image_size=16)
+    with pytest.raises(ValueError, match=f"{place}.*--download"):
+        load(name, data_dir=tmp_path, image_size=16)
 
 
 def test_import_does_no_io():
@@ -778,7 +786,7 @@ def bomb(path):
 
 ODD_FILES = {
     "bomb": (bomb, "cannot decode .*odd.png .*pixels"),
-    "pipe": (os.mkfifo, "odd.png is no regular file"),
+    "pipe": (lambda path: os.mkfifo(path), "odd.png is no regular file"),
     "link to itself": (lambda path: path.symlink_to(path), "cannot read .*odd.png .*symbolic links"),
     "link to nothing": (lambda path: path.symlink_to("nothing"), "cannot read .*odd.png"),
     "random bytes": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(500)), "cannot decode .*odd.png"),

@@ -148,6 +148,10 @@ def test_shapes_and_parameter_count(seed, width, ratio):
         assert layers["conv2"].to_base.shape == (width, extra, 3, 3)
         assert layers["norm2"].running_mean.shape == (width + extra,) and layers["norm2"].extra_weight.shape == (extra,)
         assert layers["head"].to_base.shape == (5, extra) and layers["head"].to_extra is None
+        for norm in (layers["norm1"], layers["norm2"]):  # the new entries are those of a new BatchNorm
+            assert norm.extra_weight.eq(1).all() and norm.extra_bias.eq(0).all()
+            assert torch.equal(norm.running_mean, torch.cat([norm.base.running_mean, torch.zeros(extra)]))
+            assert torch.equal(norm.running_var, torch.cat([norm.base.running_var, torch.ones(extra)]))
 
 
 def test_half_capacity_is_half_the_channels():
@@ -763,12 +767,12 @@ def prop_x12(etd, seed):
     assert head.extra_out == 0 and head.to_extra is None and head.extra_bias is None
     x = draw(seed, 4, 1, 8, 8, dtype=torch.float32)
     seen = []
-    hook = head.register_forward_hook(lambda m, args, out: seen.append(out))
+    hook = head.register_forward_hook(lambda m, args, out: seen.append(args[0]))
     out = run(expanded, x, rows(seed, expanded, 4))
     hook.remove()
-    assert out.shape == (4, 5) and torch.equal(out, seen[0])
-    with torch.no_grad():  # head(x) of the wide weight, nothing masked
-        assert torch.equal(head.base.weight, etd.drop(expanded).head.weight)
+    wide = torch.cat([head.base.weight, head.to_base], dim=1)  # (5, inputs + extra): nothing behind it is masked
+    assert out.shape == (4, 5)
+    assert_close(out, nn.functional.linear(seen[0], wide, head.base.bias), 1e-5)
 
 
 @given(seed=seeds)

@@ -29,7 +29,8 @@ def imported(tree) -> set[str]:
     return found
 
 
-ARROWS = {name: sorted(imported(ast.parse(path.read_text())) & set(FILES) - {name}) for name, path in FILES.items()}
+TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in FILES.items()}
+ARROWS = {name: sorted(imported(tree) & set(FILES) - {name}) for name, tree in TREES.items()}
 
 
 @cache
@@ -66,7 +67,7 @@ def test_the_root_does_not_need_the_study():
 @pytest.mark.parametrize("name", FILES)
 def test_imports_stand_at_the_top(name):
     """R13: no import inside a function, but for packages that are optional."""
-    functions = [node for node in ast.walk(ast.parse(FILES[name].read_text())) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.FunctionDef)]
     inside = {module.split(".")[0] for function in functions for module in imported(function)}
     assert inside <= OPTIONAL, inside - OPTIONAL
 
@@ -74,8 +75,8 @@ def test_imports_stand_at_the_top(name):
 def test_one_name_one_function():
     """R13: no two functions or classes of one name in two modules, but for what each word of run.py brings."""
     found = {}
-    for name, path in FILES.items():
-        for node in ast.parse(path.read_text()).body:
+    for name, tree in TREES.items():
+        for node in tree.body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 found.setdefault(node.name, []).append(name)
     twice = {function: names for function, names in found.items() if len(names) > 1}
@@ -88,7 +89,7 @@ WHOLE = sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("[a-z]*/*.py"))
 @pytest.mark.parametrize("path", WHOLE, ids=[str(path.relative_to(ROOT)) for path in WHOLE])
 def test_files_are_of_the_oldest_python(path):
     """R13: nothing that Python 3.10 cannot parse: a star between brackets, except*, quotes within an f-string's own."""
-    source = path.read_text()
+    source = path.read_text("utf-8")
     slices = [node.slice for node in ast.walk(ast.parse(source, feature_version=(3, 10)))
               if isinstance(node, ast.Subscript)]
     stars = [part.lineno for part in slices if any(isinstance(each, ast.Starred) for each in getattr(part, "elts", []))
@@ -109,6 +110,6 @@ def test_files_are_of_the_oldest_python(path):
 @pytest.mark.parametrize("name", FILES)
 def test_files_are_short(name):
     """R13: no module has more than 400 lines, and no line more than 120 columns."""
-    lines = FILES[name].read_text().splitlines()
+    lines = FILES[name].read_text("utf-8").splitlines()
     assert len(lines) <= 400
     assert [number for number, line in enumerate(lines, 1) if len(line) > 120] == []

@@ -11,6 +11,8 @@ import torch
 from PIL import EpsImagePlugin, Image
 from torch import nn
 
+from data import Streamed
+from formats import images
 from formats.images import Reading, decode
 from formats.inputs import Folder, open_folder, read_bad, read_labels
 from formats.networks import build_network
@@ -238,7 +240,7 @@ def damage(root: Path) -> None:
     (root / "val/bee/8.png").write_bytes(whole[:40])
 
 
-def test_images_that_cannot_be_decoded(tmp_path, root):
+def test_images_that_cannot_be_decoded(tmp_path, root, monkeypatch):
     """B5: truncated, empty, foreign and monstrous images are refused by name, or left out of everything if asked."""
     damage(root)
     bad = written(tmp_path, "b.txt", "1\n4\n9")
@@ -253,6 +255,13 @@ def test_images_that_cannot_be_decoded(tmp_path, root):
     assert [kept[i].name for i in folder.forget] == ["4.png", "alone.png"]
     assert folder.clean.tolist() == [-1] * 5 + [0]
     assert train.images[0, 0].eq(20).all()  # ant/2.png is first now
+    assert train.labels.tolist() == [0] * 3 + [1] * 3 and heldout.labels.tolist() == [1]
+    monkeypatch.setattr(images, "PART", 4)  # files that are decoded at a time where none is kept
+    folder = open_folder(root, bad, clean)
+    streamed, _, left_out = folder.load(Reading(8), workers=0, skip=True, room=0)
+    assert isinstance(streamed, Streamed) and folder.paths == kept and left_out == skipped
+    assert torch.equal(streamed.labels, train.labels) and streamed.mean == pytest.approx(train.mean)
+    assert torch.equal(streamed.some(torch.arange(6)).images, train.images)
 
 
 def test_no_program_is_started_for_an_image(tmp_path, root, monkeypatch):

@@ -74,6 +74,20 @@ def prop_a24(rem, seed=0):
     assert_same_state(out.train(), seen[chosen][3].train())
 
 
+def test_who_is_watched():
+    """A24: W is a twentieth of D_r from all over it, drawn from the settings' seed alone; step 3 trains on all others,
+    D_f among them."""
+    data, forget, found = make_data(0, n=203), torch.tensor([3, 50, 120]), {}
+    for seed, generator in ((0, 0), (0, 1), (1, 0)):
+        config = tiny(stop="repaired", seed=seed)
+        state = rem.start(small_net(0), data, forget, config, gen(generator))
+        assert len(state.watched) == 10 and not torch.isin(state.watched, forget).any()
+        assert torch.equal(torch.cat([state.watched, state.taught]).sort().values, torch.arange(203))
+        assert state.watched.max() > 100 and len(state.watched.diff().unique()) > 3
+        found[seed, generator] = state.watched.tolist()
+    assert found[0, 0] == found[0, 1] != found[1, 0]
+
+
 @pytest.mark.parametrize("gamma, forgotten", [(0.2, 0.0), (0.2, 0.6), (1.0, 0.0), (1.0, 1.0)])
 @pytest.mark.parametrize("gain, epochs", [(0.9, 2), (1.1, 3), (-1.1, 2)])
 def test_one_standard_error_decides(monkeypatch, gain, epochs, gamma, forgotten):
@@ -123,6 +137,18 @@ def test_the_log_tells_u_and_the_pull():
     rem.weigh(state, u.detach()[:1], torch.tensor([True]))
     assert_close(state.sums[1], torch.tensor([2, -1.5, pulls[1] + pulls[0]], dtype=torch.float64), 1e-12)
 
+
+def test_u_is_measured_from_the_reference():
+    """A24, L16: where nothing has moved and no BatchNorm makes training another pass, u is 0 and the pull 1."""
+    seen = []
+    config = tiny(unlearn_epochs=1, stop="max", gamma=1.0, unlearn_lr=0.0)
+    rem.rem(small_net(0, norm=False), make_data(0, n=11), torch.arange(3), config, gen(0),
+            log=lambda epoch, *rest, **record: seen.append(record))
+    for name in ("retain", "forget"):
+        assert seen[0][f"u_{name}"] == pytest.approx(0, abs=1e-5)
+        assert seen[0][f"pull_{name}"] == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize("known", [1, 4])
 def test_the_log_is_that_of_the_batches(known, monkeypatch):
     """A24: the log's means are over the examples of all batches of step 3, also where D_f is one example; passes and
@@ -155,5 +181,6 @@ def test_the_log_is_that_of_the_batches(known, monkeypatch):
 @few
 @given(seed=seeds)
 def test_the_default_may_end_earlier_with_the_best(seed):
-    """A24: by default the first epoch that is no better is the last, and the epoch of the highest score is returned."""
+    """A24, A19: by default the first epoch that is no better is the last; the epoch of the highest score is returned,
+    as it was then."""
     prop_a24(rem, seed)

@@ -185,6 +185,7 @@ def prop_v4(metrics, seed=0, rate=0.5):
     assert found["healed"] == oracle.healed(guesses, task.clean, task.corrupted)
     assert found["healed"] + metrics.accuracy(net, task.train, task.corrupted) <= 1  # labels differ on all of D_c
     assert found["utility"] == oracle.accuracy(guesses, task.test.labels)
+    assert found["acc_forget"] == oracle.accuracy(guesses[forget], task.train.labels[forget])
 
 
 @given(seeds, st.sampled_from([0.07, 0.5, 1.0]))

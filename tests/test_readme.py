@@ -23,7 +23,8 @@ from study import discovery, plan, report
 from study.tables import PAPER, make_tables
 
 ROOT = Path(run.__file__).resolve().parent
-DOCS = {name: (ROOT / name).read_text() for name in ("README.md", "results/README.md", "study/README.md")}
+DOCS = {name: (ROOT / name).read_text(encoding="utf-8")
+        for name in ("README.md", "results/README.md", "study/README.md")}
 README, RESULTS = DOCS["README.md"], DOCS["results/README.md"]
 FLAT = " ".join(README.split())  # without line breaks
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -86,7 +87,7 @@ def test_ci_runs_the_test_command_word_for_word():
     """R6: .ci/run holds the README's test command."""
     tests = next(block.strip() for kind, block in BLOCKS if kind == "bash" and "pytest" in block)
     assert tests == INSTALL + ".venv/bin/python -m pytest"
-    assert tests in (ROOT / ".ci" / "run").read_text().splitlines()
+    assert tests in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("doc", DOCS)
@@ -471,7 +472,7 @@ def test_the_tables_of_benchmarks_are_those_of_the_results(benchmark):
     name = benchmark.__name__.split(".")[-1]
     folder = ROOT / "results" / name
     made = benchmark.table([json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()])
-    assert made == (folder / f"{name}.md").read_text() and made in RESULTS
+    assert made == (folder / f"{name}.md").read_text(encoding="utf-8") and made in RESULTS
 
 
 def test_the_printed_output_is_that_of_the_results():
@@ -486,7 +487,7 @@ def test_the_printed_output_is_that_of_the_results():
 
 def test_requirements_are_ranges():
     """R6: five packages, as ranges, and nothing else."""
-    lines = (ROOT / "requirements.txt").read_text().split()
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
     assert [re.match(r"\w+", line)[0] for line in lines] == ["torch", "torchvision", "numpy", "pytest", "hypothesis"]
     assert all(">=" in line and "==" not in line for line in lines)
 

@@ -1,8 +1,12 @@
 """repair.py: the command end to end, traps told before any work, choices of layers and settings, the report."""
 
+import csv
+import hashlib
 import json
+import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -29,13 +33,15 @@ import repair
 import run
 import test_ranks
 from data import Data, Streamed
+from examples import repair as example_repair
 from examples import trials
 from examples.repair import draw_shapes, put_sticker, write_images
 from helpers import assert_close, assert_same_state, gen, make_data, small_net
+from expand import expand
 from metrics import accuracy
 from models import build
 from rem import go_on
-from settings import Config
+from settings import Config, Parser
 
 ROOT = Path(repair.__file__).resolve().parent
 pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # rounding decides whether a cap is reached
@@ -149,6 +155,25 @@ def test_natural_order():
     assert sorted(["10", "2", "b10", "B9", "ant", "Cat"], key=fitting.natural) == ["2", "10", "ant", "B9", "b10", "Cat"]
 
 
+@pytest.mark.parametrize("known, best, refused", [(0.92, 1.0, False), (0.7, 0.75, False), (0.7, 0.85, True),
+                                                  (0.55, 0.6, False), (0.45, 0.1, True)])
+def test_when_a_network_is_refused(monkeypatch, capsys, known, best, refused):
+    """P2: above nine of ten labels nothing is asked; below, another reading must be better by a tenth, and half of the
+    labels must be known anyhow; --force goes on."""
+    labels, before = torch.zeros(102, dtype=torch.int64), torch.zeros(102, dtype=torch.int64)
+    before[2 : 102 - round(100 * known)] = 1
+    data = Data(torch.zeros(102, 1, 2, 2, dtype=torch.uint8), labels, 2, (0.5,), (0.5,))
+    folder = inputs.Folder(Path(), ["a", "b"], [Path()] * 102, labels, torch.tensor([0, 1]), None, "")
+    monkeypatch.setattr(fitting, "readings", lambda *args: [(best, "another size"), (0.0, "BGR")])
+    for force in (False, True):
+        if refused and not force:
+            with pytest.raises(ValueError, match=r"--force" if best < known else f"{best:.1%} with another size"):
+                fitting.look_first(None, data, before, folder, images.Reading(2), force)
+        else:
+            fitting.look_first(None, data, before, folder, images.Reading(2), force)
+        assert f"given: {known:.3f} without the known bad, 1.000 on these" in capsys.readouterr().out
+
+
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +183,8 @@ def test_natural_order():
     ({"--out": "MODEL"}, (), "would replace the input"),
     ({"--out": "LINK"}, (), "would replace the input"),
     ({"--out": "net.py"}, (), "would replace the input"),
+    ({"--out": "order.txt"}, (), "would replace the input"),
+    ({"--out": "true.csv", "--clean": "true.csv"}, (), "would replace the input"),
     ({"--out": "train/0/0-1.png"}, (), "would lie among the images"),
     ({"--out": "two/x.pt", "--bad": "two/suspects.csv"}, (), "give another folder with --out"),
     ({"--bad": "many.npz"}, (), "it must be a text file"),
@@ -195,11 +222,12 @@ def test_bad_input_is_one_line_before_any_work(colours, capsys, monkeypatch, cha
     (folder / "LINK").symlink_to(folder / "model.pt")
     places = {"MODEL": folder / "model.pt", "LINK": folder / "LINK", "FOLDER": folder / "train",
               "none": folder / "none",
-              **{name: folder / name for name in ("x.json", "x.state", "suspects.csv", "suspects.png", "net.py",
-                                                  "train/0/0-1.png", "two/x.pt", "sheet/x.pt", "two/suspects.csv", "many.npz",
-                                                  "many.npy", "torn.npy")}}
+              **{name: folder / name for name in (
+                 "order.txt", "true.csv", "x.json", "x.state", "suspects.csv", "suspects.png", "net.py", "torn.npy",
+                 "train/0/0-1.png", "two/x.pt", "sheet/x.pt", "two/suspects.csv", "many.npz", "many.npy")}}
     monkeypatch.setattr(repair, "start", lambda *args, **kwargs: pytest.fail("work began"))
     before = (folder / "model.pt").read_bytes()
+    (folder / "true.csv").write_text("path,label\n0-5.png,0\n")
     for name in ("two", "sheet"):
         (folder / name).mkdir()
     (folder / "sheet" / "suspects.png").touch()
@@ -327,7 +355,8 @@ def test_resnet18_end_to_end(tmp_path, capsys):
     assert report["scores"]["held-out images"][1] == pytest.approx(accuracy(net.module, look), abs=1e-4)
     assert report["settings"]["batch"] == 12 and report["images"] == 24
     assert report["classes"] == ["circle", "square", "triangle"]
-    assert report["sha256"][str(tmp_path / "bad.txt")] == repair.digest(tmp_path / "bad.txt")
+    assert report["sha256"] == {str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+                                for path in (tmp_path / "model.pt", tmp_path / "bad.txt", tmp_path / "new.pt")}
     assert {"torch", "torchvision", "device", "git", "argv", "seconds"} <= set(report)
 
 
@@ -393,7 +422,11 @@ def test_a_network_too_sure_gets_adam():
     data.labels[forget[:2]], data.labels[forget[2:]] = 0, 1
     assert not repair.too_sure(net, data, forget)  # one of three has a gradient
     data.labels[forget] = 0
-    assert repair.too_sure(net, data, forget) and net.training
+    for ce, sure in ((5e-7, True), (2e-6, False), (1e-12, True)):  # a mean of 1e-6 decides; CE is next to 3 exp(-z)
+        with torch.no_grad():
+            head.bias[0] = math.log(3 / ce)
+        assert repair.too_sure(net, data, forget) is sure
+    assert net.training
     config, reasons = repair.choose_settings(net, len(data), {}, sure=True)
     assert (config.optimizer, config.unlearn_lr) == ("adam", 1e-4) and any("so sure" in line for line in reasons)
     told = []
@@ -444,8 +477,12 @@ def test_layers_that_are_named_overrule():
 def test_a_network_without_any_choice_is_refused():
     """P5: the refusal is the first one, and says how many choices were tried and what to do."""
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4 * 900, 3))
-    with pytest.raises(TypeError, match=r"refused too: try --layers"):
-        repair.expand_any(net, torch.zeros(2, 3, 32, 32), Config(ratio=0.5), None, None)
+    example, names = torch.zeros(2, 3, 32, 32), ["0", "3"]
+    with pytest.raises(TypeError) as first:
+        expand(net, example, 0.5)
+    more = len(list(repair.layer_choices(net, names, example))) - 1
+    with pytest.raises(TypeError, match=f"^{re.escape(str(first.value))}; {more} other choices .* too: try --layers$"):
+        repair.expand_any(net, example, Config(ratio=0.5), None, None)
 
 
 def test_wrapped_networks_and_inputs_stay(capsys):
@@ -648,14 +685,14 @@ def test_the_report_counts(tmp_path):
     """P6: accuracies on D_f and the rest against given labels, Healed against true ones, and changed predictions."""
     images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 2, 2).contiguous()
     data = Data(images, torch.tensor([0, 0, 0, 1, 1, 2]), 3, (0.0,) * 3, (1.0,) * 3)
-    truth = torch.tensor([1, -1, 2, 1, -1, -1])
+    truth = torch.tensor([1, 0, 2, 1, -1, -1])  # the second is known bad for another reason than its label
     folder = inputs.Folder(tmp_path, ["a", "b", "c"], [], data.labels, torch.tensor([0, 1]), truth, "")
     old, new = Fixed([0, 0, 0, 1, 1, 2]), Fixed([1, 0, 2, 1, 0, 2])
     found = repair.predicted(old, data)
     scores = repair.before_and_after([found, found], new, data, data, folder)
     assert scores == {"known bad, their given labels": [1.0, 0.5],
                       "other training images, given labels": [1.0, 0.5],
-                      "held-out images": [1.0, 0.5], "Healed: bad images, true labels": [0.0, 1.0],
+                      "held-out images": [1.0, 0.5], "Healed: bad images, true labels": [0.3333, 1.0],
                       "training images with another prediction": 3}
     lines = repair.table_of_changes(scores).splitlines()
     assert lines[1].split()[-2:] == ["100.0", "50.0"] and lines[-1].split()[-1] == "3"
@@ -683,6 +720,10 @@ def test_images_left_out_are_told(colours, capsys):
     assert "1 images cannot be decoded and are left out" in capsys.readouterr().out
     report = json.loads(colours["--out"].with_suffix(".json").read_text())
     assert [Path(name).name for name in report["skipped"]] == ["3-0.png"]
+    listing = [path.relative_to(colours["--data"]).as_posix()
+               for path in inputs.open_folder(colours["--data"], colours["--bad"]).paths]
+    rows = list(csv.DictReader((colours["--out"].parent / "suspects.csv").read_text().splitlines()))
+    assert len(rows) == 69 and all(listing[int(row["index"])] == row["filename"] for row in rows)  # of all images
 
 
 # --- Images that are not kept in memory -------------------------------------------------------------------------------
@@ -946,10 +987,28 @@ def test_synchronised_batchnorm(monkeypatch):
         repair.synchronised(expanded)
 
 
-def test_help_and_the_example(tmp_path):
-    """P1: --help lists every flag; the example writes images that the printed command repairs."""
+def test_help_and_the_example(tmp_path, monkeypatch, capsys):
+    """P1: --help lists every flag and the defaults that are chosen; the example writes images that the printed command
+    repairs, in a folder of any name, but not beside others."""
     done = subprocess.run([sys.executable, ROOT / "run.py", "repair", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and all(f"--{name}" in done.stdout for name in ("checkpoint", "skip-bad-images"))
+    flags = Parser()
+    repair.add_arguments(flags)
+    names = [name for action in flags._actions for name in action.option_strings]
+    assert done.returncode == 0 and len(names) > 25 and all(name in done.stdout for name in names)
+    chosen, text = repair.choose_settings(small_net(0), 100, {})[0], " ".join(done.stdout.split())
+    assert (chosen.gamma, chosen.ratio, chosen.unlearn_epochs, chosen.seed) == (0.05, 0.25, 4, 0)
+    assert "most epochs of REM (default: 4)" in text and "over the network's (default: 0.25)" in text
+    folder = tmp_path / "a folder"
+    monkeypatch.setattr(sys, "argv", ["repair.py", "--write", str(folder)])
+    monkeypatch.setattr(example_repair, "fit", lambda *args: None)
+    assert example_repair.main() == 0
+    printed = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert printed[:3] == ["python", "run.py", "repair"]
+    assert run.main([*printed[2:], "--force", "--epochs", "0"]) == 0
+    assert checkpoints.read(folder / "repaired.pt").keys() == checkpoints.read(folder / "model.pt").keys()
+    with pytest.raises(SystemExit):
+        example_repair.main()
+    assert "has images already" in capsys.readouterr().err
     images, labels = draw_shapes(9, gen(0))
     assert images.shape == (9, 3, 32, 32) and labels.tolist() == [0, 1, 2] * 3
     stuck = put_sticker(images, gen(1))

@@ -11,7 +11,7 @@ import spread
 
 
 def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
 
 
 def test_runs_are_made_once(tmp_path, monkeypatch, capsys):
@@ -28,7 +28,7 @@ def test_runs_are_made_once(tmp_path, monkeypatch, capsys):
     argv = ["--out", str(out), "--isa", "AVX2", "default", "--threads", "1", "--seeds", "0", "1",
             "--kinds", "poison", "etd"]
     assert spread.main(argv) == 1 and len(made) == 4 and len(rows(out)) == 6  # etd failed at seed 1
-    out.write_text(out.read_text() + '{"kind": "poi')  # a kill in the middle of a line
+    out.write_text(out.read_text(encoding="utf-8") + '{"kind": "poi')  # a kill in the middle of a line
     assert spread.main(argv) == 0
     assert made[4:] == [(("etd",), "AVX2", 1, 1), (("etd",), "default", 1, 1)]
     assert len(rows(out)) == 8
@@ -70,9 +70,9 @@ def test_no_bound_is_within_reach_of_the_spread():
     asked = spread.parse(["--out", "x"])
     assert sorted((row["kind"], row["isa"], row["threads"], row["seed"]) for row in found) == sorted(
         itertools.product(asked.kinds, asked.isa, asked.threads, asked.seeds))
-    assert spread.table(found) in (spread.ROOT / "tests" / "README.md").read_text()
+    assert spread.table(found) in (spread.ROOT / "tests" / "README.md").read_text(encoding="utf-8")
     others = [path for path in (spread.ROOT / "tests").glob("test_*.py") if path.name != Path(__file__).name]
-    text = "".join(path.read_text() for path in others)
+    text = "".join(path.read_text(encoding="utf-8") for path in others)
     bounds = BOUND.findall(text)
     assert len(bounds) == text.count('mean("') > 15
     for kind, name, sign, bound in bounds:

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")
 class Samples:
     """The images and labels of a Data as a torch Dataset, each put through `transform`."""
 
-    def __init__(self, data, transform=lambda image: image):
+    def __init__(self, data, transform=torch.clone):  # a name of a module, as what starts processes may need it
         self.data, self.transform = data, transform
 
     def __len__(self):
@@ -214,45 +214,56 @@ class Endless(IterableDataset):
         yield torch.zeros(1, 4, 4), 0
 
 
-def spoil(value, at=3):
-    """Samples of which one is what `value` makes of it."""
-    class Spoilt(Samples):
-        def __getitem__(self, i):
-            return value(super().__getitem__(i)) if i == at else super().__getitem__(i)
-
-    return Spoilt(make_data(0, n=8))
-
-
-def fail(sample):
-    raise OSError("damaged\nfile")
-
-
 WRONG = {
-    "a raise": (fail, r"sample 3 cannot be read as a pair \(image, label\): OSError: damaged$"),
-    "no pair": (lambda sample: sample[0], "sample 3 cannot be read as a pair"),
-    "three": (lambda sample: (*sample, 1), "sample 3 cannot be read as a pair.*too many"),
-    "no tensor": (lambda sample: (sample[0].numpy(), sample[1]), r"image of sample 3 is ndarray \(1, 8, 8\), expected"),
-    "another size": (lambda sample: (sample[0][:, :4], sample[1]), r"image of sample 3 is .*\(1, 4, 8\).*sample 0"),
-    "another dtype": (lambda sample: (sample[0].float(), sample[1]), "image of sample 3 is .*float32.*sample 0"),
-    "a label too large": (lambda sample: (sample[0], 4), "label of sample 3 is 4, expected 0 to 3"),
-    "a label below 0": (lambda sample: (sample[0], torch.tensor(-1)), "label of sample 3 is -1"),
-    "a word": (lambda sample: (sample[0], "cat"), "label of sample 3 is 'cat'"),
+    "a raise": r"sample 3 cannot be read as a pair \(image, label\): OSError: damaged$",
+    "no pair": "sample 3 cannot be read as a pair",
+    "three": "sample 3 cannot be read as a pair.*too many",
+    "no tensor": r"image of sample 3 is ndarray \(1, 8, 8\), expected",
+    "another size": r"image of sample 3 is .*\(1, 4, 8\).*sample 0",
+    "another dtype": "image of sample 3 is .*float32.*sample 0",
+    "a label too large": "label of sample 3 is 4, expected 0 to 3",
+    "a label below 0": "label of sample 3 is -1",
+    "a word": "label of sample 3 is 'cat'",
 }
+
+
+class Spoilt(Samples):
+    """Samples of which one is wrong in a way of WRONG; of this module, as what starts processes may need it."""
+
+    def __init__(self, how, at=3, n=8):
+        super().__init__(make_data(0, n=n))
+        self.how, self.at = how, at
+
+    def __getitem__(self, i):
+        image, label = super().__getitem__(i)
+        if i == self.at and self.how == "a raise":
+            raise OSError("damaged\nfile")
+        spoilt = {"no pair": image, "three": (image, label, 1), "no tensor": (image.numpy(), label),
+                  "another size": (image[:, :4], label), "another dtype": (image.float(), label),
+                  "a label too large": (image, 4), "a label below 0": (image, torch.tensor(-1)),
+                  "a word": (image, "cat")}
+        return spoilt[self.how] if i == self.at else (image, label)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_sample_is_named(name, workers):
     """U5: what is wrong with a sample is one line that names it, from a worker too; sample 0 is looked at first."""
-    value, words = WRONG[name]
+    words = WRONG[name]
     with pytest.raises(ValueError, match=words) as caught:
-        Streamed(spoil(value), 4, workers=workers)
+        Streamed(Spoilt(name), 4, workers=workers)
     assert "\n" not in str(caught.value)
     if "label" not in name and name != "a word":
         with pytest.raises(ValueError, match=words):
-            list(Streamed(spoil(value), 4, labels=torch.zeros(8, dtype=torch.int64), workers=workers).batches(size=2))
+            list(Streamed(Spoilt(name), 4, labels=torch.zeros(8, dtype=torch.int64), workers=workers).batches(size=2))
         with pytest.raises(ValueError, match="sample 0"):
-            Streamed(spoil(value if name not in ("another size", "another dtype") else fail, at=0), 4)
+            Streamed(Spoilt(name if name not in ("another size", "another dtype") else "a raise", at=0), 4)
+
+
+def test_a_wrong_label_is_named_by_a_worker():
+    """U5: labels are read 512 at a time, so that of a long data set workers read them."""
+    with pytest.raises(ValueError, match="label of sample 555 is 4, expected 0 to 3"):
+        Streamed(Spoilt("a label too large", at=555, n=600), 4, workers=2)
 
 
 def test_wrong_arguments_are_refused():

@@ -17,9 +17,9 @@ from torch import nn
 import run
 from contract import blind, global_random_states_stay, inputs_stay
 from data import Data
-from etd import NonFiniteLoss, forked_rng
+from etd import NonFiniteLoss, forked_rng, mask_table
 from formats import inputs, networks, sheets
-from helpers import assert_close, gen, make_data, make_dataset, seeds, small_net, tiny
+from helpers import assert_close, assert_same_state, gen, make_data, make_dataset, seeds, small_net, tiny
 from models import build
 from rem import rem
 from settings import stream
@@ -229,6 +229,51 @@ def test_rows_of_scores_count_the_undiscovered_alone():
     assert discovery.rows_of_scores({"perfect": score}, task, task.corrupted) == []
 
 
+def test_every_score_stands_under_its_name():
+    """S13, S17: before and after, given label and channel, are not taken for each other."""
+    data, forget = make_data(3, n=20), torch.tensor([1, 4, 7])
+    model, repaired, through = small_net(0), small_net(1), torch.randn(20, 4, generator=gen(2)).double()
+    found = discovery.every_score(model, repaired, through, data, forget)
+    (before, labels), (after, _), h = logits(model, data), logits(repaired, data), features(model, data)
+    ce = [given_loss(z, labels) for z in (before, after, through)]
+    wanted = {"CE, untouched network": ce[0], "CE, repaired network": ce[1],
+              "CE repaired - CE untouched": ce[1] - ce[0], "CE repaired - CE through D_f's channel": ce[1] - ce[2],
+              "cosine to the 5 nearest of D_f": nearest(h, forget),
+              "logistic probe, D_f against the rest": probe(h, forget),
+              "last-layer TracIn to D_f, untouched": tracin(before, labels, h, forget),
+              "logit margin, untouched network": margin(before, labels),
+              "logit margin, repaired network": margin(after, labels)}
+    assert list(found) == list(wanted)
+    assert all(torch.equal(found[name], score) for name, score in wanted.items())
+    assert len({tuple(score.tolist()) for score in wanted.values()}) == 9
+
+
+def test_scores_of_a_round_are_those_of_its_networks(monkeypatch):
+    """S16: a cell's scores have the original for the untouched network, and the repaired one for the other."""
+    seen = []
+    monkeypatch.setattr(discovery, "every_score", lambda model, repaired, *rest: seen.append((model, repaired)) or {})
+    task, original = make_task("random", make_dataset(0, n=30), 6, 0), small_net(0)
+    config = tiny(n=6, discovery=0.34, gamma=1.0)
+    list(discovery.play(config, task, original, 1, []))
+    (model, repaired), known = seen[0], discovery.find(config, task)
+    assert model is original
+    assert_same_state(repaired, rem(original, task.train, known, config, stream(config.seed, "unlearning")))
+
+
+def test_the_picture_draws_the_scores_it_names():
+    """S17: a line per score, recall over the images looked at, mean over seeds."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+    common = {"task": "poison", "discovery": 0.5, "undiscovered": 2}
+    rows = [{**common, "score": score, "seed": seed, "ranks": ranks} for score, seed, ranks in
+            ((discovery.REPAIRED, 0, [1, 2]), (discovery.REPAIRED, 1, [1, 3]), (discovery.UNTOUCHED, 0, [5, 6]))]
+    figure = discovery.draw_recall(Figure(layout="constrained"), rows)
+    lines = {one.get_label(): list(one.get_ydata()) for one in figure.axes[0].get_lines()}
+    assert lines[discovery.REPAIRED] == [0.0, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
+    assert lines[discovery.UNTOUCHED] == [0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 1.0]
+    assert lines["the best there can be"] == [0, 1, 1] and len(lines) == 3
+
+
 # --- The list that a user gets, and gives back ------------------------------------------------------------------------
 
 NAMES = ["plain.png", 'a "quoted", name.png', "Ünïcode 猫 – ñ.png", "comma, semi; tab.png", "line\nend.png",
@@ -287,6 +332,8 @@ def test_the_list_says_what_the_network_believes(world):
     net.load_state_dict(torch.load(world["--out"], weights_only=True))
     train, *_ = folder.load(reading)
     z, labels = logits(net, train)
+    net.load_state_dict(torch.load(world["--checkpoint"], weights_only=True))
+    similar = probe(features(net, train), folder.forget)
     for row in rows:
         i = int(row["index"])
         assert folder.paths[i].relative_to(folder.root).as_posix() == row["filename"]
@@ -294,7 +341,8 @@ def test_the_list_says_what_the_network_believes(world):
         assert (row["given_label"], row["predicted_label"]) == named
         assert float(row["score"]) == pytest.approx(float(given_loss(z, labels)[i]), rel=1e-4, abs=1e-5)
         assert float(row["label_score"]) == pytest.approx(math.exp(-float(row["score"])), rel=1e-4)
-        assert 0 <= float(row["label_score"]) <= 1 and 0 <= float(row["similar"]) <= 1
+        assert 0 <= float(row["label_score"]) <= 1
+        assert float(row["similar"]) == pytest.approx(float(similar[i]), rel=1e-3, abs=1e-5)
     scores = [float(row["score"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
     assert b"\r\n" in (world["--out"].parent / "suspects.csv").read_bytes()
@@ -353,7 +401,7 @@ def test_without_matplotlib_there_is_the_list_alone(tmp_path, monkeypatch):
     data, net, paths = make_data(0, channels=3, classes=2), small_net(0, channels=3, classes=2), []
     paths = [tmp_path / "train" / "a" / f"{i}.png" for i in range(12)]
     folder = inputs.Folder(tmp_path, ["$x^", "猫" * 40], paths, data.labels, torch.tensor([2, 5]), None, "")
-    places = {path: 2 * i for i, path in enumerate(paths)}  # every second file cannot be decoded
+    places, drawn = {path: 2 * i for i, path in enumerate(paths)}, []  # every second file cannot be decoded
     for missing, words in ((True, "no picture of them: matplotlib is not installed"), (False, "suspects.png shows 10")):
         if missing:
             monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
@@ -362,10 +410,16 @@ def test_without_matplotlib_there_is_the_list_alone(tmp_path, monkeypatch):
             pytest.importorskip("matplotlib")
         repaired = small_net(1, channels=3, classes=2)
         found, similar = suspects(repaired, data, folder.forget), probe(features(net, data), folder.forget)
+        if not missing:
+            monkeypatch.setattr(sheets, "draw_sheet", lambda path, images, labels, inner=sheets.draw_sheet: (
+                drawn.append((images, labels)), inner(path, images, labels))[1])
         assert words in sheets.write_suspects(tmp_path / "r.pt", found, similar, data, folder, places)
         assert (tmp_path / "suspects.png").exists() != missing
         rows = rows_of(tmp_path / "suspects.csv")
         assert all(row["filename"] == f"train/a/{int(row['index']) // 2}.png" for row in rows) and len(rows) == 10
+    (shown, named), = drawn
+    assert torch.equal(shown, data.images[found.index]) and named == [
+        (folder.classes[data.labels[i]], folder.classes[p]) for i, p in zip(found.index, found.predicted)]
     labels = [("a\udc80", ""), ("x" * 30, "y"), ("$x^", "$")]
     for k, channels in ((0, 3), (1, 1), (3, 3), (70, 1)):
         images = torch.zeros(k, channels, 4, 4, dtype=torch.uint8)
@@ -432,13 +486,15 @@ def test_the_channel_is_that_of_the_epoch_that_is_returned():
     config = tiny(n=6, unlearn_epochs=4, stop="repaired", unlearn_lr=0.3, gamma=0.5)
 
     def log(epoch, epochs, expanded, **record):
-        seen.append((record["score"], logits(expanded, task.train)[0]))
+        mask = mask_table(40, expanded.width, config.p_mem, config.seed, forget)[forget[0]]
+        seen.append((record["score"], logits(expanded, task.train)[0], logits(expanded, task.train, mask)[0]))
 
     rem(small_net(1), task.train, forget, config, stream(0, "unlearning"), log=log)
     network, through = discovery.repair_cell(config, small_net(1), task.train, forget)
     best = max(range(len(seen)), key=lambda i: (seen[i][0], -i))
     assert torch.equal(logits(network, task.train)[0], seen[best][1])
-    assert through.shape == (40, 4) and not torch.equal(through, seen[best][1])
+    assert torch.equal(through, seen[best][2]) and not torch.equal(through, seen[best][1])
+    assert best < len(seen) - 1 and not torch.equal(through, seen[-1][2])  # it is not just the last
 
 
 def test_tables_are_means_over_seeds():

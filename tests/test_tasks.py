@@ -165,6 +165,8 @@ def test_t3_default_pair():
         dataset = balanced(0, n=40, classes=10, name=name)
         task = make_task("confusion", dataset, 4, 0)
         assert set(task.clean[task.corrupted].tolist()) == (pair or set(closest_pair(dataset.train)))
+        other = make_task("confusion", dataset, 4, 0, (1, 2))  # a pair that is given counts on every data set
+        assert set(other.clean[other.corrupted].tolist()) == {1, 2}
 
 
 @given(seeds, st.integers(2, 6), st.integers(1, 3))
