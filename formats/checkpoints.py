@@ -67,7 +67,7 @@ def read(path: str | Path, ema: bool = False) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} is an empty file; the download or copy failed")
     if head.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a Git-LFS pointer, not the weights; fetch them with: git lfs pull")
-    if re.match(rb"(?i)\s*<(!doctype|html|head|\?xml)", head):
+    if re.match(rb"(?i)\s*<(!doctype|!--|html|head|\?xml)", head):
         raise ValueError(f"{path} is a web page, not weights; the download needs another address or a login")
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path, head)
     stored = unwrap(content, path, ema)

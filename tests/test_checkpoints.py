@@ -266,6 +266,7 @@ REFUSED = {
     "nothing": (b"", "empty file"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git-LFS pointer.*git lfs pull"),
     "page": (b"\n<!DOCTYPE html><html></html>", "web page"),
+    "page with a remark": (b"<!-- x --><HTML></HTML>", "web page"),
     "text": (b"hello there", "no file of weights"),
     "zip": (b"PK\x03\x04 and no more", "cut short or damaged: 16 bytes"),
 }
