@@ -17,7 +17,7 @@ import run
 from benchmarks import growth, scale
 from metrics import mean_sem
 from methods import METHODS
-from study.rows import SCORES, etd_alone, load_rows, networks, pick
+from study.rows import SCORES, etd_alone, load_rows, networks, pick, products
 from settings import PLACE, TASKS, Config, resolve
 from study import discovery, plan, report
 from study.tables import PAPER, make_tables
@@ -249,6 +249,11 @@ def test_the_tables_on_natural_images_are_those_of_the_results():
           for row in pick(rows, task="confusion", etd=False)}
     won = [[at[key] - at["no-ul", key[1], key[2]] for key in at if key[0] == name] for name in ("cf", "scrub")]
     (least, most), (low, high) = ((min(found), max(found)) for found in won)
+    rem = products(pick(rows, method="rem", etd=False))
+    behind = [row for row in pick(rows, method="rem", etd=True)
+              if row["product"] < rem[row["task"], row["discovery"], row["seed"]]]
+    less = next(line[names.index("minus REM")].removeprefix("-") for line in shown if line[0] == "rem on ETD")
+    assert f"REM on ETD behind REM in all {len(behind)} runs, by {less} points" in words and len(behind) == 27
     assert f"in all nine runs, by {least:.1f} to {most:.1f} and {low:.1f} to {high:.1f} points" in words and least > 0
     first = networks(pick(rows, method="no-ul", etd=False, seed=0))
     ends = (fmean(100 * row[key] for row in first) for key in ("utility", "product"))
