@@ -260,7 +260,7 @@ def drop(expanded: Expanded) -> nn.Module:
 
 
 def copy_of(net: nn.Module) -> nn.Module:
-    """A deep copy; torch has none of an activation with its history, which some networks keep, so that is let go."""
+    """A deep copy; torch cannot copy a tensor with its autograd graph, which some networks keep: it is detached."""
     kept = [value for module in net.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
     return copy.deepcopy(net, {id(value): value.detach() for value in kept if not value.is_leaf})
 
@@ -311,7 +311,7 @@ def over_ranks(values: list[torch.Tensor], weight: float | None = None) -> None:
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, count: int = 1) -> torch.Tensor:
-    """One step down the mean over all ranks of `loss`, here of `count` examples; what it reaches on none stays."""
+    """One step down the mean of `loss` over ranks (here over `count` examples); weights no rank reaches stay."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     loss, parameters = loss.detach(), [p for group in optimizer.param_groups for p in group["params"]]

@@ -344,7 +344,7 @@ def reached(probe: Expanded, x: torch.Tensor, generator: torch.Generator) -> set
 
 
 def mixed_up(probe: Expanded, x: torch.Tensor) -> str | None:
-    """Examples that do not meet their own masks, in eval mode: a row on beside rows off must be as if it were alone."""
+    """Whether examples miss their masks, in eval mode: with one row on, others off, each must run as if alone."""
     norms = (m for m in probe.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)))
     if any(norm.running_mean is None for norm in norms):
         return None  # batch statistics in eval mode tie the examples together, so nothing can be told from them

@@ -167,7 +167,7 @@ def go_on(state: State, log=None) -> nn.Module:
 
 def start(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.Generator, *,
           shared: torch.Tensor | None = None) -> State:
-    """Step 1: put theta_o2 beside theta_o1, give every example its mask and D_f (or `shared`) its own; as `rem`."""
+    """Step 1: put theta_o2 beside theta_o1, give every example its mask, D_f (or `shared`) one; args: `rem`'s."""
     config = Settings(**{f.name: getattr(config, f.name, f.default) for f in fields(Settings)})
     forget = check_forget(forget, len(data))
     if shared is not None and not torch.isin(forget, check_index(shared, len(data)).cpu()).all():
@@ -296,7 +296,7 @@ def judge(state: State) -> None:
 
     Choice: step 3 is there to restore utility. Once it has, further epochs cost healing.
     An epoch's score is Acc(W) (1 - max(Acc(D_f), gamma)): theta_o1 alone, labels as given, W being a twentieth of D_r
-    that step 3 leaves out. The first epoch whose score is not above the best before by a standard error is the last.
+    that step 3 leaves out. The first epoch that does not beat the best score so far by a standard error is the last.
     """
     if state.watched is None:
         return

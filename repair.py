@@ -129,7 +129,7 @@ def too_sure(model: nn.Module, data: Data | Streamed, forget: torch.Tensor) -> b
 def choose_settings(model: nn.Module, n: int, given: dict, sure: bool = False) -> tuple[Config, list[str]]:
     """Batch, optimiser, its rate and epochs for n training images, and the reason for each; what is given stays.
 
-    Choice: gamma 0.05, below the random chance of few classes, where Sec. 5 has it above: of few known images next to
+    Choice: gamma 0.05, below chance for few classes, though Sec. 5 wants it above: of few known images nearly
     all have to change, or the pattern that they share stays.
     """
     batch = min(512, max(16, 2 ** round(math.log2(max(1, n) / 20))))
@@ -143,7 +143,7 @@ def choose_settings(model: nn.Module, n: int, given: dict, sure: bool = False) -
               "optimizer": (optimizer, why),
               "unlearn_lr": (0.004, "near Table 3's") if sgd else (1e-4, "Table 3's rate of training; few steps"),
               "unlearn_epochs": (4, "at most: REM ends when the repair is done"),
-              "gamma": (0.05, "few are known, so next to all of them are removed"),
+              "gamma": (0.05, "few are known, so nearly all of them are removed"),
               "ratio": (0.25, "theta_o2 as wide as a quarter of the network")}
     read = {*READ, *(f.name for f in fields(Settings))}
     if idle := [f.name for f in fields(Config) if f.name in given and f.name not in read]:

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 if a cell or a file failed, 2 for bad input, told in a line."""
     argv = sys.argv[1:] if argv is None else argv
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # an encoding without a letter of a file's name ends no run
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name that stdout cannot encode ends no run
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: print(f"warning: {message}", file=sys.stderr)
         try:
@@ -121,8 +121,8 @@ def command(argv: list[str]) -> int:
 
 @contextlib.contextmanager
 def joined(argv: list[str]):
-    """Be one of the processes that torchrun has started, for the length of the block; of one alone nothing changes, nor
-    of `grid`, whose processes each have cells of their own.
+    """Be one of the processes that torchrun has started, for the length of the block; if alone, nothing changes, nor
+    for `grid`, whose processes each have cells of their own.
 
     The first process prints and writes. Of an error, whoever meets it first tells: the others may know no more than
     that one is gone, and leave by way of SystemExit.
