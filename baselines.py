@@ -1,4 +1,4 @@
-"""The methods that REM is compared with, each one function of one signature (Sec. 3, Table 1); NPO: methods.py.
+"""The methods that REM is compared with, and REM by other names, each a function of one signature (Sec. 3, Table 1).
 
     unlearned = fine_tune(model, task.train, forget, config, generator)
     unlearned = potion(tries=50, part=1, relative=False)(model, task.train, forget, config, generator)
@@ -12,19 +12,25 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import Module, functional as F
 
-from data import Data, batches, count_batches
-from etd import (NonFiniteLoss, copy_of, descend, eval_mode, finite, finite_weights, forked_rng, logits_of,
-                 make_optimizer, stream)
+from engine.batches import count_batches
+from engine.checks import NonFiniteLoss, check_forget, finite, finite_weights
+from engine.ending import Never, Repaired
+from engine.features import features
+from engine.modes import copy_of, eval_mode, modes_of, put_modes
+from engine.scores import cross_entropy
+from engine.streams import forked_rng, stream
+from engine.updates import descend, logits_of, make_optimizer
+from etd import Expanded, drop, mask_rows, train_etd
+from expand import expand
 from metrics import accuracy, predict
 from models import reinitialise
-from rem import check_forget, trains_on_forget
-from settings import Config
-from suspects import features
+from rem import State, add_capacity, discard, npo_term, rem, remove, step3_batch
 from train import fit, rate
 
 SCRUB_TEMPERATURE = 4.0
@@ -38,7 +44,7 @@ CUTS_NEAREST = 5  # neighbours of each
 CUTS_DIVERSITY = 2.0  # weight of the penalty
 
 
-def no_ul(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator) -> Module:
+def no_ul(model: Module, data, forget: Tensor, config, generator: Generator) -> Module:
     """No unlearning: a copy of the trained network (Table 1 "No UL"; with ETD training, ETD alone)."""
     check_forget(forget, len(data))
     return copy_of(model)
@@ -52,7 +58,7 @@ def bad_teacher(over_classes: bool):
     Loss: KL(teacher || student) on D_tr, temperature 1, `unlearn_epochs` epochs at rates of `schedule`. Both teachers
     in eval mode. over_classes: the released scale, a mean over batch and classes, KL / C; without it the formula's.
     """
-    def badt(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
+    def badt(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
         forget, student = check_forget(forget, len(data)), copy_of(model)
         in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
         original, bad = teacher(model, data, config), teacher(fresh(model, config), data, config, forget)
@@ -78,7 +84,7 @@ def bad_teacher(over_classes: bool):
     return badt
 
 
-def scrub(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
+def scrub(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
     """SCRUB (Kurmanji et al. 2023): towards the original network on D_r, away from it on D_f.
 
     Loss on D_r: CE + alpha KD(original), KD at temperature 4; on D_f: minus the same sum. A pass over D_f comes before
@@ -116,7 +122,7 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> 
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 
-def teacher(net: Module, data: Data, config: Config, index: Tensor | None = None):
+def teacher(net: Module, data, config, index: Tensor | None = None):
     """A function (rows, x) -> logits (B, classes) of a frozen copy in eval mode.
 
     Without augmentation the answers never change: then they are computed once, for the examples of `index` (None: all).
@@ -129,7 +135,7 @@ def teacher(net: Module, data: Data, config: Config, index: Tensor | None = None
 
     if data.augments or data.part[1] > 1:  # of several processes each has seen its share alone
         return answer
-    seen = [(rows, answer(rows, x)) for rows, x, _ in batches(data, index, dtype=next(frozen.parameters()).dtype)]
+    seen = [(rows, answer(rows, x)) for rows, x, _ in data.batches(index, dtype=next(frozen.parameters()).dtype)]
     rows, logits = (torch.cat(part) for part in zip(*seen, strict=True))
     known = logits.new_zeros((len(data), logits.shape[1])).index_copy_(0, rows.to(logits.device), logits)
     return lambda rows, x: known[rows.to(known.device, non_blocking=True)]
@@ -137,7 +143,7 @@ def teacher(net: Module, data: Data, config: Config, index: Tensor | None = None
 
 # --- Dampening --------------------------------------------------------------------------------------------------------
 
-def ssd(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator) -> Module:
+def ssd(model: Module, data, forget: Tensor, config, generator: Generator) -> Module:
     """SSD, selective synaptic dampening (Foster et al. 2024): shrink the weights that matter much more for D_f.
 
     Importance I on D_tr and I_f on D_f: mean over batches of the squared gradient of CE, in eval mode. One shot: where
@@ -164,7 +170,7 @@ def potion(tries: int, part: float, relative: bool):
         the same, no accuracy being above 1).
     Returns: a method of the same signature as the others.
     """
-    def dampening(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
+    def dampening(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
         retain, net = retain_set(forget, len(data)), copy_of(model)
         acc = accuracy(net, data, forget)
         bound, fraction, done = config.gamma * (acc if relative else 1), len(forget) / len(data) / part, 0
@@ -188,7 +194,7 @@ def output_norm(logits: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.vector_norm(logits, dim=1).mean()
 
 
-def importance(net: Module, data: Data, index: Tensor | None, config: Config, loss_of: Callable,
+def importance(net: Module, data, index: Tensor | None, config, loss_of: Callable,
                measure: Callable) -> list[Tensor]:
     """Mean over batches of measure(gradient of loss_of(logits, y)), >= 0, for every trainable parameter in its shape.
 
@@ -199,7 +205,7 @@ def importance(net: Module, data: Data, index: Tensor | None, config: Config, lo
     parameters, whole = [p for p in net.parameters() if p.requires_grad], replace(data, part=(0, 1))
     totals, steps = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters], 0
     with eval_mode(net):
-        for _, x, y in batches(whole, index, config.batch, dtype=next(net.parameters()).dtype):
+        for _, x, y in whole.batches(index, config.batch, dtype=next(net.parameters()).dtype):
             loss = loss_of(logits_of(net, x, config.precision), y)
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             for total, gradient in zip(totals, gradients, strict=True):
@@ -235,7 +241,7 @@ def percentile(values: Tensor, q: float) -> float:
 
 # --- Training on D_r --------------------------------------------------------------------------------------------------
 
-def fine_tune(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
+def fine_tune(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
     """CF, catastrophic forgetting: go on training on D_r for `unlearn_epochs` epochs (Sec. 3 "Fine-tuning").
 
     Loss: CE on D_r, undiscovered corruption included; rates of `schedule`, at most `unlearn_lr`.
@@ -248,14 +254,14 @@ def fine_tune(model: Module, data: Data, forget: Tensor, config: Config, generat
 
 # --- Away from D_f ----------------------------------------------------------------------------------------------------
 
-def ascent(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
+def ascent(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
     """Gradient ascent on D_f (Sec. 3 "Ascent").
 
     Loss: -CE on D_f, whole passes until Acc(D_f) <= gamma, at most `max_passes`, then a warning. Acc(D_f) is against
     the labels as given, in eval mode. Passes are in training mode unless `forget_norm` says otherwise, see rem.py.
     """
     forget, net, passes = check_forget(forget, len(data)), copy_of(model), 0
-    optimizer, training = make_optimizer(net, config, config.unlearn_lr), trains_on_forget(config, forget)
+    optimizer, training = make_optimizer(net, config, config.unlearn_lr), trains_on(config, forget)
 
     def loss(logits, rows, x, y):
         return -F.cross_entropy(logits, y)
@@ -269,7 +275,7 @@ def ascent(model: Module, data: Data, forget: Tensor, config: Config, generator:
 
 # --- Back along a task vector -----------------------------------------------------------------------------------------
 
-def cuts(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
+def cuts(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
     """CUTS (arXiv 2511.18660): theta = theta_o + a (theta_p - theta_o), away from what D_f's labels teach.
 
     theta_p: the original after CUTS_PASSES passes down CE on D_f as given, in training mode. a: of 0, -0.05, ..., -1
@@ -310,7 +316,7 @@ def neighbours(h: Tensor) -> Tensor:
     return (h @ h.T).fill_diagonal_(-math.inf).topk(min(CUTS_NEAREST, len(h) - 1), dim=1).indices
 
 
-def agreement(net: Module, data: Data, index: Tensor, nearest_of: Tensor) -> float:
+def agreement(net: Module, data, index: Tensor, nearest_of: Tensor) -> float:
     """How well predictions agree with the neighbours', less what they lack in diversity; -inf if they are not finite.
 
     Args: index: (n,) int64, V; nearest_of: (n, k) places in `index`, N of each. Returns: a number in [-2, 1].
@@ -325,15 +331,135 @@ def agreement(net: Module, data: Data, index: Tensor, nearest_of: Tensor) -> flo
     return float(alike - CUTS_DIVERSITY * (1 - entropy / math.log(data.classes)))
 
 
+# --- Training anew ----------------------------------------------------------------------------------------------------
+
+def retrain(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
+    """Train a fresh network on D_r with the full recipe: `epochs` at peak rate `lr` (Sec. 3 "Retraining from scratch").
+
+    Loss: CE on D_r, undiscovered corruption included. Choice: fresh weights as `fresh` draws them.
+    """
+    retain = retain_set(forget, len(data))
+    anew = fresh(model, config)
+    fit(anew, data, retain, config, generator, log=log)
+    return restore_modes(model, anew)
+
+
+def etd(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
+    """ETD alone: train a fresh network with example-tied dropout on D_tr and drop theta_o2; D_f plays no part (Sec. 2).
+
+    Loss: CE under each example's mask, the full training recipe.
+    """
+    check_forget(forget, len(data))
+    expanded = with_theta_o2(fresh(model, config), data, config)
+    return restore_modes(model, drop(train_etd(expanded, data, config, generator, fit, log=log)))
+
+
+def etd_ideal(model: Module, data, forget: Tensor, config, generator: Generator, *, corrupted: Tensor,
+              log=None) -> Module:
+    """ETD (IDEAL), Fig. 9: as `etd`, with one mask row for all of D_c from the start; an oracle, since it reads D_c."""
+    check_forget(forget, len(data))
+    expanded = with_theta_o2(fresh(model, config), data, config)
+    return restore_modes(model, drop(train_etd(expanded, data, config, generator, fit, shared=corrupted, log=log)))
+
+
+def with_theta_o2(model: Module, data, config) -> Expanded:
+    """`expand` at the settings' ratio for the data's image shape, theta_o2 drawn from the settings' seed."""
+    weight = next(model.parameters())
+    example = torch.zeros((2, *data.shape), device=weight.device)
+    return expand(model, example, config.extra_ratio, generator=stream(config.seed, "theta_o2"))
+
+
+# --- REM by other names -----------------------------------------------------------------------------------------------
+
+def rem_as_set(model: Module, data, forget: Tensor, config, generator: Generator, log=None, shared=None) -> Module:
+    """REM under the settings of an experiment: with `stop` "max" Algorithm 1 as printed, `step31`, `step32` and
+    `redirect` for the ablations of Table 2 and Fig. 7; without 3.1 and 3.2 it is NPO (Table 2's caption)."""
+    if not config.step31 and not config.step32:
+        return npo(model, data, forget, config, generator, log=log)
+    state = add_capacity(model, data, forget, config, generator, shared)
+    if not config.step31:  # theta_o2 is unused
+        for p in state.expanded.theta_o2().values():
+            p.requires_grad_(False)
+    losses = {(True, "npo"): step3_batch, (True, "ce"): step3_by_ce}
+    loss = partial(losses.get((config.step31, config.redirect), step3_without_redirect), removes=config.step32)
+    until = Never if config.stop == "max" else Repaired
+    return rem(model, data, forget, config, generator, until=until, step3=loss, log=log, state=state)
+
+
+def step3_without_redirect(s: State, rows: Tensor, x: Tensor, y: Tensor, removes: bool = True) -> Tensor:
+    """The ablation without 3.1 (Table 2): theta_o1 is fine-tuned on D_r, with the removal term on D_f.
+
+    Choice: fine-tuned by the h of Eq. 2 as in 3.1, so that nothing else differs.
+    """
+    # L = (2 / beta) E (1{i in D_r} - 1{i in D_f}) log sigmoid(beta (CE_o1 - CE_ref)); without 3.2 the second part is 0
+    h = npo_term(cross_entropy(s, x, y), s.reference.base(rows, x, y), s.config.beta)  # (B,)
+    in_forget = s.in_forget[rows].to(s.device, non_blocking=True)
+    return torch.where(in_forget, -h if removes else 0, h).mean()
+
+
+def step3_by_ce(s: State, rows: Tensor, x: Tensor, y: Tensor, removes: bool = True) -> Tensor:
+    """The ablation whose redirect term is CE itself, whose pull never vanishes; otherwise as rem.step3_batch."""
+    in_forget = s.in_forget[rows]  # (B,)
+    removes = removes and bool(in_forget.any())
+    # L = E CE_{o1 and o2} - (2 / beta) E 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref))
+    full = cross_entropy(s, x, y, mask_rows(s.masks, rows))  # (B,)
+    with torch.set_grad_enabled(removes):
+        base = cross_entropy(s, x, y)
+    if removes:
+        h = npo_term(base, s.reference.base(rows, x, y), s.config.beta)
+        full = full - torch.where(in_forget.to(s.device, non_blocking=True), h, 0)
+    return full.mean()
+
+
+def npo(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
+    """NPO (Zhang et al. 2024a): Algorithm 1's step 2 alone, without theta_o2 (Table 2: no 3.1 and no 3.2).
+
+    Loss: -h(CE - CE_ref) on D_f, whole passes until Acc(D_f) <= gamma, in training mode unless `forget_norm` says
+    otherwise. Being REM's own step 2, it takes the networks that `expand.expand` takes and no other (TypeError).
+    """
+    state = add_capacity(model, data, forget, replace(config, ratio=0.0), generator)
+    remove(state, training=trains_on(config, forget))
+    if log is not None:
+        log(0, 0, state.expanded, **state.record)
+    return discard(state)
+
+
+def trains_on(config, forget: Tensor) -> bool:
+    """Whether passes over D_f alone run in training mode, where no step 3 follows: unless `forget_norm` is "running"."""
+    return config.forget_norm != "running" and len(forget) > 1  # one example has no batch statistics
+
+
+def rem_on_etd(model: Expanded, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
+    """REM on ETD (Table 1, ETD tick): REM whose theta_o2 is the memorisation partition of an ETD-trained network."""
+    if not isinstance(model, Expanded):
+        raise ValueError("rem-on-etd works on an ETD-trained network with its theta_o2; "
+                         "add --etd or pass train_etd's result")
+    return rem_as_set(model, data, forget, config, generator, log=log)
+
+
+def rem_ideal(model: Module, data, forget: Tensor, config, generator: Generator, *, corrupted: Tensor,
+              log=None) -> Module:
+    """REM (IDEAL), Fig. 3: all of D_c shares a mask row, while D_f alone is removed; an oracle, since it reads D_c."""
+    return rem_as_set(model, data, forget, config, generator, log=log, shared=corrupted)
+
+
+def ablation(**fixed):
+    """REM with some of its settings fixed (Table 2, Fig. 7): a method of the same signature as the others."""
+    def ablated(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
+        return rem_as_set(model, data, forget, replace(config, **fixed), generator, log=log)
+
+    return ablated
+
+
 # --- What they share --------------------------------------------------------------------------------------------------
 
-def pace(config: Config, steps: int) -> Iterator[float]:
+def pace(config, steps: int) -> Iterator[float]:
     """The rate of each of a run's `steps` updates, by `schedule`: Goel et al.'s of peak `unlearn_lr`, or constant."""
     return (config.unlearn_lr * rate(step, steps, config.schedule) for step in range(steps))
 
 
-def run_epoch(net: Module, optimizer: torch.optim.Optimizer, data: Data, index: Tensor | None,
-              loss_of: Callable, config: Config, generator: Generator, where: str, training=True,
+def run_epoch(net: Module, optimizer: torch.optim.Optimizer, data, index: Tensor | None,
+              loss_of: Callable, config, generator: Generator, where: str, training=True,
               rates: Iterator[float] | None = None) -> float:
     """One augmented pass over D_tr or the examples of `index`, an update per batch; returns the mean loss over batches.
 
@@ -344,7 +470,7 @@ def run_epoch(net: Module, optimizer: torch.optim.Optimizer, data: Data, index: 
     net.train(training and (index is None or len(index) > 1))
     total, steps = torch.zeros((), device=data.device), 0
     with forked_rng(generator, data.device):  # dropout's
-        for rows, x, y in batches(data, index, config.batch, generator, True, next(net.parameters()).dtype):
+        for rows, x, y in data.batches(index, config.batch, generator, True, next(net.parameters()).dtype):
             if rates is not None:
                 optimizer.param_groups[0]["lr"] = next(rates)
             loss = loss_of(logits_of(net, x, config.precision), rows, x, y)
@@ -366,14 +492,13 @@ def retain_set(forget: Tensor, n: int) -> Tensor:
     return torch.ones(n, dtype=torch.bool).index_fill_(0, check_forget(forget, n), False).nonzero().flatten()
 
 
-def fresh(model: Module, config: Config) -> Module:
+def fresh(model: Module, config) -> Module:
     """The network's architecture with weights drawn anew from the settings' seed (see models.reinitialise)."""
     return reinitialise(copy_of(model), stream(config.seed, "fresh weights").initial_seed())
 
 
 def restore_modes(source: Module, net: Module) -> Module:
     """Give each module of `net` its twin's mode, let go of gradients, return it; NonFiniteLoss if it is ruined."""
-    for a, b in zip(source.modules(), net.modules(), strict=True):
-        b.training = a.training
+    put_modes(net, modes_of(source))
     net.zero_grad(set_to_none=True)
     return finite_weights(net)

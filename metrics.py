@@ -11,12 +11,15 @@ import statistics
 import torch
 from torch import nn
 
-from data import Data, batches
-from etd import MaskTable, NonFiniteLoss, eval_mode, over_ranks, stream
+from engine.bits import MaskTable
+from engine.checks import NonFiniteLoss
+from engine.modes import eval_mode
+from engine.ranks import over_ranks
+from engine.streams import stream
 from tasks import like_corrupted
 
 
-def predict(model: nn.Module, data: Data, index: torch.Tensor | None = None, masks: MaskTable | None = None,
+def predict(model: nn.Module, data, index: torch.Tensor | None = None, masks: MaskTable | None = None,
             size: int = 1024) -> torch.Tensor:
     """Classes that a network gives, in eval mode, without augmentation, trigger on where the data has it.
 
@@ -29,7 +32,7 @@ def predict(model: nn.Module, data: Data, index: torch.Tensor | None = None, mas
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     found = torch.zeros((3, len(data)), dtype=torch.int64, device=data.device)  # class, odd logits, times seen
     with eval_mode(model), torch.no_grad():
-        for rows, x, _ in batches(data, index, size, dtype=dtype):
+        for rows, x, _ in data.batches(index, size, dtype=dtype):
             logits = model(x) if masks is None else model(x, masks[rows].to(x.device))  # (b, classes)
             odd = (~logits.isfinite()).any(dim=1).long()
             found[:, rows.to(x.device)] = torch.stack([logits.argmax(dim=1), odd, torch.ones_like(odd)])
@@ -47,7 +50,7 @@ def share(hits: torch.Tensor) -> float:
     return int(hits.sum()) / len(hits)
 
 
-def accuracy(model: nn.Module, data: Data, index: torch.Tensor | None = None, labels: torch.Tensor | None = None,
+def accuracy(model: nn.Module, data, index: torch.Tensor | None = None, labels: torch.Tensor | None = None,
              masks: MaskTable | None = None) -> float:
     """Fraction of examples whose predicted class is their label.
 
@@ -106,7 +109,7 @@ def mean_sem(values) -> tuple[float, float | None]:
 
 # --- Regularity -------------------------------------------------------------------------------------------------------
 
-def c_score(data: Data, corrupted: torch.Tensor, learn, sizes, runs: int, seed: int,
+def c_score(data, corrupted: torch.Tensor, learn, sizes, runs: int, seed: int,
             log=None) -> tuple[torch.Tensor, torch.Tensor]:
     """Consistency score of each example of D_c: how well other examples of D_c predict its label as given (Eq. 1).
 
@@ -157,7 +160,7 @@ def held_out(n: int, size: int, runs: int, seed: int) -> torch.Tensor:
     return torch.zeros(runs, n, dtype=torch.bool).scatter_(1, order[places % n], True)
 
 
-def check_c_score(data: Data, corrupted: torch.Tensor, sizes: list[int], runs: int) -> None:
+def check_c_score(data, corrupted: torch.Tensor, sizes: list[int], runs: int) -> None:
     """Raise a ValueError that says what is wrong with D_c, the sizes or the number of networks of `c_score`."""
     n = len(corrupted)
     if n == 0:

@@ -16,23 +16,28 @@ from argparse import HelpFormatter
 from dataclasses import replace
 from pathlib import Path
 
-# Before torch is imported: waiting threads of GNU OpenMP spin, so two runs that share the cores take each other's time.
-# Two runs of 11 s at once took over 150 s, with this 32 s; one alone is as fast as before (results/README.md).
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 import torch
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-import repair
-from datasets import load
-from etd import ranks
-from experiment import (append_row, attempt, check_writable, choose_device, choose_methods, corrupt, failure_of, find,
-                        new_model, provenance, row_of, train_original, unlearn)
-from methods import code_of
-from settings import Config, Parser, add_flags, resolve
+import repair.command as repair
+from engine.ranks import ranks
+from experiment.cell import attempt, choose_methods, corrupt, find, new_model, train_original, unlearn
+from experiment.console import Parser, add_flags
+from experiment.datasets import load
+from experiment.devices import choose_device
+from experiment.files import check_writable
+from experiment.methods import code_of
+from experiment.rows import append_row, failure_of, provenance, row_of
+from experiment.settings import Config, resolve
 from study import cscore, discovery, grid, report
 from tasks import Task
+
+
+# Before torch is imported: waiting threads of GNU OpenMP spin, so two runs that share the cores take each other's time.
+# Two runs of 11 s at once took over 150 s, with this 32 s; one alone is as fast as before (results/README.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 
 DESCRIPTION = "Train a network on corrupted data, unlearn with each method, compare."  # python -OO leaves no docstrings
 WORDS = {"grid": grid, "report": report, "cscore": cscore, "suspects": discovery, "repair": repair}  # first words

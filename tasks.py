@@ -5,16 +5,12 @@
     unlearned = method(model, task.train, forget, config, generator)  # task.clean, task.corrupted: for metrics alone
 """
 
-import os
 import zlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from data import Data, Dataset
-from etd import stream
-from settings import TASKS
+from engine.streams import stream
 
 TRIGGER_SIZE = 3  # pixels; the poison trigger is a white square in the bottom right corner (Goel et al. 2024)
 TRIGGER_VALUE = 255
@@ -28,14 +24,14 @@ class Task:
 
     name: str  # poison, confusion or random
     seed: int
-    train: Data  # D_tr: labels as given; the poisoned images carry the trigger
-    test: Data  # D_test: never corrupted
+    train: object  # D_tr: labels as given; the poisoned images carry the trigger
+    test: object  # D_test: never corrupted
     clean: torch.Tensor  # (N,) int64, the labels before corruption
     corrupted: torch.Tensor  # (n,) int64, D_c: sorted dataset indices
     source: int | None = None  # fingerprint of the images before corruption; None: they are train's
 
 
-def make_task(name: str, dataset: Dataset, n: int, seed: int, pair: tuple[int, int] | None = None) -> Task:
+def make_task(name: str, dataset, n: int, seed: int, pair: tuple[int, int] | None = None) -> Task:
     """Corrupt n training examples.
 
     Args: name: "poison" (high regularity), "confusion" (medium) or "random" (low); dataset: clean, it is left as it is;
@@ -59,7 +55,7 @@ def make_task(name: str, dataset: Dataset, n: int, seed: int, pair: tuple[int, i
     return (poison if name == "poison" else random_labels)(dataset, n, seed, generator)
 
 
-def poison(dataset: Dataset, n: int, seed: int, generator: torch.Generator) -> Task:
+def poison(dataset, n: int, seed: int, generator: torch.Generator) -> Task:
     """A white 3x3 patch in the bottom right corner and label 0 on n images (Goel et al. 2024; the most regular task).
 
     Choice: sources are drawn uniformly from all classes, so about 1 / classes of D_c has clean label 0 already.
@@ -70,7 +66,7 @@ def poison(dataset: Dataset, n: int, seed: int, generator: torch.Generator) -> T
     return assemble("poison", seed, dataset, labels, corrupted)
 
 
-def confusion(dataset: Dataset, n: int, seed: int, pair: tuple[int, int], generator: torch.Generator) -> Task:
+def confusion(dataset, n: int, seed: int, pair: tuple[int, int], generator: torch.Generator) -> Task:
     """n / 2 examples of each of two classes exchange labels (interclass confusion, Goel et al. 2022).
 
     Raises: ValueError: n is odd, more than the classes have, or the pair is not two classes.
@@ -90,7 +86,7 @@ def confusion(dataset: Dataset, n: int, seed: int, pair: tuple[int, int], genera
     return assemble("confusion", seed, dataset, labels, corrupted)
 
 
-def random_labels(dataset: Dataset, n: int, seed: int, generator: torch.Generator) -> Task:
+def random_labels(dataset, n: int, seed: int, generator: torch.Generator) -> Task:
     """n examples get a label drawn uniformly from the wrong classes (Maini et al. 2023; the least regular task)."""
     labels, classes = dataset.train.labels.cpu().clone(), dataset.train.classes
     corrupted = sample(torch.arange(len(labels)), n, generator)
@@ -113,7 +109,7 @@ def assemble(name, seed, dataset, labels, corrupted) -> Task:
     return Task(name, seed, given, dataset.test, train.labels.cpu().clone(), corrupted, source)
 
 
-def put_trigger(data: Data, index: torch.Tensor) -> Data:
+def put_trigger(data, index: torch.Tensor) -> object:
     """A copy of the data in which the images of `index` carry the trigger, which no crop or flip moves.
 
     A method that gets it can see white corners, and nothing else that tells these images from the others.
@@ -146,7 +142,7 @@ def add_trigger(images: torch.Tensor) -> torch.Tensor:
     return images
 
 
-def closest_pair(train: Data) -> tuple[int, int]:
+def closest_pair(train) -> tuple[int, int]:
     """The two classes whose mean images are closest, for data sets that have no customary pair."""
     means = torch.stack([train.images[train.labels == c].to(torch.float64).mean(dim=0).flatten()
                          for c in range(train.classes)])  # (classes, C H W)
@@ -172,7 +168,7 @@ def discover(task: Task, rate: float, seed: int) -> torch.Tensor:
     return task.corrupted[order[:size]].sort().values
 
 
-def like_corrupted(task: Task) -> Data:
+def like_corrupted(task: Task) -> object:
     """Test images that the corruption would concern, clean labels (Sec. A.2, Fig. 6): triggered for poison, those of
     the two classes for confusion, of which there may be none, the test set itself for random labels."""
     if task.name == "poison":
@@ -182,52 +178,9 @@ def like_corrupted(task: Task) -> Data:
     return task.test
 
 
-def fingerprint(data: Data) -> int:
+def fingerprint(data) -> int:
     """CRC-32 of all images and their shape: tells whether labels stored with a task belong to the data at hand."""
     return zlib.crc32(data.images.cpu().contiguous().numpy(), zlib.crc32(str(tuple(data.images.shape)).encode()))
 
 
-def of_test(test: Data) -> int:
-    """CRC-32 of a test set, labels and all."""
-    return zlib.crc32(test.labels.cpu().contiguous().numpy(), fingerprint(test))
-
-
-def save_task(task: Task, path: str | Path) -> None:
-    """Write the labels and D_c, so that unlearning sees the very labels that training saw; whole or not at all."""
-    source = fingerprint(task.train) if task.source is None else task.source
-    content = {"name": task.name, "seed": task.seed, "labels": task.train.labels.cpu(), "clean": task.clean,
-               "corrupted": task.corrupted, "images": source, "test": of_test(task.test)}
-    write_whole(path, lambda file: torch.save(content, file))
-
-
-def load_task(path: str | Path, dataset: Dataset) -> Task:
-    """Read what `save_task` wrote and put it on the data set it was made from.
-
-    Raises: ValueError for no such file, or the data set has other images, of training or of testing.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"no task file at {path}; save_task writes one")
-    content = torch.load(path, weights_only=True)
-    test = of_test(dataset.test)
-    same = {"training": content["images"] == fingerprint(dataset.train),
-            "test": content.get("test", test) == test}  # older files have none
-    if other := [part for part, alike in same.items() if not alike]:
-        raise ValueError(f"the task in {path} was made from other {other[0]} images than {dataset.name}'s; "
-                         "load the data it was made from, or begin anew elsewhere")
-    clean = replace(dataset, train=replace(dataset.train, labels=content["clean"].to(dataset.train.images.device)))
-    return assemble(content["name"], content["seed"], clean, content["labels"], content["corrupted"])
-
-
-def write_whole(path: str | Path, write) -> None:
-    """Call write(file) on a temporary file beside `path`, sync it, then put it in place in one step."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+TASKS = ("poison", "confusion", "random")

@@ -24,14 +24,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.scale import logarithmic, peak  # noqa: E402
-from data import Data  # noqa: E402
+from experiment.data import Data  # noqa: E402
 from expand import expand  # noqa: E402
-from formats.networks import build_network  # noqa: E402
-from methods import METHODS  # noqa: E402
+from repair.networks import build_network  # noqa: E402
+from experiment.methods import METHODS  # noqa: E402
 from metrics import predict  # noqa: E402
 from models import build  # noqa: E402
-from settings import Config, stream  # noqa: E402
-from tasks import write_whole  # noqa: E402
+from engine.streams import stream  # noqa: E402
+from experiment.settings import Config  # noqa: E402
+from experiment.files import write_whole  # noqa: E402
 from train import fit  # noqa: E402
 
 BASE = {"images": 1500, "width": 0.125, "ratio": 1.0, "network": "resnet9"}

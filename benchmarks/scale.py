@@ -50,11 +50,11 @@ from torch import distributed as dist
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from etd import ranks  # noqa: E402
-from formats.images import Reading, load_images  # noqa: E402
+from engine.ranks import ranks  # noqa: E402
+from repair.images import Reading, load_images  # noqa: E402
 from models import build  # noqa: E402
-from repair import repair  # noqa: E402
-from tasks import write_whole  # noqa: E402
+from repair.network import repair  # noqa: E402
+from experiment.files import write_whole  # noqa: E402
 
 SIZES = (1500, 6000, 15000, 60000)
 # name: processes, workers of each; no workers: in memory

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from baselines import restore_modes
-from rem import check_forget
+from engine.checks import check_forget
 from train import fit
 
 

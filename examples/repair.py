@@ -14,11 +14,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this file's own folder
 
-from data import Data  # noqa: E402
+from experiment.data import Data  # noqa: E402
 from metrics import predict  # noqa: E402
 from models import build  # noqa: E402
-from repair import repair  # noqa: E402
-from settings import Config, stream  # noqa: E402
+from repair.network import repair  # noqa: E402
+from engine.streams import stream  # noqa: E402
+from experiment.settings import Config  # noqa: E402
 from train import fit  # noqa: E402
 
 CLASSES = ("circle", "square", "triangle")

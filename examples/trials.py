@@ -17,11 +17,12 @@ from torchvision import models
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this file's own folder
 
-import repair as command  # noqa: E402
-from datasets import load  # noqa: E402
+from repair import command
+from experiment.datasets import load  # noqa: E402
 from examples.repair import draw_shapes, make, right  # noqa: E402
 from models import build  # noqa: E402
-from settings import Config, stream  # noqa: E402
+from engine.streams import stream  # noqa: E402
+from experiment.settings import Config  # noqa: E402
 from train import fit  # noqa: E402
 
 BLOCK = models.convnext.CNBlockConfig

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tasks import write_whole
+from experiment.files import write_whole
 
 
 def import_figure():

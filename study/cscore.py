@@ -15,14 +15,20 @@ from functools import partial
 
 import torch
 
-from experiment import append_row, attempt, check_writable, choose_device, corrupt, new_model, provenance
-from data import Data, Dataset, count_batches
-from datasets import load
-from etd import stream
+from engine.batches import count_batches
+from engine.streams import stream
+from experiment.cell import attempt, corrupt, new_model
+from experiment.console import Parser, add_flags
+from experiment.data import Data, Dataset
+from experiment.datasets import load
+from experiment.devices import choose_device
+from experiment.files import check_writable
+from experiment.rows import append_row, provenance
+from experiment.settings import Config, resolve
 from metrics import accuracy, c_score, check_c_score, mean_sem
-from settings import TASKS, Config, Parser, add_flags, resolve
-from tasks import Task
+from tasks import TASKS, Task
 from train import fit
+
 
 # Those settings of run.py that have a part in a C-score; the other flags are errors here.
 FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "pair", "arch", "width", "capacity", "optimizer", "lr",

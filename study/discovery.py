@@ -17,17 +17,23 @@ from pathlib import Path
 
 import torch
 
+from engine.features import features
+from engine.streams import stream
 from etd import mask_table
-from experiment import append_row, attempt, check_writable, find, provenance
+from experiment.cell import attempt, find
+from experiment.console import Parser, add_flags
+from experiment.files import check_writable
+from experiment.rows import append_row, provenance
+from experiment.settings import Config, resolve
 from metrics import evaluate, mean_sem
 from rem import rem
-from settings import TASKS, Config, Parser, add_flags, resolve, stream
+from repair.suspects import given_loss, logits, margin, nearest, probe, ranked, suspects, tracin
+from study.canvas import import_figure, save
 from study.originals import check_cells, dataset_of, device_of, load_original, make_original
 from study.plan import by_original, parse_axis
-from study.canvas import import_figure, save
 from study.rows import SCORES, cell_key, split
-from suspects import features, given_loss, logits, margin, nearest, probe, ranked, suspects, tracin
-from tasks import Task
+from tasks import TASKS, Task
+
 
 # Those settings of run.py that have a part in it beside task, discovery and seed; the other flags are errors here.
 FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "pair", "arch", "width", "capacity", "p_mem", "ratio",

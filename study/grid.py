@@ -10,7 +10,6 @@ A cell that has its row in --out is skipped, so the same command goes on where i
 
 import argparse
 import contextlib
-import math
 import multiprocessing
 import os
 import signal
@@ -27,14 +26,16 @@ from pathlib import Path
 import torch
 
 from baselines import no_ul
-from experiment import (LONG, append_row, attempt, check_writable, failure_of, find, progress, provenance, row_of,
-                        unlearn)
-from methods import code_of, find_method
-from settings import PLACE, Config, Parser, flag, flags
-from study.forecast import hours
+from experiment.cell import attempt, find, unlearn
+from experiment.console import LONG, Parser, flag, flags, progress
+from experiment.files import check_writable
+from experiment.methods import code_of, find_method
+from experiment.rows import append_row, failure_of, provenance, row_of
+from experiment.settings import Config, PLACE
 from study.originals import check_cells, device_of, load_original, make_original
 from study.plan import PRESETS, by_original, expand_axes, original_of, overview, preset
 from study.rows import cell_key, read_rows, rows_by_cell
+
 
 PLURAL = {"task": "tasks", "method": "methods", "seed": "seeds"}  # either is a flag
 DIED = "the worker process died (killed, or out of memory)"
@@ -72,9 +73,6 @@ def main(given: dict, argv: list[str]) -> int:
         check_writable(cells[0].out)
     if dry or not given.get("quiet"):
         print_line(overview(groups, remaining, rows, every=dry))
-        time_left = hours(remaining, rows, folder, jobs)
-        time_left = "an unknown number of" if math.isnan(time_left) else f"about {time_left:.2f}"
-        print_line(f"{time_left} hours left with --jobs {jobs}, a rough estimate")
     if dry:
         return 0
     left = {cell_key(cell) for _, group in remaining for cell in group}

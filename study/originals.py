@@ -15,15 +15,19 @@ from pathlib import Path
 
 import torch
 
-from data import Dataset
-from datasets import load
-from etd import finite_weights, stream
-from experiment import LONG, attempt, choose_device, corrupt, find, new_model, progress, train_original
-from methods import METHODS, find_method
-from settings import Config
+from baselines import with_theta_o2
+from engine.checks import finite_weights
+from engine.streams import stream
+from experiment.cell import attempt, corrupt, find, new_model, train_original
+from experiment.console import LONG, progress
+from experiment.data import Dataset
+from experiment.datasets import load
+from experiment.devices import choose_device
+from experiment.files import load_task, save_task, write_whole
+from experiment.methods import METHODS, find_method
+from experiment.settings import Config
 from study.rows import cell_key
-from tasks import Task, load_task, save_task, write_whole
-from train import expand_for
+from tasks import Task
 
 
 @lru_cache(maxsize=2)
@@ -114,7 +118,8 @@ def load_original(original: Config, folder: str) -> tuple:
     task = on_device(load_task(path.with_suffix(".task"), dataset), device)
     network = new_model(original, dataset).to(device)
     if original.etd and not original.method:
-        network = expand_for(network, task.train, original)
+        network = with_theta_o2(network, task.train, original)
+        network.trained_under = original.seed, original.p_mem
     network.load_state_dict(content["network"])
     return task, network, content["seconds"]
 

@@ -10,9 +10,12 @@ from dataclasses import fields, replace
 from decimal import Decimal
 from pathlib import Path
 
-from methods import MASKS, METHODS, check_names, fits, reads_setting
-from settings import AFTER_TRAINING, PLACE, TASKS, Config, flag, kind_of, resolve
+from experiment.console import flag
+from experiment.methods import MASKS, METHODS, check_names, fits, reads_setting
+from experiment.settings import AFTER_TRAINING, Config, PLACE, kind_of, resolve
 from study.rows import SETTINGS, cell_key
+from tasks import TASKS
+
 
 LISTED = {"task", "dataset", "arch", "capacity", "seed", "method", "etd", "discovery"}  # of an overview
 

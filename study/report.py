@@ -13,13 +13,15 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from settings import Config, Parser
+from experiment.console import Parser
+from experiment.files import write_whole
+from experiment.settings import Config
 from study.canvas import import_figure, save
 from study.figures import DRAW, Missing, draw
 from study.plan import parse_axis
 from study.rows import load_rows
 from study.tables import NAMES, Table, make_tables
-from tasks import write_whole
+
 
 # --- Formats ----------------------------------------------------------------------------------------------------------
 

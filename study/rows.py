@@ -18,10 +18,11 @@ from statistics import fmean
 
 import torch
 
-from datasets import RECIPES
-from methods import MASKS, METHODS, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
-from settings import PLACE, VERSION, Config, resolve
+from experiment.datasets import RECIPES
+from experiment.methods import MASKS, METHODS, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
+from experiment.settings import Config, PLACE, VERSION, resolve
 from tasks import PAIRS
+
 
 SETTINGS = {f.name: f.default for f in fields(Config)}
 SCORES = ("healed", "utility", "product")

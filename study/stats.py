@@ -10,8 +10,8 @@ Choice: over seeds count only the cells that every seed has, for means of other 
 from statistics import fmean
 
 from metrics import mean_sem
-from settings import TASKS
 from study.rows import SCORES, networks, pick
+from tasks import TASKS
 
 
 def percent(values) -> tuple[float, float | None] | None:

@@ -27,15 +27,16 @@ from torch.nn import functional as F
 if __name__ == "__main__":  # pytest.ini says so to pytest
     sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "data")]
 
-import repair as repairing
+from repair import command as repairing
 import run
-from datasets import load
+from experiment.datasets import load
 from etd import drop, mask_table
 from examples.repair import make
-from methods import METHODS
+from experiment.methods import METHODS
 from metrics import accuracy, evaluate
 from rem import rem
-from settings import Config, resolve, stream
+from engine.streams import stream
+from experiment.settings import Config, resolve
 from tasks import discover, make_task
 from train import fit, train_etd
 

@@ -21,9 +21,9 @@ import pytest
 import torch
 from torch import nn
 
-import experiment
-import data as data_module
-from data import Data, batches
+from experiment import cell as experiment
+from experiment import data as data_module
+from experiment.data import Data, batches
 from helpers import assert_same_state, gen, make_data, make_dataset, small_net, tiny
 from etd import Expanded
 from tasks import Task, discover, make_task

@@ -7,8 +7,8 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from data import Data, Dataset
-from settings import Config
+from experiment.data import Data, Dataset
+from experiment.settings import Config
 from tasks import put_trigger
 
 seeds = st.integers(0, 2**31 - 1)

@@ -22,21 +22,22 @@ from torch.nn import functional as F
 
 import baselines
 import etd
-import experiment
-import methods
+from experiment import cell as experiment
+from experiment import methods
 import oracles_loss as oracle
 import rem as rem_module
 import train
 from baselines import fine_tune
-from methods import npo
-from data import batches, count_batches
+from baselines import npo
+from engine.batches import count_batches
+from experiment.data import batches
 from etd import drop, mask_table
 from train import train_etd
 from helpers import Evil, assert_close, assert_same_state, gen, make_data, seeds, small_net, tiny
 from etd import Expanded
 from metrics import accuracy
 from models import build
-from settings import Config
+from experiment.settings import Config
 
 few = settings(max_examples=settings().max_examples * 2 // 5)  # several whole unlearning runs an example
 betas = st.sampled_from([0.5, 1.0, 2.0])

@@ -20,22 +20,24 @@ from torch.nn import functional as F
 
 import baselines
 import contract
-import methods
+from experiment import methods
 import oracles
 import rem as rem_module
 import run
 import train
 from baselines import dampen, distillation, importance, percentile
-from data import batches, count_batches
+from engine.batches import count_batches
+from experiment.data import batches
 from etd import drop
 from train import expand_for, train_etd
 from helpers import assert_close, assert_same_state, gen, make_data, make_dataset, seeds, small_net, tiny
 from etd import Expanded
-from methods import fits, load_method
+from experiment.methods import fits, load_method
 from metrics import accuracy
 from models import build, reinitialise
 from rem import rem
-from settings import Config, resolve, stream
+from engine.streams import stream
+from experiment.settings import Config, resolve
 
 few = settings(max_examples=max(2, settings().max_examples // 5))  # whole unlearning runs in each example
 METHODS = {name: method.function for name, method in methods.METHODS.items()}

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from formats import checkpoints
-from formats.checkpoints import load_into, read, write
+from repair import checkpoints
+from repair.checkpoints import load_into, read, write
 from helpers import seeds, small_net
 
 ROOT = Path(checkpoints.__file__).resolve().parent.parent

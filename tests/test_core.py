@@ -25,9 +25,10 @@ import expand
 import oracles
 import rem
 import train
-from data import batches, count_batches
+from engine.batches import count_batches
+from experiment.data import batches
 from helpers import assert_close, assert_same_state, gen, make_data, randomise, rows, seeds, small_net, tiny
-from settings import Config
+from experiment.settings import Config
 
 ROOT = Path(rem.__file__).parent
 IMAGE = torch.zeros(2, 1, 8, 8)

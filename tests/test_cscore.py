@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 import claims
-import experiment
+from experiment import cell as experiment
 from study import cscore
 import run
-from data import Data
-from datasets import load
+from experiment.data import Data
+from experiment.datasets import load
 from helpers import gen, seeds, tiny
 from metrics import c_score, held_out
-from settings import TASKS, Config
+from experiment.settings import Config
+from tasks import TASKS
 from tasks import make_task
 
 

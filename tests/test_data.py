@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import data as data_module
+from experiment import data as data_module
 import make_fashion_mini
-import datasets
-from data import Data, batches
-from datasets import DATASETS, load
+from experiment import datasets
+from experiment.data import Data, batches
+from experiment.datasets import DATASETS, load
 from tasks import add_trigger, put_trigger
 
 ROOT = Path(data_module.__file__).resolve().parent

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from claims import mean, network, world
-from methods import METHODS
-from settings import stream
+from experiment.methods import METHODS
+from engine.streams import stream
 from tasks import discover
 from train import fit
 

@@ -19,7 +19,7 @@ import expand
 import metrics
 import oracles
 import rem
-from data import batches
+from experiment.data import batches
 from helpers import assert_close, assert_same_state, gen, make_data, randomise, rows, run, seeds, small_net, tiny
 from metrics import predict
 from models import build

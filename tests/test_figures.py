@@ -20,7 +20,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from study import report  # noqa: E402
 from study.figures import DRAW, Missing, draw  # noqa: E402
 from study.rows import load_rows  # noqa: E402
-from settings import TASKS  # noqa: E402
+from tasks import TASKS  # noqa: E402
 from test_report import ROOT, grid, main, make_row, write  # noqa: E402
 
 RATES = (0.1, 0.5, 1.0)

@@ -20,7 +20,7 @@ import oracles
 import rem
 import train
 from helpers import assert_close, assert_same_state, gen, make_data, randomise, rows, run, seeds, small_net, tiny
-from data import Data
+from experiment.data import Data
 from etd import ExpandedBatchNorm, ExpandedWeight
 from models import build
 from test_drop import draw, theta_o2

@@ -17,10 +17,10 @@ import etd
 import train
 import expand
 import metrics
-import experiment
-from data import Data, batches
+from experiment import cell as experiment
+from experiment.data import Data, batches
 from helpers import assert_close, gen, make_data, small_net
-from rem import check_forget
+from engine.checks import check_forget
 
 
 class Fixed(nn.Module):

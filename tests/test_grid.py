@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import experiment
+from experiment import cell as experiment
 from study import forecast, grid, originals, plan
 import run
-from methods import METHODS
-from experiment import point
-from data import batches
-from datasets import load
+from experiment.methods import METHODS
+from experiment.cell import point
+from experiment.data import batches
+from experiment.datasets import load
 from etd import mask_table
 from train import expand_for
 from study.grid import Workers
@@ -33,7 +33,7 @@ from metrics import accuracy
 from study.originals import load_original, original_path
 from study.plan import by_original, expand_axes, original_of
 from study.rows import cell_key, load_rows, read_rows, rows_by_cell
-from settings import stream
+from engine.streams import stream
 from tasks import discover, make_task
 from test_data import write_tree
 

@@ -11,11 +11,11 @@ import torch
 from PIL import EpsImagePlugin, Image
 from torch import nn
 
-from data import Streamed
-from formats import images
-from formats.images import Reading, decode
-from formats.inputs import Folder, open_folder, read_bad, read_labels
-from formats.networks import build_network
+from experiment.data import Streamed
+from repair import images
+from repair.images import Reading, decode
+from repair.inputs import Folder, open_folder, read_bad, read_labels
+from repair.networks import build_network
 
 CLASSES = ("ant", "bee")
 

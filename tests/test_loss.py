@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import oracles_loss as oracle
 import rem as rem_module
 from helpers import assert_close, gen, make_data, seeds, tiny
-from settings import Config
+from experiment.settings import Config
 
 betas = st.sampled_from([0.1, 0.5, 1.0, 2.0, 3.7, 10.0])
 sizes = st.sampled_from([1, 2, 3, 7, 16])

@@ -20,7 +20,7 @@ import expand
 import oracles
 import rem
 import train
-from data import batches
+from experiment.data import batches
 from helpers import assert_close, gen, make_data, seeds, small_net, tiny
 from models import build
 

@@ -19,8 +19,8 @@ from torch import nn
 
 import metrics as metrics_module
 import oracles_loss as oracle
-from methods import METHODS
-from data import Data, Dataset, batches
+from experiment.methods import METHODS
+from experiment.data import Data, Dataset, batches
 from etd import mask_table
 from train import expand_for
 from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny

@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 
 import baselines
-import data
+from experiment import data
 import etd
 import expand
 import metrics

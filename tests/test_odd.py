@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 import baselines
 import train
-from data import Data
-from etd import copy_of
+from experiment.data import Data
+from engine.modes import copy_of
 from expand import expand
 from helpers import assert_close, assert_same_state, gen, make_data, randomise, small_net, tiny
 from metrics import predict
 from rem import rem
-from suspects import features, logits, suspects
+from engine.features import features
+from repair.suspects import logits, suspects
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up
 

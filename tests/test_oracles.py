@@ -7,15 +7,15 @@ import torch
 from hypothesis import example, given, settings
 
 import baselines
-import methods
+from experiment import methods
 import oracles
-from data import batches
+from experiment.data import batches
 from etd import Expanded, drop
 from helpers import assert_close, gen, make_data, seeds, small_net, tiny
 from metrics import accuracy
 from models import reinitialise
 from rem import start
-from settings import stream
+from engine.streams import stream
 from test_core import twin_weights
 from train import expand_for
 

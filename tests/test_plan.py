@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from study import grid, originals
 from study import rows as rows_module
-from methods import METHODS, OPTIONAL, code_of, fits, reads_setting
+from experiment.methods import METHODS, OPTIONAL, code_of, fits, reads_setting
 from train import expand_for
 from helpers import gen, make_data, small_net, tiny
 from study.originals import original_path
 from study.plan import PRESETS, by_original, expand_axes, original_of, parse_axis, preset
 from study.rows import cell_key, precision_of, read_rows, rows_by_cell, size_of
-from settings import AFTER_TRAINING, PLACE, TASKS, VERSION, Config
+from experiment.settings import AFTER_TRAINING, Config, PLACE, VERSION
+from tasks import TASKS
 
 FIELDS = {f.name: f for f in fields(Config)}
 RATES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]

@@ -21,12 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import etd  # noqa: E402
-import repair  # noqa: E402
+from repair import command as repair
 from helpers import assert_close, gen, make_data, small_net, tiny  # noqa: E402
-from methods import METHODS  # noqa: E402
+from experiment.methods import METHODS  # noqa: E402
 from metrics import accuracy, predict  # noqa: E402
 from rem import rem  # noqa: E402
-from suspects import features, suspects  # noqa: E402
+from engine.features import features  # noqa: E402
+from repair.suspects import suspects  # noqa: E402
 from train import fit, train_etd  # noqa: E402
 
 FORGET = torch.tensor([1, 5, 7, 8, 20])

@@ -16,9 +16,10 @@ import index
 import run
 from benchmarks import growth, scale
 from metrics import mean_sem
-from methods import METHODS
+from experiment.methods import METHODS
 from study.rows import SCORES, etd_alone, load_rows, networks, pick, products
-from settings import PLACE, TASKS, Config, resolve
+from experiment.settings import Config, PLACE, resolve
+from tasks import TASKS
 from study import discovery, plan, report
 from study.tables import PAPER, make_tables
 

@@ -21,18 +21,18 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from formats import checkpoints
-from formats import fitting
-from formats import images
-from formats import inputs
-from formats import networks
-from formats import outputs
-from formats import sheets
+from repair import checkpoints
+from repair import mismatch as fitting
+from repair import images
+from repair import inputs
+from repair import networks
+from repair import outputs
+from repair import sheets
 import claims
-import repair
+from repair import command as repair
 import run
 import test_ranks
-from data import Data, Streamed
+from experiment.data import Data, Streamed
 from examples import repair as example_repair
 from examples import trials
 from examples.repair import draw_shapes, put_sticker, write_images
@@ -41,7 +41,8 @@ from expand import expand
 from metrics import accuracy
 from models import build
 from rem import go_on
-from settings import Config, Parser
+from experiment.console import Parser
+from experiment.settings import Config
 
 ROOT = Path(repair.__file__).resolve().parent
 pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # rounding decides whether a cap is reached

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import run
-from methods import METHODS
-from settings import TASKS, VERSION, resolve
+from experiment.methods import METHODS
+from experiment.settings import VERSION, resolve
+from tasks import TASKS
 from study import report, tables
 from study.rows import load_rows, read_rows
 from study.stats import summary

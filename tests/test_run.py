@@ -19,16 +19,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import experiment
+from experiment import cell as experiment
 import run
 import metrics
-from datasets import load
-from etd import NonFiniteLoss, mask_table
+from experiment.datasets import load
+from engine.checks import NonFiniteLoss
+from etd import mask_table
 from helpers import assert_same_state, gen, make_dataset, small_net, tiny
-from methods import METHODS, code_of, load_method
+from experiment.methods import METHODS, code_of, load_method
 from models import build
 from rem import start
-from settings import ARCH_PRESETS, DATASET_PRESETS, TASKS, Config, check, resolve, stream
+from engine.streams import stream
+from experiment.settings import ARCH_PRESETS, Config, DATASET_PRESETS, check, resolve
+from tasks import TASKS
 from tasks import discover
 from test_data import write_cifar10, write_tree
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from methods import METHODS
-from settings import TASKS, Config
+from experiment.methods import METHODS
+from experiment.settings import Config
+from tasks import TASKS
 from study import report
 from study.rows import SWEPT, load_rows, products, sweep
 from study.stats import learnt, mean_of_seeds, minus

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch.utils.data import IterableDataset
 
 import baselines
-import experiment
-import repair
-from data import Data, Streamed
+from experiment import cell as experiment
+from repair import command as repair
+from experiment.data import Data, Streamed
 from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
-from methods import METHODS
+from experiment.methods import METHODS
 from metrics import accuracy, evaluate, predict
 from rem import rem
-from suspects import suspects
+from repair.suspects import suspects
 from tasks import Task
 from train import train_etd
 

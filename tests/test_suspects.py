@@ -16,16 +16,19 @@ from torch import nn
 
 import run
 from contract import blind, global_random_states_stay, inputs_stay
-from data import Data
-from etd import NonFiniteLoss, forked_rng, mask_table
-from formats import inputs, networks, sheets
+from experiment.data import Data
+from engine.checks import NonFiniteLoss
+from engine.streams import forked_rng
+from etd import mask_table
+from repair import inputs, networks, sheets
 from helpers import assert_close, assert_same_state, gen, make_data, make_dataset, seeds, small_net, tiny
 from models import build
 from rem import rem
-from settings import stream
+from engine.streams import stream
 from study import discovery
 from study.rows import load_rows
-from suspects import features, given_loss, logits, margin, nearest, probe, ranked, suspects, tracin
+from engine.features import features
+from repair.suspects import given_loss, logits, margin, nearest, probe, ranked, suspects, tracin
 from tasks import discover, make_task
 
 
@@ -525,7 +528,7 @@ def command(*argv) -> int:
 @pytest.fixture
 def small(monkeypatch):
     """fashion-mini's first 200 images."""
-    from datasets import load
+    from experiment.datasets import load
     from study import originals
     whole = load("fashion-mini")
     few = Data(whole.train.images[:200], whole.train.labels[:200], 10, whole.train.mean, whole.train.std)

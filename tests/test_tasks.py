@@ -17,14 +17,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import experiment
+from experiment import cell as experiment
 import oracles_loss as oracle
 import tasks as tasks_module
-from data import Data, Dataset, batches
+from experiment.data import Data, Dataset, batches
 from helpers import Evil, gen, make_data, seeds, small_net, tiny
-from settings import TASKS, Config, stream
+from engine.streams import stream
+from experiment.settings import Config
+from tasks import TASKS
+from experiment.files import load_task, save_task
 from tasks import (TRIGGER_SIZE, TRIGGER_VALUE, Task, add_trigger, closest_pair, discover, fingerprint, like_corrupted,
-                   load_task, make_task, save_task)
+                   make_task)
 
 names = st.sampled_from(TASKS)
 rates = st.sampled_from([0.1, 0.2, 0.25, 1 / 3, 0.5, 0.75, 0.9, 1.0])

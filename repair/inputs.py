@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets import _listing
-from formats.images import Reading, load_images
+from experiment.datasets import _listing
+from repair.images import Reading, load_images
+
 
 PATH_COLUMNS = ("filename", "filepath", "path", "image", "file", "img_filename")
 LABEL_COLUMNS = ("true_label", "clean_label", "label", "class")  # where there are several, the first

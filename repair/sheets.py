@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from formats.inputs import Folder, csv_lines
-from formats.networks import reason_of
-from suspects import Suspects
-from tasks import write_whole
+from experiment.files import write_whole
+from repair.inputs import Folder, csv_lines
+from repair.networks import reason_of
+from repair.suspects import Suspects
+
 
 COLUMNS = ("rank", "filename", "index", "given_label", "predicted_label", "score", "label_score", "similar")
 WIDE, PICTURES, LETTERS = 8, 64, 20  # pictures per line and in all; letters of a class name below one

@@ -9,37 +9,33 @@
 
 import contextlib
 import copy
-import errno
 import inspect
-import json
 import math
-import os
 import re
-import subprocess
 import sys
-import threading
 import time
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from data import MEMORY_FORMAT, Data, Dataset
-from etd import Expanded, drop, eval_mode, mask_table, ranks, stream
-from methods import METHODS, check_names, find_method, fits, same_world
+from baselines import with_theta_o2
+from engine.checks import check_forget, first_line
+from engine.modes import eval_mode
+from engine.ranks import ranks
+from engine.streams import stream
+from etd import Expanded, drop, mask_table, train_etd
+from experiment.console import progress
+from experiment.data import MEMORY_FORMAT, Data, Dataset
+from experiment.methods import METHODS, check_names, find_method, fits, same_world
+from experiment.rows import NO_SCORES
+from experiment.settings import Config
 from metrics import accuracy, evaluate
 from models import build
-from rem import State, check_forget, start
-from settings import VERSION, Config
-from tasks import Task, discover, make_task, write_whole
-from train import fit, train_etd
-
-SHOWN = ("loss", "acc_forget", "score")  # what a line of progress shows of what a method logs
-LONG = 60.0  # seconds without a line after which a terminal is told that work goes on
-NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product",
-                           "acc_forget", "learnt", "passes", "gave_up"))  # of a failed cell
+from rem import add_capacity
+from tasks import Task, discover, make_task
+from train import fit
 
 
 # --- Train, unlearn, measure ------------------------------------------------------------------------------------------
@@ -74,7 +70,7 @@ def train_original(config: Config, task: Task, model, log=None):
     generator = stream(config.seed, "training")
     with contextlib.nullcontext(log) if log else progress("train", config.quiet) as log:
         if config.etd:
-            return train_etd(model, task.train, config, generator, log=log)
+            return train_etd(with_theta_o2(model, task.train, config), task.train, config, generator, fit, log=log)
         fit(model, task.train, None, config, generator, log=log)
     return model
 
@@ -121,7 +117,8 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
                     show(epoch, epochs, net, **values)
 
             if curve:
-                first = start(model, data, forget, config, stream(config.seed, "curve")).expanded if keeps else model
+                first = (add_capacity(model, data, forget, config, stream(config.seed, "curve")).expanded if keeps
+                         else model)
                 points.append(point(config, first, task, forget, 0))
             more = {"log": tell} if "log" in asked else {}
             more |= {"corrupted": task.corrupted.clone()} if "corrupted" in asked else {}
@@ -187,41 +184,10 @@ def attempt(work):
         if ranks()[1] > 1 and not isinstance(error, ArithmeticError):
             raise  # the other processes may know nothing of it
         place = traceback.extract_tb(error.__traceback__)[-1]
-        failure = f"{one_line(error)} ({Path(place.filename).name}:{place.lineno})"
+        failure = f"{first_line(error)} ({Path(place.filename).name}:{place.lineno})"
         print(f"failed: {failure}", file=sys.stderr)
     return result, round(time.perf_counter() - begin, 3), failure
 
-
-def one_line(error: BaseException) -> str:
-    """Type and first line of an exception, whatever its text is or does."""
-    try:
-        text = next(iter(str(error).strip().splitlines()), "")
-    except Exception:  # a __str__ that fails
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-# --- Going on in another process --------------------------------------------------------------------------------------
-
-PARTS = ("expanded", "reference", "optimizer")  # of a rem.State, with a state dict each
-NOTES = ("epoch", "best", "best_score", "repaired", "known")
-
-
-def save_state(state: State, path: str | Path, **notes) -> None:
-    """Write all that REM's next epoch depends on, and `notes`, so that it can go on elsewhere; whole or not at all."""
-    content = notes | {part: getattr(state, part).state_dict() for part in PARTS}
-    content |= {note: getattr(state, note) for note in NOTES} | {"draws": state.generator.get_state()}
-    write_whole(path, lambda file: torch.save(content, file))
-
-
-def load_state(state: State, path: str | Path) -> None:
-    """Put what `save_state` wrote into a state made by `rem.start` from the same network, data and settings."""
-    content = torch.load(path, weights_only=True, map_location=state.device)
-    for part in PARTS:
-        getattr(state, part).load_state_dict(content[part])
-    for note in NOTES:
-        setattr(state, note, content[note])
-    state.generator.set_state(content["draws"].cpu())
 
 
 # --- Input checks -----------------------------------------------------------------------------------------------------
@@ -242,125 +208,3 @@ def choose_methods(config: Config) -> dict:
     return dict(map(find_method, names))
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name, or for "auto" a GPU where there is one; ValueError if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta" has no values to give
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # the one that `attempt` waits for
-    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"device {name!r} is not there ({reason}); use cpu, cuda or auto") from error
-    return device
-
-
-def check_writable(out: str) -> None:
-    """Raise ValueError unless rows can be appended to the result file, a link's target; makes its folder."""
-    try:
-        path = Path(out).resolve()
-        if not out or path.exists() and not path.is_file():
-            raise OSError("it is no regular file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise OSError("permission denied")
-    except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a name with a null byte
-        raise ValueError(f"cannot write results to {out} ({error}); give another --out") from error
-
-
-# --- Rows -------------------------------------------------------------------------------------------------------------
-
-def row_of(cell: Config, code: str | None, origin: dict, outcome: dict) -> dict:
-    """A whole row: settings, the method's short name and code, where the row comes from, what came out.
-
-    code: `methods.code_of` from when the method was loaded; its file may be another one by the time that it has run.
-    """
-    return {**asdict(cell), "method": Path(cell.method).name, "code": code, **origin, **outcome}
-
-
-def failure_of(error: str) -> dict:
-    """What comes out of a cell that gave no numbers."""
-    return {"status": "failed", "error": error, **NO_SCORES, "seconds": None}
-
-
-def append_row(out: str, row: dict) -> None:
-    """Append one JSON line in one write, synced to the disk; after a torn line on a line of its own."""
-    line = json.dumps(row, allow_nan=False).encode() + b"\n"
-    with open(out, "ab+", buffering=0) as file:
-        with contextlib.suppress(ImportError):  # Windows
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)  # so that two runs that share the file lose no row; closing it unlocks it
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 1))
-        if file.read(1) not in (b"", b"\n"):
-            line = b"\n" + line
-        try:
-            if file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(end)  # no half row stays behind
-            raise
-
-
-def provenance(device: torch.device, argv) -> dict:
-    """Where a row comes from: code, library, device and command."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "version": VERSION,
-            "git": git_hash(), "argv": list(argv)}
-
-
-def git_hash() -> str | None:
-    """The commit of the code, with "-dirty" if tracked files differ from it; None outside a checkout."""
-    command = ["git", "-C", Path(__file__).resolve().parent, "describe", "--always", "--dirty", "--abbrev=40",
-               "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None
-
-
-@contextlib.contextmanager
-def progress(label: str, quiet: bool, min_seconds: float = 0.0):
-    """A log function for `fit` and the methods, for the length of a block: one line per epoch with the time left.
-
-    In a terminal, work without such a line for LONG seconds says so in a line that is written anew every second.
-    Args: label: what is done, such as "train"; quiet: print nothing; min_seconds: print nothing either of what takes
-        less, by the seconds so far and the estimate of those left.
-    """
-    if quiet:
-        yield lambda *args, **values: None
-        return
-    begin = last = time.perf_counter()
-    since, done, terminal = "the start", threading.Event(), sys.stdout is not None and sys.stdout.isatty()
-    clear = "\r" + " " * 60 + "\r" if terminal else ""
-
-    def log(epoch: int, epochs: int, model, **values) -> None:
-        nonlocal last, since
-        last, since = time.perf_counter(), f"epoch {epoch}"
-        left = (last - begin) / epoch * (epochs - epoch)
-        if last - begin + left >= min_seconds:
-            shown = "".join(f"{name} {values[name]:8.4f}  " for name in SHOWN if name in values)
-            shown = f"{shown}{last - begin:6.1f} s  {left:6.1f} s left\n"
-            print(f"{clear}{label:<8} epoch {epoch:3d}/{epochs}  {shown}", end="", flush=True)
-
-    def watch() -> None:
-        with contextlib.suppress(OSError):  # a terminal that is gone
-            while not done.wait(1.0):
-                if (silent := time.perf_counter() - last) >= LONG:
-                    print(f"\r{label:<8} {silent:.0f} s since {since}", end="", flush=True)
-            print(clear, end="", flush=True)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    if terminal:
-        watcher.start()
-    try:
-        yield log
-    finally:
-        done.set()
-        if terminal:
-            watcher.join()

@@ -13,14 +13,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data import Data, Streamed
-from datasets import _moments
-from etd import eval_mode
-from formats.checkpoints import other_classes
-from formats.images import Reading, decode
-from formats.inputs import Folder
-from formats.networks import IMAGENET, reason_of
+from engine.modes import eval_mode
+from experiment.data import Data, Streamed
+from experiment.datasets import _moments
 from metrics import predict
+from repair.checkpoints import other_classes
+from repair.images import Reading, decode
+from repair.inputs import Folder
+from repair.networks import IMAGENET, reason_of
+
 
 NORMS = (IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3),
          ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))  # mean and std to try, the last CIFAR-10's

@@ -4,8 +4,7 @@
     unlearned = METHODS["rem-ideal"].function(model, task.train, forget, config, generator, corrupted=task.corrupted)
     name, function = load_method("examples/my_method.py:relabel")       # a user-supplied method, of the same signature
 
-Adding a method takes its function and one entry of METHODS. Functions are in baselines.py, in rem.py, and here: what
-trains anew, and REM by other names.
+Adding a method takes its function, in baselines.py, and one entry of METHODS.
 """
 
 import contextlib
@@ -15,86 +14,12 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor
-from torch.nn import Module
 
 import baselines as b
-from data import Data
-from etd import Expanded, drop
-from rem import finish, rem, remove, start
-from settings import Config
-from train import fit, train_etd
-
-# --- Training anew ----------------------------------------------------------------------------------------------------
-
-def retrain(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
-    """Train a fresh network on D_r with the full recipe: `epochs` at peak rate `lr` (Sec. 3 "Retraining from scratch").
-
-    Loss: CE on D_r, undiscovered corruption included. Choice: fresh weights as `fresh` draws them.
-    """
-    retain = b.retain_set(forget, len(data))
-    anew = b.fresh(model, config)
-    fit(anew, data, retain, config, generator, log=log)
-    return b.restore_modes(model, anew)
-
-
-def etd(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
-    """ETD alone: train a fresh network with example-tied dropout on D_tr and drop theta_o2; D_f plays no part (Sec. 2).
-
-    Loss: CE under each example's mask, the full training recipe.
-    """
-    b.check_forget(forget, len(data))
-    return b.restore_modes(model, drop(train_etd(b.fresh(model, config), data, config, generator, log=log)))
-
-
-def etd_ideal(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, *,
-              corrupted: Tensor, log=None) -> Module:
-    """ETD (IDEAL), Fig. 9: as `etd`, with one mask row for all of D_c from the start; an oracle, since it reads D_c."""
-    b.check_forget(forget, len(data))
-    expanded = train_etd(b.fresh(model, config), data, config, generator, shared=corrupted, log=log)
-    return b.restore_modes(model, drop(expanded))
-
-
-# --- REM by other names -----------------------------------------------------------------------------------------------
-
-def npo(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
-    """NPO (Zhang et al. 2024a): Algorithm 1's step 2 alone, without theta_o2 (Table 2: no 3.1 and no 3.2).
-
-    Loss: -h(CE - CE_ref) on D_f, whole passes until Acc(D_f) <= gamma, in training mode unless `forget_norm` says
-    otherwise. Being REM's own step 2, it takes the networks that `expand.expand` takes and no other (TypeError).
-    """
-    state = start(model, data, forget, replace(config, ratio=0.0, step31=False, step32=False), generator)
-    remove(state)
-    if log is not None:
-        log(0, 0, state.expanded, **state.record)
-    return finish(state)
-
-
-def rem_on_etd(model: Expanded, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
-    """REM on ETD (Table 1, ETD tick): REM whose theta_o2 is the memorisation partition of an ETD-trained network."""
-    if not isinstance(model, Expanded):
-        raise ValueError("rem-on-etd works on an ETD-trained network with its theta_o2; "
-                         "add --etd or pass train_etd's result")
-    return rem(model, data, forget, config, generator, log=log)
-
-
-def rem_ideal(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, *,
-              corrupted: Tensor, log=None) -> Module:
-    """REM (IDEAL), Fig. 3: all of D_c shares a mask row, while D_f alone is removed; an oracle, since it reads D_c."""
-    return rem(model, data, forget, config, generator, shared=corrupted, log=log)
-
-
-def ablation(**fixed):
-    """REM with some of its settings fixed (Table 2, Fig. 7): a method of the same signature as the others."""
-    def ablated(model: Module, data: Data, forget: Tensor, config: Config, generator: Generator, log=None) -> Module:
-        return rem(model, data, forget, replace(config, **fixed), generator, log=log)
-
-    return ablated
-
 
 # --- The record -------------------------------------------------------------------------------------------------------
 
@@ -114,9 +39,6 @@ class Method:
     # shown apart, the oracles that know all of D_c, and ETD trained anew.
     part: str = "compared"
     norm: str = ""  # what forget_norm's "auto" comes to
-    plain: float = 0.0  # work in training epochs of theta_o1 alone,
-    masked: float = 0.0  # and in those of theta_o1 with theta_o2,
-    per: str = ""  # both times this setting
 
     @property
     def in_all(self) -> bool:
@@ -137,37 +59,35 @@ STEP3 = {"step31", "step32", "redirect"}
 REM = {*STEP2, *TUNING, *MASKS, *STEP3, "beta", "stop"}
 
 
-def _rem(function, label: str, fixed=frozenset(), masked=1.0, **more) -> Method:
+def _rem(function, label: str, fixed=frozenset(), **more) -> Method:
     """REM, which keeps an ETD-trained network's theta_o2, or an ablation with some of its settings fixed."""
-    more = {"etd": "kept", "norm": "running", "plain": 2.0 - masked, "masked": masked, "per": "unlearn_epochs"} | more
-    return Method(function, label, frozenset(REM - fixed), **more)
+    return Method(function, label, frozenset(REM - fixed), **{"etd": "kept", "norm": "running"} | more)
 
 
 METHODS = {
     "no-ul": Method(b.no_ul, "no unlearning", reads_forget=False),
-    "retrain": Method(retrain, "retraining", frozenset({"curve"}), etd="none", plain=1, per="epochs"),
-    "cf": Method(b.fine_tune, "fine-tuning", frozenset(PACED), plain=1, per="unlearn_epochs"),
-    "ascent": Method(b.ascent, "gradient ascent", frozenset(STEP2), norm="batch", plain=0.1),
-    "npo": Method(npo, "NPO", frozenset(STEP2 | {"beta"}), norm="batch", plain=0.3),
-    "scrub": Method(b.scrub, "SCRUB", frozenset(PACED | {"alpha"}), plain=1.3, per="unlearn_epochs"),
-    "badt": Method(b.bad_teacher(over_classes=True), "Bad Teacher", frozenset(PACED), plain=1.4, per="unlearn_epochs"),
-    "badt-sum": Method(b.bad_teacher(over_classes=False), "Bad Teacher (sum over classes)", frozenset(PACED), plain=1.4,
-                       per="unlearn_epochs", part="variant"),
-    "ssd": Method(b.ssd, "SSD", frozenset({"ssd_alpha"}), plain=1.5),
+    "retrain": Method(b.retrain, "retraining", frozenset({"curve"}), etd="none"),
+    "cf": Method(b.fine_tune, "fine-tuning", frozenset(PACED)),
+    "ascent": Method(b.ascent, "gradient ascent", frozenset(STEP2), norm="batch"),
+    "npo": Method(b.npo, "NPO", frozenset(STEP2 | {"beta"}), norm="batch"),
+    "scrub": Method(b.scrub, "SCRUB", frozenset(PACED | {"alpha"})),
+    "badt": Method(b.bad_teacher(over_classes=True), "Bad Teacher", frozenset(PACED)),
+    "badt-sum": Method(b.bad_teacher(over_classes=False), "Bad Teacher (sum over classes)", frozenset(PACED),
+                       part="variant"),
+    "ssd": Method(b.ssd, "SSD", frozenset({"ssd_alpha"})),
     # As it is behind the paper's tables, and as its authors released it.
-    "potion": Method(b.potion(tries=50, part=1, relative=False), "Potion", frozenset({"gamma"}), plain=2),
+    "potion": Method(b.potion(tries=50, part=1, relative=False), "Potion", frozenset({"gamma"})),
     "potion-500": Method(b.potion(tries=500, part=25, relative=True), "Potion (500 tries)", frozenset({"gamma"}),
-                         plain=2, part="variant"),
-    "cuts": Method(b.cuts, "CUTS", frozenset({"unlearn_lr"}), plain=1),
-    "etd": Method(etd, "ETD", frozenset(MASKS), "none", False, part="ideal", masked=1, per="epochs"),
-    "etd-ideal": Method(etd_ideal, "ETD (ideal)", MASKS, "none", False, part="ideal", masked=1, per="epochs"),
-    "rem": _rem(rem, "REM"),
-    "rem-on-etd": _rem(rem_on_etd, "REM", etd="only", twin="rem"),
-    "rem-ideal": _rem(rem_ideal, "REM (ideal)", part="ideal"),
-    "rem-no31": _rem(ablation(step31=False, step32=True), "REM without 3.1", STEP3 | MASKS, masked=0.0,
-                     part="ablation"),
-    "rem-no32": _rem(ablation(step31=True, step32=False), "REM without 3.2", {"step31", "step32"}, part="ablation"),
-    "rem-ce": _rem(ablation(redirect="ce"), "REM by cross-entropy", {"redirect"}, part="ablation"),
+                         part="variant"),
+    "cuts": Method(b.cuts, "CUTS", frozenset({"unlearn_lr"})),
+    "etd": Method(b.etd, "ETD", frozenset(MASKS), "none", False, part="ideal"),
+    "etd-ideal": Method(b.etd_ideal, "ETD (ideal)", frozenset(MASKS), "none", False, part="ideal"),
+    "rem": _rem(b.rem_as_set, "REM"),
+    "rem-on-etd": _rem(b.rem_on_etd, "REM", etd="only", twin="rem"),
+    "rem-ideal": _rem(b.rem_ideal, "REM (ideal)", part="ideal"),
+    "rem-no31": _rem(b.ablation(step31=False, step32=True), "REM without 3.1", STEP3 | MASKS, part="ablation"),
+    "rem-no32": _rem(b.ablation(step31=True, step32=False), "REM without 3.2", {"step31", "step32"}, part="ablation"),
+    "rem-ce": _rem(b.ablation(redirect="ce"), "REM by cross-entropy", {"redirect"}, part="ablation"),
 }
 OPTIONAL = frozenset().union(*(method.reads for method in METHODS.values()))  # every method reads the other settings
 

@@ -22,15 +22,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import Data, Dataset
-from tasks import write_whole
+from experiment.data import Data, Dataset
+from experiment.files import write_whole
+
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IMAGENETTE_CLASSES = 10
 SLIM = 16  # longer side over shorter one of an image file above which its ends are cut off before it is resized
 DECODER = 2  # of `_decode_one`: raised where it reads a file otherwise than before, so that no older cache is read
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # by contents; of EPS a program is started
-MINI_FILE = Path(__file__).resolve().parent / "data" / "fashion-mini.npz"
+MINI_FILE = Path(__file__).resolve().parent.parent / "data" / "fashion-mini.npz"
 
 # Choice: everything that is fixed per data set. mean, std: per channel, of the training pixels in [0, 1] at native size
 # (None: computed from the training images). size: pixels per side (None: must be given). crop: random crops with an

@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from etd import check_index
+from engine.batches import count_batches
+from engine.checks import check_index
+
 
 # ---- images in memory ------------------------------------------------------------------------------------------------
 
@@ -118,15 +120,6 @@ def _check_tensor(name, tensor, dtype, ndim, length=None, device=None):
 
 PIXELS = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of images
 MEMORY_FORMAT = Data.memory_format  # of the networks too: tensor cores want it, and it is faster on CPUs
-
-
-def count_batches(n, size):
-    """Return the number of batches in a shuffled pass over n examples.
-
-    BatchNorm in training mode cannot normalise a single example with 1x1 maps, so in a shuffled pass (training) a last
-    batch of one example joins the batch before it.
-    """
-    return -(-n // size) - (n % size == 1 and n > size > 1)
 
 
 def batches(data, index=None, size=512, generator=None, augment=False, dtype=torch.float32):

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks import write_whole
+from experiment.files import write_whole
+
 
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights", "params", "module", "state")

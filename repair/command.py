@@ -1,210 +1,36 @@
 """Repair a trained classifier from a folder of images and a list of some bad ones, by REM (Sec. 5).
 
     python run.py repair --data DIR --model resnet18 --checkpoint model.pt --bad bad.txt --out repaired.pt
-
-    repaired = repair(model, data, forget)            # any network, data.Data, (k,) indices; a plain network comes back
 """
 
 import argparse
-import contextlib
-import copy
-import fnmatch
 import functools
 import json
-import math
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from formats import checkpoints
-from formats.fitting import check_logits, look_first, memory_format_of, predicted, share_of
-from formats.images import room_for_images
-from formats.inputs import Folder, open_folder
-from formats.networks import build_network, reason_of
-from formats.outputs import beside_weights, check_apart, check_replaced, digest, repair_key, resume
-from formats.sheets import beside, write_suspects
-from data import Data, Streamed
-from etd import Expanded, eval_mode, over_ranks, ranks
-from expand import expand
-from experiment import choose_device, provenance, save_state
-from rem import Settings, check_forget, go_on, start
-from settings import Config, stream
-from suspects import features, probe, suspects
-from tasks import write_whole
-
-FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0", "*squeeze",
-            "*branch[23].0.conv")  # inner layers of blocks
-FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "ratio", "seed")  # settings that have a flag
-READ = (*FLAGS, "stop", "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "precision")  # of Config
-EPOCH = ("epoch {}/{}: {updates} updates of step 2, Acc(D_f) {acc_forget_before:.2f} to {acc_forget:.2f}; loss of "
-         "step 3 {loss:.3f}, Acc(watched) {acc_watched:.2f}; {:.0f} s, at most {:.0f} s left")
+from engine.checks import check_forget
+from engine.features import features
+from engine.ranks import ranks
+from experiment.data import Streamed
+from experiment.devices import choose_device
+from experiment.files import write_whole
+from experiment.rows import provenance
+from repair import checkpoints
+from repair.images import room_for_images
+from repair.inputs import Folder, open_folder
+from repair.mismatch import check_logits, look_first, memory_format_of, predicted, share_of
+from repair.network import FLAGS, READ, choose_settings, repair, too_sure, unwrapped
+from repair.networks import build_network, reason_of
+from repair.outputs import beside_weights, check_apart, check_replaced, digest
+from repair.sheets import beside, write_suspects
+from repair.suspects import probe, suspects
 
 
-# --- In Python --------------------------------------------------------------------------------------------------------
-
-def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, layers=None, say=None, keep=None,
-           every: int = 1, sync_batchnorm: bool = False, **settings) -> nn.Module:
-    """A repaired copy of a trained classifier: REM from some known bad examples, the others unknown.
-
-    Args:
-        model: any network that `expand` takes, also inside DataParallel or compiled; left as it is.
-        data: all training images, labels as the network was trained on them, in memory or Streamed.
-        forget: (k,) int64 indices of the known bad ones; neither empty nor all.
-        layers: names or patterns (`*.mlp.0`) of the layers that get theta_o2; None: chosen by `expand_any`.
-        say: called with a line of text about each choice and each epoch; None: silent.
-        keep: file for the state after each `every` epochs, from which the same call goes on; None, every=0: no state.
-        sync_batchnorm: of several processes, batch statistics are those of the whole batch; needs GPUs.
-        settings: of settings.Config, over the defaults of `choose_settings`, such as unlearn_epochs=2 or seed=1.
-    Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes.
-    Raises: ValueError: forget, or a setting, cannot be used; TypeError: no choice of layers can be expanded;
-        NonFiniteLoss: the rate is too high.
-    """
-    say = say or (lambda text: None)
-    model, forget = unwrapped(model), check_forget(forget, len(data))
-    data = replace(data, memory_format=memory_format_of(model, data))
-    config, reasons = choose_settings(model, len(data), settings, too_sure(model, data, forget))
-    for line in reasons:
-        say(line)
-    weight = next(model.parameters())
-    example = torch.zeros((2, *data.shape), device=weight.device)
-    expanded = expand_any(model, example, config, layers, say)
-    if sync_batchnorm:
-        expanded = synchronised(expanded)
-    state = start(expanded, data, forget, config, stream(config.seed, "repair"))
-    key = keep and repair_key(model, data, forget, config, layers)
-    if keep and (line := resume(state, keep, key)):
-        say(line)
-    begin, done = time.perf_counter(), state.epoch  # epochs of an earlier run
-
-    def log(epoch: int, epochs: int, net, **record) -> None:
-        spent = time.perf_counter() - begin
-        left, record = spent / (epoch - done) * (epochs - epoch), dict(loss=math.nan, acc_watched=math.nan) | record
-        say(EPOCH.format(epoch, epochs, spent, left, **record))
-        if keep and every and epoch % every == 0 and ranks()[0] == 0:
-            try:
-                save_state(state, keep, key=key)
-            except OSError as error:  # a full disk costs no repair
-                say(f"the state of epoch {epoch} could not be written to {keep} ({error})")
-
-    repaired = go_on(state, log)
-    if not sync_batchnorm:
-        return repaired
-    plain = copy.deepcopy(model)  # whose BatchNorms are of their own kind
-    plain.load_state_dict(repaired.state_dict())
-    return plain
-
-
-def synchronised(expanded: Expanded) -> Expanded:
-    """The network with every BatchNorm a SyncBatchNorm; TypeError for one that is more than a BatchNorm."""
-    plain = (nn.BatchNorm1d, nn.BatchNorm2d)
-    for name, module in expanded.named_modules():
-        if isinstance(module, plain) and type(module) not in plain:
-            raise TypeError(f"cannot synchronise {name!r}: {type(module).__name__} computes more than a BatchNorm")
-    if ranks()[1] > 1 and next(expanded.parameters()).device.type == "cpu":
-        raise ValueError("--sync-batchnorm needs GPUs: torch has no SyncBatchNorm on the CPU; leave it out")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(expanded)
-
-
-@torch.no_grad()
-def too_sure(model: nn.Module, data: Data | Streamed, forget: torch.Tensor) -> bool:
-    """Whether D_f has next to no gradient, which is about as large as its cross-entropy at the labels as given.
-
-    Choice: a mean below 1e-6. At 2e-4 SGD needed 18 updates of step 2, at 5e-10 and 3e-9 a hundred moved nothing.
-    """
-    weight = next(model.parameters())
-    total = torch.zeros(2, dtype=torch.float64, device=weight.device)  # sum and number
-    with eval_mode(model):
-        for _, x, y in data.batches(forget, size=32, dtype=weight.dtype):
-            logits = model(x.to(weight.device)).double()  # (B, classes)
-            ce = F.cross_entropy(logits, y.to(weight.device), reduction="none")
-            total += torch.stack([ce.sum(), ce.new_tensor(len(ce))])
-    over_ranks([total])
-    return float(total[0] / total[1]) < 1e-6
-
-
-def choose_settings(model: nn.Module, n: int, given: dict, sure: bool = False) -> tuple[Config, list[str]]:
-    """Batch, optimiser, its rate and epochs for n training images, and the reason for each; what is given stays.
-
-    Choice: gamma 0.05, below chance for few classes, though Sec. 5 wants it above: of few known images nearly
-    all have to change, or the pattern that they share stays.
-    """
-    batch = min(512, max(16, 2 ** round(math.log2(max(1, n) / 20))))
-    norm = any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in model.modules())
-    why = f"the network has {'' if norm else 'no '}BatchNorm; Table 3"
-    optimizer = "sgd" if norm else "adam"
-    if sure and norm:
-        optimizer, why = "adam", "so sure of the known bad that their gradient is next to nothing, which Adam rescales"
-    sgd = given.get("optimizer", optimizer) == "sgd"
-    chosen = {"batch": (batch, f"{-(-n // batch)} steps per epoch on {n} images; from 16 to the paper's 512"),
-              "optimizer": (optimizer, why),
-              "unlearn_lr": (0.004, "near Table 3's") if sgd else (1e-4, "Table 3's rate of training; few steps"),
-              "unlearn_epochs": (4, "at most: REM ends when the repair is done"),
-              "gamma": (0.05, "few are known, so nearly all of them are removed"),
-              "ratio": (0.25, "theta_o2 as wide as a quarter of the network")}
-    read = {*READ, *(f.name for f in fields(Settings))}
-    if idle := [f.name for f in fields(Config) if f.name in given and f.name not in read]:
-        hint = {"epochs": "unlearn_epochs", "lr": "unlearn_lr"}.get(idle[0], ", ".join(READ))
-        raise ValueError(f"a repair reads no {idle[0]}; give {hint}")
-    config = Config(**{**{name: value for name, (value, _) in chosen.items()}, **given})
-    return config, [f"{name} {value} ({reason})" for name, (value, reason) in chosen.items() if name not in given]
-
-
-def expand_any(model: nn.Module, example: torch.Tensor, config: Config, layers, say) -> Expanded:
-    """`expand` with the given layers, or with the first choice that its self-check accepts."""
-    names = [name for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    if layers is not None:
-        chosen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in layers)]
-        if unused := [pattern for pattern in layers if not fnmatch.filter(names, pattern)]:
-            raise ValueError(f"no layer is called {unused[0]!r}; the network has {', '.join(names)}")
-        return expand(model, example, config.extra_ratio, chosen, stream(config.seed, "theta_o2"))
-    refusals = []
-    for what, chosen in layer_choices(model, names, example):
-        try:
-            expanded = expand(model, example, config.extra_ratio, chosen, stream(config.seed, "theta_o2"))
-        except TypeError as error:
-            refusals.append(str(error))
-            continue
-        grown = [name for name, m in expanded.layers().items() if getattr(m, "to_extra", None) is not None]
-        say(f"theta_o2 beside {what} ({len(grown)} layers)")
-        return expanded
-    raise TypeError(f"{refusals[0]}; {len(refusals) - 1} other choices of layers were refused too: try --layers")
-
-
-def layer_choices(model: nn.Module, names: list[str], example: torch.Tensor):
-    """Choices of layers to try in turn: (words, names); None leaves the choice to `expand`."""
-    yield "the layers of its own choice" if hasattr(model, "expandable") else "all convolutions", None
-    modules, order = dict(model.named_modules()), running_order(model, names, example)
-    convolutions = [name for name in order if isinstance(modules[name], nn.Conv2d)]
-    grouped = {name for name in convolutions if 1 < modules[name].groups < modules[name].in_channels}
-    feeding = {before for before, name in zip(order, order[1:]) if name in grouped}
-    gates = {name for name in convolutions if "se" in name.split(".")}  # squeeze-and-excitation scales what feeds it
-    left = [name for name in convolutions if name not in grouped | feeding | gates | set(order[-1:])]
-    if left and len(left) < len(convolutions):
-        yield "all convolutions but grouped ones, those that feed them and the one that makes the logits", left
-    for pattern in FAMILIES:
-        if inner := [name for name in order[:-1] if fnmatch.fnmatchcase(name, pattern)]:
-            yield f"the inner layers {pattern}, where healing is less tried", inner
-
-
-def running_order(model: nn.Module, names: list[str], example: torch.Tensor) -> list[str]:
-    """The layers that run, in their order."""
-    order, modules = [], dict(model.named_modules())
-    with eval_mode(model), torch.no_grad(), contextlib.ExitStack() as hooks:
-        for name in names:
-            hooks.enter_context(modules[name].register_forward_pre_hook(lambda m, x, name=name: order.append(name)))
-        model(example.to(next(model.parameters()).dtype))
-    return list(dict.fromkeys(order))
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside DataParallel, DistributedDataParallel and torch.compile."""
-    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(model, "_orig_mod"):
-        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
-    return model
 
 
 # --- The command ------------------------------------------------------------------------------------------------------

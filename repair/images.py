@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import Data, Streamed
-from datasets import _decode_one, _moments
+from experiment.data import Data, Streamed
+from experiment.datasets import _decode_one, _moments
+
 
 PART = 256  # files that are decoded at a time where none is kept
 

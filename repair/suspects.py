@@ -7,17 +7,16 @@ Only labels as given are read. The paper names discovery as the first axis of th
 figures of this score and of the others, which stand here to be compared with it, are in results/README.md, "Suspects".
 """
 
-import contextlib
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from etd import NonFiniteLoss, check_index, eval_mode, over_ranks, ranks
-from rem import check_forget
+from engine.checks import NonFiniteLoss, check_forget
+from engine.features import gather
 
-BATCH = 128  # images per batch of a pass
+
 NEAREST = 5  # neighbours in D_f
 
 
@@ -68,46 +67,6 @@ def logits(model: nn.Module, data, mask: torch.Tensor | None = None) -> tuple[to
     if not found.isfinite().all():
         raise NonFiniteLoss("the network's logits are not finite; lower the rate")
     return found[:, :-1], found[:, -1].long()
-
-
-@torch.no_grad()
-def features(model: nn.Module, data, index: torch.Tensor | None = None, layer: int = -1) -> torch.Tensor:
-    """Penultimate features (N, d) of all images or those of `index`, float64 on the CPU: what the last linear or
-    convolutional layer that runs is given, averaged over places or tokens; layer -2: what the one before is given."""
-    given = []
-
-    def inputs_of_layer(x, y):
-        given.clear()
-        model(x)
-        # of a convolution (B, d, H, W), else (B, d), (B, T, d), ..., or (B T, d) of a dense head
-        module, h = given[max(layer, -len(given))]
-        h = h.mean(dim=(2, 3)) if isinstance(module, nn.Conv2d) else h.reshape(len(x), -1, h.shape[-1]).mean(dim=1)
-        return h.double()  # (B, d)
-
-    with contextlib.ExitStack() as hooks:
-        for module in model.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                hooks.enter_context(module.register_forward_pre_hook(lambda m, inputs: given.append((m, inputs[0]))))
-        return gather(model, data, index, inputs_of_layer)
-
-
-def gather(model: nn.Module, data, index: torch.Tensor | None, of) -> torch.Tensor:
-    """(n, d) float64 on the CPU: the rows of of(x, y), (B, d), in the order of `index` or of the data; every process of
-    a run gives its share and has all. ValueError where data.batches leaves some out."""
-    index = torch.arange(len(data)) if index is None else check_index(index, len(data)).cpu()
-    places = torch.zeros(len(data), dtype=torch.int64).index_put_((index,), torch.arange(len(index)))
-    weight, found = next(model.parameters()), None
-    with eval_mode(model):
-        for rows, x, y in data.batches(index, size=BATCH, dtype=weight.dtype):
-            h = of(x.to(weight.device), y.to(weight.device)).cpu()
-            found = h.new_zeros((len(index), h.shape[1] + 1)) if found is None else found
-            found[places[rows]] = F.pad(h, (0, 1), value=1)  # the last column: how often it was seen
-    if ranks()[1] > 1:
-        over_ranks([found := found.to(weight.device)])
-    found = found.cpu()
-    if not found[:, -1].all():
-        raise ValueError("data.batches must yield all the examples that are asked for")
-    return found[:, :-1] / found[:, -1:]
 
 
 # --- Scores: (N,) float64, higher is more suspect ---------------------------------------------------------------------

@@ -5,15 +5,13 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
+from experiment.files import check_writable
+from repair.inputs import Folder
+from repair.networks import FILES
+from repair.sheets import answered, beside
 
-from experiment import check_writable, load_state
-from formats.inputs import Folder
-from formats.networks import FILES
-from formats.sheets import answered, beside
 
 ENDINGS = (*FILES, ".tar", ".json", ".state")  # what a file's name may end in; the last two are refused
-LOOKED_AT = 32  # images, evenly spaced, by which a state knows its data
 
 
 def beside_weights(out: str | Path, ending: str) -> Path:
@@ -65,37 +63,6 @@ def check_apart(out: str | Path, folder: Folder) -> None:
     images = {path.parent.resolve() for path in (*folder.paths, *(path for path, _ in folder.heldout or ()))}
     if Path(out).resolve().parent in images:
         raise ValueError(f"{out} would lie among the images of --data {folder.root}; give --out elsewhere")
-
-
-def repair_key(model, data, forget: torch.Tensor, *settings) -> str:
-    """SHA-256 of what decides a repair: weights, how images are read, LOOKED_AT of them, labels, D_f and settings."""
-    reading = tuple(data.shape), tuple(data.mean), tuple(data.std), data.pad, data.flip
-    key = hashlib.sha256(repr((reading, settings)).encode())
-    few = torch.arange(LOOKED_AT) * (len(data) - 1) // (LOOKED_AT - 1)
-    ((images, _),) = data._read(few, [slice(0, len(few))], None)  # as they are stored, the same on every device
-    for value in (*model.state_dict().values(), images, data.labels, forget):
-        key.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return key.hexdigest()
-
-
-def resume(state, path: str | Path, key: str) -> str | None:
-    """Put what an earlier run of the same repair, by `repair_key`, has kept into a state of rem.start.
-
-    Returns: a line of text; None where there is no file. Raises: ValueError for a file that is no such state.
-    """
-    path = Path(path)
-    if not path.exists():
-        return None
-    try:
-        found = torch.load(path, weights_only=True, mmap=True)["key"]
-        if found == key:
-            load_state(state, path)
-    except Exception as error:  # a file of something else can raise anything
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{path} is no state of this repair ({reason}); move it away to begin anew") from error
-    if found != key:
-        return f"{path} is the state of another repair and will be replaced"
-    return f"going on after epoch {state.epoch}, from {path}"
 
 
 def digest(path: str) -> str:

@@ -5,15 +5,15 @@
     generator = stream(config.seed, "order")               # independent random numbers for each purpose
 """
 
-import argparse
 import sys
 from dataclasses import dataclass, field, fields
 from functools import partial
 
-from etd import stream  # noqa: F401  (as `settings.stream`: independent numbers for each purpose)
+from rem import Settings
+from tasks import TASKS
+
 
 VERSION = "0.2.0"  # of the code: rows and networks of another version do not count
-TASKS = ("poison", "confusion", "random")
 STAGES = {"task": "task, a cell of the 2-D task space (Sec. 4)", "network": "network (A.3)",
           "training": "training (A.3, Table 3)", "unlearning": "unlearning (A.3, Table 3)", "run": "the run"}
 
@@ -41,27 +41,27 @@ class Config:
     width: float = of_network(1.0, "factor of all widths of the 100 % network", "(0, inf)")
     capacity: float = of_network(0.5, "width over that of the 100 % network, Table 4", "(0, 1]")
     ratio: float | None = of_network(None, "theta_o2's width over theta_o1's (default: 1 / capacity - 1)", "[0, inf)")
-    p_mem: float = of_network(0.2, "share of theta_o2 that a mask turns on", "[0, 1]")
+    p_mem: float = of_network(Settings.p_mem, "share of theta_o2 that a mask turns on", "[0, 1]")
 
     etd: bool = of_training(False, "train with example-tied dropout, then unlearn from it")
     epochs: int = of_training(40, "training epochs", "[0, inf)")
-    batch: int = of_training(512, "batch size, of unlearning too", "[2, inf)")
-    optimizer: str = of_training("sgd", "sgd or adam", choices=("sgd", "adam"))
+    batch: int = of_training(Settings.batch, "batch size, of unlearning too", "[2, inf)")
+    optimizer: str = of_training(Settings.optimizer, "sgd or adam", choices=("sgd", "adam"))
     lr: float = of_training(0.025, "peak rate; ends at a fifth", "[0, inf)")
-    momentum: float = of_training(0.9, "momentum of SGD", "[0, 1)")
-    weight_decay: float = of_training(5e-4, "weight decay of SGD", "[0, inf)")
-    precision: str = of_training("auto", "float32, bf16 or auto: bf16 on GPUs", choices=("auto", "float32", "bf16"))
+    momentum: float = of_training(Settings.momentum, "momentum of SGD", "[0, 1)")
+    weight_decay: float = of_training(Settings.weight_decay, "weight decay of SGD", "[0, inf)")
+    precision: str = of_training(Settings.precision, "float32, bf16 or auto: bf16 on GPUs", choices=("auto", "float32", "bf16"))
 
     method: str = of_unlearning("no-ul,cf,npo,rem", "methods, separated by commas: names, all or FILE.py:FUNCTION")
     discovery: float = of_unlearning(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]", "(0, 1]")
-    unlearn_epochs: int = of_unlearning(10, "max epochs of Alg. 1", "[0, inf)")
+    unlearn_epochs: int = of_unlearning(Settings.unlearn_epochs, "max epochs of Alg. 1", "[0, inf)")
     stop: str = of_unlearning("repaired", "end of REM: repaired (its score no longer rises) or max (all epochs)",
                               choices=("repaired", "max"))
-    unlearn_lr: float = of_unlearning(0.005, "epsilon of Alg. 1", "[0, inf)")
-    gamma: float = of_unlearning(0.2, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")
-    beta: float = of_unlearning(1.0, "beta of Eq. 2", "(0, inf)")
-    max_passes: int = of_unlearning(100, "most passes over D_f in one step 2, then a warning", "[0, inf)")
-    forget_norm: str = of_unlearning("auto", "statistics in passes over D_f of rem, npo, ascent; auto: running in rem",
+    unlearn_lr: float = of_unlearning(Settings.unlearn_lr, "epsilon of Alg. 1", "[0, inf)")
+    gamma: float = of_unlearning(Settings.gamma, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")
+    beta: float = of_unlearning(Settings.beta, "beta of Eq. 2", "(0, inf)")
+    max_passes: int = of_unlearning(Settings.max_passes, "most passes over D_f in one step 2, then a warning", "[0, inf)")
+    forget_norm: str = of_unlearning(Settings.forget_norm, "statistics in passes over D_f of rem, npo, ascent; auto: running in rem",
                                      choices=("auto", "running", "batch"))
     alpha: float = of_unlearning(0.01, "SCRUB: weight of distillation (A.3)", "[0, inf)")
     ssd_alpha: float = of_unlearning(100.0, "SSD: dampen where D_f's importance is above this times D_tr's", "[0, inf)")
@@ -145,40 +145,3 @@ def kind_of(f) -> type:
 
 
 # --- Command line -----------------------------------------------------------------------------------------------------
-
-class Parser(argparse.ArgumentParser):
-    """Flags are written out; an error is one line on stderr, without the usage, and exit code 2."""
-
-    def __init__(self, **more):
-        super().__init__(allow_abbrev=False, **more)
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def flag(name: str) -> str:
-    """A field's name as it is typed."""
-    return "--" + name.replace("_", "-")
-
-
-def flags(parser: Parser, names=None):
-    """Give (argument group of its stage, field, help) for each field of Config, or for those of these names."""
-    presets = {**ARCH_PRESETS, **DATASET_PRESETS}
-    for stage, title in STAGES.items():
-        group = parser.add_argument_group(title)
-        for f in fields(Config):
-            if f.metadata["stage"] == stage and (names is None or f.name in names):
-                special = [f"; {name}: {preset[f.name]}" for name, preset in presets.items() if f.name in preset]
-                default = "" if f.default is None else f" (default: {f.default}{''.join(special)})"
-                yield group, f, (f.metadata["help"] + default).replace("%", "%%")
-
-
-def add_flags(parser: Parser, names=None) -> None:
-    """A flag per field of Config, or of these names; only what was given ends up in the namespace."""
-    for group, f, text in flags(parser, names):
-        more = dict(help=text, default=argparse.SUPPRESS)
-        if f.type is bool:
-            group.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, **more)
-        else:
-            group.add_argument(flag(f.name), type=kind_of(f), choices=f.metadata["choices"] or None,
-                               metavar=f.name.split("_")[-1].upper(), **more)

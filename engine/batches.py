@@ -1,0 +1,60 @@
+"""Batches of D_tr. What REM asks of `data`, D_tr with its labels as given:
+
+    len(data)                   number of training examples, N
+    data.batches(index=None, size=512, generator=None, augment=False, dtype=torch.float32)
+                                one pass over the examples of `index`, an int64 tensor, or over all of them: yields
+                                (index, x, y), (B,) int64 dataset indices on the CPU, inputs of `dtype`, (B,) int64
+                                labels; in an order drawn from the generator, without one in that of `index`
+    data.augments               optional: False where augment=True changes nothing, so that the reference runs once
+
+In a run of several processes (torch.distributed) data.batches yields this one's share of each batch.
+"""
+
+import torch
+
+from engine.ranks import ranks
+
+
+def count_batches(n: int, size: int) -> int:
+    """The number of batches in a shuffled pass over n examples.
+
+    BatchNorm in training mode cannot normalise a single example with 1x1 maps, so in a shuffled pass (training) a last
+    batch of one example joins the batch before it.
+    """
+    return -(-n // size) - (n % size == 1 and n > size > 1)
+
+
+def batches_of(s, index: torch.Tensor | None, augment: bool = True, size: int | None = None):
+    """One pass over the examples of `index`, or over D_tr, for Algorithm 1's state.
+
+    Shuffled and augmented by the state's generator, or plain and in order; in the network's dtype, on its device; the
+    last batch is never one example alone.
+    Yields: (rows, x, y): (B,) int64 on the CPU, (B, ...) inputs, (B,) int64 labels.
+    Raises: ValueError: data.batches yields other examples than those asked for.
+    """
+    asked = torch.arange(len(s.data)) if index is None else index
+    dtype = next(s.expanded.parameters()).dtype
+    generator = s.generator if augment else None
+    given = s.data.batches(index, size=size or s.config.batch, generator=generator, augment=augment, dtype=dtype)
+    seen = [torch.empty(0, dtype=torch.int64)]
+    for rows, x, y in without_lone_last(given, len(asked)):
+        seen.append(rows.clone())
+        yield rows, x.to(s.device), y.to(s.device)
+    seen = torch.cat(seen)
+    right = torch.equal(seen.sort().values, asked.sort().values) and (augment or torch.equal(seen, asked))
+    if not right and ranks()[1] == 1:  # what other ranks have seen cannot be told from here
+        raise ValueError("data.batches must yield the indices that are asked for, each once, in order unless shuffled")
+
+
+def without_lone_last(batches, n: int):
+    """The batches of a pass over n examples, a last one of a single example joined to the one before it.
+
+    BatchNorm may refuse one example alone. Of several processes each has its share, so there nothing is joined.
+    """
+    held, left = None, n
+    for batch in batches:
+        left -= len(batch[0])
+        if held is None and left == 1 < len(batch[0]) and ranks()[1] == 1:
+            held = [part.clone() for part in batch]
+            continue
+        yield batch if held is None else tuple(torch.cat(parts) for parts in zip(held, batch, strict=True))

@@ -1,0 +1,98 @@
+"""Training and evaluation mode, copies, and the running statistics of BatchNorm."""
+
+import contextlib
+import copy
+
+import torch
+from torch import distributed as dist, nn
+
+from engine.batches import without_lone_last
+from engine.ranks import ranks
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def copy_of(net: nn.Module) -> nn.Module:
+    """A deep copy; torch cannot copy a tensor with its autograd graph, which some networks keep: it is detached."""
+    kept = [value for module in net.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    return copy.deepcopy(net, {id(value): value.detach() for value in kept if not value.is_leaf})
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module):
+    """Put a network in eval mode and, at the end of the block, each of its modules back in the mode it had."""
+    modes = modes_of(model)
+    model.eval()
+    for buffer in model.buffers() if ranks()[1] > 1 else ():  # rank 0's running statistics are everyone's
+        dist.broadcast(buffer, 0)
+    try:
+        yield model
+    finally:
+        put_modes(model, modes)
+
+
+def modes_of(net: nn.Module) -> list[bool]:
+    """The training flag of each module, in the order of net.modules()."""
+    return [module.training for module in net.modules()]
+
+
+def put_modes(net: nn.Module, modes: list[bool]) -> None:
+    """Give each module the training flag that `modes_of` noted."""
+    for module, training in zip(net.modules(), modes, strict=True):
+        module.training = training
+
+
+def training_mode(net: nn.Module, modes: list[bool]) -> None:
+    """Put a network in training mode, all but the BatchNorms that its user froze; modes: as the network came."""
+    frozen = frozen_norms(net, modes)
+    net.train()
+    for norm in frozen:
+        norm.eval()
+
+
+def frozen_norms(net: nn.Module, modes: list[bool]) -> list[nn.Module]:
+    """The BatchNorms whose running statistics must stay, because the network's user froze them.
+
+    A user freezes one by putting it in eval mode in a network that trains, or by taking requires_grad from all of its
+    parameters. modes: as the network came.
+    """
+    found = []
+    for module, training in zip(net.modules(), modes, strict=True):
+        if isinstance(module, NORMS):
+            own = list(module.parameters(recurse=False))
+            no_gradient = bool(own) and not any(p.requires_grad for p in own)
+            if no_gradient or (modes[0] and not training):
+                found.append(module)
+    return found
+
+
+def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.Generator | None = None,
+                      modes: list[bool] | None = None) -> None:
+    """Recompute base running statistics, in place, from base-only passes over the training images; no label is read.
+
+    Training with masks alone never moves them, and an epoch of few steps leaves them behind the weights. Choice: means
+    over the images of one shuffled pass, augmented as in training.
+    Args: model: plain or Expanded; data: D_tr, see batches.py; size: of a batch; generator: of the pass, None: seeded
+        with 0; modes: as the network came, None: as it is; frozen BatchNorms keep their statistics (`frozen_norms`).
+    """
+    frozen = set(frozen_norms(model, modes_of(model) if modes is None else modes))
+    norms = [m for m in model.modules() if isinstance(m, NORMS) and m.running_mean is not None and m not in frozen]
+    if not norms:
+        return
+    seen, weight = dict.fromkeys(norms, 0), next(model.parameters())
+
+    def count(norm, args):  # the mean over images: a short last batch counts for what it holds
+        if not seen[norm]:
+            norm.reset_running_stats()
+        seen[norm] += len(args[0])
+        norm.training = True
+        norm.momentum = len(args[0]) / seen[norm]
+
+    with contextlib.ExitStack() as after, eval_mode(model), torch.no_grad():
+        for norm in norms:
+            after.callback(setattr, norm, "momentum", norm.momentum)
+            after.enter_context(norm.register_forward_pre_hook(count))
+        order = generator or torch.Generator().manual_seed(0)
+        given = data.batches(size=size, generator=order, augment=True, dtype=weight.dtype)
+        for _, x, _ in without_lone_last(given, len(data)):
+            model(x.to(weight.device))

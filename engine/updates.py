@@ -1,0 +1,88 @@
+"""One update, and one pass of updates.
+
+    with one_pass(state, "step 3 of epoch 1") as update:
+        for rows, x, y in batches_of(state, None):
+            update(loss, rows)          # one step down the loss, over all processes
+    update.mean, update.steps           # NonFiniteLoss at the end of the block unless the mean is a finite number
+"""
+
+import contextlib
+
+import torch
+from torch import nn
+
+from engine.checks import finite
+from engine.ranks import over_ranks, ranks
+from engine.streams import forked_rng
+
+
+def logits_of(net: nn.Module, x: torch.Tensor, precision: str, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """(B, classes) logits in float32 at least, computed in "bf16", "float32" or with "auto" in bf16 on GPUs alone."""
+    bf16 = precision == "bf16" or (precision == "auto" and x.device.type == "cuda")
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16 and x.dtype != torch.float16):
+        logits = net(x) if mask is None else net(x, mask)
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(f"the network gives a {type(logits).__name__}, not logits; switch auxiliary heads off")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def make_optimizer(model: nn.Module, config, lr: float) -> torch.optim.Optimizer:
+    """SGD with momentum and weight decay, or Adam without (Table 3), over every trainable parameter, each once."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("every parameter of the network is frozen; set requires_grad where training may change it")
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=lr, foreach=True)
+    return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, count: int = 1) -> torch.Tensor:
+    """One step down the mean of `loss` over ranks (here over `count` examples); weights no rank reaches stay."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    loss = loss.detach()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if ranks()[1] > 1:  # a block that was skipped here may have run elsewhere
+        over_ranks([reached := loss.new_tensor([p.grad is not None for p in parameters])])
+        for p, times in zip(parameters, reached.tolist(), strict=True):
+            if times and p.grad is None:
+                p.grad = torch.zeros_like(p)
+    over_ranks([loss, *(p.grad for p in parameters if p.grad is not None)], count)
+    optimizer.step()
+    return loss
+
+
+class Pass:
+    """The updates of one pass: their number, their mean loss, and which parameters a gradient has reached."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, must_reach: dict[str, nn.Parameter]):
+        self.optimizer = optimizer
+        self.total = torch.zeros((), device=device)  # looked at once, at the end
+        self.steps = 0
+        self.mean = None  # at the end of the pass
+        self.waiting = {name: p for name, p in must_reach.items() if p.requires_grad and p.numel()}
+
+    def __call__(self, loss: torch.Tensor, rows: torch.Tensor) -> None:
+        """One step down `loss`, a scalar over the examples `rows`."""
+        self.total += descend(self.optimizer, loss, len(rows))
+        self.steps += 1
+        if self.waiting:
+            self.waiting = {name: p for name, p in self.waiting.items() if p.grad is None}
+
+
+@contextlib.contextmanager
+def one_pass(s, where: str, must_reach: dict[str, nn.Parameter] | None = None):
+    """One pass of updates of Algorithm 1's state, dropout drawn from its generator: yields a `Pass`.
+
+    Args: where: names a loss that is not finite; must_reach: parameters, by name, that a gradient must reach, unless
+        they are frozen.
+    Raises: NonFiniteLoss; TypeError for a parameter that no gradient has reached, such as one behind activation
+        checkpointing.
+    """
+    update = Pass(s.optimizer, s.device, must_reach or {})
+    with forked_rng(s.generator, s.device):
+        yield update
+    if update.waiting and update.steps:
+        name = min(update.waiting).rpartition(".")[0]
+        raise TypeError(f"cannot redirect through {name!r}: in training no gradient reaches its theta_o2")
+    update.mean = finite(update.total, update.steps, where)

@@ -1,1 +1,0 @@
-"""What users bring: checkpoints, folders of images, lists of bad ones. repair.py alone reads through it."""

@@ -1,0 +1,13 @@
+"""Beyond the paper: repair a classifier of one's own from some known bad training images.
+
+    repaired = repair(model, data, forget)
+
+    command.py   `run.py repair`                       network.py     any network: settings, layers, REM
+    inputs.py    the user's folder and lists           images.py      image files, decoded
+    networks.py  networks by name                      checkpoints.py files of weights, read safely
+    mismatch.py  whether network and folder fit        suspects.py    what was not discovered
+    outputs.py   what is written, and where            sheets.py      the list of suspects and their pictures
+    state.py     going on after an interruption
+"""
+
+from repair.network import repair  # noqa: F401
