@@ -18,7 +18,7 @@ have the words, a line says that there was nothing to compare. New rows take an 
 
 Not checked, because no rows hold them: what a page calls "no result file kept"; the paper's numbers in sentences, but
 for a few; counts that are written as words ("in all nine cells"); ranges of what a figure shows; in README.md the table
-of names of code, that of choices, and the seconds and epochs of the printed output.
+of names of code, that of choices, and the seconds and epochs of the printed output; in results/README.md that of pages.
 """
 
 import argparse
@@ -121,8 +121,16 @@ def check_table(shown: Shown, told: Report) -> None:
     if lines is None:
         print(f"not checked: {what}: no command above it prints it and no function here makes it")
         return
-    wanted, count = {labels_of(shown.header, line): line for line in lines}, 0
+    wanted = {labels_of(shown.header, line): line for line in lines}
     have = {labels_of(shown.header, cells): (number, cells) for number, cells in shown.rows}
+    count = compare_cells(shown, have, wanted, told)
+    compare_lines(shown, have, wanted, told)
+    told.compared(what, count)
+
+
+def compare_cells(shown: Shown, have: dict, wanted: dict, told: Report) -> int:
+    """Compare the cells of the lines shown; returns how many there were beside the labels."""
+    count = 0
     for label, (number, cells) in have.items():
         if label not in wanted or len(cells) != len(wanted[label]):
             told.differs(shown.page, number, "a line", " | ".join(cells), " | ".join(wanted.get(label, ["none"])))
@@ -131,6 +139,11 @@ def check_table(shown: Shown, told: Report) -> None:
             count += 1
             if found != expected:
                 told.differs(shown.page, number, f"{' | '.join(label)}, {name}", found, expected)
+    return count
+
+
+def compare_lines(shown: Shown, have: dict, wanted: dict, told: Report) -> None:
+    """Say which lines are missing, whether two are alike, and the first that stands in another place."""
     for label in [label for label in wanted if label not in have]:
         told.differs(shown.page, shown.line, "a line", "none", " | ".join(wanted[label]))
     if len(have) < len(shown.rows):
@@ -140,7 +153,6 @@ def check_table(shown: Shown, told: Report) -> None:
         if found != expected:
             told.differs(shown.page, have[found][0], "order of lines", " | ".join(found), " | ".join(expected))
             break
-    told.compared(what, count)
 
 
 # A figure, with its SEM if it has one.

@@ -131,7 +131,13 @@ def of_lasting() -> list[tuple]:
     best = max(100 * point["healed"] * point["utility"] for point in loop["points"][1:])
     runs = pick(rows_at("results/lasting/fashion-mini"), method="rem", stop="repaired")
     epochs = max(row["points"][-1]["epoch"] for row in runs)
+    letter = pick(rows_at("results/lasting/fashion-mini"), stop="max")
+    third = [point["healed"] * point["utility"] for row in letter for point in row["points"] if point["epoch"] == 3]
+    (poison,) = ({point["epoch"]: f"{100 * point['healed']:.0f}" for point in row["points"][1:]} for row in letter
+                 if (row["task"], row["discovery"]) == ("poison", 0.1))
     return [("every run ended by itself before epoch {}", [str(max(8, epochs + 1))]),
+            ("the paper's quarter of training) give {}, as the rule", [f"{100 * fmean(third):.1f}"]),
+            ("Healed falls from {} to {} between epochs 5 and 8", [poison[5], poison[8]]),
             ("Healed is {} after epoch 1, {} after epoch 5, {} after step 2", [healed[1], healed[5], healed[6]]),
             ("ten epochs end at {} / {} / {}, and the best of them has {}",
              [*scores([loop], 1).split(" / "), f"{best:.1f}"]),
