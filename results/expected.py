@@ -1,0 +1,339 @@
+"""What the rows give: the tables that commands on the pages print, and those that no command prints. See check.py.
+
+    header, *lines = made_by("run.py report results/fashion-mini/grid --table plane")[0]
+    lines = TABLES["results/repair/README.md", "network", "images"](labels)  # labels: the lines as shown
+"""
+
+import argparse
+import importlib.util
+import itertools
+import json
+import re
+import shlex
+import sys
+from functools import cache
+from pathlib import Path
+from statistics import fmean, stdev
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from study import discovery, report  # noqa: E402
+from study.rows import SCORES, load_rows, networks, pick, products  # noqa: E402
+from study.stats import mean_of_seeds, minus, percent  # noqa: E402
+
+TASKS = ("poison", "confusion", "random")
+RATES = (0.1, 0.5, 1.0)
+CELLS = [(task, rate) for task in TASKS for rate in RATES]
+GRID = "results/fashion-mini/grid"
+COPY = "results/cifar10-jpeg-16px"  # quarter width, bf16
+HALF = "results/lasting/cifar10-jpeg-16px"  # half width
+SEVEN = "results/rates/cifar10-jpeg-16px"  # the other seven rates
+
+
+# --- Tables that a command makes --------------------------------------------------------------------------------------
+
+def cells_of(line: str) -> list[str]:
+    """The cells of a line of a Markdown table."""
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+@cache
+def rows_at(*paths: str) -> list[dict]:
+    """The rows of result files or folders below the root, one per run."""
+    return load_rows([ROOT / path for path in paths])
+
+
+@cache
+def lines_at(path: str) -> list[dict]:
+    """Every line of a file of JSON lines below the root."""
+    return [json.loads(line) for line in (ROOT / path).read_text(encoding="utf-8").splitlines()]
+
+
+def grid_of(markdown: str) -> list[list[str]]:
+    """The header and the lines of a Markdown table, whatever stands above it."""
+    lines = [cells_of(line) for line in markdown.splitlines() if line.startswith("|")]
+    return lines[:1] + lines[2:]
+
+
+@cache
+def made_by(command: str) -> list[list[list[str]]]:
+    """The tables that a command prints, each a header and lines; none of a command that prints no table of rows."""
+    words = shlex.split(command, comments=True)
+    script = next((word for word in words if word.endswith(".py")), "")
+    given = words[words.index(script) + 1:] if script else []
+    if script == "run.py" and given[:1] == ["report"]:
+        return reported(given[1:])
+    out = next((ROOT / value for name, value in itertools.pairwise(given) if name == "--out"), None)
+    if script == "run.py" and given[:1] == ["suspects"] and out and out.is_file():
+        lines = lines_at(str(out.relative_to(ROOT)))
+        return [grid_of(make(lines)) for make in (discovery.suspects_table, discovery.round_table)]
+    return scripted(script, out) if script.count("/") == 1 else []
+
+
+def reported(words: list[str]) -> list[list[list[str]]]:
+    """The tables of `run.py report` with these words, without its figures."""
+    parser = argparse.ArgumentParser()
+    report.add_arguments(parser)
+    asked = parser.parse_args(words)
+    paths = [ROOT / path for path in asked.results]
+    if not all(path.exists() for path in paths) or asked.figure and not asked.table:
+        return []
+    texts = report.report([str(path) for path in paths], asked.table, None, asked.seeds, "markdown", None)
+    return [with_runs(grid_of(text)) for text in texts]
+
+
+def with_runs(grid: list[list[str]]) -> list[list[str]]:
+    """A table without the lines of what was not run, for which it has the paper's number alone."""
+    place = grid[0].index("n") if "n" in grid[0] else None
+    return [line for line in grid if place is None or line[place]]
+
+
+def scripted(script: str, out: Path | None) -> list[list[list[str]]]:
+    """The table that a script's function `table` makes of its rows: those of --out, or of results/NAME/NAME.jsonl."""
+    path = ROOT / script
+    rows = out or ROOT / "results" / path.stem / f"{path.stem}.jsonl"
+    if not path.is_file() or not rows.is_file() or "\ndef table(" not in path.read_text(encoding="utf-8"):
+        return []
+    spec = importlib.util.spec_from_file_location(f"checked_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        return [grid_of(module.table(lines_at(str(rows.relative_to(ROOT)))))]
+    except KeyError:  # rows of another kind, which this page's own table is made of
+        return []
+
+
+# --- Tables that no command makes ------------------------------------------------------------------------------------
+
+def mean_sem(values, digits: int = 1) -> str:
+    """Mean ± SEM of fractions, in percent."""
+    mean, error = percent(values)
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def mean(rows: list[dict], key: str = "product", digits: int = 1) -> str:
+    """Mean of a score over runs, in percent; empty without a run."""
+    return f"{percent(row[key] for row in rows)[0]:.{digits}f}" if rows else ""
+
+
+def scores(rows: list[dict], digits: int = 0) -> str:
+    """Healed / Utility / product, means in percent."""
+    return " / ".join(mean(rows, key, digits) for key in SCORES)
+
+
+def seeds_difference(mine: list[dict], other: list[dict], digits: int = 1) -> str:
+    """Product of runs less that of others in the same cells and seeds: mean ± SEM over seeds, in percent."""
+    mean, error = mean_of_seeds(minus(products(mine), products(other)))[0]
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def plane_of(folder: str) -> dict[str, dict[str, str]]:
+    """Of the table `plane` of a folder method -> column -> cell."""
+    ((header, *lines),) = reported([folder, "--table", "plane"])
+    return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+
+
+def lasting_epochs(labels: list[list[str]]) -> list[list[str]]:
+    """REM at so many epochs at most, NPO and no unlearning: product in each cell, and the mean over runs."""
+    rows, lines = rows_at("results/lasting/fashion-mini"), []
+    for name, seeds, *_ in labels:
+        epochs, stop = re.match(r"\d*", name)[0], "max" if "stop max" in name else "repaired"
+        axes = dict(unlearn_epochs=int(epochs), stop=stop, method="rem") if epochs else dict(method=name.strip("`"))
+        wanted = tuple(range(int(seeds[-1]) + 1))
+        runs = pick(rows, **axes, seed=wanted)
+        parts = [pick(runs, task=task, discovery=rate) for task, rate in CELLS]
+        whole = [part if len(part) == len(wanted) else [] for part in parts]
+        lines.append([name, seeds, *map(mean, whole), mean_sem(row["product"] for row in networks(runs))])
+    return lines
+
+
+def lasting_short(labels: list[list[str]]) -> list[list[str]]:
+    """The same with the mean alone."""
+    return [[name, seeds, cells[-1]] for name, seeds, *cells in lasting_epochs(labels)]
+
+
+def half_and_quarter() -> dict[str, list[dict]]:
+    """Rows on the copy of CIFAR-10 by the network's width, the paper's loop to the letter and ETD left out."""
+    folders = {"half": (HALF, 1.0), "quarter": (COPY, 0.5)}
+    return {name: pick(rows_at(folder), etd=False, stop="repaired", width=width)
+            for name, (folder, width) in folders.items()}
+
+
+def natural_images(labels: list[list[str]]) -> list[list[str]]:
+    """Both widths at seed 0, a line per cell: scores, REM's lead over NPO, the epochs it ran and the best of them."""
+    lines = []
+    for width, (task, rate) in itertools.product(("half", "quarter"), CELLS):
+        runs = pick(half_and_quarter()[width], task=task, discovery=rate, seed=0)
+        before, npo, rem = ([row for row in runs if row["method"] == name] for name in ("no-ul", "npo", "rem"))
+        points = rem[0]["points"][1:]
+        best = 100 * max(point["healed"] * point["utility"] for point in points)
+        lead = 100 * (rem[0]["product"] - npo[0]["product"])
+        cells = [scores(part, 1) for part in (before, npo, rem)]
+        lines.append([width, f"{task} {rate:g}", mean(before, "learnt"), *cells, f"{lead:+.1f}", str(len(points)),
+                      f"{best:.1f}"])
+    return lines
+
+
+def both_precisions(labels: list[list[str]]) -> list[list[str]]:
+    """The copy of CIFAR-10 at ten rates and seed 0: product in float32 / in bf16; no line without float32."""
+    both, lines = (rows_at("results/float32"), rows_at(COPY, SEVEN)), []
+    for task, method in itertools.product(TASKS, ("no-ul", "npo", "rem", "badt")):
+        cells = []
+        for rate in [k / 10 for k in range(1, 11)]:
+            parts = [pick(rows, task=task, method=method, discovery=rate, etd=False, seed=0) for rows in both]
+            cells.append(" / ".join(map(mean, parts)).strip())
+        if not all(cell.startswith("/") for cell in cells):
+            lines.append([task, method, *cells])
+    return lines
+
+
+def bf16_or_not(labels: list[list[str]]) -> list[list[str]]:
+    """fashion-mini in float32 and bf16: product of each task and of all, and the difference in the same cells."""
+    both, lines = [rows_at(GRID), rows_at("results/fashion-mini/bf16")], []
+    for method, task in itertools.product(("rem", "no-ul"), (*TASKS, "all")):
+        wanted = dict(method=method, etd=False, discovery=RATES, task=TASKS if task == "all" else task)
+        single, half = (networks(pick(rows, **wanted)) for rows in both)
+        means = [mean_sem(row["product"] for row in part) for part in (single, half)]
+        lines.append([method, task, *means, seeds_difference(half, single)])
+    return lines
+
+
+def running_or_batch(labels: list[list[str]]) -> list[list[str]]:
+    """Step 2 on running and on batch statistics: scores of REM at seed 0, of NPO and Ascent at three seeds."""
+    rows, lines = rows_at(GRID, "results/fashion-mini/forget-norm"), []
+    for method, own, seeds in (("rem", "running", 0), ("npo", "batch", (0, 1, 2)), ("ascent", "batch", (0, 1, 2))):
+        norms = ["auto" if norm == own else norm for norm in ("running", "batch")]
+        runs = pick(rows, method=method, etd=False, discovery=RATES, seed=seeds)
+        lines.append([method, *(scores(pick(runs, forget_norm=norm)) for norm in norms)])
+    return lines
+
+
+def shares(labels: list[list[str]]) -> list[list[str]]:
+    """fashion-mini by the number of corrupted images: scores of no unlearning, and of REM and NPO by discovery rate."""
+    rows, lines = rows_at("results/fashion-mini/share"), []
+    named = {label[0].split()[0]: label[0] for label in labels}
+    for n in sorted({row["n"] for row in rows}):
+        runs = pick(rows, n=n)
+        cells = [scores(pick(runs, method=method, discovery=rate)) for method in ("rem", "npo") for rate in RATES]
+        lines.append([named.get(str(n), str(n)), scores(networks(pick(runs, method="no-ul"))), *cells])
+    return lines
+
+
+def figure_5(labels: list[list[str]]) -> list[list[str]]:
+    """Fig. 5's two accuracies before and after, and Healed, by seed."""
+    lines = []
+    for row in sorted(rows_at("results/fashion-mini/fig5"), key=lambda row: row["seed"]):
+        first, last = row["points"][0], row["points"][-1]
+        shown = (first["base"], last["base"], last["full"], row["healed"])
+        lines.append([str(row["seed"]), *(f"{100 * value:.0f}" for value in shown)])
+    return lines
+
+
+def trials(labels: list[list[str]]) -> list[list[str]]:
+    """What repair heals of each network, images and layers, at each seed, before -> after, in the order shown."""
+    parts, lines = {}, []
+    for row in lines_at("results/repair/trials.jsonl"):
+        parts.setdefault((row["network"], row["images"], row["layers"]), []).append(row)
+
+    def place(key: tuple) -> int:  # of the line shown; the page says less of the layers than the rows
+        shown = [key[:2] == tuple(label[:2]) and key[2].startswith(label[2].replace("`", "")) for label in labels]
+        return shown.index(True) if any(shown) else len(labels)
+
+    for key in sorted(parts, key=place):
+        label = labels[place(key)][:3] if place(key) < len(labels) else list(key)
+        pairs = [" -> ".join(" / ".join(f"{100 * row[name][k]:.0f}" for row in parts[key]) for k in (0, 1))
+                 for name in ("stickered", "clean")]
+        lines.append([*label, *pairs, " / ".join(f"{100 * row['misled'][1]:.0f}" for row in parts[key])])
+    return lines
+
+
+SPREAD = {"REM, Healed": "rem healed", "REM, Utility": "rem utility", "REM, product": "rem product",
+          "NPO, product": "npo product", "product, REM less NPO": "product over npo",
+          "Utility, untouched less REM": "utility lost"}
+
+
+def machines(labels: list[list[str]]) -> list[list[str]]:
+    """The main job over seeds, capabilities and threads: mean, SD, least and most, in percent."""
+    lines = []
+    for name in [label[0] for label in labels if label[0] in SPREAD]:
+        values = [100 * run[SPREAD[name]] for run in lines_at("results/spread/main.jsonl")]
+        lines.append([name, *(f"{of(values):.1f}" for of in (fmean, stdev, min, max))])
+    return lines
+
+
+def short_table(labels: list[list[str]]) -> list[list[str]]:
+    """README.md's table: product over seeds and the difference from REM on fashion-mini."""
+    plane = plane_of(GRID)
+    named = [(label[0], plane.get(label[0].strip("`"))) for label in labels]
+    return [[name, cells["over seeds"], cells["minus REM"]] for name, cells in named if cells]
+
+
+OVER_SEEDS = ("over seeds", "minus REM")
+
+
+def methods_of_both(labels: list[list[str]]) -> list[list[str]]:
+    """The front page's table of methods: product over seeds and difference from REM on both data sets, the paper's."""
+    small, copy, lines = plane_of(GRID), plane_of(COPY), []
+    for (name, *_) in labels:
+        sides = [found.get(name, {}).get(column, "") for found in (small, copy) for column in OVER_SEEDS]
+        if name in small:
+            lines.append([name, *sides, small[name]["Table 4"]])
+    return lines
+
+
+def steps(labels: list[list[str]]) -> list[list[str]]:
+    """The front page's table of ablations on fashion-mini: product over seeds, lead over NPO, REM less it."""
+    rows, lines = pick(rows_at(GRID), etd=False), []
+    npo, rem = (pick(rows, method=name) for name in ("npo", "rem"))
+    for name in [label[0] for label in labels]:
+        runs = pick(rows, method=name)
+        less = "" if name == "rem" else seeds_difference(rem, runs)
+        lead = "" if name == "npo" else seeds_difference(runs, npo)
+        ((value, error), count) = mean_of_seeds(products(runs))
+        lines.append([name, count, f"{value:.1f} ± {error:.1f}", lead, less])
+    return lines
+
+
+def what_was_learnt(labels: list[list[str]]) -> list[list[str]]:
+    """The front page's table of data: what the untouched network had learnt of each task, and REM's lead over NPO."""
+    widths = half_and_quarter()
+    data = {"fashion-mini": pick(rows_at(GRID), etd=False), "copy, half width": pick(widths["half"], seed=0),
+            "copy, quarter width": widths["quarter"]}
+    lines = []
+    for name, rows in data.items():
+        parts = [networks(pick(rows, method="no-ul", task=task)) for task in TASKS]
+        rem, npo = ([pick(rows, method=method, task=task) for task in TASKS] for method in ("rem", "npo"))
+        leads = map(seeds_difference, rem, npo)
+        lines.append([name, str(len({row["seed"] for row in rows})),
+                      " / ".join(mean(part, "learnt", 0) for part in parts), *leads])
+    return lines
+
+
+def suspects_short(labels: list[list[str]]) -> list[list[str]]:
+    """Lines and columns of the table of suspects that the front page shows: poison at both rates, and all."""
+    header, *lines = grid_of(discovery.suspects_table(lines_at("results/fashion-mini/suspects/scores.jsonl")))
+    places = [header.index(name) for name in ("score", "poison 0.1", "confusion 0.1", "random 0.1", "all")]
+    wanted = [label[0] for label in labels]
+    return [[line[place] for place in places] for name in wanted for line in lines if line[0] == name]
+
+
+# (page, first two columns of the header): labels of the lines shown -> the lines there should be
+TABLES = {
+    ("README.md", "", "product"): short_table,
+    ("results/README.md", "method", "fashion-mini"): methods_of_both,
+    ("results/README.md", "variant", "seeds × cells"): steps,
+    ("results/README.md", "data", "seeds"): what_was_learnt,
+    ("results/README.md", "REM, at most", "seeds"): lasting_short,
+    ("results/README.md", "score", "poison 0.1"): suspects_short,
+    ("results/README.md", "over runs", "mean"): machines,
+    ("results/lasting/README.md", "REM, at most", "seeds"): lasting_epochs,
+    ("results/lasting/README.md", "width", "task, discovery"): natural_images,
+    ("results/float32/README.md", "task", "method"): both_precisions,
+    ("results/spread/README.md", "over runs", "mean"): machines,
+    ("results/repair/README.md", "network", "images"): trials,
+    ("results/fashion-mini/bf16/README.md", "method", "task"): bf16_or_not,
+    ("results/fashion-mini/forget-norm/README.md", "method", "running statistics (eval mode)"): running_or_batch,
+    ("results/fashion-mini/share/README.md", "corrupted", "no-ul"): shares,
+    ("results/fashion-mini/fig5/README.md", "seed", "theta_o1's accuracy on D_c's labels as given, before"): figure_5,
+}

@@ -1,0 +1,361 @@
+"""What the rows give for figures that stand in sentences. See check.py.
+
+    for words, figures in FIGURES["results/repair/README.md"](): ...  # ("At most {} % of stickered images", ["18"])
+
+A figure is text, as it should stand in place of {}; None where no row holds it.
+"""
+
+from statistics import fmean, stdev
+
+from expected import (CELLS, COPY, GRID, HALF, RATES, ROOT, SEVEN, TASKS, grid_of, half_and_quarter, lines_at, made_by,
+                      mean, mean_sem, plane_of, rows_at, scores, seeds_difference)
+from study import discovery
+from study.rows import networks, pick, products
+from study.stats import minus
+from study.tables import PAPER
+
+
+def least_most(values, digits: int = 1) -> list[str]:
+    """The least and the most of some values, as text."""
+    values = list(values)
+    return [f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"]
+
+
+def points_of(rows: list[dict]) -> list[float]:
+    """The products of runs, in percent."""
+    return [100 * row["product"] for row in rows]
+
+
+def ahead(mine: list[dict], other: list[dict]) -> list[float]:
+    """Product of each run less that of the other in the same cell and seed, in points."""
+    return [100 * value for value in minus(products(mine), products(other)).values()]
+
+
+def of_methods() -> list[tuple]:
+    """fashion-mini, nine cells: what the page says beside its two tables."""
+    rows = rows_at(GRID)
+    plain, plane = pick(rows, etd=False), plane_of(GRID)
+    rem, npo, no31 = (pick(plain, method=name) for name in ("rem", "npo", "rem-no31"))
+    poison = pick(rem, task="poison", discovery=0.1)
+    best = 100 * fmean(row["product"] for row in rem) - float(plane["scrub"]["best per cell"].split()[0])
+    others = least_most((100 * row["healed"] for row in poison if row["seed"] != 3), 0)
+    less = minus(products(rem), products(no31))
+    tasks = {task: 100 * fmean(value for key, value in less.items() if key[0] == task) for task in TASKS}
+    papers = {row["method"]: row["product"][0] for row in PAPER["tables"]["2"]["rows"] if not row["etd"]}
+    regular = {task: [row["score"] for row in lines_at("results/fashion-mini/cscore.jsonl") if row["task"] == task]
+               for task in TASKS}
+    errors = [f"{fmean(found):.3f} ± {stdev(found) / len(found)**0.5:.3f}" for found in regular.values()]
+    return [
+        ("REM on ETD is level with it ({} behind)", [plane["rem on ETD"]["minus REM"].lstrip("-")]),
+        ("lowest cells being {} and {}", [str(min(int(plane[name][f"{task} {rate:g}"]) for task, rate in CELLS))
+                                          for name in ("rem", "rem on ETD")]),
+        ("SCRUB is next, {} points behind with one alpha for all cells, and {} behind",
+         [f"{-float(plane['scrub']['minus REM'].split()[0]):.0f}", f"{best:.0f}"]),
+        ("CF is level with doing nothing (both {}; in the paper {} and {})",
+         [f"{float(plane['no-ul']['mean'].split()[0]):.0f}", plane["cf"]["Table 4"], plane["no-ul"]["Table 4"]]),
+        ("Healed ends at {}, at the other seeds at {} to {}", [mean(pick(poison, seed=3), "healed", 0), *others]),
+        ("{} cells, {} hours", [f"{len(rows):,}", None]),
+        ("REM loses {} points (± {} over seeds, ± {} over pairs of runs; the paper {})",
+         [*seeds_difference(rem, no31).split(" ± "), mean_sem(less.values()).split(" ± ")[1],
+          f"{papers['rem'] - papers['rem-no31']:.1f}"]),
+        ("keeps {} of its lead of {} points over NPO",
+         [seeds_difference(mine, npo).split(" ± ")[0] for mine in (no31, rem)]),
+        ("Random labels lose {} and poison loses {}, while confusion gains {}",
+         [f"{tasks['random']:.1f}", f"{tasks['poison']:.1f}", f"{-tasks['confusion']:.1f}"]),
+        ("could be told from noise (the paper {})", [f"{papers['rem'] - papers['rem-no32']:.1f}"]),
+        ("is {} for poison, {} for confusion and {} for random labels", errors),
+        ("over the runs of `results/lasting` ({} against {})",
+         [None, mean(pick(rows_at("results/lasting/fashion-mini"), method="rem", stop="repaired", unlearn_epochs=8))]),
+    ]
+
+
+def of_ten_rates() -> list[tuple]:
+    """fashion-mini, ten rates: the range of REM's product."""
+    rem = points_of(pick(rows_at("results/fashion-mini/rates"), method="rem", etd=False))
+    return [("its product is between {} and {} in all {} cells", [*least_most(rem, 0), str(len(rem))])]
+
+
+def of_step_2() -> list[tuple]:
+    """Step 2's mode: the runs that diverged, and poison, confusion and random labels on batch statistics."""
+    rows = rows_at(GRID, "results/fashion-mini/forget-norm")
+    rem = {norm: {task: mean(pick(rows, method="rem", etd=False, discovery=RATES, seed=0, forget_norm=norm, task=task),
+                             digits=0) for task in TASKS} for norm in ("auto", "batch")}
+    ascent = pick(rows, method="ascent", forget_norm="running", seed=(0, 1, 2))
+    return [("n = {} but for {} of ascent in eval mode", ["27", str(27 - len(ascent))]),
+            ("poison falls from {} to {}", [rem[norm]["poison"] for norm in rem]),
+            ("random labels fall from {} to {}", [rem[norm]["random"] for norm in rem])]
+
+
+def of_suspects() -> list[tuple]:
+    """Suspects: ranges over cells of some scores, and what the rounds change."""
+    lines = lines_at("results/fashion-mini/suspects/scores.jsonl")
+    header, *scored = grid_of(discovery.suspects_table(lines))
+    cells = {line[0]: dict(zip(header[1:], line[1:], strict=True)) for line in scored}
+
+    def number(score: str, column: str, key: int) -> float:  # 0: AUROC, 1: recall
+        return float(cells[score][column].split(" / ")[key].split(" ± ")[0])
+
+    named = (discovery.NEAREST, discovery.PROBE)
+    confusion, random = ([number(name, f"{task} {rate:g}", key) for name in named for rate in (0.1, 0.5)]
+                         for task, key in (("confusion", 1), ("random", 0)))
+    _, *rounds = grid_of(discovery.round_table(lines_at("results/fashion-mini/suspects/rounds.jsonl")))
+    product = [[cell.split(" / ")[-1].split(" ± ")[0] for cell in line[4:]] for line in rounds]
+    known = [line[3].split(" / ") for line in rounds]
+    repaired = [fmean(row["auroc"] for row in lines if (row.get("score"), row["task"], row["discovery"])
+                      == (discovery.REPAIRED, task, rate)) for task in TASKS for rate in (0.1, 0.5)]
+    return [("{} or more in all six cells", [f"{int(100 * min(repaired)) / 100:.2f}"]),
+            ("little recall on confusion ({} to {})", least_most(confusion, 2)),
+            ("labels (AUROC {} to {})", least_most(random, 2)),
+            ("raises D_f from {} to {}", [known[0][0], known[1][0]]),
+            ("was level with discovery 1 before ({} against {})", [product[0][0], product[-1][0]]),
+            ("random labels stay below it ({} against {})", [product[1][2], product[-1][2]]),
+            ("unseen, {} clean ones among them", [str(int(known[2][0]) - int(known[2][1]))])]
+
+
+def leads_by_width() -> dict[str, list[list[float]]]:
+    """REM's lead over NPO in points at seed 0 by the network's width: a list per task."""
+    return {width: [ahead(*(pick(rows, seed=0, task=task, method=name) for name in ("rem", "npo"))) for task in TASKS]
+            for width, rows in half_and_quarter().items()}
+
+
+def below_untouched(width: str, method: str) -> list[float]:
+    """How far a method ends below the untouched network on confusion at seed 0, in points of the product."""
+    rows = pick(half_and_quarter()[width], seed=0, task="confusion")
+    return [-value for value in ahead(pick(rows, method=method), pick(rows, method="no-ul"))]
+
+
+def of_lasting() -> list[tuple]:
+    """Lasting healing on fashion-mini and, on the copy of CIFAR-10, the loop to the letter."""
+    (loop,) = pick(rows_at(HALF), stop="max")
+    healed = {point["epoch"]: f"{100 * point['healed']:.1f}" for point in loop["points"]}
+    best = max(100 * point["healed"] * point["utility"] for point in loop["points"][1:])
+    runs = pick(rows_at("results/lasting/fashion-mini"), method="rem", stop="repaired")
+    epochs = max(row["points"][-1]["epoch"] for row in runs)
+    letter = pick(rows_at("results/lasting/fashion-mini"), stop="max")
+    third = [point["healed"] * point["utility"] for row in letter for point in row["points"] if point["epoch"] == 3]
+    (poison,) = ({point["epoch"]: f"{100 * point['healed']:.0f}" for point in row["points"][1:]} for row in letter
+                 if (row["task"], row["discovery"]) == ("poison", 0.1))
+    return [("every run ended by itself before epoch {}", [str(max(8, epochs + 1))]),
+            ("the paper's quarter of training) give {}, as the rule", [f"{100 * fmean(third):.1f}"]),
+            ("Healed falls from {} to {} between epochs 5 and 8", [poison[5], poison[8]]),
+            ("Healed is {} after epoch 1, {} after epoch 5, {} after step 2", [healed[1], healed[5], healed[6]]),
+            ("ten epochs end at {} / {} / {}, and the best of them has {}",
+             [*scores([loop], 1).split(" / "), f"{best:.1f}"]),
+            *of_widths()]
+
+
+def of_widths() -> list[tuple]:
+    """Lasting healing: what the page says of half and quarter width on the copy of CIFAR-10."""
+    half, leads = half_and_quarter()["half"], leads_by_width()
+    first = pick(half, seed=0)
+    before = {(row["task"], row["discovery"]): row["utility"] for row in first if row["method"] == "no-ul"}
+    gained = {name: [100 * (row["utility"] - before[row["task"], row["discovery"]]) for row in first
+                     if row["method"] == name] for name in ("rem", "npo")}
+    missed = [100 * (max(point["healed"] * point["utility"] for point in row["points"][1:]) - row["product"])
+              for row in first if row["method"] == "rem"]
+    learnt = {task: [mean(pick(rows, seed=0, method="no-ul", task=task), "learnt", 0)
+                     for rows in half_and_quarter().values()] for task in TASKS}
+    second = [scores(pick(half, seed=1, method=name), 1).split(" / ") for name in ("rem", "npo")]
+    return [("REM leads NPO in all nine cells, by {} to {} points", least_most(sum(leads["half"], []))),
+            ("discovery 0.1 (the narrowest) end at {} / {} / {}, NPO at {} / {} / {}", sum(second, [])),
+            ("at quarter width REM leads by {} to {}", least_most(leads["quarter"][0])),
+            ("Utility of the untouched network or more ({} to {}; NPO {} to {} less)",
+             [*least_most(gained["rem"]), f"{abs(max(gained['npo'])):.0f}", f"{-min(gained['npo']):.1f}"]),
+            ("ends within {} points of the best", [f"{max(missed):.1f}"]),
+            ("REM ends {} to {} points below the untouched network, at quarter width {} to {}, NPO {} to {} and {} to "
+             "{}", [*least_most(below_untouched("half", "rem")), *least_most(below_untouched("quarter", "rem"), 0),
+                    *least_most(below_untouched("half", "npo"), 0), *least_most(below_untouched("quarter", "npo"), 0)]),
+            ("hardly learnt, {} % at half width and {} % at quarter width", learnt["random"]),
+            ("heals what step 3 unteaches: {} to {} points, at quarter width {} to {}",
+             [*least_most(leads["half"][2]), *least_most(leads["quarter"][2])]),
+            ("is partly learnt, {} and {} %", learnt["confusion"])]
+
+
+def of_copy() -> list[tuple]:
+    """The copy of CIFAR-10, nine cells: REM's leads, ETD, confusion, and what could be won."""
+    rows, plane = pick(rows_at(COPY), etd=False), plane_of(COPY)
+    rem, before = pick(rows, method="rem"), pick(rows, method="no-ul")
+    on_etd = pick(rows_at(COPY), etd=True, method="rem")
+    behind = [value for value in ahead(on_etd, rem) if value < 0]
+    won = [ahead(pick(rows, method=name, task="confusion"), pick(before, task="confusion")) for name in ("cf", "scrub")]
+    above = str(sum(a > 0 and b > 0 for a, b in zip(*won, strict=True)))
+    masks = mean(networks(pick(rows_at(COPY), etd=True, method="no-ul")), "utility")
+    at_one = {name: [cells[f"{task} 1"] for task in TASKS] for name, cells in plane.items()}
+    learnt = plane["no-ul"]["learnt"].split(" / ")
+    return [("in every seed, by {} over NPO and {} over Ascent",
+             [plane[name]["minus REM"].lstrip("-") for name in ("npo", "ascent")]),
+            ("REM on ETD behind REM in all {} runs, by {} points",
+             [str(len(behind)), plane["rem on ETD"]["minus REM"].lstrip("-")]),
+            ("in all {} runs, by {} to {} and {} to {} points", [above, *least_most(won[0]), *least_most(won[1])]),
+            ("the masks cost {} points of Utility", [f"{float(mean(networks(before), 'utility')) - float(masks):.1f}"]),
+            ("It fits {} % of random labels", [learnt[2]]),
+            ("unlearning has {} in place of {}", [f"{float(plane['no-ul']['mean'].split()[0]):.0f}",
+                                                  f"{float(plane['no-ul']['Table 4']):.0f}"]),
+            ("ends at {} on poison, {} on confusion and {} on random labels", at_one["retrain"]),
+            ("there NPO has {}, {} and {}, REM {}, {} and {}, no unlearning {}, {} and {}",
+             sum((at_one[name] for name in ("npo", "rem", "no-ul")), [])),
+            ("what SCRUB has there ({} and {})", at_one["scrub"][1:])]
+
+
+def of_copy_at_ten_rates() -> list[tuple]:
+    """The copy of CIFAR-10, ten rates at seed 0: ranges by task, and who is above whom."""
+    rows = [row for row in rows_at(COPY, SEVEN) if row["seed"] == 0]
+    plain = pick(rows, etd=False)
+    rem, on_etd = pick(plain, method="rem"), pick(rows, method="rem", etd=True)
+
+    def ranges(runs):
+        return sum((least_most(points_of(pick(runs, task=task))) for task in TASKS), [])
+
+    over, under = ahead(rem, pick(plain, method="npo")), ahead(on_etd, rem)
+    poison = [row for row in pick(plain, task="poison") if row["discovery"] < 1]
+    low = {name: least_most(points_of(pick(poison, method=name)), 0) for name in ("scrub", "retrain")}
+    first = networks(pick(rows_at(COPY), method="no-ul", etd=False, seed=0))
+    return [("level over the rates: {} to {} on poison, {} to {} on confusion and {} to {} on random labels",
+             ranges(rem)),
+            ("above NPO's in {} of the {} cells", [str(sum(value > 0 for value in over)), str(len(over))]),
+            ("So is REM on ETD's: {} to {}, {} to {} and {} to {}", ranges(on_etd)),
+            ("below REM's in {} of the {} cells", [str(sum(value < 0 for value in under)), str(len(under))]),
+            ("SCRUB's is {} to {} on poison below discovery 1", low["scrub"]),
+            ("and retraining's is {} to {}", low["retrain"]),
+            ("have Utility {}, product {}.", [mean(first, "utility"), mean(first)])]
+
+
+def of_precisions() -> list[tuple]:
+    """The copy of CIFAR-10 in float32 and bf16: means over the nine cells, NPO on confusion, BadT on poison."""
+    single, half = rows_at("results/float32"), pick(rows_at(COPY), etd=False)
+    both = rows_at("results/float32", COPY, SEVEN)
+    means = {}
+    for name, task in (("no-ul", TASKS), ("npo", TASKS), ("rem", "random")):
+        wanted = dict(method=name, task=task, discovery=RATES)
+        means[name] = [mean(pick(single, **wanted)), *(mean(pick(half, **wanted, seed=seed)) for seed in range(3))]
+    wanted = dict(method="npo", task="confusion", etd=False)
+    npo = [mean(pick(both, seed=0, precision=precision, **wanted)) for precision in ("float32", "bf16")]
+    ends = [mean(pick(half, seed=seed, discovery=1.0, **wanted), digits=0) for seed in range(3)]
+    badt = [mean(pick(half, seed=0, method="badt", task="poison", discovery=rate), digits=0) for rate in (0.1, 1.0)]
+    return [("no unlearning has {} in float32 and {} in bf16", means["no-ul"][:2]),
+            ("NPO {} and {} (bf16, seeds 1 and 2: {}, {})", means["npo"]),
+            ("REM on random labels {} and {} ({}, {})", means["rem"]),
+            ("(means {} and {})", npo),
+            ("{}, {} and {} at discovery 1", ends),
+            ("in bf16 from {} to {}, below NPO", badt)]
+
+
+def of_machines() -> list[tuple]:
+    """The main job: how often REM is ahead, what moves it, and the other machine."""
+    runs, other = (lines_at(f"results/spread/{name}.jsonl") for name in ("main", "intel"))
+    seeds = sorted({run["seed"] for run in runs})
+    within, between = [], []
+    for key in ("rem product", "npo product"):
+        parts = [[100 * run[key] for run in runs if run["seed"] == seed] for seed in seeds]
+        within.append(f"{fmean(stdev(part) ** 2 for part in parts) ** 0.5:.1f}")
+        between.append(f"{stdev(map(fmean, parts)):.1f}")
+    healed, over = ([100 * run[key] for run in other] for key in ("rem healed", "product over npo"))
+    won = sum(run["product over npo"] > 0 for run in runs)
+    return [("({} runs; one", [str(len(runs))]),
+            ("above NPO's in {} of the {} runs", [str(won), str(len(runs))]),
+            ("(SD within a seed {}) more than the seed does (SD of the seeds' means {}); the seed moves NPO more ({} "
+             "and {})", [within[0], between[0], within[1], between[1]]),
+            ("{} runs), REM's Healed is {} on average and {} at least, its product {} above NPO's on average and {} at "
+             "least", [str(len(other)), f"{fmean(healed):.1f}", f"{min(healed):.1f}", f"{fmean(over):.1f}",
+                       f"{min(over):.1f}"])]
+
+
+def of_repairs() -> list[tuple]:
+    """Repair of other networks: the most that is lost or left."""
+    runs = lines_at("results/repair/trials.jsonl")
+    return [("At most {} % of stickered images", [f"{100 * max(run['misled'][1] for run in runs):.0f}"]),
+            ("clean accuracy falls by at most {} points",
+             [f"{100 * max(run['clean'][0] - run['clean'][1] for run in runs):.0f}"])]
+
+
+def of_scale() -> list[tuple]:
+    """What repair costs: two processes against one, and their weights."""
+    at = {(row["n"], row["mode"]): row for row in lines_at("results/scale/scale.jsonl")}
+    one, two = ([at[n, mode]["seconds"] for n in (1500, 60000)] for mode in ("in memory", "in memory, 2 processes"))
+    faster = [f"{a / b:.1f}" for a, b in zip(one, two, strict=True)]
+    return [("are {} times as fast at {} images, {} times at {}", [faster[0], "1,500", faster[1], "60,000"])]
+
+
+def of_growth() -> list[tuple]:
+    """How cost grows: slopes and memory of ETD and REM, from the table."""
+    ((_, *lines),) = made_by("python benchmarks/growth.py")
+    at = {(line[0].split()[0], line[1]): line[2:] for line in lines}
+    more = []
+    for name in ("etd", "rem"):
+        megabytes = [int(value) for value in at["images", name][2].split(" / ")]
+        more.append(str(megabytes[-1] - megabytes[0]))
+    return [("ETD and REM are at {} and {}", [at["images", name][1] for name in ("etd", "rem")]),
+            ("ETD and REM take {} and {} MB more", more),
+            ("CUTS is at {}", [at["width", "cuts"][1]]),
+            ("`expand`'s memory at {}", [at["width", "expand"][3].rstrip("0")]),
+            ("`expand` is at {}, one run", [at["network", "expand"][1]])]
+
+
+def of_readme() -> list[tuple]:
+    """README.md: the spread over machines, suspects, and the two leads over NPO on the copy of CIFAR-10."""
+    runs = lines_at("results/spread/main.jsonl")
+    keys = ("rem healed", "product over npo", "utility lost")
+    healed, over, lost = ([100 * run[key] for run in runs] for key in keys)
+    header, *lines = grid_of(discovery.suspects_table(lines_at("results/fashion-mini/suspects/scores.jsonl")))
+    auroc = {line[0]: [cell.split(" / ")[0] for cell in line] for line in lines}
+    untouched, learnt = auroc[discovery.UNTOUCHED], plane_of(COPY)["no-ul"]["learnt"].split(" / ")
+    half = half_and_quarter()["half"]
+    leads = ahead(*(pick(half, method=name, seed=0) for name in ("rem", "npo")))
+    return [("Over {} runs", [str(len(runs))]),
+            ("Healed is {} on average and {} at least, its product {} points above NPO's ({} in the worst run), its "
+             "Utility at most {} below", [f"{fmean(healed):.1f}", f"{min(healed):.1f}", f"{fmean(over):.1f}",
+                                          f"{min(over):.1f}", f"{max(lost):.2f}"]),
+            ("AUROC {} of the undiscovered", [auroc[discovery.REPAIRED][-1]]),
+            ("untouched network has {}, on poison {} (",
+             [untouched[-1], untouched[header.index("poison 0.1")].split(" ± ")[0]]),
+            ("REM leads NPO by {} to {} points in nine cells", least_most(leads)),
+            ("at quarter width by {} (3 seeds)", [plane_of(COPY)["npo"]["minus REM"].lstrip("-")]),
+            ("random labels ({} and {} % learnt)", [learnt[1], learnt[2]])]
+
+
+def of_front_page() -> list[tuple]:
+    """The front page of the results."""
+    methods = {template: values for template, values in of_methods()}
+    files = [str(path.relative_to(ROOT)) for path in (ROOT / "results").rglob("*.jsonl")]
+    made = [row["git"] for file in files for row in lines_at(file) if row.get("git")]
+    changed = sum(name.endswith("-dirty") for name in made)
+    learnt = plane_of(COPY)["no-ul"]["learnt"].split(" / ")
+    papers = {(row["method"], row["etd"]): f"{row['product'][0]:.0f}" for row in PAPER["tables"]["1"]["rows"]
+              if row["capacity"] == 0.5}
+    grid = pick(rows_at(GRID), etd=False)
+    within = seeds_difference(*(pick(grid, method=name) for name in ("rem", "rem-no31")))
+    lead_without_32 = seeds_difference(*(pick(grid, method=name) for name in ("rem-no32", "npo"))).split(" ± ")[0]
+    repairs, machine = dict(of_repairs()), dict(of_machines())
+    won = machine["above NPO's in {} of the {} runs"]
+    rounds = dict(of_suspects())["raises D_f from {} to {}"]
+    return [("is within {} points of REM", [within]),
+            ("keeps {} of the {} points", methods["keeps {} of its lead of {} points over NPO"]),
+            ("`rem-no32` keeps {}:", [lead_without_32]),
+            ("{} of the {} rows that name a commit", [f"{changed:,}", f"{len(made):,}"]),
+            ("{} % of the random labels and {} % of the confused ones", [learnt[2], learnt[1]]),
+            ("third to fifth in it ({}, {} and {}; NPO alone {})",
+             [papers["npo", True], papers["ascent", True], papers["scrub", True], papers["npo", False]]),
+            ("{} of the {} rows of the paper's Table 1", [str(sum(etd for _, etd in papers)), str(len(papers))]),
+            ("REM is ahead of NPO in {} of {} runs", won),
+            ("at most {} % of stickered images still", repairs["At most {} % of stickered images"]),
+            ("accuracy on clean ones falls by at most {} points", repairs["clean accuracy falls by at most {} points"]),
+            ("raises what is known from {} to {}", rounds)]
+
+
+# Page -> what makes (words around the figures, the figures as text; None for one that no row holds)
+FIGURES = {
+    "README.md": of_readme,
+    "results/README.md": of_front_page,
+    "results/cifar10-jpeg-16px/README.md": of_copy,
+    "results/fashion-mini/README.md": of_methods,
+    "results/fashion-mini/forget-norm/README.md": of_step_2,
+    "results/fashion-mini/rates/README.md": of_ten_rates,
+    "results/fashion-mini/suspects/README.md": of_suspects,
+    "results/float32/README.md": of_precisions,
+    "results/growth/README.md": of_growth,
+    "results/lasting/README.md": of_lasting,
+    "results/rates/README.md": of_copy_at_ten_rates,
+    "results/repair/README.md": of_repairs,
+    "results/scale/README.md": of_scale,
+    "results/spread/README.md": of_machines,
+}
