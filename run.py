@@ -5,58 +5,58 @@
     python run.py grid --tasks all --discovery 0.1:1.0:0.1 --methods all --out runs/all     # many cells, see grid.py
 """
 
-import contextlib
+import importlib
 import os
-import platform
 import re
-import signal
 import sys
 import warnings
 from argparse import HelpFormatter
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import distributed as dist
-from torch.distributed.rendezvous import rendezvous
+# Before torch is imported: waiting threads of GNU OpenMP spin, so two runs that share the cores take each other's time.
+# Two runs of 11 s at once took over 150 s, with this 32 s; one alone is as fast as before (results/spread/README.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-import repair.command as repair
+import torch
+
+from engine.checks import first_line
 from engine.ranks import ranks
 from experiment.cell import attempt, choose_methods, corrupt, find, new_model, train_original, unlearn
 from experiment.console import Parser, add_flags
 from experiment.datasets import load
-from experiment.devices import choose_device
+from experiment.devices import check_precision, check_room, choose_device, describe
 from experiment.files import check_writable
 from experiment.methods import code_of
+from experiment.processes import joined
 from experiment.rows import append_row, failure_of, provenance, row_of
 from experiment.settings import Config, resolve
-from study import cscore, discovery, grid, report
 from tasks import Task
 
-
-# Before torch is imported: waiting threads of GNU OpenMP spin, so two runs that share the cores take each other's time.
-# Two runs of 11 s at once took over 150 s, with this 32 s; one alone is as fast as before (results/README.md).
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
 DESCRIPTION = "Train a network on corrupted data, unlearn with each method, compare."  # python -OO leaves no docstrings
-WORDS = {"grid": grid, "report": report, "cscore": cscore, "suspects": discovery, "repair": repair}  # first words
+WORDS = {"grid": "study.grid", "report": "study.report", "cscore": "study.cscore", "suspects": "study.discovery",
+         "repair": "repair.command"}  # first words and their modules, each loaded when it is asked for
+ALONE = ("report", "cscore", "suspects")  # words that run in one process
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
-def parser(words: bool = False) -> Parser:
-    """A flag per field of Config, or a parser behind each first word; only what was given ends up in the namespace."""
+def parser(word: str | None = None) -> Parser:
+    """A flag per field of Config, or the flags behind a first word; only what was given ends up in the namespace."""
     p = Parser(prog="run.py", usage="run.py [FLAGS] | run.py {grid,report,cscore,suspects,repair} [--help]",
                description=DESCRIPTION,
                formatter_class=lambda prog: HelpFormatter(prog, max_help_position=23),
                epilog="Many cells: run.py grid. Tables and figures: run.py report. How regular a task is: run.py "
                       "cscore. A model of your own: run.py repair.")
-    if not words:
+    if word is None:
         add_flags(p)
         return p
     behind = p.add_subparsers(dest="word", metavar="WORD", prog="run.py")
-    for word, module in WORDS.items():
-        module.add_arguments(behind.add_parser(word, description=(module.__doc__ or "").partition("\n")[0]))
+    for name in WORDS:
+        known = behind.add_parser(name)
+        if name == word:
+            module = importlib.import_module(WORDS[name])
+            known.description = (module.__doc__ or "").partition("\n")[0]
+            module.add_arguments(known)
     return p
 
 
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: print(f"warning: {message}", file=sys.stderr)
         try:
-            with joined(argv):
+            with joined(argv, ALONE):
                 code = command(argv)
             if sys.stdout is not None:  # it is None where stdout was closed from the start
                 sys.stdout.flush()  # so that a closed pipe is noticed here
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def what_went_wrong(error: Exception) -> str:
     """The first line of an error; of torch's about memory what it asked for and what to do."""
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = first_line(error, kind=False)
     if asked := re.search(r"(?i)tried to allocate (\S+ ?\w*)", text):
         return f"out of memory, {asked[1]} asked for; take a smaller network, image size or batch"
     return text
@@ -101,8 +101,8 @@ def what_is_left(argv: list[str]) -> str:
         return "what was written is whole"
     if argv[:1] != ["repair"]:
         return "the rows of finished cells are in the result file"
-    given, _ = parser(words=True).parse_known_args(argv)
-    state = repair.beside_weights(given.out, ".state")
+    given, _ = parser("repair").parse_known_args(argv)
+    state = importlib.import_module("repair.outputs").beside_weights(given.out, ".state")
     kept = given.checkpoint_every and state.exists()
     if not kept:
         return "no state is kept, so the same command begins anew"
@@ -111,55 +111,15 @@ def what_is_left(argv: list[str]) -> str:
 
 def command(argv: list[str]) -> int:
     """Do what the first word says, one of WORDS; where a flag comes first, or nothing, one cell."""
-    p = parser(words=bool(argv) and not argv[0].startswith("-"))
+    p = parser(argv[0] if argv and not argv[0].startswith("-") else None)
     given, unknown = p.parse_known_args(argv)
     word = vars(given).pop("word", None)
     if unknown:
         p.exit(2, f"run.py{' ' + word if word else ''}: unrecognized arguments: {' '.join(unknown)}\n")
     if word:
-        return WORDS[word].main(vars(given), argv)
+        return importlib.import_module(WORDS[word]).main(vars(given), argv)
     rows = compare(resolve(vars(given)), argv)
     return 0 if all(row["status"] == "ok" and row["written"] for row in rows) else 1
-
-
-# --- Several processes ------------------------------------------------------------------------------------------------
-
-@contextlib.contextmanager
-def joined(argv: list[str]):
-    """Be one of the processes that torchrun has started, for the length of the block; if alone, nothing changes, nor
-    for `grid`, whose processes each have cells of their own.
-
-    The first process prints and writes. Of an error, whoever meets it first tells: the others may know no more than
-    that one is gone, and leave by way of SystemExit.
-    Raises: ValueError for a word that runs in one process.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or argv[:1] == ["grid"]:
-        yield
-        return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # torchrun's, when another has died: no file stays half
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store, rank, size = next(iter(rendezvous("env://")))
-    dist.init_process_group(store=store, rank=rank, world_size=size)
-    try:
-        with contextlib.ExitStack() as quiet:
-            if rank:
-                nowhere = quiet.enter_context(open(os.devnull, "w"))
-                quiet.enter_context(contextlib.redirect_stdout(nowhere))
-                quiet.enter_context(contextlib.redirect_stderr(nowhere))
-            if argv and argv[0] in WORDS and argv[0] != "repair":
-                raise ValueError(f"{argv[0]} runs in one process; torchrun is for one cell, grid and repair")
-            yield
-    except Exception as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            reason = str(error).splitlines()[0].rpartition("] ")[2]  # without the line of torch's source
-            error = RuntimeError(f"a process of this run has ended ({reason})")
-        with contextlib.suppress(RuntimeError):  # the store is gone with the process that had it
-            if store.add("told", 1) > 1:
-                sys.exit(2)
-        raise error
-    finally:
-        dist.destroy_process_group()
 
 
 # --- One cell ---------------------------------------------------------------------------------------------------------
@@ -208,26 +168,6 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     return [{**row, "written": row["method"] not in unwritten} for row in rows]
 
 
-def check_precision(config: Config, device: torch.device) -> None:
-    """Warn where bf16 makes a CPU slower: one of Intel's or AMD's without AMX and AVX512_BF16 has to emulate it."""
-    if config.precision != "bf16" or device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
-        return
-    checks = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
-    if None not in checks and not any(check() for check in checks):
-        print("warning: this CPU has neither AMX nor AVX512_BF16, so bf16 is slower than float32 here", file=sys.stderr)
-
-
-def check_room(config: Config, model) -> None:
-    """Raise ValueError for a ratio whose theta_o2 cannot fit into this machine's memory, before hours of training."""
-    if config.ratio is None or not hasattr(os, "sysconf"):
-        return
-    need = 4 * sum(p.numel() for p in model.parameters()) * (1 + config.ratio) ** 2  # bytes: wider both ways
-    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if need > room:
-        raise ValueError(f"ratio is {config.ratio:g}; theta_o2 would take {need / 1e9:.3g} GB and this machine has "
-                         f"{room / 1e9:.3g}; give a smaller one")
-
-
 # --- Output -----------------------------------------------------------------------------------------------------------
 
 def headline(config: Config, task: Task, forget: torch.Tensor, model, device: torch.device) -> str:
@@ -238,16 +178,6 @@ def headline(config: Config, task: Task, forget: torch.Tensor, model, device: to
             f"{len(task.corrupted)} corrupted, {len(forget)} of them discovered ({100 * config.discovery:g}%)\n"
             f"{config.arch} at {100 * config.capacity:g}% capacity, {parameters:,} parameters"
             f"{', trained with ETD' if config.etd else ''}; seed {config.seed}; {describe(device)}")
-
-
-def describe(device: torch.device) -> str:
-    """The device for the eye: a GPU's name, or what the CPU computes with, such as "cpu (AVX2, 2 threads)"."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    if device.type != "cpu":
-        return str(device)
-    threads = torch.get_num_threads()
-    return f"cpu ({torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)})"
 
 
 def table(rows: list[dict]) -> str:

@@ -28,9 +28,10 @@ from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
 from experiment.console import progress
 from experiment.data import MEMORY_FORMAT, Data, Dataset
-from experiment.methods import METHODS, check_names, find_method, fits, same_world
+from experiment.methods import METHODS, allowed_with, check_names, find_method
 from experiment.rows import NO_SCORES
 from experiment.settings import Config
+from experiment.user_code import same_world
 from metrics import accuracy, evaluate
 from models import build
 from rem import add_capacity
@@ -197,12 +198,12 @@ def choose_methods(config: Config) -> dict:
 
     Raises: ValueError for an unknown name, one without a meaning with or without --etd, a file without such a method.
     """
-    every = [name for name, method in METHODS.items() if fits(name, config.etd) and method.in_all]
+    every = [name for name, method in METHODS.items() if allowed_with(name, config.etd) and method.in_all]
     given = [name.strip() for name in config.method.split(",") if name.strip()]
     names = list(dict.fromkeys(each for name in given for each in (every if name == "all" else [name])))
     check_names(names)
     for name in names:
-        if not fits(name, config.etd):
+        if not allowed_with(name, config.etd):
             raise ValueError(f"{name} trains a network of its own; leave out --etd" if config.etd else
                              f"{name} works on an ETD-trained network; add --etd")
     return dict(map(find_method, names))

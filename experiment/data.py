@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from engine.batches import count_batches
-from engine.checks import check_index
+from engine.checks import check_index, first_line
 
 
 # ---- images in memory ------------------------------------------------------------------------------------------------
@@ -306,8 +306,7 @@ class _Samples:
             image, label = self.dataset[i]
             label = 0 if self.classes is None else label.item() if hasattr(label, "item") else label
         except Exception as error:  # transforms and decoders raise anything
-            reason = (str(error).splitlines() or [""])[0]
-            return f"sample {i} cannot be read as a pair (image, label): {type(error).__name__}: {reason}"
+            return f"sample {i} cannot be read as a pair (image, label): {first_line(error)}"
         kind = _kind(image)
         if isinstance(kind, str) or self.kind not in (None, kind):
             wanted = f"{self.kind} as that of sample 0" if self.kind else "a uint8 or float tensor (C, H, W)"

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from engine.checks import first_line
 from experiment.data import Data, Dataset
 from experiment.files import write_whole
 
@@ -147,7 +148,7 @@ def read_torchvision(name, root, image_size, download):
         if len(found.wnids) != IMAGENETTE_CLASSES:
             raise RuntimeError(f"{len(found.wnids)} of {IMAGENETTE_CLASSES} classes are there")
     except Exception as error:  # files of random bytes make torchvision raise anything
-        tried, reason = root.resolve() / FILES[name], (str(error).splitlines() or [type(error).__name__])[0]
+        tried, reason = root.resolve() / FILES[name], first_line(error, kind=False)
         if download:
             raise ValueError(f"{name}: download to {tried} failed ({reason}): put the files there by hand") from error
         raise ValueError(f"{name}: no complete copy at {tried} ({reason}): add --download, or name the folder "

@@ -7,19 +7,14 @@
 Adding a method takes its function, in baselines.py, and one entry of METHODS.
 """
 
-import contextlib
 import hashlib
-import importlib.util
 import inspect
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 import baselines as b
+from experiment.user_code import function_of
 
 # --- The record -------------------------------------------------------------------------------------------------------
 
@@ -108,7 +103,7 @@ def reads_setting(field: str, setting: dict) -> bool:
     return field in reads
 
 
-def fits(name: str, etd: bool) -> bool:
+def allowed_with(name: str, etd: bool) -> bool:
     """Whether a method has a meaning on a network trained with ETD, or without."""
     return name not in METHODS or METHODS[name].etd != ("none" if etd else "only")
 
@@ -135,50 +130,14 @@ def check_names(names) -> None:
             raise ValueError(f"two methods are called {Path(name).name}; give one of the files another name")
 
 
-@contextlib.contextmanager
-def same_world():
-    """Put back what a method or the import of its file may leave changed.
-
-    Folder, default dtype and device, grad mode, threads, random state.
-    """
-    folder, dtype, device = os.getcwd(), torch.get_default_dtype(), torch.get_default_device()
-    grad, threads, state = torch.is_grad_enabled(), torch.get_num_threads(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        os.chdir(folder)
-        torch.set_default_dtype(dtype)
-        if torch.get_default_device() != device:
-            torch.set_default_device(None if device.type == "cpu" else device)
-        torch.set_grad_enabled(grad)
-        torch.set_rng_state(state)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-
-
 def load_method(text: str):
     """A user-supplied method from "path/to/file.py:function".
 
     Returns: (name, function), the name being "file.py:function".
     Raises: ValueError for no such file or function, a file that does not import, or the wrong parameters.
     """
-    path, _, attribute = text.rpartition(":")
-    if not Path(path).is_file():
-        raise ValueError(f"no file {path} for method {text}; give path/to/file.py:function")
-    name = f"{Path(path).name}:{attribute}"
-    spec = importlib.util.spec_from_file_location(f"method_{Path(path).stem}", path)
-    try:
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # known by name, as dataclasses want it
-        with same_world():
-            spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a file that ends the process on import, too
-        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-        more = f"; what lies beside it is found with PYTHONPATH={Path(path).resolve().parent}"
-        more = more if isinstance(error, ImportError) else ""
-        raise ValueError(f"{path} does not import ({reason}){more}") from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise ValueError(f"{path} has no function {attribute!r} for method {text}")
+    function = function_of(text, f"method {text}")
+    name = Path(text).name
     check_signature(name, function)
     return name, function
 

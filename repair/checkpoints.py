@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from engine.checks import first_line
 from experiment.files import write_whole
 
 
@@ -98,7 +99,7 @@ def read_pickle(path: Path, head: bytes) -> object:
             raise ValueError(told) from error
         cut = isinstance(error, EOFError) or re.search(r"truncated|unexpected EOF|not enough", str(error))
         what = "is cut short" if cut else "is no file of weights that can be read safely"
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        reason = first_line(error, kind=False)[:120]
         raise ValueError(f"{path} {what}: {path.stat().st_size:,} bytes ({reason})") from error
 
 

@@ -13,7 +13,7 @@ from importlib.metadata import version
 import torch
 from torch import nn
 
-from engine.checks import check_forget
+from engine.checks import check_forget, first_line
 from engine.features import features
 from engine.ranks import ranks
 from experiment.data import Streamed
@@ -25,7 +25,7 @@ from repair.images import room_for_images
 from repair.inputs import Folder, open_folder
 from repair.mismatch import check_logits, look_first, memory_format_of, predicted, share_of
 from repair.network import FLAGS, READ, choose_settings, repair, too_sure, unwrapped
-from repair.networks import build_network, reason_of
+from repair.networks import build_network
 from repair.outputs import beside_weights, check_apart, check_replaced, digest
 from repair.sheets import beside, write_suspects
 from repair.suspects import probe, suspects
@@ -160,7 +160,7 @@ def list_suspects(out: str, model: nn.Module, repaired: nn.Module, data, folder:
         if ranks()[1] > 1:
             raise  # the other processes know nothing of it
         older = [str(path) for path in beside(out) if path.exists()]
-        return f"no list of suspects ({reason_of(error)})" + f"; {', '.join(older)}: of an earlier repair" * bool(older)
+        return f"no list of suspects ({first_line(error)})" + f"; {', '.join(older)}: of an earlier repair" * bool(older)
 
 
 def similarity(model: nn.Module, data, forget: torch.Tensor) -> torch.Tensor | None:

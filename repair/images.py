@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from engine.checks import first_line
 from experiment.data import Data, Streamed
 from experiment.datasets import _decode_one, _moments
 
@@ -56,7 +57,7 @@ def pixels(path: Path, reading: Reading) -> np.ndarray:
         return _decode_one(path, resized)[edge : edge + size, edge : edge + size].transpose(2, 0, 1)
     except Exception as error:  # decoders raise anything on damaged or hostile files
         cause = error.__cause__ or error
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        reason = first_line(cause, kind=False)
         raise ValueError(f"{path} ({reason})") from error
 
 

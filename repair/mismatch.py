@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from engine.checks import first_line
 from engine.modes import eval_mode
 from experiment.data import Data, Streamed
 from experiment.datasets import _moments
@@ -20,7 +21,7 @@ from metrics import predict
 from repair.checkpoints import other_classes
 from repair.images import Reading, decode
 from repair.inputs import Folder
-from repair.networks import IMAGENET, reason_of
+from repair.networks import IMAGENET
 
 
 NORMS = (IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3),
@@ -59,7 +60,7 @@ def check_logits(model: nn.Module, data: Data | Streamed, name: str, file: str) 
         except Exception as error:  # networks raise anything
             grey = " (a network of grey images: self.net(x.mean(1, keepdim=True)))" * ("channels" in str(error))
             raise ValueError(f"--model {name} does not run on images of {'x'.join(map(str, data.shape))} "
-                             f"({reason_of(error)}); check --image-size, or FILE.py:FUNCTION{grey}") from error
+                             f"({first_line(error)}); check --image-size, or FILE.py:FUNCTION{grey}") from error
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != len(x):
         shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else ""
         raise ValueError(f"--model {name} gives a {type(logits).__name__}{shape} for {len(x)} images, not logits "

@@ -3,15 +3,15 @@
     model, reading = build_network("resnet18", classes=3, size=64)   # untrained; size, crop, mean and std to read with
 """
 
-import importlib.util
 import inspect
 import re
-import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from engine.checks import first_line
+from experiment.user_code import function_of
 from models import ARCHITECTURES, build
 from repair.images import Reading
 
@@ -48,7 +48,7 @@ def build_network(model: str, classes: int, size: int | None = None, crop_pct: f
     try:
         return make(classes, size), reading
     except AssertionError as error:  # of torchvision, for a size
-        raise ValueError(f"{model} cannot be built at {size} pixels, --image-size ({reason_of(error)})") from error
+        raise ValueError(f"{model} cannot be built at {size} pixels, --image-size ({first_line(error)})") from error
 
 
 def own_network(name: str, detail: str):
@@ -61,19 +61,7 @@ def own_network(name: str, detail: str):
 
 def file_network(name: str, detail: str):
     """What FUNCTION of FILE.py returns, called with the number of classes where it takes num_classes or classes."""
-    if not Path(name).is_file():
-        raise ValueError(f"no file {name}; --model takes FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location("repaired_network", name)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # known by name, as dataclasses want it
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        more = f"; what lies beside it is found with PYTHONPATH={Path(name).resolve().parent}"
-        raise ValueError(f"--model: {name} does not import ({reason_of(error)}), so it gives no {detail!r}"
-                         f"{more if isinstance(error, ImportError) else ''}") from error
-    function = getattr(module, detail, None)
-    if not callable(function):
-        raise ValueError(f"{name} has no function {detail!r}; --model takes FILE.py:FUNCTION")
+    function = function_of(f"{name}:{detail}", f"--model {name}:{detail}")
 
     def make(classes: int, image_size: int) -> nn.Module:
         try:
@@ -82,18 +70,13 @@ def file_network(name: str, detail: str):
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except (Exception, SystemExit) as error:
-            raise ValueError(f"--model: {detail} of {name} does not run ({reason_of(error)}); it is called with "
+            raise ValueError(f"--model: {detail} of {name} does not run ({first_line(error)}); it is called with "
                              "num_classes or classes, or with nothing") from error
         if not isinstance(made, nn.Module):
             raise ValueError(f"--model: {detail} of {name} returns a {type(made).__name__}, not a torch.nn.Module")
         return made
 
     return make, dict(mean=IMAGENET[0], std=IMAGENET[1])
-
-
-def reason_of(error: BaseException) -> str:
-    """An error in one line: its kind and what it says first."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def torchvision_network(name: str, detail: str):

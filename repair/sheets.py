@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from engine.checks import first_line
 from experiment.files import write_whole
 from repair.inputs import Folder, csv_lines
-from repair.networks import reason_of
 from repair.suspects import Suspects
 
 
@@ -50,7 +50,7 @@ def write_suspects(out: str | Path, found: Suspects, similar: torch.Tensor | Non
     try:
         made = draw_sheet(drawn, data.some(found.index[: len(shown)]).images.cpu(), shown)
     except Exception as error:  # the list is there all the same
-        return f"{told}; no picture of them ({reason_of(error)})"
+        return f"{told}; no picture of them ({first_line(error)})"
     return told + (f"; {drawn} shows {len(shown)}" if made else "; no picture of them: matplotlib is not installed")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from engine.checks import first_line
 from experiment.files import write_whole
 from rem import State
 
@@ -56,8 +57,7 @@ def resume(state, end, path: str | Path, key: str) -> str | None:
         if found == key:
             load_state(state, end, path)
     except Exception as error:  # a file of something else can raise anything
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{path} is no state of this repair ({reason}); move it away to begin anew") from error
+        raise ValueError(f"{path} is no state of this repair ({first_line(error, kind=False)}); move it away to begin anew") from error
     if found != key:
         return f"{path} is the state of another repair and will be replaced"
     return f"going on after epoch {state.epoch}, from {path}"

@@ -4,7 +4,7 @@
     similar = probe(features(model, data), forget)       # (N,) how much each looks like D_f to the untouched network
 
 Only labels as given are read. The paper names discovery as the first axis of the task space (Sec. 4) and stops there;
-figures of this score and of the others, which stand here to be compared with it, are in results/README.md, "Suspects".
+figures of this score and of the others are in results/fashion-mini/suspects/README.md.
 """
 
 from typing import NamedTuple

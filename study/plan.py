@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from experiment.console import flag
-from experiment.methods import MASKS, METHODS, check_names, fits, reads_setting
+from experiment.methods import MASKS, METHODS, check_names, allowed_with, reads_setting
 from experiment.settings import AFTER_TRAINING, Config, PLACE, kind_of, resolve
 from study.rows import SETTINGS, cell_key
 from tasks import TASKS
@@ -78,14 +78,14 @@ def expand_axes(axes: dict[str, str], blocks=({},)) -> list[Config]:
         names = [*slow, *(name for name in values if name in AFTER_TRAINING and name != "method"), "method"]
         for choice in itertools.product(*(values[name] for name in names)):
             setting = dict(zip(names, choice, strict=True))
-            if fits(setting["method"], setting.get("etd", Config.etd)):
+            if allowed_with(setting["method"], setting.get("etd", Config.etd)):
                 resolve(setting)  # a value out of range is an error for methods that do not read it, too
                 read = [name for name in names if reads_setting(name, setting) or len(values[name]) == 1]
                 cell = resolve({name: setting[name] for name in read})  # others at their default
                 cells.setdefault(cell_key(cell), cell)  # of twins the first
     named = {part.strip() for part in axes.get("method", "").split(",") if part.strip()} - {"all"}
     if idle := sorted(named - {cell.method for cell in cells.values()}):
-        hint = "add --etd on or both" if fits(idle[0], True) else "it trains anew, so leave out --etd on"
+        hint = "add --etd on or both" if allowed_with(idle[0], True) else "it trains anew, so leave out --etd on"
         raise ValueError(f"{idle[0]} fits none of these cells; {hint}")
     return list(cells.values())
 

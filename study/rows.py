@@ -77,28 +77,13 @@ def read_file(file: Path) -> list[dict]:
         try:
             row = json.loads(line)
             if not is_other(row):
-                rows.append(checked(renewed(row)))
+                rows.append(checked(row))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             odd.append(number)
     if odd:
         lines = f"line {odd[0]} is" if len(odd) == 1 else f"{len(odd)} lines, the first of them {odd[0]}, are"
         print(f"warning: {file}: {lines} not a whole row; left out", file=sys.stderr)
     return rows
-
-
-def renewed(row: dict) -> dict:
-    """The row with what it lacks from before there was such a setting, by what its method then did.
-
-    REM ran all epochs, SCRUB and BadT at a constant rate; BadT was what is badt-sum now. SSD's importances were of
-    other batches, so that no such row stands for a cell of today: its version says so.
-    """
-    row = {"stop": "max", **row}
-    if "schedule" in row:
-        return row
-    then = {"scrub": {"schedule": "constant"}, "badt": {"schedule": "constant", "method": "badt-sum"},
-            "ssd": {"ssd_alpha": 10.0, "version": f"{row.get('version')}, importances in batches of training"}}
-    row |= {name: SETTINGS[name] for name in ("schedule", "ssd_alpha")}
-    return row | then.get(row["method"], {})
 
 
 def is_other(row) -> bool:

@@ -32,7 +32,7 @@ from etd import drop
 from train import expand_for, train_etd
 from helpers import assert_close, assert_same_state, gen, make_data, make_dataset, seeds, small_net, tiny
 from etd import Expanded
-from experiment.methods import fits, load_method
+from experiment.methods import allowed_with, load_method
 from metrics import accuracy
 from models import build, reinitialise
 from rem import rem
@@ -793,7 +793,7 @@ def test_choose_methods():
     """R2: a,b,c in order and once; all is every method that has meaning with or without --etd, IDEAL included."""
     assert chosen("cf, rem,cf,,no-ul") == ["cf", "rem", "no-ul"]
     variants = {"badt-sum", "potion-500"}
-    assert {name for name in METHODS if not fits(name, False)} == {"rem-on-etd"}
+    assert {name for name in METHODS if not allowed_with(name, False)} == {"rem-on-etd"}
     assert set(METHODS) - set(chosen("all")) == {"rem-on-etd", *variants}
     assert set(METHODS) - set(chosen("all", etd=True)) == {"rem-on-etd", "retrain", "etd", "etd-ideal", *variants}
     assert chosen("all,potion-500,badt-sum")[-2:] == ["potion-500", "badt-sum"]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from study import grid, originals
 from study import rows as rows_module
-from experiment.methods import METHODS, OPTIONAL, code_of, fits, reads_setting
+from experiment.methods import METHODS, OPTIONAL, code_of, allowed_with, reads_setting
 from train import expand_for
 from helpers import gen, make_data, small_net, tiny
 from study.originals import original_path
@@ -217,7 +217,7 @@ def test_a_method_reads_what_concerns_it(method):
     for step31, step32 in ((True, True), (False, False)):
         values = {**asdict(tiny(gamma=0.0, max_passes=1, unlearn_epochs=1, epochs=1)), "step31": step31,
                   "step32": step32}
-        network = expand_for(small_net(0), data, tiny()) if not fits(method, False) else small_net(0)
+        network = expand_for(small_net(0), data, tiny()) if not allowed_with(method, False) else small_net(0)
         more = {"corrupted": forget} if method in ("rem-ideal", "etd-ideal") else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gamma is not reached
@@ -229,7 +229,7 @@ def test_a_method_reads_what_concerns_it(method):
     here = {"curve"} | ({"ratio"} if method == "rem-on-etd" else set())  # read by the runner, or in ETD training
     for axis in OPTIONAL - here - fixed.get(method, set()):
         read = axis in noted or axis == "ratio" and "extra_ratio" in noted
-        assert reads_setting(axis, {"method": method, "etd": not fits(method, False)}) == read, axis
+        assert reads_setting(axis, {"method": method, "etd": not allowed_with(method, False)}) == read, axis
 
 
 def test_settings_of_no_concern_make_no_cells():
@@ -250,7 +250,7 @@ def test_masks_concern_those_that_have_them():
     axes = {"p_mem": "0.2,0.05", "ratio": "0.5,1.0", "etd": "both", "method": "all"}
     found = Counter((cell.method, cell.etd) for cell in expand_axes(axes))
     assert {name for name, count in found.items() if count == 4} == {
-        *((name, True) for name in METHODS if fits(name, True) and METHODS[name].in_all), ("etd", False),
+        *((name, True) for name in METHODS if allowed_with(name, True) and METHODS[name].in_all), ("etd", False),
         ("etd-ideal", False),
         *((name, False) for name in METHODS if name.startswith("rem") and name not in ("rem-on-etd", "rem-no31"))}
     assert set(found.values()) == {1, 4}

@@ -1,0 +1,50 @@
+"""Several processes of one run, as torchrun starts them."""
+
+import contextlib
+import os
+import signal
+import sys
+
+import torch
+from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from engine.checks import first_line
+
+
+@contextlib.contextmanager
+def joined(argv: list[str], alone):
+    """Be one of the processes that torchrun has started, for the length of the block; if alone, nothing changes, nor
+    for `grid`, whose processes each have cells of their own.
+
+    The first process prints and writes. Of an error, whoever meets it first tells: the others may know no more than
+    that one is gone, and leave by way of SystemExit.
+    Args: argv: the command line; alone: first words that run in one process, for which it raises ValueError.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or argv[:1] == ["grid"]:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # torchrun's, when another has died: no file stays half
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    store, rank, size = next(iter(rendezvous("env://")))
+    dist.init_process_group(store=store, rank=rank, world_size=size)
+    try:
+        with contextlib.ExitStack() as quiet:
+            if rank:
+                nowhere = quiet.enter_context(open(os.devnull, "w"))
+                quiet.enter_context(contextlib.redirect_stdout(nowhere))
+                quiet.enter_context(contextlib.redirect_stderr(nowhere))
+            if argv and argv[0] in alone:
+                raise ValueError(f"{argv[0]} runs in one process; torchrun is for one cell, grid and repair")
+            yield
+    except Exception as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            reason = first_line(error, kind=False).rpartition("] ")[2]  # without the line of torch's source
+            error = RuntimeError(f"a process of this run has ended ({reason})")
+        with contextlib.suppress(RuntimeError):  # the store is gone with the process that had it
+            if store.add("told", 1) > 1:
+                sys.exit(2)
+        raise error
+    finally:
+        dist.destroy_process_group()
