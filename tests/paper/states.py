@@ -7,6 +7,7 @@ from unittest import mock
 import torch
 
 import rem as rem_module
+from etd import ExpandedWeight
 from experiment.data import Data
 from helpers import gen, make_data, small_net
 
@@ -40,6 +41,32 @@ def unlearn(seed: int = 0, *, data=None, net=None, forget=None, n: int = 12, siz
     forget = draw_forget(seed, len(data), size) if forget is None else forget
     return rem_module.rem(net, data, forget, small(**changes), gen(generator), until=until, step3=step3, log=log,
                           shared=shared)
+
+
+def extra_tensors(expanded) -> dict[str, torch.Tensor]:
+    """theta_o2: parameters and buffers that are not the network's own, by name."""
+    found = {}
+    for name, layer in expanded.layers().items():
+        own = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+        found |= {f"{name}.{part}": t.detach() for part, t in own}
+    return found
+
+
+def channel_slices(expanded):
+    """(name, parameter, dimension, first entry): the slices of each parameter that belong to extra channels, one per
+    channel; in small_net every extra channel j of every layer has the mask bit j."""
+    for name, layer in expanded.layers().items():
+        if isinstance(layer, ExpandedWeight):
+            if layer.extra_in:
+                yield f"{name}.to_base", layer.to_base, 1, 0
+                if layer.extra_out:
+                    yield f"{name}.to_extra", layer.to_extra, 1, layer.inputs
+            if layer.extra_out:
+                yield f"{name}.to_extra", layer.to_extra, 0, 0
+                yield f"{name}.extra_bias", layer.extra_bias, 0, 0
+        elif layer.extra_out:
+            yield f"{name}.extra_weight", layer.extra_weight, 0, 0
+            yield f"{name}.extra_bias", layer.extra_bias, 0, 0
 
 
 @contextlib.contextmanager
