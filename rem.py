@@ -1,7 +1,7 @@
 """Redirection for Erasing Memory: Eq. 2 and Algorithm 1, top to bottom as printed (Sec. 5).
 
     unlearned = rem(model, data, forget, Settings(), generator)      # model in and out are plain networks
-    unlearned = rem(expanded, data, forget, Settings(), generator)   # REM on ETD: theta_o2 is the memorisation partition
+    unlearned = rem(expanded, data, forget, Settings(), generator)   # REM on ETD: theta_o2 is its memorisation part
     unlearned = rem(model, data, forget, Settings(), generator, shared=corrupted)   # REM (IDEAL), Fig. 3
     unlearned = rem(model, data, forget, Settings(), generator, until=Never)        # Algorithm 1 as printed
 
@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine import (MaskTable, Reference, Repaired, accuracy_of, batches_of, check_sets, checked, copy_of,
-                    cross_entropy, finite_weights, make_optimizer, modes_of, one_pass, passing_mode, positive, put_modes,
-                    report, settings_from, stream, training_mode, warn_above)
+                    cross_entropy, finite_weights, make_optimizer, modes_of, one_pass, passing_mode, positive,
+                    put_modes, report, settings_from, stream, training_mode, warn_above)
 from etd import Expanded, drop, mask_rows, mask_table
 from expand import expand
 

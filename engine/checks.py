@@ -45,7 +45,7 @@ def check_index(index: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def check_forget(forget: torch.Tensor, n: int) -> torch.Tensor:
-    """Return D_f, on the CPU, if it is a set of dataset indices that is neither empty nor all n examples; ValueError."""
+    """Return D_f, on the CPU, if it is a set of dataset indices, neither empty nor all n examples; ValueError."""
     twice = len(check_index(forget, n)) - len(forget.unique())
     if len(forget) == 0:
         raise ValueError("the forget set is empty; nothing was discovered, so there is nothing to unlearn")
