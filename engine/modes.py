@@ -50,6 +50,17 @@ def training_mode(net: nn.Module, modes: list[bool]) -> None:
         norm.eval()
 
 
+def passing_mode(s, training: bool) -> None:
+    """Put the network of Algorithm 1's state in the mode in which it passes over D_f alone.
+
+    training: in training mode, where D_f has more than one example; one has no batch statistics.
+    """
+    if training and len(s.forget) > 1:
+        training_mode(s.expanded, s.modes)
+    else:
+        s.expanded.eval()
+
+
 def frozen_norms(net: nn.Module, modes: list[bool]) -> list[nn.Module]:
     """The BatchNorms whose running statistics must stay, because the network's user froze them.
 
