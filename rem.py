@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from engine import (MaskTable, Reference, Repaired, accuracy_of, batches_of, check_sets, checked, copy_of,
                     cross_entropy, finite_weights, make_optimizer, modes_of, one_pass, passing_mode, positive,
-                    put_modes, report, settings_from, stream, training_mode, warn_above)
+                    put_modes, refresh_batchnorm, report, settings_from, stream, training_mode, warn_above)
 from etd import Expanded, drop, mask_rows, mask_table
 from expand import expand
 
@@ -130,6 +130,7 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
         s.epoch += 1
         remove(s, training=s.config.forget_norm == "batch")  # Step 2
         redirect(s, step3 or step3_batch, end.trained_on)  # Step 3
+        refresh_batchnorm(s.expanded, s.data, s.config.batch, modes=s.modes)  # Choice: see engine/modes.py
         end.look(s)
         report(log, s)
     s.expanded = end.best(s)

@@ -9,7 +9,6 @@
 
 import torch
 
-from engine.modes import refresh_batchnorm
 from engine.scores import accuracy_of
 from engine.streams import stream
 
@@ -65,7 +64,6 @@ class Repaired:
         """Judge the epoch that has just run; adds acc_forget_end, acc_held_out and score to its record."""
         if self.held_out is None:
             return
-        refresh_batchnorm(s.expanded, s.data, s.config.batch, modes=s.modes)
         acc, forgotten = accuracy_of(s, self.held_out), accuracy_of(s, s.forget)
         kept = 1 - max(forgotten, s.config.gamma) if s.config.gamma < 1 else 1.0
         score, error = acc * kept, (acc * (1 - acc) / len(self.held_out)) ** 0.5 * kept
