@@ -1,7 +1,7 @@
 """Algorithm 1 and ETD training once more, as plainly as they can be written: read this first, beside the paper.
 
     net = RemTwin(weights, lr=0.005, momentum=0.9, decay=5e-4, beta=1.0)      # step 1 is done: theta_o1 beside theta_o2
-    epochs = rem(net, passes, masks, forget, images, labels, epochs=10, gamma=0.2, max_passes=100)
+    epochs = rem(net, passes, plain, masks, forget, images, labels, epochs=10, gamma=0.2, max_passes=100)
     epochs[-1]                                                               # theta_o1 after the last: Algorithm 1
 
 Nothing here is the project's: plain tensors in float64, one network, SGD written out. test_twins.py asks the project
@@ -13,12 +13,13 @@ import torch
 
 # --- Algorithm 1 ------------------------------------------------------------------------------------------------------
 
-def rem(net, passes, masks, forget, images, labels, *, epochs, gamma, max_passes, trained_on=None, step3=None):
+def rem(net, passes, plain, masks, forget, images, labels, *, epochs, gamma, max_passes, trained_on=None, step3=None):
     """Algorithm 1 after its step 1; returns theta_o1 as it is after each epoch.
 
     Args:
         net: RemTwin, whose first weights are "ref" of Eq. 2.
         passes: passes(index) is a list of the batches (rows, x, y) of the next pass over `index`; None: all of D_tr.
+        plain: a list of batches of D_tr from which theta_o1's statistics are made anew after each epoch.
         masks: (N, width) of 0 and 1, the same row for all of D_f; forget: (k,) indices, D_f.
         images, labels: D_f without augmentation, by which Acc(D_f) is measured.
         trained_on: what step 3 passes over; None: all of D_tr; step3: another loss of step 3, for the ablations.
@@ -35,6 +36,7 @@ def rem(net, passes, masks, forget, images, labels, *, epochs, gamma, max_passes
         for rows, x, y in passes(trained_on):
             in_forget = torch.isin(rows, forget).double()  # 1{i in D_f}
             net.step(step3(net, x, y, masks[rows], in_forget))  # theta <- theta - epsilon grad L_step3
+        net.refresh(plain)  # not in the paper: statistics that belong to the weights
         # Step 4: keep theta_o1 only
         after.append({name: value.detach().clone() for name, value in net.w.items()})
     return after
@@ -49,15 +51,15 @@ def step3_loss(net, x, y, mask, in_forget):
 
 # --- ETD --------------------------------------------------------------------------------------------------------------
 
-def train_etd(net, passes, masks, rates, plain_passes):
+def train_etd(net, passes, plain, masks, rates):
     """Example-tied dropout (Sec. 2): every example through theta_o1 and its own path in theta_o2, then refresh.
 
-    Args: passes: lists of batches (rows, x, y); masks: (N, width); rates: one an update; plain_passes: a list of batches
-        from which theta_o1's own statistics are made in the end.
+    Args: passes: lists of batches (rows, x, y); plain: a list of batches from which theta_o1's own statistics are made
+        in the end; masks: (N, width); rates: one an update.
     """
     for (rows, x, y), net.lr in zip([batch for one in passes for batch in one], rates, strict=True):
         net.step(net.losses(net.w, x, y, masks[rows], training=True).mean())
-    net.refresh(plain_passes)
+    net.refresh(plain)
 
 
 def linear(peak, steps, floor=0.2):
