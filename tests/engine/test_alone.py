@@ -52,9 +52,9 @@ from engine.modes import copy_of
 from etd import drop, mask_table, train_etd
 from expand import expand
 assert drop(expand(copy_of(model), torch.zeros(2, 1, 6, 6)))[0].weight.equal(model[0].weight)
-foreign = {name for name, module in sys.modules.items() if "site-packages" not in (getattr(module, "__file__", "") or "")
-           and (getattr(module, "__file__", None) or "").startswith(FOLDER)}
-assert {name.partition(".")[0] for name in foreign} - {"__main__", "__mp_main__"} == {"rem", "etd", "expand", "engine"}
+local = {name.partition(".")[0] for name, module in sys.modules.items()
+         if (getattr(module, "__file__", None) or "").startswith(FOLDER)}
+assert local - {"__main__", "__mp_main__"} == {"rem", "etd", "expand", "engine"}, local
 """
 
 
@@ -73,8 +73,9 @@ def in_folder(folder, code, name="mine.py"):
 
 
 def test_the_core_in_a_project_of_ones_own(tmp_path):
-    """R13, A11, A18: beside somebody else's data.py and train.py the core unlearns from a user's class around a DataLoader
-    with a Settings or any object with some of its attributes, ETD's parts are there, and nothing else is imported."""
+    """R13, A11, A18: beside somebody else's data.py and train.py the core unlearns from a user's class around a
+    DataLoader with a Settings or any object with some of its attributes, ETD's parts are there, and nothing else is
+    imported."""
     copy_core(tmp_path)
     for name in FOREIGN:
         (tmp_path / name).write_text("raise ImportError('this is somebody else\\'s')\n")

@@ -22,7 +22,8 @@ from states import Loose, make_state, small, unlearn
 
 def pointed(seed=0):
     """A network whose last map is 1x1, of whose BatchNorm one example alone has no batch statistics."""
-    return randomise(nn.Sequential(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4)), seed)
+    layers = nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4)
+    return randomise(nn.Sequential(*layers), seed)
 
 
 @given(seeds, st.integers(1, 40), st.integers(1, 12))
@@ -70,13 +71,13 @@ def test_a_source_with_a_lone_last_example(n, known, norm):
 
 
 def test_the_same_weights_from_a_source_of_ones_own():
-    """A29: a source with 171 rows at batch 10, whose last batch is one example, gives the weights and statistics that Data
-    gives: the refresh of BatchNorm merges it too."""
+    """A29: a source with 171 rows at batch 10, whose last batch is one example, gives the weights and statistics that
+    Data gives: the refresh of BatchNorm merges it too."""
     data = make_data(0, n=171)
     forget = torch.arange(9)  # so that step 3 trains on 163 or 171 examples
     for end in (Never, Repaired):
-        nets = [unlearn(data=source, forget=forget, batch=10, gamma=1.0, net=small_net(0, dtype=torch.float64), until=end)
-                for source in (data, Loose(data))]
+        how = dict(forget=forget, batch=10, gamma=1.0, net=small_net(0, dtype=torch.float64), until=end)
+        nets = [unlearn(data=source, **how) for source in (data, Loose(data))]
         for a, b in zip(*(net.state_dict().values() for net in nets), strict=True):
             assert_close(a.double(), b.double(), 1e-9)  # Data's reference is computed once, in batches of another size
     nets = [small_net(0), small_net(0)]
@@ -110,8 +111,8 @@ class Odd(Loose):
 
 @pytest.mark.parametrize("spoil", ["positions", "short", "twice", "turned"])
 def test_foreign_batches_must_be_those_asked_for(spoil):
-    """A7, M13: batch positions in place of dataset indices, an example left out or given twice, or another order where a
-    plain pass is asked for, are refused in words; a shuffled pass may have any order."""
+    """A7, M13: batch positions in place of dataset indices, an example left out or given twice, or another order where
+    a plain pass is asked for, are refused in words; a shuffled pass may have any order."""
     data = Odd(make_data(0), spoil)
     with pytest.raises(ValueError, match="must yield the indices that are asked for, each once"):
         unlearn(data=data, forget=torch.tensor([2, 5, 7]))

@@ -25,7 +25,7 @@ def test_rows_are_what_was_drawn(seed, n, width, block):
 
     whole = torch.rand(n, width, generator=gen(seed)) < 0.4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bits, "BLOCK", block)  # no caller can choose it, and a table of 2**20 bits is too large for a test
+        patch.setattr(bits, "BLOCK", block)  # no caller can choose it, and 2**20 bits are too many for a test
         table = draw_bits(n, width, draw)
     assert sum(asked) == n and all(rows * width <= max(block, width) for rows in asked)
     found = table[:]

@@ -34,7 +34,8 @@ from helpers import gen, small_net
     (torch.empty(0), "torch.float32"),
 ])
 def test_indices(index, text):
-    """A16, M18: what is no int64 vector within the data is a ValueError that says what it is; negative ones never wrap."""
+    """A16, M18: what is no int64 vector within the data is a ValueError that says what it is; negative ones never
+    wrap."""
     for check in (check_index, check_forget):
         with pytest.raises(ValueError, match=text):
             check(index, 6)
@@ -107,7 +108,8 @@ def test_settings_from_records(record, expected):
     assert settings_from(record, Some) == expected
 
 
-@pytest.mark.parametrize("record", [dict(rates=0.1), SimpleNamespace(rates=0.1), dict(rate=0.1, kind="wide", rates=0.1)])
+@pytest.mark.parametrize("record", [dict(rates=0.1), SimpleNamespace(rates=0.1),
+                                    dict(rate=0.1, kind="wide", rates=0.1)])
 def test_unknown_settings(record):
     """A26: a record that lacks some settings and has another name is taken for misspelt: the error has the name and the
     nearest known one."""
@@ -124,8 +126,8 @@ def test_unknown_arguments():
 
 
 @pytest.mark.parametrize("name, known, expected", [
-    ("unlearn_epoch", ["epochs", "unlearn_epochs", "unlearn_lr"], "unlearn_epochs"), ("gama", ["beta", "gamma"], "gamma"),
-    ("x", ["y"], "y"),
+    ("unlearn_epoch", ["epochs", "unlearn_epochs", "unlearn_lr"], "unlearn_epochs"),
+    ("gama", ["beta", "gamma"], "gamma"), ("x", ["y"], "y"),
 ])
 def test_nearest(name, known, expected):
     """A26: the known name that is most like the given one, whatever their order."""
@@ -133,7 +135,8 @@ def test_nearest(name, known, expected):
 
 
 @pytest.mark.parametrize("changes, text", [
-    (dict(kind="no"), "kind is 'no'; choose from plain, wide"), (dict(rate=1.001), "rate is 1.001; it must be from 0 to 1"),
+    (dict(kind="no"), "kind is 'no'; choose from plain, wide"),
+    (dict(rate=1.001), "rate is 1.001; it must be from 0 to 1"),
     (dict(rate=-0.001), "rate is -0.001"), (dict(rate=math.nan), "rate is nan"),
 ])
 def test_values_without_sense(changes, text):
@@ -197,8 +200,8 @@ class Mute(Exception):
 @pytest.mark.parametrize("error, line, without_kind", [
     (ValueError("one\ntwo"), "ValueError: one", "one"), (ValueError("\n  \n one \ntwo"), "ValueError: one", "one"),
     (ValueError(), "ValueError", "ValueError"), (ValueError(" \n"), "ValueError", "ValueError"),
-    (Mute(), "Mute", "Mute"), (KeyError("a"), "KeyError: 'a'", "'a'"), (OSError(2, "gone"), "FileNotFoundError: [Errno 2] gone",
-                                                                        "[Errno 2] gone"),
+    (Mute(), "Mute", "Mute"), (KeyError("a"), "KeyError: 'a'", "'a'"),
+    (OSError(2, "gone"), "FileNotFoundError: [Errno 2] gone", "[Errno 2] gone"),
 ])
 def test_first_lines(error, line, without_kind):
     """A31: the first line of what an error says, after its type where asked for; its type alone if it says nothing."""

@@ -55,8 +55,8 @@ def watched(seed, until, **changes):
 @pytest.mark.parametrize("gamma", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("seed, flip", [(0, False), (1, True), (2, False)])
 def test_who_decides_the_end_changes_nothing_else(seed, gamma, flip):
-    """A27: on the same examples the epochs of Repaired are those of Never, bit for bit, statistics and records too, for as
-    long as they run; what comes back is one of them."""
+    """A27: on the same examples the epochs of Repaired are those of Never, bit for bit, statistics and records too, for
+    as long as they run; what comes back is one of them."""
     data = make_data(seed, n=60, flip=flip)
     (printed, all_of_them), (out, some) = (watched(seed, end, data=data, gamma=gamma) for end in (OnTheSame, Repaired))
     assert 1 <= len(some) <= len(all_of_them) == 4
@@ -82,8 +82,8 @@ def test_never_looks_at_nothing():
 
 @pytest.mark.parametrize("n, known", [(203, 3), (200, 40), (1000, 900)])
 def test_who_is_held_out(n, known):
-    """A24: W is a twentieth of D_r, not of D_tr, from all over it, drawn from the settings' seed alone; step 3 trains on
-    all others, D_f among them."""
+    """A24: W is a twentieth of D_r, not of D_tr, from all over it, drawn from the settings' seed alone; step 3 trains
+    on all others, D_f among them."""
     data, forget, found = make_data(0, n=n, size=4), torch.randperm(n, generator=gen(3))[:known], {}
     for seed, generator in ((0, 0), (0, 1), (1, 0)):
         state = make_state(generator, data=data, net=small_net(0), forget=forget, **{"extra_ratio": 0.0})
@@ -204,8 +204,8 @@ def test_the_best_epoch_comes_back(measured, scores, epochs, best):
 
 
 def test_nothing_is_ever_forgotten(measured):
-    """A24: while all of D_f is believed the score is 0 and says nothing of the repair, so all epochs run and the last one
-    comes back."""
+    """A24: while all of D_f is believed the score is 0 and says nothing of the repair, so all epochs run and the last
+    one comes back."""
     measured(lambda epoch, of_forget: 1.0)
     out, seen = watched(0, Repaired)
     assert [record["score"] for record, _ in seen] == [0, 0, 0, 0]

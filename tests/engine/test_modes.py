@@ -103,8 +103,8 @@ def test_which_norms_are_frozen(how):
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("end", [Never, Repaired])
 def test_frozen_norms_keep_their_statistics(how, end):
-    """A30, D7: through steps 2 and 3, the refresh and the end of the repair the statistics of frozen BatchNorms are bit for
-    bit the network's own, those of the others move."""
+    """A30, D7: through steps 2 and 3, the refresh and the end of the repair the statistics of frozen BatchNorms are bit
+    for bit the network's own, those of the others move."""
     net, names = frozen(how)
     with acc_forget(0.9, 0.0):
         out = unlearn(net=net, n=60, size=5, forget_norm="batch", until=end)
@@ -171,8 +171,8 @@ def test_a_refresh_forgets_what_was_before(seed, n):
 
 
 def test_a_refresh_reads_no_label_and_keeps_modes():
-    """E1, F11, A12: the refresh gives the same for any labels and puts modes back, mixed ones too; global random numbers
-    stay."""
+    """E1, F11, A12: the refresh gives the same for any labels and puts modes back, mixed ones too; global random
+    numbers stay."""
     data, results = make_data(0, n=9), []
     for labels in (data.labels, torch.zeros_like(data.labels)):
         expanded, world = expand(small_net(0), IMAGE), torch.get_rng_state()
@@ -208,8 +208,8 @@ class Idle(nn.Module):
 
 
 def test_a_refresh_of_norms_that_run_never_or_twice():
-    """E1, D7: a norm that does not run keeps its statistics; one that runs twice has the means over all that it saw; one
-    without statistics has none."""
+    """E1, D7: a norm that does not run keeps its statistics; one that runs twice has the means over all that it saw;
+    one without statistics has none."""
     net, data = Idle(), make_data(0, n=6)
     net.idle.running_mean.fill_(3), net.idle.running_var.fill_(2), net.idle.num_batches_tracked.fill_(77)
     refresh_batchnorm(net, data, size=4)
@@ -251,8 +251,8 @@ class Keeping(nn.Module):
 
 
 def test_copies():
-    """A11, D1: a copy has the same weights in storage of its own, modes and flags, and what was kept without its history;
-    the network keeps its own."""
+    """A11, D1: a copy has the same weights in storage of its own, modes and flags, and what was kept without its
+    history; the network keeps its own."""
     net = Keeping()
     net.net.head.requires_grad_(False).eval()
     net(torch.rand(2, 1, 8, 8, generator=gen(0)))

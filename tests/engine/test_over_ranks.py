@@ -115,8 +115,8 @@ def test_counts_are_whole_numbers(two):
 
 
 def test_one_step_down_the_mean_of_all(two):
-    """G1, F6: each process takes the step of the mean loss over all examples; a parameter that one process alone reaches
-    moves in both, one that none reaches in neither."""
+    """G1, F6: each process takes the step of the mean loss over all examples; a parameter that one process alone
+    reaches moves in both, one that none reaches in neither."""
     def one(rank):
         both, mine, none = (nn.Parameter(torch.tensor([1.0])) for _ in range(3))
         optimizer = torch.optim.SGD([both, mine, none], lr=1.0, weight_decay=0.5)

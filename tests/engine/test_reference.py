@@ -19,8 +19,8 @@ from states import Loose, acc_forget, draw_forget, make_state, unlearn
 
 @given(seeds, st.sampled_from([3, 5, 64]))
 def test_stored_values(seed, batch):
-    """F8, M13: for every example the cross-entropy of step 1's network, by dataset index, whatever the batches; they stay
-    what they were when the network moves."""
+    """F8, M13: for every example the cross-entropy of step 1's network, by dataset index, whatever the batches; they
+    stay what they were when the network moves."""
     data = make_data(seed, trigger=True)
     state = make_state(seed, data=data, net=small_net(seed, dtype=torch.float64), batch=batch)
     net, rows = state.reference.net, torch.randperm(12, generator=gen(seed))[:7]

@@ -42,6 +42,22 @@ def test_logits_that_are_not_finite(batch):
         accuracy_of(state, state.forget)
 
 
+@pytest.mark.parametrize("where", [0, 2, 4])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_one_wild_logit(where, value):
+    """A3, V8: one logit of one example in any one batch is enough."""
+    data = make_data(0)
+    state, wild = make_state(data=data, forget=torch.arange(5), batch=1), next(data.batches(torch.tensor([where])))[1]
+
+    def spoil(net, args, out):
+        hit = (args[0] == wild).flatten(1).all(dim=1)
+        return torch.where(hit[:, None] & (torch.arange(4) == 3), value, out)
+
+    state.expanded.register_forward_hook(spoil)
+    with pytest.raises(NonFiniteLoss, match="1 logits are not finite"):
+        accuracy_of(state, state.forget)
+
+
 @pytest.mark.parametrize("dtype, precision", [(torch.float64, "bf16"), (torch.float32, "float32"),
                                               (torch.bfloat16, "float32")])
 def test_cross_entropy(dtype, precision):

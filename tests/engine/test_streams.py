@@ -27,8 +27,8 @@ def test_streams(seed):
 
 
 def test_streams_are_the_same_everywhere():
-    """A9: the numbers behind every table's rows: of seed 0 the first of its weights, and seed 1 with purpose "1:a" is not
-    seed 11 with "a"."""
+    """A9: the numbers behind every table's rows: of seed 0 the first of its weights, and seed 1 with purpose "1:a" is
+    not seed 11 with "a"."""
     import hashlib
     digest = hashlib.sha256(b"0:weights").digest()
     assert stream(0, "weights").initial_seed() == int.from_bytes(digest[:8], "little") >> 1

@@ -49,8 +49,8 @@ def test_what_is_no_logits_is_told():
 
 
 def test_optimisers():
-    """A17: Table 3's SGD, or Adam without decay, at the rate that is given, over trainable parameters alone; none of them
-    is a ValueError."""
+    """A17: Table 3's SGD, or Adam without decay, at the rate that is given, over trainable parameters alone; none of
+    them is a ValueError."""
     net = small_net(0)
     net.conv1.weight.requires_grad_(False)
     for name, kind, wanted in (("sgd", torch.optim.SGD, dict(lr=0.3, momentum=0.7, weight_decay=0.1, nesterov=False,

@@ -106,8 +106,8 @@ def test_settings_of_the_paper():
     (dict(batch=0), ValueError, "batch is 0; it must be from 1 to"),
 ])
 def test_settings_without_sense(config, kind, text):
-    """A26: a setting that REM does not know is an error that names it and the nearest one that it knows; one outside its
-    range or choices is an error that says them."""
+    """A26: a setting that REM does not know is an error that names it and the nearest one that it knows; one outside
+    its range or choices is an error that says them."""
     with pytest.raises(kind, match=text):
         rem(small_net(0), make_data(0), torch.tensor([1]), config, gen(0))
     with pytest.raises(TypeError, match="Settings has no setting 'unlearn_epoch'; did you mean 'unlearn_epochs'"):
@@ -216,8 +216,8 @@ def test_exactly_max_epochs(epochs):
 @few
 @given(seeds, st.integers(1, 3), st.sampled_from([0.0, 0.2, 1.0]))
 def test_never_is_the_loop_by_hand(seed, epochs, gamma):
-    """A25, A19, D7: with Never REM is step 1, epochs of steps 2 and 3 with fresh statistics, and step 4, bit for bit: the
-    last epoch's network, in storage of its own."""
+    """A25, A19, D7: with Never REM is step 1, epochs of steps 2 and 3 with fresh statistics, and step 4, bit for bit:
+    the last epoch's network, in storage of its own."""
     data, live = make_data(seed, n=24, flip=True), []  # with augmentation the reference runs on each batch in both
     state = make_state(seed, data=data, size=5, gamma=gamma, max_passes=2)
     with warnings.catch_warnings():
@@ -259,8 +259,8 @@ def test_rate_zero(seed, optimizer, norm):
 @few
 @given(seeds, st.sampled_from(list(FORMS)), st.sampled_from(["sgd", "adam"]))
 def test_deterministic(seed, form, optimizer):
-    """A9: the same seed gives the same theta_u bitwise, whatever the global random state, which stays; another generator
-    gives another one."""
+    """A9: the same seed gives the same theta_u bitwise, whatever the global random state, which stays; another
+    generator gives another one."""
     data, forget, nets = make_data(seed, n=40, pad=1, flip=True), draw_forget(seed, 40, 4), []
     for world, generator in ((0, 7), (1, 7), (0, 8)):
         net = small_net(seed)
@@ -275,8 +275,8 @@ def test_deterministic(seed, form, optimizer):
 @few
 @given(seeds, st.sampled_from(list(FORMS)), st.booleans(), st.sampled_from(["train", "eval", "mixed"]))
 def test_inputs_stay(seed, form, frozen, mode):
-    """A11, X6: network (weights, modes, requires_grad, grads), data, labels and D_f are left as they were; the result has
-    the network's modes and flags and none of its storage."""
+    """A11, X6: network (weights, modes, requires_grad, grads), data, labels and D_f are left as they were; the result
+    has the network's modes and flags and none of its storage."""
     data, forget, net = make_data(seed, n=40, trigger=True), draw_forget(seed, 40, 4), small_net(seed)
     net.train(mode != "eval")
     net.head.weight.requires_grad_(not frozen)
@@ -562,7 +562,8 @@ def test_rem_on_etd_refuses_other_masks(changes):
     expanded = train_etd(expand(small_net(0), IMAGE), data, tiny(epochs=1, p_mem=0.5, seed=3), gen(0), fit)
     given = small(seed=3, p_mem=0.5, gamma=1.0)
     wrong = replace(given, **changes)
-    with pytest.raises(ValueError, match=f"seed and p_mem are {wrong.seed}, {wrong.p_mem}, and ETD training had 3, 0.5"):
+    text = f"seed and p_mem are {wrong.seed}, {wrong.p_mem}, and ETD training had 3, 0.5"
+    with pytest.raises(ValueError, match=text):
         rem(copy.deepcopy(expanded), data, torch.tensor([1]), wrong, gen(0))
     rem(copy.deepcopy(expanded), data, torch.tensor([1]), given, gen(0))
     rem(expand(small_net(0), IMAGE), data, torch.tensor([1]), wrong, gen(0))  # nobody has trained it under masks

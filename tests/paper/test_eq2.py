@@ -110,8 +110,8 @@ def test_h_reflected(u, beta):
 @given(seeds, betas, st.integers(1, 1000))
 @example(0, 2.0, 3)
 def test_h_reads_the_ratio_of_likelihoods(seed, beta, shift):
-    """L7: one constant added to CE and CE_ref changes nothing, bit for bit, since such sums are exact; the literal ratio
-    of cross-entropies would change."""
+    """L7: one constant added to CE and CE_ref changes nothing, bit for bit, since such sums are exact; the literal
+    ratio of cross-entropies would change."""
     ce, ce_ref = torch.randint(1, 8192, (2, 20), generator=gen(seed)).double() / 1024
     assert not torch.equal(ce, ce_ref)
     assert torch.equal(rem.npo_term(ce + shift, ce_ref + shift, beta), rem.npo_term(ce, ce_ref, beta))
@@ -262,7 +262,8 @@ def test_logit_shift_and_relabelling(seed, size, beta, shift):
 @given(seeds, sizes, shares, betas)
 @example(0, 7, "some", 2.0)
 def test_natural_share(seed, size, share, beta):
-    """L18: the removal term of step 3 is divided by the batch size: each example of D_f weighs 1 / B, others nothing."""
+    """L18: the removal term of step 3 is divided by the batch size: each example of D_f weighs 1 / B, others
+    nothing."""
     logits, labels, in_forget = draw_batch(seed, size, share)
     full, full_ref, base, base_ref = ces(logits, labels)
     base = base.requires_grad_()

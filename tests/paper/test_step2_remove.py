@@ -102,7 +102,8 @@ def test_one_of_five_is_not_above_a_fifth():
 def test_a_gamma_out_of_reach(seed, most, size, epochs):
     """A3: a gamma that is never reached ends at max_passes, with a warning in each epoch, and unlearning goes on."""
     seen = []
-    with acc_forget(0.9), pytest.warns(UserWarning, match=f"0.90 after {most} passes, still above gamma = 0.2") as caught:
+    text = f"0.90 after {most} passes, still above gamma = 0.2"
+    with acc_forget(0.9), pytest.warns(UserWarning, match=text) as caught:
         net = unlearn(seed, size=size, max_passes=most, unlearn_epochs=epochs, until=Never,
                       log=lambda *_, **record: seen.append((record["passes"], record["updates"])))
     assert seen == [(most, most * count_batches(size, 4))] * epochs

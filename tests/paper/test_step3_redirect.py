@@ -105,7 +105,8 @@ def test_the_loss_of_a_batch(seed, known, beta, removes, flip):
     state.expanded.eval()
     index = torch.cat([torch.arange(known), torch.arange(10, 16 - known)])
     _, x, y = next(batches(data, index, dtype=torch.float64))
-    logits = [run(net, x, *mask) for mask in ((state.masks[index],), ()) for net in (state.expanded, state.reference.net)]
+    nets = state.expanded, state.reference.net
+    logits = [run(net, x, *mask) for mask in ((state.masks[index],), ()) for net in nets]
     expected = oracle.step3_loss(*logits, y, index < 10, beta, True, removes)
     found = step3_batch(state, index, x, y, removes)
     assert_close(found, torch.tensor(expected, dtype=torch.float64), 1e-10)
@@ -130,7 +131,8 @@ def test_the_mean_loss_is_recorded():
         return losses[-1]
 
     redirect(state, noting)
-    assert len(losses) == 3 and state.record["loss"] == pytest.approx(sum(float(loss.detach()) for loss in losses) / 3, rel=1e-5)
+    assert len(losses) == 3
+    assert state.record["loss"] == pytest.approx(float(torch.stack(losses).detach().mean()), rel=1e-5)
 
 
 # --- What moves -------------------------------------------------------------------------------------------------------
@@ -248,8 +250,8 @@ def dropping(p=0.5):
 
 @pytest.mark.parametrize("method", ["rem", "fit"])
 def test_dropout_comes_from_the_generator(method):
-    """A9, M6: with dropout too the same generator gives the same weights; the global state has no part and stays. Dropout
-    draws anew in each epoch."""
+    """A9, M6: with dropout too the same generator gives the same weights; the global state has no part and stays.
+    Dropout draws anew in each epoch."""
     data, outs = make_data(0, flip=True), []
     for world, generator in ((0, 7), (1, 7), (0, 8)):
         net, before = dropping(), torch.manual_seed(world).get_state()
