@@ -329,6 +329,15 @@ def test_a_parameter_that_no_output_depends_on_stays(name):
     assert all(p.isfinite().all() for p in out.parameters())
 
 
+def test_importances_of_several_processes():
+    """G1: a process that reads its share of each batch alone has the importances of the whole batches."""
+    net, data = small_net(0), make_data(0)
+    outs = [METHODS["ssd"](net, one, draw(0)[0], tiny(ssd_alpha=0.5), gen(0)) for one in
+            (data, replace(data, part=(1, 2)))]
+    assert_same_state(*outs)
+    assert not torch.equal(outs[0].conv1.weight, net.conv1.weight)
+
+
 def test_dampening_defaults():
     """R8: SSD in batches of 64 with lambda 1; Potion's 10 % a try."""
     assert (baselines.SSD_BATCH, baselines.SSD_LAMBDA, baselines.POTION_GROWTH) == (64, 1, 1.1)
