@@ -147,19 +147,3 @@ def test_t16_whole_or_not_at_all(tmp_path, monkeypatch, module, name):
             save_task(second, path)
         assert len(list(tmp_path.iterdir())) == before
     assert_same_task(load_task(path, balanced(0)), first)
-
-
-def test_t16_two_processes_write_one_file(tmp_path):
-    """T16: of two processes that write one file at the same time each writes it whole, and the last one's stays."""
-    path = tmp_path / "file"
-    code = f"from experiment.files import write_whole; write_whole({str(path)!r}, lambda file: file.write(b'theirs'))"
-
-    def write(file):
-        file.write(b"ours, ")
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
-        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=120)
-        assert path.read_bytes() == b"theirs"
-        file.write(b"whole")
-
-    files.write_whole(path, write)
-    assert path.read_bytes() == b"ours, whole" and list(tmp_path.iterdir()) == [path]

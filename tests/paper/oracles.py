@@ -1,4 +1,4 @@
-"""Naive twins in plain loops, which import nothing of the project: mask rows, the masked forward pass, every method.
+"""Naive twins in plain loops, which import nothing of the project: mask rows, the masked forward pass.
 
     expected = masked_small_net(x, mask, weights)      # one example at a time, every pixel and channel on its own
 """
@@ -101,83 +101,3 @@ def branch(image: np.ndarray, row: np.ndarray, w: dict, number: str, norm: bool)
         shift = np.array([*w[f"{name}.base.bias"], *w[f"{name}.extra_bias"]])
         image = batchnorm(image, w[f"{name}.running_mean"], w[f"{name}.running_var"], scale, shift)
     return celu(mask_channels(image, row, image.shape[0] - len(row), axis=0), 0.075)
-
-
-# --- Algorithm 1 ------------------------------------------------------------------------------------------------------
-
-
-class RemTwin:
-    """REM on helpers.small_net with BatchNorm, in plain tensors: wide weights, masks, losses and SGD written out.
-
-    `w` holds theta_o1 under the plain network's names and theta_o2 as conv1.to_extra, norm1.extra_weight, head.to_base;
-    "norm1.running_mean" are theta_o1's statistics, "norm1.wide_mean" those of masked passes. All float64.
-    """
-
-    def __init__(self, w: dict, lr: float, momentum: float, decay: float, beta: float):
-        self.w = {name: t.clone().requires_grad_("running" not in name and "wide" not in name) for name, t in w.items()}
-        self.first = {name: t.clone() for name, t in w.items()}  # the reference, and the original network
-        self.speed, self.lr, self.momentum, self.decay, self.beta = {}, lr, momentum, decay, beta
-
-    def norm(self, w, x, name, mask, training):
-        weight, bias, kind = w[f"{name}.weight"], w[f"{name}.bias"], "running" if mask is None else "wide"
-        if mask is not None:
-            weight, bias = torch.cat([weight, w[f"{name}.extra_weight"]]), torch.cat([bias, w[f"{name}.extra_bias"]])
-        mean, var = w[f"{name}.{kind}_mean"], w[f"{name}.{kind}_var"]
-        if training:
-            count = x.numel() // x.shape[1]
-            mean, var = x.mean(dim=(0, 2, 3)), x.var(dim=(0, 2, 3), unbiased=False)
-            for old, new in (("mean", mean), ("var", var * count / (count - 1))):
-                w[f"{name}.{kind}_{old}"] = 0.9 * w[f"{name}.{kind}_{old}"] + 0.1 * new.detach()
-        x = (x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt() * weight[:, None, None] + bias[:, None, None]
-        if mask is not None:
-            x = x * torch.cat([torch.ones(len(x), x.shape[1] - mask.shape[1]), mask], dim=1)[:, :, None, None]
-        return x
-
-    def logits(self, w, x, mask=None, training=False):
-        """(B, classes), of theta_o1 alone without masks."""
-        def wide(name, bias=True):
-            rows = w[f"{name}.weight"]
-            if mask is None:
-                return (rows, w[f"{name}.bias"]) if bias else rows
-            rows = torch.cat([rows, w[f"{name}.to_base"]], dim=1) if f"{name}.to_base" in w else rows
-            if not bias:
-                return rows
-            return torch.cat([rows, w[f"{name}.to_extra"]]), torch.cat([w[f"{name}.bias"], w[f"{name}.extra_bias"]])
-
-        def act(x):
-            return torch.celu(x, 0.075)  # `celu` above, but with torch's gradient, which is off by 1e-8
-
-        x = act(self.norm(w, torch.conv2d(x, *wide("conv1"), padding=1), "norm1", mask, training))
-        x = x + act(self.norm(w, torch.conv2d(x, *wide("conv2"), padding=1), "norm2", mask, training))
-        return x.amax(dim=(2, 3)) @ wide("head", bias=False).T
-
-    def losses(self, w, x, y, mask=None, training=False):
-        """(B,) cross-entropies, of theta_o1 alone without masks."""
-        logits = self.logits(w, x, mask, training)
-        return logits.logsumexp(dim=1) - logits.gather(1, y[:, None])[:, 0]
-
-    def h(self, x, y, mask=None, training=False):
-        """(B,) (2 / beta) log sigmoid(beta (CE - CE_ref)), the reference in eval mode."""
-        u = self.losses(self.w, x, y, mask, training) - self.losses(self.first, x, y, mask).detach()
-        return 2 / self.beta * torch.log(torch.sigmoid(self.beta * u))
-
-    def step(self, loss):
-        """SGD on every parameter that the loss reaches."""
-        names = [name for name, t in self.w.items() if t.requires_grad]
-        grads = torch.autograd.grad(loss, [self.w[name] for name in names], allow_unused=True)
-        with torch.no_grad():
-            for name, grad in zip(names, grads, strict=True):
-                if grad is not None:
-                    self.speed[name] = self.momentum * self.speed.get(name, 0) + grad + self.decay * self.w[name]
-                    self.w[name] -= self.lr * self.speed[name]
-
-    def remove(self, batches):
-        """One pass of step 2, eval mode."""
-        for x, y in batches:
-            self.step(-self.h(x, y).mean())
-
-    def redirect(self, batches):
-        """Step 3, training mode: batches of (x, y, masks, in_forget)."""
-        for x, y, mask, in_forget in batches:
-            full, base = self.h(x, y, mask, training=True), self.h(x, y, training=True)
-            self.step(full.mean() - (base * in_forget).mean())

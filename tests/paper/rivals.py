@@ -1,8 +1,8 @@
 """The methods that REM is compared with, as plain twins that import nothing of the project (Sec. 3, Table 1).
 
-    twin = Twin(weights_of(net), lr=0.005, momentum=0.9, decay=0.01, beta=1.0)   # net: helpers.small_net, float64
-    twin.train(passes, linear(0.005, steps), twin.ce)                            # fine-tuning, on passes over D_r
-    twin.w                                                                       # what the method's weights must be
+    twin = Twin(weights, lr=0.005, momentum=0.9, decay=0.01, beta=1.0)    # of helpers.small_net, see twins.py
+    twin.train(passes, linear(0.005, steps), twin.ce)                     # fine-tuning, on passes over D_r
+    twin.w                                                                # what the method's weights must be
 
 A pass is a list of batches (rows, x, y), rows being dataset indices; all is float64, loops and plain tensors.
 test_rivals_twins.py says which passes each method makes, and compares.
@@ -11,23 +11,7 @@ test_rivals_twins.py says which passes each method makes, and compares.
 import numpy as np
 import torch
 
-from oracles import RemTwin
-
-
-def weights_of(net) -> dict[str, torch.Tensor]:
-    """The weights and statistics of a small_net, plain or expanded, under the twins' names."""
-    w, state = {}, net.state_dict()
-    expanded = any(".base." in key for key in state)
-    for key, value in state.items():
-        name = key.removeprefix("net.")
-        if "num_batches" in name:
-            continue
-        if ".base." in name:
-            name = name.replace(".base", "")
-        elif expanded:
-            name = name.replace("running_", "wide_")  # those of masked passes
-        w[name] = value
-    return w
+from twins import RemTwin
 
 
 class Twin(RemTwin):
@@ -45,23 +29,6 @@ class Twin(RemTwin):
     def ce(self, rows, x, y):
         """Mean cross-entropy of a batch."""
         return self.losses(self.w, x, y, training=True).mean()
-
-    def masked_ce(self, masks):
-        """CE under each example's mask, of a table (N, width)."""
-        return lambda rows, x, y: self.losses(self.w, x, y, masks[rows], training=True).mean()
-
-    def refresh(self, batches):
-        """Base statistics anew: means over images of what each batch has, theta_o1 alone with its own statistics."""
-        sums, total = {}, sum(len(rows) for rows, _, _ in batches)
-        for rows, x, y in batches:
-            for name in ("norm1", "norm2"):  # a momentum of 0.1 from 0 leaves a tenth of the batch's
-                for kind in ("mean", "var"):
-                    self.w[f"{name}.running_{kind}"] = torch.zeros_like(self.w[f"{name}.running_{kind}"])
-            scratch = dict(self.w)
-            self.logits(scratch, x, training=True)
-            for key in (key for key in scratch if "running" in key):
-                sums[key] = sums.get(key, 0) + scratch[key] / 0.1 * len(rows) / total
-        self.w.update(sums)
 
     # --- Distillation -------------------------------------------------------------------------------------------------
 
@@ -118,10 +85,6 @@ class Twin(RemTwin):
             cut = np.percentile(ratios[np.isfinite(ratios)], 100 - np.log(1 + 100 * share * 1.1**done))
             self.dampen(of_forget, of_retain, cut)
 
-    def accuracy(self, x, y):
-        """In eval mode, theta_o1 alone."""
-        return float((self.logits(self.w, x).argmax(dim=1) == y).double().mean())
-
     # --- Back along a task vector -------------------------------------------------------------------------------------
 
     def cuts(self, x, classes, k):
@@ -147,10 +110,3 @@ def kl(teacher, student, temperature):
     """T^2 / B sum p log(p / q)."""
     p, q = (torch.softmax(v / temperature, dim=1) for v in (teacher, student))
     return (p * (p / q).log()).sum() / len(p) * temperature**2
-
-
-def linear(peak, steps, floor=0.2):
-    """Up over 1 % of the steps (at least one), then down to `floor` of the peak."""
-    warm = max(1, round(0.01 * steps))
-    return [peak * (step + 1) / warm if step < warm else
-            peak * (floor + (1 - floor) * (steps - 1 - step) / (steps - warm)) for step in range(steps)]

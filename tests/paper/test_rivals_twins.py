@@ -5,7 +5,7 @@
                one optimiser over all, when it stops, and what it returns
     A14, M14   REM on ETD starts at the Expanded that it is given; IDEAL methods give D_c one mask row
 
-The twins are in rivals.py and import nothing of the project. `Run` draws a case and runs the method; a function per
+The twins are in twins.py and rivals.py and import nothing of the project. `Run` draws a case and runs the method; a function per
 method says which passes the twin makes.
 """
 
@@ -18,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import baselines
+import twins
 from engine.streams import stream
 from etd import Expanded, drop
 from experiment.data import batches
@@ -26,7 +27,8 @@ from helpers import assert_close, gen, make_data, seeds, small_net, tiny
 from models import reinitialise
 from oracles import mask_row
 from rem import add_capacity
-from rivals import Twin, linear, weights_of
+from rivals import Twin
+from twins import linear, weights_of
 
 few = settings(max_examples=max(2, settings().max_examples // 5))
 N, BATCH, P_MEM, GAMMA, TRIES = 14, 4, 0.5, 0.3, 3
@@ -67,9 +69,13 @@ class Run:
         """The next pass in training."""
         return self.passed(index, self.order)
 
+    def plain(self):
+        """The batches from which BatchNorm's statistics are made anew: a pass of seed 0."""
+        return self.passed(order=gen(0))
+
     def twin(self, net=None):
         """The twin of a network, None for the one that the method was given."""
-        return Twin(weights_of(self.net if net is None else net), UNLEARN_LR, 0.9, 0.01, 2.0)
+        return Twin(weights_of((self.net if net is None else net).state_dict()), UNLEARN_LR, 0.9, 0.01, 2.0)
 
     def fresh(self):
         """The network with the weights that training anew begins with."""
@@ -117,9 +123,7 @@ def cf(run):
 def etd(run, shared=()):
     expanded = baselines.with_theta_o2(run.fresh(), run.data, run.config)
     twin, passes = run.twin(expanded), [run.next() for _ in range(EPOCHS)]
-    masks = run.masks(expanded.width, shared)
-    twin.train(passes, linear(LR, steps_of(passes)), twin.masked_ce(masks))
-    twin.refresh(list(batches(run.data, None, BATCH, gen(0), augment=True, dtype=torch.float64)))
+    twins.train_etd(twin, passes, run.plain(), run.masks(expanded.width, shared), linear(LR, steps_of(passes)))
     return twin
 
 
@@ -156,7 +160,7 @@ def scrub(run):
 
 def badt(run, scale):
     twin, passes = run.twin(), [run.next() for _ in range(UNLEARN_EPOCHS)]
-    loss = twin.badt(weights_of(run.fresh()), run.forget.tolist(), scale)
+    loss = twin.badt(weights_of(run.fresh().state_dict()), run.forget.tolist(), scale)
     twin.train(passes, run.rates(steps_of(passes)), loss)
     return twin
 
@@ -182,25 +186,33 @@ def cuts(run):
     return twin
 
 
-def rem(run, shared=None, step31=True, step32=True, redirect="npo"):
-    """Algorithm 1 as printed; without 3.1 theta_o1 is tuned on D_r; `redirect` "ce": 3.1's loss is CE itself."""
+def rem(run, shared=None, step3=None):
+    """Algorithm 1 as printed, with another loss of step 3 for the ablations."""
     expanded = add_capacity(run.net, run.data, run.forget, run.config, gen(0)).expanded
     masks = run.masks(expanded.width, (run.forget if shared is None else shared).tolist())
-    twin = run.twin(expanded)
-    for _ in range(UNLEARN_EPOCHS):
-        for _ in range(TRIES):
-            if run.accuracy(twin) > GAMMA:
-                twin.remove([(x, y) for _, x, y in run.next(run.forget)])
-        for rows, x, y in run.next():
-            in_forget = torch.isin(rows, run.forget).double()
-            if step31 and redirect == "npo":
-                full = twin.h(x, y, masks[rows], training=True)
-            elif step31:
-                full = twin.losses(twin.w, x, y, masks[rows], training=True)
-            base = twin.h(x, y, training=True)  # without 3.2 too, for its statistics
-            removal = (base * in_forget).mean() if step32 else 0
-            twin.step(full.mean() - removal if step31 else (base * (1 - in_forget)).mean() - removal)
+    twin, (_, x, y) = run.twin(expanded), run.passed(run.forget, size=N)[0]
+    twin.w = twins.rem(twin, run.next, run.plain(), masks, run.forget, x, y, epochs=UNLEARN_EPOCHS, gamma=GAMMA,
+                       max_passes=TRIES, step3=step3)[-1]
     return twin
+
+
+def without_31(net, x, y, mask, in_forget):
+    """Table 2: theta_o1 alone, tuned on D_r, with the removal term."""
+    h = net.h(x, y, training=True)
+    return (h * (1 - in_forget)).mean() - (h * in_forget).mean()
+
+
+def without_32(net, x, y, mask, in_forget):
+    """Table 2: the redirect term alone; theta_o1's statistics move as ever."""
+    full = net.h(x, y, mask, training=True)
+    net.h(x, y, training=True)
+    return full.mean()
+
+
+def by_ce(net, x, y, mask, in_forget):
+    """Cross-entropy itself in place of 3.1's loss."""
+    full = net.losses(net.w, x, y, mask, training=True)
+    return full.mean() - (net.h(x, y, training=True) * in_forget).mean()
 
 
 TWINS = {
@@ -209,8 +221,8 @@ TWINS = {
     "potion": lambda run: potion(run, 1, False, 50), "potion-500": lambda run: potion(run, 25, True, 60),
     "cuts": cuts, "etd": etd, "etd-ideal": lambda run: etd(run, run.corrupted.tolist()),
     "rem": rem, "rem-on-etd": rem, "rem-ideal": lambda run: rem(run, run.corrupted),
-    "rem-no31": lambda run: rem(run, step31=False), "rem-no32": lambda run: rem(run, step32=False),
-    "rem-ce": lambda run: rem(run, redirect="ce"),
+    "rem-no31": lambda run: rem(run, step3=without_31), "rem-no32": lambda run: rem(run, step3=without_32),
+    "rem-ce": lambda run: rem(run, step3=by_ce),
 }
 
 
