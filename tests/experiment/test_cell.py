@@ -392,11 +392,10 @@ def test_a_point_reads_d_c_through_d_fs_row():
     config, dataset = made(task="random", p_mem=0.5)
     task = corrupt(config, dataset)
     forget = discover(task, 0.5, 1)
-    net = add_capacity(small_net(3, width=8), task.train, forget, config, gen(0)).expanded
-    with torch.no_grad():  # so that the channel says something else than theta_o1
+    net, generator, n = add_capacity(small_net(0, width=8), task.train, forget, config, gen(0)).expanded, gen(0), 80
+    with torch.no_grad():  # so large that masks tell
         for parameter in net.theta_o2().values():
-            parameter.mul_(5)
-    n = len(task.train)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
     row = mask_table(n, net.width, config.p_mem, config.seed, forget)[forget[:1]].expand(n, -1)
     task = replace(task, train=replace(task.train, labels=predict(net, task.train, masks=row)))
     found, wanted = point(config, net, task, forget, 1, loss=0.5), evaluate(net, task, forget)
