@@ -286,8 +286,8 @@ def test_wrong_arguments_are_refused():
         Streamed(Samples(data), 4, augmented=Samples(make_data(0, n=7)))
     with pytest.raises(TypeError, match="none above 0"):
         Streamed([], 4)
-    with pytest.raises(ValueError, match="label of sample 2 is 7, expected 0 to 3"):
-        Streamed(Samples(data), 4, labels=torch.tensor([0, 0, 7, 0, 0, 0, 0, 9]))
+    with pytest.raises(ValueError, match="label of sample 2 is 4, expected 0 to 3"):
+        Streamed(Samples(data), 4, labels=torch.tensor([0, 0, 4, 0, 0, 0, 0, 9]))
     with pytest.raises(ValueError, match="labels has 3 entries for 8 images"):
         Streamed(Samples(data), 4, labels=torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="pad and flip are for uint8"):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import run
-from experiment.methods import METHODS, check_names, check_signature, code_of, find_method, load_method
+from experiment.methods import check_names, check_signature, code_of, load_method
 from experiment.user_code import function_of, same_world
 from helpers import make_dataset
 from repair.networks import file_network
@@ -110,51 +110,26 @@ def test_a_file_that_wants_its_neighbour_is_told_how(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "near_by_odd")
 
 
-def test_a_file_named_like_one_of_ours(tmp_path):
-    """R16: a user's file called like a module of ours, or of torch's, replaces none."""
-    for name in ("rem", "torch", "metrics"):
-        (tmp_path / f"{name}.py").write_text(METHOD)
-        before = sys.modules[name]
-        assert load_method(f"{tmp_path / name}.py:f")[1].__code__.co_filename == str(tmp_path / f"{name}.py")
-        assert sys.modules[name] is before
-
-
-def test_two_functions_of_files_of_one_name(tmp_path):
-    """R16: of two files of one name each function is its own file's, whichever was imported last."""
-    found = []
+def test_files_of_one_name(tmp_path):
+    """R16: of two files of one name each function is its own file's, and one called like a module of ours replaces
+    none."""
+    found, ours = [], sys.modules["rem"]
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "mine.py").write_text(f"NAME = '{folder}'\ndef f(): return NAME\n")
-        found.append(function_of(f"{tmp_path / folder / 'mine.py'}:f", "a test"))
-    assert [f() for f in found] == ["a", "b"]
+        (tmp_path / folder / "rem.py").write_text(f"NAME = '{folder}'\ndef f(): return NAME\n")
+        found.append(function_of(f"{tmp_path / folder / 'rem.py'}:f", "a test"))
+    assert [f() for f in found] == ["a", "b"] and sys.modules["rem"] is ours
 
 
-def test_the_world_is_put_back():
-    """R11: folder, dtype, gradients, threads and random state are as before, after an error too."""
-    state = torch.get_rng_state()
-    with pytest.raises(KeyError):
-        with same_world():
-            torch.set_default_dtype(torch.float64)
-            torch.set_grad_enabled(False)
-            torch.set_num_threads(2)
-            torch.rand(3)
-            raise KeyError
-    assert torch.equal(torch.get_rng_state(), state)  # the flags are looked at by conftest.py
-    with torch.no_grad():  # what was off before stays off
+def test_the_world_is_as_it_was_found():
+    """R11: what was off before stays off; the rest is in test_cell.py."""
+    with torch.no_grad():
         with same_world():
             torch.set_grad_enabled(True)
         assert not torch.is_grad_enabled()
 
 
 # --- Names and parameters ---------------------------------------------------------------------------------------------
-
-
-def test_the_name_in_rows_is_the_files(tmp_path):
-    """R3: a user's method is called file.py:function; one of ours by its own name."""
-    (tmp_path / "mine.py").write_text(METHOD)
-    name, function = find_method(f"{tmp_path / 'mine.py'}:f")
-    assert name == "mine.py:f" and function(1, 2, 3, 4, 5) == 1
-    assert find_method("cf") == ("cf", METHODS["cf"].function)
 
 
 @pytest.mark.parametrize("names, text", [
@@ -173,7 +148,7 @@ def test_which_parameters_a_method_may_have():
                  lambda m, d, f, c, g, *, corrupted: m, lambda m, d, f, c, g, tries=3: m):
         check_signature("mine.py:f", good)
     for bad in (lambda m, d, f, c: m, lambda m, d, f, c, g, more: m, lambda m, d, f, c, g, *, more: m):
-        with pytest.raises(ValueError, match=r"^mine.py:f takes \(m, d, .*; a method takes \(model, data, forget, config"):
+        with pytest.raises(ValueError, match=r"^mine.py:f takes \(m, d, .*; a method takes \(model, data, "):
             check_signature("mine.py:f", bad)
 
 
@@ -219,12 +194,3 @@ def test_the_code_of_a_row_is_the_code_that_ran(made, tmp_path, monkeypatch, wor
     assert run.main([*word, "--method", f"no-ul, {path}:f", "--out", str(out), *SMALL]) == 0
     ours, mine = rows_of(out / "cells.jsonl" if word else out)
     assert (ours["code"], mine["code"], mine["method"]) == (None, code, "odd.py:f") and code_of(f"{path}:f") != code
-
-
-def test_a_method_that_exits_is_a_failed_row(made, tmp_path):
-    """R11: a file's function that ends the process is a failed row with its place; the next method runs; exit code 1."""
-    path, out = tmp_path / "odd.py", tmp_path / "x"
-    path.write_text("import sys\ndef f(model, data, forget, config, generator):\n    sys.exit(0)\n")
-    assert run.main(["--method", f"{path}:f,cf", "--out", str(out), *SMALL]) == 1
-    odd, other = rows_of(out)
-    assert (odd["status"], odd["error"], other["status"]) == ("failed", "SystemExit: 0 (odd.py:3)", "ok")

@@ -90,7 +90,7 @@ def test_what_can_be_written(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="no pipes and devices there")
 @pytest.mark.parametrize("kind", ["device", "link to a device", "pipe", "folder", "below a file", "circle", "", "null"])
 def test_results_go_to_regular_files_alone(tmp_path, monkeypatch, kind):
-    """R10: a device, a pipe, a folder, a link to itself or no name at all is refused in one line, and stays as it is."""
+    """R10: a device, a pipe, a folder, a link to itself, no name: each is refused in one line and stays as it is."""
     monkeypatch.chdir(tmp_path)
     out = {"device": "/dev/null", "": "", "null": "a\0b", "below a file": "file/x"}.get(kind, str(tmp_path / "x"))
     make = {"pipe": lambda: os.mkfifo(out), "folder": lambda: os.mkdir(out), "circle": lambda: os.symlink(out, out),
