@@ -90,8 +90,8 @@ print(json.dumps([loaded(argv) for argv in json.loads(sys.argv[1])]))
 
 
 def test_what_each_word_loads(tmp_path):
-    """R15: a cell and --help load nothing of study/ or repair/; a word loads the module that it stands for, and those
-    of studies and repairs load nothing of matplotlib or torchvision before they need it."""
+    """R15: a cell and --help load nothing of study/ or repair/; a word loads the module that it stands for; a repair
+    loads no study, and no other word the command of a repair."""
     one = [*QUICK, "--method", "no-ul", "--out", str(tmp_path / "x")]
     asked = [one, ["--help"], *([word, "--help"] for word in run.WORDS)]
     done = subprocess.run([sys.executable, "-c", LOADED, json.dumps(asked)], cwd=ROOT, env=ENVIRONMENT, text=True,

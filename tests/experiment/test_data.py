@@ -125,6 +125,14 @@ def test_bfloat16_is_rounded_once(data):
     assert narrow.dtype == torch.bfloat16 and torch.equal(narrow, wide.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_the_layout_that_is_asked_for(layout):
+    """U6: inputs have the memory layout that the data names, which a network that flattens by `view` depends on."""
+    data = make_known(0, memory_format=layout)
+    for part in (data, data.some(torch.tensor([1, 0]))):
+        assert all(x.is_contiguous(memory_format=layout) for _, x, _ in part.batches(size=2))
+
+
 @given(st.integers(1, 40), st.integers(1, 12), st.booleans(), seeds)
 def test_batch_sizes(n, size, shuffle, seed):
     """U6: the last, smaller batch is kept; in a shuffled pass a last batch of one joins the batch before it."""

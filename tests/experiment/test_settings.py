@@ -126,7 +126,7 @@ def test_choices_are_checked(name):
 
 @pytest.mark.parametrize("name", [name for name, f in FIELDS.items() if f.metadata["within"]])
 def test_the_ends_of_every_range(name):
-    """R2: an interval takes what is inside, an end at which it has a square bracket, and neither beyond nor infinity."""
+    """R2: an interval takes what is inside, an end with a square bracket, and neither beyond nor infinity."""
     within, whole = FIELDS[name].metadata["within"], FIELDS[name].type in (int, int | None)
     near = 1 if whole else 1e-9
     for text, bracket, inwards in zip(within[1:-1].split(", "), (within[0], within[-1]), (near, -near), strict=True):
