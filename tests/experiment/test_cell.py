@@ -206,6 +206,19 @@ def test_rows_tell_how_much_a_method_tried(gamma):
     assert (tries > 0) == (gamma < 1) and (gamma < 1 or not gave_up)
 
 
+def test_seconds_are_the_methods_own(monkeypatch):
+    """R3: a row's seconds are those of the method, and not of the measurement after it."""
+    net, task = learnt_by_heart()
+    clock = [0.0]
+    monkeypatch.setattr(cell.time, "perf_counter", lambda: clock[0])  # one that only the method moves
+
+    def slow(model, data, forget, config, generator):
+        clock[0] += 5
+        return model
+
+    assert unlearn(tiny(), "odd.py:f", slow, net, task, torch.arange(3))["seconds"] == 5
+
+
 LOGGED = {  # what a method logs, call by call, and (passes, gave_up) or the error in its row, at gamma 0.2
     "half a pass was begun": ([dict(passes=0.5)], (1, False)),
     "numpy": ([dict(passes=np.int64(3), acc_forget=np.float32(1))], (3, True)),

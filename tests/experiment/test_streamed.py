@@ -161,6 +161,17 @@ def test_shares_of_a_batch(seed, n, size, ranks, shuffle):
     assert sorted(times.tolist()) == [1] * (n - few) + [ranks] * few
 
 
+def test_shares_have_the_random_transforms_of_the_whole():
+    """U3, U2: a sample's random transforms depend on its place in the whole pass, not in a process's share of it."""
+    data = make_data(0, n=12)
+    source = Streamed(Samples(data, plain), 4, augmented=Samples(data, noisy), labels=data.labels)
+    whole, *shares = ({int(i): image for rows, images, _ in replace(source, part=part).batches(
+        size=6, generator=gen(1), augment=True) for i, image in zip(rows, images, strict=True)}
+        for part in ((0, 1), (0, 2), (1, 2)))
+    assert len(shares[0]) == len(shares[1]) == 6 and {**shares[0], **shares[1]}.keys() == whole.keys()
+    assert all(torch.equal(image, whole[i]) for share in shares for i, image in share.items())
+
+
 # --- Methods and metrics ----------------------------------------------------------------------------------------------
 
 NAMES = [name for name, method in METHODS.items() if method.etd != "only" and not method.twin]
