@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -195,3 +196,17 @@ def test_two_writers_lose_no_row(tmp_path):
     writers = [subprocess.Popen([sys.executable, "-B", "-c", APPENDER, str(out), "30"], cwd=ROOT) for _ in range(2)]
     assert [writer.wait() for writer in writers] == [0, 0]
     assert sorted(row["i"] for row in read(out)) == sorted([*range(30)] * 2)
+
+
+def test_a_row_waits_for_another_writer(tmp_path):
+    """R3: while another process holds the file, a row is not appended, so that nobody takes back the other's row."""
+    fcntl = pytest.importorskip("fcntl")
+    out = tmp_path / "x"
+    writer = threading.Thread(target=append_row, args=(str(out), {"a": 1}))
+    with open(out, "ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        writer.start()
+        writer.join(0.3)  # without the lock it is done long before
+        assert out.read_bytes() == b""
+    writer.join()
+    assert read(out) == [{"a": 1}]
