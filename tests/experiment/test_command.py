@@ -73,8 +73,11 @@ LOADED = """
 import contextlib, io, json, sys
 import run
 
+def there():
+    return sorted(name for name in sys.modules if name.partition(".")[0] in ("study", "repair"))
+
 def loaded(argv):
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("study", "repair")]:
+    for name in there():
         del sys.modules[name]
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
@@ -83,9 +86,9 @@ def loaded(argv):
         except SystemExit as stop:
             code = stop.code
     assert code == 0 and told.getvalue(), argv
-    return sorted(name for name in sys.modules if name.partition(".")[0] in ("study", "repair"))
+    return there()
 
-print(json.dumps([loaded(argv) for argv in json.loads(sys.argv[1])]))
+print(json.dumps([there(), *(loaded(argv) for argv in json.loads(sys.argv[1]))]))
 """
 
 
@@ -97,8 +100,8 @@ def test_what_each_word_loads(tmp_path):
     done = subprocess.run([sys.executable, "-c", LOADED, json.dumps(asked)], cwd=ROOT, env=ENVIRONMENT, text=True,
                           capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    cell_alone, bare_help, *words = json.loads(done.stdout)
-    assert cell_alone == bare_help == []
+    imported, cell_alone, bare_help, *words = json.loads(done.stdout)
+    assert imported == cell_alone == bare_help == []
     for (word, module), found in zip(run.WORDS.items(), words, strict=True):
         assert module in found, word
         assert word == "repair" or "repair.command" not in found

@@ -81,7 +81,7 @@ def test_importing_a_file_leaves_the_world_alone(tmp_path, get):
     """R16, R11: what a file changes where it is imported is put back, whether it imports or not; the function is the
     file's own, and finds what its module has."""
     path = tmp_path / "mine.py"
-    changes = ("import os, torch\nfrom dataclasses import dataclass\nos.chdir('/')\n"
+    changes = ("from __future__ import annotations\nimport os, torch\nfrom dataclasses import dataclass\nos.chdir('/')\n"
                "torch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\ntorch.set_num_threads(3)\n"
                "torch.manual_seed(5)\ntorch.set_default_device('meta')\n"
                "@dataclass\nclass Kept:\n    value: int = 3\n")  # a dataclass looks its module up by name
