@@ -81,7 +81,8 @@ def test_importing_a_file_leaves_the_world_alone(tmp_path, get):
     """R16, R11: what a file changes where it is imported is put back, whether it imports or not; the function is the
     file's own, and finds what its module has."""
     path = tmp_path / "mine.py"
-    changes = ("from __future__ import annotations\nimport os, torch\nfrom dataclasses import dataclass\nos.chdir('/')\n"
+    changes = ("from __future__ import annotations\nfrom dataclasses import dataclass\n"
+               "import os, torch\nos.chdir('/')\n"
                "torch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\ntorch.set_num_threads(3)\n"
                "torch.manual_seed(5)\ntorch.set_default_device('meta')\n"
                "@dataclass\nclass Kept:\n    value: int = 3\n")  # a dataclass looks its module up by name
@@ -187,7 +188,8 @@ def test_what_an_odd_file_does_reaches_no_other(made, tmp_path, monkeypatch, wor
 def test_the_code_of_a_row_is_the_code_that_ran(made, tmp_path, monkeypatch, word, body):
     """R3, R9: a row names the contents that a method's file had when it was loaded, though it has changed since."""
     monkeypatch.chdir(tmp_path)
-    path, out = tmp_path / "odd.py", tmp_path / "out"
+    path, out = tmp_path / "methods" / "odd.py", tmp_path / "out"  # not where the command runs
+    path.parent.mkdir()
     path.write_text("from pathlib import Path\ndef f(model, data, forget, config, generator):\n"
                     f"    path = Path({str(path)!r})\n    {body}\n    return model\n")
     code = code_of(f"{path}:f")
