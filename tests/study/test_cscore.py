@@ -17,16 +17,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 import claims
-from experiment import cell as experiment
-from study import cscore
 import run
+from experiment import cell as experiment
 from experiment.data import Data
 from experiment.datasets import load
+from experiment.settings import Config
 from helpers import gen, seeds, tiny
 from metrics import c_score, held_out
-from experiment.settings import Config
-from tasks import TASKS
-from tasks import make_task
+from study import cscore
+from tasks import TASKS, make_task
 
 
 def numbered(labels, classes=4) -> Data:

@@ -17,11 +17,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from made_rows import ROOT, grid, load, main, make_row, write  # noqa: E402
 from study import report  # noqa: E402
 from study.figures import DRAW, Missing, draw  # noqa: E402
-from study.rows import load_rows  # noqa: E402
 from tasks import TASKS  # noqa: E402
-from test_report import ROOT, grid, main, make_row, write  # noqa: E402
 
 RATES = (0.1, 0.5, 1.0)
 
@@ -36,10 +35,6 @@ def everything() -> list[dict]:
     rows = [{**row, "stop": "max"} for row in rows]
     return [{**row, "points": points, "curve": True} if row["method"] == "rem" and not row["etd"] else row
             for row in rows]
-
-
-def load(tmp_path, rows) -> list[dict]:
-    return load_rows([write(tmp_path / "rows.jsonl", rows)])
 
 
 def only(number, rows) -> Figure:
