@@ -119,6 +119,13 @@ def test_rows_of_single_runs_are_done(few, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == f"0 cells done, 0 of them failed; rows in {out}"
 
 
+def test_a_preset_takes_what_is_given(few, tmp_path):
+    """R8: a preset's cells are done, at the values of the command line where it names some."""
+    assert do(tmp_path, "--preset", "quick", "--task", "random", "--methods", "no-ul", "--discovery", "0.5,1") == 0
+    assert [(row["task"], row["method"], row["discovery"], row["n"]) for row in read_rows(tmp_path)] == [
+        ("random", "no-ul", rate, 10) for rate in (0.5, 1.0)]
+
+
 def test_a_folder_of_images_is_one_data_set(tmp_path, monkeypatch):
     """R5: a folder given by a relative path is the same cell and the same data set in a single run and in a grid."""
     for part in ("train", "test"):
@@ -379,13 +386,13 @@ def test_dry_run_shows_and_leaves_nothing(few, tmp_path, capsys):
 
 
 def test_lines_of_a_grid(few, tmp_path, capsys):
-    """One line an original and one a cell with its scores and the time left; the rows hold the command, the word grid
-    too."""
+    """R2, R3: one line an original and one a cell with its scores and the time left; the rows hold the command, the
+    word grid too."""
     assert do(tmp_path, "--task", "random", "--method", "no-ul,etd", size=LOUD) == 0
     lines = capsys.readouterr().out.splitlines()[-5:]
     assert [line.split()[:3] for line in lines[:2]] == [["random", "trained", "the"], ["[", "1/2", "]"]]
-    assert lines[2].split()[1:3] == ["trained", "etd,"] and lines[3].split()[:6] == ["[", "2/2", "]", "random", "0.5",
-        "etd"]
+    assert lines[2].split()[1:3] == ["trained", "etd,"]
+    assert lines[3].split()[:6] == ["[", "2/2", "]", "random", "0.5", "etd"]
     row = read_rows(tmp_path)[0]
     assert f"healed {100 * row['healed']:5.1f}  utility {100 * row['utility']:5.1f}" in lines[1]
     assert row["argv"][0] == "grid" and row["out"] == str(tmp_path / "cells.jsonl")
@@ -615,10 +622,18 @@ def test_torchrun(tmp_path, own):
 
 
 @pytest.mark.slow
-def test_ctrl_c_waits_for_no_worker():
-    """R3: an interrupt ends the workers at once, whatever they do."""
-    with pytest.raises(KeyboardInterrupt), Workers(2) as workers:
-        future = workers.submit(time.sleep, 3600)
-        within(300, future.running)
-        raise KeyboardInterrupt
+def test_a_worker_has_its_share_and_an_interrupt_waits_for_none(tmp_path):
+    """R3: a worker has its share of the cores, which its rows name, whatever the parent has; an interrupt ends the
+    workers at once, whatever they do."""
+    before, cell = torch.get_num_threads(), expand_axes({**AXES, "method": "no-ul"})[0]
+    try:
+        torch.set_num_threads(4)
+        with pytest.raises(KeyboardInterrupt), Workers(2) as workers:
+            row = workers.submit(grid.run_cell, cell, str(tmp_path), {"threads": 4}).result()
+            assert (row["threads"], row["status"]) == (2, "failed")  # there is no original
+            future = workers.submit(time.sleep, 3600)
+            within(300, future.running)
+            raise KeyboardInterrupt
+    finally:
+        torch.set_num_threads(before)
     assert not multiprocessing.active_children()

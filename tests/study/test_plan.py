@@ -1,7 +1,8 @@
 """study/plan.py: axes and presets of a grid, and what tells one cell and one original from another (Tables 1-9, A.7).
 
-R8  the presets are the paper's tables at Table 3's values; R2  what does not parse is named;
-R9  cells and originals differ by every setting that their numbers depend on, and by no other; R5  so a row is found.
+R2  lists and ranges give the values that one would have typed, and what does not parse is named; R8  the presets are
+the paper's tables at Table 3's values; R9  cells and originals differ by every setting that their numbers depend on,
+and by no other; R4  ranks part the cells.
 """
 
 import warnings
@@ -39,7 +40,7 @@ def axis(name, text):
 
 
 def test_discovery_rates_of_the_paper():
-    """0.1:1.0:0.1 is the ten rates of Sec. 4 as typed, without the rounding that adding 0.1 ten times gives."""
+    """R2: 0.1:1.0:0.1 is the ten rates of Sec. 4 as typed, without the rounding that adding 0.1 ten times gives."""
     assert axis("discovery", "0.1:1.0:0.1") == RATES
     assert axis("discovery", "0.1:0.3:0.1") == [0.1, 0.2, 0.3]
     assert axis("seed", "0:2:1") == [0, 1, 2] == axis("seed", "0,1,2")
@@ -47,7 +48,7 @@ def test_discovery_rates_of_the_paper():
 
 @given(st.integers(0, 999), st.integers(1, 99), st.integers(1, 12), st.integers(0, 4), st.integers(0, 98))
 def test_ranges_are_exact(first, step, count, places, beyond):
-    """first:last:step gives the floats that one would have typed, the last one too if a step meets it."""
+    """R2: first:last:step gives the floats that one would have typed, the last one too if a step meets it."""
     def text(whole):
         return str(Decimal(whole).scaleb(-places))
 
@@ -59,20 +60,20 @@ def test_ranges_are_exact(first, step, count, places, beyond):
 
 @given(st.lists(st.integers(0, 9), min_size=1))
 def test_lists_keep_their_order_without_repeats(values):
-    """A list is taken in the order given, each value once; spaces and empty places do not matter."""
+    """R2: a list is taken in the order given, each value once; spaces and empty places do not matter."""
     assert axis("seed", " , ".join(map(str, values)) + ",") == list(dict.fromkeys(values))
     assert axis("gamma", ",".join(f"{value}.50,{value}.5" for value in values)) == list(dict.fromkeys(v + 0.5
         for v in values))
 
 
 def test_lists_may_hold_ranges():
-    """Values and ranges mix."""
+    """R2: values and ranges mix."""
     assert axis("seed", "7,0:2:1,1,9") == [7, 0, 1, 2, 9]
     assert axis("capacity", "1.0,0.1:0.3:0.1") == [1.0, 0.1, 0.2, 0.3]
 
 
 def test_all_and_both():
-    """`all` is every task or every algorithm once, within a list too; switches take on, off and both."""
+    """R2: `all` is every task or every algorithm once, within a list too; switches take on, off and both."""
     every = axis("method", "all")
     assert axis("task", "all") == list(TASKS) and set(every) == set(METHODS) - {"rem-on-etd", "badt-sum", "potion-500"}
     assert axis("method", "cf,all,examples/my_method.py:relabel") == [
@@ -129,7 +130,7 @@ axis_values = {"task": st.lists(st.sampled_from(TASKS), min_size=1, unique=True)
 
 @given(st.fixed_dictionaries(axis_values))
 def test_cells_are_the_product_of_the_axes(values):
-    """A cell for every combination that has a meaning, each once; a naive loop says the same."""
+    """R9: a cell for every combination that has a meaning, each once; a naive loop says the same."""
     values = {name: values[name] for name in axis_values}  # in this order
     words = {(False,): "off", (True,): "on", (False, True): "both"}
     axes = {name: words[tuple(v)] if name == "etd" else ",".join(map(str, v)) for name, v in values.items()}
@@ -139,7 +140,7 @@ def test_cells_are_the_product_of_the_axes(values):
 
 
 def test_defaults_of_a_grid():
-    """No axis at all is the four methods of a plain run; data set and architecture bring their presets."""
+    """R8: No axis at all is the four methods of a plain run; data set and architecture bring their presets."""
     assert [cell.method for cell in expand_axes({})] == ["no-ul", "cf", "npo", "rem"]
     found = expand_axes({"arch": "resnet9,vit", "dataset": "fashion-mini,cifar10", "method": "rem"})
     assert {(c.arch, c.dataset): (c.optimizer, c.n) for c in found} == {
@@ -179,8 +180,8 @@ def test_a_value_out_of_range_is_an_error_of_every_method():
 
 
 def test_masks_concern_those_that_have_them():
-    """p_mem and ratio make two cells each of REM, of ETD and of all that starts from ETD training, one of everything
-    else."""
+    """R9: p_mem and ratio make two cells each of REM, of ETD and of all that starts from ETD training, one of
+    everything else."""
     axes = {"p_mem": "0.2,0.05", "ratio": "0.5,1.0", "etd": "both", "method": "all"}
     found = Counter((cell.method, cell.etd) for cell in expand_axes(axes))
     assert {name for name, count in found.items() if count == 4} == {
@@ -295,8 +296,8 @@ def test_presets_train_as_table_3_says(name):
 
 
 def test_presets_of_the_figures():
-    """Fig. 5: poison at discovery 0.5 over 5 epochs, with the curve; Fig. 8: capacities with and without ETD, before
-    unlearning."""
+    """R8: Fig. 5: poison at discovery 0.5 over 5 epochs, with the curve; Fig. 8: capacities with and without ETD,
+    before unlearning."""
     assert [(c.task, c.discovery, c.method, c.etd, c.curve, c.unlearn_epochs, c.capacity, c.dataset, c.seed)
             for c in cells_of("fig5")] == [("poison", 0.5, "rem", False, True, 5, 0.5, "cifar10", seed)
                                            for seed in (0, 1, 2)]
@@ -309,13 +310,13 @@ def test_presets_of_the_figures():
 
 
 def test_quick_is_the_built_in_data():
-    """The preset to try the grid with: one seed of each task on fashion-mini, as run.py runs it."""
+    """R8: the preset to try the grid with: one seed of each task on fashion-mini, as run.py runs it."""
     found = cells_of("quick")
     assert {(c.dataset, c.seed, c.etd) for c in found} == {("fashion-mini", 0, False)} and len(found) == 3 * 3 * 4
 
 
 def test_given_values_replace_a_presets():
-    """What the command line names takes the place of the preset's values, in each of its blocks."""
+    """R8: what the command line names takes the place of the preset's values, in each of its blocks."""
     found = preset("table1", {"dataset": "fashion-mini", "discovery": "0.5", "seed": "7", "method": "rem"})
     assert {(c.dataset, c.discovery, c.seed, c.method, c.arch, c.etd) for c in found} == {
         ("fashion-mini", 0.5, 7, "rem", arch, etd) for arch in ("resnet9", "vit") for etd in (False, True)}
@@ -395,8 +396,8 @@ def test_another_version_trains_anew(monkeypatch):
 
 @given(st.lists(cells(), min_size=1, max_size=12), st.integers(1, 5))
 def test_groups_and_ranks_part_the_cells(found, world):
-    """Every cell lies in one group and every group with one rank; a group's cells share an original that no other group
-    has."""
+    """R4, R9: every cell lies in one group and every group with one rank; a group's cells share an original that no
+    other group has."""
     groups = by_original(found)
     assert sorted(map(cell_key, found)) == sorted(cell_key(cell) for _, group in groups for cell in group)
     originals = [original_path("runs", original) for original, _ in groups]
@@ -407,24 +408,23 @@ def test_groups_and_ranks_part_the_cells(found, world):
     assert Counter(id(group) for share in shares for group in share) == Counter(map(id, groups))
 
 
-@pytest.mark.parametrize("axes", [{"method": "all", "task": "all"}, {"method": "all", "task": "all", "etd": "both",
-                                                                     "seed": "0,1,2"}])
-@pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 8])
-def test_ranks_share_the_work(axes, world):
-    """Every group has one rank, and no rank has much more than its part of the cells, few groups being what they
+@pytest.mark.parametrize("more", [{}, {"etd": "both", "seed": "0,1,2"}], ids=str)
+def test_ranks_share_the_work(more):
+    """R4: every group has one rank, and no rank has much more than its part of the cells, few groups being what they
     are."""
-    groups = by_original(expand_axes({**axes, "discovery": "0.1:1.0:0.1"}))
-    parts = [grid.shard_cells(groups, rank, world) for rank in range(world)]
-    assert sorted(map(id, sum(parts, []))) == sorted(map(id, groups))
-    loads = [sum(len(cells) for _, cells in part) for part in parts]
-    assert max(loads) <= sum(loads) / world + max(len(cells) for _, cells in groups)
+    groups = by_original(expand_axes({"method": "all", "task": "all", "discovery": "0.1:1.0:0.1", **more}))
+    for world in (1, 2, 3, 4, 6, 8):
+        parts = [grid.shard_cells(groups, rank, world) for rank in range(world)]
+        assert sorted(map(id, sum(parts, []))) == sorted(map(id, groups))
+        loads = [sum(len(cells) for _, cells in part) for part in parts]
+        assert max(loads) <= sum(loads) / world + max(len(cells) for _, cells in groups)
 
 
 # --- What there is to do ----------------------------------------------------------------------------------------------
 
 
 def test_dry_run_tells_cells_apart():
-    """A cell's line names what it differs in from others, where its method depends on it, and how it stands."""
+    """R2: a cell's line names what it differs in from others, where its method depends on it, and how it stands."""
     groups = by_original(expand_axes({"method": "cf,scrub,rem", "alpha": "0.1,1", "unlearn_lr": "0.1,0.2",
                                       "p_mem": "0.2,0.05"}))
     ((original, cells),) = groups
@@ -445,8 +445,8 @@ def test_dry_run_tells_cells_apart():
 
 
 def test_dry_run_tells_originals_apart():
-    """An original's line names what it differs in from others of its task and seed; a cell's, what differs in its group
-    alone."""
+    """R2: an original's line names what it differs in from others of its task and seed; a cell's, what differs in its
+    group alone."""
     blocks = [{"n": "20,30", "lr": "0.1,0.2", "capacity": "0.125", "method": "no-ul", "discovery": "0.125"},
               {"task": "random", "method": "examples/my_method.py:relabel"}]
     groups = by_original([cell for block in blocks for cell in expand_axes(block)])

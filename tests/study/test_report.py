@@ -46,7 +46,7 @@ def parse_csv(text, stats) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", ["mean", "cells", "1", "2", "4"])
 def test_formats_say_the_same(tmp_path, name):
-    """Markdown, LaTeX and CSV parse back to the same cells, two decimals, ticks and empty ones included."""
+    """V6: Markdown, LaTeX and CSV parse back to the same cells, two decimals, ticks and empty ones included."""
     rows = load(tmp_path, grid(["rem", "npo", "rem-no31", "my_a|b.py:f_1"], seeds=(0, 1)) + [make_row("cf", 0.25, 0.5)])
     table = one(name, rows)
     want = [[report.show(cell) for cell in row] for row in (table.header, *table.rows)]
@@ -60,13 +60,13 @@ def test_formats_say_the_same(tmp_path, name):
 
 
 def test_shown_numbers():
-    """Two decimals; no ± for a single run; nothing for what was not run."""
+    """V6: two decimals; no ± for a single run; nothing for what was not run."""
     assert [report.show(c) for c in ((1.005, None), (66.666, 0.5), None, True, False, 0, "OOM", (0.0, 0.0))] == [
         "1.00", "66.67 ± 0.50", "", "✓", "", "0", "OOM", "0.00 ± 0.00"]
 
 
 def test_latex_escapes():
-    """Every special character of LaTeX in a method's name or a caption is escaped."""
+    """V6: every special character of LaTeX in a method's name or a caption is escaped."""
     table = tables.Table("x", "A&B", "50 % of #1 {x}", ("method",), [("a_b~c^d\\e$.py:f",)], ())
     text = report.latex(table)
     assert r"a\_b\textasciitilde{}c\textasciicircum{}d\textbackslash{}e\$.py:f \\" in text
@@ -74,7 +74,7 @@ def test_latex_escapes():
 
 
 def test_the_plane_shows_one_decimal(tmp_path):
-    """One decimal in every format, and two in the paper's tables."""
+    """V6: one decimal in every format, and two in the paper's tables."""
     rows = load(tmp_path, [row_of(0.50068), row_of(0.0, seed=1)])
     assert "| 25.0 ± 25.0 |" in report.markdown(one("plane", rows))
     assert [text in report.latex(one(name, rows)) for name in ("mean", "plane")
@@ -89,14 +89,14 @@ def test_the_plane_shows_one_decimal(tmp_path):
 
 
 def test_default_prints_the_means(tmp_path, capsys):
-    """Without anything asked for the means are printed in Markdown, exit code 0."""
+    """R1: without anything asked for the means are printed in Markdown, exit code 0."""
     assert main([str(write(tmp_path / "x.jsonl", [make_row()]))]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("**Means: cifar10") and "| rem " in out and err == ""
 
 
 def test_written_files(tmp_path, capsys):
-    """--out has each table in each format asked for, and nothing else; the same call writes the same bytes."""
+    """R4: --out has each table in each format asked for, and nothing else; the same call writes the same bytes."""
     source = write(tmp_path / "x.jsonl", grid(["rem", "npo"]))
     argv = [str(source), "--table", "mean,4", "--out", str(tmp_path / "out")]
     assert main(argv) == 0
@@ -110,7 +110,7 @@ def test_written_files(tmp_path, capsys):
 
 @pytest.mark.parametrize("text, kept", [("0", (0,)), ("2,0", (0, 2)), ("1:2:1", (1, 2)), ("0:2:1", (0, 1, 2))])
 def test_seeds_that_are_asked_for(tmp_path, capsys, text, kept):
-    """--seeds makes of several seeds' rows what is made of those seeds' rows alone."""
+    """R4: --seeds makes of several seeds' rows what is made of those seeds' rows alone."""
     rows = grid(["rem", "npo"], seeds=(0, 1, 2))
     some = [row for row in rows if row["seed"] in kept]
     whole, alone = str(write(tmp_path / "all.jsonl", rows)), str(write(tmp_path / "some.jsonl", some))
@@ -135,7 +135,7 @@ def test_no_file_takes_the_place_of_another(tmp_path, capsys):
 
 
 def test_all_tables_skip_what_has_no_rows(tmp_path, capsys):
-    """--table all makes what can be made and names the rest on stderr; by number the same is an error."""
+    """R2: --table all makes what can be made and names the rest on stderr; by number the same is an error."""
     source = str(write(tmp_path / "x.jsonl", grid(["rem", "npo"])))
     assert main([source, "--table", "all"]) == 0
     out, err = capsys.readouterr()
@@ -189,7 +189,7 @@ def test_without_matplotlib(tmp_path, capsys, monkeypatch):
 
 
 def test_the_command_itself(tmp_path):
-    """A real process on the results of this repository prints its tables, without matplotlib."""
+    """R1: a real process on the results of this repository prints its tables, without matplotlib."""
     code = f"import runpy, sys; sys.argv = ['run.py', 'report', {str(ROOT / 'results')!r}]\n" \
            "try: runpy.run_path('run.py', run_name='__main__')\n" \
            "except SystemExit as stop: assert stop.code == 0 and 'matplotlib' not in sys.modules"

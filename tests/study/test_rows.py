@@ -210,9 +210,10 @@ def test_a_run_has_the_points_of_any_good_row(tmp_path):
                          ([plain, {**slow, "points": POINTS}, {**slow, "points": other}], other)):
         (row,) = load(tmp_path, rows)
         assert (row["points"], row["healed"], row["seconds"]) == (points, 0.1, 4.0) and not measured(row)
-    failed = {**make_row(curve=True, status="failed"), "points": POINTS}
-    (row,) = load(tmp_path, [failed, plain])
+    (row,) = load(tmp_path, [{**make_row(curve=True, status="failed"), "points": POINTS}, plain])
     assert "points" not in row
+    (row,) = load(tmp_path, [{**slow, "points": POINTS}, make_row(status="failed")])
+    assert (row["status"], row["points"]) == ("ok", POINTS)  # a measured run before one that failed
 
 
 def test_the_curve_of_figure_5_stays_out_of_the_tables(tmp_path):

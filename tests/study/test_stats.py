@@ -1,8 +1,9 @@
-"""study/stats.py and rows.sweep, in the tables made of them: means over seeds, differences to REM in the same cells, one
-value of a setting that was swept, runs that gave up (Tables 1-9).
+"""study/stats.py and rows.sweep, in the tables made of them: means over seeds, differences to REM in the same cells,
+one value of a setting that was swept, runs that gave up (Tables 1-9).
 
-V6  what is compared is compared in the same cells and seeds, at a value that no score has chosen; V7  the seeds are
-what is independent; R3  what a run notes of its end is counted by method.
+V6  differences are of the same cells and seeds; V7  the seeds are what is independent; V19  a method is compared at one
+value of its settings, which no score has chosen; V20  the paper's choice of the best per cell is compared with the
+same; R3  what a run notes of its end is counted by method.
 """
 
 import itertools
@@ -130,8 +131,8 @@ def swept(**more) -> list[dict]:
 
 
 def test_one_value_for_all_cells_is_compared(tmp_path):
-    """A swept method stands in the order, and in every number, by the default in all cells; the best value of each cell
-    has a column of its own, and the caption says that nobody could choose so."""
+    """V19: a swept method stands in the order, and in every number, by the default in all cells; the best value of each
+    cell has a column of its own, and the caption says that nobody could choose so."""
     rows = load(tmp_path, swept() + [row_of(0.5, task=t, seed=s) for t in ("poison", "random") for s in (0, 1)])
     for name in ("mean", "4", "plane"):
         table = one(name, rows)
@@ -148,7 +149,7 @@ def test_one_value_for_all_cells_is_compared(tmp_path):
 
 
 def test_best_per_cell_is_a_line_of_its_own_among_cells(tmp_path):
-    """In the table of cells the best value of each cell stands behind the methods that are ranked."""
+    """V19: in the table of cells the best value of each cell stands behind the methods that are ranked."""
     table = one("cells", load(tmp_path, swept() + [row_of(0.5, task="poison", seed=s) for s in (0, 1)]))
     assert [row[:2] for row in table.rows] == [("poison", "rem"), ("poison", "scrub"),
         ("poison", "scrub, best per cell (not ranked)"), ("random", "scrub"),
@@ -159,7 +160,7 @@ def test_best_per_cell_is_a_line_of_its_own_among_cells(tmp_path):
 
 @pytest.mark.parametrize("number, settings", [("4", {}), ("6", dict(dataset="imagenette"))])
 def test_the_papers_best_per_cell_is_compared_with_ours(tmp_path, number, settings):
-    """Tables 5-7 are of the best values of each cell: there the difference is ours of that kind, elsewhere not."""
+    """V20: Tables 5-7 are of the best values of each cell: there the difference is ours of that kind, elsewhere not."""
     rows = [row for a, h in ((0.01, 0.5), (10.0, 0.7)) for row in every_cell("scrub", h, 1.0, alpha=a, **settings)]
     table = one(number, load(tmp_path, rows))
     more = {"ETD": False, "capacity": "50"} if number == "4" else {}
@@ -181,15 +182,16 @@ def test_values_are_told_apart_by_product(tmp_path, score):
 
 
 def test_no_value_wins_by_failing(tmp_path):
-    """One that ended well in one seed of two is not the best against one that did in both, however good the one."""
+    """V19: one that ended well in one seed of two is not the best against one that did in both, however good the
+    one."""
     rows = [make_row("scrub", 0.9, alpha=0.1), make_row("scrub", status="failed", alpha=0.1, seed=1),
             make_row("scrub", 0.3, alpha=10.0), make_row("scrub", 0.3, alpha=10.0, seed=1)]
     assert [row["alpha"] for row in sweep(load(tmp_path, rows)) if row["best"]] == [10.0] * 2
 
 
 def test_the_value_compared_is_chosen_by_no_score(tmp_path):
-    """The default where it was run; else the value with most runs, whatever the scores are; values at other seeds or
-    in other cells are no sweep but a mixture, which the caption warns of."""
+    """V19: the default where it was run; else the value with most runs, whatever the scores are; values at other seeds
+    or in other cells are no sweep but a mixture, which the caption warns of."""
     rows = [row_of(0.9, "scrub", alpha=10.0), row_of(0.1, "scrub", alpha=0.1), row_of(0.1, "scrub", alpha=0.1, seed=1)]
     assert {row["alpha"] for row in sweep(load(tmp_path, rows)) if row["kept"]} == {0.1}
     found = sweep(load(tmp_path, [*rows, row_of(0.0, "scrub", alpha=0.01)]))
@@ -210,7 +212,8 @@ def other_value(method: str, name: str):
 @pytest.mark.parametrize("method, name", [(method, name) for method in METHODS for name in SWEPT
                                           if name in METHODS[method].reads and method != "rem-on-etd"])
 def test_every_setting_that_a_method_reads_may_be_swept(tmp_path, method, name):
-    """No list of methods: whatever setting of its own a method reads, the default is compared and the best beside."""
+    """V19: No list of methods: whatever setting of its own a method reads, the default is compared and the best
+    beside."""
     usual, other = make_row(method)[name], other_value(method, name)
     found = sweep(load(tmp_path, [row_of(0.2, method), row_of(0.6, method, **{name: other})]))
     assert {(row[name], row["kept"], row["best"]) for row in found} == {(usual, True, False), (other, False, True)}
@@ -218,7 +221,7 @@ def test_every_setting_that_a_method_reads_may_be_swept(tmp_path, method, name):
 
 
 def test_presets_of_a_data_set_are_its_defaults(tmp_path):
-    """What the data set's preset says is the default there, though Table 3 has another one."""
+    """V19: what the data set's preset says is the default there, though Table 3 has another one."""
     rows = [row_of(0.2, dataset="fashion-mini", unlearn_epochs=n) for n in (3, 10)]
     assert rows[0]["unlearn_epochs"] == make_row(dataset="fashion-mini")["unlearn_epochs"]
     assert [row["unlearn_epochs"] for row in sweep(load(tmp_path, rows)) if row["kept"]] == [3]
@@ -228,8 +231,8 @@ def test_presets_of_a_data_set_are_its_defaults(tmp_path):
 
 
 def test_what_was_learnt_stands_beside_the_untouched_network(tmp_path):
-    """Accuracy on D_c's labels as given, a number per task in the order of TASKS, on the line of No UL alone; old rows
-    have no such column."""
+    """V19: accuracy on D_c's labels as given, a number per task in the order of TASKS, on the line of No UL alone; old
+    rows have no such column."""
     noted = [{**row_of(0.2, "no-ul", task=t, seed=s), "learnt": value + 0.01 * s}
              for t, value in zip(TASKS, (0.97, 0.60, 0.80), strict=True) for s in (0, 2)]
     rem = [{**row_of(0.5, task=t), "learnt": 0.1} for t in TASKS]
@@ -253,7 +256,7 @@ def ended(method, gave_up, passes, **more) -> dict:
 
 
 def test_runs_that_gave_up_or_did_nothing_are_counted(tmp_path):
-    """By method, of the runs that note it; no pass is nothing done only where there is no more to the method."""
+    """R3: by method, of the runs that note it; no pass is nothing done only where there is no more to the method."""
     rows = load(tmp_path, [ended("npo", True, 100), ended("npo", False, 0, seed=1), ended("npo", False, 3, seed=2),
                            row_of(0.5, "npo", seed=3), ended("rem", False, 0), ended("cf", False, None),
                            ended("potion", False, 0), ended("a.py:f", False, 0)])
@@ -324,7 +327,7 @@ def test_ablations_are_paired(tmp_path):
 
 
 def test_formats_of_the_new_tables_say_the_same(tmp_path):
-    """Markdown and CSV of the plane and the ablations hold the same numbers, and no column's name comes twice."""
+    """V6: Markdown and CSV of the plane and the ablations hold the same numbers, and no column's name comes twice."""
     rows = load(tmp_path, grid(["no-ul", "npo", "rem", "rem-ce"], seeds=(0, 1), rates=RATES))
     for name in ("plane", "ablations"):
         table = one(name, rows)

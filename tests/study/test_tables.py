@@ -1,7 +1,8 @@
 """study/tables.py and captions.py: means and SEM over runs, the paper's numbers beside ours (Tables 1, 2 and 4-9).
 
-V6  a mean of products is over the right runs, each counted once, and is set beside the paper's where both are over the
-same data and cells; V12  what is not one experiment is not averaged, or the caption says so.
+V6, V7  mean and SEM are over runs, of products; V19  a table averages the runs of one experiment alone, each network
+once, or its caption warns; V20  the paper's numbers stand beside ours, a difference only over the same data and cells;
+V12  Utility is over all classes, as the caption says.
 """
 
 import math
@@ -15,7 +16,6 @@ from experiment.methods import METHODS
 from made_rows import column, every_cell, grid, line, load, make_row, one
 from study.stats import summary
 from study.tables import PAPER, make_tables
-from tasks import TASKS
 
 scores = st.floats(0, 1)
 
@@ -49,7 +49,7 @@ def test_means_against_the_plain_formula(runs):
 
 
 def test_failed_runs_are_counted_and_named(tmp_path):
-    """A failed run is in no mean and in no n; the caption and the column of failures have it."""
+    """V19: a failed run is in no mean and in no n; the caption and the column of failures have it."""
     rows = load(tmp_path, [make_row(seed=0), make_row(seed=1, status="failed"),
                            make_row("npo", status="failed", seed=2)])
     table = one("mean", rows)
@@ -61,7 +61,8 @@ def test_failed_runs_are_counted_and_named(tmp_path):
 
 
 def test_descending_order_then_what_was_not_run(tmp_path):
-    """Ours come in descending order of product; rows that were not run come after them, empty, in the paper's order."""
+    """V20: ours come in descending order of product; rows that were not run come after them, empty, in the paper's
+    order."""
     runs = [make_row("npo", 0.5), make_row("rem", 0.4), make_row("cf", 0.0), make_row("ascent", status="failed")]
     rows = load(tmp_path, runs)
     table = one("4", rows)
@@ -76,7 +77,8 @@ def test_descending_order_then_what_was_not_run(tmp_path):
 
 @pytest.mark.parametrize("method, etd", [("no-ul", False), ("no-ul", True), ("etd", False), ("etd-ideal", False)])
 def test_a_network_counts_once_for_all_rates(tmp_path, method, etd):
-    """What reads no D_f is one network a task and seed, not one a rate: n and SEM are those of three networks."""
+    """V6, V19: what reads no D_f is one network a task and seed, not one a rate: n and SEM are those of three
+    networks."""
     seeds = [make_row(method, h, 1.0, seed=s, etd=etd, discovery=d) for s, h in enumerate((0.2, 0.4, 0.9))
              for d in (0.1, 0.5, 1.0)]
     rows = load(tmp_path, seeds + [make_row("npo", discovery=d, seed=s, etd=etd) for d in (0.1, 0.5, 1.0)
@@ -113,14 +115,14 @@ def test_the_times(tmp_path):
 
 
 def test_mean_tables_by_group(tmp_path):
-    """Networks, capacities, ETD, masks, data and numbers of corrupted images are never averaged together."""
+    """V19: networks, capacities, ETD, masks, data and numbers of corrupted images are never averaged together."""
     other = [dict(arch="vit"), dict(capacity=1.0), dict(etd=True), dict(p_mem=0.05), dict(dataset="svhn"), dict(n=500)]
     found = make_tables("mean", load(tmp_path, [make_row(), *(make_row(**more) for more in other)]))
     assert len(found) == 7 == len({t.name for t in found}) and all(column(t, "n") == [1] for t in found)
 
 
 def test_networks_without_masks_stand_beside_every_p_mem(tmp_path):
-    """What has no mask is one run whatever its p_mem and ratio say, compared with REM at each p_mem; what has, is
+    """V19: what has no mask is one run whatever its p_mem and ratio say, compared with REM at each p_mem; what has, is
     not."""
     rows = [make_row("cf", 0.7), make_row("cf", 0.6, p_mem=0.05, ratio=0.5), make_row("rem", p_mem=0.2),
             make_row("rem", p_mem=0.05)]
@@ -136,7 +138,7 @@ def test_networks_without_masks_stand_beside_every_p_mem(tmp_path):
 
 
 def test_settings_of_no_concern_split_no_rows(tmp_path):
-    """One network run under several gammas is one run of the methods that read none, and no other experiment."""
+    """V19: one network run under several gammas is one run of the methods that read none, and no other experiment."""
     rows = [make_row(m, gamma=gamma) for m in ("no-ul", "retrain", "cf", "rem") for gamma in (0.1, 0.2)]
     (table,) = make_tables("mean", load(tmp_path, rows))
     assert {m: line(table, method=m)["n"] for m in ("no-ul", "retrain", "cf", "rem")} == {"no-ul": 1, "retrain": 1,
@@ -153,7 +155,7 @@ def test_settings_of_no_concern_split_no_rows(tmp_path):
 
 
 def test_cells(tmp_path):
-    """The product of each method in each task at each rate; what was not run is empty."""
+    """V19: the product of each method in each task at each rate; what was not run is empty."""
     rows = [make_row(healed=h, task=t, discovery=d, seed=s) for t, d, s, h in
             [("poison", 0.1, 0, 0.1), ("poison", 0.1, 1, 0.3), ("poison", 1.0, 0, 0.5), ("random", 1.0, 0, 0.7)]]
     table = one("cells", load(tmp_path, [*rows, make_row("cf", 0.9, task="poison", discovery=1.0)]))
@@ -181,7 +183,7 @@ PLACES = {  # table: (settings that belong to it, settings that do not)
 
 @pytest.mark.parametrize("number", PLACES)
 def test_selection_of_each_table(tmp_path, number):
-    """Each table takes the rows of its network, capacity, ETD and mask size, and no others."""
+    """V19: each table takes the rows of its network, capacity, ETD and mask size, and no others."""
     mine, others = PLACES[number]
     rows = load(tmp_path, [make_row(**mine), make_row(seed=1, **mine),
                            *(make_row(healed=0.1, **more) for more in others)])
@@ -193,7 +195,7 @@ def test_selection_of_each_table(tmp_path, number):
 
 
 def test_which_methods_a_table_compares(tmp_path):
-    """Tables 1 and 4 have every method but ablations and those that know D_c; Table 2 has the ablations."""
+    """V19: Tables 1 and 4 have every method but ablations and those that know D_c; Table 2 has the ablations."""
     rows = load(tmp_path, grid([*METHODS, "my_file.py:fit"]))
 
     def ran(number):
@@ -208,8 +210,8 @@ def test_which_methods_a_table_compares(tmp_path):
 
 
 def test_table_1_has_svhn_beside_cifar10(tmp_path):
-    """The ViT column is SVHN's where ResNet-9 is CIFAR-10's; other data stay by themselves; Potion's is the paper's
-    OOM."""
+    """V20: the ViT column is SVHN's where ResNet-9 is CIFAR-10's; other data stay by themselves; Potion's is the
+    paper's OOM."""
     vit = make_row(healed=0.7, arch="vit", dataset="svhn")
     table = one("1", load(tmp_path, [make_row(), *every_cell("rem", 0.7, 0.9, arch="vit", dataset="svhn")]))
     got = line(table, method="rem", ETD=False)
@@ -224,7 +226,7 @@ def test_table_1_has_svhn_beside_cifar10(tmp_path):
 
 
 def test_plain_retrain_in_tables_7_to_9(tmp_path):
-    """retrain trains no ETD network: it stands in Tables 7-9 as a plain one, and no other method does."""
+    """V20: retrain trains no ETD network: it stands in Tables 7-9 as a plain one, and no other method does."""
     plain = [make_row(m, dataset="imagenette", capacity=0.9) for m in ("retrain", "cf")]
     # no ETD, no table
     assert not make_tables("7", load(tmp_path, plain)) and not make_tables("8", load(tmp_path, [make_row("retrain")]))
@@ -261,8 +263,8 @@ def test_one_table_for_each_data_set(tmp_path):
 
 
 def test_captions_warn(tmp_path):
-    """Runs with other settings, and methods that did not run in the same cells, are pointed out; seeds and rates are
-    not."""
+    """V19: runs with other settings, and methods that did not run in the same cells, are pointed out; seeds and rates
+    are not."""
     rows = grid(["rem", "npo"], seeds=(0, 1))
     clean = one("mean", load(tmp_path, rows)).caption
     assert "compare with care" not in clean and "NOT ONE" not in clean
@@ -272,14 +274,14 @@ def test_captions_warn(tmp_path):
 
 
 def test_rates_that_a_method_does_not_read_are_no_gap(tmp_path):
-    """no-ul at one rate alone covers what the others cover at three; without one of the seeds it does not."""
+    """V19: no-ul at one rate alone covers what the others cover at three; without one of the seeds it does not."""
     rows = grid(["rem"], seeds=(0, 1), rates=(0.1, 0.5, 1.0)) + grid(["no-ul"], seeds=(0, 1), rates=(1.0,))
     assert "compare with care" not in one("mean", load(tmp_path, rows)).caption
     assert "compare with care" in one("mean", load(tmp_path, rows[:-1])).caption
 
 
 def test_unequal_seeds_are_told(tmp_path):
-    """Where one rate has more seeds than another the caption says so; methods that read no D_f have no rates."""
+    """V19: where one rate has more seeds than another the caption says so; methods that read no D_f have no rates."""
     words = "Not every task and discovery rate has the same seeds"
     rows = grid(["rem"], seeds=(0, 1))
     assert words not in make_tables("mean", load(tmp_path, rows))[0].caption
@@ -289,7 +291,7 @@ def test_unequal_seeds_are_told(tmp_path):
 
 
 def test_captions_warn_of_two_versions_of_an_own_method(tmp_path):
-    """Runs of one method from two versions of its file are pointed out; two methods of two files are not."""
+    """V19: runs of one method from two versions of its file are pointed out; two methods of two files are not."""
     a, b = ({**make_row(f"{name}.py:f", seed=k), "code": name * 16} for k, name in enumerate("ab"))
     assert "NOT ONE" not in one("mean", load(tmp_path, [a, b, make_row()])).caption
     caption = one("mean", load(tmp_path, [a, {**a, "seed": 1, "code": "c" * 16}])).caption
@@ -297,7 +299,7 @@ def test_captions_warn_of_two_versions_of_an_own_method(tmp_path):
 
 
 def test_captions_name_the_commits(tmp_path):
-    """Rows of more than one commit are pointed out by its first seven characters."""
+    """V19: rows of more than one commit are pointed out by its first seven characters."""
     rows = [{**make_row(seed=k), "git": git} for k, git in enumerate(("1234567890", "abcdefghij-dirty", None,
                                                                       "1234567890"))]
     assert "Commits: 1234567, abcdefg-dirty, unknown." in one("mean", load(tmp_path, rows)).caption
@@ -308,7 +310,7 @@ def test_captions_name_the_commits(tmp_path):
 
 
 def test_difference_is_ours_minus_the_papers(tmp_path):
-    """The difference is signed, of the product, and empty where either is missing."""
+    """V20: the difference is signed, of the product, and empty where either is missing."""
     table = one("4", load(tmp_path, every_cell("rem", 0.5, 0.8, seed=7) + every_cell("ssd")))
     got = line(table, method="rem", ETD=False, capacity="50")
     assert got["product (paper)"] == (73.40, 1.43) and got["difference"] == "-33.40"
@@ -321,7 +323,7 @@ OTHERS = [dict(dataset="fashion-mini", n=1000), dict(dataset="svhn"), dict(n=500
 
 @pytest.mark.parametrize("other", OTHERS, ids=str)
 def test_no_difference_from_other_data(tmp_path, other):
-    """The paper's mean over its data set is not subtracted from one over another; the caption says why."""
+    """V20: the paper's mean over its data set is not subtracted from one over another; the caption says why."""
     table = one("4", load(tmp_path, every_cell(**other)))
     got = line(table, method="rem", ETD=False, capacity="50")
     assert got["n"] == 30 and got["product (paper)"] == (73.40, 1.43) and got["difference"] is None
@@ -329,7 +331,7 @@ def test_no_difference_from_other_data(tmp_path, other):
 
 
 def test_no_difference_from_other_cells(tmp_path):
-    """Three runs at one rate are not the paper's mean over 30 cells; nor is one cell less, one more or one that
+    """V20: three runs at one rate are not the paper's mean over 30 cells; nor is one cell less, one more or one that
     failed."""
     def got(rows, method="rem"):
         return line(one("4", load(tmp_path, rows)), method=method, ETD=False, capacity="50")["difference"]
@@ -363,14 +365,14 @@ SAMPLE = [  # copied by hand from the paper: table, capacity, ETD, method, Heale
 
 @pytest.mark.parametrize("number, capacity, etd, method, healed, utility, product", SAMPLE)
 def test_numbers_of_the_paper(number, capacity, etd, method, healed, utility, product):
-    """paper.json has the numbers that are printed in the paper."""
+    """V20: paper.json has the numbers that are printed in the paper."""
     (row,) = [r for r in PAPER["tables"][number]["rows"] if (r["capacity"], r["etd"], r["method"]) == (capacity, etd,
         method)]
     assert (row["healed"], row["utility"], row["product"]) == (healed, utility, product)
 
 
 def test_shape_of_the_papers_tables():
-    """Every table has all its rows, known methods, descending products, and means with an SEM."""
+    """V20: every table has all its rows, known methods, descending products, and means with an SEM."""
     sizes = {name: len(table["rows"]) for name, table in PAPER["tables"].items()}
     assert sizes == {"1": 15, "2": 6, "4": 26, "5": 17, "6": 7, "7": 7, "8": 8, "9": 7}
     for table in PAPER["tables"].values():
@@ -384,7 +386,8 @@ def test_shape_of_the_papers_tables():
 
 
 def test_papers_tables_agree_with_each_other():
-    """Table 1 is Table 4's 50 % rows without CF, its ViT column Table 5's, and Table 2's whole REM is Table 1's."""
+    """V20: Table 1 is Table 4's 50 % rows without CF, its ViT column Table 5's, and Table 2's whole REM is Table
+    1's."""
     def keyed(number, **more):
         keep = [r for r in PAPER["tables"][number]["rows"] if all(r[k] == v for k, v in more.items())]
         return {(r["etd"], r["method"]): (r["healed"], r["utility"], r["product"]) for r in keep}
@@ -397,7 +400,7 @@ def test_papers_tables_agree_with_each_other():
 
 
 def test_appendix_numbers():
-    """A.3's three seeds and A.8's relative times."""
+    """V20: A.3's three seeds and A.8's relative times."""
     assert PAPER["A.3"] == {"task": "random", "discovery": 0.5, "seeds": [0, 1, 2], "healed": [0.772, 0.774, 0.752],
                             "utility": [0.891, 0.888, 0.896]}
     assert PAPER["A.8"] == {"training": 100, "badt": 24.7, "scrub": 14.0, "rem": 10.7, "potion": 9.1, "npo": 0.2,
