@@ -131,12 +131,6 @@ def test_missing_rows_are_named(tmp_path, capsys, monkeypatch, number):
     assert f"run.py report: skipped: figure {number} needs" in capsys.readouterr().err
 
 
-def test_nothing_that_ended_well(tmp_path):
-    """V21: results of failed runs alone give no figure."""
-    with pytest.raises(Missing, match="figure 3 needs runs that ended well"):
-        draw("3", load(tmp_path, [make_row(status="failed")]), Figure)
-
-
 # --- What is in them --------------------------------------------------------------------------------------------------
 
 
@@ -338,6 +332,7 @@ def test_healing_on_training_and_test(tmp_path):
     assert "1 of 3 runs with Utility below 80.0 % removed" in figure.get_suptitle()
     points = {tuple(p) for scatter in figure.axes[0].collections for p in scatter.get_offsets().data}
     assert points == {(50.0, 25.0), (10.0, 10.0)} and labels(figure)[2] == "poison (high), n = 2"
+    assert not any(scatter.get_clip_on() for scatter in figure.axes[0].collections)  # whole at 100 %
     other = [{**row, "dataset": "fashion-mini"} for row in rows]
     assert "1 of 3 runs with Utility below 85.0 % removed" in only("6", load(tmp_path, other)).get_suptitle()
 
@@ -426,14 +421,10 @@ def test_points_that_lack_a_number_are_not_drawn(tmp_path):
     plain = {**make_row(unlearn_epochs=5), "curve": True, "points": points}
     healed = [{"epoch": e, "base": 0.5, "healed": 0.5} for e in range(3)]
     later = {**make_row(stop="max", seed=1), "curve": True, "points": healed}
+    with pytest.raises(Missing, match="figure 3 needs runs that ended well"):
+        draw("3", load(tmp_path, [make_row(status="failed")]), Figure)
     for number in ("5", "lasting"):
         with pytest.raises(Missing, match="--curve"):
             only(number, load(tmp_path, [plain, later]))
     whole = {**plain, "seed": 2, "points": [{**point, "full": 1.0} for point in plain["points"]]}
     assert "1 run" in only("5", load(tmp_path, [plain, later, whole])).get_suptitle()
-
-
-def test_points_on_the_edge_are_whole(tmp_path):
-    """V21: Fig. 6 cuts no marker at 100 %."""
-    figure = only("6", load(tmp_path, [make_row("rem", 1.0, 0.9), make_row("no-ul", 0.1, 0.95)]))
-    assert not any(scatter.get_clip_on() for scatter in figure.axes[0].collections)
