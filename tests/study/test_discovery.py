@@ -218,7 +218,6 @@ def test_the_picture_draws_the_scores_it_names():
 
 # --- The command ------------------------------------------------------------------------------------------------------
 
-
 QUICK = ["--n", "10", "--width", "0.05", "--epochs", "1", "--unlearn-epochs", "1", "--gamma", "1", "--quiet"]
 
 
@@ -270,6 +269,16 @@ def test_rows_that_are_damaged_are_made_again(few, tmp_path, capsys):
             assert len(out.read_text().splitlines()) == len(lines) + 1
     some = [row for row in rows if row["task"] == "poison" or row.get("score") != "logit margin, untouched network"]
     assert "| logit margin, untouched network | " in discovery.suspects_table(some)  # a column without a run is empty
+
+
+def test_a_row_that_is_there_twice_counts_once(few, tmp_path, capsys):
+    """S17, R5: two processes that play one cell at once both add its rows; in the tables each counts once."""
+    out = tmp_path / "s.jsonl"
+    argv = ("--task", "poison,random", "--discovery", "0.5", "--out", out)
+    assert command(*argv) == 0
+    told, lines = capsys.readouterr().out, out.read_text().splitlines(keepends=True)
+    out.write_text("".join([*lines, *(line for line in lines if json.loads(line)["task"] == "poison")]))
+    assert command(*argv) == 0 and capsys.readouterr().out == told
 
 
 def test_every_cell_is_looked_at_before_any_training(few, tmp_path, monkeypatch, capsys):

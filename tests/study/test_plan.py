@@ -225,7 +225,6 @@ def test_a_method_reads_what_concerns_it(method):
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
 
-
 MAIN = {"no-ul", "ascent", "npo", "scrub", "badt", "potion", "rem"}
 
 

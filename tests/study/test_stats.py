@@ -179,6 +179,13 @@ def test_values_are_told_apart_by_product(tmp_path, score):
         assert [row["alpha"] for row in sweep(load(tmp_path, order)) if row["best"]] == [0.1]
 
 
+def test_the_best_is_of_each_task_and_rate(tmp_path):
+    """V19: another value may be the best at another rate of the same task, whatever is best over the rates."""
+    found = {(0.1, 0.5): 0.9, (10.0, 0.5): 0.2, (0.1, 1.0): 0.3, (10.0, 1.0): 0.4}  # (alpha, rate): product
+    rows = load(tmp_path, [row_of(p, "scrub", alpha=alpha, discovery=d) for (alpha, d), p in found.items()])
+    assert {(row["discovery"], row["alpha"]) for row in sweep(rows) if row["best"]} == {(0.5, 0.1), (1.0, 10.0)}
+
+
 def test_no_value_wins_by_failing(tmp_path):
     """V19: one that ended well in one seed of two is not the best against one that did in both, however good the
     one."""

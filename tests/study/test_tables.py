@@ -167,7 +167,6 @@ def test_cells(tmp_path):
 
 # --- Which rows go where ----------------------------------------------------------------------------------------------
 
-
 PLACES = {  # table: (settings that belong to it, settings that do not)
     "1": [dict(), [dict(capacity=1.0), dict(p_mem=0.05)]],
     "2": [dict(etd=True), [dict(arch="vit"), dict(capacity=1.0)]],
