@@ -119,6 +119,14 @@ def test_methods_that_train_alone_do_so_once(tmp_path, monkeypatch):
     assert count == {"etd": 1, "etd-ideal": 1} and set(statuses(tmp_path)) == {("etd", "ok"), ("etd-ideal", "ok")}
 
 
+def test_a_last_update_that_ruins_the_weights_is_a_failed_training(tmp_path):
+    """R3: though every loss was finite, since the only batch came before it."""
+    assert do(tmp_path, "--task", "random", "--method", "no-ul", "--lr", "1e37", "--weight-decay", "1e6", "--batch",
+              "128") == 1
+    (row,) = read_rows(tmp_path)
+    assert row["error"].startswith("training: NonFiniteLoss") and not list((tmp_path / "originals").glob("*"))
+
+
 def test_an_original_without_its_task_is_trained_again(tmp_path, trained):
     """R9: the network and the labels that it saw belong together."""
     axes = ["--task", "random", "--method", "no-ul"]
