@@ -16,7 +16,7 @@ from PIL import Image
 
 from pictures import CLASSES, root, training, written  # noqa: F401
 from repair.images import Reading
-from repair.inputs import Folder, open_folder, read_bad, read_labels
+from repair.inputs import open_folder, read_bad, read_labels
 
 # --- Lists of bad images ----------------------------------------------------------------------------------------------
 
@@ -195,7 +195,9 @@ def test_true_labels_that_cannot_be_used(tmp_path, root, content, words):
 # --- The folder -------------------------------------------------------------------------------------------------------
 
 def test_the_folder(tmp_path, root):
-    """B4: images, labels and held-out images as the folders say; a normalisation of their own if none is given."""
+    """B4: images, labels and held-out images as the folders say, by their own mean if none is given; nothing is
+    written there."""
+    before = sorted(root.rglob("*"))
     folder = open_folder(root, written(tmp_path, "b.txt", "9"))
     assert (folder.classes, folder.paths, folder.forget.tolist()) == (list(CLASSES), training(root), [9])
     train, heldout, skipped = folder.load(Reading(8))
@@ -203,6 +205,7 @@ def test_the_folder(tmp_path, root):
     assert train.images[3, :, 0, 0].tolist() == [30, 0, 200] and heldout.images[0, 0].eq(90).all()
     assert train.mean[0] == pytest.approx(160 / 2550) and train.mean == heldout.mean
     assert folder.load(Reading(8, mean=(0.5,) * 3, std=(0.2,) * 3))[0].mean == (0.5,) * 3
+    assert sorted(root.rglob("*")) == before
 
 
 def test_the_class_map(tmp_path, root):
@@ -256,11 +259,3 @@ def test_a_test_folder_without_labels_is_passed_over(tmp_path, root, name):
     (root / "val").rename(tmp_path / "away")
     with pytest.raises(ValueError, match="move it away"):
         open_folder(root, tmp_path / "b.txt")
-
-
-def test_a_folder_is_plain_data(root, tmp_path):
-    """B4: listing a folder writes nothing into it."""
-    before = sorted(root.rglob("*"))
-    assert isinstance(open_folder(root, written(tmp_path, "b.txt", "9")), Folder)
-    open_folder(root, tmp_path / "b.txt").load(Reading(8))
-    assert sorted(root.rglob("*")) == before

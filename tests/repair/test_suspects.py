@@ -120,14 +120,6 @@ def test_scores_equal_naive_twins(seed):
     assert_close((-given_loss(z, labels)).exp(), confidence)
 
 
-def test_self_confidence_is_that_of_cleanlab():
-    """S13: exp(-CE) is cleanlab's self-confidence, where the package is installed."""
-    rank = pytest.importorskip("cleanlab.rank")
-    z, labels, *_ = drawn(3)
-    theirs = rank.get_self_confidence_for_each_label(labels.numpy(), z.softmax(1).numpy())
-    assert_close((-given_loss(z, labels)).exp(), torch.from_numpy(theirs))
-
-
 @given(seeds)
 def test_the_probe_is_at_its_minimum(seed):
     """S13: no step away from the probe's weights lowers its loss, computed in numpy; scale of features is no matter."""
