@@ -6,6 +6,7 @@ P9: the state of another repair is not gone on from; one that cannot be written 
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -260,6 +261,30 @@ def test_two_repairs_beside_each_other_with_one_state_file(tmp_path):
     told.clear()
     assert_same_state(repair(small_net(0), images_of(), FORGET, keep=keep, say=told.append, **settings), alone[0])
     assert f"{keep} is the state of another repair and will be replaced" in told
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_in_one_folder(colours):
+    """P9, K7: two processes that repair at once into one folder write the weights and reports that each writes alone;
+    the list of suspects, whose name they share, is whole and one of theirs; nothing else stays."""
+    (colours["--data"] / "other.txt").write_text("2-5.png\n3-3.png\n")
+    more, worlds = ("--epochs", 2, "--batch-size", 16, "--lr", 0.01, "--device", "cpu"), []
+    for name, bad in (("a.pt", "bad.txt"), ("b.pt", "other.txt")):
+        worlds.append({**colours, "--out": colours["--out"].with_name(name), "--bad": colours["--data"] / bad})
+    alone, lists, listed = [], [], colours["--out"].with_name("suspects.csv")
+    for world in worlds:
+        assert call(world, *more) == 0
+        alone.append(world["--out"].read_bytes())
+        lists.append(listed.read_bytes())
+    names = {path.name for path in listed.parent.iterdir()}
+    shutil.rmtree(listed.parent)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = [subprocess.Popen([sys.executable, "-B", ROOT / "run.py", *words(world, *more)], env=environment,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for world in worlds]
+    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    assert [world["--out"].read_bytes() for world in worlds] == alone
+    assert listed.read_bytes() in lists and lists[0] != lists[1]
+    assert {path.name for path in listed.parent.iterdir()} == names
 
 
 @pytest.mark.parametrize("content", ["evil", b"PK", b"", b"something else", {"epoch": 1}, [1]])
