@@ -128,8 +128,8 @@ def test_a_network_whose_own_names_begin_so_keeps_them():
 
 
 def test_what_lies_beside_a_whole_network_is_left_as_it_is(tmp_path):
-    """K2, K6: a state dict of more than the network, such as a loss's weights or averaged ones, gives the network's, and
-    the others are written back; where the network is not whole it is refused as before."""
+    """K2, K6: a state dict of more than the network, such as a loss's weights or averaged ones, gives the network's,
+    and the others are written back; where the network is not whole it is refused as before."""
     source, model = small_net(0), small_net(1)
     more = {"criterion.weight": torch.ones(4), **{"ema.module." + name: t + 1 for name, t in OTHERS.items()}}
     stored = {**{"model." + name: t for name, t in source.state_dict().items()}, **more}
@@ -161,7 +161,7 @@ def test_a_network_that_wraps_the_stored_one():
 
 
 def test_averaged_weights_are_told(tmp_path):
-    """K1: a file with weights of both kinds warns that --ema takes the other; one with averaged weights alone says so."""
+    """K1: a file with weights of both kinds warns that --ema takes the other; one with averaged ones alone says so."""
     with pytest.warns(UserWarning, match="averaged weights too, which --ema takes"):
         read(saved(tmp_path, {"state_dict": WEIGHTS, "state_dict_ema": OTHERS}))
     with pytest.raises(ValueError, match="averaged weights alone; add --ema"):

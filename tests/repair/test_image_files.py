@@ -93,7 +93,7 @@ def test_the_crop(tmp_path):
 
 @pytest.mark.parametrize("room, train, heldout", [(11, Data, Data), (10, Data, Streamed), (9, Streamed, Streamed)])
 def test_what_is_kept_in_memory(tmp_path, root, room, train, heldout):
-    """P8: training images are kept where they fit, held-out ones where both do, to the byte; the pixels are the same."""
+    """P8: training images are kept where they fit, held-out ones where both do, to the byte; pixels are the same."""
     folder, reading = open_folder(root, written(tmp_path, "b.txt", "9")), Reading(8, mean=(0.5,) * 3, std=(0.2,) * 3)
     found = folder.load(reading, workers=0, room=room * reading.size_of(1))
     assert [type(part) for part in found[:2]] == [train, heldout]

@@ -498,9 +498,10 @@ def test_a_process_that_dies_ends_the_run_with_one_line(colours):
     stored = torch.load(colours["--checkpoint"], weights_only=True)
     shifted = {re.sub(r"^\d+", lambda m: str(int(m[0]) + 1), k): v for k, v in stored.items()}
     torch.save(shifted, colours["--checkpoint"])
-    more = ("--epochs", 9, "--device", "cpu", "--checkpoint-every", 0, "--batch-size", 4)
+    argv = words({**colours, "--model": f"{path}:dying"}, "--epochs", 9, "--device", "cpu", "--checkpoint-every", 0,
+                 "--batch-size", 4)
     for _ in range(3):  # now and then gloo itself aborts a process whose peer has gone, before Python is told
-        (code, told, errors), (killed, _, last) = in_two_processes(*words({**colours, "--model": f"{path}:dying"}, *more))
+        (code, told, errors), (killed, _, last) = in_two_processes(*argv)
         if code != -signal.SIGABRT:
             break
     assert killed == 9 and code == 2 and last == [], errors

@@ -130,55 +130,68 @@ def test_the_second_round_starts_from_the_original(world, capsys):
 
 
 @pytest.mark.parametrize("word", ["maybe", "1", "yes", "x", "truefalse"])
-def test_answers_that_are_none_are_refused_by_line(world, capsys, word):
-    """S15: a value of `bad` but true, false or nothing is an error that names the line; a list of none is one too."""
-    rows = f"train/bëe/plain.png,True\ntrain/bëe/=1+1.png,\nplain.png,{word}\n"
-    (world["--data"] / "s.csv").write_text("filename,bad\n" + rows, encoding="utf-8")
-    assert call({**world, "--bad": world["--data"] / "s.csv"}) == 2
-    assert f"s.csv, line 4: bad is {word!r}; it must be True or False" in capsys.readouterr().err
-    (world["--data"] / "s.csv").write_text("filename,bad\nplain.png,false\n")
-    assert call({**world, "--bad": world["--data"] / "s.csv"}) == 2
-    assert "lists no image" in capsys.readouterr().err
+def test_answers_that_are_none_are_refused_by_line(tmp_path, word):
+    """S15: a value of `bad` but true, false or nothing is an error that names the line."""
+    (tmp_path / "s.csv").write_text(f"filename,bad\na.png,True\nb.png,\nc.png,{word}\n")
+    with pytest.raises(ValueError, match=f"s.csv, line 4: bad is {word!r}; it must be True or False"):
+        read_bad(tmp_path / "s.csv", [tmp_path / "train" / "a" / f"{name}.png" for name in "abc"], tmp_path)
+
+
+def small_list(folder: Path, classes: list[str]):
+    """What write_suspects is given of twelve images of two classes: out, suspects, similar, data, folder, places.
+
+    Every second file of the folder could not be decoded.
+    """
+    data, net = make_data(0, channels=3, classes=2), small_net(1, channels=3, classes=2)
+    paths = [folder / "train" / "a" / f"{i}.png" for i in range(12)]
+    known = Folder(folder, classes, paths, data.labels, torch.tensor([2, 5]), None, "")
+    similar = probe(features(small_net(0, channels=3, classes=2), data), known.forget)
+    places = {path: 2 * i for i, path in enumerate(paths)}
+    return folder / "r.pt", suspects(net, data, known.forget), similar, data, known, places
 
 
 def test_without_matplotlib_there_is_the_list_alone(tmp_path, monkeypatch):
-    """S15: no sheet without matplotlib, which is said; with it any number of pictures and any class names."""
-    data, net, paths = make_data(0, channels=3, classes=2), small_net(0, channels=3, classes=2), []
-    paths = [tmp_path / "train" / "a" / f"{i}.png" for i in range(12)]
-    folder = Folder(tmp_path, ["$x^", "猫" * 40], paths, data.labels, torch.tensor([2, 5]), None, "")
-    places, drawn = {path: 2 * i for i, path in enumerate(paths)}, []  # every second file cannot be decoded
-    for missing, words in ((True, "no picture of them: matplotlib is not installed"), (False, "suspects.png shows 10")):
-        if missing:
-            monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-        else:
-            monkeypatch.undo()
-            pytest.importorskip("matplotlib")
-        repaired = small_net(1, channels=3, classes=2)
-        found, similar = suspects(repaired, data, folder.forget), probe(features(net, data), folder.forget)
-        if not missing:
-            monkeypatch.setattr(sheets, "draw_sheet", lambda path, images, labels, inner=sheets.draw_sheet: (
-                drawn.append((images, labels)), inner(path, images, labels))[1])
-        assert words in sheets.write_suspects(tmp_path / "r.pt", found, similar, data, folder, places)
-        assert (tmp_path / "suspects.png").exists() != missing
-        rows = rows_of(tmp_path / "suspects.csv")
-        assert all(row["filename"] == f"train/a/{int(row['index']) // 2}.png" for row in rows) and len(rows) == 10
-    (shown, named), = drawn
-    assert torch.equal(shown, data.images[found.index]) and named == [
-        (folder.classes[data.labels[i]], folder.classes[p]) for i, p in zip(found.index, found.predicted)]
+    """S15: no sheet without matplotlib, which is said; the index is that in the whole folder."""
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    told = sheets.write_suspects(*small_list(tmp_path, ["a", "b"]))
+    assert "no picture of them: matplotlib is not installed" in told and not (tmp_path / "suspects.png").exists()
+    rows = rows_of(tmp_path / "suspects.csv")
+    assert len(rows) == 10
+    assert all(row["filename"] == f"train/a/{int(row['index']) // 2}.png" for row in rows)
+
+
+def test_the_sheet_shows_the_images_that_the_list_names(tmp_path, monkeypatch):
+    """S15: the pictures are those of the most suspect images, in the list's order, with both labels."""
+    pytest.importorskip("matplotlib")
+    drawn = []
+
+    def draw_sheet(path, images, labels, inner=sheets.draw_sheet):  # around it, since a PNG file tells no labels
+        drawn.append((images, labels))
+        return inner(path, images, labels)
+
+    monkeypatch.setattr(sheets, "draw_sheet", draw_sheet)
+    given = out, found, _, data, folder, _ = small_list(tmp_path, ["$x^", "猫" * 40])
+    assert "suspects.png shows 10" in sheets.write_suspects(*given)
+    (images, labels), = drawn
+    assert torch.equal(images, data.images[found.index])
+    assert labels == [(folder.classes[data.labels[i]], folder.classes[k])
+                      for i, k in zip(found.index, found.predicted, strict=True)]
+
+
+@pytest.mark.parametrize("k, channels, lines", [(0, 3, 1), (1, 1, 1), (3, 3, 1), (9, 3, 2), (70, 1, 8)])
+def test_a_sheet_of_any_number_of_pictures(tmp_path, k, channels, lines):
+    """S15: a line of eight pictures each, 64 at most, under class names of any letters."""
+    pytest.importorskip("matplotlib")
     labels = [("a\udc80", ""), ("x" * 30, "y"), ("$x^", "$")]
-    for k, channels in ((0, 3), (1, 1), (3, 3), (70, 1)):
-        images = torch.zeros(k, channels, 4, 4, dtype=torch.uint8)
-        assert sheets.draw_sheet(tmp_path / "s.png", images, (labels * 24)[:k])
+    images = torch.zeros(k, channels, 4, 4, dtype=torch.uint8)
+    assert sheets.draw_sheet(tmp_path / "s.png", images, (labels * 24)[:k])
     with Image.open(tmp_path / "s.png") as sheet:
-        assert sheet.format == "PNG" and sheet.size == (1200, 1400)
+        assert sheet.format == "PNG" and sheet.size == (1200, 175 * lines)
 
 
 def test_a_name_is_no_formula(tmp_path):
     """S15: a folder's name that a spreadsheet would compute stands behind an apostrophe, others as they are."""
-    data, paths = make_data(0, channels=3, classes=2), [tmp_path / "train" / "a" / f"{i}.png" for i in range(12)]
-    folder = Folder(tmp_path, ['=HYPERLINK("x")', "a=b"], paths, data.labels, torch.tensor([2, 5]), None, "")
-    found = suspects(small_net(1, channels=3, classes=2), data, folder.forget)
-    sheets.write_suspects(tmp_path / "r.pt", found, None, data, folder, {path: 0 for path in paths})
+    sheets.write_suspects(*small_list(tmp_path, ['=HYPERLINK("x")', "a=b"]))
     labels = {row[key] for row in rows_of(tmp_path / "suspects.csv") for key in ("given_label", "predicted_label")}
     assert labels == {"'=HYPERLINK(\"x\")", "a=b"}
 
