@@ -9,7 +9,6 @@ G2: SyncBatchNorm comes and goes.
 
 import math
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +24,7 @@ from experiment.settings import Config
 from helpers import assert_close, assert_same_state, make_data, small_net
 from models import build
 from repair import network
+from repair.mismatch import predicted
 from repair.network import choose_settings, expand_any, layer_choices, repair, synchronised, too_sure
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # rounding decides whether a cap is reached
@@ -103,7 +103,9 @@ def test_settings_that_a_repair_does_not_read_are_refused():
 def test_every_setting_that_is_taken_is_used(name, values):
     """P3: each setting that a repair takes changes what comes back; none is passed over in silence."""
     common = {"unlearn_epochs": 3, "batch": 6, "gamma": 0.0, "max_passes": 3, "unlearn_lr": 0.02, "stop": "max"}
-    found = [repair(small_net(0), images_of(), FORGET, **{**common, name: value}) for value in values]
+    data, forget = images_of(), torch.arange(6)
+    data.labels[forget] = predicted(small_net(0), data)[forget]  # as learnt, so that step 2 has something to do
+    found = [repair(small_net(0), data, forget, **{**common, name: value}) for value in values]
     assert not torch.equal(found[0].head.weight, found[1].head.weight)
 
 

@@ -340,6 +340,29 @@ def test_the_report_counts(tmp_path):
     assert "held-out images" not in command.before_and_after([before[0], None], new, data, None, folder)
 
 
+SURE = """
+def sure(classes):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Linear(4, classes))
+    nn.init.zeros_(net[4].weight)
+    net[4].bias.data.copy_(60.0 * (torch.arange(classes) == 1))
+    return net
+"""
+
+
+@pytest.mark.parametrize("bad, optimizer, rate", [("0-5.png\n1-0.png\n", "adam", 1e-4), ("0-0.png\n", "sgd", 0.004)])
+def test_the_report_has_the_settings_that_ran(colours, capsys, bad, optimizer, rate):
+    """P6, P4: what was measured before the repair, such as that a network is too sure of the known bad, stands in the
+    report as it was chosen."""
+    model = f"{add_to_net(colours, SURE)}:sure"
+    torch.save(build_network(model, 12, 32)[0].state_dict(), colours["--checkpoint"])
+    colours["--bad"].write_text(bad)  # the first two are in the folder that the network is sure of
+    assert call({**colours, "--model": model}, "--epochs", 0, "--force", "--ratio", 0.75) == 0
+    settings = report_of(colours)["settings"]
+    assert (settings["optimizer"], settings["unlearn_lr"], settings["ratio"]) == (optimizer, rate, 0.75)
+    assert f"optimizer {optimizer} (" in capsys.readouterr().out
+
+
 def test_true_labels_change_nothing_but_the_report(colours):
     """P6: with --clean the repaired weights are bit for bit the same, and the report has Healed."""
     (colours["--data"] / "clean.csv").write_text("path,label\n0-5.png,0\n2-5.png,2\n3-0.png,3\n")

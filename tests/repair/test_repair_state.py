@@ -85,17 +85,23 @@ def test_a_repair_that_is_cut_off_anywhere_goes_on(tmp_path, monkeypatch, more, 
 
 def test_the_best_epoch_is_carried_over(tmp_path, monkeypatch):
     """A8, A24: where the best epoch came before the cut, it is what the repair gives back after it."""
-    data, keep, told = images_of(200), tmp_path / "x.state", []
+    data, keep, seen = images_of(200), tmp_path / "x.state", 0
     settings = dict(unlearn_epochs=6, batch=32, unlearn_lr=0.3, gamma=0.5)
-    early = [repair(small_net(3), data, FORGET, **settings | {"unlearn_epochs": k}) for k in (1, 2)]
-    wanted = repair(small_net(3), data, FORGET, say=told.append, **settings)
-    ran = len(epochs_of(told))
-    assert ran < 6 and any(torch.equal(wanted.head.weight, net.head.weight) for net in early[: ran - 1])
-    cut_after(monkeypatch, ran - 1)
-    with pytest.raises(KeyboardInterrupt):
-        repair(small_net(3), data, FORGET, keep=keep, **settings)
-    cut_after(monkeypatch, 0)
-    assert_same_state(repair(small_net(3), data, FORGET, keep=keep, **settings), wanted)
+    for seed in range(8):  # of one or another the last epoch is not the best
+        told = []
+        wanted = repair(small_net(seed), data, FORGET, say=told.append, **settings)
+        ran = len(epochs_of(told))
+        cut_after(monkeypatch, ran)
+        with pytest.raises(KeyboardInterrupt):
+            repair(small_net(seed), data, FORGET, keep=keep, **settings)
+        cut_after(monkeypatch, 0)
+        last = torch.load(keep, weights_only=True)["expanded"]
+        seen += not any(torch.equal(wanted.head.weight, t) for t in last.values())
+        assert_same_state(repair(small_net(seed), data, FORGET, keep=keep, **settings), wanted)
+        keep.unlink()
+        if seen:
+            break
+    assert seen
 
 
 OTHER_PROCESS = """
