@@ -109,6 +109,18 @@ def test_every_setting_that_is_taken_is_used(name, values):
     assert not torch.equal(found[0].head.weight, found[1].head.weight)
 
 
+def test_the_seed_decides_the_order_too():
+    """P3, A9: without theta_o2, whose weights and masks are drawn as well, another seed gives another order of batches;
+    the same seed the same network, whatever the global random state."""
+    settings = dict(ratio=0.0, gamma=1.0, unlearn_epochs=1, batch=6, stop="max")
+    found = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(len(found))
+        found.append(repair(small_net(0), images_of(), FORGET, seed=seed, **settings))
+    assert_same_state(found[0], found[2])
+    assert not torch.equal(found[0].head.weight, found[1].head.weight)
+
+
 @pytest.mark.outcome("sticker")
 def test_a_sticker_no_longer_decides():
     """P1, P4: images with a sticker are healed by the chosen defaults from 40 % of the bad ones; clean ones stay."""
@@ -156,8 +168,10 @@ HALF = Config(ratio=0.5)
 
 
 def grown_layers(expanded) -> set[str]:
-    """Names of the convolutions and linear layers that have more outputs."""
-    return {name for name, layer in expanded.layers().items() if isinstance(layer, ExpandedWeight) and layer.extra_out}
+    """Names of the convolutions and linear layers that have more outputs: of each half as many as it had."""
+    weights = {name: layer for name, layer in expanded.layers().items() if isinstance(layer, ExpandedWeight)}
+    assert all(layer.extra_out in (0, round(0.5 * layer.outputs)) for layer in weights.values())
+    return {name for name, layer in weights.items() if layer.extra_out}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -174,7 +174,8 @@ def test_the_state_is_written_every_so_many_epochs(tmp_path, every, epoch):
 
 def test_a_command_that_is_cut_off_goes_on(colours, capsys, monkeypatch):
     """P9: the command repeated goes on from its state, ends with the same file and leaves no state; one state is one
-    file, and nothing else is written; --checkpoint-every 0 neither reads nor writes one."""
+    file, and nothing else is written; --checkpoint-every 2 writes one every second epoch, 0 neither reads nor writes
+    one."""
     state, out = colours["--out"].with_suffix(".state"), colours["--out"]
     many = ("--epochs", 3, "--batch-size", 16, "--lr", 0.01)
     assert call(colours, *many) == 0
@@ -183,7 +184,7 @@ def test_a_command_that_is_cut_off_goes_on(colours, capsys, monkeypatch):
     out.unlink()
     before = set(out.parent.iterdir())
     cut_after(monkeypatch, 1)
-    assert call(colours, *many) == 130
+    assert call(colours, *many, "--checkpoint-every", 2) == 130
     assert set(out.parent.iterdir()) == before | {state}
     cut_after(monkeypatch, 0)
     kept = state.read_bytes()
@@ -194,7 +195,7 @@ def test_a_command_that_is_cut_off_goes_on(colours, capsys, monkeypatch):
     out.unlink()
     assert call(colours, *many) == 0
     told = capsys.readouterr().out
-    assert f"going on after epoch 1, from {state}" in told and epochs_of(told.splitlines()) == lines[1:]
+    assert f"going on after epoch 2, from {state}" in told and epochs_of(told.splitlines()) == lines[2:]
     assert out.read_bytes() == whole and not state.exists()
 
 
