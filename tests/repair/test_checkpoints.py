@@ -114,17 +114,23 @@ def test_wrapped_parts_in_the_middle(where):
     assert_same(model.state_dict(), source.state_dict())
 
 
-def test_a_network_whose_own_names_begin_so_keeps_them():
-    """K2: a prefix that the network's own names carry is none."""
-    class Wrapped(nn.Module):
-        def __init__(self, seed):
-            super().__init__()
-            self.model = small_net(seed)
+class Inside(nn.Module):
+    """A network under a name, or beside a number of its own."""
 
-    source, model = Wrapped(0), Wrapped(1)
-    for before in ("", "module.", "net.module."):
-        load_into(model, {before + name: t for name, t in source.state_dict().items()})
-        assert_same(model.state_dict(), source.state_dict())
+    def __init__(self, name, seed):
+        super().__init__()
+        self.add_module("net" if name == "n_averaged" else name, small_net(seed))
+        if name == "n_averaged":
+            self.register_buffer(name, torch.tensor(seed))
+
+
+@pytest.mark.parametrize("name, before", [("model", ""), ("model", "module."), ("model", "net.module."),
+                                          ("module", "module."), ("_orig_mod", ""), ("n_averaged", "")])
+def test_a_network_whose_own_names_are_such_keeps_them(name, before):
+    """K2: a prefix, the mark of a compiled part or an extra's name that the network's own names carry is none."""
+    source, model = Inside(name, 3), Inside(name, 4)
+    load_into(model, {before + key: t for key, t in source.state_dict().items()})
+    assert_same(model.state_dict(), source.state_dict())
 
 
 def test_what_lies_beside_a_whole_network_is_left_as_it_is(tmp_path):

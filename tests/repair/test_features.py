@@ -72,7 +72,7 @@ def test_the_last_layer_of_the_features_gives_the_logits():
 
 def test_features_of_the_layer_before():
     """S13: layer -2 is what the last layer but one is given; the first layer where there are fewer."""
-    net, data = small_net(0), make_data(0)
+    net, data = small_net(0), make_data(0, n=300)  # several batches
     x = (data.images / 255 - 0.5) / 0.25
     with torch.no_grad():
         first = net.eval().act(net.norm1(net.conv1(x)))
