@@ -122,6 +122,8 @@ class Inside(nn.Module):
         self.add_module("net" if name == "n_averaged" else name, small_net(seed))
         if name == "n_averaged":
             self.register_buffer(name, torch.tensor(seed))
+        if name == "_orig_mod":  # of a part
+            self.head = nn.Linear(2, 2)
 
 
 @pytest.mark.parametrize("name, before", [("model", ""), ("model", "module."), ("model", "net.module."),
