@@ -1,17 +1,22 @@
-"""Tuning of step 2 and of the end of REM, on 6,000 Fashion-MNIST training images that fashion-mini does not hold.
+"""Tuning of step 2 and of what step 3 leaves out, on 6,000 Fashion-MNIST training images that fashion-mini lacks.
 
-    python benchmarks/tune.py --variants carry,coast --seeds 100,101 --rates 0.1,0.5,1 --epochs 3 --out FILE
+    python benchmarks/tune.py --variants carry-today,away0.07-susb2-place --seeds 100,101 --rates 0.1
+    python benchmarks/tune.py --table results/tuning/rows.jsonl       # the tables of results/tuning, from the rows alone
 
-Every epoch of every run is a JSON line, written as it comes; what is in the file already is skipped. No image of
-data/fashion-mini.npz is read: training and test images here are drawn from the other training rows, DRAW being the seed.
-The rows hold which examples of W each epoch gets right, so that rules for the end can be compared without a new run.
+Fashion-MNIST comes from Debian's package (apt-get install dataset-fashion-mnist), or from --source, a folder of the same
+.gz files. No image of data/fashion-mini.npz is read but the list of those that it holds: training and test images here
+are drawn from the other training rows, DRAW being the seed.
+
+Every epoch of every run is a JSON line, written as it comes. A run whose last epoch is in the file is skipped; where an
+epoch is there twice, the last line counts. The rows hold which examples of W each epoch gets right, so that rules for
+the end can be compared without a new run.
 Fields of a row, beside the settings: passes (updates, where a pass is one batch), acc_path (Acc(D_f) before each),
 u_gamma and u_forget (mean CE - CE_ref of D_f when Acc(D_f) <= gamma and when step 2 is over), moved_gamma and moved
 (displacement of theta_o1 in step 2 over its norm, at the same two), moved_step3; u_retain, far_retain (mean u of D_r
 after step 2, and its share above 6), u_bad, far_bad (the same of the undiscovered, which no method sees); *_step2
 (scores of theta_o1 after step 2); left_out, left_out_bad (suspects of step 3, and the undiscovered among them);
-*_raw (scores without the refresh, where that is on a copy); healed to acc_watched after step 3; watched_hits: W in
-hexadecimal digits, numpy.packbits, a bit an image.
+*_raw (scores without the refresh, where that is on a copy); healed to acc_watched after step 3; watched: images of W;
+watched_hits: W in hexadecimal digits, numpy.packbits, a bit an image. The oldest rows lack some of them.
 """
 
 import argparse
@@ -20,67 +25,69 @@ import json
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "data")]
+sys.path.insert(0, str(ROOT))
 
-import rem as r  # noqa: E402
-from data import Dataset  # noqa: E402
-from make_fashion_mini import CLASSES, PER_CLASS, SOURCE, read_idx  # noqa: E402
-from datasets import FASHION, MINI_FILE, RECIPES, _arrays, _data  # noqa: E402
-from etd import EXTRA, descend, drop, eval_mode, forked_rng, refresh_batchnorm, stream  # noqa: E402
-from experiment import append_row, corrupt, find, new_model, train_original  # noqa: E402
-from methods import npo  # noqa: E402
-from metrics import evaluate, predict  # noqa: E402
-from settings import resolve  # noqa: E402
+from baselines import npo  # noqa: E402
+from data.make_fashion_mini import CLASSES, PER_CLASS, SOURCE, read_idx  # noqa: E402
+from engine.batches import batches_of  # noqa: E402
+from engine.lines import carry_on, copies, moved  # noqa: E402
+from engine.modes import eval_mode, refresh_batchnorm  # noqa: E402
+from engine.scores import accuracy_of, cross_entropy  # noqa: E402
+from engine.streams import stream  # noqa: E402
+from engine.updates import one_pass  # noqa: E402
+from etd import drop  # noqa: E402
+from experiment.cell import corrupt, find, new_model, train_original  # noqa: E402
+from experiment.data import Dataset  # noqa: E402
+from experiment.datasets import FASHION, MINI_FILE, RECIPES, _arrays, _data  # noqa: E402
+from experiment.rows import append_row  # noqa: E402
+from experiment.settings import resolve  # noqa: E402
+from metrics import evaluate, mean_sem, predict  # noqa: E402
+from rem import State, add_capacity, redirect, step2_loss, step3_batch  # noqa: E402
 
 DRAW = 30  # seed of the tuning images
+WATCHED = 0.05  # share of D_r that step 3 leaves out, W
+FIXED = dict(optimizer="sgd", momentum=0.9, unlearn_lr=0.01, max_passes=100, precision="bf16")
 
 # A variant is what differs from BASE.
-#   rule: what follows once Acc(D_f) <= gamma: "carry" (nothing: the momentum runs on into step 3), "clear" (it is
-#       forgotten), "coast" (it runs out in closed form), "ray" (theta_o1 goes on along the displacement of step 2 until
-#       that is `reach` times the norm of theta_o1), "away" (the same until theta_o1 is that far from the reference, so
-#       that a later step 2 ends at gamma)
-#   refresh: of BatchNorm's base statistics after each epoch: "place", "copy" (on what is judged alone) or "none"
+#   rule: what follows once Acc(D_f) <= gamma: "carry" (nothing: the momentum runs on into step 3), "coast" (it runs out
+#       in closed form), "ray" (theta_o1 goes on along the displacement of this step 2 until that is `reach` times its
+#       norm), "away" (the same until theta_o1 is that far from the reference; a later step 2 that makes passes goes on
+#       as far, where rem.py's ends at gamma); after all but "carry" the optimiser's state is cleared
+#   refresh: of BatchNorm's base statistics after each epoch: "place", or "copy" (on what is judged alone)
 #   suspects: CE of the given label above which an image of D_r is left out of step 3; None: none is
 #   from_epoch: the first epoch that leaves suspects out; looked: their CE is that "after" step 2, or "before" it, as the
 #       epoch before left them
-BASE = dict(rule="carry", reach=None, refresh="copy", suspects=None, from_epoch=1, looked="after", momentum=0.9, watched=0.05,
-            max_passes=100, optimizer="sgd", unlearn_lr=0.01, precision="bf16")
+BASE = dict(rule="carry", reach=None, refresh="copy", suspects=None, from_epoch=1, looked="after")
+AFTER, BEFORE = dict(from_epoch=2), dict(from_epoch=2, looked="before")
 VARIANTS = {
     "untouched": dict(rule="untouched"),
     "npo": dict(rule="npo"),
-    "carry-letter": dict(refresh="none", watched=0.0),
     "carry-today": dict(refresh="place"),
-    "clear": dict(rule="clear"),
     "coast": dict(rule="coast"),
-    "coast-place": dict(rule="coast", refresh="place"),
-    **{f"ray{reach:g}": dict(rule="ray", reach=reach) for reach in (0.1,)},
-    **{f"away{reach:g}": dict(rule="away", reach=reach) for reach in (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)},
-    **{f"away{reach:g}-place": dict(rule="away", reach=reach, refresh="place") for reach in (0.05, 0.07, 0.1)},
-    **{f"away{reach:g}-sus1": dict(rule="away", reach=reach, suspects=3.0) for reach in (0.05, 0.07, 0.1)},
-    **{f"away{reach:g}-sus2": dict(rule="away", reach=reach, suspects=3.0, from_epoch=2)
-       for reach in (0.05, 0.07, 0.1)},
-    **{f"away{reach:g}-sus2-ce{ce:g}": dict(rule="away", reach=reach, suspects=ce, from_epoch=2)
-       for reach in (0.05, 0.07, 0.1) for ce in (0.7, 1.0, 2.0)},
-    **{f"away{reach:g}-susb{ce:g}": dict(rule="away", reach=reach, suspects=ce, from_epoch=2, looked="before")
-       for reach in (0.05, 0.06, 0.07, 0.1) for ce in (1.0, 2.0, 3.0)},
-    **{f"away{reach:g}-susb{ce:g}-place": dict(rule="away", reach=reach, suspects=ce, from_epoch=2, looked="before",
-                                               refresh="place") for reach in (0.05, 0.06, 0.07) for ce in (2.0, 3.0)},
-    "carry-susb3": dict(suspects=3.0, from_epoch=2, looked="before"),
-    "carry-copy": dict(),
-    "coast-sus1": dict(rule="coast", suspects=3.0),
-    "coast-sus2": dict(rule="coast", suspects=3.0, from_epoch=2),
+    "ray0.1": dict(rule="ray", reach=0.1),
+    "away0.05": dict(rule="away", reach=0.05),
+    "away0.07": dict(rule="away", reach=0.07),
+    "away0.1": dict(rule="away", reach=0.1),
+    "away0.05-sus2": dict(rule="away", reach=0.05, suspects=3.0, **AFTER),
+    "away0.07-sus2": dict(rule="away", reach=0.07, suspects=3.0, **AFTER),
+    "away0.07-sus2-ce1": dict(rule="away", reach=0.07, suspects=1.0, **AFTER),
+    "away0.07-susb1": dict(rule="away", reach=0.07, suspects=1.0, **BEFORE),
+    "away0.07-susb2": dict(rule="away", reach=0.07, suspects=2.0, **BEFORE),
+    "away0.07-susb2-place": dict(rule="away", reach=0.07, suspects=2.0, refresh="place", **BEFORE),
 }
+KEY = ("variant", "task", "discovery", "seed", "n", "batch", "epochs")  # what tells a run from another
 
 
-def tuning_data() -> Dataset:
+def tuning_data(source: Path) -> Dataset:
     """6,000 training and 2,000 test images, equally many of each class, from training rows outside fashion-mini."""
-    images, labels = (read_idx(SOURCE / f"train-{what}-ubyte.gz") for what in ("images-idx3", "labels-idx1"))
+    images, labels = (read_idx(source / f"train-{what}-ubyte.gz") for what in ("images-idx3", "labels-idx1"))
     free = np.ones(len(labels), bool)
     with np.load(MINI_FILE) as file:
         free[file["index_train"]] = False
@@ -91,13 +98,13 @@ def tuning_data() -> Dataset:
         index = rng.permutation(np.concatenate(picks))
         free[index] = False
         splits[split] = (images[index][..., None], labels[index])
-    recipe, arrays = RECIPES["fashion-mini"], _arrays(splits, FASHION, SOURCE)
+    recipe, arrays = RECIPES["fashion-mini"], _arrays(splits, FASHION, source)
     return Dataset("fashion-mini", *(_data(arrays, s, recipe["size"], recipe["mean"], recipe["std"]) for s in splits),
                    FASHION)
 
 
-def original_of(config, task, dataset, folder: Path):
-    """The trained network of a task and seed, read from `folder` or trained and left there."""
+def original_of(config, task, dataset: Dataset, folder: Path):
+    """The trained network of a task and seed, read from `folder` or trained, in batches of 256, and left there."""
     path, model = folder / f"{config.task}-n{config.n}-{config.seed}.pt", new_model(config, dataset)
     if path.is_file():
         model.load_state_dict(torch.load(path, weights_only=True))
@@ -109,200 +116,347 @@ def original_of(config, task, dataset, folder: Path):
 
 # --- Step 2 -----------------------------------------------------------------------------------------------------------
 
-def theta_o1(state) -> list[torch.Tensor]:
-    """The parameters that step 2 updates."""
-    return [p for name, p in state.expanded.named_parameters()
-            if name.rpartition(".")[2] not in EXTRA and p.requires_grad]
-
-
-def norm(tensors) -> float:
-    """Euclidean norm of all entries together."""
-    return float(torch.stack([t.norm() for t in tensors]).norm())
-
-
-def update(state) -> None:
-    """One pass over D_f (2.1, 2.2)."""
-    with forked_rng(state.generator, state.device):
-        for rows, x, y in r.loader(state, state.forget):
-            ce, (_, ce_ref) = r.cross_entropy(state, x, y), r.reference_ce(state, rows, x, y)
-            descend(state.optimizer, r.step2_loss(ce, ce_ref, state.config.beta), len(rows))
-
-
 @torch.no_grad()
-def ce_of(state, index) -> torch.Tensor:
+def ce_of(s: State, index: torch.Tensor | None) -> torch.Tensor:
     """CE of theta_o1 alone on examples of D_tr, labels as given, eval mode."""
-    with eval_mode(state.expanded):
-        return torch.cat([r.cross_entropy(state, x, y) for _, x, y in r.loader(state, index, augment=False, size=1024)])
+    with eval_mode(s.expanded):
+        return torch.cat([cross_entropy(s, x, y) for _, x, y in batches_of(s, index, augment=False, size=1024)])
 
 
-def remove(state, v: dict) -> dict:
+def remove(s: State, v: dict) -> dict:
     """Step 2 by a variant's rule; what it did."""
-    begin, path, passes = [p.detach().clone() for p in theta_o1(state)], [], 0
-    state.expanded.eval()
-    while (acc := r.acc_forget(state)) > state.config.gamma and passes < v["max_passes"]:
+    theta_o1, path, passes = s.expanded.theta_o1(), [], 0
+    begin = copies(theta_o1)
+    s.expanded.eval()
+    while (acc := accuracy_of(s, s.forget)) > s.config.gamma and passes < s.config.max_passes:
         path.append(round(acc, 3))
-        update(state)
+        with one_pass(s, "step 2") as update:
+            for rows, x, y in batches_of(s, s.forget):
+                update(step2_loss(cross_entropy(s, x, y), s.reference.base(rows, x, y), s.config.beta), rows)
         passes += 1
-    moved = norm(p.detach() - b for p, b in zip(theta_o1(state), begin, strict=True)) / norm(begin)
-    with torch.no_grad():
-        u_gamma = float((ce_of(state, state.forget) - reference(state, state.forget)).mean())
+    at_gamma = moved(theta_o1, begin)
+    u_gamma = float((ce_of(s, s.forget) - s.reference.known[1, s.forget]).mean())
     if passes and v["rule"] != "carry":
-        RULES[v["rule"]](state, v, begin)
-        state.optimizer.state.clear()
-    ended = norm(p.detach() - b for p, b in zip(theta_o1(state), begin, strict=True)) / norm(begin)
-    return dict(passes=passes, acc_path=path, acc_forget_gamma=acc, u_gamma=u_gamma, moved_gamma=moved, moved=ended)
-
-
-def reference(state, index) -> torch.Tensor:
-    """The reference's CE, theta_o1 alone, which no augmentation changes here."""
-    return state.known[1, index]
-
-
-def clear(state, v, begin) -> None:
-    """The momentum is forgotten."""
+        RULES[v["rule"]](s, v["reach"], begin)
+        s.optimizer.state.clear()
+    return dict(passes=passes, acc_path=path, acc_forget_gamma=acc, u_gamma=u_gamma, moved_gamma=at_gamma,
+                moved=moved(theta_o1, begin))
 
 
 @torch.no_grad()
-def coast(state, v, begin) -> None:
+def coast(s: State, reach: None, begin: list[torch.Tensor]) -> None:
     """The momentum runs out, as it would without gradients: m + m^2 + ... = m / (1 - m) times the last update."""
-    group = state.optimizer.param_groups[0]
+    group = s.optimizer.param_groups[0]
     ahead = group["momentum"] / (1 - group["momentum"])
-    for p in theta_o1(state):
-        if p in state.optimizer.state:
-            p -= group["lr"] * ahead * state.optimizer.state[p]["momentum_buffer"]
+    for p in s.expanded.theta_o1():
+        if p in s.optimizer.state:
+            p -= group["lr"] * ahead * s.optimizer.state[p]["momentum_buffer"]
 
 
-@torch.no_grad()
-def ray(state, v, begin) -> None:
+def ray(s: State, reach: float, begin: list[torch.Tensor]) -> None:
     """theta_o1 goes on along the displacement of this step 2 until that is `reach` times its norm."""
-    moved = norm(p - b for p, b in zip(theta_o1(state), begin, strict=True))
-    factor = max(1.0, v["reach"] * norm(begin) / moved)
-    for p, b in zip(theta_o1(state), begin, strict=True):
-        p.copy_(b + factor * (p - b))
+    carry_on(s.expanded.theta_o1(), begin, reach)
 
 
 @torch.no_grad()
-def away(state, v, begin) -> None:
+def away(s: State, reach: float, begin: list[torch.Tensor]) -> None:
     """theta_o1 goes on along the displacement of this step 2 until it is `reach` times the reference's norm from it."""
-    refs = [ref for (name, ref), p in zip(state.reference.named_parameters(), state.expanded.parameters(), strict=True)
-            if name.rpartition(".")[2] not in EXTRA and p.requires_grad]
-    line = [p - b for p, b in zip(theta_o1(state), begin, strict=True)]
-    off = [p - ref for p, ref in zip(theta_o1(state), refs, strict=True)]
+    theta_o1, ref = s.expanded.theta_o1(), s.reference.net.theta_o1()
+    line, off, whole = (torch.cat([t.flatten() for t in tensors]) for tensors in (
+        [p - b for p, b in zip(theta_o1, begin, strict=True)], [p - r for p, r in zip(theta_o1, ref, strict=True)], ref))
     # |off + t line|^2 = reach^2 |ref|^2, its larger root
-    a, b = norm(line) ** 2, float(sum((x * y).sum() for x, y in zip(line, off, strict=True)))
-    c = norm(off) ** 2 - (v["reach"] * norm(refs)) ** 2
-    if c < 0:
+    a, b, c = float(line @ line), float(line @ off), float(off @ off) - reach**2 * float(whole @ whole)
+    if a and c < 0:
         t = (-b + (b * b - a * c) ** 0.5) / a
-        for p, x in zip(theta_o1(state), line, strict=True):
-            p += t * x
+        for p, q in zip(theta_o1, begin, strict=True):
+            p += t * (p - q)
 
 
-RULES = dict(clear=clear, coast=coast, ray=ray, away=away)
+RULES = dict(coast=coast, ray=ray, away=away)
 
 
 # --- A run ------------------------------------------------------------------------------------------------------------
 
-def packed(hits: torch.Tensor) -> str:
-    """True and false as hexadecimal digits, eight a byte, the first highest."""
-    return np.packbits(hits.numpy().astype(bool)).tobytes().hex()
-
-
-def scores(net, task, forget, watched) -> dict:
+def scores(net, task, forget: torch.Tensor, watched: torch.Tensor | None) -> dict:
     """Healed, Utility, ... and what W gets right, of a plain network."""
     found = evaluate(net, task, forget)
     row = {name: found[name] for name in ("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility",
                                           "product", "acc_forget")}
     if watched is not None:
         hits = predict(net, task.train, watched) == task.train.labels[watched]
-        row |= dict(acc_watched=float(hits.float().mean()), watched_hits=packed(hits), watched=len(watched))
+        row |= dict(acc_watched=float(hits.float().mean()), watched=len(watched),
+                    watched_hits=np.packbits(hits.numpy()).tobytes().hex())
     return row
 
 
-def run(v: dict, config, task, original, forget, tell) -> None:
+def after_step2(s: State, ce: torch.Tensor, bad: torch.Tensor) -> dict:
+    """How far step 2 has moved CE (of all of D_tr) from the reference's; bad: the undiscovered."""
+    u, retain = ce - s.reference.known[1], ~s.in_forget
+    return dict(u_forget=float(u[s.forget].mean()), u_retain=float(u[retain].mean()),
+                u_bad=float(u[bad].mean()) if len(bad) else None, far_retain=float((u[retain] > 6).float().mean()),
+                far_bad=float((u[bad] > 6).float().mean()) if len(bad) else None)
+
+
+def run(v: dict, config, task, original, forget: torch.Tensor, tell) -> None:
     """All epochs of a variant on one cell; tell(epoch, **values) after each, epoch 0 being the untouched network."""
     generator = stream(config.seed, "unlearning")
-    config = replace(config, optimizer=v["optimizer"], unlearn_lr=v["unlearn_lr"], momentum=v["momentum"])
     if v["rule"] == "npo":
         return tell(1, **scores(npo(original, task.train, forget, config, generator), task, forget, None))
-    r.WATCHED = v["watched"]
-    state = r.start(original, task.train, forget, config, generator)
-    watched = state.watched
+    s = add_capacity(original, task.train, forget, config, generator)
+    # W as engine/ending.py draws it, here whatever the end
+    retain = (~s.in_forget).nonzero().flatten()
+    order, few = torch.randperm(len(retain), generator=stream(config.seed, "watched")), round(WATCHED * len(retain))
+    watched, taught = retain[order[:few]].sort().values, torch.cat([forget, retain[order[few:]]]).sort().values
     if v["rule"] == "untouched":
         return tell(0, **scores(original, task, forget, watched))
-    everything, retain = state.taught, (~state.in_forget).nonzero().flatten()
+    s.reference.remember(s)
     bad = task.corrupted[~torch.isin(task.corrupted, forget)]
-    for epoch in range(1, config.unlearn_epochs + 1):
+    for s.epoch in range(1, config.unlearn_epochs + 1):
         begin = time.perf_counter()
-        believed = ce_of(state, None) if v["suspects"] is not None else None
-        notes = remove(state, v)
-        ce, ce_ref = ce_of(state, None), state.known[1]
-        u = ce - ce_ref
-        notes |= dict(u_forget=float(u[forget].mean()), u_retain=float(u[retain].mean()),
-                      u_bad=float(u[bad].mean()) if len(bad) else None,
-                      far_retain=float((u[retain] > 6).float().mean()),
-                      far_bad=float((u[bad] > 6).float().mean()) if len(bad) else None)
-        notes |= {f"{name}_step2": value for name, value in scores(drop(state.expanded), task, forget, watched).items()
+        before = ce_of(s, None) if v["looked"] == "before" else None
+        notes = remove(s, v)
+        ce = ce_of(s, None)
+        notes |= after_step2(s, ce, bad)
+        notes |= {f"{name}_step2": value for name, value in scores(drop(s.expanded), task, forget, watched).items()
                   if name in ("healed", "utility", "acc_watched")}
-        state.taught = everything
-        if v["suspects"] is not None and epoch >= v["from_epoch"]:
-            out = ((ce if v["looked"] == "after" else believed) > v["suspects"]) & ~state.in_forget
-            among = torch.arange(len(task.train)) if everything is None else everything
-            state.taught = among[~out[among]]
+        index = taught
+        if v["suspects"] is not None and s.epoch >= v["from_epoch"]:
+            out = ((ce if before is None else before) > v["suspects"]) & ~s.in_forget
+            index = taught[~out[taught]]
             notes |= dict(left_out=int(out.sum()), left_out_bad=int(out[bad].sum()))
-        before = [p.detach().clone() for p in theta_o1(state)]
-        r.redirect(state)
-        notes["moved_step3"] = norm(p.detach() - b for p, b in zip(theta_o1(state), before, strict=True)) / norm(before)
-        seconds = time.perf_counter() - begin
-        judged = state.expanded
-        if v["refresh"] == "place":
-            refresh_batchnorm(judged, task.train, config.batch)
-        elif v["refresh"] == "copy":
-            raw = evaluate(drop(state.expanded), task, forget)
+        held = copies(s.expanded.theta_o1())
+        redirect(s, step3_batch, index)
+        notes |= dict(moved_step3=moved(s.expanded.theta_o1(), held), seconds=round(time.perf_counter() - begin, 2))
+        judged = s.expanded
+        if v["refresh"] == "copy":
+            raw = evaluate(drop(judged), task, forget)
             notes |= dict(product_raw=raw["product"], acc_forget_raw=raw["acc_forget"])
-            judged = copy.deepcopy(state.expanded)
-            refresh_batchnorm(judged, task.train, config.batch)
-        tell(epoch, **notes, **scores(drop(judged), task, forget, watched), seconds=round(seconds, 2))
+            judged = copy.deepcopy(judged)
+        refresh_batchnorm(judged, task.train, config.batch, modes=s.modes)
+        tell(s.epoch, **notes, **scores(drop(judged), task, forget, watched))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variants", required=True)
-    parser.add_argument("--seeds", required=True)
-    parser.add_argument("--tasks", default="poison,confusion,random")
-    parser.add_argument("--rates", default="0.1,0.5,1")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--n", type=int, default=120)
-    parser.add_argument("--out", type=Path, default=Path("/tmp/lab/tuning/rows.jsonl"))
-    parser.add_argument("--originals", type=Path, default=Path("/tmp/lab/tuning/originals"))
-    args = parser.parse_args()
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+CARRY, CHOSEN = "carry-today", "away0.07-susb2"
+AGAINST = [*((name, CARRY) for name in ("coast", "ray0.1", "away0.05", "away0.07", "away0.1", "away0.05-sus2",
+                                        "away0.07-sus2", "away0.07-sus2-ce1", "away0.07-susb1")),
+           (CHOSEN, CARRY), ("away0.07-sus2", "away0.07"), (CHOSEN, "away0.07"), ("away0.07-susb1", CHOSEN)]
+EPOCHS = (1, 2, 3)
+
+
+def runs_of(rows: list[dict]) -> dict[str, dict[tuple, dict[int, dict]]]:
+    """variant -> (task, discovery, seed, batch) -> epoch -> row.
+
+    Of an epoch that was run twice the last row counts, and of a cell that was run with 3 and with 10 epochs allowed
+    each epoch once: the rate is constant, and the first three epochs are the same to the last digit. CHOSEN is
+    "-place" where that was run, else with the refresh on a copy.
+    """
+    last = {tuple(row[name] for name in (*KEY, "epoch")): row for row in rows}
+    runs = {}
+    for row in last.values():
+        cell = row["task"], row["discovery"], row["seed"], row["batch"]
+        runs.setdefault(row["variant"], {}).setdefault(cell, {})[row["epoch"]] = row
+    runs["copy"] = runs.get(CHOSEN, {})
+    runs[CHOSEN] = runs["copy"] | runs.get(f"{CHOSEN}-place", {})
+    return runs
+
+
+def grid(header: list[str], lines) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines)) + "\n"
+
+
+def signed(values: list[float]) -> str:
+    """Mean ± SEM of fractions, in percent, with its sign, and n; empty of none."""
+    if not values:
+        return ""
+    mean, error = mean_sem(values)
+    return f"{100 * mean:+.1f}" + (f" ± {100 * error:.1f}" if error is not None else "") + f" ({len(values)})"
+
+
+def name_of(cell: tuple) -> str:
+    """A cell in words, without its seed."""
+    return f"{cell[0]} {cell[1]:g}" + (f", batch {cell[3]}" if cell[3] != 256 else "")
+
+
+def path_of(run: dict[int, dict], key: str, digits: int = 0) -> str:
+    """A score after epochs 1 to 3, in percent; empty where the run is not there."""
+    return " / ".join(f"{100 * run[epoch][key]:.{digits}f}" for epoch in EPOCHS) if run else ""
+
+
+def variants_table(runs: dict) -> str:
+    """Product of a variant less another's in the same cells, after each epoch."""
+    def line(mine: str, other: str) -> list[str]:
+        pairs = [(run, runs[other][cell]) for cell, run in runs[mine].items() if cell in runs[other]]
+        gained = [[a[e]["product"] - b[e]["product"] for a, b in pairs if e in a and e in b] for e in EPOCHS]
+        return [mine + ("" if other == CARRY else f" less {other}"), *map(signed, gained)]
+
+    return grid(["variant", *(f"after epoch {epoch} (n)" for epoch in EPOCHS)], [line(*pair) for pair in AGAINST])
+
+
+def cells_table(runs: dict) -> str:
+    """Product in each cell, of the chosen variant and of today's."""
+    lines = []
+    for cell in sorted(runs[CHOSEN], key=lambda c: (c[3], c[1], c[0], c[2])):
+        mine, other = runs[CHOSEN][cell], runs[CARRY].get(cell, {})
+        gained = f"{100 * (mine[3]['product'] - other[3]['product']):+.1f}" if other else ""
+        lines.append([name_of(cell), str(cell[2]), path_of(mine, "product", 1), path_of(other, "product", 1), gained])
+    return grid(["task, discovery", "seed", CHOSEN, CARRY, "difference after epoch 3"], lines)
+
+
+def poison_table(runs: dict) -> str:
+    """Healed of poison at 0.1, seed by seed."""
+    lines = []
+    for cell in sorted(cell for cell in runs[CHOSEN] if cell[:2] == ("poison", 0.1) and cell[3] == 256):
+        alone = [f"{100 * runs[name][cell][epoch]['healed']:.0f}" if cell in runs[name] else ""
+                 for name, epoch in (("untouched", 0), ("npo", 1))]
+        both = [path_of(runs[name].get(cell, {}), "healed") for name in (CARRY, CHOSEN)]
+        lines.append([str(cell[2]), *alone, *both])
+    return grid(["seed", "untouched", "NPO", CARRY, CHOSEN], lines)
+
+
+def repaired(run: dict[int, dict], gamma: float = 0.2) -> int:
+    """The epoch that `Repaired` of engine/ending.py returns of three: an epoch must beat the best by a standard error."""
+    best, chosen = -1.0, 0
+    for epoch in EPOCHS:
+        acc, kept = run[epoch]["acc_watched"], 1 - max(run[epoch]["acc_forget"], gamma)
+        done = 0 < best and acc * kept <= best + kept * (acc * (1 - acc) / run[epoch]["watched"]) ** 0.5
+        if acc * kept > best:
+            best, chosen = acc * kept, epoch
+        if done:
+            break
+    return chosen
+
+
+def paired(run: dict[int, dict], gamma: float = 0.2) -> int:
+    """The epoch that a paired end with patience returns of three: images of W newly right less newly wrong.
+
+    Epochs above gamma are none to return; one that beats the best by more than sqrt(changed images) is the best; two
+    that do not end it.
+    """
+    def right(epoch):
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(run[epoch]["watched_hits"]), np.uint8))
+        return bits[: run[epoch]["watched"]].astype(bool)
+
+    best, waited = 0, 0
+    for epoch in EPOCHS:
+        below = run[epoch]["acc_forget"] <= gamma
+        if below and best:
+            gained = int(right(epoch).sum()) - int(right(best).sum())
+            better = gained > max(1, (right(epoch) != right(best)).sum()) ** 0.5
+        else:
+            better = below
+        best, waited = (epoch, 0) if better else (best, waited + (best > 0))
+        if waited == 2:
+            break
+    return best or min(EPOCHS, key=lambda epoch: run[epoch]["acc_forget"])
+
+
+ENDS = {"epoch 1": lambda run: 1, "epoch 3": lambda run: 3, "`Repaired`": repaired, "paired": paired}
+
+
+def ends_table(runs: dict) -> str:
+    """The chosen variant against today's in the cells that both have, by the epoch that is returned."""
+    cells = sorted(cell for cell in runs[CHOSEN] if cell in runs[CARRY])
+    plain = {(cell[0], cell[2]): row[0]["utility"] for cell, row in runs["untouched"].items()}  # of no D_f
+    lines = []
+    for mine, other in [(name, name) for name in ENDS] + [("paired", "`Repaired`")]:
+        pairs = [(runs[CHOSEN][cell], runs[CARRY][cell], plain[cell[0], cell[2]]) for cell in cells]
+        pairs = [(a[ENDS[mine](a)], b[ENDS[other](b)], u) for a, b, u in pairs]
+        lost = [f"{100 * np.mean(d):+.1f} ({100 * min(d):+.1f})"
+                for d in ([a["utility"] - u for a, _, u in pairs], [b["utility"] - u for _, b, u in pairs])]
+        lines.append([mine if mine == other else f"{mine} against {other}",
+                      *(f"{100 * np.mean([pair[i]['product'] for pair in pairs]):.1f}" for i in (0, 1)),
+                      signed([a["product"] - b["product"] for a, b, _ in pairs]), *lost])
+    return grid(["", CHOSEN, CARRY, "difference (n)", f"Utility, {CHOSEN}", f"Utility, {CARRY}"], lines)
+
+
+def long_table(runs: dict) -> str:
+    """Mean product over epochs 4 to 10, where that many were run."""
+    names, lines = (CARRY, "away0.07", "copy"), []
+    for cell in sorted(cell for cell, run in runs["copy"].items() if 10 in run):
+        means = [np.mean([runs[name][cell][epoch]["product"] for epoch in range(4, 11)]) for name in names]
+        lines.append([name_of(cell), str(cell[2]), *(f"{100 * mean:.1f}" for mean in means)])
+    return grid(["task, discovery", "seed", CARRY, "away0.07", CHOSEN], lines)
+
+
+def norm_table(runs: dict) -> str:
+    """Product with refreshed BatchNorm statistics less that of the same weights with those that lag behind.
+
+    The mean over the variants of a cell first: up to epoch 2 many of them are the same network.
+    """
+    lines = []
+    for epoch in EPOCHS:
+        found = {}
+        for name, cells in runs.items():
+            for cell, run in cells.items() if name != CHOSEN else ():  # "copy" has them
+                if "product_raw" in run.get(epoch, {}):
+                    found.setdefault(cell, []).append(run[epoch]["product"] - run[epoch]["product_raw"])
+        lines.append([f"after epoch {epoch}", str(sum(map(len, found.values()))),
+                      signed([float(np.mean(values)) for values in found.values()])])
+    return grid(["", "runs", "refreshed less lagging (cells)"], lines)
+
+
+def table(rows: list[dict]) -> str:
+    """All tables of results/tuning/README.md, a blank line between two."""
+    runs = runs_of(rows)
+    make = (variants_table, cells_table, poison_table, ends_table, long_table, norm_table)
+    return "\n".join(one(runs) for one in make)
+
+
+def read(path: Path) -> list[dict]:
+    """The rows of a file, none where it is not there."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what is not in the file of rows yet, or print the tables of one."""
+    p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    p.add_argument("--table", type=Path, metavar="ROWS", help="print the tables of these rows and run nothing")
+    p.add_argument("--variants", default=f"{CARRY},{CHOSEN}-place", help=", ".join(VARIANTS))
+    p.add_argument("--seeds", default="100")
+    p.add_argument("--tasks", default="poison,confusion,random")
+    p.add_argument("--rates", default="0.1,0.5,1", help="discovery rates")
+    p.add_argument("--epochs", type=int, default=3)
+    p.add_argument("--batch", type=int, default=256)
+    p.add_argument("--n", type=int, default=120, help="corrupted images")
+    p.add_argument("--source", type=Path, default=SOURCE, help="folder of Fashion-MNIST's .gz files (%(default)s)")
+    p.add_argument("--out", type=Path, default=Path("runs/tuning/rows.jsonl"), help="of the rows (%(default)s)")
+    p.add_argument("--originals", type=Path, default=Path("runs/tuning/originals"), help="of networks (%(default)s)")
+    args = p.parse_args(argv)
+    if args.table:
+        print(table(read(args.table)), end="")
+        return 0
+    names, seeds, tasks = args.variants.split(","), [int(seed) for seed in args.seeds.split(",")], args.tasks.split(",")
+    if unknown := [name for name in names if name not in VARIANTS]:
+        p.error(f"no variant {unknown[0]!r}; choose from {', '.join(VARIANTS)}")
+    if not args.source.is_dir():
+        p.error(f"no folder {args.source}: apt-get install dataset-fashion-mnist, or give --source")
     torch.set_num_threads(1)
-    args.originals.mkdir(parents=True, exist_ok=True)
-    dataset = tuning_data()
-    for name in args.variants.split(","):
+    for folder in (args.originals, args.out.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    dataset = tuning_data(args.source)
+    for name, seed, kind, rate in product(names, seeds, tasks, map(float, args.rates.split(","))):
         v = {**BASE, **VARIANTS[name]}
-        epochs = 1 if v["rule"] == "npo" else 0 if v["rule"] == "untouched" else args.epochs
-        for seed in map(int, args.seeds.split(",")):
-            for task_name in args.tasks.split(","):
-                for rate in map(float, args.rates.split(",")):
-                    cell = dict(variant=name, **v, task=task_name, discovery=rate, seed=seed, n=args.n,
-                                batch=args.batch)
-                    done = [json.loads(line) for line in open(args.out)] if args.out.exists() else []
-                    if any(all(row.get(k) == w for k, w in cell.items()) and row["epoch"] >= epochs for row in done):
-                        continue
-                    config = resolve(dict(dataset="fashion-mini", task=task_name, seed=seed, discovery=rate, n=args.n,
-                                          batch=args.batch, unlearn_epochs=args.epochs, precision=v["precision"], quiet=True))
-                    task = corrupt(config, dataset)
-                    original = original_of(config, task, dataset, args.originals)
+        last = {"npo": 1, "untouched": 0}.get(v["rule"], args.epochs)
+        cell = dict(variant=name, **v, **FIXED, task=kind, discovery=rate, seed=seed, n=args.n, batch=args.batch,
+                    epochs=args.epochs)
+        if any(all(row[k] == cell[k] for k in KEY) and row["epoch"] >= last for row in read(args.out)):
+            continue
+        config = resolve(dict(dataset="fashion-mini", task=kind, seed=seed, discovery=rate, n=args.n, batch=args.batch,
+                              unlearn_epochs=args.epochs, quiet=True, **FIXED))
+        task = corrupt(config, dataset)
+        original = original_of(config, task, dataset, args.originals)
 
-                    def tell(epoch, **values):
-                        append_row(args.out, {**cell, "epochs": args.epochs, "epoch": epoch, **values})
-                        print(name, task_name, rate, seed, epoch, *(f"{k} {values[k]:.3f}" if values[k] is not None
-                              else "" for k in ("u_gamma", "moved_gamma", "moved", "moved_step3", "u_forget", "utility_step2", "far_retain", "far_bad",
-                              "healed", "utility", "product", "acc_forget", "seconds") if k in values), flush=True)
+        def tell(epoch: int, cell=cell, **values) -> None:
+            append_row(args.out, {**cell, "epoch": epoch, **values})
+            shown = ("moved", "healed", "utility", "product", "acc_forget", "seconds")
+            print(*(cell[k] for k in KEY[:4]), epoch, *(f"{k} {values[k]:.3f}" for k in shown if k in values), flush=True)
 
-                    run(v, config, task, original, find(config, task), tell)
+        run(v, config, task, original, find(config, task), tell)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
