@@ -1,11 +1,11 @@
 """Tuning of step 2 and of what step 3 leaves out, on 6,000 Fashion-MNIST training images that fashion-mini lacks.
 
     python benchmarks/tune.py --variants carry-today,away0.07-susb2-place --seeds 100,101 --rates 0.1
-    python benchmarks/tune.py --table results/tuning/rows.jsonl       # the tables of results/tuning, from the rows alone
+    python benchmarks/tune.py --table results/tuning/rows.jsonl       # the tables of results/tuning, from the rows
 
-Fashion-MNIST comes from Debian's package (apt-get install dataset-fashion-mnist), or from --source, a folder of the same
-.gz files. No image of data/fashion-mini.npz is read but the list of those that it holds: training and test images here
-are drawn from the other training rows, DRAW being the seed.
+Fashion-MNIST comes from Debian's package (apt-get install dataset-fashion-mnist), or from --source, a folder of the
+same .gz files. Of data/fashion-mini.npz no image is read, only which training rows it holds: training and test images
+here are drawn from the others, DRAW being the seed.
 
 Every epoch of every run is a JSON line, written as it comes. A run whose last epoch is in the file is skipped; where an
 epoch is there twice, the last line counts. The rows hold which examples of W each epoch gets right, so that rules for
@@ -62,8 +62,8 @@ FIXED = dict(optimizer="sgd", momentum=0.9, unlearn_lr=0.01, max_passes=100, pre
 #       as far, where rem.py's ends at gamma); after all but "carry" the optimiser's state is cleared
 #   refresh: of BatchNorm's base statistics after each epoch: "place", or "copy" (on what is judged alone)
 #   suspects: CE of the given label above which an image of D_r is left out of step 3; None: none is
-#   from_epoch: the first epoch that leaves suspects out; looked: their CE is that "after" step 2, or "before" it, as the
-#       epoch before left them
+#   from_epoch: the first epoch that leaves suspects out; looked: their CE is that "after" step 2, or "before" it, as
+#       the epoch before left them
 BASE = dict(rule="carry", reach=None, refresh="copy", suspects=None, from_epoch=1, looked="after")
 AFTER, BEFORE = dict(from_epoch=2), dict(from_epoch=2, looked="before")
 VARIANTS = {
@@ -162,8 +162,8 @@ def ray(s: State, reach: float, begin: list[torch.Tensor]) -> None:
 def away(s: State, reach: float, begin: list[torch.Tensor]) -> None:
     """theta_o1 goes on along the displacement of this step 2 until it is `reach` times the reference's norm from it."""
     theta_o1, ref = s.expanded.theta_o1(), s.reference.net.theta_o1()
-    line, off, whole = (torch.cat([t.flatten() for t in tensors]) for tensors in (
-        [p - b for p, b in zip(theta_o1, begin, strict=True)], [p - r for p, r in zip(theta_o1, ref, strict=True)], ref))
+    line, off = ([p - q for p, q in zip(theta_o1, others, strict=True)] for others in (begin, ref))
+    line, off, whole = (torch.cat([t.flatten().double() for t in tensors]) for tensors in (line, off, ref))
     # |off + t line|^2 = reach^2 |ref|^2, its larger root
     a, b, c = float(line @ line), float(line @ off), float(off @ off) - reach**2 * float(whole @ whole)
     if a and c < 0:
@@ -241,7 +241,7 @@ def run(v: dict, config, task, original, forget: torch.Tensor, tell) -> None:
 CARRY, CHOSEN = "carry-today", "away0.07-susb2"
 AGAINST = [*((name, CARRY) for name in ("coast", "ray0.1", "away0.05", "away0.07", "away0.1", "away0.05-sus2",
                                         "away0.07-sus2", "away0.07-sus2-ce1", "away0.07-susb1")),
-           (CHOSEN, CARRY), ("away0.07-sus2", "away0.07"), (CHOSEN, "away0.07"), ("away0.07-susb1", CHOSEN)]
+           (CHOSEN, CARRY), (CHOSEN, "away0.07"), ("away0.07-susb1", CHOSEN)]
 EPOCHS = (1, 2, 3)
 
 
@@ -280,9 +280,9 @@ def name_of(cell: tuple) -> str:
     return f"{cell[0]} {cell[1]:g}" + (f", batch {cell[3]}" if cell[3] != 256 else "")
 
 
-def path_of(run: dict[int, dict], key: str, digits: int = 0) -> str:
+def path_of(run: dict[int, dict], key: str) -> str:
     """A score after epochs 1 to 3, in percent; empty where the run is not there."""
-    return " / ".join(f"{100 * run[epoch][key]:.{digits}f}" for epoch in EPOCHS) if run else ""
+    return " / ".join(f"{100 * run[epoch][key]:.0f}" for epoch in EPOCHS) if run else ""
 
 
 def variants_table(runs: dict) -> str:
@@ -292,7 +292,7 @@ def variants_table(runs: dict) -> str:
         gained = [[a[e]["product"] - b[e]["product"] for a, b in pairs if e in a and e in b] for e in EPOCHS]
         return [mine + ("" if other == CARRY else f" less {other}"), *map(signed, gained)]
 
-    return grid(["variant", *(f"after epoch {epoch} (n)" for epoch in EPOCHS)], [line(*pair) for pair in AGAINST])
+    return grid(["variant", *(f"epoch {epoch} (n)" for epoch in EPOCHS)], [line(*pair) for pair in AGAINST])
 
 
 def cells_table(runs: dict) -> str:
@@ -301,8 +301,8 @@ def cells_table(runs: dict) -> str:
     for cell in sorted(runs[CHOSEN], key=lambda c: (c[3], c[1], c[0], c[2])):
         mine, other = runs[CHOSEN][cell], runs[CARRY].get(cell, {})
         gained = f"{100 * (mine[3]['product'] - other[3]['product']):+.1f}" if other else ""
-        lines.append([name_of(cell), str(cell[2]), path_of(mine, "product", 1), path_of(other, "product", 1), gained])
-    return grid(["task, discovery", "seed", CHOSEN, CARRY, "difference after epoch 3"], lines)
+        lines.append([name_of(cell), str(cell[2]), path_of(mine, "product"), path_of(other, "product"), gained])
+    return grid(["task, discovery", "seed", CHOSEN, CARRY, "after epoch 3"], lines)
 
 
 def poison_table(runs: dict) -> str:
@@ -317,7 +317,7 @@ def poison_table(runs: dict) -> str:
 
 
 def repaired(run: dict[int, dict], gamma: float = 0.2) -> int:
-    """The epoch that `Repaired` of engine/ending.py returns of three: an epoch must beat the best by a standard error."""
+    """The epoch of three that `Repaired` returns, see engine/ending.py: one must beat the best by a standard error."""
     best, chosen = -1.0, 0
     for epoch in EPOCHS:
         acc, kept = run[epoch]["acc_watched"], 1 - max(run[epoch]["acc_forget"], gamma)
@@ -369,7 +369,7 @@ def ends_table(runs: dict) -> str:
         lines.append([mine if mine == other else f"{mine} against {other}",
                       *(f"{100 * np.mean([pair[i]['product'] for pair in pairs]):.1f}" for i in (0, 1)),
                       signed([a["product"] - b["product"] for a, b, _ in pairs]), *lost])
-    return grid(["", CHOSEN, CARRY, "difference (n)", f"Utility, {CHOSEN}", f"Utility, {CARRY}"], lines)
+    return grid(["", CHOSEN, CARRY, "difference (n)", "its Utility", f"Utility, {CARRY}"], lines)
 
 
 def long_table(runs: dict) -> str:
@@ -393,7 +393,7 @@ def norm_table(runs: dict) -> str:
             for cell, run in cells.items() if name != CHOSEN else ():  # "copy" has them
                 if "product_raw" in run.get(epoch, {}):
                     found.setdefault(cell, []).append(run[epoch]["product"] - run[epoch]["product_raw"])
-        lines.append([f"after epoch {epoch}", str(sum(map(len, found.values()))),
+        lines.append([f"epoch {epoch}", str(sum(map(len, found.values()))),
                       signed([float(np.mean(values)) for values in found.values()])])
     return grid(["", "runs", "refreshed less lagging (cells)"], lines)
 
@@ -452,7 +452,8 @@ def main(argv: list[str] | None = None) -> int:
         def tell(epoch: int, cell=cell, **values) -> None:
             append_row(args.out, {**cell, "epoch": epoch, **values})
             shown = ("moved", "healed", "utility", "product", "acc_forget", "seconds")
-            print(*(cell[k] for k in KEY[:4]), epoch, *(f"{k} {values[k]:.3f}" for k in shown if k in values), flush=True)
+            parts = (f"{name} {values[name]:.3f}" for name in shown if name in values)
+            print(*(cell[k] for k in KEY[:4]), epoch, *parts, flush=True)
 
         run(v, config, task, original, find(config, task), tell)
     return 0
