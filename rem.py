@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from engine import (MaskTable, Reference, Repaired, accuracy_of, batches_of, check_sets, checked, copy_of,
-                    cross_entropy, finite_weights, make_optimizer, modes_of, one_pass, passing_mode, positive,
-                    put_modes, refresh_batchnorm, report, settings_from, stream, training_mode, warn_above)
+from engine import (MaskTable, Reference, Repaired, accuracy_of, batches_of, believed, carry_on, check_sets, checked,
+                    copies, copy_of, cross_entropy, finite_weights, make_optimizer, modes_of, moved, one_pass,
+                    passing_mode, positive, put_modes, refresh_batchnorm, report, settings_from, stream, training_mode,
+                    warn_above)
 from etd import Expanded, drop, mask_rows, mask_table
 from expand import expand
 
@@ -61,8 +62,8 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
 
 # --- What Algorithm 1 carries -----------------------------------------------------------------------------------------
 
-@checked(gamma=(0, 1), unlearn_epochs=(0, 10**9), max_passes=(0, 10**9), batch=(1, 10**9), optimizer=("sgd", "adam"),
-         precision=("auto", "float32", "bf16"), forget_norm=("auto", "running", "batch"))
+@checked(gamma=(0, 1), reach=(0, 10**9), unlearn_epochs=(0, 10**9), max_passes=(0, 10**9), batch=(1, 10**9),
+         optimizer=("sgd", "adam"), precision=("auto", "float32", "bf16"), forget_norm=("auto", "running", "batch"))
 @dataclass(frozen=True)
 class Settings:
     """What Algorithm 1 reads, at the values of Table 3 for ResNet-9 where that has them."""
@@ -74,6 +75,8 @@ class Settings:
     p_mem: float = 0.2  # share of theta_o2 that an example's mask turns on
     extra_ratio: float = 1.0  # theta_o2's width over theta_o1's
     max_passes: int = 100  # most passes over D_f in one step 2, then a warning
+    reach: float = 0.0  # how far the first step 2 takes theta_o1, over its norm; 0: momentum is carried into step 3
+    disbelieved: float = 0.0  # CE of a given label above which step 3 leaves an image of D_r out; 0: all stay in
     forget_norm: str = "auto"  # BatchNorm in step 2: "running" statistics (auto) or those of each "batch", see `remove`
     batch: int = 512
     optimizer: str = "sgd"  # or "adam"
@@ -128,8 +131,9 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
     end = until(s)  # Choice: max epochs is only an upper bound
     while s.epoch < s.config.unlearn_epochs and not end.reached:  # while current epoch <= max epochs
         s.epoch += 1
-        remove(s, training=s.config.forget_norm == "batch")  # Step 2
-        redirect(s, step3 or step3_batch, end.trained_on)  # Step 3
+        index = believed(s, end.trained_on)
+        remove(s, s.config.reach, training=s.config.forget_norm == "batch")  # Step 2
+        redirect(s, step3 or step3_batch, index)  # Step 3
         refresh_batchnorm(s.expanded, s.data, s.config.batch, modes=s.modes)  # Choice: see engine/modes.py
         end.look(s)
         report(log, s)
@@ -158,18 +162,25 @@ def add_capacity(model: nn.Module, data, forget: torch.Tensor, config, generator
                  device)
 
 
-def remove(s: State, training: bool = False) -> None:
+def remove(s: State, reach: float = 0.0, training: bool = False) -> None:
     """Step 2: while Acc(D_f) > gamma, pass over D_f and update theta_o1 with L_step2 = -L_remove.
 
     After max_passes it gives up with a warning.
+    Choice: with `reach` its strength is chosen, in place of what momentum makes of it inside step 3. At gamma the known
+    images are forgotten, but what they share is not; distance in weight space takes that out. The first step 2 goes on
+    along its line until theta_o1 is `reach` of its norm away; a later one ends at gamma, and no pass begins that far
+    out. The optimiser then forgets its state, so that no momentum of step 2 runs on into step 3.
     Choice: passes run in eval mode. Batch statistics of D_f alone subtract what its examples share, the trigger itself,
     so Acc(D_f) would fall until D_tr moves them back. `training`: in training mode all the same, as where no step 3
     follows (NPO); of one example there are no batch statistics.
     Raises: NonFiniteLoss.
     """
     config, passes, updates = s.config, 0, 0
+    theta_o1 = s.expanded.theta_o1()
+    begin = copies(theta_o1) if reach else []
     before = acc = accuracy_of(s, s.forget)
-    while acc > config.gamma and passes < config.max_passes:  # stop condition: Acc(D_f) <= gamma
+    # stop condition: Acc(D_f) <= gamma
+    while acc > config.gamma and passes < config.max_passes and not 0 < reach <= moved(theta_o1, begin):
         passing_mode(s, training)
         with one_pass(s, "step 2") as update:
             for rows, x, y in batches_of(s, s.forget):
@@ -180,6 +191,12 @@ def remove(s: State, training: bool = False) -> None:
         passes, updates = passes + 1, updates + update.steps
         acc = accuracy_of(s, s.forget)
     warn_above(acc, config.gamma, passes)
+    if reach and passes:
+        if s.epoch == 1:
+            # theta_o1 <- begin + reach ||begin|| d / ||d||,  d = theta_o1 - begin
+            carry_on(theta_o1, begin, reach)
+            acc = accuracy_of(s, s.forget)
+        s.optimizer.state.clear()
     s.record = dict(acc_forget_before=before, acc_forget=acc, passes=passes, updates=updates)
 
 
