@@ -5,10 +5,14 @@ for shared modules, X12 for logits and X13 for attention and the layers to name:
 - what is asked of the arguments, and of a network before anything is wrapped;
 - the dry run: errors of a forward pass become refusals, or go through where they say nothing of the network;
 - the self-check: extra channels that do not stay apart, reach no output, or miss the masks of their examples;
+- networks of torchvision, those that expand and those that are refused;
 - advice: `hidden_layers`, and what a refusal suggests.
 """
 
+import contextlib
 import copy
+import ctypes
+import gc
 import math
 from collections import namedtuple
 from unittest import mock
@@ -18,11 +22,12 @@ import torch
 import torchvision
 from torch import nn
 
+import etd
 import expand
 import train
 from architectures import IMAGE, SPOILERS, Spoiler, draw
 from engine import admission
-from helpers import assert_same_state, gen, make_data, randomise, run, small_net, tiny
+from helpers import assert_close, assert_same_state, gen, make_data, randomise, rows, run, small_net, tiny
 
 LEAKS = "cannot expand {}: with every mask at 0 its base outputs still change"
 
@@ -489,20 +494,6 @@ def test_weights_of_the_self_check(positive):
         assert (value.detach() - centre).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.15)
 
 
-@pytest.mark.parametrize("name, layer", [("shufflenet_v2_x0_5", ""), ("resnext50_32x4d", "layer1.0.conv2"),
-                                         ("convnext_tiny", "features.0.1"), ("squeezenet1_0", ""),
-                                         pytest.param("densenet121", "", marks=pytest.mark.slow)])
-def test_known_networks_that_cannot_be_expanded(name, layer):
-    """X10: networks of torchvision that concatenate, shuffle, group or normalise over channels are refused."""
-    with torch.random.fork_rng(devices=[]):
-        net = getattr(torchvision.models, name)(num_classes=10).double().eval()
-    text = refused(net, torch.zeros(1, 3, 64, 64), ratio=0.5)
-    assert not layer or text.startswith(f"cannot expand {layer!r}"), text
-    if name == "squeezenet1_0":  # also without the convolution that makes its logits
-        layers = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and n != "classifier.1"]
-        refused(net, torch.zeros(1, 3, 64, 64), ratio=0.5, layers=layers)
-
-
 # --- The self-check: every weight reaches the output, every example meets its mask ------------------------------------
 
 def test_a_network_that_cuts_theta_o2_off_is_refused():
@@ -589,6 +580,59 @@ def test_heads_of_training_are_told_before_any_work():
     state = torch.random.get_rng_state()
     expand.expand(net, IMAGE)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+# --- Networks of torchvision ------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def given_back():
+    """What large networks took goes back to the system after the test, so that later ones have it."""
+    yield
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def named(name):
+    """One of torchvision's networks of 10 classes, in float64: in eval mode new ones let signals shrink to 1e-13."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if name == "small swin":
+            return torchvision.models.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [4, 4], num_classes=10).double().eval()
+        return getattr(torchvision.models, name)(num_classes=10).double().eval()
+
+
+@pytest.mark.usefixtures("given_back")
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mnasnet0_5",
+                                  pytest.param("efficientnet_b0", marks=pytest.mark.slow), "small swin"])
+def test_known_networks_expand_and_drop_back(name):
+    """X10, X1, D1, D2: torchvision's networks expand, run base-only bit for bit, and drop back whole."""
+    net, inputs, layers = named(name), torch.zeros(2, 3, 32, 32), None
+    if name == "small swin":
+        layers = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and n.endswith("mlp.0")]
+    expanded, x = expand.expand(net, inputs, 0.5, layers), draw(0, 2, 3, 32, 32, dtype=torch.float64)
+    plain = run(net, x)
+    assert expanded.width > 0 and torch.equal(run(expanded, x), plain)
+    dropped = etd.drop(expanded)
+    assert_same_state(dropped, net)
+    named(name).load_state_dict(dropped.state_dict(), strict=True)
+    scale, off, on = plain.abs().max(), *(run(expanded, x, rows(0, expanded, 2, share)) for share in (0, 1))
+    assert_close(off / scale, plain / scale, 1e-10)  # through dozens of layers
+    assert (on - off).abs().max() > 1e-3 * scale
+
+
+@pytest.mark.usefixtures("given_back")
+@pytest.mark.parametrize("name, layer", [("shufflenet_v2_x0_5", ""), ("resnext50_32x4d", "layer1.0.conv2"),
+                                         ("convnext_tiny", "features.0.1"), ("squeezenet1_0", ""),
+                                         pytest.param("densenet121", "", marks=pytest.mark.slow)])
+def test_known_networks_that_cannot_be_expanded(name, layer):
+    """X10: networks of torchvision that concatenate, shuffle, group or normalise over channels are refused."""
+    net = named(name)
+    text = refused(net, torch.zeros(1, 3, 64, 64), ratio=0.5)
+    assert not layer or text.startswith(f"cannot expand {layer!r}"), text
+    if name == "squeezenet1_0":  # also without the convolution that makes its logits
+        layers = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and n != "classifier.1"]
+        refused(net, torch.zeros(1, 3, 64, 64), ratio=0.5, layers=layers)
 
 
 # --- Advice: which layers to name -------------------------------------------------------------------------------------

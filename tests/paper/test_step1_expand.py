@@ -6,21 +6,17 @@
 - "Initialized randomly": X4.
 - theta_o1 with theta_o2 is a wider network, and with theta_o2 off the original: X8, X9; each example on its own: F10.
 - "The expansion works across architectures" (A.3): random ones X10, layers of many kinds X9, the ViT, "before/after FF
-  in transformer blocks" and attention X13, known ones X10.
-What is refused, and in what words, is in tests/engine/test_admission.py.
+  in transformer blocks" and attention X13.
+Known networks, and what is refused in what words, are in tests/engine/test_admission.py.
 """
 
-import contextlib
 import copy
-import ctypes
-import gc
 import inspect
 import math
 import pickle
 
 import pytest
 import torch
-import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -744,42 +740,3 @@ def test_multihead_attention_is_not_broken(mode):
     assert_close(quick, slow, 1e-5)  # float32, another kernel without gradients
     with pytest.raises(TypeError, match="^cannot expand 'attention'"):
         expand.expand(net, IMAGE)
-
-
-# --- Networks of torchvision ------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def given_back():
-    """What large networks took goes back to the system after the test, so that later ones have it."""
-    yield
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc's alone
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def named(name):
-    """One of torchvision's networks of 10 classes, in float64: in eval mode new ones let signals shrink to 1e-13."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        if name == "small swin":
-            return torchvision.models.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [4, 4], num_classes=10).double().eval()
-        return getattr(torchvision.models, name)(num_classes=10).double().eval()
-
-
-@pytest.mark.usefixtures("given_back")
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mnasnet0_5",
-                                  pytest.param("efficientnet_b0", marks=pytest.mark.slow), "small swin"])
-def test_known_networks_expand_and_drop_back(name):
-    """X10, X1, D1, D2: torchvision's networks expand, run base-only bit for bit, and drop back whole."""
-    net, inputs, layers = named(name), torch.zeros(2, 3, 32, 32), None
-    if name == "small swin":
-        layers = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and n.endswith("mlp.0")]
-    expanded, x = expand.expand(net, inputs, 0.5, layers), draw(0, 2, 3, 32, 32, dtype=torch.float64)
-    plain = run(net, x)
-    assert expanded.width > 0 and torch.equal(run(expanded, x), plain)
-    dropped = etd.drop(expanded)
-    assert_same_state(dropped, net)
-    named(name).load_state_dict(dropped.state_dict(), strict=True)
-    scale, off, on = plain.abs().max(), *(run(expanded, x, rows(0, expanded, 2, share)) for share in (0, 1))
-    assert_close(off / scale, plain / scale, 1e-10)  # through dozens of layers
-    assert (on - off).abs().max() > 1e-3 * scale
