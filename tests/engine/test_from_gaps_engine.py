@@ -1,4 +1,4 @@
-"""From the dissolved test_gaps.py, test_odd.py and the end of the old test_etd.py: engine/modes, checks, batches, features.
+"""From the dissolved test_gaps.py and test_odd.py and the end of the old test_etd.py: modes, checks, batches, features.
 
 To be folded into the files of these modules: refreshed statistics D7, F11, E1; index sets A16; what came with a network
 L11; batches whose memory is used again A7; features S13.

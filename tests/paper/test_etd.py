@@ -4,8 +4,8 @@ In the paper's order:
 - Sec. 2, "when it comes to the memorization partition, each example only passes through its dedicated path, based on an
   example-tied dropout mask": M1, M13, M18; "randomly determined": M2, M10, M15; "ahead of training and then fixed": M3,
   M4, M5, M6; a table of bits, not of activations: M16.
-- Sec. 5 and line 3.1, "all examples in D_f are assigned the same (randomly-determined) mask": M7, M8, M9; REM (IDEAL) of
-  Fig. 3, "given full information about all corrupted samples": M14.
+- Sec. 5 and line 3.1, "all examples in D_f are assigned the same (randomly-determined) mask": M7, M8, M9; REM (IDEAL)
+  of Fig. 3, "given full information about all corrupted samples": M14.
 - Sec. 2, "the generalization neurons are never dropped out", and Sec. 5, "all examples pass through all of theta_o1 but
   each example will only pass through its assigned path in theta_o2": M11, M12, M17, E1, E4.
 - Sec. 2, the training recipe: E1, E5; "at inference time, the memorization neurons are dropped out": E2, E3.
@@ -602,5 +602,6 @@ def test_other_masks_than_those_of_training_are_refused(change):
     data, config = make_data(0, n=9), tiny(epochs=1, p_mem=0.5, seed=3)
     expanded = trained(small_net(0), data, config, gen(0))
     other = tiny(epochs=1, **{"p_mem": 0.5, "seed": 3, **change})
-    with pytest.raises(ValueError, match=f"seed and p_mem are {other.seed}, {other.p_mem}, and ETD training had 3, 0.5"):
+    text = f"seed and p_mem are {other.seed}, {other.p_mem}, and ETD training had 3, 0.5"
+    with pytest.raises(ValueError, match=text):
         rem.add_capacity(expanded, data, torch.tensor([1]), other, gen(0))

@@ -34,8 +34,8 @@ def size(net):
 # --- Table 3 ----------------------------------------------------------------------------------------------------------
 
 def test_golden_sizes():
-    """N1, R8: 2.276 M parameters of ResNet-9 at 100 %, 571 k at 50 %; of the ViT patch 8, dimension 512, depth 4, 8 heads
-    of 64 and hidden width 1536."""
+    """N1, R8: 2.276 M parameters of ResNet-9 at 100 %, 571 k at 50 %; of the ViT patch 8, dimension 512, depth 4,
+    8 heads of 64 and hidden width 1536."""
     assert size(build("resnet9", 1.0, seed=0)) == 2_276_224
     assert size(build("resnet9", 0.5, seed=0)) == 570_816
     net = build("vit", 1.0, seed=0)

@@ -48,7 +48,7 @@ def assert_transparent(net, inputs, ratio=1.0, layers=None, seed=0):
 
 
 def assert_wide_twin(expanded, wide, x, tolerance=1e-12):
-    """Under all-one masks the expanded network is the plain wide one, in both modes, the statistics of its norms too."""
+    """Under all-one masks the expanded network is the plain wide one, in both modes, the statistics of norms too."""
     ones = rows(0, expanded, len(x), 1)
     for mode in (False, True, False):
         assert_close(run(expanded.train(mode), x, ones), run(wide.train(mode), x), tolerance)
@@ -273,7 +273,7 @@ class Shared(nn.Module):
 
 
 def test_shared_modules_stay_shared():
-    """X11, X9: a module under two names is wrapped once, keeps both names, drops back to one, and acts as the wide one."""
+    """X11, X9: a module under two names is wrapped once, keeps both, drops back to one, and acts as the wide one."""
     net, x = randomise(Shared(), 2).double(), draw(0, 3, 1, 8, 8, dtype=torch.float64)
     expanded = assert_transparent(net, IMAGE).eval()
     dropped = etd.drop(expanded)
@@ -527,7 +527,7 @@ def test_a_norm_masks_for_the_layer_whose_very_output_it_reads(between, norm_mas
 
 
 def test_a_norm_masks_what_an_activation_lifts():
-    """X8, X10: a Sigmoid turns a masked 0 into a half, but the mask of the BatchNorm behind it turns that off: no leak."""
+    """X8, X10: a Sigmoid turns a masked 0 into a half, but the mask of the norm behind it turns that off: no leak."""
     net = randomise(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Sigmoid(), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3),
                                   nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(3, 2)), 0).double()
     expanded, x = expand.expand(net, IMAGE).eval(), draw(0, 4, 1, 8, 8, dtype=torch.float64)

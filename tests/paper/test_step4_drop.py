@@ -111,7 +111,7 @@ def test_dropped_network_is_plain(capacity, layout):
 
 @given(seed=seeds, ratio=ratios)
 def test_drop_leaves_the_expanded_network_alone(seed, ratio):
-    """D6: dropping twice gives the same; the expanded network stays; requires_grad is the original's, no gradient is."""
+    """D6: dropping twice gives the same; the expanded network stays; requires_grad is the original's, no gradient."""
     net = small_net(seed)
     net.conv1.weight.requires_grad_(False)
     expanded = expand.expand(net, IMAGE, ratio)
