@@ -156,9 +156,15 @@ def test_a_network_without_values_is_refused():
 
 
 def test_wrappers_around_a_network_are_refused():
-    """X10, D1: DataParallel and torch.compile stand around the network that is meant, or a part; the text names it."""
-    assert "it is a DataParallel; take the network inside, .module" in refused(nn.DataParallel(small_net(0)))
-    assert "cannot expand '0': it is a DataParallel" in refused(nn.Sequential(nn.DataParallel(small_net(0))))
+    """X10, D1: DataParallel, DistributedDataParallel and torch.compile stand around the network that is meant, or around
+    a part of it; the text names where and what to take instead."""
+    distributed = nn.parallel.DistributedDataParallel
+    parallel = distributed.__new__(distributed)  # making one asks for several processes
+    nn.Module.__init__(parallel)
+    parallel.module = small_net(0)
+    for wrapper in (nn.DataParallel(small_net(0)), parallel):
+        assert f"it is a {type(wrapper).__name__}; take the network inside, .module" in refused(wrapper)
+        assert f"cannot expand '0': it is a {type(wrapper).__name__}" in refused(nn.Sequential(wrapper))
     compiled = small_net(0)
     compiled._orig_mod = nn.Identity()  # how torch.compile keeps the network inside
     assert "it is compiled; take the network before compiling, ._orig_mod" in refused(compiled)

@@ -92,10 +92,13 @@ def test_base_only_is_the_original_on_cuda(dtype, layout):
 
 @given(seed=seeds, ratio=ratios)
 def test_base_layers_are_kept(seed, ratio):
-    """X2: base weights, biases, BatchNorm buffers and num_batches_tracked are bitwise the original's."""
+    """X2: base weights, biases, BatchNorm buffers and num_batches_tracked are bitwise the original's, and the statistics
+    of masked passes go on from them."""
     net = small_net(seed)
     net.norm1.num_batches_tracked += 7
     expanded = expand.expand(net, IMAGE, ratio)
+    own, base = dict(expanded.layers()["norm1"].named_buffers(recurse=False)), dict(net.norm1.named_buffers())
+    assert own["num_batches_tracked"] == 7 and all(torch.equal(own[k][:3], base[k]) for k in base if base[k].dim())
     bases = {name: layer.base for name, layer in expanded.layers().items()}
     inside = dict(expanded.net.named_modules())
     for name, module in net.named_modules():
@@ -713,6 +716,12 @@ def test_a_networks_own_layers_win_over_every_convolution():
     for own, extra in ((("0",), {"0"}), (None, {"0", "1"})):
         net.expandable = own
         assert {name for name, layer in expand.expand(net, IMAGE).layers().items() if layer.extra_out} == extra
+
+
+def test_names_are_read_once():
+    """X13, X4: names that can be read but once, from an iterator, are followed in both of the tries that expand makes."""
+    expanded = expand.expand(Fork(), torch.zeros(2, 1, 4, 4), layers=iter(["conv"]))
+    assert_same_state(expanded, expand.expand(Fork(), torch.zeros(2, 1, 4, 4), layers=["conv"]))
 
 
 class Attentive(nn.Module):
