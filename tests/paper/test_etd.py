@@ -7,7 +7,7 @@ In the paper's order:
 - Sec. 5 and line 3.1, "all examples in D_f are assigned the same (randomly-determined) mask": M7, M8, M9; REM (IDEAL)
   of Fig. 3, "given full information about all corrupted samples": M14.
 - Sec. 2, "the generalization neurons are never dropped out", and Sec. 5, "all examples pass through all of theta_o1 but
-  each example will only pass through its assigned path in theta_o2": M11, M12, M17, E1, E4.
+  each example will only pass through its assigned path in theta_o2": M11, M12, M17, E4.
 - Sec. 2, the training recipe: E1, E5; "at inference time, the memorization neurons are dropped out": E2, E3.
 - Sec. 5, REM on ETD, "ETD's existing masks for the examples in D_r (assigning a new one for examples in D_f)": E6.
 - A.2, Fig. 9, ETD (IDEAL): E1.
@@ -35,7 +35,7 @@ import rem
 import train
 from architectures import IMAGE, draw
 from experiment.data import batches
-from helpers import assert_close, assert_same_state, gen, make_data, randomise, rows, run, seeds, small_net, tiny
+from helpers import assert_close, assert_same_state, gen, make_data, rows, run, seeds, small_net, tiny
 from metrics import predict
 from models import build
 
@@ -178,14 +178,6 @@ def test_rows_of_the_others_are_independent():
     assert far.max() < 7 * math.sqrt(width * p**2 * (1 - p**2))  # each pair; 7 sd: 780 * 3e-12
 
 
-@given(n=sizes, width=widths, seed=seeds)
-def test_extreme_probabilities(n, width, seed):
-    """M15: p = 0 is all zeros, p = 1 all ones, also for the shared row."""
-    forget = subset(seed, n)
-    assert not etd.mask_table(n, width, 0.0, seed, forget)[:].any()
-    assert etd.mask_table(n, width, 1.0, seed, forget)[:].all()
-
-
 def test_p_mem_0_is_off_whatever_is_drawn():
     """M15: a bit is on where its draw is below p, so p = 0 is all zeros even where the draw is exactly 0."""
     # torch.rand gives an exact 0 once in 2^24 draws, so it is put in place of the draws
@@ -202,65 +194,37 @@ def test_rows_without_a_bit_are_allowed():
 
 # --- Sec. 2: "ahead of training and then fixed" -----------------------------------------------------------------------
 
-@given(n=sizes, width=widths, p=rates, seed=seeds)
-def test_rows_equal_an_independent_derivation(n, width, p, seed):
-    """M3, M9: row i is the (i + 1)-th stretch of one stream of uniform numbers, the shared row the first."""
-    table, shared = etd.mask_table(n, width, p, seed), etd.mask_table(n, width, p, seed, torch.arange(n))
+@given(n=sizes, width=widths, p=rates, seed=seeds, share=st.sampled_from([None, 0.0, 0.5, 1.0]))
+def test_rows_equal_an_independent_derivation(n, width, p, seed, share):
+    """M3, M4, M7, M8, M9, M15: row i is the (i + 1)-th stretch of one stream of uniform numbers below p, whatever N is,
+    and the examples that share a row have the first, which is no one's own; no one shares where none are named."""
+    shared = None if share is None else subset(seed, n, share)
+    table, together = etd.mask_table(n, width, p, seed, shared), [] if shared is None else shared.tolist()
     for i in range(n):
-        assert table[i].tolist() == oracles.mask_row(seed, i, width, p)
-        assert shared[i].tolist() == oracles.mask_row(seed, None, width, p)
+        assert table[i].tolist() == oracles.mask_row(seed, None if i in together else i, width, p)
 
 
 def test_a_large_table_is_one_stream():
-    """M3, M16: a table that is drawn in parts, more than a million numbers, has the rows of one draw of all."""
+    """M3, M4, M16: a table that is drawn in parts, more than a million numbers, and one of any smaller N have the rows
+    of one draw of all; so have those beyond the sizes at which torch changes its ways of drawing."""
     rows = torch.rand((2201, 1000), generator=gen(4)) < 0.3
-    assert torch.equal(etd.mask_table(2200, 1000, 0.3, seed=4)[:], rows[1:])
+    for n in (0, 1, 15, 16, 17, 1000, 2200):
+        assert torch.equal(etd.mask_table(n, 1000, 0.3, seed=4)[:], rows[1 : n + 1])
 
 
-@given(n=sizes, width=widths, seed=st.integers(0, 2**31 - 2), p=rates)
-def test_row_depends_on_seed_and_index_alone(n, width, seed, p):
-    """M3: the same row at every call, order, batch and shuffling, and under another default dtype."""
-    table = etd.mask_table(n, width, p, seed)
-    etd.mask_table(n + 3, width, p, seed + 1)
-    assert torch.equal(table[:], etd.mask_table(n, width, p, seed)[:])
-    order = torch.randperm(n, generator=gen(seed))
+@given(n=sizes, width=widths, seed=seeds, p=rates)
+def test_rows_are_the_same_at_every_look(n, width, seed, p):
+    """M3: the same row in every order and batch, and drawn again after other tables, under another default dtype."""
+    table, order = etd.mask_table(n, width, p, seed), torch.randperm(n, generator=gen(seed))
     for i, row in zip(order.tolist(), etd.mask_rows(table, order), strict=True):
         assert torch.equal(row, table[i]) and torch.equal(row, etd.mask_rows(table, torch.tensor([i]))[0])
+    etd.mask_table(n + 3, width, p, seed ^ 1)
     torch.set_default_dtype(torch.float64)
     try:
         again = etd.mask_table(n, width, p, seed)
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(table[:], again[:])
-
-
-@given(seed=seeds)
-def test_every_epoch_of_step_3_has_the_first_masks(seed):
-    """M3, M13: in step 3 each example, in every epoch and at every place in a batch, meets its own row of the table."""
-    n, config = 9, tiny(batch=4, p_mem=0.5, seed=seed % 1000)
-    data, forget = make_data(seed, n=n), subset(seed, n, 0.4)
-    state = rem.add_capacity(small_net(seed), data, forget, config, gen(seed))
-    table = etd.mask_table(n, state.expanded.width, 0.5, seed % 1000, forget)
-    with masked_calls(state.expanded, data) as seen:
-        for _ in range(2):
-            rem.redirect(state, rem.step3_batch)
-    assert len(seen) == 2 * n
-    assert all(torch.equal(row, table[index]) for index, row in seen)
-
-
-@given(n=sizes, more=sizes, width=widths, seed=seeds, p=rates)
-def test_rows_stay_when_n_grows(n, more, width, seed, p):
-    """M4, M3: row i stays when N grows, with and without a shared row."""
-    for shared in (None, subset(seed, n)):
-        few, many = (etd.mask_table(size, width, p, seed, shared) for size in (n, n + more))
-        assert torch.equal(few[:], many[:n])
-
-
-def test_rows_stay_when_a_large_n_grows():
-    """M4: also beyond the sizes at which torch changes its ways of drawing."""
-    large = etd.mask_table(3000, 257, 0.2, seed=1)
-    for n in (0, 1, 15, 16, 17, 1000, 2999):
-        assert torch.equal(etd.mask_table(n, 257, 0.2, seed=1)[:], large[:n])
 
 
 @given(n=st.integers(1, 17), width=widths, seed=seeds)
@@ -287,31 +251,25 @@ def test_rows_are_the_same_on_cuda():
         assert torch.equal(etd.mask_table(50, 33, 0.2, 0, torch.tensor([3, 4]))[:], table[:])  # indices there, too
 
 
-@given(seed=seeds)
-def test_masks_leave_global_random_states(seed):
-    """M6: drawing, looking up, applying and dropping masks leaves torch's, numpy's and Python's generators."""
+@given(seed=seeds, train_mode=st.booleans())
+def test_masks_leave_global_states_and_inputs(seed, train_mode):
+    """M6, E4: drawing, looking up, applying and dropping masks leaves torch's, numpy's and Python's generators; a pass
+    writes into none of its inputs and touches no weight."""
     net, x = small_net(seed), draw(seed, 3, 1, 8, 8)
     with untouched_rng():
-        expanded = expand.expand(net, IMAGE)
+        expanded = expand.expand(net, IMAGE).train(train_mode)
         table = etd.mask_table(9, expanded.width, 0.5, seed, torch.tensor([2]))
-        for training in (True, False):
-            expanded.train(training)(x, etd.mask_rows(table, torch.tensor([1, 2, 8])))
+        mask = etd.mask_rows(table, torch.tensor([1, 2, 8]))
+        weights = {name: p.detach().clone() for name, p in expanded.named_parameters()}
+        copies = x.clone(), mask.clone()
+        expanded(x, mask)
+        expanded(x)
         etd.drop(expanded)
+    assert torch.equal(x, copies[0]) and torch.equal(mask, copies[1]) and (x._version, mask._version) == (0, 0)
+    assert all(torch.equal(p, weights[name]) for name, p in expanded.named_parameters())
 
 
 # --- Sec. 5, line 3.1: all of D_f share one mask ----------------------------------------------------------------------
-
-@given(n=sizes, width=widths, seed=seeds)
-def test_forget_set_shares_one_row(n, width, seed):
-    """M7, M8: D_f's rows are one shared row, the others stay; D_f empty changes nothing; D_f everything leaves one."""
-    own, forget = etd.mask_table(n, width, 0.5, seed)[:], subset(seed, n)
-    table = etd.mask_table(n, width, 0.5, seed, forget)
-    shared = torch.tensor(oracles.mask_row(seed, None, width, 0.5), dtype=torch.bool)
-    for i in range(n):
-        assert torch.equal(table[i], shared if i in forget.tolist() else own[i])
-    assert torch.equal(etd.mask_table(n, width, 0.5, seed, forget[:0])[:], own)
-    assert all(torch.equal(row, shared) for row in etd.mask_table(n, width, 0.5, seed, torch.arange(n))[:])
-
 
 def test_shared_row_has_the_marginal_of_the_others():
     """M9: over seeds the shared row's bits are on with probability p, it changes with the seed, and no one owns it."""
@@ -328,26 +286,22 @@ def test_shared_row_has_the_marginal_of_the_others():
     assert len(rows) == runs
 
 
-@given(seed=seeds)
-def test_rem_gives_the_forget_set_one_row(seed):
-    """M7, M8, M16: after step 1 D_f has the shared row, everyone else their own, in N x width bits."""
-    n, config = 9, tiny(p_mem=0.5, seed=seed % 1000)
-    data, forget = make_data(seed, n=n, size=16), subset(seed, n, 0.4)
-    state = rem.add_capacity(small_net(seed, width=7), data, forget, config, gen(seed))
-    for i in range(n):
-        assert state.masks[i].tolist() == oracles.mask_row(seed % 1000, None if i in forget.tolist() else i, 7, 0.5), i
+@given(seed=seeds, ideal=st.booleans())
+def test_every_epoch_of_step_3_has_the_masks_of_step_1(seed, ideal):
+    """M7, M8, M14, M3, M13, M16: after step 1 D_f has the shared row, or with shared=D_c exactly D_c, everyone else their
+    own, in N x width bits; in step 3 each example meets its row in every epoch and at every place in a batch."""
+    n, config = 9, tiny(batch=4, p_mem=0.5, seed=seed % 1000)
+    data, corrupted = make_data(seed, n=n, size=16), subset(seed, n)
+    forget = corrupted[:2] if ideal else corrupted
+    state = rem.add_capacity(small_net(seed, width=7), data, forget, config, gen(seed), corrupted if ideal else None)
+    expected = [oracles.mask_row(seed % 1000, None if i in corrupted.tolist() else i, 7, 0.5) for i in range(n)]
+    assert [state.masks[i].tolist() for i in range(n)] == expected
     assert state.masks.packed.nbytes == n  # seven bits of a byte
-
-
-def test_ideal_shares_all_of_the_corrupted_set():
-    """M14: with shared=D_c exactly D_c's rows are equal, not D_f's only."""
-    for seed in range(5):
-        n, config = 10, tiny(p_mem=0.5, seed=seed, ratio=20.0)
-        data, corrupted = make_data(seed, n=n), subset(seed, n)
-        state = rem.add_capacity(small_net(seed), data, corrupted[:2], config, gen(seed), corrupted)
-        shared = oracles.mask_row(seed, None, state.expanded.width, 0.5)
-        # 60 bits: no row equals the shared one by chance (10 * 2^-60)
-        assert [i for i in range(n) if state.masks[i].tolist() == shared] == sorted(corrupted.tolist())
+    with masked_calls(state.expanded, data) as seen:
+        for _ in range(2):
+            rem.redirect(state, rem.step3_batch)
+    assert len(seen) == 2 * n
+    assert all(row.tolist() == expected[index] for index, row in seen)
 
 
 # --- Sec. 2 and 5: theta_o1 is never masked, theta_o2 by the example's mask -------------------------------------------
@@ -416,36 +370,6 @@ def test_wrong_mask_shapes_are_refused(seed, batch):
     for shape in [(batch, 2), (batch, 4), (batch + 1, 3), (3,), (batch, 3, 1), (batch, 1), (0, 3)]:
         with pytest.raises(ValueError, match=rf"the mask has shape .*; it must be \({batch}, 3\)"):
             expanded(x, torch.ones(shape, dtype=torch.bool))
-
-
-@given(seed=seeds, train_mode=st.booleans())
-def test_forward_writes_nothing(seed, train_mode):
-    """E4: forward writes neither into its inputs nor into a global random state, and touches no weight."""
-    expanded = expand.expand(small_net(seed), IMAGE).train(train_mode)
-    x, mask = draw(seed, 4, 1, 8, 8), rows(seed, expanded, 4)
-    weights = {name: p.detach().clone() for name, p in expanded.named_parameters()}
-    copies = x.clone(), mask.clone()
-    with untouched_rng():
-        expanded(x, mask)
-        expanded(x)
-    assert torch.equal(x, copies[0]) and torch.equal(mask, copies[1])
-    assert all(torch.equal(p, weights[name]) for name, p in expanded.named_parameters())
-    assert (x._version, mask._version) == (0, 0)
-
-
-@given(seed=seeds)
-def test_a_pass_under_masks_is_the_naive_loop(seed):
-    """E1, M11: theta_o1's channels pass for all, theta_o2's by the example's row: the naive loop agrees."""
-    net, data = small_net(seed, dtype=torch.float64), make_data(seed, n=6)
-    expanded = randomise(expand.expand(net, IMAGE), seed).eval()
-    table = etd.mask_table(6, expanded.width, 0.5, seed)
-    weights = {key.removeprefix("net."): value.numpy() for key, value in expanded.state_dict().items()}
-    for index, x, _ in batches(data, size=4, generator=gen(seed), dtype=torch.float64):
-        x = x[:, :, :3, :3]
-        expected = [oracles.masked_small_net(image[None].numpy(), table[i][None].numpy(), weights)[0]
-                    for i, image in zip(index.tolist(), x, strict=True)]
-        # sums in another order, running variances down to 0.1
-        assert_close(run(expanded, x, etd.mask_rows(table, index)), torch.from_numpy(np.stack(expected)), 1e-11)
 
 
 # --- Sec. 2: training -------------------------------------------------------------------------------------------------
@@ -518,25 +442,20 @@ def test_odd_widths_round_half_to_even(width, ratio, extra):
     assert expand.expand(small_net(0, width=width), IMAGE, ratio).width == extra
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_train_etd_keeps_other_dtypes(dtype):
-    """X6, E1: ETD trains networks of any floating dtype to the end, and tells its log of each epoch."""
-    told = []
-    expanded = trained(small_net(0, dtype=dtype), make_data(0), tiny(epochs=2), gen(0),
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_etd_of_the_papers_network(dtype):
+    """E1, E6, X6: ResNet-9 of any floating dtype trains with masks, tells its log of each epoch, and drops back to its
+    own shapes, moved."""
+    net, told = build("resnet9", 0.1, channels=1, image_size=8, seed=0).to(dtype), []
+    expanded = trained(net, make_data(0), tiny(epochs=2), gen(0),
                        log=lambda epoch, epochs, model, loss: told.append((epoch, epochs, math.isfinite(loss))))
-    assert {p.dtype for p in expanded.parameters()} == {dtype}
     assert told == [(1, 2, True), (2, 2, True)]
-
-
-def test_etd_of_the_papers_network():
-    """E1, E6: ResNet-9 trains with masks and drops back to its own shapes, moved."""
-    net = build("resnet9", 0.1, channels=1, image_size=8, seed=0)
-    expanded = trained(net, make_data(0), tiny(epochs=1), gen(0))
+    assert {p.dtype for p in expanded.parameters()} == {dtype}
+    assert all(t.isfinite().all() for t in expanded.state_dict().values())
     dropped = etd.drop(expanded)
     assert [(k, v.shape) for k, v in dropped.state_dict().items()] == [
         (k, v.shape) for k, v in net.state_dict().items()]
     assert not torch.equal(dropped.head.weight, net.head.weight)
-    assert all(t.isfinite().all() for t in expanded.state_dict().values())
 
 
 # --- Sec. 2: "at inference time, the memorization neurons are dropped out" --------------------------------------------
