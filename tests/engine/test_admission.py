@@ -156,8 +156,8 @@ def test_a_network_without_values_is_refused():
 
 
 def test_wrappers_around_a_network_are_refused():
-    """X10, D1: DataParallel, DistributedDataParallel and torch.compile stand around the network that is meant, or around
-    a part of it; the text names where and what to take instead."""
+    """X10, D1: DataParallel, DistributedDataParallel and torch.compile stand around the network that is meant, or a part
+    of it; the text names where and what to take instead."""
     distributed = nn.parallel.DistributedDataParallel
     parallel = distributed.__new__(distributed)  # making one asks for several processes
     nn.Module.__init__(parallel)

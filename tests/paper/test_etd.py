@@ -288,8 +288,8 @@ def test_shared_row_has_the_marginal_of_the_others():
 
 @given(seed=seeds, ideal=st.booleans())
 def test_every_epoch_of_step_3_has_the_masks_of_step_1(seed, ideal):
-    """M7, M8, M14, M3, M13, M16: after step 1 D_f has the shared row, or with shared=D_c exactly D_c, everyone else their
-    own, in N x width bits; in step 3 each example meets its row in every epoch and at every place in a batch."""
+    """M7, M8, M14, M3, M13, M16: after step 1 D_f has the shared row, or with shared=D_c exactly D_c, and all others
+    their own, in N x width bits; in step 3 each example meets its row in every epoch, at every place in a batch."""
     n, config = 9, tiny(batch=4, p_mem=0.5, seed=seed % 1000)
     data, corrupted = make_data(seed, n=n, size=16), subset(seed, n)
     forget = corrupted[:2] if ideal else corrupted
