@@ -409,6 +409,19 @@ def test_a_small_leak_is_refused(beta):
     assert refused(chain(nn.Softplus(beta))).startswith(LEAKS.format("'2'"))
 
 
+class Lifted(nn.Module):
+    """Softplus(1e3), whose leak is 7e-4, and 1e9 added to the one base channel."""
+
+    def forward(self, x):
+        x = nn.functional.softplus(x, 1e3)
+        return torch.cat([x[:, :1] + 1e9, x[:, 1:]], dim=1)
+
+
+def test_a_leak_beside_a_large_mean_is_refused():
+    """X10: what leaks is measured by the spread of a layer's outputs, not by their size, next to which it is nothing."""
+    assert refused(chain(Lifted(), width=1)).startswith(LEAKS.format("'2'"))
+
+
 @pytest.mark.parametrize("factor", [1e-12, 1e-6, 1e6, 1e12])
 def test_the_scale_of_a_network_is_no_leak(factor):
     """X10: rounding grows with the outputs: a network whose signals are large or small expands like any other."""
