@@ -1,7 +1,4 @@
-"""From the dissolved test_gaps.py: a GPU that is not used, no git, generators elsewhere, files that run no code.
-
-To be folded into the files of experiment/: R1, R3, M5, A8.
-"""
+"""What lies around a run: a GPU that is not used, no git, generators elsewhere, files that run no code (R1, R3, M5, A8)."""
 
 import ast
 import subprocess

@@ -1,6 +1,8 @@
-"""From the dissolved test_gaps.py and test_odd.py: logits that are not finite, blocks that training skips, importances.
+"""Networks and inputs that are rare: logits that are not finite, blocks that training skips, half precision.
 
-To be folded into the files of metrics.py (V1, V8, V9), of step 3 (A21) and of baselines.py (SSD, Potion).
+- V1, V8  a logit that is not finite is an error and no class
+- V9      a network that keeps what it made can be differentiated afterwards
+- A21     a block that one batch skips is redirected through all the same
 """
 
 import pytest

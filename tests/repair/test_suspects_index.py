@@ -1,4 +1,4 @@
-"""From the dissolved test_odd.py: suspects of a source that yields its examples in an order of its own (S10, S13)."""
+"""Suspects of a data source that yields its examples in an order of its own (S10, S13)."""
 
 import pytest
 import torch
