@@ -257,8 +257,12 @@ def test_the_mode_of_its_passes(norm, training, size):
     batch statistics."""
     modes = []
 
+    def spy(net, args):
+        if torch.is_grad_enabled():  # neither accuracy nor the refresh
+            modes.append(net.training)
+
     def log(epoch, epochs, model, **record):
-        model.register_forward_pre_hook(lambda net, args: modes.append(net.training) if torch.is_grad_enabled() else None)
+        model.register_forward_pre_hook(spy)
 
     with acc_forget(0.0, 0.9, 0.0):  # the hook stands when the second epoch begins
         unlearn(size=size, forget_norm=norm, until=Never, batch=64, log=log)
