@@ -122,7 +122,7 @@ def test_each_step_leaves_frozen_norms(how):
     net, _ = frozen(how)
     state = make_state(net=net, size=5)
     steps = (lambda: remove(state, training=True), lambda: redirect(state, step3_batch),
-             lambda: refresh_batchnorm(state.expanded, state.data, 4, modes=state.modes))
+             lambda: refresh_batchnorm(state.expanded.eval(), state.data, 4, modes=state.modes))
     before = copy.deepcopy(net.norm2)
     for step in steps:
         with acc_forget(0.9, 0.0):
@@ -162,7 +162,9 @@ def test_a_refresh_forgets_what_was_before(seed, n):
     """D7, E1: after it the first norm's statistics are those of the training images, whatever they were before, and no
     weight has moved."""
     data, net, anew = make_data(seed, n=n), small_net(seed), small_net(seed)
+    anew.norm1.running_mean.fill_(torch.inf), anew.norm1.num_batches_tracked.fill_(77)
     refresh_batchnorm(anew, data, size=n)
+    assert anew.norm1.num_batches_tracked == 1
     x = run(net.conv1, next(batches(data, size=n))[1])
     assert_close(anew.norm1.running_mean, x.mean(dim=(0, 2, 3)), 1e-5)  # float32
     assert_close(anew.norm1.running_var, x.var(dim=(0, 2, 3)), 1e-5)
