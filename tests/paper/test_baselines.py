@@ -577,8 +577,8 @@ def test_e6_theta_o2_is_drawn_once_for_all(capacity, ratio, width):
 @few
 @given(seeds)
 def test_a13_without_31_and_32_rem_is_npo(seed):
-    """A13: Table 2, "no use of 3.1 & 3.2 simplifies to NPO": it is Algorithm 1 with a step 3 of no loss, to the bit, but
-    for BatchNorm's statistics, which an epoch of Algorithm 1 makes anew in its end."""
+    """A13: Table 2, "no use of 3.1 & 3.2 simplifies to NPO": it is Algorithm 1 with a step 3 of no loss, bit for bit but
+    in BatchNorm's statistics, which an epoch of Algorithm 1 makes anew in its end."""
     net, forget = small_net(seed), draw(seed)[0]
     data = learnt(net, make_data(seed, pad=1, flip=True))
 
