@@ -385,15 +385,15 @@ def test_a2_equality_is_reached(name):
     half, none = (learnt(net, make_data(0), wrong=forget[k:].tolist()) for k in (2, 0))
     relative = name == "potion-500"
 
-    def moved(data, gamma, **more):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Acc")
-            out = METHODS[name](net, data, forget, tiny(gamma=gamma, max_passes=1, **more), gen(0))
+    def moved(data, gamma):
+        out = METHODS[name](net, data, forget, tiny(gamma=gamma, max_passes=1), gen(0))
         return not torch.equal(out.conv1.weight, net.conv1.weight)
 
     reached = 1.0 if relative else 0.5
-    assert not moved(half, reached) and moved(half, math.nextafter(reached, 0)) and not moved(none, 0.0)
-    assert moved(half, 0.5) == relative
+    assert not moved(half, reached) and not moved(none, 0.0)  # a warning would be an error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Acc")
+        assert moved(half, math.nextafter(reached, 0)) and moved(half, 0.5) == relative
 
 
 def test_a1_potion_stops_at_the_first_try_that_is_enough():
@@ -577,7 +577,8 @@ def test_e6_theta_o2_is_drawn_once_for_all(capacity, ratio, width):
 @few
 @given(seeds)
 def test_a13_without_31_and_32_rem_is_npo(seed):
-    """A13: Table 2, "no use of 3.1 & 3.2 simplifies to NPO": it is Algorithm 1 with a step 3 of no loss, to the bit."""
+    """A13: Table 2, "no use of 3.1 & 3.2 simplifies to NPO": it is Algorithm 1 with a step 3 of no loss, bit for bit
+    but in BatchNorm's statistics, which an epoch of Algorithm 1 makes anew in its end."""
     net, forget = small_net(seed), draw(seed)[0]
     data = learnt(net, make_data(seed, pad=1, flip=True))
 
@@ -590,9 +591,9 @@ def test_a13_without_31_and_32_rem_is_npo(seed):
         warnings.filterwarnings("ignore", message="Acc")
         expected = rem(net, data, forget, config, gen(3), until=Never, step3=no_loss)
         found = METHODS["npo"](net, data, forget, config, gen(3))
-        assert_same_state(found, expected)
         by_settings = METHODS["rem"](net, data, forget, replace(config, step31=False, step32=False), gen(3))
     assert_same_state(by_settings, found)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
     assert not torch.equal(found.conv1.weight, net.conv1.weight)
 
 

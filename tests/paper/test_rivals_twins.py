@@ -5,8 +5,8 @@
                one optimiser over all, when it stops, and what it returns
     A14, M14   REM on ETD starts at the Expanded that it is given; IDEAL methods give D_c one mask row
 
-The twins are in twins.py and rivals.py and import nothing of the project. `Run` draws a case and runs the method; a function per
-method says which passes the twin makes.
+The twins are in twins.py and rivals.py and import nothing of the project. `Run` draws a case and runs the method; a
+function per method says which passes the twin makes.
 """
 
 import warnings
