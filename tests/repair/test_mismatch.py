@@ -41,8 +41,17 @@ TRAPS = {
     "order": ({"--class-map": None}, (), "98.6% with timm's order of classes (--class-map with 0, 1, 2, 3, ...)"),
     "mean": ({}, ("--mean", 0, 0, 0, "--std", 1, 1, 1), "98.6% with --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225"),
     "size": ({"--image-size": 64}, (), "98.6% with --image-size 32 --crop-pct 1"),
+    "crop": ({}, (), "98.6% with --image-size 32 --crop-pct 0.875"),
     "bgr": ({}, (), "98.6% with BGR images"),
 }
+CORNER = """
+class Corner(nn.Module):
+    def forward(self, x): return x[:, :, :1, :1]
+def at_the_corner(classes):
+    net = colours(classes)
+    net[0] = Corner()
+    return net
+"""
 
 
 @pytest.mark.parametrize("trap", TRAPS)
@@ -51,12 +60,16 @@ def test_traps_are_told_before_any_work(colours, capsys, trap):
     changed, more, words = TRAPS[trap]
     if trap == "size":
         changed = {**changed, "--model": f"{colours['--data'] / 'net.py'}:at_the_middle"}
+    if trap == "crop":
+        changed = {**changed, "--model": f"{add_to_net(colours, CORNER)}:at_the_corner"}
     for path in (colours["--data"] / "train").rglob("*.png"):
         image = np.asarray(Image.open(path))
         if trap == "bgr":
             image = image[:, :, ::-1]
         if trap == "size":  # the colour is in the middle alone
             image = np.pad(image[20:24, 20:24], ((20, 8), (20, 8), (0, 0)))
+        if trap == "crop":  # with a black frame, which the corner does not see in a crop
+            image = np.pad(image[1:-1, 1:-1], ((1, 1), (1, 1), (0, 0)))
         Image.fromarray(np.ascontiguousarray(image)).save(path)
     assert call({**colours, **changed}, *more) == 2
     told = capsys.readouterr()

@@ -68,6 +68,7 @@ def test_a_network_too_sure_gets_adam():
     """P4: where the known bad images have next to no gradient the optimiser is Adam, with the reason; else SGD."""
     data, net, forget = make_data(0, n=12, classes=4), small_net(0), torch.tensor([1, 5, 7])
     assert not too_sure(net, data, forget)
+    assert_same_state(net, small_net(0))  # no statistics have moved
     with torch.no_grad():
         net.head.weight.zero_()
         net.head.bias = nn.Parameter(torch.tensor([30.0, 0.0, 0.0, 0.0]))

@@ -327,15 +327,15 @@ def test_the_report_counts(tmp_path):
     heldout = Data(images[:4], torch.tensor([0, 1, 1, 1]), 3, (0.0,) * 3, (1.0,) * 3)
     truth = torch.tensor([1, 0, 2, 1, -1, -1])  # the second is known bad for another reason than its label
     folder = Folder(tmp_path, ["a", "b", "c"], [], data.labels, torch.tensor([0, 1]), truth, "")
-    old, new = Fixed([0, 0, 0, 1, 1, 2]), Fixed([1, 0, 2, 1, 0, 2])
+    old, new = Fixed([0, 0, 0, 1, 1, 2]), Fixed([1, 0, 2, 1, 1, 2])
     before = [predicted(old, data), predicted(old, heldout)]
     scores = command.before_and_after(before, new, data, heldout, folder)
     assert scores == {"known bad, their given labels": [1.0, 0.5],
-                      "other training images, given labels": [1.0, 0.5],
+                      "other training images, given labels": [1.0, 0.75],
                       "held-out images": [0.5, 0.25], "Healed: bad images, true labels": [0.3333, 1.0],
-                      "training images with another prediction": 3}
+                      "training images with another prediction": 2}
     lines = command.table_of_changes(scores).splitlines()
-    assert lines[1].split()[-2:] == ["100.0", "50.0"] and lines[-1].split()[-1] == "3"
+    assert lines[1].split()[-2:] == ["100.0", "50.0"] and lines[-1].split()[-1] == "2"
     assert share_of(torch.zeros(0)) is None
     assert "held-out images" not in command.before_and_after([before[0], None], new, data, None, folder)
 
