@@ -14,7 +14,7 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 from experiment.data import Data, Streamed
-from pictures import root, training, written  # noqa: F401
+from image_tree import root, training, written  # noqa: F401
 from repair import images
 from repair.images import Reading, decode, free_in_group, load_images, room_for_images
 from repair.inputs import open_folder

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pictures import CLASSES, root, training, written  # noqa: F401
+from image_tree import CLASSES, root, training, written  # noqa: F401
 from repair.images import Reading
 from repair.inputs import open_folder, read_bad, read_labels
 

@@ -1,6 +1,6 @@
 """A small folder of images, and lists of some of them in files.
 
-    from pictures import CLASSES, root, training, written      # the fixture `root`, by its name
+    from image_tree import CLASSES, root, training, written      # the fixture `root`, by its name
 """
 
 from pathlib import Path
