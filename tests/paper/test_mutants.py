@@ -293,7 +293,7 @@ def noticed(test) -> bool:
     pytest.param(owner, name, mutant, test, id=f"{number:02d}-{mutant.__name__}-{prop}")
     for number, owner, name, mutant, prop, test in MUTANTS])
 def test_mutants_die(owner, name, mutant, test):
-    """R14: each seeded bug makes the test that is named for it fail."""
+    """R17: each seeded bug makes the test that is named for it fail."""
     with instead(owner, name, mutant), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert noticed(test)

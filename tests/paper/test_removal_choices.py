@@ -1,4 +1,4 @@
-"""Properties A26-A33: `reach`, how far the first step 2 goes, and `disbelieved`, what step 3 leaves out of D_r."""
+"""Properties A32-A39: `reach`, how far the first step 2 goes, and `disbelieved`, what step 3 leaves out of D_r."""
 
 import contextlib
 import warnings
@@ -68,7 +68,7 @@ def noisy(s: r.State, seed: int) -> None:
 @few
 @given(seeds, st.floats(1.0, 5.0), st.integers(1, 3), st.sampled_from([torch.float32, torch.float64]))
 def test_a26_the_first_goes_as_far_as_told(seed, reach, passes, dtype):
-    """A26: the first step 2 ends `reach` times its first norm away, on the line of its passes; Acc(D_f) is of there."""
+    """A32: the first step 2 ends `reach` times its first norm away, on the line of its passes; Acc(D_f) is of there."""
     plain, s = started(seed, dtype=dtype), started(seed, dtype=dtype, reach=reach)
     begin, theta_o2 = copies(s.expanded.theta_o1()), [p.detach().clone() for p in s.expanded.theta_o2().values()]
     script = (*[0.9] * passes, 0.1)
@@ -88,7 +88,7 @@ def test_a26_the_first_goes_as_far_as_told(seed, reach, passes, dtype):
 
 @given(seeds, st.floats(1e-6, 5.0))
 def test_a26_nothing_to_unlearn(seed, reach):
-    """A26: where Acc(D_f) <= gamma from the start there is no line to go along: nothing moves."""
+    """A32: where Acc(D_f) <= gamma from the start there is no line to go along: nothing moves."""
     s = started(seed, reach=reach)
     begin = copies(s.expanded.theta_o1())
     with told(0.2):
@@ -100,7 +100,7 @@ def test_a26_nothing_to_unlearn(seed, reach):
 @few
 @given(seeds, st.integers(2, 9), st.floats(1.0, 5.0))
 def test_a27_a_later_one_ends_at_gamma(seed, epoch, reach):
-    """A27: a later step 2 ends where its passes do, bit for bit, wherever it begins."""
+    """A33: a later step 2 ends where its passes do, bit for bit, wherever it begins."""
     both = []
     for far in (0.0, reach):
         s = started(seed, epoch, reach=far)
@@ -114,7 +114,7 @@ def test_a27_a_later_one_ends_at_gamma(seed, epoch, reach):
 
 @pytest.mark.parametrize("seed, epoch", [(0, 1), (1, 2), (2, 3)])
 def test_a27_no_pass_begins_beyond(seed, epoch):
-    """A27: the pass that comes to `reach` is the last, though Acc(D_f) > gamma, and there the weights stay."""
+    """A33: the pass that comes to `reach` is the last, though Acc(D_f) > gamma, and there the weights stay."""
     def begun(reach, most):
         s = started(seed, epoch, dtype=torch.float64, reach=reach, max_passes=most)
         noisy(s, seed)  # distance counts from where this step 2 begins, not from the reference
@@ -133,7 +133,7 @@ def test_a27_no_pass_begins_beyond(seed, epoch):
 @optimizers
 @pytest.mark.parametrize("reach", [0.0, 2.0])
 def test_a28_step_3_begins_without_momentum(optimizer, reach):
-    """A28: with `reach` the optimiser has no state when step 3 follows a pass over D_f; without a pass it keeps its
+    """A34: with `reach` the optimiser has no state when step 3 follows a pass over D_f; without a pass it keeps its
     own, as it does in every epoch without `reach`."""
     seen = []
 
@@ -168,7 +168,7 @@ def to_the_letter(model, data, forget, config, generator):
 @optimizers
 @pytest.mark.parametrize("seed, augments", [(0, False), (1, True)])
 def test_a29_off_is_algorithm_1(optimizer, seed, augments):
-    """A29: at 0, the defaults, both choices change no bit: momentum is carried over and step 3 sees all of D_tr."""
+    """A35: at 0, the defaults, both choices change no bit: momentum is carried over and step 3 sees all of D_tr."""
     data = make_data(seed, pad=int(augments), flip=augments)
     config = tiny(optimizer=optimizer, unlearn_epochs=3, max_passes=2, gamma=0.2, unlearn_lr=1e-2)
     with warnings.catch_warnings():
@@ -179,7 +179,7 @@ def test_a29_off_is_algorithm_1(optimizer, seed, augments):
 
 @pytest.mark.parametrize("setting", [dict(reach=1.0), dict(disbelieved=0.5)], ids=str)
 def test_a29_on_is_not(setting):
-    """A29: each of the two changes the network, or the test above would tell nothing."""
+    """A35: each of the two changes the network, or the test above would tell nothing."""
     nets = []
     for more in ({}, setting):
         with told(0.9, 0.1, 0.1, 0.9, 0.1):
@@ -190,7 +190,7 @@ def test_a29_on_is_not(setting):
 @few
 @given(seeds, st.floats(1e-3, 5.0), st.floats(1e-3, 5.0))
 def test_a30_npo_knows_neither(seed, reach, disbelieved):
-    """A30: NPO, and REM without 3.1 and 3.2, which is NPO, end at gamma whatever the two are."""
+    """A36: NPO, and REM without 3.1 and 3.2, which is NPO, end at gamma whatever the two are."""
     nets = []
     on = dict(reach=reach, disbelieved=disbelieved)
     for method, more in ((baselines.npo, {}), (baselines.npo, on),
@@ -203,7 +203,7 @@ def test_a30_npo_knows_neither(seed, reach, disbelieved):
 
 @pytest.mark.parametrize("setting", ["reach", "disbelieved"])
 def test_a30_who_reads_them(setting):
-    """A30: REM in all its versions depends on them, and no other method does."""
+    """A36: REM in all its versions depends on them, and no other method does."""
     assert {name for name in METHODS if reads_setting(setting, {"method": name})} == {
         name for name in METHODS if name.startswith("rem")}
 
@@ -246,7 +246,7 @@ def judged(seed: int, until, **changes):
 
 @pytest.mark.parametrize("until", [Never, Repaired])
 def test_a31_who_is_left_out(until):
-    """A31: from epoch 2 on step 3 lacks exactly the images of D_r whose CE before step 2 is above `disbelieved`; D_f is
+    """A37: from epoch 2 on step 3 lacks exactly the images of D_r whose CE before step 2 is above `disbelieved`; D_f is
     all there, W is not."""
     out = kept = spared = other = 0
     for seed in range(4):
@@ -266,7 +266,7 @@ def test_a31_who_is_left_out(until):
 
 @pytest.mark.parametrize("until", [Never, Repaired])
 def test_a31_0_leaves_none_out(until):
-    """A31: at 0 no image is disbelieved, and no pass is made to find out."""
+    """A37: at 0 no image is disbelieved, and no pass is made to find out."""
     seen, taught, _ = judged(0, until)
     for _, _, index in seen:
         assert index is None if until is Never else torch.equal(index, taught)
@@ -277,7 +277,7 @@ def test_a31_0_leaves_none_out(until):
 
 @given(seeds, st.floats(0.1, 4.0))
 def test_a31_judging_moves_nothing(seed, bound):
-    """A31: to judge draws no number and leaves weights, statistics and modes as they were; none is asked in epoch 1."""
+    """A37: to judge draws no number and leaves weights, statistics and modes as they were; none is asked in epoch 1."""
     s = started(seed, 1, disbelieved=bound)
     s.expanded.train()
     drawn, begin = s.generator.get_state(), copies([*s.expanded.parameters(), *s.expanded.buffers()])
@@ -305,7 +305,7 @@ class Bare:
 
 @pytest.mark.parametrize("until", [Never, Repaired])
 def test_a32_no_clean_label(until):
-    """A32: with both choices on, the batches are all that is read of the data."""
+    """A38: with both choices on, the batches are all that is read of the data."""
     config = tiny(gamma=0.2, reach=1.0, disbelieved=1.0, unlearn_epochs=3)
     nets = []
     for data in (make_data(0, n=48), Bare(make_data(0, n=48))):
@@ -317,7 +317,7 @@ def test_a32_no_clean_label(until):
 # --- engine/lines.py --------------------------------------------------------------------------------------------------
 
 def test_a33_closed_form():
-    """A33: (3, 4) and (3.3, 4.4) are a tenth apart; to 0.2 the line goes on to (3.6, 4.8), however it is cut up."""
+    """A39: (3, 4) and (3.3, 4.4) are a tenth apart; to 0.2 the line goes on to (3.6, 4.8), however it is cut up."""
     for cut in ([2], [1, 1]):
         begin = list(torch.tensor([3.0, 4.0], dtype=torch.float64).split(cut))
         theta = list(torch.tensor([3.3, 4.4], dtype=torch.float64).split(cut))
@@ -328,7 +328,7 @@ def test_a33_closed_form():
 
 
 def test_a33_who_stays():
-    """A33: weights that are as far stay, and so do those that have not moved; of no weights the distance is 0."""
+    """A39: weights that are as far stay, and so do those that have not moved; of no weights the distance is 0."""
     begin = [torch.tensor([3.0, 4.0])]
     for end, reach in (([6.0, 8.0], 0.5), ([6.0, 8.0], 1.0), ([3.0, 4.0], 0.5)):
         theta = [torch.tensor(end)]
@@ -339,7 +339,7 @@ def test_a33_who_stays():
 
 @given(seeds, st.lists(st.integers(1, 5), min_size=1, max_size=4), st.floats(1e-3, 0.5), st.floats(0.6, 10))
 def test_a33_any_weights(seed, sizes, near, reach):
-    """A33: from any point the line goes on to `reach` in the same direction; copies are no views and have no graph."""
+    """A39: from any point the line goes on to `reach` in the same direction; copies are no views and have no graph."""
     theta = [torch.nn.Parameter(torch.randn(size, generator=gen(seed + i), dtype=torch.float64))
              for i, size in enumerate(sizes)]
     begin = copies(theta)
