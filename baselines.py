@@ -22,7 +22,7 @@ from engine.batches import count_batches
 from engine.checks import NonFiniteLoss, check_forget, finite, finite_weights
 from engine.ending import Never, Repaired
 from engine.features import features
-from engine.modes import copy_of, eval_mode, modes_of, put_modes
+from engine.modes import copy_of, eval_mode, modes_of, put_modes, training_mode
 from engine.scores import cross_entropy
 from engine.streams import forked_rng, stream
 from engine.updates import descend, logits_of, make_optimizer
@@ -467,7 +467,10 @@ def run_epoch(net: Module, optimizer: torch.optim.Optimizer, data, index: Tensor
     the network stays in eval mode; rates: of the updates, None for the optimiser's own, which all passes share.
     """
     # One example has no batch statistics: its passes use the running ones.
-    net.train(training and (index is None or len(index) > 1))
+    if training and (index is None or len(index) > 1):
+        training_mode(net, modes_of(net))
+    else:
+        net.eval()
     total, steps = torch.zeros((), device=data.device), 0
     with forked_rng(generator, data.device):  # dropout's
         for rows, x, y in data.batches(index, config.batch, generator, True, next(net.parameters()).dtype):

@@ -3,7 +3,7 @@
     unlearned = rem(model, data, forget, Settings(), generator)      # model in and out are plain networks
     unlearned = rem(expanded, data, forget, Settings(), generator)   # REM on ETD: theta_o2 is its memorisation part
     unlearned = rem(model, data, forget, Settings(), generator, shared=corrupted)   # REM (IDEAL), Fig. 3
-    unlearned = rem(model, data, forget, Settings(), generator, until=Never)        # Algorithm 1 as printed
+    unlearned = rem(model, data, forget, Settings(), generator, until=Never)        # as printed; engine.Never
 
 rem.py, etd.py, expand.py and engine/ need torch and nothing else; engine/batches.py says what they need of `data`.
 """
@@ -62,8 +62,9 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
 
 # --- What Algorithm 1 carries -----------------------------------------------------------------------------------------
 
-@checked(gamma=(0, 1), reach=(0, 10**9), unlearn_epochs=(0, 10**9), max_passes=(0, 10**9), batch=(1, 10**9),
-         optimizer=("sgd", "adam"), precision=("auto", "float32", "bf16"), forget_norm=("auto", "running", "batch"))
+@checked(gamma=(0, 1), reach=(0, 10**9), disbelieved=(0, 10**9), unlearn_epochs=(0, 10**9), max_passes=(0, 10**9),
+         batch=(1, 10**9), optimizer=("sgd", "adam"), precision=("auto", "float32", "bf16"),
+         forget_norm=("auto", "running", "batch"))
 @dataclass(frozen=True)
 class Settings:
     """What Algorithm 1 reads, at the values of Table 3 for ResNet-9 where that has them."""
@@ -190,13 +191,13 @@ def remove(s: State, reach: float = 0.0, training: bool = False) -> None:
                 update(step2_loss(ce, ce_ref, config.beta), rows)
         passes, updates = passes + 1, updates + update.steps
         acc = accuracy_of(s, s.forget)
-    warn_above(acc, config.gamma, passes)
     if reach and passes:
         if s.epoch == 1:
             # theta_o1 <- begin + reach ||begin|| d / ||d||,  d = theta_o1 - begin
             carry_on(theta_o1, begin, reach)
             acc = accuracy_of(s, s.forget)
         s.optimizer.state.clear()
+    warn_above(acc, config.gamma, passes)
     s.record = dict(acc_forget_before=before, acc_forget=acc, passes=passes, updates=updates)
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from engine.batches import count_batches
 from engine.checks import finite
+from engine.modes import modes_of, training_mode
 from engine.streams import forked_rng
 from engine.updates import descend, logits_of, make_optimizer
 
@@ -39,7 +40,8 @@ def fit(model: nn.Module, data, index: torch.Tensor | None, config, generator: t
     """Train a network in place with cross-entropy on the labels as given.
 
     Args:
-        model: plain network, or an Expanded with its `loss`; left in training mode; data: D_tr, experiment/data.py.
+        model: plain network, or an Expanded with its `loss`; left in training mode, but for BatchNorms that were frozen.
+        data: D_tr, as experiment/data.py has it.
         index: (k,) int64 examples to train on (D_r for fine-tuning), None for all.
         config: batch size, optimiser, precision; generator: on the CPU, of order, augmentation and dropout.
         epochs: None for config.epochs; lr: peak rate, None for config.lr; schedule: of the rate, see `rate`.
@@ -57,7 +59,7 @@ def fit(model: nn.Module, data, index: torch.Tensor | None, config, generator: t
         return F.cross_entropy(logits_of(model, x, config.precision), y)
 
     loss = loss or ce
-    model.train()
+    training_mode(model, modes_of(model))
     for epoch in range(1, epochs + 1):
         total, start = torch.zeros((), device=device), step
         with forked_rng(generator, device):

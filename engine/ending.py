@@ -46,8 +46,8 @@ class Repaired:
     An epoch's score is Acc(W) (1 - max(Acc(D_f), gamma)): theta_o1 alone, labels as given, W being a twentieth of D_r
     that step 3 leaves out. The first epoch that does not beat the best score so far by a standard error is the last.
     While nothing is forgotten every score is 0: then the loop goes on, and the last epoch counts as the best. At gamma
-    1 nothing is to be forgotten, so there the score is Acc(W). Of ten examples of D_r or fewer none is left out: then all
-    epochs run and the last is returned, as by `Never`.
+    1 nothing is to be forgotten, so there the score is Acc(W). Of ten examples of D_r or fewer none is left out: then
+    all epochs run and the last is returned, as by `Never`.
     """
 
     def __init__(self, s):

@@ -20,7 +20,7 @@ def moved(parameters: list[torch.Tensor], begin: list[torch.Tensor]) -> float:
 
 @torch.no_grad()
 def carry_on(parameters: list[torch.Tensor], begin: list[torch.Tensor], reach: float) -> None:
-    """Go on along theta - theta_begin until that is `reach` times as long as theta_begin; weights that are there stay."""
+    """Go on along theta - theta_begin until it is `reach` times as long as theta_begin; weights that are there stay."""
     far = moved(parameters, begin)
     if 0 < far < reach:
         for p, b in zip(parameters, begin, strict=True):

@@ -12,8 +12,9 @@ def ranks() -> tuple[int, int]:
 def over_ranks(values: list[torch.Tensor], weight: float | None = None) -> None:
     """Sum tensors over the processes of the run, in place; with `weight` take their weighted means."""
     if ranks()[1] > 1:
-        flat = torch.cat([*(value.flatten() for value in values), values[0].new_ones(1)]) * (weight or 1)
+        flat = torch.cat([*(value.flatten() for value in values), values[0].new_ones(1)])
+        flat = flat if weight is None else flat * weight
         dist.all_reduce(flat)
-        parts = (flat / flat[-1] if weight else flat).split([*(value.numel() for value in values), 1])
+        parts = (flat if weight is None else flat / flat[-1]).split([*(value.numel() for value in values), 1])
         for value, part in zip(values, parts, strict=False):
             value.copy_(part.view_as(value))

@@ -38,7 +38,8 @@ def believed(s, index: torch.Tensor | None) -> torch.Tensor | None:
 
     Choice: after an epoch an image of D_r is a suspect where CE of its label is above `disbelieved`; from epoch 2 on
     step 3 leaves it out, so that it cannot teach theta_o1 what step 2 has removed. It is looked at before step 2: after
-    a removal whole classes are disbelieved. In epoch 1, or where `disbelieved` is 0, none is left out.
+    a removal whole classes are disbelieved. In epoch 1, or where `disbelieved` is 0, none is left out, and none either
+    where more than half of D_r would be: then it is the network that is wrong.
     """
     if s.epoch < 2 or not s.config.disbelieved:
         return index
@@ -47,5 +48,8 @@ def believed(s, index: torch.Tensor | None) -> torch.Tensor | None:
         for rows, x, y in batches_of(s, None, augment=False):
             suspect[rows.to(s.device)] = (cross_entropy(s, x, y) > s.config.disbelieved).to(suspect)
     over_ranks([suspect])  # each process has seen its share
+    suspect = (suspect.cpu() > 0) & ~s.in_forget
+    if 2 * int(suspect.sum()) > int((~s.in_forget).sum()):
+        return index
     index = torch.arange(len(s.data)) if index is None else index
-    return index[(suspect.cpu()[index] == 0) | s.in_forget[index]]
+    return index[~suspect[index]]

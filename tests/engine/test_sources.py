@@ -14,8 +14,8 @@ from torch import nn
 import baselines
 from engine.ending import Never, Repaired
 from engine.features import features
-from experiment.data import Data, batches
-from helpers import assert_close, assert_same_state, gen, make_data, run, seeds, small_net, tiny
+from experiment.data import Data
+from helpers import assert_close, assert_same_state, gen, make_data, small_net, tiny
 from rem import rem
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up
