@@ -1,6 +1,13 @@
-"""Files that are whole or not there: a task beside its network, and whether a file can be written."""
+"""Files that are whole or not there: a task beside its network, whether one can be written, or read without waiting."""
 
+import errno
+import hashlib
+import io
 import os
+import pickletools
+import re
+import stat
+import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -11,22 +18,76 @@ from experiment.data import Data, Dataset
 from tasks import Task, assemble, fingerprint
 
 
+LONGEST_NAME = 255  # bytes of a file's name, on most file systems
+DESCRIPTORS = ("/dev/fd", "/proc/self/fd", "/dev")  # of what a shell has opened for us: <(...), /dev/stdin
+
+
+# --- Before the work --------------------------------------------------------------------------------------------------
+
 def check_writable(out: str) -> None:
-    """Raise ValueError unless rows can be appended to the result file, a link's target; makes its folder."""
+    """Raise ValueError unless rows can be appended to the result file, a link's target; makes its folder.
+
+    The name is looked at as it was given, and so is that of the temporary file of `write_whole`. Nothing is created:
+    another run may be about to write the same file.
+    """
     try:
         path = Path(out).resolve()
-        if not out or path.exists() and not path.is_file():
-            raise OSError("it is no regular file")
+        if path.exists() and not path.is_file():
+            raise OSError("it is a folder" if path.is_dir() else "it is no regular file")
+        if not out or str(out).endswith(tuple(filter(None, (os.sep, os.altsep)))):
+            raise OSError("it is no file's name")
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise OSError("permission denied")
+        for name in (path, partial_of(path)):  # either may be too long for the file system
+            if os.path.lexists(name.parent):
+                try:
+                    os.lstat(name)
+                except FileNotFoundError:
+                    continue
     except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a name with a null byte
         raise ValueError(f"cannot write results to {out} ({error}); give another --out") from error
 
 
+def check_folder(out: str) -> None:
+    """Raise ValueError unless files can be written into a folder; makes it."""
+    try:
+        path = Path(out)
+        if path.exists() and not path.is_dir():
+            raise OSError("it is a file")
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise OSError("permission denied")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"cannot write into {out} ({error}); name another folder with --out") from error
+
+
+def check_readable(path: str | Path, pipe: bool = False) -> None:
+    """Raise OSError for what is no regular file: opening a named pipe waits for ever, a device need not end.
+
+    Args: pipe: whether one that is open already will do, as a shell gives it for <(...) and /dev/stdin.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    opened = pipe and stat.S_ISFIFO(mode) and os.path.dirname(path) in DESCRIPTORS
+    if not stat.S_ISREG(mode) and not opened:
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+# --- Fingerprints of images -------------------------------------------------------------------------------------------
+
 def of_test(test: Data) -> int:
     """CRC-32 of a test set, labels and all."""
     return zlib.crc32(test.labels.cpu().contiguous().numpy(), fingerprint(test))
+
+
+def fingerprints(dataset: Dataset) -> str:
+    """What tells a data set from another of its name in a row: `of_test` of training and test set before corruption."""
+    return f"{of_test(dataset.train):08x}-{of_test(dataset.test):08x}"
+
+
+# --- A task beside its network ----------------------------------------------------------------------------------------
 
 
 def save_task(task: Task, path: str | Path) -> None:
@@ -44,7 +105,7 @@ def load_task(path: str | Path, dataset: Dataset) -> Task:
     """
     if not Path(path).is_file():
         raise ValueError(f"no task file at {path}; save_task writes one")
-    content = torch.load(path, weights_only=True)
+    content = read_task(path)
     test = of_test(dataset.test)
     same = {"training": content["images"] == fingerprint(dataset.train),
             "test": content.get("test", test) == test}  # older files have none
@@ -55,16 +116,96 @@ def load_task(path: str | Path, dataset: Dataset) -> Task:
     return assemble(content["name"], content["seed"], clean, content["labels"], content["corrupted"])
 
 
+def read_task(path: str | Path) -> dict:
+    """What `save_task` wrote; ValueError for a file of something else."""
+    try:
+        return {**torch.load(path, weights_only=True)}
+    except Exception as error:  # a file of something else can raise anything
+        asked = asks_for_code(path, error)
+        reason = f"it asks for code to be run ({asked}) and was not read" if asked else "it is damaged"
+        raise ValueError(f"{path} is no task of ours: {reason}; delete it and give the same command again") from error
+
+
+# --- Whole or not at all ----------------------------------------------------------------------------------------------
+
+class Noting(io.BufferedWriter):
+    """A file that remembers the error of the operating system by which a write failed.
+
+    torch.save meets it in its own code and tells of a failed check in its place, as a RuntimeError.
+    """
+
+    error: OSError | None = None
+
+    def write(self, content) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def partial_of(path: Path) -> Path:
+    """The temporary file beside a file; of a long name its digest, so that it is no longer than a name may be."""
+    ending = f".{os.getpid()}.tmp"
+    name = path.name
+    if len(os.fsencode(name)) + len(ending) > LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return path.with_name(name + ending)
+
+
 def write_whole(path: str | Path, write) -> None:
-    """Call write(file) on a temporary file beside `path`, sync it, then put it in place in one step."""
+    """Call write(file) on a temporary file beside `path`, sync it, then put it in place in one step.
+
+    Raises: OSError that names the file, of a full disk too where write(file) makes something else of it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial, file = partial_of(path), None
     try:
-        with open(partial, "wb") as file:
+        with Noting(io.FileIO(partial, "wb")) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        cause = file.error if file is not None and file.error is not None else error
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+# --- Pickles that want more than weights ------------------------------------------------------------------------------
+
+CALLS = ("INST", "OBJ", "EXT1", "EXT2", "EXT4")  # opcodes that call, or name by number, what is to be called
+REFUSED = (r"GLOBAL (\S+) (?:was not an allowed global|whose module)", r"unrecognized function (.+)")  # torch's words
+LOOKED_AT = 2**26  # bytes of a refused pickle that are looked at
+
+
+def asks_for_code(path: str | Path, error: Exception) -> str | None:
+    """What a pickle that torch.load has refused wants to import or call; None where it was refused for another reason.
+
+    Nothing in the file is run: the text of the refusal and the opcodes of the pickle are looked at.
+    """
+    for words in REFUSED:
+        if found := re.search(words, str(error)):
+            return found[1]
+    try:
+        for opcode, argument, _ in pickletools.genops(pickled(Path(path))):
+            if opcode.name in CALLS:
+                return str(argument or opcode.name).replace(" ", ".")
+    except Exception:  # what is no pickle ends in any kind of error
+        return None
+    return None
+
+
+def pickled(path: Path) -> bytes:
+    """The pickle in a file that torch.save or pickle wrote, or its first part."""
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            return file.read(LOOKED_AT)
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        with archive.open(name) as file:
+            return file.read(LOOKED_AT)
