@@ -106,20 +106,26 @@ def load_task(path: str | Path, dataset: Dataset) -> Task:
     if not Path(path).is_file():
         raise ValueError(f"no task file at {path}; save_task writes one")
     content = read_task(path)
-    test = of_test(dataset.test)
-    same = {"training": content["images"] == fingerprint(dataset.train),
-            "test": content.get("test", test) == test}  # older files have none
-    if other := [part for part, alike in same.items() if not alike]:
+    if other := other_images(content, dataset):
         raise ValueError(f"the task in {path} was made from other {other[0]} images than {dataset.name}'s; "
                          "load the data it was made from, or begin anew elsewhere")
     clean = replace(dataset, train=replace(dataset.train, labels=content["clean"].to(dataset.train.images.device)))
     return assemble(content["name"], content["seed"], clean, content["labels"], content["corrupted"])
 
 
+def other_images(content: dict, dataset: Dataset) -> list[str]:
+    """Of a task that `read_task` has read, which images are others than a data set's: "training", "test" or none."""
+    test = of_test(dataset.test)
+    same = {"training": content["images"] == fingerprint(dataset.train),
+            "test": content.get("test", test) == test}  # older files have none
+    return [part for part, alike in same.items() if not alike]
+
+
 def read_task(path: str | Path) -> dict:
     """What `save_task` wrote; ValueError for a file of something else."""
     try:
-        return {**torch.load(path, weights_only=True)}
+        content = torch.load(path, weights_only=True)
+        return {name: content[name] for name in ("name", "seed", "labels", "clean", "corrupted", "images")} | content
     except Exception as error:  # a file of something else can raise anything
         asked = asks_for_code(path, error)
         reason = f"it asks for code to be run ({asked}) and was not read" if asked else "it is damaged"

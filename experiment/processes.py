@@ -17,8 +17,8 @@ def from_torchrun(name: str, default: int) -> int:
     """What torchrun has put into the environment under a name: a whole number of at least 0; ValueError."""
     text = os.environ.get(name, str(default))
     if not (text.isascii() and text.isdecimal() and len(text) <= 9):
-        raise ValueError(f"{name} is {clipped(text)!r} in the environment; torchrun sets it to a whole number: unset it, "
-                         "or start the command by torchrun")
+        raise ValueError(f"{name} is {clipped(text)!r} in the environment; torchrun sets it to a whole number: unset "
+                         "it, or start the command by torchrun")
     return int(text)
 
 

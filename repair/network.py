@@ -1,6 +1,6 @@
 """Repair a trained classifier from some known bad training images, by REM (Sec. 5).
 
-    repaired = repair(model, data, forget)            # any network, Data or Streamed, (k,) indices; a plain network comes back
+    repaired = repair(model, data, forget)       # any network, Data or Streamed, (k,) indices; gives a plain network
 """
 
 import contextlib
