@@ -46,7 +46,8 @@ def check_writable(out: str) -> None:
                 except FileNotFoundError:
                     continue
     except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a name with a null byte
-        raise ValueError(f"cannot write results to {out} ({error}); give another --out") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot write results to {out} ({reason}); give another --out") from error
 
 
 def check_folder(out: str) -> None:
@@ -59,7 +60,8 @@ def check_folder(out: str) -> None:
         if not os.access(path, os.W_OK):
             raise OSError("permission denied")
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"cannot write into {out} ({error}); name another folder with --out") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot write into {out} ({reason}); name another folder with --out") from error
 
 
 def check_readable(path: str | Path, pipe: bool = False) -> None:
@@ -185,6 +187,7 @@ def write_whole(path: str | Path, write) -> None:
 # --- Pickles that want more than weights ------------------------------------------------------------------------------
 
 CALLS = ("INST", "OBJ", "EXT1", "EXT2", "EXT4")  # opcodes that call, or name by number, what is to be called
+WEIGHTS = r"torch\.(_utils\.\w+|\w+)|collections\.OrderedDict"  # names that a file of plain weights asks for
 REFUSED = (r"GLOBAL (\S+) (?:was not an allowed global|whose module)", r"unrecognized function (.+)")  # torch's words
 LOOKED_AT = 2**26  # bytes of a refused pickle that are looked at
 
@@ -197,10 +200,21 @@ def asks_for_code(path: str | Path, error: Exception) -> str | None:
     for words in REFUSED:
         if found := re.search(words, str(error)):
             return found[1]
+    texts, memo = [], {}  # texts on the stack or, in their order, nearly so: two of them name what STACK_GLOBAL imports
     try:
         for opcode, argument, _ in pickletools.genops(pickled(Path(path))):
-            if opcode.name in CALLS:
+            if opcode.name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
+                memo[len(memo) if argument is None else argument] = texts[-1] if texts else ""
+            elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+                texts.append(memo.get(argument, ""))
+            elif opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+                name = ".".join(texts[-2:]) if argument is None else argument.replace(" ", ".")
+                if not re.fullmatch(WEIGHTS, name):
+                    return name
+            elif opcode.name in CALLS:
                 return str(argument or opcode.name).replace(" ", ".")
+            elif isinstance(argument, str):
+                texts.append(argument)
     except Exception:  # what is no pickle ends in any kind of error
         return None
     return None

@@ -17,7 +17,7 @@ from engine.checks import check_forget, first_line
 from engine.features import features
 from engine.ranks import ranks
 from experiment.data import Streamed
-from experiment.devices import choose_device
+from experiment.devices import check_room, choose_device
 from experiment.files import write_whole
 from experiment.rows import provenance
 from repair import checkpoints
@@ -96,7 +96,7 @@ def main(given: dict, argv: list[str]) -> int:
               f"{others[0]} first")
     places = {path: i for i, path in enumerate(folder.paths)}  # before any is left out
     try:
-        choose_settings(model, len(places), settings)  # so that a value out of range is told before any work
+        check_room(choose_settings(model, len(places), settings)[0], model)  # told before any work
     except ValueError as error:
         raise ValueError(str(error).replace("unlearn-", "--")) from error  # the flags' names
     room = room_for_images(device, args.max_memory, ranks()[1])
@@ -164,7 +164,8 @@ def list_suspects(out: str, model: nn.Module, repaired: nn.Module, data, folder:
         if ranks()[1] > 1:
             raise  # the other processes know nothing of it
         older = [str(path) for path in beside(out) if path.exists()]
-        return f"no list of suspects ({first_line(error)})" + f"; {', '.join(older)}: of an earlier repair" * bool(older)
+        stale = f"; {', '.join(older)}: of an earlier repair" * bool(older)
+        return f"no list of suspects ({first_line(error)}){stale}"
 
 
 def similarity(model: nn.Module, data, forget: torch.Tensor) -> torch.Tensor | None:

@@ -231,7 +231,8 @@ def read_file(path: Path) -> bytes:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
-        raise ValueError(f"cannot read {path} ({error.strerror or error}); it must be a text file in UTF-8") from error
+        raise ValueError(f"cannot read {path} ({error.strerror or error}); it must be a text file in UTF-8, or a "
+                         "shell's <(...)") from error
     if len(content) > LARGEST:
         raise ValueError(f"{path} has more than {LARGEST // 10**6} MB; give a list of images, one a line")
     return content
@@ -264,7 +265,8 @@ def json_entries(path: Path, text: bytes) -> list[str | int]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON ({error}); give a list of paths") from error
     except RecursionError as error:
-        raise ValueError(f"{path} holds lists within lists without end ({error}); give a list of paths") from error
+        raise ValueError(f"{path} is no JSON that can be read: it holds too many lists within each other; give a list "
+                         "of paths") from error
     except ValueError as error:
         raise error if str(path) in str(error) else ValueError(f"{path}: {error}; give a list of paths") from error
     if isinstance(content, dict):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from engine.checks import first_line
+from experiment.console import clipped
 from experiment.user_code import function_of
 from models import ARCHITECTURES, build
 from repair.images import Reading
@@ -49,6 +50,11 @@ def build_network(model: str, classes: int, size: int | None = None, crop_pct: f
         made = make(classes, size)
     except AssertionError as error:  # of torchvision, for a size
         raise ValueError(f"{model} cannot be built at {size} pixels, --image-size ({first_line(error)})") from error
+    except (OverflowError, RuntimeError) as error:  # widths that no tensor has
+        if "allocate" in str(error):  # told with what it asked for
+            raise
+        raise ValueError(f"--model {clipped(model)} cannot be built at {size} pixels ({first_line(error)}); give "
+                         "smaller widths or another --image-size") from error
     check_parameters(made, f"--model {model}")
     return made, reading
 

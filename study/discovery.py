@@ -251,7 +251,7 @@ def play_cell(config: Config, original: Config, plan: tuple[int, list], argv: li
         print(f"{label}: failed: {failure}", flush=True)
         return False
     where = {"cell": cell_key(config), **{name: getattr(config, name) for name in (*AXES, *FLAGS)}, "out": config.out,
-             **provenance(device_of(config), argv), "images": images_of(config), "seconds": seconds}
+             **provenance(device_of(config), argv), "fingerprint": images_of(config), "seconds": seconds}
     for row in rows:
         if part_of(row) not in done:
             append_row(config.out, {**where, **row})
@@ -279,7 +279,7 @@ def rows_there(cells: list[Config], other: bool = False) -> list[dict]:
                 continue
         except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
             continue
-        if (row.get("images") not in (None, images_of(cell))) == other:
+        if (row.get("fingerprint") not in (None, images_of(cell))) == other:  # `images` is a number there
             rows.append(row)
     return rows
 
