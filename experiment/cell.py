@@ -62,7 +62,7 @@ def new_model(config: Config, dataset: Dataset):
     seed = stream(config.seed, "weights").initial_seed()
     try:
         model = build(config.arch, config.width * config.capacity, **shape, seed=seed)
-    except (OverflowError, RuntimeError) as error:
+    except (OverflowError, RuntimeError, TypeError) as error:  # widths that no tensor has
         if "allocate" in str(error):  # told with what it asked for
             raise
         raise ValueError(f"{config.arch} of width {config.width:g} at capacity {config.capacity:g} cannot be built "

@@ -202,7 +202,8 @@ def asks_for_code(path: str | Path, error: Exception) -> str | None:
             return found[1]
     texts, memo = [], {}  # texts on the stack or, in their order, nearly so: two of them name what STACK_GLOBAL imports
     try:
-        for opcode, argument, _ in pickletools.genops(pickled(Path(path))):
+        check_readable(path)
+        for opcode, argument, _ in opcodes(pickled(Path(path))):
             if opcode.name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
                 memo[len(memo) if argument is None else argument] = texts[-1] if texts else ""
             elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
@@ -218,6 +219,13 @@ def asks_for_code(path: str | Path, error: Exception) -> str | None:
     except Exception:  # what is no pickle ends in any kind of error
         return None
     return None
+
+
+def opcodes(content: bytes):
+    """The opcodes of all pickles that follow each other in a file, as an old one of torch.save has several."""
+    with io.BytesIO(content) as file:
+        while file.tell() < len(content):
+            yield from pickletools.genops(file)
 
 
 def pickled(path: Path) -> bytes:

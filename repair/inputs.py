@@ -287,7 +287,7 @@ def csv_entries(path: Path, content: bytes) -> list[str | int]:
     for number, row in zip(numbers, rows, strict=True):
         for name in issues:
             if row[name].lower() not in (("true", "false", "") if name == "bad" else (*TRUE, *FALSE)):
-                raise ValueError(f"{path}, line {number}: {name} is {row[name]!r}; it must be True or False")
+                raise ValueError(f"{path}, line {number}: {name} is {clipped(row[name])!r}; it must be True or False")
     if not issues and {"rank", "label_score"} <= set(columns):
         raise ValueError(f"{path} lists suspects, bad or not; add a column `bad` with true where one is bad")
     column = path_column(path, columns)
@@ -318,7 +318,7 @@ def csv_rows(path: Path, content: bytes | None = None) -> tuple[list[str], list[
     numbers, lines = [number for number, _ in found], [line for _, line in found]
     columns = [name.lower() for name in lines[0]] if lines else []
     if twice := [name for name in columns if name and columns.count(name) > 1]:
-        raise ValueError(f"{path} has the column {twice[0]!r} twice; leave one")
+        raise ValueError(f"{path} has the column {clipped(twice[0])!r} twice; leave one")
     for number, line in zip(numbers[1:], lines[1:]):
         if len(line) != len(columns):
             raise ValueError(f"{path}, line {number}: {len(line)} values for {len(columns)} columns")
@@ -337,11 +337,17 @@ def csv_lines(path: Path, content: bytes | None = None) -> list[tuple[int, list[
         raise ValueError(f"{path} is no CSV ({error})") from error
 
 
+def names_of(columns: list[str]) -> str:
+    """Column names for a message."""
+    more = ["..."] * (len(columns) > SHOWN)
+    return ", ".join([*map(clipped, columns[:SHOWN]), *more])
+
+
 def path_column(path: Path, columns: list[str]) -> str:
     """The column that names the images; "" is the unnamed first one, of indices."""
     found = [name for name in (*PATH_COLUMNS, "") if name in columns]
     if not found:
-        raise ValueError(f"{path} has the columns {', '.join(columns)}; one must be {', '.join(PATH_COLUMNS)}")
+        raise ValueError(f"{path} has the columns {names_of(columns)}; one must be {', '.join(PATH_COLUMNS)}")
     return found[0]
 
 
@@ -383,7 +389,7 @@ def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[s
     columns, rows, _ = csv_rows(Path(file))
     named = [name for name in LABEL_COLUMNS if name in columns]
     if not named:
-        raise ValueError(f"{file} has the columns {', '.join(columns)}; one must be {', '.join(LABEL_COLUMNS)}")
+        raise ValueError(f"{file} has the columns {names_of(columns)}; one must be {', '.join(LABEL_COLUMNS)}")
     numbers = {**{str(i): i for i in range(len(classes))}, **{name: i for i, name in enumerate(classes)}}
     if strange := [row[named[0]] for row in rows if row[named[0]] not in numbers]:
         raise ValueError(f"{file}: {clipped(strange[0])!r} is no class; they are {', '.join(classes)}")

@@ -50,7 +50,7 @@ def build_network(model: str, classes: int, size: int | None = None, crop_pct: f
         made = make(classes, size)
     except AssertionError as error:  # of torchvision, for a size
         raise ValueError(f"{model} cannot be built at {size} pixels, --image-size ({first_line(error)})") from error
-    except (OverflowError, RuntimeError) as error:  # widths that no tensor has
+    except (OverflowError, RuntimeError, TypeError) as error:  # widths that no tensor has
         if "allocate" in str(error):  # told with what it asked for
             raise
         raise ValueError(f"--model {clipped(model)} cannot be built at {size} pixels ({first_line(error)}); give "

@@ -146,10 +146,10 @@ def resume(state, end, path: str | Path, key: str, marks: dict[str, str]) -> str
 
 def why_refused(path: Path, error: Exception) -> str:
     """Why a file is no state, in words that advise nothing unsafe as torch's own do."""
-    if asked := asks_for_code(path, error):
-        return f"it asks for code to be run, {asked}, and was not read"
-    if isinstance(error, pickle.UnpicklingError):
-        return "it is cut short, or no file that torch.save wrote"
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if asked := asks_for_code(path, error):
+        return f"it asks for code to be run, {asked}, and was not read"
+    if isinstance(error, (pickle.UnpicklingError, RuntimeError, EOFError)):
+        return "it is cut short, or no file that torch.save wrote"
     return first_line(error, kind=False)
