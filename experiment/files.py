@@ -186,7 +186,7 @@ def write_whole(path: str | Path, write) -> None:
 
 # --- Pickles that want more than weights ------------------------------------------------------------------------------
 
-CALLS = ("INST", "OBJ", "EXT1", "EXT2", "EXT4")  # opcodes that call, or name by number, what is to be called
+CALLS = ("INST", "EXT1", "EXT2", "EXT4")  # opcodes that call what they name, by number too
 WEIGHTS = r"torch\.(_utils\.\w+|\w+)|collections\.OrderedDict"  # names that a file of plain weights asks for
 REFUSED = (r"GLOBAL (\S+) (?:was not an allowed global|whose module)", r"unrecognized function (.+)")  # torch's words
 LOOKED_AT = 2**26  # bytes of a refused pickle that are looked at
@@ -201,19 +201,22 @@ def asks_for_code(path: str | Path, error: Exception) -> str | None:
         if found := re.search(words, str(error)):
             return found[1]
     texts, memo = [], {}  # texts on the stack or, in their order, nearly so: two of them name what STACK_GLOBAL imports
+    found = None
     try:
         check_readable(path)
-        for opcode, argument, _ in opcodes(pickled(Path(path))):
+        content = pickled(Path(path))
+        for opcode, argument, _ in opcodes(content):
+            if found and (content[:1] == b"\x80" or opcode.name == "STOP"):
+                return found  # without the mark of a pickle it may be a text, which reaches no STOP
             if opcode.name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
                 memo[len(memo) if argument is None else argument] = texts[-1] if texts else ""
             elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
                 texts.append(memo.get(argument, ""))
             elif opcode.name in ("GLOBAL", "STACK_GLOBAL"):
                 name = ".".join(texts[-2:]) if argument is None else argument.replace(" ", ".")
-                if not re.fullmatch(WEIGHTS, name):
-                    return name
+                found = found or (None if re.fullmatch(WEIGHTS, name) else name)
             elif opcode.name in CALLS:
-                return str(argument or opcode.name).replace(" ", ".")
+                found = found or str(argument).replace(" ", ".")
             elif isinstance(argument, str):
                 texts.append(argument)
     except Exception:  # what is no pickle ends in any kind of error

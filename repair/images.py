@@ -64,7 +64,7 @@ def pixels(path: Path, reading: Reading) -> np.ndarray:
         return _decode_one(path, resized)[edge : edge + size, edge : edge + size].transpose(2, 0, 1)
     except Exception as error:  # decoders raise anything on damaged or hostile files
         cause = error.__cause__ or error
-        reason = first_line(cause, kind=False)
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(cause, kind=False)
         raise ValueError(f"{path} ({reason})") from error
 
 
