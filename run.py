@@ -23,7 +23,7 @@ import torch
 from engine.checks import first_line
 from engine.ranks import ranks
 from experiment.cell import attempt, choose_methods, corrupt, find, new_model, train_original, unlearn
-from experiment.console import Parser, add_flags, tell
+from experiment.console import Parser, add_flags, clipped, tell
 from experiment.datasets import load
 from experiment.devices import check_precision, check_room, choose_device, describe
 from experiment.files import check_writable, fingerprints
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
                 sys.stdout.flush()  # so that a closed pipe is noticed here
             return code
         except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:  # torch's, for absurd sizes
-            tell(f"run.py: {what_went_wrong(error)}")
+            tell(f"run.py: {clipped(what_went_wrong(error), 2000)}")
             return 2
         except BrokenPipeError:  # the reader of its output, such as head, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends

@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **more)
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {clipped(message, 2000)}\n")
 
     def exit(self, status: int = 0, message: str | None = None):
         if message:

@@ -19,7 +19,7 @@ from tasks import Task, assemble, fingerprint
 
 
 LONGEST_NAME = 255  # bytes of a file's name, on most file systems
-DESCRIPTORS = ("/dev/fd", "/proc/self/fd", "/dev")  # of what a shell has opened for us: <(...), /dev/stdin
+DESCRIPTORS = ("/dev/fd", "/proc/self/fd")  # folders of what a shell has opened for us, as for <(...)
 
 
 # --- Before the work --------------------------------------------------------------------------------------------------
@@ -72,8 +72,8 @@ def check_readable(path: str | Path, pipe: bool = False) -> None:
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    opened = pipe and stat.S_ISFIFO(mode) and os.path.dirname(path) in DESCRIPTORS
-    if not stat.S_ISREG(mode) and not opened:
+    opened = os.path.dirname(path) in DESCRIPTORS or str(path) == "/dev/stdin"
+    if not stat.S_ISREG(mode) and not (pipe and opened and stat.S_ISFIFO(mode)):
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 

@@ -77,8 +77,14 @@ def check_cells(cells: list[Config]) -> None:
     for cell in {(c.dataset, c.image_size, c.task, c.n, c.pair, c.discovery): c for c in cells}.values():
         find(cell, corrupt(cell, dataset_of(cell)))
         images_of(cell)  # while the data set is there
-    for cell in {(c.dataset, c.image_size, c.arch, c.width, c.capacity, c.ratio, c.method): c for c in cells}.values():
-        check_room(cell, new_model(cell, dataset_of(cell)))
+    networks = {}
+    for c in cells:
+        networks.setdefault((c.dataset, c.image_size, c.arch, c.width, c.capacity), {})[c.ratio, c.method] = c
+    for alike in networks.values():
+        first = next(iter(alike.values()))
+        model = new_model(first, dataset_of(first))
+        for cell in alike.values():
+            check_room(cell, model)
 
 
 def check_originals(folder: str | Path, originals: list[Config]) -> None:

@@ -144,13 +144,24 @@ def test_a_rerun_may_have_less_memory(folder, cut_after_one, capsys):
     assert "going on after epoch 1" in capsys.readouterr().out
 
 
+def test_a_state_of_an_older_version_is_not_used(tmp_path, cut_after_one):
+    """Point 1: it knows 32 images alone, so that the repair begins anew, and says so."""
+    data, net, keep, told = make_data(0, n=64), small_net(0), tmp_path / "x.state", []
+    with cut_after_one(), pytest.raises(KeyboardInterrupt):
+        network.repair(net, data, FORGET, keep=keep, **settings())
+    content = torch.load(keep, weights_only=True)
+    torch.save({name: value for name, value in content.items() if name != "marks"}, keep)
+    network.repair(net, data, FORGET, keep=keep, say=told.append, **settings())
+    assert f"{keep} is the state of an older version and will be replaced" in told
+
+
 def test_marks_of_images():
     """Point 1: pixels count where both runs had them, else files; a state that says nothing is of other images."""
     pixels, files = {"pixels": "p", "files": "f"}, {"files": "f"}
     assert state.same_images(pixels, {"pixels": "p", "files": "touched"})
     assert not state.same_images(pixels, {"pixels": "q", "files": "f"})
     assert state.same_images(pixels, files) and not state.same_images(files, {"files": "g"})
-    assert state.same_images({}, {}) and not state.same_images({"older": ""}, pixels)
+    assert state.same_images({}, {}) and not state.same_images({}, pixels)
     data = make_data(0, n=40)
     pairs = Streamed(list(zip(data.images, data.labels.tolist(), strict=True)), 4, labels=data.labels)
     assert state.marks_of(pairs) == {} and set(state.marks_of(data)) == {"pixels"}

@@ -188,6 +188,21 @@ def test_a_report_into_a_file(pictures, capsys):
         assert f"cannot read {path} (it is no regular file); give a result file" in capsys.readouterr().err
 
 
+def test_rows_from_a_shell(pictures, capsys):
+    """Point 5: report <(...), which can be read once."""
+    assert run_grid(pictures, "0") == 0
+    capsys.readouterr()
+    end, begin = os.pipe()
+    os.write(begin, Path("runs/cells.jsonl").read_bytes())
+    os.close(begin)
+    try:
+        assert command("report", f"/dev/fd/{end}") == 0
+    finally:
+        os.close(end)
+    piped = capsys.readouterr().out
+    assert command("report", "runs") == 0 and capsys.readouterr().out == piped
+
+
 def test_a_report_of_a_folder_far_down(pictures, capsys):
     """Point 4: a long path of images makes no name of a table that cannot be written."""
     assert run_grid(pictures, "0") == 0
