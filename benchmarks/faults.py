@@ -4,9 +4,9 @@
     python benchmarks/faults.py --repair 2 --grid 0 --suspects 0 --seed 7
     python benchmarks/faults.py --stop SIGTERM                      # as a batch system does; SIGINT is Ctrl-C
 
-Each command runs once to its end on small drawn images. Then, for each kill, it begins in a folder of its own, is killed
-at a moment drawn from the time between its first line and its end, with all of its processes, and given again until it
-ends by itself. What is left is compared: the weights byte by byte, the list of suspects, the scores and settings of the
+Each command runs once to its end on small drawn images. Then, for each kill, it begins in a folder of its own, is
+killed at a moment drawn from the time between its first line and its end, with all of its processes, and given again to
+its end. What is left is compared: the weights byte by byte, the list of suspects, the scores and settings of the
 report; each row but for its times and places, each cell once. A line per kill, then a sum; exit code 1 if anything
 differs, or ends otherwise than well.
 """
@@ -181,16 +181,17 @@ def play(word: str, kills: int, world: Path, folder: Path, seed: int, kind: int,
         wrong, on = wrong + bool(odd), on + went_on
         torn += sum(1 for _ in out.rglob("*.tmp"))
         print(f"{word:<9}{number + 1:>3}/{kills}  {words}; {'went on' if went_on else 'began anew'}: "
-              f"{'the same' if not odd else f'DIFFERS in ' + ', '.join(odd[:3])}", flush=True)
-    print(f"{word}: {kills} kills, {on} went on and {kills - on} began anew, {wrong} differ; {torn} temporary files left",
-          flush=True)
+              f"{'DIFFERS in ' if odd else 'the same'}{', '.join(odd[:3])}", flush=True)
+    print(f"{word}: {kills} kills, {on} went on and {kills - on} began anew, {wrong} differ; {torn} temporary files "
+          "left", flush=True)
     return wrong
 
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for word, kills in zip(WORDS, (27, 17, 6), strict=True):
-        p.add_argument(f"--{word}", type=int, default=kills, metavar="KILLS", help=f"kills of {word} (default: {kills})")
+        text = f"kills of {word} (default: {kills})"
+        p.add_argument(f"--{word}", type=int, default=kills, metavar="KILLS", help=text)
     p.add_argument("--seed", type=int, default=0, help="of the images and the moments (default: 0)")
     p.add_argument("--threads", type=int, default=1, help="of each process (default: 1)")
     p.add_argument("--stop", default="SIGKILL", help="the signal: SIGKILL, SIGTERM or SIGINT (default: SIGKILL)")

@@ -100,8 +100,8 @@ def read_pickle(path: Path, head: bytes) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or broken pickle can raise anything; all of it means the same
         if asked := asks_for_code(path, error):
-            told = f"{path} holds a pickled {asked}, alone or beside weights: it asks for code to be run and was not read"
-            raise ValueError(f"{told}; {SAVE}") from error
+            raise ValueError(f"{path} holds a pickled {asked}, alone or beside weights: it asks for code to be run and "
+                             f"was not read; {SAVE}") from error
         if is_text(head):
             raise ValueError(f"{path} {TEXT}") from error
         cut = isinstance(error, EOFError) or re.search(r"truncated|unexpected EOF|not enough", str(error))

@@ -105,9 +105,8 @@ def test_fingerprints_differ():
     one = make_dataset(0)
     pixels, labels = one.test.images.clone(), (one.train.labels + 1) % 4
     pixels[0, 0, 0, 0] ^= 1
-    found = {files.fingerprints(each) for each in (one, make_dataset(0), replace(one, test=replace(one.test, images=pixels)),
-                                                   replace(one, train=replace(one.train, labels=labels)))}
-    assert len(found) == 3
+    others = replace(one, test=replace(one.test, images=pixels)), replace(one, train=replace(one.train, labels=labels))
+    assert len({files.fingerprints(each) for each in (one, make_dataset(0), *others)}) == 3
 
 
 def test_the_processor_in_rows(monkeypatch):
@@ -155,7 +154,8 @@ def test_a_pipe_is_no_image(tmp_path):
         datasets._decode_one(tmp_path / "zero.png", 8)
 
 
-@pytest.mark.parametrize("size, words", [(200000, "at most 4096"), (10**30, "at most 4096"), (4000, "smaller --image-size")])
+@pytest.mark.parametrize("size, words", [(200000, "at most 4096"), (10**30, "at most 4096"),
+                                         (4000, "give a smaller --image-size")])
 def test_image_sizes_are_bounded(capsys, no_work, monkeypatch, size, words):
     """Points 5, 8: by a number, and by the memory of the machine, before an image is made."""
     monkeypatch.setattr(datasets.F, "interpolate", lambda *args, **more: pytest.fail("an image was made"))
@@ -169,7 +169,8 @@ def test_a_task_that_asks_for_code(tmp_path):
     """Point 6: it is called that, and nothing runs; what is cut short is called damaged."""
     dataset, path = make_dataset(0), tmp_path / "x.task"
     torch.save({"name": "poison", "x": Evil(tmp_path / "ran")}, path)
-    with pytest.raises(ValueError, match=r"x.task is no task of ours: it asks for code to be run \(.*delete it") as told:
+    words = r"x.task is no task of ours: it asks for code to be run \(.*delete it"
+    with pytest.raises(ValueError, match=words) as told:
         files.load_task(path, dataset)
     assert "weights_only" not in str(told.value) and not (tmp_path / "ran").exists()
     files.save_task(make_task("random", dataset, 4, 0), path)

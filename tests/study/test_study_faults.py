@@ -60,7 +60,7 @@ def change(pictures, name="train/a/06.png", value=0) -> None:
 def test_a_grid_does_not_mix_two_data_sets(pictures, capsys):
     """Point 3: after a change of one image no row of before counts; one warning; the originals of before stay."""
     assert run_grid(pictures, "0") == 0
-    first, before = lines(), {path.name: path.read_bytes() for path in (pictures.parent / "runs" / "originals").iterdir()}
+    first, before = lines(), {path.name: path.read_bytes() for path in Path("runs/originals").iterdir()}
     assert run_grid(pictures, "0") == 0 and lines() == first
     capsys.readouterr()
     change(pictures)
@@ -72,7 +72,7 @@ def test_a_grid_does_not_mix_two_data_sets(pictures, capsys):
     assert sorted((row["method"], row["seed"]) for row in new) == [("cf", 0), ("cf", 1), ("no-ul", 0), ("no-ul", 1)]
     assert len({row["images"] for row in new}) == 1 and new[0]["images"] != first[0]["images"]
     assert all(row["status"] == "ok" for row in new)
-    after = {path.name: path.read_bytes() for path in (pictures.parent / "runs" / "originals").iterdir()}
+    after = {path.name: path.read_bytes() for path in Path("runs/originals").iterdir()}
     assert before.items() <= after.items() and len(after) == len(before) + 4
     assert run_grid(pictures, "0,1") == 0 and len(lines()) == 6  # all is done
     assert "other images" not in capsys.readouterr().err
@@ -143,7 +143,8 @@ def test_suspects_do_not_mix_two_data_sets(pictures, capsys):
     assert command("suspects", *asked) == 0
     told, new = capsys.readouterr().err, lines("runs/scores.jsonl")[len(first):]
     assert f"warning: {len(first)} rows in runs/scores.jsonl are of other images" in told
-    assert len(new) == len(first) and {row["fingerprint"] for row in new}.isdisjoint(row["fingerprint"] for row in first)
+    assert len(new) == len(first)
+    assert {row["fingerprint"] for row in new}.isdisjoint(row["fingerprint"] for row in first)
     assert command("suspects", *asked) == 0 and len(lines("runs/scores.jsonl")) == 2 * len(first)
 
 
@@ -181,8 +182,8 @@ def test_a_report_into_a_file(pictures, capsys):
     os.mkfifo("pipe")
     capsys.readouterr()
     assert command("report", "runs", "--out", "there") == 2
-    assert capsys.readouterr().err == ("run.py report: cannot write into there (it is a file); name another folder with "
-                                       "--out\n")
+    told = "run.py report: cannot write into there (it is a file); name another folder with --out\n"
+    assert capsys.readouterr().err == told
     for path in ("pipe", "/dev/zero"):
         assert command("report", path) == 2
         assert f"cannot read {path} (it is no regular file); give a result file" in capsys.readouterr().err
