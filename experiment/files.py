@@ -1,8 +1,10 @@
 """Files that are whole or not there: a task beside its network, whether one can be written, or read without waiting."""
 
+import contextlib
 import errno
 import hashlib
 import io
+import itertools
 import os
 import pickletools
 import re
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from experiment.console import clipped
 from experiment.data import Data, Dataset
 from tasks import Task, assemble, fingerprint
 
@@ -40,11 +43,8 @@ def check_writable(out: str) -> None:
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise OSError("permission denied")
         for name in (path, partial_of(path)):  # either may be too long for the file system
-            if os.path.lexists(name.parent):
-                try:
-                    os.lstat(name)
-                except FileNotFoundError:
-                    continue
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(name)
     except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a name with a null byte
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot write results to {out} ({reason}); give another --out") from error
@@ -189,7 +189,7 @@ def write_whole(path: str | Path, write) -> None:
 CALLS = ("INST", "EXT1", "EXT2", "EXT4")  # opcodes that call what they name, by number too
 WEIGHTS = r"torch\.(_utils\.\w+|\w+)|collections\.OrderedDict"  # names that a file of plain weights asks for
 REFUSED = (r"GLOBAL (\S+) (?:was not an allowed global|whose module)", r"unrecognized function (.+)")  # torch's words
-LOOKED_AT = 2**26  # bytes of a refused pickle that are looked at
+LOOKED_AT, STEPS = 2**26, 10**6  # bytes and opcodes of a refused pickle that are looked at, so that it costs a second
 
 
 def asks_for_code(path: str | Path, error: Exception) -> str | None:
@@ -197,15 +197,19 @@ def asks_for_code(path: str | Path, error: Exception) -> str | None:
 
     Nothing in the file is run: the text of the refusal and the opcodes of the pickle are looked at.
     """
-    for words in REFUSED:
-        if found := re.search(words, str(error)):
-            return found[1]
+    matches = [found[1] for words in REFUSED if (found := re.search(words, str(error)))]
+    asked = matches[0] if matches else imported_by(path)
+    return asked and "".join(letter if letter.isprintable() else "?" for letter in clipped(asked))
+
+
+def imported_by(path: str | Path) -> str | None:
+    """The first name, other than those of WEIGHTS, that a pickle imports or calls; None where it is no pickle."""
     texts, memo = [], {}  # texts on the stack or, in their order, nearly so: two of them name what STACK_GLOBAL imports
     found = None
     try:
         check_readable(path)
         content = pickled(Path(path))
-        for opcode, argument, _ in opcodes(content):
+        for opcode, argument, _ in itertools.islice(opcodes(content), STEPS):
             if found and (content[:1] == b"\x80" or opcode.name == "STOP"):
                 return found  # without the mark of a pickle it may be a text, which reaches no STOP
             if opcode.name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
