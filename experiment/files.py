@@ -187,7 +187,9 @@ def write_whole(path: str | Path, write) -> None:
 # --- Pickles that want more than weights ------------------------------------------------------------------------------
 
 CALLS = ("INST", "EXT1", "EXT2", "EXT4")  # opcodes that call what they name, by number too
-WEIGHTS = r"torch\.(_utils\.\w+|\w+)|collections\.OrderedDict"  # names that a file of plain weights asks for
+# names that a file of weights asks for, with the harmless ones of repair/checkpoints.py
+WEIGHTS = (r"torch\.(_utils\.\w+|\w+)|collections\.OrderedDict|argparse\.Namespace|numpy\.(dtype|dtypes\.\w+)|"
+           r"numpy\._?core\.multiarray\.scalar|_codecs\.encode")
 REFUSED = (r"GLOBAL (\S+) (?:was not an allowed global|whose module)", r"unrecognized function (.+)")  # torch's words
 LOOKED_AT, STEPS = 2**26, 10**6  # bytes and opcodes of a refused pickle that are looked at, so that it costs a second
 

@@ -30,7 +30,7 @@ HEADS = {"aux1", "aux2", "AuxLogits"}  # of GoogLeNet and Inception, which are b
 EXTRAS = ("n_averaged", "total_ops", "total_params")  # weight averaging and the profiler thop leave these behind
 SAFE_TORCH = (2, 10)  # before it weights_only=True could be broken (CVE-2025-32434, CVE-2026-24747)
 SAVE = "where it was made, run: state = model.state_dict(); torch.save(state, 'weights.pt')"
-TEXT = "is a text file, not weights; give the file that torch.save or safetensors wrote"
+TEXT = "is a text file, no file of weights; give the file that torch.save or safetensors wrote"
 REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what a repair can write back as it was stored
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}

@@ -540,7 +540,7 @@ def test_a_text_file_as_checkpoint(folder, capsys):
     for name in ("log.pt", "log.safetensors"):
         path = folder["--data"] / name
         path.write_text("epoch 1, loss 0.3\n" * 300 + "é")
-        assert f"{name} is a text file, not weights" in refused({**folder, "--checkpoint": path}, capsys)
+        assert f"{name} is a text file, no file of weights" in refused({**folder, "--checkpoint": path}, capsys)
 
 
 @pytest.mark.parametrize("more, words", [(("--ratio", 1e300), "ratio is 1e+300; theta_o2 would take inf GB"),
