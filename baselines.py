@@ -425,7 +425,7 @@ def npo(model: Module, data, forget: Tensor, config, generator: Generator, log=N
 
 
 def trains_on(config, forget: Tensor) -> bool:
-    """Whether passes over D_f alone run in training mode, where no step 3 follows: unless `forget_norm` is "running"."""
+    """Whether passes over D_f alone run in training mode, no step 3 following: unless `forget_norm` is "running"."""
     return config.forget_norm != "running" and len(forget) > 1  # one example has no batch statistics
 
 

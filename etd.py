@@ -12,11 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from engine.bits import MaskTable, draw_bits
-from engine.checks import check_index
-from engine.layers import MaskedPass, channels_of, initialiser, run_pass, run_with, swap
-from engine.modes import copy_of, refresh_batchnorm
-from engine.updates import logits_of
+from engine import (MaskedPass, MaskTable, channels_of, check_index, copy_of, draw_bits, initialiser, logits_of,
+                    refresh_batchnorm, run_pass, run_with, swap)
 
 # --- Masks ------------------------------------------------------------------------------------------------------------
 

@@ -13,9 +13,8 @@ import contextlib
 import torch
 from torch import nn
 
-from engine.admission import (MISFIT, check_network, followed_layers, is_norm, is_weight, naming_errors, self_check)
-from engine.layers import MaskedPass, run_pass, swap
-from engine.modes import copy_of, eval_mode
+from engine import (MISFIT, MaskedPass, check_network, copy_of, eval_mode, followed_layers, is_norm, is_weight,
+                    naming_errors, run_pass, self_check, swap)
 from etd import Expanded, ExpandedBatchNorm, ExpandedWeight
 
 WIDEST = 2**40  # bits of a mask row in the dry run, in which the widest layer is not known yet; they take no memory

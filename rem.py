@@ -1,7 +1,7 @@
 """Redirection for Erasing Memory: Eq. 2 and Algorithm 1, top to bottom as printed (Sec. 5).
 
     unlearned = rem(model, data, forget, Settings(), generator)      # model in and out are plain networks
-    unlearned = rem(expanded, data, forget, Settings(), generator)   # REM on ETD: theta_o2 is the memorisation partition
+    unlearned = rem(expanded, data, forget, Settings(), generator)   # REM on ETD: theta_o2 is its memorisation part
     unlearned = rem(model, data, forget, Settings(), generator, shared=corrupted)   # REM (IDEAL), Fig. 3
     unlearned = rem(model, data, forget, Settings(), generator, until=Never)        # Algorithm 1 as printed
 
@@ -9,22 +9,16 @@ rem.py, etd.py, expand.py and engine/ need torch and nothing else; engine/batche
 """
 
 from dataclasses import dataclass, field
-from warnings import warn
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from engine.batches import batches_of
-from engine.checks import (check_choices, check_forget, check_ranges, check_shared, check_trainable, finite_weights,
-                           refuse_unknown, settings_from)
-from engine.ending import Repaired
-from engine.modes import copy_of, modes_of, put_modes, training_mode
-from engine.reference import Reference
-from engine.scores import accuracy_of, cross_entropy
-from engine.streams import stream
-from engine.updates import make_optimizer, one_pass
-from etd import Expanded, MaskTable, drop, mask_rows, mask_table
+from engine import (MaskTable, Reference, Repaired, accuracy_of, batches_of, believed, carry_on, check_sets, checked,
+                    copies, copy_of, cross_entropy, finite_weights, make_optimizer, modes_of, moved, one_pass,
+                    passing_mode, positive, put_modes, refresh_batchnorm, report, settings_from, stream, training_mode,
+                    warn_above)
+from etd import Expanded, drop, mask_rows, mask_table
 from expand import expand
 
 # --- Eq. 2 ------------------------------------------------------------------------------------------------------------
@@ -37,8 +31,7 @@ def npo_term(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch
     Args: ce, ce_ref: (B,) cross-entropies of network and (without gradient) reference; beta: > 0, or a ValueError.
     Returns: (B,) values in (-inf, 0), rising with ce; the slope is 2 sigmoid(-beta (ce - ce_ref)), between 0 and 2.
     """
-    if not beta > 0:
-        raise ValueError(f"beta is {beta}; it must be above 0")
+    positive(beta=beta)
     # h = (2 / beta) log sigmoid(-beta log(p / p_ref)) = (2 / beta) log sigmoid(beta (CE - CE_ref))
     return (2 / beta) * F.logsigmoid(beta * (ce - ce_ref.detach()))
 
@@ -69,7 +62,8 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
 
 # --- What Algorithm 1 carries -----------------------------------------------------------------------------------------
 
-@refuse_unknown
+@checked(gamma=(0, 1), reach=(0, 10**9), unlearn_epochs=(0, 10**9), max_passes=(0, 10**9), batch=(1, 10**9),
+         optimizer=("sgd", "adam"), precision=("auto", "float32", "bf16"), forget_norm=("auto", "running", "batch"))
 @dataclass(frozen=True)
 class Settings:
     """What Algorithm 1 reads, at the values of Table 3 for ResNet-9 where that has them."""
@@ -81,6 +75,8 @@ class Settings:
     p_mem: float = 0.2  # share of theta_o2 that an example's mask turns on
     extra_ratio: float = 1.0  # theta_o2's width over theta_o1's
     max_passes: int = 100  # most passes over D_f in one step 2, then a warning
+    reach: float = 0.0  # how far the first step 2 takes theta_o1, over its norm; 0: momentum is carried into step 3
+    disbelieved: float = 0.0  # CE of a given label above which step 3 leaves an image of D_r out; 0: all stay in
     forget_norm: str = "auto"  # BatchNorm in step 2: "running" statistics (auto) or those of each "batch", see `remove`
     batch: int = 512
     optimizer: str = "sgd"  # or "adam"
@@ -88,12 +84,6 @@ class Settings:
     weight_decay: float = 5e-4  # of SGD
     precision: str = "auto"  # bf16 autocast on GPUs, float32 on the CPU; or "float32", "bf16"
     seed: int = 0  # of theta_o2 and the masks
-
-    def __post_init__(self):
-        check_choices(self, forget_norm=("auto", "running", "batch"), optimizer=("sgd", "adam"),
-                      precision=("auto", "float32", "bf16"))
-        inf = float("inf")
-        check_ranges(self, gamma=(0, 1), unlearn_epochs=(0, inf), max_passes=(0, inf), batch=(1, inf))
 
 
 @dataclass
@@ -141,11 +131,12 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
     end = until(s)  # Choice: max epochs is only an upper bound
     while s.epoch < s.config.unlearn_epochs and not end.reached:  # while current epoch <= max epochs
         s.epoch += 1
-        remove(s, training=s.config.forget_norm == "batch")  # Step 2
-        redirect(s, step3 or step3_batch, end.trained_on)  # Step 3
+        index = believed(s, end.trained_on)
+        remove(s, s.config.reach, training=s.config.forget_norm == "batch")  # Step 2
+        redirect(s, step3 or step3_batch, index)  # Step 3
+        refresh_batchnorm(s.expanded, s.data, s.config.batch, modes=s.modes)  # Choice: see engine/modes.py
         end.look(s)
-        if log is not None:
-            log(s.epoch, s.config.unlearn_epochs, s.expanded, **s.record)
+        report(log, s)
     s.expanded = end.best(s)
     return discard(s)  # Step 4
 
@@ -154,15 +145,13 @@ def add_capacity(model: nn.Module, data, forget: torch.Tensor, config, generator
                  shared: torch.Tensor | None = None) -> State:
     """Step 1: put theta_o2 beside theta_o1, give every example its mask, D_f (or `shared`) one; args: `rem`'s."""
     config = settings_from(config, Settings)
-    forget = check_forget(forget, len(data))
-    shared = check_shared(shared, forget, len(data))
+    forget, shared = check_sets(forget, shared, len(data))
     # theta_o2 is drawn at random; on ETD it is there, and so are D_r's masks
     if isinstance(model, Expanded):
         expanded = copy_of(model).under(config.seed, config.p_mem)
     else:
         _, example, _ = next(iter(data.batches(forget[:2], size=2, generator=torch.Generator())))
         expanded = expand(model, example, config.extra_ratio, generator=stream(config.seed, "theta_o2"))
-    check_trainable(expanded.theta_o1())
     device = next(expanded.parameters()).device
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, shared).to(device)
     # "ref" corresponds to the initialization of the respective weights
@@ -173,22 +162,26 @@ def add_capacity(model: nn.Module, data, forget: torch.Tensor, config, generator
                  device)
 
 
-def remove(s: State, training: bool = False) -> None:
+def remove(s: State, reach: float = 0.0, training: bool = False) -> None:
     """Step 2: while Acc(D_f) > gamma, pass over D_f and update theta_o1 with L_step2 = -L_remove.
 
     After max_passes it gives up with a warning.
+    Choice: with `reach` its strength is chosen, in place of what momentum makes of it inside step 3. At gamma the known
+    images are forgotten, but what they share is not; distance in weight space takes that out. The first step 2 goes on
+    along its line until theta_o1 is `reach` of its norm away; a later one ends at gamma, and no pass begins that far
+    out. The optimiser then forgets its state, so that no momentum of step 2 runs on into step 3.
     Choice: passes run in eval mode. Batch statistics of D_f alone subtract what its examples share, the trigger itself,
     so Acc(D_f) would fall until D_tr moves them back. `training`: in training mode all the same, as where no step 3
     follows (NPO); of one example there are no batch statistics.
     Raises: NonFiniteLoss.
     """
     config, passes, updates = s.config, 0, 0
+    theta_o1 = s.expanded.theta_o1()
+    begin = copies(theta_o1) if reach else []
     before = acc = accuracy_of(s, s.forget)
-    while acc > config.gamma and passes < config.max_passes:  # stop condition: Acc(D_f) <= gamma
-        if training and len(s.forget) > 1:
-            training_mode(s.expanded, s.modes)
-        else:
-            s.expanded.eval()
+    # stop condition: Acc(D_f) <= gamma
+    while acc > config.gamma and passes < config.max_passes and not 0 < reach <= moved(theta_o1, begin):
+        passing_mode(s, training)
         with one_pass(s, "step 2") as update:
             for rows, x, y in batches_of(s, s.forget):
                 # 2.1  L_remove(D_f) = (2 / beta) E log sigmoid(beta (CE_o1 - CE_ref)), theta_o1 alone
@@ -197,8 +190,13 @@ def remove(s: State, training: bool = False) -> None:
                 update(step2_loss(ce, ce_ref, config.beta), rows)
         passes, updates = passes + 1, updates + update.steps
         acc = accuracy_of(s, s.forget)
-    if acc > config.gamma:
-        warn(f"Acc(D_f) is {acc:.2f} after {passes} passes, still above gamma = {config.gamma}", stacklevel=2)
+    warn_above(acc, config.gamma, passes)
+    if reach and passes:
+        if s.epoch == 1:
+            # theta_o1 <- begin + reach ||begin|| d / ||d||,  d = theta_o1 - begin
+            carry_on(theta_o1, begin, reach)
+            acc = accuracy_of(s, s.forget)
+        s.optimizer.state.clear()
     s.record = dict(acc_forget_before=before, acc_forget=acc, passes=passes, updates=updates)
 
 

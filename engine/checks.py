@@ -7,6 +7,7 @@
 import difflib
 import functools
 import math
+import warnings
 from dataclasses import fields
 
 import torch
@@ -44,7 +45,7 @@ def check_index(index: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def check_forget(forget: torch.Tensor, n: int) -> torch.Tensor:
-    """Return D_f, on the CPU, if it is a set of dataset indices that is neither empty nor all n examples; ValueError."""
+    """Return D_f, on the CPU, if it is a set of dataset indices, neither empty nor all n examples; ValueError."""
     twice = len(check_index(forget, n)) - len(forget.unique())
     if len(forget) == 0:
         raise ValueError("the forget set is empty; nothing was discovered, so there is nothing to unlearn")
@@ -55,13 +56,14 @@ def check_forget(forget: torch.Tensor, n: int) -> torch.Tensor:
     return forget.cpu()
 
 
-def check_shared(shared: torch.Tensor | None, forget: torch.Tensor, n: int) -> torch.Tensor:
-    """Return the indices that share one mask row: D_f where none are given; ValueError if they lack some of D_f."""
+def check_sets(forget: torch.Tensor, shared: torch.Tensor | None, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return D_f (`check_forget`) and the indices that share one mask row: D_f where none are given; ValueError."""
+    forget = check_forget(forget, n)
     if shared is None:
-        return forget
+        return forget, forget
     if not torch.isin(forget, check_index(shared, n).cpu()).all():
         raise ValueError("shared lacks examples of D_f, which are under one mask (step 3.1); give all of D_f and more")
-    return shared
+    return forget, shared
 
 
 # --- Settings ---------------------------------------------------------------------------------------------------------
@@ -92,33 +94,44 @@ def settings_from(record, kind: type):
     return kind(**{name: get(name) for name in known})
 
 
-def refuse_unknown(kind: type) -> type:
-    """Decorate a dataclass so that an unknown name is a TypeError that says the nearest known one."""
-    make, names = kind.__init__, [f.name for f in fields(kind)]
+def checked(**allowed):
+    """Decorate a dataclass of settings: an unknown name is an error, and so is a value outside of what is allowed.
 
-    @functools.wraps(make)
-    def __init__(self, *values, **given):
-        for name in given:
-            if name not in names:
-                raise TypeError(f"{kind.__name__} has no setting {name!r}; did you mean {nearest(name, names)!r}?")
-        make(self, *values, **given)
+    Args: allowed: by name a tuple of texts, the choices, or a pair of numbers, the least and the most.
+    Raises (the decorated class): TypeError for an unknown name, with the nearest known one; ValueError for a value.
+    """
+    def decorate(kind: type) -> type:
+        make, names = kind.__init__, [f.name for f in fields(kind)]
 
-    kind.__init__ = __init__
-    return kind
+        @functools.wraps(make)
+        def __init__(self, *values, **given):
+            for name in given:
+                if name not in names:
+                    raise TypeError(f"{kind.__name__} has no setting {name!r}; did you mean {nearest(name, names)!r}?")
+            make(self, *values, **given)
+            for name, among in allowed.items():
+                check_value(name, getattr(self, name), among)
+
+        kind.__init__ = __init__
+        return kind
+
+    return decorate
 
 
-def check_choices(settings, **choices: tuple) -> None:
-    """Raise ValueError for the first setting whose value is none of its choices."""
-    for name, among in choices.items():
-        if (value := getattr(settings, name)) not in among:
+def check_value(name: str, value, among: tuple) -> None:
+    """Raise ValueError unless a setting's value is one of its choices, or in its range, both ends of which count."""
+    if isinstance(among[0], str):
+        if value not in among:
             raise ValueError(f"{name} is {value!r}; choose from {', '.join(among)}")
+    elif not among[0] <= value <= among[1]:
+        raise ValueError(f"{name} is {value}; it must be from {among[0]} to {among[1]}")
 
 
-def check_ranges(settings, **ranges: tuple[float, float]) -> None:
-    """Raise ValueError for the first setting outside its range, both ends of which belong to it."""
-    for name, (least, most) in ranges.items():
-        if not least <= (value := getattr(settings, name)) <= most:
-            raise ValueError(f"{name} is {value}; it must be from {least} to {most}")
+def positive(**settings: float) -> None:
+    """Raise ValueError for the first setting that is not above 0."""
+    for name, value in settings.items():
+        if not value > 0:
+            raise ValueError(f"{name} is {value}; it must be above 0")
 
 
 # --- Finite numbers ---------------------------------------------------------------------------------------------------
@@ -139,7 +152,7 @@ def finite_weights(net: nn.Module) -> nn.Module:
     return net
 
 
-def check_trainable(parameters) -> None:
-    """Raise ValueError unless one of a network's own parameters may change."""
-    if not any(p.requires_grad for p in parameters):
-        raise ValueError("every parameter of the network is frozen; set requires_grad where unlearning may change it")
+def warn_above(acc: float, gamma: float, passes: int) -> None:
+    """Warn where step 2 has given up with Acc(D_f) above gamma."""
+    if acc > gamma:
+        warnings.warn(f"Acc(D_f) is {acc:.2f} after {passes} passes, still above gamma = {gamma}", stacklevel=3)

@@ -9,7 +9,6 @@
 
 import torch
 
-from engine.modes import refresh_batchnorm
 from engine.scores import accuracy_of
 from engine.streams import stream
 
@@ -46,8 +45,8 @@ class Repaired:
     Choice: step 3 is there to restore utility. Once it has, further epochs cost healing.
     An epoch's score is Acc(W) (1 - max(Acc(D_f), gamma)): theta_o1 alone, labels as given, W being a twentieth of D_r
     that step 3 leaves out. The first epoch that does not beat the best score so far by a standard error is the last.
-    While nothing is forgotten every score is 0: then the loop goes on, and the last epoch counts as the best. At gamma 1
-    nothing is to be forgotten, so there the score is Acc(W). Of ten examples of D_r or fewer none is left out: then all
+    While nothing is forgotten every score is 0: then the loop goes on, and the last epoch counts as the best. At gamma
+    1 nothing is to be forgotten, so there the score is Acc(W). Of ten examples of D_r or fewer none is left out: then all
     epochs run and the last is returned, as by `Never`.
     """
 
@@ -65,7 +64,6 @@ class Repaired:
         """Judge the epoch that has just run; adds acc_forget_end, acc_held_out and score to its record."""
         if self.held_out is None:
             return
-        refresh_batchnorm(s.expanded, s.data, s.config.batch, modes=s.modes)
         acc, forgotten = accuracy_of(s, self.held_out), accuracy_of(s, s.forget)
         kept = 1 - max(forgotten, s.config.gamma) if s.config.gamma < 1 else 1.0
         score, error = acc * kept, (acc * (1 - acc) / len(self.held_out)) ** 0.5 * kept

@@ -1,6 +1,7 @@
 """What etd.py needs to know of a layer's kind, and how a masked pass goes through a network.
 
-A masked pass is ambient: while it lasts every expanded layer holds it as `active`, so that networks need not know of it.
+A masked pass is ambient: while it lasts every expanded layer holds it as `active`, so that networks need not know of
+it.
 """
 
 import copy
@@ -64,7 +65,7 @@ class MaskedPass:
     wide: dict[tuple, torch.Tensor] = field(default_factory=dict)  # (outputs, extra, dtype) -> (B, outputs + extra)
 
     def over(self, outputs: int, extra: int, dtype: torch.dtype) -> torch.Tensor:
-        """(B, outputs + extra): 1 for every base channel, the first `extra` bits of each example's row for the others."""
+        """(B, outputs + extra): 1 for every base channel, the first `extra` bits of each row for the others."""
         key = (outputs, extra, dtype)
         if key not in self.wide:  # layers of the same widths share it
             bits = self.mask[:, :extra]

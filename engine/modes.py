@@ -50,6 +50,17 @@ def training_mode(net: nn.Module, modes: list[bool]) -> None:
         norm.eval()
 
 
+def passing_mode(s, training: bool) -> None:
+    """Put the network of Algorithm 1's state in the mode in which it passes over D_f alone.
+
+    training: in training mode, where D_f has more than one example; one has no batch statistics.
+    """
+    if training and len(s.forget) > 1:
+        training_mode(s.expanded, s.modes)
+    else:
+        s.expanded.eval()
+
+
 def frozen_norms(net: nn.Module, modes: list[bool]) -> list[nn.Module]:
     """The BatchNorms whose running statistics must stay, because the network's user froze them.
 
@@ -70,8 +81,11 @@ def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.
                       modes: list[bool] | None = None) -> None:
     """Recompute base running statistics, in place, from base-only passes over the training images; no label is read.
 
-    Training with masks alone never moves them, and an epoch of few steps leaves them behind the weights. Choice: means
-    over the images of one shuffled pass, augmented as in training.
+    Training with masks alone never moves them, and an epoch of few steps leaves them behind the weights. So ETD training
+    ends with it, and so does every epoch of Algorithm 1, whatever ends the loop: step 2's Acc(D_f), the end and the
+    user then see the same network. On 72 cells of tuning images the product is 1.3 +- 0.3 points higher after epoch 1,
+    0.4 +- 0.2 after epoch 2 and 0.0 after epoch 3 than with the statistics that lag behind (results/tuning).
+    Choice: means over the images of one shuffled pass, augmented as in training.
     Args: model: plain or Expanded; data: D_tr, see batches.py; size: of a batch; generator: of the pass, None: seeded
         with 0; modes: as the network came, None: as it is; frozen BatchNorms keep their statistics (`frozen_norms`).
     """

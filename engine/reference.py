@@ -41,6 +41,7 @@ class Reference:
         dtype = torch.promote_types(weight.dtype, torch.float32)
         known = torch.zeros((3, n), dtype=dtype, device=weight.device)
         for rows, x, y in batches_of(s, None, augment=False):
-            known[:, rows.to(x.device)] = torch.stack([self.full(rows, x, y), self.base(rows, x, y), torch.ones_like(y)])
+            full, base = self.full(rows, x, y), self.base(rows, x, y)
+            known[:, rows.to(x.device)] = torch.stack([full, base, torch.ones_like(full)])
         over_ranks([known])
         self.known = known[:2] / known[2]  # by how many ranks an example was seen

@@ -30,3 +30,22 @@ def accuracy_of(s, index: torch.Tensor) -> float:
     if odd:
         raise NonFiniteLoss(f"{odd} logits are not finite; lower the rate, or if no update was made look at the inputs")
     return hits / number
+
+
+@torch.no_grad()
+def believed(s, index: torch.Tensor | None) -> torch.Tensor | None:
+    """The examples of `index`, or of D_tr, without those of D_r whose label as given theta_o1 disbelieves.
+
+    Choice: after an epoch an image of D_r is a suspect where CE of its label is above `disbelieved`; from epoch 2 on
+    step 3 leaves it out, so that it cannot teach theta_o1 what step 2 has removed. It is looked at before step 2: after
+    a removal whole classes are disbelieved. In epoch 1, or where `disbelieved` is 0, none is left out.
+    """
+    if s.epoch < 2 or not s.config.disbelieved:
+        return index
+    suspect = torch.zeros(len(s.data), device=s.device)
+    with eval_mode(s.expanded):
+        for rows, x, y in batches_of(s, None, augment=False):
+            suspect[rows.to(s.device)] = (cross_entropy(s, x, y) > s.config.disbelieved).to(suspect)
+    over_ranks([suspect])  # each process has seen its share
+    index = torch.arange(len(s.data)) if index is None else index
+    return index[(suspect.cpu()[index] == 0) | s.in_forget[index]]

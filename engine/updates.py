@@ -27,10 +27,14 @@ def logits_of(net: nn.Module, x: torch.Tensor, precision: str, mask: torch.Tenso
 
 
 def make_optimizer(model: nn.Module, config, lr: float) -> torch.optim.Optimizer:
-    """SGD with momentum and weight decay, or Adam without (Table 3), over every trainable parameter, each once."""
+    """SGD with momentum and weight decay, or Adam without (Table 3), over every trainable parameter, each once.
+
+    Raises: ValueError where none is trainable; of an Expanded none of theta_o1.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("every parameter of the network is frozen; set requires_grad where training may change it")
+    own = model.theta_o1() if hasattr(model, "theta_o1") else parameters
+    if not any(p.requires_grad for p in own):
+        raise ValueError("every parameter of the network is frozen; set requires_grad where it may change")
     if config.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=lr, foreach=True)
     return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
@@ -86,3 +90,9 @@ def one_pass(s, where: str, must_reach: dict[str, nn.Parameter] | None = None):
         name = min(update.waiting).rpartition(".")[0]
         raise TypeError(f"cannot redirect through {name!r}: in training no gradient reaches its theta_o2")
     update.mean = finite(update.total, update.steps, where)
+
+
+def report(log, s) -> None:
+    """Tell `log`, if there is one, of the epoch that has just run: log(epoch, epochs, model, **record)."""
+    if log is not None:
+        log(s.epoch, s.config.unlearn_epochs, s.expanded, **s.record)

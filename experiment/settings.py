@@ -2,7 +2,6 @@
 
     config = Config(task="poison", discovery=0.5)          # Table 3's values for ResNet-9, checked
     config = resolve({"dataset": "fashion-mini"})          # the same with the preset of a data set or architecture
-    generator = stream(config.seed, "order")               # independent random numbers for each purpose
 """
 
 import sys
@@ -11,7 +10,6 @@ from functools import partial
 
 from rem import Settings
 from tasks import TASKS
-
 
 VERSION = "0.2.0"  # of the code: rows and networks of another version do not count
 STAGES = {"task": "task, a cell of the 2-D task space (Sec. 4)", "network": "network (A.3)",
@@ -50,7 +48,8 @@ class Config:
     lr: float = of_training(0.025, "peak rate; ends at a fifth", "[0, inf)")
     momentum: float = of_training(Settings.momentum, "momentum of SGD", "[0, 1)")
     weight_decay: float = of_training(Settings.weight_decay, "weight decay of SGD", "[0, inf)")
-    precision: str = of_training(Settings.precision, "float32, bf16 or auto: bf16 on GPUs", choices=("auto", "float32", "bf16"))
+    precision: str = of_training(Settings.precision, "float32, bf16 or auto: bf16 on GPUs",
+                                 choices=("auto", "float32", "bf16"))
 
     method: str = of_unlearning("no-ul,cf,npo,rem", "methods, separated by commas: names, all or FILE.py:FUNCTION")
     discovery: float = of_unlearning(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]", "(0, 1]")
@@ -60,9 +59,14 @@ class Config:
     unlearn_lr: float = of_unlearning(Settings.unlearn_lr, "epsilon of Alg. 1", "[0, inf)")
     gamma: float = of_unlearning(Settings.gamma, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")
     beta: float = of_unlearning(Settings.beta, "beta of Eq. 2", "(0, inf)")
-    max_passes: int = of_unlearning(Settings.max_passes, "most passes over D_f in one step 2, then a warning", "[0, inf)")
-    forget_norm: str = of_unlearning(Settings.forget_norm, "statistics in passes over D_f of rem, npo, ascent; auto: running in rem",
-                                     choices=("auto", "running", "batch"))
+    max_passes: int = of_unlearning(Settings.max_passes, "most passes over D_f in one step 2, then a warning",
+                                    "[0, inf)")
+    reach: float = of_unlearning(Settings.reach, "how far REM's first step 2 goes, over theta_o1's norm; 0: momentum "
+                                 "runs on into step 3", "[0, inf)")
+    disbelieved: float = of_unlearning(Settings.disbelieved, "CE of a given label above which step 3 leaves an image of "
+                                       "D_r out, from epoch 2 on; 0: all stay in", "[0, inf)")
+    forget_norm: str = of_unlearning(Settings.forget_norm, "statistics in passes over D_f of rem, npo, ascent; auto: "
+                                     "running in rem", choices=("auto", "running", "batch"))
     alpha: float = of_unlearning(0.01, "SCRUB: weight of distillation (A.3)", "[0, inf)")
     ssd_alpha: float = of_unlearning(100.0, "SSD: dampen where D_f's importance is above this times D_tr's", "[0, inf)")
     schedule: str = of_unlearning("linear", "rate of cf, scrub, badt: linear (up, down to a fifth) or constant",

@@ -64,7 +64,7 @@ def made_by(command: str) -> list[list[list[str]]]:
     given = words[words.index(script) + 1:] if script else []
     if script == "run.py" and given[:1] == ["report"]:
         return reported(given[1:])
-    out = next((ROOT / value for name, value in itertools.pairwise(given) if name == "--out"), None)
+    out = next((ROOT / value for name, value in itertools.pairwise(given) if name in ("--out", "--table")), None)
     if script == "run.py" and given[:1] == ["suspects"] and out and out.is_file():
         lines = lines_at(str(out.relative_to(ROOT)))
         return [grid_of(make(lines)) for make in (discovery.suspects_table, discovery.round_table)]
@@ -90,7 +90,7 @@ def with_runs(grid: list[list[str]]) -> list[list[str]]:
 
 
 def scripted(script: str, out: Path | None) -> list[list[list[str]]]:
-    """The table that a script's function `table` makes of its rows: those of --out, or of results/NAME/NAME.jsonl."""
+    """The tables that a script's function `table` makes of its rows: --out, --table or results/NAME/NAME.jsonl."""
     path = ROOT / script
     rows = out or ROOT / "results" / path.stem / f"{path.stem}.jsonl"
     if not path.is_file() or not rows.is_file() or "\ndef table(" not in path.read_text(encoding="utf-8"):
@@ -99,7 +99,7 @@ def scripted(script: str, out: Path | None) -> list[list[list[str]]]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     try:
-        return [grid_of(module.table(lines_at(str(rows.relative_to(ROOT)))))]
+        return [grid_of(part) for part in module.table(lines_at(str(rows.relative_to(ROOT)))).split("\n\n")]
     except KeyError:  # rows of another kind, which this page's own table is made of
         return []
 

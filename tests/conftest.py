@@ -44,9 +44,8 @@ def pytest_collection_modifyitems(items):
 
 # --- Two cores --------------------------------------------------------------------------------------------------------
 
-BESIDE = ("test_grid.py", "test_baselines.py", "test_run.py", "test_mutants.py", "test_plan.py", "test_data.py",
-          "test_drop.py", "test_core.py")  # half of the time
-beside = []  # (the pytest process that runs these files, its output), where there is one
+BESIDE = ("experiment", "study", "repair")  # rooms that take about half of the time
+beside = []  # (the pytest process that runs these rooms, its output), where there is one
 
 
 def cores() -> int:
@@ -55,7 +54,7 @@ def cores() -> int:
 
 
 def pytest_collection_finish(session):
-    """Let the other core run the files of BESIDE where the whole suite was asked for, and measure outcomes."""
+    """Let the other core run the rooms of BESIDE where the whole suite was asked for, and measure outcomes."""
     option, config = session.config.option, session.config
     if option.collectonly:
         return
@@ -63,8 +62,8 @@ def pytest_collection_finish(session):
     whole = config.args_source.name == "TESTPATHS" and not any(getattr(option, name, None) for name in narrowed)
     alone = "REM_ONE_CORE" in os.environ or config.pluginmanager.hasplugin("xdist")  # which has its own processes
     if whole and not alone and cores() > 1:
-        session.items[:] = [item for item in session.items if item.path.name not in BESIDE]
-        command = [sys.executable, "-m", "pytest", "-q", *(f"tests/{name}" for name in BESIDE)]
+        session.items[:] = [item for item in session.items if item.path.parent.name not in BESIDE]
+        command = [sys.executable, "-m", "pytest", "-q", *(f"tests/{room}" for room in BESIDE)]
         more = [f"--maxfail={option.maxfail or 0}"] + [f"--durations={option.durations}"] * bool(option.durations)
         output = tempfile.TemporaryFile("w+")
         beside.append((subprocess.Popen(command + more, cwd=ROOT, stdout=output, stderr=output), output))

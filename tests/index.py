@@ -14,14 +14,14 @@ ROW = re.compile(r"\| ([A-Z]\d+) \| (.*?) \| (.*) \|")
 
 
 def held() -> dict[str, list[str]]:
-    """Property id -> "file::function" of every test whose docstring names it."""
+    """Property id -> "room/file::function" of every test whose docstring names it."""
     found = {}
-    for path in sorted(HERE.glob("test_*.py")):
+    for path in sorted(HERE.rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 named = IDS.match(ast.get_docstring(node) or "")
                 for name in named[1].split(", ") if named else []:
-                    found.setdefault(name, []).append(f"{path.name}::{node.name}")
+                    found.setdefault(name, []).append(f"{path.relative_to(HERE).as_posix()}::{node.name}")
     return found
 
 

@@ -1,4 +1,11 @@
-"""Streamed: any torch Dataset in place of Data; the same numbers, whatever the number of workers (U1-U5)."""
+"""Any torch Dataset in place of Data (experiment/data.py, Streamed): the same numbers, whoever reads the samples.
+
+U1  for the same transforms a pass is that of Data: order, crop, flip, pixels, state of the generator
+U2  a pass is the same with 0, 2 and 4 workers, random transforms included; global random states stay
+U3  the shares that several processes take of a batch make the batch
+U4  every method, the metrics, a cell's row, repair and suspects give what they give on the Data
+U5  what is no Dataset, and what is wrong with a sample, is told in one line that names it
+"""
 
 import random
 from dataclasses import replace
@@ -11,16 +18,17 @@ from hypothesis import strategies as st
 from torch.utils.data import IterableDataset
 
 import baselines
-from experiment import cell as experiment
-from repair import command as repair
+from etd import train_etd
+from experiment.cell import unlearn
 from experiment.data import Data, Streamed
-from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
 from experiment.methods import METHODS
+from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
 from metrics import accuracy, evaluate, predict
 from rem import rem
+from repair.network import repair
 from repair.suspects import suspects
 from tasks import Task
-from train import train_etd
+from train import fit
 
 # On random data rounding decides whether a cap is reached.
 pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")
@@ -153,6 +161,17 @@ def test_shares_of_a_batch(seed, n, size, ranks, shuffle):
     assert sorted(times.tolist()) == [1] * (n - few) + [ranks] * few
 
 
+def test_shares_have_the_random_transforms_of_the_whole():
+    """U3, U2: a sample's random transforms depend on its place in the whole pass, not in a process's share of it."""
+    data = make_data(0, n=12)
+    source = Streamed(Samples(data, plain), 4, augmented=Samples(data, noisy), labels=data.labels)
+    whole, *shares = ({int(i): image for rows, images, _ in replace(source, part=part).batches(
+        size=6, generator=gen(1), augment=True) for i, image in zip(rows, images, strict=True)}
+        for part in ((0, 1), (0, 2), (1, 2)))
+    assert len(shares[0]) == len(shares[1]) == 6 and {**shares[0], **shares[1]}.keys() == whole.keys()
+    assert all(torch.equal(image, whole[i]) for share in shares for i, image in share.items())
+
+
 # --- Methods and metrics ----------------------------------------------------------------------------------------------
 
 NAMES = [name for name, method in METHODS.items() if method.etd != "only" and not method.twin]
@@ -170,12 +189,15 @@ def test_every_method_runs_on_it(name, augmented):
     assert_same_state(one, other)
 
 
-def test_the_watched_share_and_etd_run_on_it():
+def test_the_held_out_share_and_etd_run_on_it():
     """U4: REM that ends by itself, and REM on an ETD-trained network, are bit for bit the same."""
-    data, forget, config = make_data(2, n=40, pad=1), torch.tensor([2, 5, 7]), tiny(stop="repaired", unlearn_epochs=3)
+    data, forget, config = make_data(2, n=40, pad=1), torch.tensor([2, 5, 7]), tiny(unlearn_epochs=3)
     assert_same_state(*(rem(small_net(2), source, forget, config, gen(0)) for source in (data, streamed(data))))
-    assert_same_state(*(rem(train_etd(small_net(2), source, config, gen(1)), source, forget, config, gen(0))
-                        for source in (data, streamed(data))))
+    nets = []
+    for source in (data, streamed(data)):
+        expanded = baselines.with_theta_o2(small_net(2), source, config)
+        nets.append(rem(train_etd(expanded, source, config, gen(1), fit), source, forget, config, gen(0)))
+    assert_same_state(*nets)
 
 
 def test_metrics_and_a_row_of_results_are_the_same():
@@ -188,7 +210,7 @@ def test_metrics_and_a_row_of_results_are_the_same():
     assert torch.equal(predict(net, data, some, size=2), predict(net, twin.train, some, size=2))
     assert accuracy(net, data) == accuracy(net, twin.train)
     assert evaluate(net, task, forget) == evaluate(net, twin, forget)
-    rows = [experiment.unlearn(tiny(), "rem", METHODS["rem"].function, net, each, forget) for each in (task, twin)]
+    rows = [unlearn(tiny(), "rem", METHODS["rem"].function, net, each, forget) for each in (task, twin)]
     assert rows[0]["status"] == "ok"
     assert {**rows[0], "seconds": 0} == {**rows[1], "seconds": 0}
 
@@ -196,7 +218,7 @@ def test_metrics_and_a_row_of_results_are_the_same():
 def test_repair_and_suspects_are_the_same():
     """U4: repair gives the same weights and lines, and suspects the same list."""
     data, forget, told = make_data(0, n=32), torch.tensor([1, 5]), ([], [])
-    nets = [repair.repair(small_net(0), source, forget, unlearn_epochs=1, say=lines.append)
+    nets = [repair(small_net(0), source, forget, unlearn_epochs=1, say=lines.append)
             for source, lines in zip((data, streamed(data)), told, strict=True)]
     assert_same_state(*nets)
     assert [line.split(";")[:2] for line in told[0]] == [line.split(";")[:2] for line in told[1]]
@@ -275,14 +297,16 @@ def test_wrong_arguments_are_refused():
         Streamed(Samples(data), 4, augmented=Samples(make_data(0, n=7)))
     with pytest.raises(TypeError, match="none above 0"):
         Streamed([], 4)
-    with pytest.raises(ValueError, match="label of sample 2 is 7, expected 0 to 3"):
-        Streamed(Samples(data), 4, labels=torch.tensor([0, 0, 7, 0, 0, 0, 0, 9]))
+    with pytest.raises(ValueError, match="label of sample 2 is 4, expected 0 to 3"):
+        Streamed(Samples(data), 4, labels=torch.tensor([0, 0, 4, 0, 0, 0, 0, 9]))
     with pytest.raises(ValueError, match="labels has 3 entries for 8 images"):
         Streamed(Samples(data), 4, labels=torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="pad and flip are for uint8"):
         Streamed(Samples(data, lambda image: image.float()), 4, pad=1)
     with pytest.raises(ValueError, match="mean .* do not fit"):
         Streamed(Samples(data), 4, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(ValueError, match="pad is -1"):
+        Streamed(Samples(data), 4, pad=-1)
 
 
 def test_without_augmentation_a_sample_is_always_the_same():
@@ -298,12 +322,6 @@ def test_uint8_images_without_mean_and_std_are_scaled_to_one():
     """U1: mean None is 0 and std None is 1: pixels from 0 to 1."""
     data = make_data(0, n=6, channels=3)
     assert torch.allclose(next(Streamed(Samples(data), 4).batches())[1], data.images / 255, atol=1e-6)
-
-
-def test_a_crop_of_fewer_than_no_pixels_is_refused():
-    """U5: the checks of Data hold for the pad too."""
-    with pytest.raises(ValueError, match="pad is -1"):
-        Streamed(Samples(make_data(0, n=8)), 4, pad=-1)
 
 
 def test_a_teacher_answers_anew_where_the_source_augments():

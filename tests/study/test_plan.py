@@ -1,11 +1,13 @@
-"""plan.py: axes and presets of the grid, what tells cells and originals apart, result files (Tables 1-9, Table 3,
-A.7)."""
+"""study/plan.py: axes and presets of a grid, and what tells one cell and one original from another (Tables 1-9, A.7).
 
-import json
-import sys
+R2  lists and ranges give the values that one would have typed, and what does not parse is named; R8  the presets are
+the paper's tables at Table 3's values; R9  cells and originals differ by every setting that their numbers depend on,
+and by no other; R4  ranks part the cells.
+"""
+
 import warnings
 from collections import Counter
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from decimal import Decimal
 from functools import cache
 from itertools import product
@@ -16,19 +18,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from study import grid, originals
-from study import rows as rows_module
-from experiment.methods import METHODS, OPTIONAL, code_of, allowed_with, reads_setting
-from train import expand_for
+from baselines import with_theta_o2
+from experiment.methods import METHODS, OPTIONAL, allowed_with, reads_setting
+from experiment.settings import AFTER_TRAINING, Config, PLACE
 from helpers import gen, make_data, small_net, tiny
+from made_cells import FIELDS, RATES, cells, other
+from metrics import predict
+from study import grid, plan, rows
 from study.originals import original_path
 from study.plan import PRESETS, by_original, expand_axes, original_of, parse_axis, preset
-from study.rows import cell_key, precision_of, read_rows, rows_by_cell, size_of
-from experiment.settings import AFTER_TRAINING, Config, PLACE, VERSION
+from study.rows import cell_key, precision_of, size_of
 from tasks import TASKS
-
-FIELDS = {f.name: f for f in fields(Config)}
-RATES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 
 
 def axis(name, text):
@@ -36,50 +36,20 @@ def axis(name, text):
     return parse_axis(FIELDS[name], text)
 
 
-def other(name, value):
-    """A value of a setting within its range that differs from the one given."""
-    f = FIELDS[name]
-    if f.type is bool:
-        return not value
-    if f.metadata.get("choices"):
-        return next(choice for choice in f.metadata["choices"] if choice != value)
-    if name == "method":
-        return "rem" if value != "rem" else "npo"
-    if f.type in (int, int | None):
-        return 32 if value is None else value + 2
-    if f.type in (float, float | None):
-        return 0.5 if value is None else value / 2 + 0.125 if value != 0.25 else 0.75
-    return f"another {value}"
-
-
-@st.composite
-def cells(draw, methods=tuple(METHODS)):
-    """Settings of a cell with one method, those that the presets and the axes change drawn."""
-    return Config(task=draw(st.sampled_from(TASKS)), discovery=draw(st.sampled_from(RATES)),
-                  method=draw(st.sampled_from(methods)),
-                    dataset=draw(st.sampled_from(["fashion-mini", "cifar10", "svhn", "folder"])),
-                    n=draw(st.integers(1, 500)) * 2,
-                    arch=draw(st.sampled_from(["resnet9", "vit"])), capacity=draw(st.sampled_from([0.1, 0.5, 0.9,
-                        1.0])),
-                    ratio=draw(st.sampled_from([None, 0.5, 1.0])), etd=draw(st.booleans()),
-                    p_mem=draw(st.sampled_from([0.05, 0.2])),
-                    seed=draw(st.integers(0, 2**62)), alpha=draw(st.sampled_from([0.001, 0.01, 10.0])),
-                    curve=draw(st.booleans()), image_size=draw(st.sampled_from([None, 16])))
-
-
 # --- Axes -------------------------------------------------------------------------------------------------------------
 
 
 def test_discovery_rates_of_the_paper():
-    """0.1:1.0:0.1 is the ten rates of Sec. 4 as typed, without the rounding that adding 0.1 ten times gives."""
+    """R2: 0.1:1.0:0.1 is the ten rates of Sec. 4 as typed, without the rounding that adding 0.1 ten times gives."""
     assert axis("discovery", "0.1:1.0:0.1") == RATES
     assert axis("discovery", "0.1:0.3:0.1") == [0.1, 0.2, 0.3]
     assert axis("seed", "0:2:1") == [0, 1, 2] == axis("seed", "0,1,2")
+    assert axis("seed", "7,0:2:1,1,9") == [7, 0, 1, 2, 9]  # values and ranges mix
 
 
 @given(st.integers(0, 999), st.integers(1, 99), st.integers(1, 12), st.integers(0, 4), st.integers(0, 98))
 def test_ranges_are_exact(first, step, count, places, beyond):
-    """first:last:step gives the floats that one would have typed, the last one too if a step meets it."""
+    """R2: first:last:step gives the floats that one would have typed, the last one too if a step meets it."""
     def text(whole):
         return str(Decimal(whole).scaleb(-places))
 
@@ -91,20 +61,14 @@ def test_ranges_are_exact(first, step, count, places, beyond):
 
 @given(st.lists(st.integers(0, 9), min_size=1))
 def test_lists_keep_their_order_without_repeats(values):
-    """A list is taken in the order given, each value once; spaces and empty places do not matter."""
+    """R2: a list is taken in the order given, each value once; spaces and empty places do not matter."""
     assert axis("seed", " , ".join(map(str, values)) + ",") == list(dict.fromkeys(values))
     assert axis("gamma", ",".join(f"{value}.50,{value}.5" for value in values)) == list(dict.fromkeys(v + 0.5
         for v in values))
 
 
-def test_lists_may_hold_ranges():
-    """Values and ranges mix."""
-    assert axis("seed", "7,0:2:1,1,9") == [7, 0, 1, 2, 9]
-    assert axis("capacity", "1.0,0.1:0.3:0.1") == [1.0, 0.1, 0.2, 0.3]
-
-
 def test_all_and_both():
-    """`all` is every task or every algorithm once, within a list too; switches take on, off and both."""
+    """R2: `all` is every task or every algorithm once, within a list too; switches take on, off and both."""
     every = axis("method", "all")
     assert axis("task", "all") == list(TASKS) and set(every) == set(METHODS) - {"rem-on-etd", "badt-sum", "potion-500"}
     assert axis("method", "cf,all,examples/my_method.py:relabel") == [
@@ -140,9 +104,10 @@ def test_axes_that_do_not_parse(name, text, words):
 
 
 def test_unknown_axis_and_value_out_of_range():
-    """R2: expand_axes checks names and every combination's values."""
+    """R2: expand_axes checks names and every combination's values, those too that the method does not read."""
     for axes, words in (({"discover": "0.1"}, "unknown axis 'discover'"),
                         ({"discovery": "0.5,1.5"}, "discovery is 1.5"),
+                        ({"gamma": "2", "method": "no-ul"}, "gamma is 2"),
                         ({"task": "poison,poisn"}, "choose from poison"), ({"arch": "cnn"}, "choose from resnet9"),
                         ({"method": "rem,rem-on-etd"}, "rem-on-etd fits none of these cells; add --etd"),
                         ({"method": "rem,retrain", "etd": "on"}, "retrain fits none of these cells; it trains anew")):
@@ -161,17 +126,17 @@ axis_values = {"task": st.lists(st.sampled_from(TASKS), min_size=1, unique=True)
 
 @given(st.fixed_dictionaries(axis_values))
 def test_cells_are_the_product_of_the_axes(values):
-    """A cell for every combination that has a meaning, each once; a naive loop says the same."""
+    """R9: a cell for every combination that has a meaning, each once; a naive loop says the same."""
     values = {name: values[name] for name in axis_values}  # in this order
     words = {(False,): "off", (True,): "on", (False, True): "both"}
     axes = {name: words[tuple(v)] if name == "etd" else ",".join(map(str, v)) for name, v in values.items()}
-    expected = {choice for choice in product(*values.values()) if fits(choice[5], choice[3])}
+    expected = {choice for choice in product(*values.values()) if allowed_with(choice[5], choice[3])}
     found = [(c.task, c.discovery, c.seed, c.etd, c.capacity, c.method) for c in expand_axes({}, [axes])]
     assert len(found) == len(set(found)) and set(found) == expected
 
 
 def test_defaults_of_a_grid():
-    """No axis at all is the four methods of a plain run; data set and architecture bring their presets."""
+    """R8: No axis at all is the four methods of a plain run; data set and architecture bring their presets."""
     assert [cell.method for cell in expand_axes({})] == ["no-ul", "cf", "npo", "rem"]
     found = expand_axes({"arch": "resnet9,vit", "dataset": "fashion-mini,cifar10", "method": "rem"})
     assert {(c.arch, c.dataset): (c.optimizer, c.n) for c in found} == {
@@ -179,74 +144,34 @@ def test_defaults_of_a_grid():
         ("vit", "fashion-mini"): ("adam", 120), ("vit", "cifar10"): ("adam", 1000)}
 
 
-def test_alpha_concerns_scrub_alone():
-    """Table 3: four values of alpha make four cells of SCRUB and one of every other method, at its default."""
-    found = Counter((cell.method, cell.alpha) for cell in expand_axes({"alpha": "0.001,0.01,0.1,10",
-        "method": "scrub,rem"}))
-    assert found == Counter({("scrub", 0.001): 1, ("scrub", 0.01): 1, ("scrub", 0.1): 1, ("scrub", 10.0): 1,
-                             ("rem", 0.01): 1})
+# --- Settings that a method reads -------------------------------------------------------------------------------------
 
 
-def test_statistics_concern_methods_that_pass_over_forget():
-    """Two values of forget_norm make two cells of ascent, npo and REM and one of every other method, at its default."""
-    found = Counter((cell.method, cell.forget_norm) for cell in expand_axes({"forget_norm": "running,batch",
-        "method": "cf,npo,rem"}))
-    assert found == Counter({("cf", "auto"): 1, **{(name, norm): 1 for name in ("npo", "rem")
-                                                   for norm in ("running", "batch")}})
-
-
-class Reading(Config):
-    """A Config that notes which of its fields are read; `dataclasses.replace`, which reads all, does not count."""
-
-    def __getattribute__(self, name):
-        caller = sys._getframe(1).f_code
-        if not name.startswith("_") and caller.co_name not in ("replace", "_replace", "__init__", "__post_init__",
-                                                               "check"):
-            noted.add(name)
-        return super().__getattribute__(name)
-
-
-noted = set()
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "no-ul"])
-def test_a_method_reads_what_concerns_it(method):
-    """A field that its record keeps from a method is not read by it, and one that it grants is read in some run."""
-    noted.clear()
-    data, forget = make_data(0, n=12), torch.tensor([1, 4, 5])
-    for step31, step32 in ((True, True), (False, False)):
-        values = {**asdict(tiny(gamma=0.0, max_passes=1, unlearn_epochs=1, epochs=1)), "step31": step31,
-                  "step32": step32}
-        network = expand_for(small_net(0), data, tiny()) if not allowed_with(method, False) else small_net(0)
-        more = {"corrupted": forget} if method in ("rem-ideal", "etd-ideal") else {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # gamma is not reached
-            METHODS[method].function(network, data, forget, Reading(**values), gen(0), **more)
-    fixed = {"rem-no31": {"step31", "step32", "redirect", "p_mem", "ratio"}, "rem-no32": {"step31", "step32"},
-             # the value that the ablation gives itself, or what `start` copies for a step 3 that does not come
-             "rem-ce": {"redirect"},
-             "npo": {"step31", "step32", "p_mem", "ratio", "redirect", "unlearn_epochs", "stop"}}
-    here = {"curve"} | ({"ratio"} if method == "rem-on-etd" else set())  # read by the runner, or in ETD training
-    for axis in OPTIONAL - here - fixed.get(method, set()):
-        read = axis in noted or axis == "ratio" and "extra_ratio" in noted
-        assert reads_setting(axis, {"method": method, "etd": not allowed_with(method, False)}) == read, axis
-
-
-def test_settings_of_no_concern_make_no_cells():
-    """Values that a method does not read make one cell of it, at the default; out of range they are an error all the
-    same."""
-    axes = {"gamma": "0.1,0.3", "beta": "1,2", "unlearn_epochs": "3,4", "unlearn_lr": "0.1,0.2", "step32": "both"}
-    found = Counter(cell.method
-                    for cell in expand_axes({**axes, "method": "no-ul,retrain,etd,cf,ssd,potion,npo,rem,rem-no31"}))
-    assert found == {"no-ul": 1, "retrain": 1, "etd": 1, "cf": 4, "ssd": 1, "potion": 2, "npo": 8, "rem": 32,
-                     "rem-no31": 16}
-    with pytest.raises(ValueError, match="gamma is 2"):
-        expand_axes({"gamma": "2", "method": "no-ul"})
+@pytest.mark.parametrize("axes, several", [
+    ({"alpha": "0.001,0.01,0.1,10"}, {"scrub": 4}),
+    ({"ssd_alpha": "0.1,10,1e6"}, {"ssd": 3}),
+    ({"schedule": "linear,constant"}, {"cf": 2, "badt": 2, "scrub": 2}),
+    ({"forget_norm": "running,batch"}, dict.fromkeys(("ascent", "npo", "rem", "rem-ideal", "rem-no31", "rem-no32",
+                                                      "rem-ce"), 2)),
+    ({"gamma": "0.1,0.3", "beta": "1,2", "unlearn_epochs": "3,4", "unlearn_lr": "0.1,0.2", "step32": "both"},
+     {"cf": 4, "ascent": 4, "npo": 8, "scrub": 4, "badt": 4, "potion": 2, "cuts": 2, "rem": 32, "rem-ideal": 32,
+      "rem-no31": 16, "rem-no32": 16, "rem-ce": 32}),
+], ids=str)
+def test_settings_of_no_concern_make_no_cells(axes, several):
+    """R9: several values of a setting make a cell each of the methods that read it, as Table 3's alphas of SCRUB, and
+    one of every other method, at the default."""
+    found = expand_axes({**axes, "method": "all"})
+    counts = Counter(cell.method for cell in found)
+    assert {method: count for method, count in counts.items() if count > 1} == several
+    alone = [cell for cell in found if cell.method not in several]
+    usual = expand_axes({"method": "no-ul"})[0]
+    assert {tuple(getattr(cell, name) for name in axes) for cell in alone} == {
+        tuple(getattr(usual, name) for name in axes)}
 
 
 def test_masks_concern_those_that_have_them():
-    """p_mem and ratio make two cells each of REM, of ETD and of all that starts from ETD training, one of everything
-    else."""
+    """R9: p_mem and ratio make two cells each of REM, of ETD and of all that starts from ETD training, one of
+    everything else."""
     axes = {"p_mem": "0.2,0.05", "ratio": "0.5,1.0", "etd": "both", "method": "all"}
     found = Counter((cell.method, cell.etd) for cell in expand_axes(axes))
     assert {name for name, count in found.items() if count == 4} == {
@@ -261,23 +186,51 @@ def test_masks_concern_those_that_have_them():
     assert [cell.p_mem for cell in own] == [0.2, 0.05]  # which may read any setting
 
 
-@pytest.mark.parametrize("axes", [{"method": "all", "task": "all"}, {"method": "all", "task": "all", "etd": "both",
-                                                                     "seed": "0,1,2"}])
-@pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 8])
-def test_ranks_share_the_work(axes, world):
-    """Every group has one rank, and no rank has much more than its part of the cells, few groups being what they
-    are."""
-    groups = by_original(expand_axes({**axes, "discovery": "0.1:1.0:0.1"}))
-    parts = [grid.shard_cells(groups, rank, world) for rank in range(world)]
-    assert sorted(map(id, sum(parts, []))) == sorted(map(id, groups))
-    loads = [sum(len(cells) for _, cells in part) for part in parts]
-    assert max(loads) <= sum(loads) / world + max(len(cells) for _, cells in groups)
+CHANGED = dict(p_mem=0.7, ratio=0.5, unlearn_epochs=1, unlearn_lr=0.3, schedule="constant", gamma=0.8, max_passes=2,
+               step31=False, step32=False, redirect="ce", beta=3.0, stop="max", alpha=5.0, ssd_alpha=1.0)
+
+
+def unlearned(method: str, config: Config, seed=0) -> dict[str, torch.Tensor]:
+    """The weights that a method gives on a small network that knows all its labels."""
+    net, forget = small_net(seed, width=4), torch.tensor([1, 4, 5, 9])
+    data = make_data(seed, n=16)
+    data = replace(data, labels=predict(net, data, torch.arange(16)))
+    if not allowed_with(method, False):
+        net = with_theta_o2(net, data, config)
+    more = {"corrupted": torch.tensor([1, 4, 5, 9, 12])} if method in ("rem-ideal", "etd-ideal") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gamma is not reached
+        return METHODS[method].function(net, data, forget, config, gen(0), **more).state_dict()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_reads_what_concerns_it(method):
+    """R9: settings that a method's record keeps from it change no weight, and each one that it grants does."""
+    base = tiny(stop="repaired", gamma=0.2, max_passes=3, unlearn_lr=0.05, batch=16, epochs=1)
+    asked = {"method": method, "etd": not allowed_with(method, False)}
+    changes = CHANGED | {"forget_norm": "running" if METHODS[method].norm == "batch" else "batch"}
+    assert changes.keys() | {"curve"} == OPTIONAL  # points that are noted change no network
+    read = {name for name in changes if reads_setting(name, asked)}
+
+    def same(seed=0, **changed) -> bool:
+        before, after = (unlearned(method, replace(base, **more), seed) for more in ({}, changed))
+        return all(torch.equal(before[name], after[name]) for name in before)
+
+    assert same(**{name: value for name, value in changes.items() if name not in read})
+    if method == "cuts":  # it may choose the untouched network at any rate
+        assert read == {"unlearn_lr"} and not all(same(s, unlearn_lr=lr) for s in range(3) for lr in (0.5, 1.0, 2.0))
+    else:
+        assert not [name for name in sorted(read) if same(**{name: changes[name]})]
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
 
 MAIN = {"no-ul", "ascent", "npo", "scrub", "badt", "potion", "rem"}
+
+
 RESNET, VIT = ("cifar10", "resnet9", 1000), ("svhn", "vit", 1000)
+
+
 IMAGENETTE = ("imagenette", "resnet9", 100)  # A.7: 100 corruptions
 
 
@@ -332,8 +285,8 @@ def test_presets_train_as_table_3_says(name):
 
 
 def test_presets_of_the_figures():
-    """Fig. 5: poison at discovery 0.5 over 5 epochs, with the curve; Fig. 8: capacities with and without ETD, before
-    unlearning."""
+    """R8: Fig. 5: poison at discovery 0.5 over 5 epochs, with the curve; Fig. 8: capacities with and without ETD,
+    before unlearning."""
     assert [(c.task, c.discovery, c.method, c.etd, c.curve, c.unlearn_epochs, c.capacity, c.dataset, c.seed)
             for c in cells_of("fig5")] == [("poison", 0.5, "rem", False, True, 5, 0.5, "cifar10", seed)
                                            for seed in (0, 1, 2)]
@@ -346,13 +299,13 @@ def test_presets_of_the_figures():
 
 
 def test_quick_is_the_built_in_data():
-    """The preset to try the grid with: one seed of each task on fashion-mini, as run.py runs it."""
+    """R8: the preset to try the grid with: one seed of each task on fashion-mini, as run.py runs it."""
     found = cells_of("quick")
     assert {(c.dataset, c.seed, c.etd) for c in found} == {("fashion-mini", 0, False)} and len(found) == 3 * 3 * 4
 
 
 def test_given_values_replace_a_presets():
-    """What the command line names takes the place of the preset's values, in each of its blocks."""
+    """R8: what the command line names takes the place of the preset's values, in each of its blocks."""
     found = preset("table1", {"dataset": "fashion-mini", "discovery": "0.5", "seed": "7", "method": "rem"})
     assert {(c.dataset, c.discovery, c.seed, c.method, c.arch, c.etd) for c in found} == {
         ("fashion-mini", 0.5, 7, "rem", arch, etd) for arch in ("resnet9", "vit") for etd in (False, True)}
@@ -397,25 +350,14 @@ def test_originals_are_shared_where_training_is_the_same(name, cell):
     assert (here == there) == same
 
 
-@given(cells(), cells())
-def test_file_names_carry_the_settings(a, b):
-    """R9: task, data set, network, n and seed stand in the file's name, and two originals share one only if all is the
-    same."""
-    here, there = original_path("runs", original_of(a)), original_path("runs", original_of(b))
-    assert here.name.startswith(f"{a.task}-{a.dataset}-{a.arch}-n{a.n}-seed{a.seed}-")
-    assert here.parent == Path("runs/originals")
-    read = [f for f in FIELDS if f not in AFTER_TRAINING | PLACE | {"precision", "image_size"}]
-    if here == there:
-        assert precision_of(vars(a)) == precision_of(vars(b)) and size_of(vars(a)) == size_of(vars(b))
-        masked = a.etd or METHODS[a.method].trains_alone
-        assert all(getattr(a, f) == getattr(b, f) for f in read if masked or f not in ("p_mem", "ratio"))
-
-
 @given(cells())
 def test_originals_are_their_own(cell):
     """R9: the original of an original is itself; a method that trains alone never shares one with a method that
-    unlearns."""
+    unlearns; task, data set, network, n and seed stand in the file's name."""
     original = original_of(cell)
+    path = original_path("runs", original)
+    assert path.name.startswith(f"{cell.task}-{cell.dataset}-{cell.arch}-n{cell.n}-seed{cell.seed}-")
+    assert path.parent == Path("runs/originals")
     assert original_of(original) == original and original.out == Config.out
     assert original.method == (cell.method if METHODS[cell.method].trains_alone else "")
     assert original_of(replace(cell, method="etd")) != original_of(replace(cell, method="rem")) != original_of(
@@ -425,211 +367,68 @@ def test_originals_are_their_own(cell):
 def test_another_version_trains_anew(monkeypatch):
     """R9: code of another version reads no file of this one."""
     before = cell_key(Config(method="rem")), original_path("runs", original_of(Config(method="rem")))
-    monkeypatch.setattr(rows_module, "VERSION", "0.0.0")
+    monkeypatch.setattr(rows, "VERSION", "0.0.0")
     after = cell_key(Config(method="rem")), original_path("runs", original_of(Config(method="rem")))
     assert before[0] != after[0] and before[1] != after[1]
 
 
-@given(st.lists(cells(), min_size=1, max_size=12), st.integers(1, 5))
-def test_groups_and_ranks_part_the_cells(found, world):
-    """Every cell lies in one group and every group with one rank; a group's cells share an original that no other group
-    has."""
+@given(st.lists(cells(), min_size=1, max_size=12))
+def test_groups_part_the_cells(found):
+    """R9: every cell lies in one group, and a group's cells share an original that no other group has."""
     groups = by_original(found)
     assert sorted(map(cell_key, found)) == sorted(cell_key(cell) for _, group in groups for cell in group)
     originals = [original_path("runs", original) for original, _ in groups]
     assert len(set(originals)) == len(groups)
     for original, group in groups:
         assert {original_path("runs", original_of(cell)) for cell in group} == {original_path("runs", original)}
-    shares = [grid.shard_cells(groups, rank, world) for rank in range(world)]
-    assert Counter(id(group) for share in shares for group in share) == Counter(map(id, groups))
 
 
-def test_own_methods_are_told_by_file_and_function():
-    """A row has the short name of one's own method, so the key is that of the path too."""
-    assert cell_key(Config(method="some/where/m.py:f")) == cell_key(Config(method="m.py:f"))
-    assert cell_key(Config(method="m.py:f")) != cell_key(Config(method="m.py:g"))
+@pytest.mark.parametrize("more", [{}, {"etd": "both", "seed": "0,1,2"}], ids=str)
+def test_ranks_share_the_work(more):
+    """R4: every group has one rank, and no rank has much more than its part of the cells, few groups being what they
+    are."""
+    groups = by_original(expand_axes({"method": "all", "task": "all", "discovery": "0.1:1.0:0.1", **more}))
+    for world in (1, 2, 3, 4, 6, 8):
+        parts = [grid.shard_cells(groups, rank, world) for rank in range(world)]
+        assert sorted(map(id, sum(parts, []))) == sorted(map(id, groups))
+        loads = [sum(len(cells) for _, cells in part) for part in parts]
+        assert max(loads) <= sum(loads) / world + max(len(cells) for _, cells in groups)
 
 
-# --- Result files -----------------------------------------------------------------------------------------------------
+# --- What there is to do ----------------------------------------------------------------------------------------------
 
 
-def row_of(cell, status="ok", **more):
-    """The parts of a row that the grid reads."""
-    return {**asdict(cell), "method": Path(cell.method).name, "status": status, "error": None, "version": VERSION,
-            "healed": 0.5, "utility": 0.5, "product": 0.25, "seconds": 1.0, "train_seconds": 1.0, **more}
+def test_dry_run_tells_cells_apart():
+    """R2: a cell's line names what it differs in from others, where its method depends on it, and how it stands."""
+    groups = by_original(expand_axes({"method": "cf,scrub,rem", "alpha": "0.1,1", "unlearn_lr": "0.1,0.2",
+                                      "p_mem": "0.2,0.05"}))
+    ((original, cells),) = groups
+    ok = {"status": "ok", "dataset": "fashion-mini", "arch": "resnet9", "capacity": 0.5, "width": 0.5, "epochs": 8,
+          "method": "cf",
+          "seconds": 1.0, "train_seconds": 8.0, "etd": False}
+    bad = {**ok, "status": "failed"}
+    rows = {cell_key(c): bad if c.unlearn_lr == 0.1 else ok for c in cells if c.method == "cf"}
+    for retried, state in ((True, "failed, left"), (False, "failed")):
+        left = [(original, [c for c in cells if cell_key(c) not in rows or retried and rows[cell_key(c)] == bad])]
+        text = plan.overview(groups, left, rows, every=True)
+        lines = [line.split(maxsplit=2) for line in text.splitlines()[2:-1]]
+        assert [line[:2] for line in lines] == [["0.5", c.method] for c in cells]
+        found = Counter(" ".join(line[2].split()) for line in lines)
+        assert found == Counter([f"unlearn-lr 0.1 {state}", "unlearn-lr 0.2 done",
+                                 *(f"unlearn-lr {lr} alpha {a} left" for lr in (0.1, 0.2) for a in (0.1, 1.0)),
+                                 *(f"p-mem {p} unlearn-lr {lr} left" for lr in (0.1, 0.2) for p in (0.05, 0.2))])
 
 
-@given(cells())
-def test_key_survives_the_file(cell):
-    """R5: a row read back from JSON is taken for the cell that it came from."""
-    assert set(rows_by_cell([json.loads(json.dumps(row_of(cell)))])) == {cell_key(cell)}
-
-
-def test_a_good_row_is_kept_before_a_failed_one():
-    """R5: a cell with several rows has its good one, else the last."""
-    cell = Config(method="rem")
-    for statuses, kept in (("failed ok", 1), ("ok failed", 0), ("failed failed", 1), ("ok ok", 1)):
-        rows = [row_of(cell, status, number=i) for i, status in enumerate(statuses.split())]
-        assert [row["number"] for row in rows_by_cell(rows).values()] == [kept]
-
-
-def test_rows_of_another_version_are_not_done():
-    """R5: a row of another version, or of none, does not count."""
-    rows = [row_of(Config(method="rem"), version="0.0.0"), {**row_of(Config(method="npo")), "version": None}]
-    assert rows_by_cell(rows) == {} and len(rows_by_cell([*rows, row_of(Config(method="npo"))])) == 1
-
-
-NEW = ("schedule", "ssd_alpha", "stop")  # settings that rows did not always have
-OLD_ROWS = [  # what a row of before was, and the cell of today that it stands for
-    *((dict(method=name), dict(method=name)) for name in METHODS if name not in (
-        "scrub", "badt", "badt-sum", "potion", "ssd", "cf", "cuts") and "stop" not in METHODS[name].reads),
-    *((dict(method=name), dict(method=name, stop="max")) for name in METHODS if "stop" in METHODS[name].reads),
-    (dict(method="cf"), dict(method="cf", schedule="linear")),
-    (dict(method="scrub", alpha=0.1), dict(method="scrub", alpha=0.1, schedule="constant")),
-    (dict(method="badt"), dict(method="badt-sum", schedule="constant")),
-    (dict(method="potion"), dict(method="potion")),
-    (dict(method="some/m.py:f"), dict(method="m.py:f", stop="max")),
-]
-
-
-@pytest.mark.parametrize("was, now", OLD_ROWS, ids=lambda setting: "-".join(map(str, setting.values())))
-def test_rows_without_newer_settings_are_found(was, now, tmp_path):
-    """R5: a row from before there was a setting stands for the cell of today that gives its numbers, and no other."""
-    etd = was["method"] == "rem-on-etd"
-    row = {name: value for name, value in row_of(Config(etd=etd, **was)).items() if name not in NEW}
-    (tmp_path / "cells.jsonl").write_text(json.dumps(row) + "\n")
-    assert rows_by_cell(read_rows(tmp_path)).keys() == {cell_key(Config(etd=etd, **now))}
-
-
-def test_rows_of_today_lack_nothing(tmp_path):
-    """R5: rows that have the schedule are read as they are, and SSD's in other batches count for no cell."""
-    rows = [row_of(Config(method=name)) for name in ("badt", "potion", "scrub", "ssd", "cuts")]
-    (tmp_path / "cells.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_rows(tmp_path) == rows
-    old = {name: value for name, value in rows[3].items() if name not in NEW}
-    (tmp_path / "cells.jsonl").write_text(json.dumps(old) + "\n")
-    [found] = read_rows(tmp_path)
-    assert rows_by_cell([found]) == {} and (found["method"], found["ssd_alpha"]) == ("ssd", 10.0)
-
-
-@pytest.mark.parametrize("method", ["no-ul", "npo", "rem", "etd"])
-def test_a_row_with_stop_alone_is_found(method, tmp_path):
-    """R5: a row from before the schedule, but not before REM could end early, keeps how it ended."""
-    row = {name: value for name, value in row_of(Config(method=method)).items() if name not in NEW[:2]}
-    (tmp_path / "cells.jsonl").write_text(json.dumps(row) + "\n")
-    assert rows_by_cell(read_rows(tmp_path)).keys() == {cell_key(Config(method=method))}
-
-
-def test_alphas_of_ssd_and_schedules_make_cells():
-    """Values of ssd_alpha make cells of SSD alone, schedules of fine-tuning, SCRUB and Bad Teacher; alphas of SCRUB."""
-    axes = {"ssd_alpha": "0.1,10,1e6", "schedule": "linear,constant", "alpha": "0.001,0.01,0.1,10", "method": "all"}
-    found = Counter(cell.method for cell in expand_axes(axes))
-    assert {name: count for name, count in found.items() if count > 1} == {"ssd": 3, "cf": 2, "badt": 2, "scrub": 8}
-
-
-def test_torn_lines_are_left_out(tmp_path, capsys):
-    """R5: half a line, bytes that are no text, bare values, brackets without end, numbers beyond float and a method
-    that is no name are left out with a warning; all else is read, of every file.
-    """
-    good, number, pairs = (json.dumps({**row_of(Config(method="rem")), **more}).encode() for more in (
-        {}, {"method": 3}, {"points": [1, 2]}))
-    odd = [good[:50], b"\xff\xfe", b"12", b"[" * 5000, number, pairs, good.replace(b"512", b"9" * 400)]
-    (tmp_path / "cells-0.jsonl").write_bytes(b"\n".join([good, *odd, good, good[:90]]))
-    (tmp_path / "cells-1.jsonl").write_bytes(good)
-    (tmp_path / "cells-1.jsonl.99.tmp").write_bytes(good[:9])
-    assert len(read_rows(tmp_path)) == 3
-    file = tmp_path / "cells-0.jsonl"
-    assert capsys.readouterr().err == (f"warning: {file}: 8 lines, the first of them 2, are not a "
-                                       "whole row; left out\n")
-
-
-def test_other_commands_rows_are_passed_over(tmp_path, capsys):
-    """R5: a file of C-scores in the same folder is neither a cell nor torn."""
-    score = '{"task": "poison", "status": "ok", "score": 0.8, "sizes": [0], "runs": 1}'
-    (tmp_path / "cscore.jsonl").write_text(score + "\n")
-    assert read_rows(tmp_path) == [] and capsys.readouterr().err == ""
-
-
-def test_no_folder_has_no_rows(tmp_path):
-    """R5: a grid begins with nothing."""
-    assert read_rows(tmp_path / "none") == [] and rows_by_cell([]) == {}
-
-
-def test_three_thousand_rows(tmp_path):
-    """R5: a folder of 3,000 rows is read and every cell of it known."""
-    found = cells_of("table1")[:3000]
-    (tmp_path / "cells.jsonl").write_text("".join(json.dumps(row_of(cell)) + "\n" for cell in found))
-    assert len(rows_by_cell(read_rows(tmp_path))) == len(found) == 3000
-
-
-def test_own_method_is_told_by_its_code(tmp_path):
-    """R9, R5: a cell of one's own method is another cell once the file changes; its alpha is its own concern."""
-    path = tmp_path / "mine.py"
-    path.write_text("def f(model, data, forget, config, generator): return model\n")
-    cells = expand_axes({"method": f"{path}:f,no-ul", "alpha": "0.1,0.5"})
-    assert [(cell.method.rpartition(":")[2], cell.alpha) for cell in cells] == [("f", 0.1), ("no-ul", 0.01), ("f", 0.5)]
-    before = [cell_key(cell) for cell in cells]
-    row = row_of(cells[0], code=code_of(cells[0].method))
-    assert set(rows_by_cell([row])) == {before[0]}
-    path.write_text("def f(model, data, forget, config, generator): return None\n")
-    after = [cell_key(cell) for cell in cells]
-    assert after[0] not in before and after[1] == before[1] and set(rows_by_cell([row])) == {before[0]}
-
-
-def test_a_relative_path_is_another_one_elsewhere(tmp_path, monkeypatch):
-    """R9, R5: one relative data path in two working directories is two data sets of images, and a row of the one is no
-    row of the other; the grid's rows hold the whole path."""
-    keys = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        monkeypatch.chdir(tmp_path / name)
-        given = {"dataset": "folder", "data_dir": "images", "image_size": "16", "method": "rem"}
-        _, (cell,) = grid.cells_of(given, None, 0, 1)
-        keys.append(cell_key(cell))
-        assert cell.data_dir == str(tmp_path / name / "images")
-        assert cell_key(replace(cell, data_dir="images")) == keys[-1]
-        assert cell_key(replace(cell, data_dir="images", dataset="cifar10")) == cell_key(replace(cell,
-            dataset="cifar10"))
-        row = row_of(cell)
-    assert keys[0] != keys[1] and set(rows_by_cell([row])) == {keys[1]}
-    monkeypatch.chdir(tmp_path / "a")
-    assert set(rows_by_cell([row])) == {keys[1]}
-
-
-def test_data_are_read_where_the_process_stands(tmp_path, monkeypatch):
-    """R9: the data set that is kept in memory is that of the whole path."""
-    asked = []
-    monkeypatch.setattr(originals, "load", lambda name, folder, *rest: asked.append(folder) or object())
-    originals.read_dataset.cache_clear()
-    found = []
-    for name in ("a", "b", "a"):
-        (tmp_path / name).mkdir(exist_ok=True)
-        monkeypatch.chdir(tmp_path / name)
-        found.append(originals.dataset_of(Config(dataset="folder", data_dir="images")))
-    originals.read_dataset.cache_clear()
-    assert asked == [str(tmp_path / name / "images") for name in ("a", "b")]
-    assert found[0] is found[2] is not found[1]
-
-
-def test_precision_is_what_it_comes_to():
-    """R9: float32 on the CPU and bf16 on a GPU are different cells, however they were asked for."""
-    cell = expand_axes({"method": "no-ul", "device": "cpu"})[0]
-    gpu = replace(cell, device="cuda")
-    assert cell_key(cell) == cell_key(replace(cell, precision="float32")) != cell_key(gpu) == cell_key(replace(gpu,
-        precision="bf16"))
-    assert cell_key(replace(gpu, device="NVIDIA H100")) == cell_key(gpu)  # the name that a row has
-
-
-def test_the_own_image_size_is_no_other_data_set():
-    """R9: --image-size 16 is what fashion-mini has anyway, so that it makes no other cell; of CIFAR-10 it does."""
-    own, cifar = (expand_axes({"method": "no-ul", "dataset": name})[0] for name in ("fashion-mini", "cifar10"))
-    assert cell_key(own) == cell_key(replace(own, image_size=16)) != cell_key(replace(own, image_size=32))
-    assert cell_key(cifar) == cell_key(replace(cifar, image_size=32)) != cell_key(replace(cifar, image_size=16))
-
-
-def test_masks_do_not_concern_rem_without_3_1():
-    """R9: REM without step 3.1 reads neither p_mem nor ratio, but on a network that masks have trained."""
-    for field in ("p_mem", "ratio"):
-        assert reads_setting(field, {"method": "rem", "step31": True})
-        assert not reads_setting(field, {"method": "rem", "step31": False})
-        assert reads_setting(field, {"method": "rem", "step31": False, "etd": True})
+def test_dry_run_tells_originals_apart():
+    """R2: an original's line names what it differs in from others of its task and seed; a cell's, what differs in its
+    group alone."""
+    blocks = [{"n": "20,30", "lr": "0.1,0.2", "capacity": "0.125", "method": "no-ul", "discovery": "0.125"},
+              {"task": "random", "method": "examples/my_method.py:relabel"}]
+    groups = by_original([cell for block in blocks for cell in expand_axes(block)])
+    lines = plan.overview(groups, groups, {}, every=True).splitlines()
+    heads = [" ".join(line.split()[2:-5]) for line in lines[1:-1] if line[0] != " "]
+    assert heads == [*(f"resnet9 12.5% n {n} lr {lr}" for n in (20, 30) for lr in (0.1, 0.2)),
+                     "resnet9 50% n 120 lr 0.05"]
+    cells = [line.split() for line in lines[1:-1] if line[0] == " "]
+    assert cells == [["0.125", "no-ul", "left"]] * 4 + [["0.5", "my_method.py:relabel", "left"]]
+    assert len({len(line) for line in lines}) == 1  # aligned

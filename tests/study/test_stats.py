@@ -1,9 +1,13 @@
-"""stats.py, and the tables made of it: means over seeds, differences to REM in the same cells, one value of a setting
-that was swept, runs that gave up (Tables 1-9)."""
+"""study/stats.py and rows.sweep, in the tables made of them: means over seeds, differences to REM in the same cells,
+one value of a setting that was swept, runs that gave up (Tables 1-9).
+
+V6  differences are of the same cells and seeds; V7  the seeds are what is independent; V19  a method is compared at one
+value of its settings, which no score has chosen; V20  the paper's choice of the best per cell is compared with the
+same; R3  what a run notes of its end is counted by method.
+"""
 
 import itertools
 import math
-import re
 import statistics
 from dataclasses import fields
 
@@ -13,20 +17,14 @@ from hypothesis import strategies as st
 
 from experiment.methods import METHODS
 from experiment.settings import Config
-from tasks import TASKS
-from study import report
-from study.rows import SWEPT, load_rows, products, sweep
+from made_rows import column, every_cell, grid, line, load, make_row, one, row_of
+from study.rows import SWEPT, products, sweep
 from study.stats import learnt, mean_of_seeds, minus
 from study.tables import PAPER, make_tables
-from test_report import column, every_cell, grid, line, load, make_row, one, write
+from tasks import TASKS
 
 RATES = (0.1, 0.5, 1.0)
 scores = st.floats(0, 1)
-
-
-def row_of(product: float, method="rem", **settings) -> dict:
-    """A row with this product."""
-    return make_row(method, product, 1.0, **settings)
 
 
 def mean_and_sem(values) -> tuple:
@@ -131,8 +129,8 @@ def swept(**more) -> list[dict]:
 
 
 def test_one_value_for_all_cells_is_compared(tmp_path):
-    """A swept method stands in the order, and in every number, by the default in all cells; the best value of each cell
-    has a column of its own, and the caption says that nobody could choose so."""
+    """V19: a swept method stands in the order, and in every number, by the default in all cells; the best value of each
+    cell has a column of its own, and the caption says that nobody could choose so."""
     rows = load(tmp_path, swept() + [row_of(0.5, task=t, seed=s) for t in ("poison", "random") for s in (0, 1)])
     for name in ("mean", "4", "plane"):
         table = one(name, rows)
@@ -149,7 +147,7 @@ def test_one_value_for_all_cells_is_compared(tmp_path):
 
 
 def test_best_per_cell_is_a_line_of_its_own_among_cells(tmp_path):
-    """In the table of cells the best value of each cell stands behind the methods that are ranked."""
+    """V19: in the table of cells the best value of each cell stands behind the methods that are ranked."""
     table = one("cells", load(tmp_path, swept() + [row_of(0.5, task="poison", seed=s) for s in (0, 1)]))
     assert [row[:2] for row in table.rows] == [("poison", "rem"), ("poison", "scrub"),
         ("poison", "scrub, best per cell (not ranked)"), ("random", "scrub"),
@@ -160,7 +158,7 @@ def test_best_per_cell_is_a_line_of_its_own_among_cells(tmp_path):
 
 @pytest.mark.parametrize("number, settings", [("4", {}), ("6", dict(dataset="imagenette"))])
 def test_the_papers_best_per_cell_is_compared_with_ours(tmp_path, number, settings):
-    """Tables 5-7 are of the best values of each cell: there the difference is ours of that kind, elsewhere not."""
+    """V20: Tables 5-7 are of the best values of each cell: there the difference is ours of that kind, elsewhere not."""
     rows = [row for a, h in ((0.01, 0.5), (10.0, 0.7)) for row in every_cell("scrub", h, 1.0, alpha=a, **settings)]
     table = one(number, load(tmp_path, rows))
     more = {"ETD": False, "capacity": "50"} if number == "4" else {}
@@ -181,16 +179,24 @@ def test_values_are_told_apart_by_product(tmp_path, score):
         assert [row["alpha"] for row in sweep(load(tmp_path, order)) if row["best"]] == [0.1]
 
 
+def test_the_best_is_of_each_task_and_rate(tmp_path):
+    """V19: another value may be the best at another rate of the same task, whatever is best over the rates."""
+    found = {(0.1, 0.5): 0.9, (10.0, 0.5): 0.2, (0.1, 1.0): 0.3, (10.0, 1.0): 0.4}  # (alpha, rate): product
+    rows = load(tmp_path, [row_of(p, "scrub", alpha=alpha, discovery=d) for (alpha, d), p in found.items()])
+    assert {(row["discovery"], row["alpha"]) for row in sweep(rows) if row["best"]} == {(0.5, 0.1), (1.0, 10.0)}
+
+
 def test_no_value_wins_by_failing(tmp_path):
-    """One that ended well in one seed of two is not the best against one that did in both, however good the one."""
+    """V19: one that ended well in one seed of two is not the best against one that did in both, however good the
+    one."""
     rows = [make_row("scrub", 0.9, alpha=0.1), make_row("scrub", status="failed", alpha=0.1, seed=1),
             make_row("scrub", 0.3, alpha=10.0), make_row("scrub", 0.3, alpha=10.0, seed=1)]
     assert [row["alpha"] for row in sweep(load(tmp_path, rows)) if row["best"]] == [10.0] * 2
 
 
 def test_the_value_compared_is_chosen_by_no_score(tmp_path):
-    """The default where it was run; else the value with most runs, whatever the scores are; values at other seeds or
-    in other cells are no sweep but a mixture, which the caption warns of."""
+    """V19: the default where it was run; else the value with most runs, whatever the scores are; values at other seeds
+    or in other cells are no sweep but a mixture, which the caption warns of."""
     rows = [row_of(0.9, "scrub", alpha=10.0), row_of(0.1, "scrub", alpha=0.1), row_of(0.1, "scrub", alpha=0.1, seed=1)]
     assert {row["alpha"] for row in sweep(load(tmp_path, rows)) if row["kept"]} == {0.1}
     found = sweep(load(tmp_path, [*rows, row_of(0.0, "scrub", alpha=0.01)]))
@@ -211,7 +217,8 @@ def other_value(method: str, name: str):
 @pytest.mark.parametrize("method, name", [(method, name) for method in METHODS for name in SWEPT
                                           if name in METHODS[method].reads and method != "rem-on-etd"])
 def test_every_setting_that_a_method_reads_may_be_swept(tmp_path, method, name):
-    """No list of methods: whatever setting of its own a method reads, the default is compared and the best beside."""
+    """V19: No list of methods: whatever setting of its own a method reads, the default is compared and the best
+    beside."""
     usual, other = make_row(method)[name], other_value(method, name)
     found = sweep(load(tmp_path, [row_of(0.2, method), row_of(0.6, method, **{name: other})]))
     assert {(row[name], row["kept"], row["best"]) for row in found} == {(usual, True, False), (other, False, True)}
@@ -219,7 +226,7 @@ def test_every_setting_that_a_method_reads_may_be_swept(tmp_path, method, name):
 
 
 def test_presets_of_a_data_set_are_its_defaults(tmp_path):
-    """What the data set's preset says is the default there, though Table 3 has another one."""
+    """V19: what the data set's preset says is the default there, though Table 3 has another one."""
     rows = [row_of(0.2, dataset="fashion-mini", unlearn_epochs=n) for n in (3, 10)]
     assert rows[0]["unlearn_epochs"] == make_row(dataset="fashion-mini")["unlearn_epochs"]
     assert [row["unlearn_epochs"] for row in sweep(load(tmp_path, rows)) if row["kept"]] == [3]
@@ -229,8 +236,8 @@ def test_presets_of_a_data_set_are_its_defaults(tmp_path):
 
 
 def test_what_was_learnt_stands_beside_the_untouched_network(tmp_path):
-    """Accuracy on D_c's labels as given, a number per task in the order of TASKS, on the line of No UL alone; old rows
-    have no such column."""
+    """V19: accuracy on D_c's labels as given, a number per task in the order of TASKS, on the line of No UL alone; old
+    rows have no such column."""
     noted = [{**row_of(0.2, "no-ul", task=t, seed=s), "learnt": value + 0.01 * s}
              for t, value in zip(TASKS, (0.97, 0.60, 0.80), strict=True) for s in (0, 2)]
     rem = [{**row_of(0.5, task=t), "learnt": 0.1} for t in TASKS]
@@ -254,7 +261,7 @@ def ended(method, gave_up, passes, **more) -> dict:
 
 
 def test_runs_that_gave_up_or_did_nothing_are_counted(tmp_path):
-    """By method, of the runs that note it; no pass is nothing done only where there is no more to the method."""
+    """R3: by method, of the runs that note it; no pass is nothing done only where there is no more to the method."""
     rows = load(tmp_path, [ended("npo", True, 100), ended("npo", False, 0, seed=1), ended("npo", False, 3, seed=2),
                            row_of(0.5, "npo", seed=3), ended("rem", False, 0), ended("cf", False, None),
                            ended("potion", False, 0), ended("a.py:f", False, 0)])
@@ -268,14 +275,6 @@ def test_runs_that_gave_up_or_did_nothing_are_counted(tmp_path):
     assert "Gave up with Acc(D_f) above gamma: none. Did nothing, Acc(D_f) being at most gamma: none." in none.caption
     old = one("plane", load(tmp_path, [row_of(0.5)]))
     assert "Gave up" not in old.caption and "gave up / idle" not in old.header
-
-
-@pytest.mark.parametrize("key, value", [("learnt", "1"), ("acc_forget", [1]), ("passes", True), ("gave_up", 2),
-                                        ("gave_up", "yes")])
-def test_what_a_run_notes_is_checked(tmp_path, capsys, key, value):
-    """R3: a line with something else in the place of these is no row; None may stand there."""
-    rows = load(tmp_path, [make_row(), {**make_row(seed=1), key: value}, {**make_row(seed=2), key: None}])
-    assert sorted(row["seed"] for row in rows) == [0, 2] and "line 2 is not a whole row" in capsys.readouterr().err
 
 
 # --- The plane, the ablations -----------------------------------------------------------------------------------------
@@ -308,18 +307,6 @@ def test_the_plane_has_the_cells_of_all_seeds(tmp_path):
     assert not make_tables("plane", load(tmp_path, [make_row(seed=0), make_row(task="random", seed=1)]))
 
 
-def test_the_plane_shows_one_decimal(tmp_path):
-    """One decimal in every format, and two in the paper's tables."""
-    rows = load(tmp_path, [row_of(0.50068), row_of(0.0, seed=1)])
-    assert "| 25.0 ± 25.0 |" in report.markdown(one("plane", rows))
-    assert [text in report.latex(one(name, rows)) for name in ("mean", "plane")
-            for text in (" 25.03 $\\pm$ 25.03 ", " 25.0 $\\pm$ 25.0 ")] == [True, False, False, True]
-    header, found = (text.split(",") for text in report.as_csv(one("plane", rows)).splitlines())
-    found = dict(zip(header, found, strict=True))
-    assert (found["mean"], found["mean SEM"], found["poison 0.5"]) == ("25.0", "25.0", "25")
-    assert report.as_csv(one("mean", load(tmp_path, [row_of(0.0)]))).splitlines()[1].count(",0.00,") == 3
-
-
 def test_ablations_are_paired(tmp_path):
     """V6: REM's product less the variant's in the same cell and seed, over all pairs on file; over seeds as everywhere;
     on ETD less REM on ETD; what knows D_c stands beside them and no other method does."""
@@ -342,27 +329,3 @@ def test_ablations_are_paired(tmp_path):
     assert line(table, method="rem-no32 on ETD")["REM less it"] == (pytest.approx(10.0), None)
     assert line(table, method="rem-ideal")["paired runs"] == 1 and len(table.rows) == 5
     assert not make_tables("ablations", load(tmp_path, rem))
-
-
-def test_formats_of_the_new_tables_say_the_same(tmp_path):
-    """Markdown and CSV of the plane and the ablations hold the same numbers, and no column's name comes twice."""
-    rows = load(tmp_path, grid(["no-ul", "npo", "rem", "rem-ce"], seeds=(0, 1), rates=RATES))
-    for name in ("plane", "ablations"):
-        table = one(name, rows)
-        assert len(set(table.header)) == len(table.header)
-        lines = report.as_csv(table).splitlines()
-        assert len(lines) == 1 + len(table.rows)
-        texts = report.markdown(table).split("\n\n")[1], "\n".join(lines)
-        numbers = [re.findall(r"-?\d+\.\d", text) for text in texts]
-        assert sorted(numbers[0]) == sorted(numbers[1]) and len(numbers[0]) > 10
-
-
-def test_paper_numbers_of_the_plane_are_table_4s():
-    """Table 1 has the same numbers, but no CF."""
-    four = {(r["method"], r["etd"]): r["product"] for r in PAPER["tables"]["4"]["rows"] if r["capacity"] == 0.5}
-    assert {(r["method"], r["etd"]): r["product"] for r in PAPER["tables"]["1"]["rows"]}.items() <= four.items()
-
-
-def test_files_load_with_all_values(tmp_path):
-    """Every value of a swept setting is a row of its own until a table is made."""
-    assert len(load_rows([write(tmp_path / "x.jsonl", swept())])) == 8

@@ -71,10 +71,10 @@ def test_no_bound_is_within_reach_of_the_spread():
     assert sorted((row["kind"], row["isa"], row["threads"], row["seed"]) for row in found) == sorted(
         itertools.product(asked.kinds, asked.isa, asked.threads, asked.seeds))
     assert spread.table(found) in (spread.ROOT / "tests" / "README.md").read_text(encoding="utf-8")
-    others = [path for path in (spread.ROOT / "tests").glob("test_*.py") if path.name != Path(__file__).name]
+    others = [path for path in (spread.ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
     text = "".join(path.read_text(encoding="utf-8") for path in others)
     bounds = BOUND.findall(text)
-    assert len(bounds) == text.count('mean("') > 15
+    assert len(bounds) == text.count('mean("') > 15  # none is written in a way that this test does not read
     for kind, name, sign, bound in bounds:
         values = [row[name] for row in found if row["kind"] == kind]
         distance = (fmean(values) - float(bound)) * (1 if sign == ">=" else -1)

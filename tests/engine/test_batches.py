@@ -1,0 +1,141 @@
+"""engine/batches.py: what REM asks of a data source, and batches of at least two.
+
+- The number of batches of a shuffled pass, whose last one is never a single example            A7
+- A source of one's own: what it yields is checked, a lone last example joins the batch before   A7, A16, A29, M13
+- Sources that use their memory again, or say nothing of augmentation                            A7, L16
+"""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import nn
+
+from engine.batches import batches_of, count_batches, without_lone_last
+from engine.ending import HELD_OUT, Never, Repaired
+from engine.modes import refresh_batchnorm
+from helpers import assert_close, assert_same_state, gen, make_data, randomise, seeds, small_net
+from states import Loose, make_state, small, unlearn
+
+
+def pointed(seed=0):
+    """A network whose last map is 1x1, of whose BatchNorm one example alone has no batch statistics."""
+    layers = nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4)
+    return randomise(nn.Sequential(*layers), seed)
+
+
+@given(seeds, st.integers(1, 40), st.integers(1, 12))
+@example(0, 41, 10)
+def test_the_number_of_batches(seed, n, size):
+    """A7: count_batches says how many batches a shuffled pass has, and none of several holds a single example, unless
+    all do."""
+    data, state = make_data(seed, n=n + 1), make_state(seed, n=n + 1, size=1, batch=size)
+    parts = [len(rows) for rows, _, _ in data.batches(torch.arange(n), size, gen(seed))]
+    assert len(parts) == count_batches(n, size) and sum(parts) == n
+    assert 1 not in parts or size == 1 or n == 1
+    state.data = Loose(data)  # of one's own: the same sizes
+    assert [len(rows) for rows, _, _ in batches_of(state, torch.arange(n))] == parts
+
+
+@given(st.integers(1, 30), st.integers(1, 8))
+def test_a_lone_last_example_joins_the_batch_before(n, size):
+    """A7: the examples stay in their order, and no tensor of the source is held while it makes the next batch."""
+    memory = torch.zeros(size, dtype=torch.int64)
+
+    def reusing():
+        for part in torch.arange(n).split(size):
+            memory[:len(part)] = part
+            yield memory[:len(part)], memory[:len(part)] * 2
+
+    parts = [(a.clone(), b.clone()) for a, b in without_lone_last(reusing(), n)]
+    assert torch.cat([a for a, _ in parts]).tolist() == list(range(n))
+    assert torch.cat([b for _, b in parts]).tolist() == list(range(0, 2 * n, 2))
+    assert [len(a) for a, _ in parts].count(1) == (n if size == 1 else int(n == 1))
+    assert all(len(a) in (size, size + 1) for a, _ in parts[:-1])
+
+
+@pytest.mark.parametrize("n, known, norm", [(41, 3, "auto"), (None, 3, "auto"), (44, 9, "batch")],
+                         ids=["of D_tr", "of what step 3 trains on", "of D_f"])
+def test_a_source_with_a_lone_last_example(n, known, norm):
+    """A7, A16: BatchNorm on 1x1 maps takes a last batch of one of D_tr, of what step 3 trains on, or of D_f."""
+    if n is None:  # the first whose examples less the held-out ones leave one
+        n = next(n for n in range(40, 80) if (n - round(HELD_OUT * (n - known))) % 8 == 1 and n % 8 != 1)
+    data, net = Loose(make_data(0, n=n)), pointed()
+    how = dict(data=data, net=net, forget=torch.arange(known), batch=8, max_passes=2, forget_norm=norm)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Acc")  # step 2 may give up
+        for end in (Never, Repaired):
+            assert unlearn(until=end, **how).state_dict().keys() == net.state_dict().keys()
+
+
+def test_the_same_weights_from_a_source_of_ones_own():
+    """A29: a source with 171 rows at batch 10, whose last batch is one example, gives the weights and statistics that
+    Data gives: the refresh of BatchNorm merges it too."""
+    data = make_data(0, n=171)
+    forget = torch.arange(9)  # so that step 3 trains on 163 or 171 examples
+    for end in (Never, Repaired):
+        how = dict(forget=forget, batch=10, gamma=1.0, net=small_net(0, dtype=torch.float64), until=end)
+        nets = [unlearn(data=source, **how) for source in (data, Loose(data))]
+        for a, b in zip(*(net.state_dict().values() for net in nets), strict=True):
+            assert_close(a.double(), b.double(), 1e-9)  # Data's reference is computed once, in batches of another size
+    nets = [small_net(0), small_net(0)]
+    for net, source in zip(nets, (data, Loose(data)), strict=True):
+        refresh_batchnorm(net, source, size=10)
+    assert_same_state(*nets)
+    assert nets[1].norm1.num_batches_tracked == 17
+
+
+class Odd(Loose):
+    """Data whose batches are not what was asked for."""
+
+    def __init__(self, data, spoil):
+        super().__init__(data)
+        self.spoil = spoil
+
+    def batches(self, index=None, **more):
+        for i, (at, x, y) in enumerate(self.data.batches(index, **more)):
+            if self.spoil == "positions":
+                yield torch.arange(len(at)), x, y
+            elif self.spoil == "short" and i == 0:
+                yield at[1:], x[1:], y[1:]
+            elif self.spoil == "twice" and i == 0:
+                yield at, x, y
+                yield at, x, y
+            elif self.spoil == "turned":
+                yield at.flip(0), x.flip(0), y.flip(0)
+            else:
+                yield at, x, y
+
+
+@pytest.mark.parametrize("spoil", ["positions", "short", "twice", "turned"])
+def test_foreign_batches_must_be_those_asked_for(spoil):
+    """A7, M13: batch positions in place of dataset indices, an example left out or given twice, or another order where
+    a plain pass is asked for, are refused in words; a shuffled pass may have any order."""
+    data = Odd(make_data(0), spoil)
+    with pytest.raises(ValueError, match="must yield the indices that are asked for, each once"):
+        unlearn(data=data, forget=torch.tensor([2, 5, 7]))
+    if spoil == "turned":
+        rows = [at for at, _, _ in batches_of(make_state(data=data), torch.tensor([2, 5, 7]))]
+        assert torch.cat(rows).sort().values.tolist() == [2, 5, 7]
+
+
+def test_plain_and_shuffled_passes():
+    """A7: a training pass is shuffled and augmented by the state's generator; a plain one is in order, leaves the
+    generator, and has the size that was asked for; both are in the network's dtype."""
+    data = make_data(0, pad=2, flip=True)
+    state = make_state(data=data, net=small_net(0, dtype=torch.float64), batch=5)
+    twin = gen(0)
+    for ours, plain in ((batches_of(state, None), data.batches(None, 5, twin, augment=True, dtype=torch.float64)),
+                        (batches_of(state, None, augment=False, size=7), data.batches(None, 7, dtype=torch.float64))):
+        for a, b in zip(ours, plain, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        assert torch.equal(state.generator.get_state(), twin.get_state())
+
+
+def test_settings_of_one_example_a_batch():
+    """A7: at batch 1 nothing is joined."""
+    state = make_state(data=Loose(make_data(0)), batch=1)
+    assert [len(rows) for rows, _, _ in batches_of(state, state.forget)] == [1] * 4
+    assert small(batch=1).batch == 1

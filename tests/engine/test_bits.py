@@ -1,0 +1,44 @@
+"""engine/bits.py: a table of bits, eight to a byte, drawn block by block.
+
+- Its rows are those that were drawn, for every kind of index                          M1, M3
+- Its size is an eighth of a byte a bit, and so is the memory that filling it takes    M16
+"""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import bits
+from engine.bits import draw_bits
+from helpers import gen, seeds
+
+
+@given(seeds, st.integers(0, 20), st.integers(0, 19), st.sampled_from([1, 7, 40, 2**20]))
+def test_rows_are_what_was_drawn(seed, n, width, block):
+    """M1, M3: bit for bit, in whatever blocks the table is filled; rows by number, slice, index tensor of any shape."""
+    asked = []
+
+    def draw(rows):
+        asked.append(rows)
+        return whole[sum(asked[:-1]):sum(asked)]
+
+    whole = torch.rand(n, width, generator=gen(seed)) < 0.4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bits, "BLOCK", block)  # no caller can choose it, and 2**20 bits are too many for a test
+        table = draw_bits(n, width, draw)
+    assert sum(asked) == n and all(rows * width <= max(block, width) for rows in asked)
+    found = table[:]
+    assert torch.equal(found, whole) and found.dtype == torch.bool and table.width == width
+    if n:
+        index = torch.randint(0, n, (3, 2), generator=gen(seed))
+        assert torch.equal(table[index], whole[index]) and torch.equal(table[0], whole[0])
+        assert table[index].shape == (3, 2, width)
+    assert torch.equal(table.to("cpu")[:], whole)
+
+
+def test_size():
+    """M16: eight bits a byte: 1,000 rows of 20 bits take 3,000 bytes."""
+    table = draw_bits(1000, 20, lambda rows: torch.ones(rows, 20, dtype=torch.bool))
+    assert table.packed.dtype == torch.uint8 and table.packed.nbytes == 3000
+    assert table[:].all()

@@ -1,0 +1,209 @@
+"""engine/checks.py: refusals that say what was found, before any training.
+
+- Index sets: int64 vectors within the data, without repetition; D_f neither empty nor everything       A15, A16, M18
+- Settings: no name vanishes, the nearest known one is told; choices and ranges                         A26
+- Losses, and weights after the last update, are finite numbers                                         A3
+- The first line of any error                                                                           A31
+"""
+
+import math
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.checks import (NonFiniteLoss, check_forget, check_index, check_sets, checked, finite, finite_weights,
+                           first_line, nearest, positive, settings_from)
+from helpers import gen, small_net
+
+# --- Index sets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index, text", [
+    (torch.tensor([6]), "index 6 out of range for 6 examples"),
+    (torch.tensor([5, -1]), "index -1 out of range for 6 examples"),
+    (torch.tensor([1.0]), r"torch.float32 of shape \(1,\); they must be an int64 tensor"),
+    (torch.tensor([1, 2], dtype=torch.int32), "torch.int32"),
+    (torch.tensor([True, False, False, False, False, False]), "torch.bool"),
+    (torch.tensor([[1, 2]]), r"torch.int64 of shape \(1, 2\)"),
+    (torch.tensor(3), r"of shape \(\)"),
+    ([1, 2], "dataset indices are list"),
+    (torch.empty(0), "torch.float32"),
+])
+def test_indices(index, text):
+    """A16, M18: what is no int64 vector within the data is a ValueError that says what it is; negative ones never
+    wrap."""
+    for check in (check_index, check_forget):
+        with pytest.raises(ValueError, match=text):
+            check(index, 6)
+
+
+def test_indices_that_are_right():
+    """A16, M18: both ends of the data, repetitions and no index at all are indices; they come back as they are."""
+    for index in (torch.tensor([0, 5, 0]), torch.empty(0, dtype=torch.int64)):
+        assert check_index(index, 6) is index
+
+
+@pytest.mark.parametrize("n", [3, 300])
+def test_forget_sets(n):
+    """A15, A16: D_f is neither empty nor all examples, and names each once; the text has the numbers."""
+    with pytest.raises(ValueError, match="the forget set is empty; nothing was discovered"):
+        check_forget(torch.empty(0, dtype=torch.int64), n)
+    with pytest.raises(ValueError, match=f"all {n} training examples; the retain set must not be empty"):
+        check_forget(torch.randperm(n, generator=gen(n)), n)
+    with pytest.raises(ValueError, match="names 3 examples twice"):
+        check_forget(torch.tensor([1, 1, 2, 2, 2]), n)
+    assert check_forget(torch.tensor([2, 0]), n).tolist() == [2, 0]
+    assert len(check_forget(torch.arange(n - 1), n)) == n - 1
+
+
+def test_forget_and_shared_sets():
+    """A16, M8: what shares a mask row holds all of D_f and lies within the data; without it D_f shares one."""
+    forget = torch.tensor([1, 5])
+    assert check_sets(forget, None, 6)[1].tolist() == [1, 5]
+    assert [part.tolist() for part in check_sets(forget, torch.tensor([5, 3, 1]), 6)] == [[1, 5], [5, 3, 1]]
+    with pytest.raises(ValueError, match="shared lacks examples of D_f"):
+        check_sets(forget, torch.tensor([5, 3]), 6)
+    with pytest.raises(ValueError, match="index 6 out of range"):
+        check_sets(forget, torch.tensor([5, 1, 6]), 6)
+    with pytest.raises(ValueError, match="the forget set is empty"):
+        check_sets(torch.empty(0, dtype=torch.int64), torch.tensor([5]), 6)
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+@checked(rate=(0, 1), kind=("plain", "wide"))
+@dataclass(frozen=True)
+class Some:
+    """Settings of two kinds."""
+
+    rate: float = 0.5
+    kind: str = "plain"
+    passes: int = 3
+
+
+class Attributes:
+    """Settings that are attributes of a class or computed, as a property is."""
+
+    kind = "wide"
+
+    @property
+    def rate(self):
+        return 0.25
+
+
+@pytest.mark.parametrize("record, expected", [
+    ({}, Some()), (dict(rate=0.1), Some(rate=0.1)), (SimpleNamespace(kind="wide"), Some(kind="wide")),
+    (Some(passes=9), Some(passes=9)), (Attributes(), Some(0.25, "wide")),
+    (dict(rate=0, kind="wide", passes=1, more=2), Some(0, "wide", 1)),
+    (SimpleNamespace(rate=1, kind="wide", passes=1, epochs=9), Some(1, "wide", 1)),
+])
+def test_settings_from_records(record, expected):
+    """A26: dicts and objects give what they have, the rest has its defaults; a record that has all of them may hold
+    settings for others, too."""
+    assert settings_from(record, Some) == expected
+
+
+@pytest.mark.parametrize("record", [dict(rates=0.1), SimpleNamespace(rates=0.1),
+                                    dict(rate=0.1, kind="wide", rates=0.1)])
+def test_unknown_settings(record):
+    """A26: a record that lacks some settings and has another name is taken for misspelt: the error has the name and the
+    nearest known one."""
+    with pytest.raises(ValueError, match="unknown setting 'rates'; did you mean 'rate'"):
+        settings_from(record, Some)
+
+
+def test_unknown_arguments():
+    """A26: the class itself refuses an unknown name by a TypeError with the nearest known one, `replace` too."""
+    for make in (lambda: Some(pases=1), lambda: replace(Some(), pases=1)):
+        with pytest.raises(TypeError, match="Some has no setting 'pases'; did you mean 'passes'"):
+            make()
+    assert replace(Some(), passes=1) == Some(0.5, "plain", 1)
+
+
+@pytest.mark.parametrize("name, known, expected", [
+    ("unlearn_epoch", ["epochs", "unlearn_epochs", "unlearn_lr"], "unlearn_epochs"),
+    ("gama", ["beta", "gamma"], "gamma"), ("x", ["y"], "y"),
+])
+def test_nearest(name, known, expected):
+    """A26: the known name that is most like the given one, whatever their order."""
+    assert nearest(name, known) == nearest(name, known[::-1]) == expected
+
+
+@pytest.mark.parametrize("changes, text", [
+    (dict(kind="no"), "kind is 'no'; choose from plain, wide"),
+    (dict(rate=1.001), "rate is 1.001; it must be from 0 to 1"),
+    (dict(rate=-0.001), "rate is -0.001"), (dict(rate=math.nan), "rate is nan"),
+])
+def test_values_without_sense(changes, text):
+    """A26: a value that is no choice, or outside its range, is a ValueError with what is allowed; both ends are, and a
+    record's values are looked at too."""
+    for make in (lambda: Some(**changes), lambda: settings_from(changes, Some), lambda: replace(Some(), **changes)):
+        with pytest.raises(ValueError, match=text):
+            make()
+    assert Some(rate=0).rate == 0 and Some(rate=1).rate == 1
+
+
+def test_positive():
+    """L17: the first setting that is not above 0 is named."""
+    positive(a=1, b=1e-300)
+    for bad in (0, -1, math.nan):
+        with pytest.raises(ValueError, match=f"b is {bad}; it must be above 0"):
+            positive(a=1, b=bad, c=-1)
+
+
+# --- Finite numbers ---------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(-1e30, 1e30), st.integers(0, 9))
+def test_finite(total, steps):
+    """A3: the mean loss of a pass, NonFiniteLoss with the place where it is no number; no step at all counts as one."""
+    assert finite(torch.tensor(total, dtype=torch.float64), steps, "here") == total / max(1, steps)
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(NonFiniteLoss, match=f"the loss is {bad} in there; lower the rate"):
+            finite(torch.tensor(bad), steps, "there")
+
+
+@pytest.mark.parametrize("part, value, bad", [
+    ("conv1.weight", math.nan, True), ("conv1.weight", math.inf, True), ("norm1.running_mean", -math.inf, True),
+    ("norm2.running_var", math.inf, True), ("mask", -math.inf, False), ("mask", math.nan, True),
+])
+def test_finite_weights(part, value, bad):
+    """A3: weights and running statistics must be finite; another buffer, such as an attention's mask, may hold -inf and
+    no NaN."""
+    net = small_net(0)
+    net.register_buffer("mask", torch.zeros(3))
+    assert finite_weights(net) is net
+    with torch.no_grad():
+        dict([*net.named_parameters(), *net.named_buffers()])[part].view(-1)[-1] = value
+    if bad:
+        with pytest.raises(NonFiniteLoss, match=f"{part} is not finite any more after the last update"):
+            finite_weights(net)
+    else:
+        assert finite_weights(net) is net
+
+
+# --- Errors -----------------------------------------------------------------------------------------------------------
+
+
+class Mute(Exception):
+    """An error whose text cannot be had."""
+
+    def __str__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("error, line, without_kind", [
+    (ValueError("one\ntwo"), "ValueError: one", "one"), (ValueError("\n  \n one \ntwo"), "ValueError: one", "one"),
+    (ValueError(), "ValueError", "ValueError"), (ValueError(" \n"), "ValueError", "ValueError"),
+    (Mute(), "Mute", "Mute"), (KeyError("a"), "KeyError: 'a'", "'a'"),
+    (OSError(2, "gone"), "FileNotFoundError: [Errno 2] gone", "[Errno 2] gone"),
+])
+def test_first_lines(error, line, without_kind):
+    """A31: the first line of what an error says, after its type where asked for; its type alone if it says nothing."""
+    assert first_line(error).rstrip() == line
+    assert first_line(error, kind=False).rstrip() == without_kind

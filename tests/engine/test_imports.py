@@ -1,0 +1,102 @@
+"""Which file imports which, read from the code itself.
+
+- The core needs torch alone (R13): engine/, etd.py, expand.py and rem.py import torch, each other and Python's own.
+- Imports point downwards (R13): engine, the paper's files, experiment, repair, study, run.py; and in no circle.
+- The oldest Python that requirements.txt allows can parse every file (R13).
+"""
+
+import ast
+import io
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAPER = ("rem", "etd", "expand", "tasks", "metrics", "baselines", "models", "train")
+FLOORS = ("engine", "paper", "experiment", "repair", "study", "run")  # from the ground up
+CORE = ("engine", "etd", "expand", "rem")
+
+
+def module_of(path: Path) -> str:
+    """The whole name of a file's module; of a package's __init__.py that of the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_of(path): path
+         for path in [*ROOT.glob("*.py"), *(path for floor in FLOORS for path in ROOT.glob(f"{floor}/*.py"))]}
+TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in FILES.items()}
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Whole names of the modules that the import statements of a tree name, inside functions too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def floor_of(module: str) -> int:
+    """The floor that a module is on, counted from the ground."""
+    top = module.partition(".")[0]
+    return FLOORS.index("paper" if top in PAPER else top)
+
+
+ARROWS = {name: sorted(imported(tree) & set(FILES) - {name}) for name, tree in TREES.items()}
+
+
+def test_the_root_is_the_paper():
+    """R13: the root holds the paper's files and run.py, so that a reader with the paper opens these and nothing else."""
+    assert {name for name in FILES if "." not in name and FILES[name].parent == ROOT} == {*PAPER, "run"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_point_downwards(name):
+    """R13: no module imports one of a floor above its own."""
+    above = [other for other in ARROWS[name] if floor_of(other) > floor_of(name)]
+    assert above == []
+
+
+def test_no_circle():
+    """R13: no module imports itself by way of others; engine/__init__.py gathers its package and is none of them."""
+    left = {name: set(below) - {"engine", "repair"} for name, below in ARROWS.items() if name not in ("engine", "repair")}
+    while ready := [name for name, below in left.items() if not below & set(left)]:
+        for name in ready:
+            del left[name]
+    assert not left, f"in a circle or above one: {sorted(left)}"
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.partition(".")[0] in CORE])
+def test_the_core_imports_torch_alone(name):
+    """R13: nothing but torch, Python's own modules and the core itself."""
+    allowed = {"torch", *CORE, *sys.stdlib_module_names}
+    assert {module.partition(".")[0] for module in imported(TREES[name])} <= allowed
+
+
+WHOLE = sorted(ROOT.glob("*.py")) + sorted(path for path in ROOT.glob("[a-z]*/**/*.py") if "venv" not in path.parts)
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=[str(path.relative_to(ROOT)) for path in WHOLE])
+def test_files_are_of_the_oldest_python(path):
+    """R13: nothing that Python 3.10 cannot parse: a star between brackets, except*, quotes within an f-string's own."""
+    source = path.read_text("utf-8")
+    slices = [node.slice for node in ast.walk(ast.parse(source, feature_version=(3, 10)))
+              if isinstance(node, ast.Subscript)]
+    stars = [part.lineno for part in slices if any(isinstance(each, ast.Starred) for each in getattr(part, "elts", []))
+             and not ast.get_source_segment(source, part).startswith("(")]
+    assert not stars, f"lines {stars}"
+    if hasattr(tokenize, "FSTRING_START"):  # Python 3.12 on, which allows it
+        open_quotes = []
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            quote = token.string.lstrip("rRbBfFuUtT")[:3]
+            quote = quote if quote in ('\'\'\'', '"""') else quote[:1]
+            if token.type == tokenize.FSTRING_END:
+                open_quotes.pop()
+            elif token.type in (tokenize.FSTRING_START, tokenize.STRING):
+                assert quote not in open_quotes, f"line {token.start[0]}"
+                open_quotes += [quote] * (token.type == tokenize.FSTRING_START)

@@ -1,0 +1,264 @@
+"""engine/modes.py: training and evaluation mode, copies, and the running statistics of BatchNorm.
+
+- Evaluation puts back the mode that it found, also after an error                                     F11
+- BatchNorms that a network's user froze keep their statistics, through all of REM                     A30
+- Refreshed statistics are means over the images of one augmented, base-only pass; no label is read    D7, E1
+- A copy shares nothing, also of a network that keeps an activation                                    A11, D1
+"""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from engine.ending import Never, Repaired
+from engine.modes import copy_of, eval_mode, frozen_norms, modes_of, put_modes, refresh_batchnorm, training_mode
+from etd import Expanded, drop
+from expand import expand
+from experiment.data import Data, batches
+from helpers import assert_close, assert_same_state, gen, make_data, randomise, run, seeds, small_net
+from metrics import accuracy, predict
+from rem import redirect, remove, step3_batch
+from states import acc_forget, extra_tensors, make_state, unlearn
+
+IMAGE = torch.zeros(2, 1, 8, 8)
+
+
+# --- Modes ------------------------------------------------------------------------------------------------------------
+
+
+def mix(net, seed):
+    """Give every module a mode of its own; returns them."""
+    modes = [bool(torch.randint(2, (), generator=gen(seed + number))) for number, _ in enumerate(net.modules())]
+    put_modes(net, modes)
+    return modes
+
+
+@given(seed=seeds, fails=st.booleans())
+def test_evaluation_puts_every_mode_back(seed, fails):
+    """F11: eval_mode, accuracy and predict put every module back in the mode it had, also after an exception."""
+    expanded, data = expand(small_net(seed), IMAGE), make_data(seed)
+    modes = mix(expanded, seed)
+    if fails:
+        with pytest.raises(ZeroDivisionError), eval_mode(expanded):
+            assert not any(m.training for m in expanded.modules())
+            raise ZeroDivisionError
+    else:
+        accuracy(expanded, data)
+        predict(expanded, data, masks=torch.ones(len(data), expanded.width, dtype=torch.bool))
+    assert modes_of(expanded) == modes
+
+
+class Both(nn.Module):
+    """Two convolutions with a BatchNorm each, one of which a user may freeze, and one without parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.conv2, self.norm2 = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        self.plain, self.drop, self.head = nn.BatchNorm2d(4, affine=False), nn.Dropout(0.1), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.norm1(self.conv1(x)).relu()
+        x = self.plain(self.norm2(self.conv2(x))).relu()
+        return self.head(self.drop(x.amax(dim=(2, 3))))
+
+
+def frozen(how):
+    """A network whose norm1 its user froze, and the names of the BatchNorms whose statistics must stay."""
+    net = randomise(Both(), 0)
+    if how == "eval in a training network":
+        net.norm1.eval()
+    elif how == "no gradient":
+        net.norm1.requires_grad_(False)
+    elif how == "both, in evaluation mode":
+        net.eval()
+        net.norm1.requires_grad_(False)
+    elif how == "a part without gradient":
+        net.norm1.weight.requires_grad_(False)
+    elif how == "evaluation mode":
+        net.eval()
+    return net, ["norm1"] if how.startswith(("eval in", "no gradient", "both")) else []
+
+
+HOW = ["eval in a training network", "no gradient", "both, in evaluation mode", "a part without gradient",
+       "evaluation mode", "not at all"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_which_norms_are_frozen(how):
+    """A30: frozen is a BatchNorm in evaluation mode in a network that trains, or one none of whose parameters has a
+    gradient; not one of a network that came in evaluation mode as a whole."""
+    net, names = frozen(how)
+    modes, found = modes_of(net), dict(net.named_modules())
+    net.eval()  # what counts is how the network came
+    assert frozen_norms(net, modes) == [found[name] for name in names]
+    training_mode(net, modes)
+    assert [name for name, m in net.named_modules() if not m.training] == names
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("end", [Never, Repaired])
+def test_frozen_norms_keep_their_statistics(how, end):
+    """A30, D7: through steps 2 and 3, the refresh and the end of the repair the statistics of frozen BatchNorms are bit
+    for bit the network's own, those of the others move."""
+    net, names = frozen(how)
+    with acc_forget(0.9, 0.0):
+        out = unlearn(net=net, n=60, size=5, forget_norm="batch", until=end)
+    for name in ("norm1", "norm2", "plain"):
+        for kind in ("running_mean", "running_var", "num_batches_tracked"):
+            same = torch.equal(getattr(getattr(out, name), kind), getattr(getattr(net, name), kind))
+            assert same == (name in names), (name, kind)
+    assert modes_of(out) == modes_of(net)
+
+
+@pytest.mark.parametrize("how", HOW[:3])
+def test_each_step_leaves_frozen_norms(how):
+    """A30: step 2 in training mode, step 3 and the refresh, each by itself; masked passes use a frozen BatchNorm's
+    statistics too, and leave theta_o2's."""
+    net, _ = frozen(how)
+    state = make_state(net=net, size=5)
+    steps = (lambda: remove(state, training=True), lambda: redirect(state, step3_batch),
+             lambda: refresh_batchnorm(state.expanded, state.data, 4, modes=state.modes))
+    before = copy.deepcopy(net.norm2)
+    for step in steps:
+        with acc_forget(0.9, 0.0):
+            step()
+        now = drop(state.expanded)
+        for kind in ("running_mean", "running_var"):
+            assert torch.equal(getattr(now.norm1, kind), getattr(net.norm1, kind))
+            assert torch.equal(extra_tensors(state.expanded)[f"norm1.{kind}"][:4], getattr(net.norm1, kind))
+            assert not torch.equal(getattr(now.norm2, kind), getattr(before, kind))
+        before = now.norm2
+
+
+# --- Refresh ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given_seed", [None, 5])
+def test_a_refresh_is_one_shuffled_augmented_pass(given_seed):
+    """D7: refreshed statistics are means over the images of one augmented pass drawn from the generator, or from one of
+    seed 0: a last batch of two counts half as much as one of four; momenta come back."""
+    data, expanded, conv = make_data(0, n=10, pad=2, flip=True), expand(small_net(0), IMAGE), small_net(0).conv1
+    before = copy.deepcopy(extra_tensors(expanded))
+    expanded.layers()["norm2"].base.momentum = 0.3
+    refresh_batchnorm(expanded, data, size=4, generator=None if given_seed is None else gen(given_seed))
+    parts = [run(conv, x) for _, x, _ in batches(data, size=4, generator=gen(given_seed or 0), augment=True)]
+    assert [len(part) for part in parts] == [4, 4, 2]
+    norm = expanded.layers()["norm1"].base
+    assert_close(norm.running_mean, torch.cat(parts).mean(dim=(0, 2, 3)), 1e-5)  # float32
+    assert_close(norm.running_var, sum(len(part) * part.var(dim=(0, 2, 3)) for part in parts) / 10, 1e-5)
+    assert norm.num_batches_tracked == 3 and norm.momentum == 0.1
+    assert expanded.layers()["norm2"].base.momentum == 0.3
+    for name, value in extra_tensors(expanded).items():  # theta_o2 has statistics of its own
+        assert torch.equal(value, before[name]), name
+
+
+@given(seeds, st.integers(5, 12))
+def test_a_refresh_forgets_what_was_before(seed, n):
+    """D7, E1: after it the first norm's statistics are those of the training images, whatever they were before, and no
+    weight has moved."""
+    data, net, anew = make_data(seed, n=n), small_net(seed), small_net(seed)
+    refresh_batchnorm(anew, data, size=n)
+    x = run(net.conv1, next(batches(data, size=n))[1])
+    assert_close(anew.norm1.running_mean, x.mean(dim=(0, 2, 3)), 1e-5)  # float32
+    assert_close(anew.norm1.running_var, x.var(dim=(0, 2, 3)), 1e-5)
+    for a, b in zip(anew.parameters(), net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_refresh_reads_no_label_and_keeps_modes():
+    """E1, F11, A12: the refresh gives the same for any labels and puts modes back, mixed ones too; global random
+    numbers stay."""
+    data, results = make_data(0, n=9), []
+    for labels in (data.labels, torch.zeros_like(data.labels)):
+        expanded, world = expand(small_net(0), IMAGE), torch.get_rng_state()
+        expanded.net.act.eval()
+        modes = modes_of(expanded)
+        refresh_batchnorm(expanded, Data(data.images, labels, 4, data.mean, data.std), size=4)
+        assert modes_of(expanded) == modes and torch.equal(torch.get_rng_state(), world)
+        results.append(expanded)
+    assert_same_state(*results)
+
+
+def test_a_refresh_that_fails():
+    """E1, F11: an exception in the middle of the refresh leaves no norm with another momentum or mode."""
+    expanded = expand(small_net(0), IMAGE)
+    modes = mix(expanded, 0)
+    expanded.net.head.register_forward_pre_hook(lambda m, args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        refresh_batchnorm(expanded, make_data(0))
+    assert expanded.layers()["norm1"].base.momentum == 0.1 and modes_of(expanded) == modes
+
+
+class Idle(nn.Module):
+    """A network with a norm that never runs and one that runs twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.idle, self.twice = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.none = nn.BatchNorm2d(3, track_running_stats=False)
+
+    def forward(self, x):
+        x = self.none(self.conv(x))
+        return self.twice(x) + self.twice(2 * x)
+
+
+def test_a_refresh_of_norms_that_run_never_or_twice():
+    """E1, D7: a norm that does not run keeps its statistics; one that runs twice has the means over all that it saw;
+    one without statistics has none."""
+    net, data = Idle(), make_data(0, n=6)
+    net.idle.running_mean.fill_(3), net.idle.running_var.fill_(2), net.idle.num_batches_tracked.fill_(77)
+    refresh_batchnorm(net, data, size=4)
+    assert net.idle.running_mean.tolist() == [3] * 3 and net.idle.running_var.tolist() == [2] * 3
+    assert net.idle.num_batches_tracked == 77 and net.idle.training and net.idle.momentum == 0.1
+    assert net.twice.num_batches_tracked == 4 and net.none.running_mean is None
+    means = 1.5 * torch.stack([run(net.eval().none, run(net.conv, x)).mean(dim=(0, 2, 3)) * len(x) / 6
+                               for _, x, _ in batches(data, size=4, generator=gen(0), augment=True)]).sum(dim=0)
+    assert_close(net.twice.running_mean, means, 1e-5)  # float32
+
+
+def test_a_refresh_has_the_papers_batches(monkeypatch):
+    """E1: unless told otherwise a refresh runs in batches of 512."""
+    asked, ours = [], Data.batches
+
+    def noting(data, index=None, size=512, **more):
+        asked.append(size)
+        return ours(data, index, size, **more)
+
+    monkeypatch.setattr(Data, "batches", noting)
+    refresh_batchnorm(small_net(0), make_data(0))
+    refresh_batchnorm(small_net(0), make_data(0), 7)
+    assert asked == [512, 7]
+
+
+# --- Copies -----------------------------------------------------------------------------------------------------------
+
+
+class Keeping(nn.Module):
+    """It keeps its last activation, with the history that torch cannot copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small_net(0)
+
+    def forward(self, x):
+        self.seen = self.net(x)
+        return self.seen
+
+
+def test_copies():
+    """A11, D1: a copy has the same weights in storage of its own, modes and flags, and what was kept without its
+    history; the network keeps its own."""
+    net = Keeping()
+    net.net.head.requires_grad_(False).eval()
+    net(torch.rand(2, 1, 8, 8, generator=gen(0)))
+    twin = copy_of(net)
+    assert_same_state(twin, net)
+    assert modes_of(twin) == modes_of(net) and not twin.net.head.weight.requires_grad
+    assert not {t.data_ptr() for t in twin.state_dict().values()} & {t.data_ptr() for t in net.state_dict().values()}
+    assert net.seen.grad_fn is not None and twin.seen.grad_fn is None and torch.equal(twin.seen, net.seen.detach())
+    assert copy_of(Expanded(small_net(0))).trained_under is None

@@ -1,0 +1,184 @@
+"""engine/ranks.py and what the engine does with it, in two processes that are two threads of this one.
+
+- Sums and weighted means over processes                                                              G1
+- An update: one step down the mean over all examples, the same in each process                       G1, F6
+- Accuracy, reference and evaluation are of all examples, each process having its share               G1, F8
+- Of several processes nobody can tell here which examples the others have seen                       G1, A7
+
+test_several_processes.py has two real processes.
+"""
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import distributed as dist, nn
+
+from engine.batches import batches_of
+from engine.modes import eval_mode
+from engine.ranks import over_ranks, ranks
+from engine.scores import accuracy_of
+from engine.updates import descend
+from helpers import assert_close, make_data, small_net
+from states import make_state
+
+here = threading.local()
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """two(f) runs f(0) and f(1) in two threads, between which torch.distributed's collectives work; returns both.
+
+    A mock, because two real processes take seconds to start, and a test of each function wants many.
+    """
+    barrier, given = threading.Barrier(2, timeout=20), {}
+
+    def gather(tensor):
+        given[here.rank] = tensor.clone()
+        barrier.wait()
+        parts = [given[rank] for rank in (0, 1)]
+        barrier.wait()
+        return parts
+
+    def all_reduce(tensor):
+        tensor.copy_(sum(gather(tensor)))
+
+    def broadcast(tensor, source):
+        tensor.copy_(gather(tensor)[source])
+
+    for name, new in dict(is_available=lambda: True, is_initialized=lambda: hasattr(here, "rank"),
+                          get_rank=lambda: here.rank, get_world_size=lambda: 2, all_reduce=all_reduce,
+                          broadcast=broadcast).items():
+        monkeypatch.setattr(dist, name, new)
+
+    def run(function):
+        found = {}
+
+        def one(rank):
+            here.rank = rank
+            try:
+                found[rank] = function(rank)
+            except BaseException as error:
+                found[rank] = error
+                barrier.abort()
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for rank in (0, 1):
+            if isinstance(found[rank], BaseException):
+                raise found[rank]
+        return found[0], found[1]
+
+    return run
+
+
+def test_who_is_who(two):
+    """G1: rank and number of processes, (0, 1) without torch.distributed."""
+    assert two(lambda rank: ranks()) == ((0, 2), (1, 2))
+    assert ranks() == (0, 1)
+
+
+@pytest.mark.parametrize("weights, expected", [(None, (4.0, 14.0)), ((3, 5), (18 / 8, 62 / 8))])
+def test_sums_and_means(two, weights, expected):
+    """G1: without weights sums, with weights means that count each process by its own; in place, each in its shape."""
+    def one(rank):
+        values = [torch.tensor([[1.0, 1.0], [3.0, 3.0]][rank]), torch.tensor([4.0, 10.0][rank], dtype=torch.float64),
+                  torch.full((2, 0, 3), 1.0)]
+        over_ranks(values, None if weights is None else weights[rank])
+        return values
+
+    for values in two(one):
+        assert_close(values[0], torch.full((2,), expected[0]), 1e-6)
+        assert_close(values[1], torch.tensor(expected[1], dtype=torch.float64), 1e-6)
+        assert values[2].shape == (2, 0, 3) and values[1].dtype == torch.float64
+
+
+def test_one_process_has_its_own_numbers():
+    """G1: without other processes nothing changes, whatever the weight."""
+    value = torch.tensor([1.0, 2.0])
+    over_ranks([value], 7)
+    assert value.tolist() == [1, 2]
+
+
+def test_counts_are_whole_numbers(two):
+    """G1: sums of integers stay integers, whatever their size."""
+    def one(rank):
+        value = torch.tensor([2**40 + rank, rank])
+        over_ranks([value])
+        return value.tolist()
+
+    assert two(one) == ([2**41 + 1, 1], [2**41 + 1, 1])
+
+
+def test_one_step_down_the_mean_of_all(two):
+    """G1, F6: each process takes the step of the mean loss over all examples; a parameter that one process alone
+    reaches moves in both, one that none reaches in neither."""
+    def one(rank):
+        both, mine, none = (nn.Parameter(torch.tensor([1.0])) for _ in range(3))
+        optimizer = torch.optim.SGD([both, mine, none], lr=1.0, weight_decay=0.5)
+        loss = descend(optimizer, (both * [2.0, 6.0][rank] + (mine if rank else 0)).sum(), [3, 1][rank])
+        return [float(p.detach()) for p in (both, mine, none)], float(loss), none.grad
+
+    first, second = two(one)
+    assert first == second
+    # mean gradient (3 * 2 + 1 * 6) / 4 = 3 and 1 / 4, and 1/2 of decay
+    assert first[0] == pytest.approx([1 - 3.5, 1 - 0.75, 1]) and first[1] == pytest.approx(3.25) and first[2] is None
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_accuracy_of_all_examples(two, shares):
+    """G1: the accuracy is that of all examples, where each process has its share of a batch, and where it has all."""
+    data = make_data(0, n=31)
+    whole = make_state(data=data, size=9, batch=2)
+
+    def one(rank):
+        state = make_state(data=data, size=9, batch=2)
+        state.data = replace(data, part=(rank, 2)) if shares else data
+        return accuracy_of(state, torch.arange(31)), accuracy_of(state, state.forget)
+
+    assert two(one) == ((accuracy_of(whole, torch.arange(31)), accuracy_of(whole, whole.forget)),) * 2
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_reference_of_all_examples(two, shares):
+    """G1, F8: stored cross-entropies are those of one process, for every example."""
+    data = make_data(0, n=13)
+    whole = make_state(data=data, net=small_net(0, dtype=torch.float64))
+    whole.reference.remember(whole)
+
+    def one(rank):
+        state = make_state(data=data, net=small_net(0, dtype=torch.float64))
+        state.data = replace(data, part=(rank, 2)) if shares else data
+        state.reference.remember(state)
+        return state.reference.known
+
+    for known in two(one):
+        assert_close(known, whole.reference.known, 1e-9)
+
+
+def test_rank_0_has_the_statistics(two):
+    """G1: for evaluation the running statistics of rank 0 are everyone's."""
+    def one(rank):
+        net = small_net(rank)
+        with eval_mode(net):
+            return net.norm1.running_mean.clone()
+
+    for found in two(one):
+        assert torch.equal(found, small_net(0).norm1.running_mean)
+
+
+def test_shares_are_no_wrong_batches(two):
+    """G1, A7: a share is not refused for what it lacks, and no lone example of a share is joined to another batch."""
+    data = make_data(0, n=9)
+
+    def one(rank):
+        state = make_state(data=data, size=3, batch=4)
+        state.data = replace(data, part=(rank, 2))
+        return [rows.tolist() for rows, _, _ in batches_of(state, torch.arange(9), augment=False, size=3)]
+
+    first, second = two(one)
+    assert first == [[0, 2], [3, 5], [6, 8]] and second == [[1], [4], [7]]

@@ -1,0 +1,66 @@
+"""engine/reference.py: the frozen network of Eq. 2, asked for by dataset index where nothing augments the data.
+
+- Stored values are the reference's, of both parts under each example's own mask and of theta_o1 alone   F8, M13
+- Where augmentation may move an image, and nobody says that it may not, nothing is stored               F8, L16
+- No gradient flows into it, and what it was made of may move on                                         F8, L10
+"""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from engine.ending import Never
+from helpers import assert_close, gen, make_data, run, seeds, small_net
+from rem import redirect, step3_batch
+from states import Loose, acc_forget, draw_forget, make_state, unlearn
+
+
+@given(seeds, st.sampled_from([3, 5, 64]))
+def test_stored_values(seed, batch):
+    """F8, M13: for every example the cross-entropy of step 1's network, by dataset index, whatever the batches; they
+    stay what they were when the network moves."""
+    data = make_data(seed, trigger=True)
+    state = make_state(seed, data=data, net=small_net(seed, dtype=torch.float64), batch=batch)
+    net, rows = state.reference.net, torch.randperm(12, generator=gen(seed))[:7]
+    state.reference.remember(state)
+    redirect(state, step3_batch)
+    _, x, y = next(data.batches(rows, dtype=torch.float64))
+    nothing = torch.zeros(0)  # neither image nor label is looked at any more
+    for found, mask in ((state.reference.full(rows, nothing, nothing), [state.masks[rows]]),
+                        (state.reference.base(rows, nothing, nothing), [])):
+        assert_close(found, F.cross_entropy(run(net, x, *mask), y, reduction="none"), 1e-10)
+        assert not found.requires_grad
+
+
+@pytest.mark.parametrize("pad, flip, stored", [(0, False, True), (1, False, False), (0, True, False)])
+def test_stored_only_without_augmentation(pad, flip, stored):
+    """F8: with augmentation the reference sees each batch as the network does."""
+    state = make_state(data=make_data(0, pad=pad, flip=flip))
+    state.reference.remember(state)
+    assert (state.reference.known is not None) == stored
+    rows, x, y = next(state.data.batches(generator=gen(0), augment=True))
+    moved = state.reference.base(rows, x, y), F.cross_entropy(run(state.reference.net, x), y, reduction="none")
+    assert_close(*moved, 1e-6)
+    assert not state.reference.full(rows, x, y).requires_grad
+
+
+def test_a_source_that_says_nothing_may_augment():
+    """L16: without `augments` no cross-entropy is kept from before."""
+    state = make_state(data=Loose(make_data(0)))
+    state.reference.remember(state)
+    assert state.reference.known is None
+
+
+@given(seeds, st.sampled_from([3, 5, 64]), st.sampled_from([0.5, 2.0]))
+def test_stored_or_not_is_the_same_rem(seed, batch, beta):
+    """F8: theta_u is the same with stored values and batch by batch."""
+    data, outs = make_data(seed, trigger=True), []
+    for source in (data, Loose(data)):
+        with acc_forget(0.9, 0.0):
+            outs.append(unlearn(seed, data=source, net=small_net(seed, dtype=torch.float64), batch=batch, beta=beta,
+                                forget=draw_forget(seed, 12, 5), unlearn_lr=0.01, until=Never))
+    # not bitwise: a convolution or matrix product of another batch size may add in another order (float64, 6 steps)
+    for a, b in zip(outs[0].state_dict().values(), outs[1].state_dict().values(), strict=True):
+        assert_close(a.double(), b.double(), 1e-9)

@@ -1,0 +1,74 @@
+"""engine/scores.py: cross-entropy and accuracy of the network that Algorithm 1 carries.
+
+- Accuracy is a fraction of the labels as given, theta_o1 alone, whatever the batches                V1, V2, A5
+- Logits that are not finite are no class                                                            A3, V8
+- Cross-entropies are in float32 at least                                                            L11, L16
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import oracles_loss as oracle
+from engine.checks import NonFiniteLoss
+from engine.scores import accuracy_of, cross_entropy
+from etd import drop, mask_rows
+from helpers import assert_close, gen, make_data, run, seeds, small_net
+from states import make_state
+
+
+@given(seeds, st.integers(1, 30), st.sampled_from([2, 3, 64]))
+def test_accuracy(seed, size, batch):
+    """V1, V2, A5: the share of the examples of `index` whose label is the first class of the largest logit; small last
+    batches count for what they hold."""
+    data = make_data(seed, n=31)
+    state, index = make_state(seed, data=data, batch=batch), torch.randperm(31, generator=gen(seed))[:size]
+    logits = run(drop(state.expanded).eval(), next(data.batches(index))[1])
+    assert accuracy_of(state, index) == oracle.accuracy(oracle.predictions(logits), data.labels[index])
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_logits_that_are_not_finite(batch):
+    """A3, V8: logits that are not finite are no class, in any batch, and the error says how many."""
+    state = make_state(size=3, batch=batch)
+    assert 0 <= accuracy_of(state, state.forget) <= 1
+    with torch.no_grad():
+        state.expanded.layers()["head"].base.weight[0] = math.inf
+    with pytest.raises(NonFiniteLoss, match="3 logits are not finite"):
+        accuracy_of(state, state.forget)
+
+
+@pytest.mark.parametrize("where", [0, 2, 4])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_one_wild_logit(where, value):
+    """A3, V8: one logit of one example in any one batch is enough."""
+    data = make_data(0)
+    state, wild = make_state(data=data, forget=torch.arange(5), batch=1), next(data.batches(torch.tensor([where])))[1]
+
+    def spoil(net, args, out):
+        hit = (args[0] == wild).flatten(1).all(dim=1)
+        return torch.where(hit[:, None] & (torch.arange(4) == 3), value, out)
+
+    state.expanded.register_forward_hook(spoil)
+    with pytest.raises(NonFiniteLoss, match="1 logits are not finite"):
+        accuracy_of(state, state.forget)
+
+
+@pytest.mark.parametrize("dtype, precision", [(torch.float64, "bf16"), (torch.float32, "float32"),
+                                              (torch.bfloat16, "float32")])
+def test_cross_entropy(dtype, precision):
+    """L16, L11: -log p of the label for each example, of theta_o1 alone or under masks, in float32 at least."""
+    data = make_data(0)
+    state = make_state(data=data, net=small_net(0, dtype=dtype), precision=precision)
+    state.expanded.eval()
+    rows, x, y = next(data.batches(dtype=dtype))
+    for mask in (None, mask_rows(state.masks, rows)):
+        found = cross_entropy(state, x, y, mask)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            logits = run(state.expanded, x, *([] if mask is None else [mask]))
+        assert found.shape == (12,) and found.dtype == torch.promote_types(dtype, torch.float32)
+        assert_close(found, F.cross_entropy(logits.to(found.dtype), y, reduction="none"), 1e-6)

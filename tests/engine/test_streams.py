@@ -1,0 +1,87 @@
+"""engine/streams.py: random numbers, a stream per purpose and seed, and a global state that is left as it was.
+
+- A stream depends on seed and purpose alone                                                 A9, T10
+- Global random numbers of a pass follow a generator, and each process has its own           A9, G1, M6
+"""
+
+import pytest
+import torch
+from hypothesis import given
+
+from engine import streams
+from engine.streams import forked_rng, stream
+from helpers import gen, seeds
+
+CPU = torch.device("cpu")
+
+
+@given(seeds)
+def test_streams(seed):
+    """A9, T10: the same seed and purpose give the same numbers, another seed or purpose others; nothing global is
+    drawn from or moved."""
+    before = torch.get_rng_state()
+    drawn = [torch.rand(8, generator=stream(*of)) for of in ((seed, "a"), (seed, "a"), (seed + 1, "a"), (seed, "b"))]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[3])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_streams_are_the_same_everywhere():
+    """A9: the numbers behind every table's rows: of seed 0 the first of its weights, and seed 1 with purpose "1:a" is
+    not seed 11 with "a"."""
+    import hashlib
+    digest = hashlib.sha256(b"0:weights").digest()
+    assert stream(0, "weights").initial_seed() == int.from_bytes(digest[:8], "little") >> 1
+    assert stream(1, "1:a").initial_seed() != stream(11, "a").initial_seed()
+
+
+def test_forked_numbers_follow_the_generator():
+    """A9: forked random numbers follow the generator's place in its stream, and leave it where it is."""
+    generator, seen = gen(3), []
+    for draws in (0, 0, 2):
+        torch.rand(draws, generator=generator)
+        before = generator.get_state()
+        with forked_rng(generator, CPU):
+            seen.append(torch.rand(4))
+        assert torch.equal(generator.get_state(), before)
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_global_state_comes_back(fails):
+    """M6: afterwards the global state is as before, also after an error."""
+    before = torch.get_rng_state()
+    try:
+        with forked_rng(gen(3), CPU):
+            torch.rand(4)
+            if fails:
+                raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_process_has_its_own(monkeypatch):
+    """G1, A9: of several processes each drops by numbers of its own, the same each time."""
+    seen = []
+    for rank in (0, 1, 1):
+        # a mock of the rank, because the numbers of one process must not need another one to be checked
+        monkeypatch.setattr(streams, "ranks", lambda rank=rank: (rank, 2))
+        with forked_rng(gen(3), CPU):
+            seen.append(torch.rand(4))
+    assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.gpu
+def test_forked_numbers_on_the_gpu():
+    """A9, M6: on the GPU too they come from the generator, and its global state is as before."""
+    before, seen = torch.cuda.get_rng_state(), []
+    for _ in range(2):
+        with forked_rng(gen(3), torch.device("cuda")):
+            seen.append(torch.rand(4, device="cuda"))
+        torch.rand(1, device="cuda")
+    assert torch.equal(*seen)
+    torch.cuda.set_rng_state(before)
+    with forked_rng(gen(3), torch.device("cuda")):
+        torch.rand(4, device="cuda")
+    assert torch.equal(torch.cuda.get_rng_state(), before)

@@ -1,0 +1,141 @@
+"""engine/updates.py: one update, and one pass of updates.
+
+- Logits: float32 at least, bf16 where asked for, "auto" in bf16 on GPUs alone             L11, X10
+- The optimiser: SGD with momentum and decay or Adam without, trainable parameters alone    A17
+- An update: a parameter that the loss does not reach stays bit for bit                     F6
+- A pass: its mean loss, its steps, what no gradient has reached                            A3, A9, A21
+"""
+
+from collections import namedtuple
+
+import pytest
+import torch
+from torch import nn
+
+from engine.checks import NonFiniteLoss
+from engine.updates import descend, logits_of, make_optimizer, one_pass
+from helpers import gen, small_net
+from states import make_state, small
+
+
+def test_precision_on_the_cpu():
+    """L11: on the CPU "auto" is float32, bit for bit; "bf16" computes in bf16; the logits are float32 either way."""
+    net, x = small_net(0).eval(), torch.randn(5, 1, 8, 8, generator=gen(0))
+    plain, auto, bf16 = net(x), logits_of(net, x, "auto"), logits_of(net, x, "bf16")
+    assert torch.equal(auto, plain) and torch.equal(logits_of(net, x, "float32"), plain)
+    assert bf16.dtype == auto.dtype == torch.float32
+    assert 0 < (bf16 - plain).abs().max() < 0.05 and torch.equal(bf16, bf16.bfloat16().float())
+    half = small_net(0, dtype=torch.float16).eval()  # autocast to bf16 and weights of float16 do not go together
+    assert torch.equal(logits_of(half, x.half(), "bf16"), half(x.half()).float())
+    double = small_net(0, dtype=torch.float64).eval()
+    assert torch.equal(logits_of(double, x.double(), "float32"), double(x.double()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision, rounds", [("auto", True), ("bf16", True), ("float32", False)])
+def test_precision_on_the_gpu(precision, rounds):
+    """L11: on the GPU "auto" computes in bf16."""
+    net, x = small_net(0).eval().cuda(), torch.randn(5, 1, 8, 8, generator=gen(0)).cuda()
+    found = logits_of(net, x, precision)
+    assert found.dtype == torch.float32 and torch.equal(found, found.bfloat16().float()) == rounds
+
+
+def test_what_is_no_logits_is_told():
+    """X10: a network that gives more than logits is a TypeError that says what it gives."""
+    net = small_net(0)
+    net.register_forward_hook(lambda module, args, out: namedtuple("Outputs", "logits aux")(out, out))
+    with pytest.raises(TypeError, match="gives a Outputs, not logits; switch auxiliary heads off"):
+        logits_of(net, torch.zeros(2, 1, 8, 8), "float32")
+
+
+def test_optimisers():
+    """A17: Table 3's SGD, or Adam without decay, at the rate that is given, over trainable parameters alone; none of
+    them is a ValueError."""
+    net = small_net(0)
+    net.conv1.weight.requires_grad_(False)
+    for name, kind, wanted in (("sgd", torch.optim.SGD, dict(lr=0.3, momentum=0.7, weight_decay=0.1, nesterov=False,
+                                                             dampening=0)),
+                               ("adam", torch.optim.Adam, dict(lr=0.3, weight_decay=0, betas=(0.9, 0.999)))):
+        optimizer = make_optimizer(net, small(optimizer=name, momentum=0.7, weight_decay=0.1), 0.3)
+        assert type(optimizer) is kind and wanted.items() <= optimizer.param_groups[0].items()
+        assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in net.parameters()
+                                                                        if p.requires_grad}
+    with pytest.raises(ValueError, match="every parameter of the network is frozen"):
+        make_optimizer(net.requires_grad_(False), small(), 0.3)
+
+
+def test_an_update_leaves_what_it_does_not_reach():
+    """F6: a parameter that the loss does not reach stays bit for bit, with momentum and decay and a gradient from
+    before; the loss comes back without a graph."""
+    reached, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([reached, other], lr=0.1, momentum=0.9, weight_decay=0.1)
+    descend(optimizer, (reached + other).sum())
+    kept, before = other.detach().clone(), reached.detach().clone()
+    loss = descend(optimizer, (reached**2).sum())
+    assert torch.equal(other, kept) and other.grad is None
+    assert loss == (before**2).sum() and not loss.requires_grad
+    # v = 0.9 (1 + 0.1) + 2 w + 0.1 w, w -= 0.1 v
+    assert torch.allclose(reached, before - 0.1 * (0.9 * 1.1 + 2.1 * before))
+
+
+def test_the_mean_and_the_steps_of_a_pass():
+    """A9: a pass counts its updates and, at its end, has the mean of their losses, of the weights before each."""
+    state = make_state()
+    weight = state.expanded.layers()["head"].base.weight
+    expected = []
+    with one_pass(state, "here") as update:
+        for _ in range(3):
+            loss = weight.square().mean()
+            expected.append(float(loss.detach()))
+            update(loss, torch.arange(4))
+    assert update.steps == 3 and update.mean == pytest.approx(sum(expected) / 3, rel=1e-5)
+    assert expected[0] > expected[1] > expected[2]
+
+
+def test_a_pass_that_is_no_number():
+    """A3: NonFiniteLoss names the place, wherever in the pass the number was lost, and an empty pass is 0."""
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(NonFiniteLoss, match="in there; lower the rate"):
+            state = make_state()
+            weight = state.expanded.layers()["head"].base.weight
+            with one_pass(state, "there") as update:
+                for factor in (1, bad, 1):
+                    update(weight.sum() * factor, torch.arange(4))
+    with one_pass(make_state(), "there") as update:
+        pass
+    assert update.mean == 0 and update.steps == 0
+
+
+def test_what_no_gradient_has_reached():
+    """A21: a parameter that no update of a pass reached is named by its layer, unless it is frozen or has no entry; one
+    update is enough."""
+    def passed(first, second, **must):
+        state = make_state()
+        layers = state.expanded.layers()
+        with one_pass(state, "here", {f"{name}.weight": layers[name].base.weight for name in must}) as update:
+            for names in (first, second):
+                update(sum(layers[name].base.weight.sum() for name in names), torch.arange(4))
+
+    passed(["conv1"], ["conv2"], conv1=1, conv2=1)
+    with pytest.raises(TypeError, match="cannot redirect through 'conv2'"):
+        passed(["conv1"], ["head"], conv1=1, conv2=1)
+    state = make_state()
+    frozen, empty = nn.Parameter(torch.ones(1), requires_grad=False), nn.Parameter(torch.ones(0))
+    with one_pass(state, "here", {"a.frozen": frozen, "b.empty": empty}) as update:
+        update(state.expanded.layers()["head"].base.weight.sum(), torch.arange(4))
+    with one_pass(state, "here", {"a.never": nn.Parameter(torch.ones(1))}):
+        pass  # without an update nothing could be reached
+
+
+def test_a_pass_draws_from_the_generator():
+    """A9: in a pass global random numbers come from the state's generator, which stays, as the global state does."""
+    drawn = []
+    for world in (0, 1):
+        state = make_state()
+        torch.manual_seed(world)
+        before = torch.get_rng_state(), state.generator.get_state()
+        with one_pass(state, "here"):
+            drawn.append(torch.rand(3))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert torch.equal(state.generator.get_state(), before[1])
+    assert torch.equal(*drawn)

@@ -1,0 +1,389 @@
+"""One cell (experiment/cell.py): a task, an original network, one method, and what is measured of it (Sec. 4, Sec. 6).
+
+R4, T10, X3  task, D_f, network and original are what their parts give by hand, each by a stream of the seed of its own
+R9           an original depends on no setting of unlearning
+S6, A11      what is measured of "no unlearning" is the original; no method changes what the next one gets
+R3           a row tells what was learnt, how much the method tried, whether it gave up, and how it failed
+R11          whatever a method does is a failed row at most, and the next one gives what it gives alone
+S3           the points of Fig. 5: theta_o1 alone, and with theta_o2 under D_f's mask row, over all of D_c
+R2           a network with too few outputs is told before any work
+"""
+
+import copy
+import os
+import re
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from baselines import with_theta_o2
+from engine.checks import NonFiniteLoss
+from engine.streams import stream
+from etd import Expanded, drop, mask_table, train_etd
+from experiment import cell
+from experiment.cell import attempt, corrupt, find, new_model, point, train_original, unlearn
+from experiment.methods import METHODS
+from experiment.settings import AFTER_TRAINING, PLACE
+from helpers import assert_same_state, gen, make_data, make_dataset, small_net, tiny
+from metrics import accuracy, evaluate, predict
+from models import build
+from rem import add_capacity
+from tasks import TASKS, Task, discover, make_task
+from train import fit
+
+# In a few passes rounding decides whether gamma is reached.
+pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")
+
+SCORES = ("status", "healed", "healed_undiscovered", "utility", "acc_forget", "learnt", "passes", "gave_up", "error")
+
+
+def made(seed=1, **changes):
+    """Settings that differ in their seed, and the data that all of them read."""
+    return tiny(**{"seed": seed, "n": 20, "discovery": 0.5, "width": 0.1, "batch": 8} | changes), \
+        make_dataset(0, n=80, size=16)
+
+
+def learnt_by_heart(n=24, wrong=6, **more):
+    """A network, and a task whose labels as given are the network's answers, so that nothing is forgotten yet."""
+    net = small_net(0, **more)
+    data = make_data(0, n=n)
+    data = replace(data, labels=predict(net, data))
+    clean = data.labels.clone()
+    clean[:wrong] = (clean[:wrong] + 1) % 4
+    return net, Task("random", 0, data, make_data(1, n=8), clean, torch.arange(wrong))
+
+
+def same_state(a, b) -> bool:
+    """Whether two networks have the same bits."""
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def scores(row) -> list:
+    """What of a row must not depend on time."""
+    return [row[key] for key in SCORES]
+
+
+# --- What a cell is made of -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_task_is_that_of_the_settings(name, seed):
+    """R4, T10: D_c and D_f are `make_task`'s and `discover`'s for the n, the rate and the seed of the settings."""
+    config, dataset = made(seed, task=name, discovery=0.3)
+    ours, theirs = corrupt(config, dataset), make_task(name, dataset, 20, seed)
+    for one, other in ((ours.corrupted, theirs.corrupted), (ours.train.labels, theirs.train.labels),
+                       (ours.train.images, theirs.train.images), (find(config, ours), discover(theirs, 0.3, seed))):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("pair", ["0,2", " 2 , 0 "])
+def test_the_pair_is_two_numbers(pair):
+    """T3: the pair of the settings is the two classes that are confused, in any order and spacing."""
+    task = corrupt(*made(task="confusion", pair=pair))
+    assert set(task.clean[task.corrupted].tolist()) == set(task.train.labels[task.corrupted].tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize("arch", ["resnet9", "vit"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_network_is_that_of_the_settings(arch, seed):
+    """R4, X3, N1: a new network is `width` times `capacity` as wide, its weights drawn by a stream of the seed."""
+    config, dataset = made(seed, arch=arch, width=0.5, capacity=0.25)
+    like = build(arch, 0.125, channels=1, classes=4, image_size=16, seed=stream(seed, "weights").initial_seed())
+    assert_same_state(new_model(config, dataset), like)
+
+
+@pytest.mark.parametrize("etd", [False, True])
+def test_an_original_is_made_of_its_parts(etd):
+    """R4, R9: training is `fit`, or `train_etd` beside theta_o2, by the seed's stream for training; another seed gives
+    another network from the same weights and data."""
+    config, dataset = made(etd=etd, p_mem=0.5)
+    task, told = corrupt(config, dataset), []
+    ours, other = (train_original(replace(config, seed=seed), task, small_net(0, width=4),
+                                  log=lambda epoch, epochs, net, **values: told.append((epoch, epochs)))
+                   for seed in (1, 2))
+    theirs = small_net(0, width=4)
+    if etd:
+        theirs = train_etd(with_theta_o2(theirs, task.train, config), task.train, config, stream(1, "training"), fit)
+    else:
+        fit(theirs, task.train, None, config, stream(1, "training"))
+    assert isinstance(ours, Expanded) is etd and told == [(1, 2), (2, 2)] * 2
+    assert_same_state(ours, theirs)
+    assert not same_state(ours, other)
+
+
+def test_an_original_depends_on_no_setting_of_unlearning():
+    """R9: training gives the same bits whatever the settings of unlearning and of the place are."""
+    config, dataset = made(etd=True)
+    task = corrupt(config, dataset)
+    others = dict(method="cf", discovery=0.1, unlearn_epochs=7, stop="repaired", unlearn_lr=0.5, gamma=0.9, beta=3.0,
+                  max_passes=1, forget_norm="batch", alpha=1.0, ssd_alpha=1.0, schedule="constant", step31=False,
+                  step32=False, redirect="ce", curve=True, data_dir="x", download=True, device="cpu", out="x")
+    assert others.keys() == (AFTER_TRAINING | PLACE) - {"quiet"}
+    assert_same_state(*(train_original(each, task, small_net(0)) for each in (config, replace(config, **others))))
+
+
+# --- What a method gets, and what is measured -------------------------------------------------------------------------
+
+
+def test_no_unlearning_is_the_original():
+    """S6: of "no-ul" the original itself is measured, bit for bit, and stays as it was."""
+    net, task = learnt_by_heart()
+    before, forget = copy.deepcopy(net), torch.arange(3)
+    row = unlearn(tiny(), "no-ul", METHODS["no-ul"].function, net, task, forget)
+    assert {**row, **evaluate(before, task, forget, before)} == row and row["status"] == "ok"
+    assert_same_state(net, before)
+
+
+@pytest.mark.parametrize("name, kept", [("cf", False), ("rem", True), ("rem-on-etd", True), ("mine.py:f", False)])
+def test_what_a_method_gets_of_an_etd_original(name, kept):
+    """A14, R4: REM gets the network with theta_o2 as ETD trained it, every other method theta_o1; what is measured is
+    theta_o1 either way. Every method has the same draws, the seed's stream for unlearning."""
+    config, dataset = made(etd=True)
+    task, got = corrupt(config, dataset), []
+    original = train_original(config, task, small_net(0))
+
+    def method(model, data, forget, config, generator):
+        got.extend([model, generator.get_state()])
+        return model
+
+    row = unlearn(config, name, method, original, task, task.corrupted[:4])
+    assert_same_state(got[0], original if kept else drop(original))
+    assert torch.equal(got[1], stream(1, "unlearning").get_state())
+    assert row["utility"] == accuracy(drop(original), task.test)
+    assert row["learnt"] == accuracy(original, task.train, task.corrupted)
+
+
+def spoil(model, data, forget, config, generator, corrupted):
+    """A method that writes into all that it is given."""
+    for value in (*model.parameters(), *model.buffers(), data.labels, data.images, forget, corrupted):
+        value.data.zero_()
+    return model
+
+
+def test_a_method_that_works_in_place():
+    """A11, R3: what one's own method does to network, data, D_f or D_c stays with it; its row still tells what the
+    network that it was given had learnt; where a method trains anew there is nothing to tell."""
+    net, task = learnt_by_heart()
+    forget, before = torch.arange(3), copy.deepcopy(net)
+    kept = [value.clone() for value in (task.train.labels, task.train.images, forget, task.corrupted)]
+    rows = [unlearn(tiny(), name, method, net, task, forget)
+            for name, method in (("odd.py:f", spoil), *((name, METHODS[name].function) for name in ("cf", "retrain")))]
+    assert_same_state(net, before)
+    for then, now in zip(kept, (task.train.labels, task.train.images, forget, task.corrupted), strict=True):
+        assert torch.equal(then, now)
+    assert [row["learnt"] for row in rows] == [1.0, 1.0, None] and {row["status"] for row in rows} == {"ok"}
+
+
+def test_full_discovery_leaves_nothing_undiscovered():
+    """V5, R1: at discovery 1 the undiscovered share is null in the row."""
+    net, task = learnt_by_heart()
+    row = unlearn(tiny(), "no-ul", METHODS["no-ul"].function, net, task, task.corrupted)
+    assert row["healed_undiscovered"] is None and row["healed"] == row["healed_forget"]
+
+
+# --- What a row tells of the method -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.0])
+def test_rows_tell_how_much_a_method_tried(gamma):
+    """R3: passes over D_f (of REM in all epochs), tries of Potion, and whether a method gave up; at gamma 1 none has
+    anything to do, at rate 0 passes have no effect."""
+    net, task = learnt_by_heart(norm=False)
+    config = tiny(gamma=gamma, unlearn_lr=0.0, max_passes=2, forget_norm="running", weight_decay=0.0)
+    found = {}
+    for name in ("no-ul", "cf", "ascent", "npo", "rem", "potion"):
+        row = unlearn(config, name, METHODS[name].function, net, task, torch.arange(3))
+        found[name] = row["passes"], row["gave_up"]
+    tries, gave_up = found.pop("potion")
+    tried = {"ascent": (2, True), "npo": (2, True), "rem": (4, True)} if gamma < 1 else dict.fromkeys(
+        ("ascent", "npo", "rem"), (0, False))
+    assert found == {"no-ul": (None, False), "cf": (None, False), **tried}
+    assert (tries > 0) == (gamma < 1) and (gamma < 1 or not gave_up)
+
+
+def test_seconds_are_the_methods_own(monkeypatch):
+    """R3: a row's seconds are those of the method, and not of the measurement after it."""
+    net, task = learnt_by_heart()
+    clock = [0.0]
+    monkeypatch.setattr(cell.time, "perf_counter", lambda: clock[0])  # one that only the method moves
+
+    def slow(model, data, forget, config, generator):
+        clock[0] += 5
+        return model
+
+    assert unlearn(tiny(), "odd.py:f", slow, net, task, torch.arange(3))["seconds"] == 5
+
+
+LOGGED = {  # what a method logs, call by call, and (passes, gave_up) or the error in its row, at gamma 0.2
+    "half a pass was begun": ([dict(passes=0.5)], (1, False)),
+    "numpy": ([dict(passes=np.int64(3), acc_forget=np.float32(1))], (3, True)),
+    "torch": ([dict(passes=torch.tensor(2), gave_up=np.bool_(False), acc_forget=1.0)], (2, False)),
+    "nothing known": ([dict(passes=None, acc_forget=None, gave_up=None)], (None, False)),
+    "once is enough": ([dict(passes=5, acc_forget=0.5), dict(loss=1.0), dict(passes=1, acc_forget=0.1)], (6, True)),
+    "no passes, no word": ([dict(loss=1.0, acc_forget=0.9), dict(passes=1, acc_forget=0.2)], (1, False)),
+    "a word": ([dict(passes="two")], "TypeError: "),
+    "nan": ([dict(passes=float("nan"))], "ValueError: "),
+    "inf": ([dict(passes=float("inf"))], "OverflowError: "),
+}
+
+
+@pytest.mark.parametrize("kind", LOGGED)
+def test_whatever_a_method_logs_makes_a_row(kind):
+    """R3, R11: passes are summed over all calls, giving up once is told, a method's own word on it counts for more than
+    Acc(D_f); numbers of numpy and torch become plain ones; what is no number fails the method."""
+    calls, wanted = LOGGED[kind]
+    net, task = learnt_by_heart()
+
+    def method(model, data, forget, config, generator, log=None):
+        for values in calls:
+            log(0, 0, model, **values)
+        return model
+
+    row = unlearn(tiny(gamma=0.2), "odd.py:f", method, net, task, torch.arange(3))
+    if isinstance(wanted, str):
+        assert row["status"] == "failed" and row["error"].startswith(wanted) and row["passes"] is None
+    else:
+        assert (row["error"], row["passes"], row["gave_up"]) == (None, *wanted)
+        assert type(row["passes"]) in (int, type(None)) and type(row["gave_up"]) is bool
+
+
+def test_who_is_told_of_each_epoch():
+    """R1: a log function hears of every epoch, and not of what a method logs before the first one."""
+    net, task = learnt_by_heart()
+    told = []
+    for name in ("npo", "rem"):  # npo logs at its end alone
+        unlearn(tiny(unlearn_epochs=3), name, METHODS[name].function, net, task, torch.arange(3),
+                log=lambda epoch, epochs, net, **values: told.append((epoch, epochs, sorted(values))))
+    assert [(epoch, epochs) for epoch, epochs, _ in told] == [(1, 3), (2, 3), (3, 3)]
+    assert all({"loss", "passes", "acc_forget"} <= set(names) for _, _, names in told)
+
+
+# --- Failures ---------------------------------------------------------------------------------------------------------
+
+
+def leave_the_world_changed():
+    os.chdir("/")
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    sys.exit(3)
+
+
+def wider(model):
+    return nn.Sequential(model, nn.Linear(4, 5))
+
+
+def raised(error):
+    raise error
+
+
+ODD = {  # what a method does with its network, and the error in its row (None: a good one)
+    "leaves": (lambda model: sys.exit(0), "SystemExit: 0"),
+    "base": (lambda model: raised(BaseException("stop")), "BaseException: stop"),
+    "lines": (lambda model: raised(ValueError("\n\nfirst\nsecond")), "ValueError: first"),
+    "nothing": (lambda model: None, "TypeError: odd.py:f returned NoneType; a method returns the unlearned network"),
+    "outputs": (wider, "ValueError: odd.py:f returned a network of 5 outputs; the one that it was given has 4"),
+    "folder": (lambda model: os.chdir("/") or model, None),
+    "dtype": (lambda model: torch.set_default_dtype(torch.float64) or model, None),
+    "device": (lambda model: torch.set_default_device("meta") or model, None),
+    "gradients": (lambda model: torch.set_grad_enabled(False) and None or model, None),
+    "threads": (lambda model: torch.set_num_threads(3) or model, None),
+    "seed": (lambda model: torch.manual_seed(5) and model, None),
+    "all": (lambda model: leave_the_world_changed(), "SystemExit: 3"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_an_odd_method_does_reaches_no_other(capsys, kind):
+    """R11: a method that exits, raises anything or changes the world is a failed row at most, with the place of its
+    error; the next gives what it gives alone."""
+    odd, error = ODD[kind]
+    net, task = learnt_by_heart()
+    state = torch.get_rng_state()
+
+    def next_one():
+        return scores(unlearn(tiny(), "npo", METHODS["npo"].function, net, task, torch.arange(3)))
+
+    alone = next_one()
+    row = unlearn(tiny(), "odd.py:f", lambda model, data, forget, config, generator: odd(model), net, task,
+                  torch.arange(3))
+    assert next_one() == alone and torch.equal(torch.get_rng_state(), state)
+    assert row["status"] == ("failed" if error else "ok")
+    if error:
+        assert re.fullmatch(rf"{re.escape(error)} \(\w+\.py:\d+\)", row["error"])
+        assert capsys.readouterr().err == f"failed: {row['error']}\n"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError])
+def test_the_user_may_end_it(error):
+    """R3: an interrupt, or a reader of the output that has enough, is no failure of a method."""
+    with pytest.raises(error):
+        attempt(lambda: raised(error()))
+
+
+def test_errors_of_one_process_of_several(monkeypatch, capsys):
+    """R3, G4: of several processes one that fails may not go on alone; a loss that is not finite is one of all."""
+    for processes in (1, 2):
+        monkeypatch.setattr(cell, "ranks", lambda: (0, processes))  # in place of two real ones
+        assert "NonFiniteLoss: too high" in attempt(lambda: raised(NonFiniteLoss("too high")))[2]
+    with pytest.raises(RuntimeError, match="mine alone"):
+        attempt(lambda: raised(RuntimeError("mine alone")))
+
+
+def test_too_few_outputs_are_told_before_any_work():
+    """R2: a network with fewer outputs than the data has classes is a line with both numbers, and no method begins; one
+    with more may be unlearnt."""
+    config, dataset = made()
+    task = corrupt(config, dataset)
+    narrow, wide = small_net(0, classes=3), small_net(0, classes=5)
+    with pytest.raises(ValueError, match="3 outputs for 4 classes"):
+        train_original(config, task, narrow)
+    row = unlearn(config, "cf", lambda *a: pytest.fail("it began"), narrow, task, task.corrupted[:2])
+    assert row["status"] == "failed" and "the network has 3 outputs for 4 classes" in row["error"]
+    assert unlearn(config, "cf", METHODS["no-ul"].function, wide, task, task.corrupted[:2])["status"] == "ok"
+
+
+# --- Fig. 5 -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_point_reads_d_c_through_d_fs_row():
+    """S3: a point has theta_o1's accuracy on D_c's given labels, that of theta_o1 with theta_o2 under D_f's mask row
+    for each of D_c, the scores, and what the method logs."""
+    config, dataset = made(task="random", p_mem=0.5)
+    task = corrupt(config, dataset)
+    forget = discover(task, 0.5, 1)
+    net, generator, n = add_capacity(small_net(0, width=8), task.train, forget, config, gen(0)).expanded, gen(0), 80
+    with torch.no_grad():  # so large that masks tell
+        for parameter in net.theta_o2().values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    row = mask_table(n, net.width, config.p_mem, config.seed, forget)[forget[:1]].expand(n, -1)
+    labels, own = predict(net, task.train, masks=row), mask_table(n, net.width, config.p_mem, config.seed, forget)
+    unknown = task.corrupted[~torch.isin(task.corrupted, forget)][::2]
+    labels[unknown] = predict(net, task.train)[unknown]  # so that theta_o1 is better on D_c than on D_f
+    task = replace(task, train=replace(task.train, labels=labels))
+    found, wanted = point(config, net, task, forget, 1, loss=0.5), evaluate(net, task, forget)
+    assert found["full"] == accuracy(net, task.train, task.corrupted, masks=row)
+    assert found["full"] != accuracy(net, task.train, task.corrupted, masks=own)
+    assert found["base"] == accuracy(net, task.train, task.corrupted) != accuracy(net, task.train, forget)
+    assert found == {"epoch": 1, "loss": 0.5, "base": found["base"], "full": found["full"],
+                     **{key: wanted[key] for key in ("healed", "healed_undiscovered", "utility")}}
+    assert "full" not in point(config, drop(net), task, forget, 1)
+
+
+@pytest.mark.parametrize("name, kept", [("rem", True), ("cf", False)])
+def test_the_points_of_a_curve(name, kept):
+    """S3: a curve has a point before the first epoch, of the original, and one after each; the last is the row's
+    network where all epochs run. Noting them changes no number."""
+    net, task = learnt_by_heart()
+    forget = torch.arange(3)
+    rows = [unlearn(tiny(curve=curve), name, METHODS[name].function, net, task, forget) for curve in (False, True)]
+    points = rows[1]["points"]
+    assert scores(rows[0]) == scores(rows[1]) and "points" not in rows[0]
+    assert [at["epoch"] for at in points] == [0, 1, 2] and all(("full" in at) is kept for at in points)
+    assert points[0]["base"] == 1 and points[0]["utility"] == accuracy(net, task.test)
+    assert points[-1]["utility"] == rows[1]["utility"] and points[-1]["healed"] == rows[1]["healed"]
+    assert "points" not in unlearn(tiny(curve=True), "npo", METHODS["npo"].function, net, task, forget)

@@ -1,0 +1,441 @@
+"""The command line (run.py): `python run.py` for one cell, and a first word for everything else.
+
+R15    one cell loads neither study/ nor repair/, each word loads its package, an unknown word is one line and exit 2
+R1     every task and method runs from the command line; what it prints
+R3, R4 rows say what reproduces them, the same command gives the same ones, and an end by force leaves those that are
+R2, R7 bad input is one line on stderr and exit code 2 before any training; no traceback reaches the user
+R10    a row that cannot be written costs no method and no table
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import run
+from experiment.cell import new_model
+from experiment.datasets import load
+from experiment.methods import METHODS
+from experiment.settings import VERSION, Config, resolve
+from helpers import make_dataset
+from pictures import write_tree
+from tasks import TASKS
+
+ROOT = Path(run.__file__).resolve().parent
+QUICK = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.05", "--batch", "64", "--max-passes", "2",
+         "--device", "cpu"]
+TIMES = {"seconds", "train_seconds", "argv", "out"}  # what may differ between two runs of one command
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {
+    "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+# In a few passes rounding decides whether gamma is reached.
+pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """The built-in data, cut to its first 120 training and 40 test images."""
+    def cut(data, n):
+        return replace(data, images=data.images[:n], labels=data.labels[:n])
+
+    def load_few(*args):
+        dataset = load(*args)
+        return replace(dataset, train=cut(dataset.train, 120), test=cut(dataset.test, 40))
+
+    monkeypatch.setattr(run, "load", load_few)
+
+
+def rows_of(path) -> list[dict]:
+    """The rows of a result file."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def started(*command, **more) -> subprocess.Popen:
+    """The real command line, in a process of its own."""
+    return subprocess.Popen([sys.executable, ROOT / "run.py", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            **{"text": True, "env": ENVIRONMENT} | more)
+
+
+def ended(process) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+# --- What is loaded ---------------------------------------------------------------------------------------------------
+
+LOADED = """
+import contextlib, io, json, sys
+import run
+
+def there():
+    return sorted(name for name in sys.modules if name.partition(".")[0] in ("study", "repair"))
+
+def loaded(argv):
+    for name in there():
+        del sys.modules[name]
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        try:
+            code = run.main(argv)
+        except SystemExit as stop:
+            code = stop.code
+    assert code == 0 and told.getvalue(), argv
+    return there()
+
+print(json.dumps([there(), *(loaded(argv) for argv in json.loads(sys.argv[1]))]))
+"""
+
+
+def test_what_each_word_loads(tmp_path):
+    """R15: a cell and --help load nothing of study/ or repair/; a word loads the module that it stands for; a repair
+    loads no study, and no other word the command of a repair."""
+    one = [*QUICK, "--method", "no-ul", "--out", str(tmp_path / "x")]
+    asked = [one, ["--help"], *([word, "--help"] for word in run.WORDS)]
+    done = subprocess.run([sys.executable, "-c", LOADED, json.dumps(asked)], cwd=ROOT, env=ENVIRONMENT, text=True,
+                          capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    imported, cell_alone, bare_help, *words = json.loads(done.stdout)
+    assert imported == cell_alone == bare_help == []
+    for (word, module), found in zip(run.WORDS.items(), words, strict=True):
+        assert module in found, word
+        assert word == "repair" or "repair.command" not in found
+        assert word != "repair" or not any(name.startswith("study") for name in found)
+
+
+@pytest.mark.parametrize("word", ["grdi", "Grid", "poison"])
+def test_an_unknown_word(capsys, word):
+    """R15, R2: an unknown first word is one line on stderr that names those that there are, and exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        run.main([word, "--epochs", "1"])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith("run.py: ") and repr(word) in err and all(known in err for known in run.WORDS)
+
+
+@pytest.mark.parametrize("word", run.WORDS)
+def test_an_unknown_flag_behind_a_word(capsys, word):
+    """R2: behind a word, too, an unknown flag is one line that names command and flag, and exit code 2."""
+    needed = {"repair": ["--data", "d", "--model", "m", "--checkpoint", "c", "--bad", "b", "--out", "o"]}.get(word, [])
+    needed = ["results"] if word == "report" else needed
+    with pytest.raises(SystemExit) as stop:
+        run.main([word, *needed, "--no-such-flag"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"run.py {word}: unrecognized arguments: --no-such-flag\n"
+
+
+WATCHED_IMPORT = """
+import importlib, os, sys
+from pathlib import Path
+import numpy, torch, torch.nn.functional
+
+root, names, seen = Path(sys.argv[1]), sys.argv[2:], []
+sys.addaudithook(lambda event, args: seen.append((event, args)) if event == "open" or event.startswith((
+    "os.", "shutil.", "socket.", "subprocess.", "tempfile.")) else None)
+for name in names:
+    importlib.import_module(name)
+events, seen = seen, []
+opened = [(Path(os.fsdecode(args[0])), args[2]) for event, args in events
+          if event == "open" and not isinstance(args[0], int)]
+print(*{event for event, args in events
+        if event not in ("open", "os.listdir", "os.scandir", "os.putenv", "os.unsetenv")})
+print(*[path for path, flags in opened if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)])
+print(*{path.relative_to(root) for path, flags in opened if path.is_relative_to(root)
+        and path.suffix not in (".py", ".pyc") and "site-packages" not in path.parts})
+listed = [str(args[0]) for event, args in events if event in ("os.listdir", "os.scandir")]
+print(*[folder for folder in listed if folder.startswith(str(root / "data"))])
+print(*{"matplotlib", "torchvision", "PIL"} & set(sys.modules))
+print(len(opened))
+"""
+
+
+def test_import_reads_and_writes_nothing(tmp_path):
+    """R7: importing every shipped module, in one process, prints and writes nothing, opens no data, starts nothing, and
+    leaves matplotlib, torchvision and PIL alone."""
+    folders = ("engine", "experiment", "repair", "study")
+    names = sorted([path.stem for path in ROOT.glob("*.py")]
+                   + [f"{folder}.{path.stem}" for folder in folders for path in (ROOT / folder).glob("*.py")])
+    assert {"run", "rem", "engine.ranks", "experiment.cell", "repair.command", "study.tables"} <= set(names)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", WATCHED_IMPORT, ROOT, *names], cwd=tmp_path, text=True,
+                          env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300)
+    assert done.stderr == ""
+    others, written, read, listed, heavy, opened = done.stdout.splitlines()
+    assert (others, written, listed, heavy) == ("", "", "", "")
+    assert read in ("", "study/paper.json")  # the paper's numbers, a source of tables.py like its code
+    assert int(opened) >= len(names) and not list(tmp_path.iterdir())
+
+
+# --- Running ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("etd", [False, True])
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_and_method_runs(few, tmp_path, capsys, task, etd):
+    """R1: every task and method runs on the built-in data and leaves one good row each, of which the table shows the
+    scores."""
+    out = tmp_path / "cells.jsonl"
+    flags = ["--etd"] if etd else []
+    assert run.main(["--task", task, "--method", "all", "--out", str(out), *QUICK, *flags]) == 0
+    rows, printed = rows_of(out), capsys.readouterr().out
+    assert {row["status"] for row in rows} == {"ok"} and len({row["method"] for row in rows}) == len(rows) >= 4
+    for row in rows:
+        assert row["task"] == task and row["etd"] is etd
+        assert all(0 <= row[key] <= 1 for key in ("healed", "healed_undiscovered", "utility", "product"))
+        assert row["product"] == row["healed"] * row["utility"]
+        assert re.search(rf"^{re.escape(row['method'])} +{100 * row['healed']:.1f} ", printed, re.MULTILINE)
+
+
+def test_the_command_itself(tmp_path):
+    """R1, R3: a real process on the real built-in data: what it prints and what it leaves."""
+    out = tmp_path / "new" / "cells.jsonl"
+    # at gamma 1 step 2 makes no pass, so nothing can warn on any CPU
+    argv = ["--task", "poison", "--discovery", "0.5", *QUICK, "--n", "60", "--gamma", "1", "--out", str(out)]
+    code, printed, errors = ended(started(*argv, cwd=tmp_path))
+    assert (code, errors) == (0, "")
+    first, second, training, *_ = lines = printed.splitlines()
+    size = sum(p.numel() for p in new_model(resolve({"width": 0.05}), load("fashion-mini")).parameters())
+    assert first == "poison on fashion-mini: 6000 images of 16x16, 60 corrupted, 30 of them discovered (50%)"
+    assert second.startswith(f"resnet9 at 50% capacity, {size:,} parameters; seed 0; cpu (")
+    assert re.fullmatch(r"train    epoch   1/1  loss +\d+\.\d{4} +\d+\.\d s +0\.0 s left", training)
+    assert lines[-1] == f"rows appended to {out}"
+    assert [row["method"] for row in rows_of(out)] == ["no-ul", "cf", "npo", "rem"]
+    assert sorted(tmp_path.rglob("*")) == [out.parent, out]  # nothing else is left behind
+
+
+def test_same_command_same_numbers(few, tmp_path, capsys):
+    """R4, R1: the same command twice gives the same bytes in its rows, times aside; another seed does not. --quiet
+    leaves the table alone on stdout."""
+    kept = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        out = tmp_path / name
+        assert run.main(["--seed", seed, "--out", str(out), "--quiet", *QUICK]) == 0
+        kept.append([json.dumps({k: v for k, v in row.items() if k not in TIMES | {"seed"}}) for row in rows_of(out)])
+        names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+        assert names == ["method", "no-ul", "cf", "npo", "rem"]
+    assert kept[0] == kept[1] != kept[2]
+
+
+def test_row_holds_what_reproduces_it(few, tmp_path):
+    """R3: a row has every setting, the versions, the commit, the command; the settings read back make the same
+    Config."""
+    out = tmp_path / "cells.jsonl"
+    argv = ["--task", "random", "--discovery", "0.3", "--method", "no-ul", "--out", str(out), *QUICK]
+    assert run.main(argv) == 0
+    row = rows_of(out)[0]
+    wanted = "healed healed_undiscovered utility product seconds train_seconds status error torch version git argv"
+    assert set(wanted.split()) <= set(row) and row["seconds"] > 0 and row["train_seconds"] > 0
+    assert row["torch"] == torch.__version__ and row["version"] == VERSION and row["argv"] == argv
+    again = resolve({key: value for key, value in row.items() if key in {f.name for f in fields(Config)}})
+    assert asdict(again) == asdict(resolve(vars(run.parser().parse_args(argv)))) and again.n == 20
+
+
+def test_the_data_that_is_asked_for(tmp_path, monkeypatch):
+    """R3: name, folder, size and download of the settings reach the data set; of a folder the row has the whole path,
+    which means the same elsewhere."""
+    asked = []
+    monkeypatch.setattr(run, "load", lambda *args: asked.append(args) or make_dataset(0, size=16))
+    monkeypatch.chdir(tmp_path)
+    argv = ["--data-dir", "here", "--image-size", "16", "--method", "no-ul", "--out", "x", *QUICK, "--n", "4"]
+    assert run.main([*argv, "--dataset", "cifar10", "--download"]) == run.main([*argv, "--dataset", "folder"]) == 0
+    whole = str(tmp_path.resolve() / "here")
+    assert asked == [("cifar10", "here", 16, True), ("folder", whole, 16, False)]
+    assert [row["data_dir"] for row in rows_of("x")] == ["here", whole]
+
+
+def test_the_printed_comparison():
+    """R1: each number of a row stands in its own column, in percent; what no method could find is a dash, a failure its
+    error; long names widen their column."""
+    row = {"method": "rem", "status": "ok", "healed": 0.9, "healed_undiscovered": 0.8, "utility": 0.7, "product": 0.63,
+           "seconds": 4.25}
+    failed = {"method": "cf", "status": "failed", "error": "Odd: it (x.py:1)"}
+    long = {**row, "method": "a_long_name.py:of_a_method", "healed_undiscovered": None, "seconds": 12.0}
+    empty, *lines = run.table([row, long, failed]).splitlines()
+    assert empty == "" and lines[0].split() == ["method", "Healed", "undiscovered", "Utility", "product", "seconds"]
+    assert lines[1].split() == ["rem", "90.0", "80.0", "70.0", "63.0", "4.2"]
+    assert lines[2].split() == ["a_long_name.py:of_a_method", "90.0", "-", "70.0", "63.0", "12.0"]
+    assert lines[3].split(maxsplit=1) == ["cf", "Odd: it (x.py:1)"]
+    assert len({len(line) for line in lines[:3]}) == 1
+
+
+# --- Failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_diverging_method_costs_no_other(few, tmp_path, capsys):
+    """R3: a method whose loss is not finite is a failed row and a line of the table; the others go on; exit code 1."""
+    out = tmp_path / "x"
+    argv = ["--method", "cf,no-ul", "--unlearn-lr", "1e30", "--weight-decay", "0", "--quiet", "--out", str(out), *QUICK]
+    assert run.main([*argv, "--unlearn-epochs", "3"]) == 1
+    bad, good = rows_of(out)
+    assert bad["status"] == "failed" and "NonFiniteLoss" in bad["error"] and bad["healed"] is None
+    assert good["status"] == "ok" and "NonFiniteLoss" in capsys.readouterr().out
+
+
+def test_a_diverging_training_is_in_every_row(few, tmp_path):
+    """R3: where the original network fails to train, every method's row says so."""
+    out = tmp_path / "x"
+    assert run.main(["--lr", "1e30", "--quiet", "--out", str(out), *QUICK, "--epochs", "3"]) == 1
+    assert [row["status"] for row in rows_of(out)] == ["failed"] * 4
+    assert all(row["error"].startswith("training: NonFiniteLoss") for row in rows_of(out))
+
+
+def test_a_full_disk_takes_neither_table_nor_later_methods(few, tmp_path, monkeypatch, capsys):
+    """R10: where a row cannot be written the next methods run, the table is printed, and the exit code is 1."""
+    def full(out, row):
+        if row["method"] == "no-ul":
+            raise OSError(28, "No space left on device")
+        inner(out, row)
+
+    inner, out = run.append_row, tmp_path / "x"
+    monkeypatch.setattr(run, "append_row", full)  # no disk is full when a test wants it
+    assert run.main(["--method", "no-ul,npo", "--quiet", "--out", str(out), *QUICK]) == 1
+    printed, err = capsys.readouterr()
+    assert [line.split()[0] for line in printed.splitlines() if line] == ["method", "no-ul", "npo"]
+    assert err == f"run.py: no row of no-ul in {out} ([Errno 28] No space left on device)\n"
+    assert [row["method"] for row in rows_of(out)] == ["npo"]
+
+
+def interrupt(*args, **more):
+    """What Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_keeps_the_rows(few, tmp_path, monkeypatch, capsys):
+    """R3: an interrupt during the second method leaves the first one's row, one line and exit code 130."""
+    monkeypatch.setitem(METHODS, "cf", replace(METHODS["cf"], function=interrupt))
+    out = tmp_path / "x"
+    assert run.main(["--method", "no-ul,cf", "--quiet", "--out", str(out), *QUICK]) == 130
+    assert [row["method"] for row in rows_of(out)] == ["no-ul"]
+    assert capsys.readouterr().err == "run.py: interrupted; the rows of finished cells are in the result file\n"
+
+
+@pytest.mark.parametrize("main, argv, words", [
+    ("repair.command.main", "repair --out new.pt --checkpoint-every 1", "the same command goes on from new.state, if"),
+    ("repair.command.main", "repair --out new.pt --checkpoint-every 0", "no state is kept, so the same command begins"),
+    ("repair.command.main", "repair --out other.pt", "no state is kept, so the same command begins anew"),
+    ("study.report.main", "report results", "what was written is whole"),
+    ("study.grid.main", "grid", "the rows of finished cells are in the result file")])
+def test_what_an_interrupt_leaves(tmp_path, monkeypatch, capsys, main, argv, words):
+    """R3: Ctrl-C behind a word says what is left: of a repair the state from which the same command goes on, where it
+    keeps one and has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, interrupt)
+    Path("new.state").touch()
+    needed = ["--data", "d", "--model", "vit", "--checkpoint", "c", "--bad", "b"] if "repair" in argv else []
+    assert run.main([*argv.split(), *needed]) == 130
+    err = capsys.readouterr().err
+    assert err.startswith(f"run.py: interrupted; {words}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv, read", [
+    (QUICK, 0), ([*QUICK, "--method", "no-ul", "--quiet"], 0), (["grid", *QUICK, "--dry-run"], 0),
+    ([*QUICK, "--epochs", "9"], 3)], ids=["cell", "quiet", "grid", "training"])
+def test_a_reader_that_has_enough(tmp_path, argv, read):
+    """R2, R3: a pipe that closes, as head may close it, before anything is printed or in the middle of training, ends
+    the run with exit code 1, no words, and no row that says a method failed."""
+    with started(*argv, "--out", tmp_path / "x", cwd=tmp_path) as process:
+        lines = [process.stdout.readline() for _ in range(read)]
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(60)) == ("", 1)
+    assert not read or lines[-1].startswith("train")
+    assert "--quiet" in argv or not list(tmp_path.iterdir())  # a quiet run prints when it is done
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+BAD = [
+    (["--discovery", "1.5"], "discovery is 1.5; it must be in (0, 1]"),
+    (["--discovery", "0.01", "--n", "20"], "discovery 0.01 of 20 corrupted examples finds none"),
+    (["--n", "6001"], "n is 6001; it must be from 1 to 6000"),
+    (["--n", "6000", "--discovery", "1"], "all 6000 training examples"),
+    (["--task", "confusion", "--n", "21"], "n is 21; confusion swaps n / 2 examples of each class, so it must be even"),
+    (["--task", "confusion", "--n", "1400"], "can be at most 1200"),
+    (["--task", "confusion", "--pair", "3"], "pair is '3'; give two class numbers such as 3,5"),
+    (["--task", "confusion", "--pair", "3,3"], "pair is 3,3"),
+    (["--task", "confusion", "--pair", "3,10"], "pair is 3,10"),
+    (["--task", "nonsense"], "invalid choice: 'nonsense'"),
+    (["--method", "rme"], "unknown method 'rme'; choose from no-ul"),
+    (["--method", ","], "no method given"),
+    (["--dataset", "mnist"], "unknown data set 'mnist'"),
+    (["--dataset", "folder", "--data-dir", "no/such", "--image-size", "16"], "no/such"),
+    (["--dataset", "folder"], "image_size"),
+    (["--dataset", "cifar10", "--data-dir", "no/such"], "--download"),
+    (["--image-size", "2"], "smaller than"),
+    (["--image-size", "6"], "smaller than ResNet-9 takes"),
+    (["--arch", "vit", "--image-size", "20"], "image size 20 and patch size 8"),
+    (["--device", "toaster"], "device 'toaster' is not there"),
+    (["--width", "1e12"], "bytes asked for; take a smaller network"),  # more memory than there is
+    (["--width", "1e300"], "run.py: "),
+    (["--image-size", "1000000"], "run.py: out of memory, "),
+    (["--ratio", "1e9"], "ratio is 1e+09; theta_o2 would take"),
+    (["--out", "run.py/x"], "cannot write results to run.py/x"),
+    (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+]
+
+
+@pytest.mark.parametrize("argv, words", BAD, ids=[" ".join(argv) for argv, _ in BAD])
+def test_bad_input(monkeypatch, tmp_path, capsys, argv, words):
+    """R2, R7, T14: one line on stderr that says what was found and what was expected, exit 2, before any training."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(run, "train_original", lambda *a: pytest.fail("training began"))
+    argv = argv if "--out" in argv else [*argv, "--out", str(tmp_path / "x")]
+    try:
+        code = run.main(argv)
+    except SystemExit as stop:  # argparse's own errors
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert code == 2 and words in err and len(err.splitlines()) == 1 and out == "", err
+    assert not (tmp_path / "x").exists()
+
+
+def test_rectangular_images_are_refused(monkeypatch, tmp_path, capsys):
+    """R2: images that are not square are refused before training."""
+    dataset = make_dataset(0)
+    tall = replace(dataset.train, images=torch.cat([dataset.train.images, dataset.train.images], dim=2))
+    monkeypatch.setattr(run, "load", lambda *a: replace(dataset, train=tall))
+    assert run.main(["--n", "4", "--out", str(tmp_path / "x")]) == 2
+    assert "16x8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, told", [
+    ("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+     "1152 bytes. Error code 12", "out of memory, 1152 bytes asked for; take a smaller network, image size or batch"),
+    ("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has", "out of memory, 20.00 MiB asked for; take a smaller "
+                                                                   "network, image size or batch"),
+    ("\n first\nsecond", "first")])
+def test_what_went_wrong(text, told):
+    """R2: the first line of an error, in words of ours where torch lacks memory."""
+    assert run.what_went_wrong(RuntimeError(text)) == told
+
+
+TINY = ["--n", "4", "--width", "0.05", "--epochs", "1", "--unlearn-epochs", "1", "--batch", "4", "--max-passes", "1",
+        "--device", "cpu", "--image-size", "8"]
+
+
+@pytest.mark.parametrize("how", ["-OO", "closed", "ascii"])
+def test_odd_processes(tmp_path, how):
+    """R2: python -OO, a closed stdout and an encoding without the letters of a path all run to the end."""
+    folder, out = tmp_path / "d\u00e4ta", tmp_path / "r\u00f6ws"
+    write_tree(folder)
+    argv = [ROOT / "run.py", "--dataset", "folder", "--data-dir", folder, *TINY, "--method", "no-ul,rem", "--out", out]
+    command = [sys.executable, *(["-OO"] if how == "-OO" else []), *map(str, argv)]
+    if how == "closed":
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    environment = ENVIRONMENT | ({"PYTHONIOENCODING": "ascii"} if how == "ascii" else {})
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
+    assert (done.returncode, done.stderr.replace(b"warning: Acc", b"").count(b"\n") <= 1) == (0, True), done.stderr
+    assert [row["status"] for row in rows_of(out)] == ["ok", "ok"]
+    assert (b"r\\xf6ws" if how == "ascii" else b"") in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_bad_input_of_a_real_process(tmp_path, encoding):
+    """R2: no traceback reaches the user, whatever letters a path has and whatever the encoding; nothing is written."""
+    argv = ["--dataset", "folder", "--data-dir", tmp_path / "\u00e4", *TINY, "--out", tmp_path / "x"]
+    code, out, err = ended(started(*argv, text=False, env=ENVIRONMENT | {"PYTHONIOENCODING": encoding}))
+    assert (code, out, err.count(b"\n")) == (2, b"", 1) and b"no folder" in err and b"Traceback" not in err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,286 @@
+"""Trees of image files (experiment/datasets.py): what is decoded, what the cache may give back, what is refused.
+
+B4  images, labels, class order, crop, mean and std are those of the files, of any shape, kind and depth
+R9  the cache never gives what the files are not, and nothing that is damaged
+R7  what is missing, no image or no file is named in one line with its remedy, and nothing is waited for
+"""
+
+import os
+import shutil
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiment import datasets
+from experiment.datasets import load
+from pictures import write_tree
+
+
+def read(folder, size=8):
+    """The data set that a folder holds."""
+    return load("folder", data_dir=folder, image_size=size)
+
+
+def decoded(path, size):
+    """(size, size, 3) int: what is made of one image file."""
+    tree = path.parent / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    for split in ("train", "test"):
+        (tree / split / "a").mkdir(parents=True)
+        shutil.copy(path, tree / split / "a")
+    return read(tree, size).train.images[0].permute(1, 2, 0).numpy().astype(int)
+
+
+def assert_same_dataset(one, other):
+    """Both have the same images, labels, moments and names."""
+    assert one.names == other.names
+    for a, b in ((one.train, other.train), (one.test, other.test)):
+        assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+        assert (a.mean, a.std, a.pad, a.flip) == (b.mean, b.std, b.pad, b.flip)
+
+
+# --- What is decoded --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second, more", [("test", ()), ("val", ()), ("test", ("val",))], ids=["test", "val", "both"])
+def test_a_folder(tmp_path, second, more):
+    """B4: files of the right size come out pixel for pixel, in the order of the paths; val/ does for test/, which wins
+    where both are there; mean and std are those of the training pixels."""
+    written = write_tree(tmp_path, splits=("train", second))
+    write_tree(tmp_path, splits=more, seed=1)
+    dataset = read(tmp_path)
+    for data, split in ((dataset.train, "train"), (dataset.test, second)):
+        wanted = [pixels for path, pixels in sorted(written.items()) if path.startswith(split)]
+        assert np.array_equal(data.images.permute(0, 2, 3, 1).numpy(), np.stack(wanted))
+        assert data.labels.tolist() == [0, 0, 0, 1, 1, 1] and data.labels.dtype == torch.int64
+    assert dataset.names == ("ant", "bee") and (dataset.train.pad, dataset.train.flip) == (1, True)
+    pixels = dataset.train.images.double() / 255
+    np.testing.assert_allclose(dataset.train.mean, pixels.mean((0, 2, 3)), atol=1e-12)
+    np.testing.assert_allclose(dataset.train.std, pixels.std((0, 2, 3), correction=0), atol=1e-12)
+    assert (dataset.test.mean, dataset.test.std) == (dataset.train.mean, dataset.train.std)
+
+
+def test_a_constant_image_stays_constant(tmp_path):
+    """B4: grey images come out square and RGB; a channel that never varies has std 1/255, not 0."""
+    Image.new("L", (16, 24), 51).save(tmp_path / "0.png")
+    assert (decoded(tmp_path / "0.png", 8) == np.full((8, 8, 3), 51)).all()
+    train = read(tmp_path / "tree").train
+    np.testing.assert_allclose(train.mean, [0.2] * 3, atol=1e-12)
+    assert train.std == (1 / 255,) * 3
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12), (31, 7), (5, 80), (7, 112), (300, 20), (9, 9), (24, 36),
+                                   (3000, 1)])
+def test_thin_images_are_resized_around_their_middle(tmp_path, monkeypatch, shape):
+    """B4, R7: what is resized of a file is at most 16 times as long as wide; up to there the pixels are those of the
+    whole image resized."""
+    rng, sizes, resize = np.random.default_rng(0), [], Image.Image.resize
+    image = Image.fromarray(rng.integers(0, 256, (*shape[::-1], 3), dtype=np.uint8))
+    image.save(tmp_path / "a.png")
+    # what it would need in memory shows nowhere else
+    monkeypatch.setattr(Image.Image, "resize", lambda *args: [sizes.append(args[1]), resize(*args)][1])
+    found = decoded(tmp_path / "a.png", 24)
+    assert found.shape == (24, 24, 3) and max(map(max, sizes), default=24) <= 16 * 24
+    scale = 24 / min(shape)
+    whole = resize(image, [max(24, round(side * scale)) for side in shape], Image.Resampling.BILINEAR)
+    left, top = ((side - 24) // 2 for side in whole.size)
+    if max(shape) <= 16 * min(shape):
+        assert np.array_equal(found, np.asarray(whole)[top : top + 24, left : left + 24])
+    else:
+        middle = np.asarray(image)[0, shape[0] // 2 - 1 : shape[0] // 2 + 1].astype(int)  # two of 3000 pixels
+        assert np.abs(found[:, [0, -1]] - middle).max() <= 6
+
+
+def test_jpegs_of_every_kind(tmp_path):
+    """B4: large and grey JPEGs decode to within a few grey levels of a plain PIL resize."""
+    across = np.tile(np.linspace(0, 255, 100).astype(np.uint8), (100, 1))
+    pixels = np.stack([across, across.T, np.full_like(across, 90)], -1)
+    for name, saved, wanted in (("rgb", pixels, pixels), ("grey", across, np.repeat(across[:, :, None], 3, 2))):
+        Image.fromarray(saved).save(tmp_path / f"{name}.jpg", quality=95)
+        plain = np.asarray(Image.fromarray(wanted).resize((10, 10), Image.Resampling.BILINEAR)).astype(int)
+        # a 10x10 pixel box of the ramp spans 26 levels
+        assert np.abs(decoded(tmp_path / f"{name}.jpg", 10) - plain).max() <= 10
+
+
+def test_large_jpegs_keep_their_detail(tmp_path):
+    """B4: a JPEG is decoded at no less than twice the size asked for, so that single blocks of 5 pixels are told."""
+    blocks = np.random.default_rng(0).integers(0, 256, (32, 32, 1), dtype=np.uint8)
+    image = Image.fromarray(np.kron(blocks, np.ones((5, 5, 3), np.uint8)))
+    image.save(tmp_path / "a.jpg", quality=95)
+    plain = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(decoded(tmp_path / "a.jpg", 32) - plain).mean() < 5  # at a quarter: 26
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_grey_images_of_16_bits(tmp_path, kind):
+    """B4, R7: 16 bits become 8 by 65535 -> 255, not by cutting off; pixels of no known range are refused by name."""
+    wide = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    narrow = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4  # 8 bits in a file of 16
+    for pixels, wanted in ((wide, (wide / 257).round()), (narrow, narrow)):
+        Image.fromarray(pixels).save(tmp_path / f"wide.{kind}")
+        with Image.open(tmp_path / f"wide.{kind}") as image:
+            assert image.mode[0] == "I"  # as scanners and microscopes write it
+        assert (decoded(tmp_path / f"wide.{kind}", 8) == wanted[:, :, None]).all()
+    for odd in (np.linspace(0, 1, 64, dtype=np.float32), np.arange(64, dtype=np.int32) * 10_000_000):
+        Image.fromarray(odd.reshape(8, 8)).save(tmp_path / "odd.tif")
+        with pytest.raises(ValueError, match=r"odd\.tif .*neither of 8 bits nor of 16"):
+            decoded(tmp_path / "odd.tif", 8)
+
+
+# --- The cache --------------------------------------------------------------------------------------------------------
+
+
+def decodes(folder, size=8) -> bool:
+    """Whether a load has to decode files; that it need not shows in no result."""
+    calls, inner = [], datasets._decode_one
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "_decode_one", lambda *args: calls.append(args) or inner(*args))
+        read(folder, size)
+    return bool(calls)
+
+
+def test_a_second_load_reads_the_cache(tmp_path):
+    """R9: the second load decodes nothing and gives the same; another size is decoded."""
+    write_tree(tmp_path)
+    first = read(tmp_path)
+    assert not decodes(tmp_path)
+    assert_same_dataset(first, read(tmp_path))
+    assert decodes(tmp_path, size=4) and not decodes(tmp_path, size=4) and not decodes(tmp_path)
+    assert_same_dataset(first, read(tmp_path))
+
+
+def test_a_changed_folder_is_decoded_anew(tmp_path):
+    """R9: a changed, renamed, new or missing file is never given from the cache, though only one of its path, length
+    and time has changed."""
+    ant, bee = tmp_path / "train" / "ant", tmp_path / "train" / "bee"
+    write_tree(tmp_path)
+    for k in range(3):
+        (bee / f"{k}.png").rename(bee / f"{k + 7}.png")
+    read(tmp_path)
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(ant / "1.png")
+    assert read(tmp_path).train.images[1, :, 0, 0].tolist() == [1, 2, 3]
+    # last of its class to first of the next: the same names in the same order, so only the folder differs
+    (ant / "2.png").rename(bee / "2.png")
+    assert read(tmp_path).train.labels.tolist() == [0, 0, 1, 1, 1, 1]
+    # then a file of the same length, so that only the time differs; then one of the same time but longer
+    for shade, height, time in ((50, 8, 1), (60, 8, 2), (70, 10, 2)):
+        Image.new("RGB", (8, height), (shade, 0, 0)).save(ant / "0.bmp")
+        os.utime(ant / "0.bmp", (time, time))
+        assert read(tmp_path).train.images[0, 0, 0, 0] == shade
+    (tmp_path / "test" / "ant" / "0.png").unlink()
+    assert len(read(tmp_path).test) == 5
+
+
+def altered(key):
+    """Damage to one thing that a cache holds, whose file stays one that torch reads."""
+    def damage(cache):
+        arrays = torch.load(cache, weights_only=True)
+        if isinstance(arrays[key], torch.Tensor):
+            arrays[key].view(-1)[0] ^= 1
+        else:
+            arrays[key] = arrays[key][::-1]
+        torch.save(arrays, cache)
+
+    return damage
+
+
+DAMAGE = {"empty": lambda cache: cache.write_bytes(b""), "garbage": lambda cache: cache.write_bytes(b"not a cache"),
+          "short": lambda cache: cache.write_bytes(cache.read_bytes()[: cache.stat().st_size // 2]),
+          "other": lambda cache: torch.save([1, 2], cache),
+          **{key: altered(key) for key in ("x_train", "y_train", "x_test", "y_test", "names", "mean", "std")}}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_cache_is_decoded_anew(tmp_path, kind):
+    """R9: a cache that is empty, garbage, cut short, something else, or altered in any one of images, labels, names and
+    moments is not used, and is replaced."""
+    write_tree(tmp_path)
+    first = read(tmp_path)
+    (cache,) = tmp_path.glob(".rem-cache-8-*.pt")
+    DAMAGE[kind](cache)
+    assert_same_dataset(first, read(tmp_path))
+    assert not decodes(tmp_path)
+    assert_same_dataset(first, read(tmp_path))
+
+
+def test_a_cache_of_another_decoder_is_not_read(tmp_path, monkeypatch):
+    """R9: nor is a cache that an older decoder wrote."""
+    write_tree(tmp_path)
+    read(tmp_path)
+    monkeypatch.setattr(datasets, "DECODER", datasets.DECODER + 1)
+    assert decodes(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["os.fsync", "os.replace", "torch.save"])
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, step):
+    """R9: it loads all the same, and nothing is left behind (root may write anywhere, so the step is made to fail)."""
+    def refuse(*args, **more):
+        raise PermissionError("read-only")
+
+    write_tree(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(step, refuse)
+        assert len(read(tmp_path).train) == 6
+    assert list(tmp_path.glob(".rem-cache*")) == []
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_with_a_folder(tmp_path):
+    """R7: a missing split or size, other classes, an empty class, a broken file: each named with its remedy."""
+    with pytest.raises(ValueError, match="image_size is None.*pixels per side with --image-size .*such as 32"):
+        read(tmp_path, None)
+    with pytest.raises(ValueError, match="image_size is 0"):
+        read(tmp_path, 0)
+    with pytest.raises(ValueError, match=f"no folder {tmp_path}/train: give the folder above .*<class>.*--data-dir"):
+        read(tmp_path)
+    write_tree(tmp_path, splits=("train",))
+    with pytest.raises(ValueError, match=f"no folder {tmp_path}/test"):
+        read(tmp_path)
+    write_tree(tmp_path, splits=("test",), classes=("ant", "cat"))
+    with pytest.raises(ValueError, match="same classes: only one has bee, cat"):
+        read(tmp_path)
+    (tmp_path / "test" / "cat").rename(tmp_path / "test" / "bee")
+    (tmp_path / "test" / "bee" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="cannot decode .*test/bee/0.png.*remove or replace"):
+        read(tmp_path)
+    (tmp_path / "train" / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty.*expected .*<class>"):
+        read(tmp_path)
+
+
+def bomb(path):
+    """A PNG that says it has 30,000 x 30,000 pixels."""
+    Image.new("L", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = (30000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content)
+
+
+ODD_FILES = {
+    "bomb": (bomb, "cannot decode .*odd.png .*pixels"),
+    "pipe": (lambda path: os.mkfifo(path), "odd.png is no regular file"),
+    "link to itself": (lambda path: path.symlink_to(path), "cannot read .*odd.png .*symbolic links"),
+    "link to nothing": (lambda path: path.symlink_to("nothing"), "cannot read .*odd.png"),
+    "random bytes": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(500)), "cannot decode .*odd.png"),
+    "program": (lambda path: Image.new("L", (8, 8)).save(path, format="EPS"), "cannot decode .*cannot identify"),
+    "circle": (lambda path: path.with_suffix("").symlink_to("."), "links to another one of them"),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pipes and links there")
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_odd_image_files(tmp_path, kind):
+    """R7: a decompression bomb, a pipe, a link to itself or to nothing, garbage, PostScript, for which a program would
+    be started, a circle of folders: named in a line, none waited for."""
+    make, text = ODD_FILES[kind]
+    write_tree(tmp_path)
+    make(tmp_path / "train" / "bee" / "odd.png")
+    with pytest.raises(ValueError, match=text) as caught:
+        read(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,69 @@
+"""Several processes of one run (experiment/processes.py), as torchrun starts them.
+
+G3  the first process of a cell alone prints and writes; each method gets its process's share of the data
+G4  of bad input one process tells, in one line; words that run in one process are refused; one process, and those of
+    `grid`, are not joined at all
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from torch import distributed as dist
+
+import run
+from experiment.processes import joined
+from several import ended, start
+
+ROOT = Path(run.__file__).resolve().parent
+
+
+@pytest.mark.parametrize("size, argv", [("1", []), (None, ["report"]), ("2", ["grid", "--dry-run"])])
+def test_where_nothing_is_joined(monkeypatch, size, argv):
+    """G4: one process alone, and each of grid's, joins nothing: no process group, no handler, errors as they are."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if size:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    handler, stdout = signal.getsignal(signal.SIGTERM), sys.stdout
+    with pytest.raises(KeyError, match="mine"):
+        with joined(argv, run.ALONE):
+            assert not dist.is_initialized() and sys.stdout is stdout
+            assert signal.getsignal(signal.SIGTERM) is handler
+            raise KeyError("mine")
+
+
+@pytest.mark.slow
+def test_a_cell_of_two_processes(tmp_path):
+    """G3: two processes of one cell train and unlearn together, each on its share; the first alone prints the table and
+    appends rows."""
+    method, out = tmp_path / "note.py", tmp_path / "rows.jsonl"
+    method.write_text("import os\nfrom pathlib import Path\ndef f(model, data, forget, config, generator):\n"
+                      "    Path(__file__).with_name(os.environ['RANK']).write_text(repr((data.part, len(data))))\n"
+                      "    return model\n")
+    argv = ["--task", "random", "--dataset", "fashion-mini", "--epochs", "1", "--capacity", "0.1", "--device", "cpu",
+            "--method", f"no-ul,cf,{method}:f", "--unlearn-epochs", "1", "--out", str(out)]
+    (code, table, errors), (other, nothing, _) = ended(start(ROOT, "run.py", *argv))
+    told = [line for line in nothing.splitlines() if not line.startswith("[Gloo]")]  # as some versions of torch say
+    assert code == other == 0 and not told, errors
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["method"], row["status"]) for row in rows] == [(name, "ok") for name in ("no-ul", "cf", "note.py:f")]
+    assert table.count("no-ul") == 1 and rows[0]["utility"] > 0.3  # one of ten by chance: both have trained one network
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["((0, 2), 6000)", "((1, 2), 6000)"]
+    assert sorted(os.listdir(tmp_path)) == ["0", "1", "note.py", "rows.jsonl"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("argv, words", [
+    (["--discovery", "2"], "discovery is 2.0; it must be in (0, 1]"),
+    (["cscore"], "cscore runs in one process; torchrun is for one cell, grid and repair"), (["grdi"], "'grdi'")])
+def test_bad_input_is_one_line_of_all_processes(tmp_path, argv, words):
+    """G4, R2: what all processes refuse one alone tells, in one line; all exit with code 2; nothing is written."""
+    found = ended(start(tmp_path, str(ROOT / "run.py"), *argv))
+    lines = [line for _, _, errors in found for line in errors if not line.startswith("[W")]
+    assert [(code, out) for code, out, _ in found] == [(2, "")] * 2
+    assert len(lines) == 1 and lines[0].startswith("run.py: ") and words in lines[0]
+    assert not list(tmp_path.iterdir())

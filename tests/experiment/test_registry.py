@@ -1,0 +1,140 @@
+"""R1, R2: how methods are found and run: those of METHODS by name, and one's own by FILE.py:FUNCTION.
+
+The methods themselves are in tests/paper/test_baselines.py.
+"""
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+import run
+from baselines import with_theta_o2
+from etd import Expanded
+from experiment.cell import choose_methods, unlearn
+from experiment.methods import METHODS, allowed_with
+from experiment.settings import Config, resolve
+from helpers import make_dataset, small_net, tiny
+from tasks import Task, make_task
+from test_baselines import stubborn
+
+EXAMPLE = str(Path(__file__).parents[2] / "examples" / "my_method.py") + ":relabel"
+
+
+def chosen(method, etd=False):
+    """Names that the command line would run."""
+    return list(choose_methods(resolve({"method": method, "etd": etd})))
+
+
+def test_choose_methods():
+    """R2: a,b,c in order and once; all is every method that has meaning with or without --etd, IDEAL included."""
+    assert chosen("cf, rem,cf,,no-ul") == ["cf", "rem", "no-ul"]
+    variants = {"badt-sum", "potion-500"}
+    assert {name for name in METHODS if not allowed_with(name, False)} == {"rem-on-etd"}
+    assert set(METHODS) - set(chosen("all")) == {"rem-on-etd", *variants}
+    assert set(METHODS) - set(chosen("all", etd=True)) == {"rem-on-etd", "retrain", "etd", "etd-ideal", *variants}
+    assert chosen("all,potion-500,badt-sum")[-2:] == ["potion-500", "badt-sum"]
+    assert chosen("all,rem-on-etd", etd=True)[-1] == "rem-on-etd"
+    assert chosen(f"{EXAMPLE},cf") == ["my_method.py:relabel", "cf"]
+    assert chosen(f"all,{EXAMPLE}")[-1] == "my_method.py:relabel"
+    assert choose_methods(resolve({"method": "all", "etd": True}))["rem"] is METHODS["rem"].function
+    assert set(chosen(Config.method)) <= set(METHODS)
+
+
+@pytest.mark.parametrize("method, etd, text", [
+    ("rem-on-etd", False, "rem-on-etd works on an ETD-trained network; add --etd"),
+    ("cf,retrain", True, "retrain trains a network of its own; leave out --etd"),
+    ("etd", True, "etd trains a network of its own"), ("etd-ideal", True, "etd-ideal trains a network of its own"),
+    ("cf,unknown", False, "unknown method 'unknown'; choose from no-ul, retrain"), (" ,", False, "no method given"),
+    ("nowhere/mine.py:f", False, "no file nowhere/mine.py for method nowhere/mine.py:f"),
+])
+def test_refused_methods(method, etd, text, tmp_path, capsys):
+    """R2: a method that cannot run is one line on stderr and exit code 2, before any data is loaded."""
+    with mock.patch.object(run, "load", side_effect=AssertionError("too late")):  # to see that it is not called
+        code = run.main(["--method", method, "--etd" if etd else "--no-etd", "--out", str(tmp_path / "rows.jsonl")])
+    error = capsys.readouterr().err
+    assert code == 2 and error.startswith(f"run.py: {text}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content, text", [
+    ("", "has no function 'f'"), ("f = 3", "has no function 'f'"), ("def f(:", "does not import .SyntaxError"),
+    ("import nothing_of_this_name", "does not import .ModuleNotFoundError"),
+    ("1 / 0", "does not import .ZeroDivisionError"), ("raise SystemExit(0)", "does not import .SystemExit"),
+    ("def f(model, data): pass", "f takes .model, data. .*a method takes .model, data, forget, config, generator."),
+    ("def f(a, b, c, d, e, g): pass", "a method takes"), ("def f(a, b, c, d, e, *, test): pass", "a method takes"),
+])
+def test_refused_files(content, text, tmp_path):
+    """R2: what is wrong with one's own file is a one-line ValueError."""
+    (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(ValueError, match=text) as caught:
+        chosen(f"{tmp_path}/mine.py:f")
+    assert "\n" not in str(caught.value)
+
+
+def test_own_files(tmp_path):
+    """R2: any callable of the five arguments will do, dataclasses included; two of one name are told apart by
+    refusing."""
+    source = ("from __future__ import annotations\nfrom dataclasses import dataclass\n"
+              "@dataclass\nclass Mine:\n    rate: float = 1.0\n"
+              "    def __call__(self, model, data, forget, config, generator, log=None, corrupted=None):\n"
+              "        return model\n"
+              "f = Mine()\n")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(source)
+    assert chosen(f"{tmp_path}/a/mine.py:f") == ["mine.py:f"]
+    with pytest.raises(ValueError, match="two methods are called mine.py:f"):
+        chosen(f"{tmp_path}/a/mine.py:f,{tmp_path}/b/mine.py:f")
+
+
+def test_network_that_a_method_gets():
+    """R1: with --etd REM and its variants get theta_o2 too, the others the network without it; D_c only when asked
+    for."""
+    task = make_task("poison", make_dataset(0), 8, 0)
+    original, got = with_theta_o2(small_net(0), task.train, tiny()), []
+
+    def plain(model, data, forget, config, generator):
+        got.append(type(model))
+        return copy.deepcopy(model)
+
+    def asking(model, data, forget, config, generator, *, corrupted):
+        assert corrupted.tolist() == task.corrupted.tolist()
+        return plain(model, data, forget, config, generator)
+
+    for name in METHODS:
+        for method in (plain, asking):
+            row = unlearn(tiny(), name, method, original, task, task.corrupted[:4])
+            assert row["status"] == "ok", row["error"]
+            assert (got.pop() is Expanded) == name.startswith("rem")
+
+
+@pytest.mark.parametrize("name, gamma, gave_up", [("potion", 0.5, False), ("potion", 0.4, True), ("ascent", 0.5, False),
+                                                  ("potion-500", 0.5, True), ("potion-500", 1.0, False)])
+def test_gave_up_by_the_bound_that_holds(name, gamma, gave_up):
+    """R1: a row says that a method gave up where its own stop was not met: Potion's, as released, is gamma times what
+    the original network had, which here is one half and stays it."""
+    net, data, forget = stubborn()
+    task = Task("random", 0, data, data, data.labels, forget.sort().values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        row = unlearn(tiny(gamma=gamma, max_passes=3), name, METHODS[name].function, net, task, forget)
+    assert row["status"] == "ok" and row["gave_up"] == gave_up and (row["passes"] == 0) == (not gave_up)
+
+
+@pytest.mark.filterwarnings("ignore:Acc")
+@pytest.mark.parametrize("etd", [False, True])
+def test_all_methods_from_the_command_line(etd, tmp_path):
+    """R1: every method and one's own run from the command line; rem and rem-on-etd are one method with --etd."""
+    out, names = tmp_path / "rows.jsonl", f"all,{'rem-on-etd,' if etd else ''}{EXAMPLE}"
+    argv = ["--method", names, "--etd" if etd else "--no-etd", "--n", "6", "--width", "0.1", "--epochs", "1",
+            "--quiet", "--unlearn-epochs", "1", "--batch", "8", "--device", "cpu", "--max-passes", "5", "--out",
+            str(out)]
+    with mock.patch.object(run, "load", lambda *args: make_dataset(0)):  # a data set of 24 images takes a second
+        assert run.main(argv) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["method"] for row in rows] == chosen(names, etd)
+    scores = {row["method"]: (row["healed"], row["utility"]) for row in rows if row["status"] == "ok"}
+    assert len(scores) == len(rows) and (not etd or scores["rem"] == scores["rem-on-etd"])

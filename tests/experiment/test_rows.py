@@ -1,0 +1,212 @@
+"""A row of results (experiment/rows.py): what it holds, and how it gets into a file that others write, too.
+
+R3   a row holds every setting, where it comes from and what came out; what came out last wins
+R3   the commit that it names is HEAD's, "-dirty" once a tracked file differs
+R10  a row is appended whole or not at all: in the same file, behind torn lines, beside other writers, through kills
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiment import rows
+from experiment.rows import NO_SCORES, append_row, failure_of, git_hash, provenance, row_of
+from experiment.settings import VERSION, Config
+
+ROOT = Path(rows.__file__).resolve().parents[1]
+
+
+def read(path) -> list[dict]:
+    """The rows of a file."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+# --- What a row holds -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_row_is_made_of():
+    """R3: settings, the method's short name and code, the origin, the outcome; an outcome of a setting's name wins."""
+    config = Config(method="methods/mine.py:f", epochs=3)
+    row = row_of(config, "abc", {"torch": "2", "argv": ["x"]}, {"healed": 0.5, "epochs": 4})
+    assert row == {**asdict(config), "method": "mine.py:f", "code": "abc", "torch": "2", "argv": ["x"], "healed": 0.5,
+                   "epochs": 4}
+    failed = row_of(replace(config, method="rem"), None, {}, failure_of("why"))
+    assert (failed["method"], failed["code"], failed["status"], failed["error"]) == ("rem", None, "failed", "why")
+    assert failed["seconds"] is None and {failed[name] for name in NO_SCORES} == {None}
+
+
+def test_where_a_row_comes_from():
+    """R3: device, threads, versions and the command as it was given."""
+    argv = ["--task", "random"]
+    origin = provenance(torch.device("cpu"), argv)
+    assert {**origin, "git": None} == {"device": "cpu", "threads": torch.get_num_threads(), "torch": torch.__version__,
+                                       "version": VERSION, "git": None, "argv": argv}
+    assert origin["argv"] is not argv  # what the caller adds later is not in the row
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git here")
+def test_the_commit_of_the_code(tmp_path, monkeypatch):
+    """R3: the commit is the one that HEAD is, tagged or not, "-dirty" once a tracked file differs; outside a checkout
+    None."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)  # a hook's point to the repository that it is of
+    for name, value in dict(CEILING_DIRECTORIES=str(tmp_path.parent), CONFIG_GLOBAL=os.devnull,
+                            CONFIG_NOSYSTEM="1").items():
+        monkeypatch.setenv(f"GIT_{name}", value)
+
+    def git(*arguments):
+        settings = ["-c", "user.name=T", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *settings, *arguments], cwd=tmp_path, check=True, capture_output=True,
+                              text=True).stdout.strip()
+
+    code = tmp_path / "rows.py"
+    code.write_text("first\n")
+    monkeypatch.setattr(rows, "__file__", str(code))  # this checkout's own state is not the test's to change
+    assert git_hash() is None
+    git("init", "-q")
+    git("add", "rows.py")
+    git("commit", "-q", "-m", "first")
+    head = git("rev-parse", "HEAD")
+    assert re.fullmatch("[0-9a-f]{40}", head) and git_hash() == head
+    git("tag", "-a", "v1", "-m", "first")
+    (tmp_path / "untracked").touch()
+    assert git_hash() == head == provenance(torch.device("cpu"), [])["git"]
+    code.write_text("second, and longer\n")
+    assert git_hash() == head + "-dirty"
+    git("commit", "-q", "-a", "-m", "second")
+    assert git_hash() == git("rev-parse", "HEAD") != head
+
+
+# --- How it gets into the file ----------------------------------------------------------------------------------------
+
+
+def test_a_row_is_appended(tmp_path):
+    """R10: a row goes behind those that are there, in the very same file, which need not be read; a link is followed
+    and stays one."""
+    out, link = tmp_path / "x", tmp_path / "link"
+    link.symlink_to(out)
+    append_row(str(link), {"a": 0})
+    before = out.stat().st_ino, out.read_bytes()
+    for number in (1, 2):
+        append_row(str(link), {"a": number})
+    assert link.is_symlink() and out.stat().st_ino == before[0] and out.read_bytes().startswith(before[1])
+    assert read(out) == [{"a": number} for number in range(3)] and sorted(tmp_path.iterdir()) == [link, out]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="this system does not count what a process reads")
+def test_a_row_costs_the_same_in_a_long_file(tmp_path):
+    """R10: however many rows there are before it, they are neither read nor written anew."""
+    def moved() -> int:
+        """Bytes that this process has read and written."""
+        return sum(int(line.split()[1]) for line in Path("/proc/self/io").read_text().splitlines()[:2])
+
+    out = tmp_path / "x"
+    out.write_bytes(b'{"a": 1}\n' * 50_000)
+    before = moved()
+    append_row(str(out), {"a": 2})
+    assert moved() - before < 10_000 < out.stat().st_size == 9 * 50_001
+
+
+def test_a_number_that_json_lacks_is_refused(tmp_path):
+    """R3: a row with a number that is not finite is no JSON; nothing of it is written."""
+    with pytest.raises(ValueError, match="JSON"):
+        append_row(str(tmp_path / "x"), {"a": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_torn_line_is_kept_apart(tmp_path):
+    """R3: a file that ends without a newline does not swallow the next row."""
+    out = tmp_path / "x"
+    out.write_text('{"a": 1}\n{"torn": ')
+    append_row(str(out), {"a": 2})
+    assert out.read_text() == '{"a": 1}\n{"torn": \n{"a": 2}\n'
+
+
+def test_a_row_that_does_not_reach_the_disk_is_taken_back(tmp_path, monkeypatch):
+    """R3, R10: then the old rows stand, nothing lies beside them, and the next row is appended to them."""
+    def fail(*args):
+        raise OSError("disk full")
+
+    out = tmp_path / "x"
+    append_row(str(out), {"a": 1})
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(os, "fsync", fail)  # no disk is full when a test wants it
+        append_row(str(out), {"a": 2})
+    assert read(out) == [{"a": 1}] and list(tmp_path.iterdir()) == [out]
+    append_row(str(out), {"a": 3})
+    assert read(out) == [{"a": 1}, {"a": 3}]
+
+
+def test_a_short_write_is_taken_back(tmp_path):
+    """R3, R10: a row of which the disk takes a part alone is an error, and none of it stays."""
+    resource = pytest.importorskip("resource")
+    out = tmp_path / "x"
+    out.write_bytes(b'{"a": 1}\n')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + 10, hard))
+    try:
+        with pytest.raises(OSError):
+            append_row(str(out), {"b": "x" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert out.read_bytes() == b'{"a": 1}\n'
+
+
+APPENDER = """
+import sys
+from experiment.rows import append_row
+for i in range(int(sys.argv[2])):
+    append_row(sys.argv[1], {'i': i, 'pad': 'x' * 3000})
+"""
+
+
+def test_a_killed_writer_tears_nothing(tmp_path):
+    """R3, R10: SIGKILL at any moment leaves whole rows, in order, without a gap, a torn one at most behind them, and no
+    other file; the next row begins a line."""
+    out = tmp_path / "x"
+    for delay in (0.05, 0.15, 0.3):
+        out.unlink(missing_ok=True)
+        writer = subprocess.Popen([sys.executable, "-B", "-c", APPENDER, str(out), "100000"], cwd=ROOT)
+        while not out.exists() or not out.stat().st_size:
+            time.sleep(0.01)
+        time.sleep(delay)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        *lines, last = out.read_bytes().split(b"\n")
+        numbers = [json.loads(line)["i"] for line in lines]
+        assert numbers == list(range(len(numbers))) and numbers and list(tmp_path.iterdir()) == [out]
+        append_row(str(out), {"i": -1})
+        assert out.read_bytes().split(b"\n")[-2] == b'{"i": -1}'
+
+
+def test_two_writers_lose_no_row(tmp_path):
+    """R3: two processes that share a result file keep every row of both, each in its order."""
+    out = tmp_path / "x"
+    writers = [subprocess.Popen([sys.executable, "-B", "-c", APPENDER, str(out), "30"], cwd=ROOT) for _ in range(2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert sorted(row["i"] for row in read(out)) == sorted([*range(30)] * 2)
+
+
+def test_a_row_waits_for_another_writer(tmp_path):
+    """R3: while another process holds the file, a row is not appended, so that nobody takes back the other's row."""
+    fcntl = pytest.importorskip("fcntl")
+    out = tmp_path / "x"
+    writer = threading.Thread(target=append_row, args=(str(out), {"a": 1}))
+    with open(out, "ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        writer.start()
+        writer.join(0.3)  # without the lock it is done long before
+        assert out.read_bytes() == b""
+    writer.join()
+    assert read(out) == [{"a": 1}]

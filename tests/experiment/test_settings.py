@@ -1,0 +1,143 @@
+"""Every setting in one dataclass (experiment/settings.py): Table 3's values, presets, and what is refused.
+
+R8  the default of every hyperparameter of Table 3 is the paper's value, and stands once: in rem.Settings where REM
+    reads it
+R3  what is given beats the presets, the architecture's preset beats the data set's
+X3  theta_o2 fills the 100 % network unless a ratio is given, be it 0
+R2  a setting of a wrong type, out of its range or unknown is refused by name, however the settings are made
+"""
+
+import importlib.util
+import re
+import sys
+from dataclasses import fields, replace
+
+import pytest
+
+import rem
+from engine.checks import settings_from
+from experiment import settings
+from experiment.settings import ARCH_PRESETS, DATASET_PRESETS, Config, check, resolve
+
+FIELDS = {f.name: f for f in fields(Config)}
+
+
+# --- Table 3 ----------------------------------------------------------------------------------------------------------
+
+
+def test_table_3():
+    """R8: the defaults are the paper's values for ResNet-9, the presets those for the ViT and Imagenette (A.7)."""
+    paper = dict(lr=0.025, epochs=40, batch=512, optimizer="sgd", gamma=0.2, beta=1.0, unlearn_lr=0.005,
+                 unlearn_epochs=10, p_mem=0.2, n=1000, capacity=0.5, arch="resnet9")
+    assert {key: getattr(Config(), key) for key in paper} == paper
+    vit = resolve({"arch": "vit", "dataset": "svhn"})
+    assert (vit.lr, vit.batch, vit.optimizer, vit.unlearn_lr, vit.epochs) == (1e-4, 2048, "adam", 2e-5, 40)
+    assert resolve({"dataset": "imagenette"}).n == 100
+    assert resolve({"dataset": "cifar10"}) == Config(dataset="cifar10")  # no preset touches the paper's main setting
+
+
+def test_rem_reads_the_same_defaults():
+    """R8: what REM takes from a default Config are its own default Settings, one by one."""
+    assert settings_from(Config(), rem.Settings) == rem.Settings()
+
+
+def test_table_3_stands_once(monkeypatch):
+    """R8: a default that changes in rem.Settings changes in Config: no value stands twice."""
+    both = [f.name for f in fields(rem.Settings) if f.name in FIELDS and f.name != "seed"]
+    assert len(both) > 8
+    for name in both:
+        old = getattr(rem.Settings, name)
+        choices = FIELDS[name].metadata["choices"]
+        new = next(c for c in choices if c != old) if choices else type(old)(old / 2) if old else 0.5
+        monkeypatch.setattr(rem.Settings, name, new)
+    spec = importlib.util.spec_from_file_location("settings_again", settings.__file__)
+    again = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, again)  # dataclasses look a class's module up there
+    spec.loader.exec_module(again)
+    changed = again.Config()
+    assert {name: getattr(changed, name) for name in both} == {name: getattr(rem.Settings, name) for name in both}
+    assert all(getattr(changed, name) != getattr(Config(), name) for name in both)
+
+
+# --- Presets ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["resnet9", "vit"])
+@pytest.mark.parametrize("dataset", ["cifar10", *DATASET_PRESETS])
+def test_which_preset_wins(dataset, arch):
+    """R3: a given value beats both presets, the architecture's beats the data set's, which beats the default."""
+    config = resolve({"dataset": dataset, "arch": arch})
+    layers = [DATASET_PRESETS.get(dataset, {}), ARCH_PRESETS.get(arch, {}), {"dataset": dataset, "arch": arch}]
+    for name in FIELDS:
+        told = [layer[name] for layer in layers if name in layer]
+        assert getattr(config, name) == (told[-1] if told else getattr(Config(), name)), name
+    for name in {**layers[0], **layers[1]}:
+        given = getattr(Config(), name)
+        assert getattr(resolve({"dataset": dataset, "arch": arch, name: given}), name) == given
+
+
+def test_an_unknown_setting():
+    """R2: a name that is no setting is refused, with those that are."""
+    with pytest.raises(ValueError, match="unknown setting 'epoch'; choose from alpha, .*epochs"):
+        resolve({"epoch": 3})
+
+
+def test_the_width_of_theta_o2():
+    """X3, X7: theta_o2 fills the 100 % network, 1 / capacity - 1; none at capacity 1; a ratio that is given wins,
+    also one of 0."""
+    assert Config(capacity=0.5).extra_ratio == 1 and Config(capacity=0.25).extra_ratio == 3
+    assert Config(capacity=1.0).extra_ratio == 0 and Config(capacity=1.0, ratio=0.5).extra_ratio == 0.5
+    assert Config(ratio=0.0).extra_ratio == 0 != Config(ratio=None).extra_ratio == 1
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+WRONG = [("p_mem", float("nan"), ValueError, "p-mem is nan; it must be in [0, 1]"),
+         ("lr", float("inf"), ValueError, "lr is inf; it must be a finite number at least 0"),
+         ("width", 10**400, ValueError, "a finite number above 0"),
+         ("n", 0, ValueError, "a finite number at least 1"),
+         ("redirect", "foo", ValueError, "redirect is 'foo'; choose from npo, ce"),
+         ("beta", "1", TypeError, "beta is '1'; it must be float"),
+         ("n", 2.0, TypeError, "n is 2.0; it must be int"),
+         ("epochs", True, TypeError, "epochs is True; it must be int"),
+         ("etd", 1, TypeError, "etd is 1; it must be bool"),
+         ("method", None, TypeError, "method is None; it must be str"),
+         ("pair", 3, TypeError, "pair is 3; it must be str"),
+         ("ratio", "1", TypeError, "ratio is '1'; it must be float")]
+
+
+@pytest.mark.parametrize("name, value, kind, words", WRONG)
+def test_a_config_checks_itself(name, value, kind, words):
+    """R2: settings of a wrong type or out of their range are refused by name, by replace and by resolve alike."""
+    for make in (lambda: Config(**{name: value}), lambda: replace(Config(), **{name: value}),
+                 lambda: resolve({name: value})):
+        with pytest.raises(kind, match=re.escape(words)):
+            make()
+
+
+@pytest.mark.parametrize("name", [name for name, f in FIELDS.items() if f.metadata["choices"]])
+def test_choices_are_checked(name):
+    """R2: every setting with choices takes each of them and nothing else."""
+    for choice in FIELDS[name].metadata["choices"]:
+        check(replace(Config(), **{name: choice}))
+    with pytest.raises(ValueError, match=f"{name} is 'nonsense'; choose from"):
+        replace(Config(), **{name: "nonsense"})
+
+
+@pytest.mark.parametrize("name", [name for name, f in FIELDS.items() if f.metadata["within"]])
+def test_the_ends_of_every_range(name):
+    """R2: an interval takes what is inside, an end with a square bracket, and neither beyond nor infinity."""
+    within, whole = FIELDS[name].metadata["within"], FIELDS[name].type in (int, int | None)
+    near = 1 if whole else 1e-9
+    for text, bracket, inwards in zip(within[1:-1].split(", "), (within[0], within[-1]), (near, -near), strict=True):
+        if text == "inf":
+            taken, refused = [], [float("inf")]
+        else:
+            end = int(text) if whole else float(text)
+            taken, refused = [end + inwards], [end - inwards]
+            (taken if bracket in "[]" else refused).append(end)
+        for value in taken:
+            assert getattr(replace(Config(), **{name: value}), name) == value
+        for value in refused:
+            with pytest.raises((ValueError, TypeError), match=rf"^({name}|{name.replace('_', '-')}) is "):
+                replace(Config(), **{name: value})

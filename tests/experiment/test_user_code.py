@@ -1,0 +1,198 @@
+"""A function out of a user's file (experiment/user_code.py, experiment/methods.py), "path/to/file.py:function".
+
+R16  --method FILE.py:FUNCTION and repair's --model FILE.py:FUNCTION import a file in one way: the same errors in one
+     line each, and the world as it was before
+R11  what such a file does where it is imported reaches no other method
+R3   a row names the contents that the file had when it was loaded
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import run
+from experiment.methods import check_names, check_signature, code_of, load_method
+from experiment.user_code import function_of, same_world
+from helpers import make_dataset
+from repair.networks import file_network
+
+# In a few passes rounding decides whether gamma is reached.
+pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")
+
+SMALL = ["--n", "6", "--width", "0.1", "--epochs", "1", "--unlearn-epochs", "1", "--batch", "8", "--max-passes", "2",
+         "--device", "cpu", "--quiet"]
+SCORES = ("healed", "healed_undiscovered", "utility", "acc_forget", "learnt", "passes", "gave_up", "error")
+METHOD = "def f(model, data, forget, config, generator): return model\n"
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """24 random images of 4 classes in place of the built-in data."""
+    monkeypatch.setattr(run, "load", lambda *args: make_dataset(0, size=8))
+
+
+def rows_of(path) -> list[dict]:
+    """The rows of a result file."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def of_a_method(path, name):
+    """What --method FILE.py:FUNCTION gets."""
+    return load_method(f"{path}:{name}")[1]
+
+
+def of_a_model(path, name):
+    """What --model FILE.py:FUNCTION of a repair calls to make a network."""
+    make, _ = file_network(str(path), name)
+    return make
+
+
+# --- How a file is imported -------------------------------------------------------------------------------------------
+
+WRONG_FILES = {  # contents, and what is told of the function f in it
+    "raises": ("1 / 0\n", "{path} does not import (ZeroDivisionError: division by zero)"),
+    "exits": ("import sys\nsys.exit(3)\n", "{path} does not import (SystemExit: 3)"),
+    "no Python": ("def f(:\n", "{path} does not import (SyntaxError: "),
+    "no function": ("g = 1\n", "{path} has no function 'f' for "),
+    "no callable": ("f = 1\n", "{path} has no function 'f' for "),
+    "nothing": (None, "no file {path} for "),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_FILES)
+@pytest.mark.parametrize("get, purpose", [(of_a_method, "method {}:f"), (of_a_model, "--model {}:f")])
+def test_what_is_wrong_with_a_file(tmp_path, get, purpose, kind):
+    """R16, R2: no file, no such function, or a file that does not import: one line that names it and what it is for."""
+    path, (content, words) = tmp_path / "mine.py", WRONG_FILES[kind]
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError) as caught:
+        get(path, "f")
+    told = str(caught.value)
+    assert told.startswith(words.format(path=path)) and "\n" not in told
+    assert purpose.format(path) in told or "does not import" in told
+
+
+@pytest.mark.parametrize("get", [of_a_method, of_a_model])
+def test_importing_a_file_leaves_the_world_alone(tmp_path, get):
+    """R16, R11: what a file changes where it is imported is put back, whether it imports or not; the function is the
+    file's own, and finds what its module has."""
+    path = tmp_path / "mine.py"
+    changes = ("from __future__ import annotations\nfrom dataclasses import dataclass\n"
+               "import os, torch\nos.chdir('/')\n"
+               "torch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\ntorch.set_num_threads(3)\n"
+               "torch.manual_seed(5)\ntorch.set_default_device('meta')\n"
+               "@dataclass\nclass Kept:\n    value: int = 3\n")  # a dataclass looks its module up by name
+    state = torch.get_rng_state()
+    for end in ("", "1 / 0\n"):
+        path.write_text(changes + METHOD + end)
+        if end:
+            with pytest.raises(ValueError, match="does not import"):
+                get(path, "f")
+        else:
+            assert callable(get(path, "f"))
+        assert torch.get_default_device().type == "cpu" and torch.equal(torch.get_rng_state(), state)
+        # the other flags and the folder are looked at by conftest.py
+    path.write_text(changes)
+    assert function_of(f"{path}:Kept", "a test")().value == 3
+
+
+def test_a_file_that_wants_its_neighbour_is_told_how(tmp_path, monkeypatch):
+    """R16, R2: a file that imports one beside it is told of PYTHONPATH, which then helps."""
+    (tmp_path / "mine.py").write_text("from near_by_odd import f\n")
+    (tmp_path / "near_by_odd.py").write_text(METHOD)
+    with pytest.raises(ValueError, match=rf"'near_by_odd'\); what lies beside it .* PYTHONPATH={tmp_path.resolve()}"):
+        load_method(f"{tmp_path / 'mine.py'}:f")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_method(f"{tmp_path / 'mine.py'}:f")[0] == "mine.py:f"
+    monkeypatch.delitem(sys.modules, "near_by_odd")
+
+
+def test_files_of_one_name(tmp_path):
+    """R16: of two files of one name each function is its own file's, and one called like a module of ours replaces
+    none."""
+    found, ours = [], sys.modules["rem"]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rem.py").write_text(f"NAME = '{folder}'\ndef f(): return NAME\n")
+        found.append(function_of(f"{tmp_path / folder / 'rem.py'}:f", "a test"))
+    assert [f() for f in found] == ["a", "b"] and sys.modules["rem"] is ours
+
+
+def test_the_world_is_as_it_was_found():
+    """R11: what was off before stays off; the rest is in test_cell.py."""
+    with torch.no_grad():
+        with same_world():
+            torch.set_grad_enabled(True)
+        assert not torch.is_grad_enabled()
+
+
+# --- Names and parameters ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names, text", [
+    ([], "no method given; choose from no-ul"), (["rme"], "unknown method 'rme'; choose from no-ul.*FILE.py:FUNCTION"),
+    (["cf", "a/x.py:f", "b/x.py:f"], "two methods are called x.py:f; give one of the files another name")])
+def test_names_that_a_row_could_not_tell_apart(names, text):
+    """R2: no method, an unknown one, or two files of one name and function."""
+    with pytest.raises(ValueError, match=text):
+        check_names(names)
+    check_names(["cf", "a/x.py:f", "b/x.py:g", "b/y.py:f", "a/x.py:f"])
+
+
+def test_which_parameters_a_method_may_have():
+    """R2: five arguments, log= and corrupted= if it likes, others only with a default."""
+    for good in (lambda m, d, f, c, g: m, lambda m, d, f, c, g, log=None, corrupted=None: m, lambda *all: all[0],
+                 lambda m, d, f, c, g, *, corrupted: m, lambda m, d, f, c, g, tries=3: m):
+        check_signature("mine.py:f", good)
+    for bad in (lambda m, d, f, c: m, lambda m, d, f, c, g, more: m, lambda m, d, f, c, g, *, more: m):
+        with pytest.raises(ValueError, match=r"^mine.py:f takes \(m, d, .*; a method takes \(model, data, "):
+            check_signature("mine.py:f", bad)
+
+
+def test_the_code_of_a_file(tmp_path):
+    """R9: code is told by the contents of the file, not by its name; a method of ours, or no file, has none."""
+    for name, content in (("a.py", METHOD), ("b.py", METHOD), ("c.py", METHOD + "\n")):
+        (tmp_path / name).write_text(content)
+    codes = [code_of(f"{tmp_path / name}:f") for name in ("a.py", "b.py", "c.py")]
+    assert codes[0] == codes[1] != codes[2] and len(codes[0]) == 16 and int(codes[0], 16) >= 0
+    assert code_of("cf") is code_of(str(tmp_path / "a.py")) is code_of(f"{tmp_path}/none.py:f") is None
+
+
+# --- From the command line --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", [[], ["grid"]], ids=["run", "grid"])
+def test_what_an_odd_file_does_reaches_no_other(made, tmp_path, monkeypatch, word):
+    """R11, A11: neither what a file does where it is imported, nor a method that writes into what it is given, changes
+    the rows of other methods."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd.py").write_text("import os, torch\nos.chdir('/')\ntorch.set_default_dtype(torch.float64)\n"
+                                     "def f(model, data, forget, config, generator, corrupted):\n"
+                                     "    corrupted[:] = corrupted[0]\n    data.labels.zero_()\n    forget.zero_()\n"
+                                     "    return model\n")
+    found = []
+    for names in ("no-ul,cf,npo", "odd.py:f,no-ul,cf,npo"):
+        out = tmp_path / f"with-{names[0]}"
+        assert run.main([*word, "--method", names, "--out", str(out), *SMALL]) == 0
+        rows = rows_of(out / "cells.jsonl" if word else out)
+        found.append([[row[key] for key in SCORES] for row in rows if row["method"] != "odd.py:f"])
+    assert found[0] == found[1] and len(found[0]) == 3
+
+
+@pytest.mark.parametrize("word, body", [([], "path.write_text('')"), (["grid"], "path.unlink()")],
+                         ids=["run, changed", "grid, deleted"])
+def test_the_code_of_a_row_is_the_code_that_ran(made, tmp_path, monkeypatch, word, body):
+    """R3, R9: a row names the contents that a method's file had when it was loaded, though it has changed since."""
+    monkeypatch.chdir(tmp_path)
+    path, out = tmp_path / "methods" / "odd.py", tmp_path / "out"  # not where the command runs
+    path.parent.mkdir()
+    path.write_text("from pathlib import Path\ndef f(model, data, forget, config, generator):\n"
+                    f"    path = Path({str(path)!r})\n    {body}\n    return model\n")
+    code = code_of(f"{path}:f")
+    assert run.main([*word, "--method", f"no-ul, {path}:f", "--out", str(out), *SMALL]) == 0
+    ours, mine = rows_of(out / "cells.jsonl" if word else out)
+    assert (ours["code"], mine["code"], mine["method"]) == (None, code, "odd.py:f") and code_of(f"{path}:f") != code

@@ -1,0 +1,353 @@
+"""Eq. 2 and the two losses made of it (Sec. 5), with h(u) = (2 / beta) log sigmoid(beta u) and u = CE - CE_ref.
+
+- Eq. 2: the values of h, with beta outside and inside the logarithm        L1, L2, L6, L8, L16
+- the ratio in Eq. 2 is that of likelihoods, so h depends on u alone        L7
+- h rises with CE, and its slope, the pull, lies between 0 and 2            L3, L4, L5
+- "ref" is a constant                                                       L10
+- Step 2.2: L_step2 = -L_remove, a mean over examples of D_f                L9, L12, L13, L16
+- Step 3.3: L_step3 = L_redirect - L_remove, both over the batch's size     L2, L9, L12, L14, L15, L16, L18
+- beta is above 0, 1 in Table 3; labels are classes; no value overflows     L11, L17, L16
+"""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import oracles_loss as oracle
+import rem
+from engine import scores
+from helpers import assert_close, gen, make_data, seeds, tiny
+
+betas = st.sampled_from([0.1, 0.5, 1.0, 2.0, 3.7, 10.0])
+sizes = st.sampled_from([1, 2, 3, 7, 16])
+shares = st.sampled_from(["none", "one", "some", "all"])
+
+TABLE = {  # (beta, u): h(u)
+    (1.0, math.log(3)): -0.575364, (1.0, 0.0): -1.386294, (1.0, -math.log(3)): -2.772589,
+    (2.0, math.log(3)): -0.105361, (2.0, 0.0): -0.693147, (2.0, -math.log(3)): -2.302585,
+    (0.5, math.log(3)): -1.822986, (0.5, 0.0): -2.772589, (0.5, -math.log(3)): -4.020210,
+}  # fmt: skip
+
+
+def draw_batch(seed, size, share="some", classes=5):
+    """Logits of the four passes (full, full_ref, base, base_ref), labels and membership of D_f, all of one batch."""
+    g = gen(seed)
+    logits = [3 * torch.randn(size, classes, generator=g, dtype=torch.float64) for _ in range(4)]
+    labels = torch.randint(0, classes, (size,), generator=g)
+    in_forget = torch.rand(size, generator=g) < 0.5
+    if share in ("none", "one", "all"):
+        in_forget = torch.full((size,), share == "all")
+    if share == "one":
+        in_forget[int(torch.randint(0, size, (), generator=g))] = True
+    return logits, labels, in_forget
+
+
+def ces(logits, labels):
+    """Cross-entropy of each example, for each of the passes."""
+    return [F.cross_entropy(one, labels, reduction="none") for one in logits]
+
+
+def scalar(value):
+    """A float64 tensor."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def through_code(logits, labels):
+    """The cross-entropies as Algorithm 1 computes them from a network's logits."""
+    state = SimpleNamespace(config=tiny(), expanded=lambda x, mask=None: x)
+    return [scores.cross_entropy(state, one, labels) for one in logits]
+
+
+def removal(parts, in_forget, beta):
+    """The removal term of step 3: what is left without the redirect term."""
+    return rem.step3_loss(*parts, in_forget, beta) - rem.step3_loss(*parts[:2], None, None, in_forget, beta)
+
+
+# --- h ----------------------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(1.5, 50))
+@example(2.0)
+def test_nine_values_of_h(ce_ref):
+    """L1: h at u = log 3, 0, -log 3 and beta = 1, 2, 0.5, whatever the reference, with beta != 1 and u != 0
+    together."""
+    for (beta, u), value in TABLE.items():
+        found = rem.npo_term(scalar([ce_ref + u]), scalar([ce_ref]), beta)
+        assert found.shape == (1,)
+        assert abs(found.item() - value) < 1e-6, (beta, u, found.item())
+
+
+@given(st.floats(1e-3, 1e3), st.floats(0, 1e3))
+def test_h_at_the_reference(beta, ce):
+    """L2: u = 0 gives -2 log 2 / beta for every beta."""
+    assert_close(rem.npo_term(scalar([ce]), scalar([ce]), beta) * beta, scalar([-2 * math.log(2)]))
+
+
+@given(seeds, sizes)
+def test_h_from_probabilities(seed, size):
+    """L6: at beta = 1, h = -2 log(1 + p / p_ref)."""
+    logits, labels, _ = draw_batch(seed, size)
+    ce, ce_ref = ces(logits[:2], labels)
+    p, p_ref = (scalar(oracle.of_label(one, labels)) for one in logits[:2])
+    assert_close(rem.npo_term(ce, ce_ref, 1.0), -2 * torch.log(1 + p / p_ref))
+
+
+@given(st.floats(-30, 30), betas)
+@example(0.0, 2.0)
+def test_h_reflected(u, beta):
+    """L8: h(u) - h(-u) = 2 u for every beta."""
+    ce, ce_ref = scalar([40 + u, 40 - u]), scalar([40.0, 40.0])
+    up, down = rem.npo_term(ce, ce_ref, beta)
+    # 2 / beta multiplies the rounding of u = (40 + u) - 40, and h itself is about 1.4 / beta there
+    assert_close(up - down, (ce - ce_ref)[0] - (ce - ce_ref)[1], 1e-12 * max(1.0, 1 / beta))
+
+
+@given(seeds, betas, st.integers(1, 1000))
+@example(0, 2.0, 3)
+def test_h_reads_the_ratio_of_likelihoods(seed, beta, shift):
+    """L7: one constant added to CE and CE_ref changes nothing, bit for bit, since such sums are exact; the literal
+    ratio of cross-entropies would change."""
+    ce, ce_ref = torch.randint(1, 8192, (2, 20), generator=gen(seed)).double() / 1024
+    assert not torch.equal(ce, ce_ref)
+    assert torch.equal(rem.npo_term(ce + shift, ce_ref + shift, beta), rem.npo_term(ce, ce_ref, beta))
+
+
+@given(seeds, betas)
+@example(0, 2.0)
+def test_h_rises_with_ce(seed, beta):
+    """L3: h is strictly increasing in CE, strictly decreasing in CE_ref, and negative."""
+    steps = 0.01 + torch.rand(40, generator=gen(seed), dtype=torch.float64)
+    ce = steps.cumsum(0)  # 0.01 apart at least
+    middle = ce.new_full((40,), float(ce.median()))
+    up, down = rem.npo_term(ce, middle, beta), rem.npo_term(middle, ce, beta)
+    assert (up.diff() > 0).all() and (down.diff() < 0).all()
+    assert (up < 0).all() and (down < 0).all()
+
+
+@given(seeds, betas)
+@example(0, 2.0)
+def test_the_pull(seed, beta):
+    """L4: the slope is 2 sigmoid(-beta u), strictly inside (0, 2): no example pulls harder than 2 dCE."""
+    # |beta u| <= 30: beyond 36 the sigmoid rounds to 1 in float64 and the bound is met with equality
+    u = (2 * torch.rand(50, generator=gen(seed), dtype=torch.float64) - 1) * 30 / beta
+    ce_ref = torch.full_like(u, 30 / beta + 1)
+    ce = (ce_ref + u).requires_grad_()
+    (slope,) = torch.autograd.grad(rem.npo_term(ce, ce_ref, beta).sum(), ce)
+    assert_close(slope, 2 * torch.sigmoid(-beta * (ce.detach() - ce_ref)))
+    assert (slope > 0).all() and (slope < 2).all()
+
+
+@given(st.floats(-5, 5))
+@example(0.0)
+def test_limits_of_beta(u):
+    """L5: beta -> 0 gives h + 2 log 2 / beta -> u, beta -> inf gives h -> 2 min(0, u)."""
+    ce, ce_ref = scalar([5 + u]), scalar([5.0])
+    small, large = 1e-4, 1e4
+    near = rem.npo_term(ce, ce_ref, small) + 2 * math.log(2) / small
+    assert_close(near, scalar([u]), 1e-2)  # the next term of the series is beta u^2 / 4
+    assert_close(rem.npo_term(ce, ce_ref, large), scalar([2 * min(0.0, u)]), 1e-2)  # at most 2 log 2 / beta away
+
+
+# --- The losses -------------------------------------------------------------------------------------------------------
+
+
+@given(seeds, betas)
+@example(0, 2.0)
+def test_gradients(seed, beta):
+    """L10: gradcheck of the term and both losses in float64; the references get no gradient even where they could."""
+    g = gen(seed)
+    ce, full = (4 * torch.rand(2, 5, generator=g, dtype=torch.float64)).requires_grad_()
+    ce_ref, full_ref = (4 * torch.rand(2, 5, generator=g, dtype=torch.float64)).requires_grad_()
+    in_forget = torch.tensor([True, False, True, False, False])
+    fixed, fixed_full = ce_ref.detach(), full_ref.detach()
+    assert torch.autograd.gradcheck(lambda c: rem.npo_term(c, fixed, beta), (ce.detach().requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda c: rem.step2_loss(c, fixed, beta), (ce.detach().requires_grad_(),))
+    both = (full.detach().requires_grad_(), ce.detach().requires_grad_())
+    assert torch.autograd.gradcheck(lambda f, c: rem.step3_loss(f, fixed_full, c, fixed, in_forget, beta), both)
+    losses = rem.step2_loss(ce, ce_ref, beta), rem.step3_loss(full, full_ref, ce, ce_ref, in_forget, beta)
+    for loss in (*losses, rem.npo_term(ce, ce_ref, beta).sum()):
+        for grad in torch.autograd.grad(loss, (ce_ref, full_ref), allow_unused=True, retain_graph=True):
+            assert grad is None or not grad.any()
+
+
+@given(seeds, sizes, shares, betas)
+@example(0, 7, "some", 2.0)
+def test_losses_are_the_numpy_twins(seed, size, share, beta):
+    """L16, L14: both losses equal the numpy twin on random logits, through the code's own cross-entropy: step 3 is
+    L_redirect - L_remove, and None leaves the second term out."""
+    logits, labels, in_forget = draw_batch(seed, size, share)
+    parts = through_code(logits, labels)
+    assert_close(rem.step2_loss(*parts[2:], beta), scalar(oracle.step2_loss(logits[2], logits[3], labels, beta)))
+    for found, terms in ((rem.step3_loss(*parts, in_forget, beta), (True, True)),
+                         (rem.step3_loss(*parts[:2], None, None, in_forget, beta), (True, False)),
+                         (removal(parts, in_forget, beta), (False, True))):
+        assert_close(found, scalar(oracle.step3_loss(*logits, labels, in_forget, beta, *terms)))
+
+
+@given(seeds, sizes, shares, st.sampled_from([0.5, 1.0, 2.0]), st.floats(0.01, 0.4))
+@example(0, 7, "some", 2.0, 0.1)
+def test_directions(seed, size, share, beta, lr):
+    """L9: a step down the implemented loss: step 2 raises base CE on D_f; step 3 lowers full CE on D_tr and raises base
+    CE on D_f."""
+    logits, labels, in_forget = draw_batch(seed, size, share)
+    full, full_ref, base, base_ref = (one / 6 for one in logits)  # so that no pull drowns in rounding
+    full_ref, base_ref = ces([full_ref, base_ref], labels)
+
+    base = base.clone().requires_grad_()
+    (ce,) = ces([base], labels)
+    (down,) = torch.autograd.grad(rem.step2_loss(ce, base_ref, beta), base)
+    (after,) = ces([base - lr * size * down], labels)
+    assert (after > ce).all()  # CE is convex in the logits: a step up its gradient raises it, however long
+
+    full, base = full.clone().requires_grad_(), base.detach().requires_grad_()
+    ce_full, ce_base = ces([full, base], labels)
+    loss = rem.step3_loss(ce_full, full_ref, ce_base, base_ref, in_forget, beta)
+    down_full, down_base = torch.autograd.grad(loss, (full, base))
+    full_after, base_after = ces([full - lr * size * down_full, base - lr * size * down_base], labels)
+    assert (full_after < ce_full).all()  # CE is 1-smooth in the logits: a step of less than 2 / smoothness lowers it
+    assert (base_after[in_forget] > ce_base[in_forget]).all()
+    assert torch.equal(base_after[~in_forget], ce_base[~in_forget])
+
+
+@given(seeds, sizes, shares, betas)
+def test_order_and_repetition(seed, size, share, beta):
+    """L12: the order of a batch changes nothing, and neither does repeating it."""
+    logits, labels, in_forget = draw_batch(seed, size, share)
+    parts = [*ces(logits, labels), in_forget]
+    once, alone = rem.step3_loss(*parts, beta), rem.step2_loss(parts[2], parts[3], beta)
+    for rows in (torch.randperm(size, generator=gen(seed)), torch.arange(size).repeat(3)):
+        again = [part[rows] for part in parts]
+        assert_close(rem.step3_loss(*again, beta), once)
+        assert_close(rem.step2_loss(again[2], again[3], beta), alone)
+
+
+def test_mean_of_terms():
+    """L13: the mean of h, not h of the mean: u = log 3 and -log 3 at beta = 1 give -1.673976, not h(0) = -1.386294."""
+    ce, ce_ref = scalar([2 + math.log(3), 2 - math.log(3)]), scalar([2.0, 2.0])
+    alone = rem.step2_loss(ce, ce_ref, 1.0)
+    redirect = rem.step3_loss(ce, ce_ref, None, None, torch.zeros(2, dtype=torch.bool), 1.0)
+    assert abs(alone.item() - 1.673976) < 1e-5 and abs(redirect.item() + 1.673976) < 1e-5
+
+
+@given(seeds, sizes, shares, betas)
+def test_step_3_at_the_reference(seed, size, share, beta):
+    """L2: at u = 0 step 3 is -(2 log 2 / beta)(1 - |D_f| / |batch|), so zero where the whole batch is D_f."""
+    logits, labels, in_forget = draw_batch(seed, size, share)
+    full, _, base, _ = ces(logits, labels)
+    outside = 1 - int(in_forget.sum()) / size
+    found = rem.step3_loss(full, full, base, base, in_forget, beta)
+    assert_close(found, scalar(-2 * math.log(2) / beta * outside))
+
+
+@given(seeds, sizes, betas, st.floats(-50, 50))
+def test_logit_shift_and_relabelling(seed, size, beta, shift):
+    """L15: a constant added to the logits, or classes renamed everywhere, changes neither loss."""
+    logits, labels, in_forget = draw_batch(seed, size)
+    names = torch.randperm(5, generator=gen(seed))  # class c is called names[c] now
+    renamed = [torch.empty_like(one).index_copy_(1, names, one) for one in logits]
+    parts = through_code(logits, labels)
+    losses = rem.step2_loss(*parts[2:], beta), rem.step3_loss(*parts, in_forget, beta)
+    for other, their in (([one + shift for one in logits], labels), (renamed, names[labels])):
+        again = through_code(other, their)
+        # adding 50 costs the last six bits of the logits
+        assert_close(rem.step2_loss(*again[2:], beta), losses[0], 1e-11)
+        assert_close(rem.step3_loss(*again, in_forget, beta), losses[1], 1e-11)
+
+
+@given(seeds, sizes, shares, betas)
+@example(0, 7, "some", 2.0)
+def test_natural_share(seed, size, share, beta):
+    """L18: the removal term of step 3 is divided by the batch size: each example of D_f weighs 1 / B, others
+    nothing."""
+    logits, labels, in_forget = draw_batch(seed, size, share)
+    full, full_ref, base, base_ref = ces(logits, labels)
+    base = base.requires_grad_()
+    (grad,) = torch.autograd.grad(rem.step3_loss(full, full_ref, base, base_ref, in_forget, beta), base)
+    u = (base - base_ref).detach()
+    assert_close(grad, torch.where(in_forget, -2 * torch.sigmoid(-beta * u) / size, 0.0))
+    # one more example outside D_f shrinks the term by B / (B + 1)
+    term = removal((full, full_ref, base, base_ref), in_forget, beta)
+    more = [torch.cat([part, part[:1]]).detach() for part in (full, full_ref, base, base_ref)]
+    again = removal(more, torch.cat([in_forget, torch.tensor([False])]), beta)
+    assert_close(again, term.detach() * size / (size + 1))
+
+
+@given(seeds, sizes, betas)
+def test_wild_values_outside_d_f(seed, size, beta):
+    """L18: base cross-entropies outside D_f do not count, however wild (1e30)."""
+    logits, labels, in_forget = draw_batch(seed, size)
+    full, full_ref, base, base_ref = ces(logits, labels)
+    wild = torch.where(in_forget, base, 1e30).requires_grad_()
+    loss = rem.step3_loss(full, full_ref, wild, base_ref, in_forget, beta)
+    assert torch.equal(loss, rem.step3_loss(full, full_ref, base, base_ref, in_forget, beta))
+    (grad,) = torch.autograd.grad(loss, wild)
+    assert not grad[~in_forget].any() and torch.isfinite(grad).all()
+
+
+# --- Ranges -----------------------------------------------------------------------------------------------------------
+
+
+def test_finite_at_the_ends():
+    """L11: finite losses and gradients for cross-entropies of 0, 1e-45, 1e-30 and 1e4, in float32 and bfloat16."""
+    values = [0.0, 1e-45, 1e-30, 1e4]
+    pairs = [(a, b) for a in values for b in values]
+    for dtype in (torch.float32, torch.bfloat16):
+        for beta in (0.5, 1.0, 2.0, 100.0):
+            ce_ref = torch.tensor([b for _, b in pairs], dtype=dtype)
+            for in_forget in (torch.zeros(16, dtype=torch.bool), torch.ones(16, dtype=torch.bool)):
+                ce = torch.tensor([a for a, _ in pairs], dtype=dtype, requires_grad=True)
+                step2 = rem.step2_loss(ce, ce_ref, beta)
+                step3 = rem.step3_loss(ce * 1, ce_ref, ce, ce_ref, in_forget, beta)
+                for loss in (step2, step3, rem.npo_term(ce, ce_ref, beta).sum()):
+                    (grad,) = torch.autograd.grad(loss, ce, retain_graph=True)
+                    assert torch.isfinite(loss) and torch.isfinite(grad).all(), (dtype, beta)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_finite_from_wild_logits(dtype):
+    """L11: logits of 1e4 on the right or on the wrong class give a finite loss and gradient."""
+    logits = torch.tensor([[1e4, 0.0], [0.0, 1e4], [0.0, 0.0]], dtype=dtype, requires_grad=True)
+    labels = torch.tensor([0, 0, 1])
+    (ce,) = through_code([logits], labels)
+    assert ce.dtype == torch.float32
+    for ce_ref in (torch.zeros(3), torch.full((3,), 1e4)):
+        loss = rem.step2_loss(ce, ce_ref) + rem.step3_loss(ce, ce_ref, ce, ce_ref, labels > 0)
+        (grad,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        assert torch.isfinite(loss) and torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("beta", [0, 0.0, -1.0, float("nan"), float("-inf")])
+def test_beta_is_above_0(beta):
+    """L17: beta <= 0 or no number -> ValueError that names it, from each of the three functions."""
+    one, hit = torch.ones(2), torch.tensor([True, False])
+    for call in (rem.npo_term, rem.step2_loss):
+        with pytest.raises(ValueError, match=f"beta is {beta}"):
+            call(one, one, beta)
+    with pytest.raises(ValueError, match="beta is"):
+        rem.step3_loss(one, one, one, one, hit, beta)
+
+
+@given(seeds, sizes)
+def test_beta_left_out(seed, size):
+    """L16: left out, beta is Table 3's 1 in each of the three functions."""
+    logits, labels, in_forget = draw_batch(seed, size)
+    full, full_ref, base, base_ref = ces(logits, labels)
+    for call, args in ((rem.npo_term, (base, base_ref)), (rem.step2_loss, (base, base_ref)),
+                       (rem.step3_loss, (full, full_ref, base, base_ref, in_forget))):
+        assert torch.equal(call(*args), call(*args, 1.0))
+    assert rem.Settings().beta == 1
+
+
+@given(seeds, st.sampled_from([-1, 4, 100]), st.integers(0, 5))
+def test_labels_are_classes(seed, label, where):
+    """L17: a label out of range -> ValueError with the range, before anything can be computed with it."""
+    data = make_data(seed, n=6, classes=4)
+    labels = data.labels.clone()
+    labels[where] = label
+    with pytest.raises(ValueError, match="expected 0 to 3"):
+        type(data)(data.images, labels, 4, data.mean, data.std)

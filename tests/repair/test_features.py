@@ -1,0 +1,134 @@
+"""Penultimate features (engine/features.py): what the last layer that runs is given, by dataset index.
+
+S13: averaged over places or tokens, in eval mode without augmentation, for all images or those that are asked for.
+S10: they, and the scores of suspects, stand at the index that comes with the image.
+S12: network, hooks, modes and random states stay.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from engine.features import features, gather
+from engine.modes import modes_of
+from engine.streams import forked_rng
+from helpers import assert_close, gen, make_data, small_net
+from models import build
+from repair.suspects import logits, suspects
+
+# --- What a layer is given --------------------------------------------------------------------------------------------
+
+
+class Dense(nn.Module):
+    """A network whose last linear layer is given a row per place, (B H W, 3), or with `axes` (B, H, W, 3)."""
+
+    def __init__(self, axes=False):
+        super().__init__()
+        self.head, self.conv, self.axes = nn.Linear(3, 4), nn.Conv2d(1, 3, 1), axes  # the last to run is named first
+
+    def forward(self, x):
+        rows = self.conv(x).permute(0, 2, 3, 1)
+        z = self.head(rows if self.axes else rows.reshape(-1, 3))
+        return z.reshape(len(x), -1, 4).amax(dim=1)
+
+
+HEADS = {
+    "resnet9": (lambda: build("resnet9", 0.1, channels=1, classes=4, image_size=8), lambda net, x: net.features(x)),
+    "convolution": (lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1),
+                                          nn.Flatten()), lambda net, x: net[1](net[0](x)).mean(dim=(2, 3))),
+    "tokens": (lambda: nn.Sequential(nn.Flatten(2), nn.Linear(64, 5), nn.GELU(), nn.Linear(5, 4), nn.Flatten()),
+               lambda net, x: net[2](net[1](net[0](x))).mean(dim=1)),
+    "rows": (Dense, lambda net, x: net.conv(x).mean(dim=(2, 3))),
+    "axes": (lambda: Dense(axes=True), lambda net, x: net.conv(x).mean(dim=(2, 3))),
+    "dropout": (lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 4)), lambda net, x: x.flatten(1)),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_features_are_what_the_last_layer_is_given(name):
+    """S13, S12: the penultimate layer, averaged over places and tokens, in eval mode without augmentation; modes,
+    random states and weights stay, and no hook does."""
+    make_net, twin = HEADS[name]
+    with forked_rng(gen(0), torch.device("cpu")):
+        net = make_net()
+    list(net.modules())[-1].eval()
+    modes, state, data = modes_of(net), torch.get_rng_state(), make_data(0, pad=2, flip=True)
+    found = features(net, data)
+    assert found.dtype == torch.float64 and not found.requires_grad
+    assert modes_of(net) == modes and torch.equal(torch.get_rng_state(), state)
+    assert not any(m._forward_pre_hooks for m in net.modules())
+    x = (data.images / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        assert_close(found, twin(net.eval(), x).double(), 1e-5)
+
+
+def test_the_last_layer_of_the_features_gives_the_logits():
+    """S13: where the last layer is linear without a bias, features times its weights are the logits."""
+    data, net = make_data(0, pad=2, flip=True), small_net(0, dtype=torch.float64)
+    x = (data.images.double() / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        assert_close(features(net, data) @ net.head.weight.T, net.eval()(x))
+
+
+def test_features_of_the_layer_before():
+    """S13: layer -2 is what the last layer but one is given; the first layer where there are fewer."""
+    net, data = small_net(0), make_data(0, n=300)  # several batches
+    x = (data.images / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        first = net.eval().act(net.norm1(net.conv1(x)))
+    assert_close(features(net, data, layer=-2), first.double().mean(dim=(2, 3)), 1e-5)
+    assert_close(features(net, data, layer=-9), x.double().mean(dim=(2, 3)), 1e-5)
+
+
+def test_no_hook_stays_after_an_error():
+    """S12: where a network raises, its hooks are gone and its modes are back all the same."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(5, 4))
+    with pytest.raises(RuntimeError, match="shape"):
+        features(net, make_data(0))
+    assert not any(m._forward_pre_hooks for m in net.modules()) and all(modes_of(net))
+
+
+# --- By dataset index -------------------------------------------------------------------------------------------------
+
+class Turned:
+    """The examples that are asked for, in another order, or the first of them."""
+
+    def __init__(self, data, share=1):
+        self.data, self.share = data, share
+
+    def __len__(self):
+        return len(self.data)
+
+    def batches(self, index=None, **more):
+        index = torch.arange(len(self)) if index is None else index
+        yield from self.data.batches(index.flip(0)[: len(index) // self.share], **more)
+
+
+def test_rows_belong_to_the_index_that_the_data_gives():
+    """S10, S13: scores and features stand at the index that comes with the image, whatever the order; images that are
+    left out are refused, not numbered anew."""
+    data, net, forget = make_data(0, n=300), small_net(0), torch.tensor([2, 5, 7])
+    for a, b in zip(suspects(net, data, forget), suspects(net, Turned(data), forget), strict=True):
+        assert_close(a, b, 1e-6)
+    whole, some = features(net, data), torch.tensor([7, 250, 3])
+    for source in (data, Turned(data)):
+        assert_close(features(net, source), whole, 1e-6)
+        assert_close(features(net, source, some), whole[some], 1e-6)
+    assert torch.equal(logits(net, data)[1], data.labels)
+    with pytest.raises(ValueError, match="must yield all the examples"):
+        suspects(net, Turned(data, 2), forget)
+    with pytest.raises(ValueError, match="index 300 out of range"):
+        features(net, data, torch.tensor([300]))
+
+
+def test_what_comes_twice_counts_once():
+    """S10: of images that a source yields several times, as processes that each read all do, the last rows stand."""
+    class Twice(Turned):
+        def batches(self, index=None, **more):
+            yield from self.data.batches(index, **more)
+            yield from self.data.batches(index, **more)
+
+    data, net = make_data(0), small_net(0)
+    rows = gather(net, data, None, lambda x, y: y[:, None].double())
+    assert torch.equal(rows[:, 0], data.labels.double())
+    assert_close(features(net, Twice(data)), features(net, data), 1e-6)

@@ -1,0 +1,147 @@
+"""Image files (repair/images.py): decoded by their contents, cropped, left out if asked; in memory where there is room.
+
+B4: crop and normalisation are what flags say, for every kind of image.
+B5: truncated, empty, foreign and monstrous images are refused by name, or left out where asked; no program is started.
+P8: images take at most the room there is: half of what is free, in a container too.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import EpsImagePlugin, Image
+
+from experiment.data import Data, Streamed
+from pictures import root, training, written  # noqa: F401
+from repair import images
+from repair.images import Reading, decode, free_in_group, load_images, room_for_images
+from repair.inputs import open_folder
+
+# --- Damaged and foreign files ----------------------------------------------------------------------------------------
+
+def damage(root: Path) -> None:
+    """Make four training images undecodable, each in its way, one of them in D_f, and a held-out one."""
+    whole = (root / "train/ant/0.png").read_bytes()
+    (root / "train/ant/0.png").write_bytes(whole[:40])
+    (root / "train/ant/1.png").write_bytes(b"")
+    (root / "train/bee/1.png").write_bytes(b"no image at all")
+    Image.new("1", (20_000, 20_000)).save(root / "train/bee/2.png")  # 50 kB that would be 1.2 GB
+    (root / "val/bee/8.png").write_bytes(whole[:40])
+
+
+def test_images_that_cannot_be_decoded(tmp_path, root, monkeypatch):
+    """B5: truncated, empty, foreign and monstrous images are refused by name, or left out of everything if asked."""
+    damage(root)
+    bad = written(tmp_path, "b.txt", "1\n4\n9")
+    clean = written(tmp_path, "c.csv", "path,label\nalone.png,ant\nant/1.png,bee\n")
+    with pytest.raises(ValueError, match=r"4 images cannot be decoded, .*ant/0.png .* first; .*--skip-bad-images"):
+        open_folder(root, bad).load(Reading(8))
+    folder = open_folder(root, bad, clean)
+    train, heldout, skipped = folder.load(Reading(8), skip=True)
+    kept = [path for path in training(root) if path.relative_to(root / "train").as_posix() not in
+            ("ant/0.png", "ant/1.png", "bee/1.png", "bee/2.png")]
+    assert folder.paths == kept and len(train) == 6 and len(heldout) == 1 and len(skipped) == 5
+    assert [kept[i].name for i in folder.forget] == ["4.png", "alone.png"]
+    assert folder.clean.tolist() == [-1] * 5 + [0]
+    assert train.images[0, 0].eq(20).all()  # ant/2.png is first now
+    assert train.labels.tolist() == [0] * 3 + [1] * 3 and heldout.labels.tolist() == [1]
+    monkeypatch.setattr(images, "PART", 4)  # files that are decoded at a time where none is kept
+    folder = open_folder(root, bad, clean)
+    streamed, _, left_out = folder.load(Reading(8), workers=0, skip=True, room=0)
+    assert isinstance(streamed, Streamed) and folder.paths == kept and left_out == skipped
+    assert torch.equal(streamed.labels, train.labels) and streamed.mean == pytest.approx(train.mean)
+    assert torch.equal(streamed.some(torch.arange(6)).images, train.images)
+
+
+def test_no_program_is_started_for_an_image(tmp_path, root, monkeypatch):
+    """B5: what is PostScript behind an image's name, for which Pillow starts Ghostscript, is no image."""
+    started, im = [], Image.new("RGB", (8, 8)).im
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **more: started.append(1) or im)
+    path = root / "train" / "ant" / "0.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(ValueError, match="ant/0.png .*cannot identify image file"):
+        decode([path], Reading(8))
+    assert not started
+    with Image.open(path) as image:  # a control
+        image.load()
+    assert started
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "jp2", "png", "ppm", "pgm", "tif", "webp"])
+def test_images_of_every_kind_that_is_read(tmp_path, suffix):
+    """B4: each kind of image that a folder may hold is decoded by its contents, whatever the suffix."""
+    Image.new("L" if suffix == "pgm" else "RGB", (8, 8), 200 if suffix == "pgm" else (200,) * 3).save(
+        tmp_path / f"x.{suffix}")
+    (tmp_path / f"x.{suffix}").rename(tmp_path / "x.png")
+    images, _ = decode([tmp_path / "x.png"], Reading(8))
+    assert (images.int() - 200).abs().max() <= 2
+
+
+def test_the_crop(tmp_path):
+    """B4: with crop_pct 0.5 the middle half of each side is left."""
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[4:12, 4:12] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    images, kept = decode([tmp_path / "a.png"], Reading(8, 0.5))
+    assert images.shape == (1, 3, 8, 8) and images.eq(255).all() and kept.tolist() == [0]
+    assert decode([tmp_path / "a.png"], Reading(16))[0].float().mean() == 255 / 4
+
+
+# --- Room in memory ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("room, train, heldout", [(11, Data, Data), (10, Data, Streamed), (9, Streamed, Streamed)])
+def test_what_is_kept_in_memory(tmp_path, root, room, train, heldout):
+    """P8: training images are kept where they fit, held-out ones where both do, to the byte; pixels are the same."""
+    folder, reading = open_folder(root, written(tmp_path, "b.txt", "9")), Reading(8, mean=(0.5,) * 3, std=(0.2,) * 3)
+    found = folder.load(reading, workers=0, room=room * reading.size_of(1))
+    assert [type(part) for part in found[:2]] == [train, heldout]
+    for part, whole in zip(found[:2], folder.load(reading)[:2], strict=True):
+        every = torch.arange(len(whole))
+        assert torch.equal(part.some(every).images, whole.images) and torch.equal(part.labels, whole.labels)
+        assert (part.mean, part.std) == (whole.mean, whole.std)
+    assert type(folder.load(reading, workers=0, room=room * reading.size_of(1) - 1)[1]) is Streamed
+
+
+def test_mean_and_std_are_the_given_ones_or_those_of_the_training_images(root):
+    """B4: the images' own mean and std, over all pixels, unless they are given; streamed in parts or in memory."""
+    paths, labels = training(root), torch.zeros(10, dtype=torch.int64)
+    pixels = decode(paths, Reading(8))[0].double() / 255
+    own = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3), correction=0).clamp_min(1 / 255)  # green is 0
+    for room in (math.inf, 0):
+        data, _ = load_images(paths, labels, 2, Reading(8), workers=0, room=room)
+        assert data.mean == pytest.approx(own[0].tolist()) and data.std == pytest.approx(own[1].tolist())
+        for skip in (False, True):
+            given = Reading(8, mean=(0.1,) * 3, std=(0.2,) * 3)
+            data, _ = load_images(paths, labels, 2, given, workers=0, room=room, skip=skip)
+            assert (data.mean, data.std) == ((0.1,) * 3, (0.2,) * 3)
+
+
+def test_room_for_images(monkeypatch):
+    """P8: half of what is free, shared by the processes, or the given number of GB; a bad number is refused."""
+    cpu = torch.device("cpu")
+    # in place of /proc/meminfo, which is another one on every machine
+    monkeypatch.setattr(images.Path, "read_text", lambda path: "MemFree: 1 kB\nMemAvailable:   4000 kB\n")
+    assert room_for_images(cpu) == 4000 * 1024 / 2 and room_for_images(cpu, None, 4) == 4000 * 1024 / 8
+    monkeypatch.setattr(images.Path, "read_text", lambda path: "what")
+    assert room_for_images(cpu) == float("inf") and room_for_images(cpu, 1.5) == 1.5e9
+    with pytest.raises(ValueError, match="--max-memory is -1"):
+        room_for_images(cpu, -1.0)
+
+
+def test_room_in_a_container(tmp_path):
+    """P8: the least that a limit on the own group or one above it leaves, file caches counted as free."""
+    root, own = tmp_path / "cgroup", tmp_path / "self"
+    (root / "a" / "b").mkdir(parents=True)
+    own.write_text("4:memory:/x\n0::/a/b\n")
+    assert free_in_group(own, root) == free_in_group(tmp_path / "none", root) == float("inf")
+    for place, limit in ((root / "a", 1000), (root / "a" / "b", "max"), (root, 700)):
+        (place / "memory.max").write_text(f"{limit}\n")
+        (place / "memory.current").write_text("500\n")
+        (place / "memory.stat").write_text("anon 300\ninactive_file 150\n")
+    assert free_in_group(own, root) == 350
+    (root / "memory.max").unlink()
+    assert free_in_group(own, root) == 650
+    own.write_text("4:memory:/x\n")
+    assert free_in_group(own, root) == float("inf")

@@ -1,0 +1,116 @@
+"""Networks by name (repair/networks.py): ours, torchvision's, timm's or a function of a file, and how images are read.
+
+B6: each is built for the data's classes, and a swap or a name that is none is told in words.
+"""
+
+import sys
+import types
+
+import pytest
+from torch import nn
+
+from repair.images import Reading
+from repair.networks import build_network
+
+FILE = """
+from torch import nn
+def sized(num_classes): return nn.Linear(2, num_classes)
+def named(classes): return nn.Linear(2, classes)
+def fixed(): return nn.Linear(2, 7)
+value = 3
+"""
+
+
+def test_networks_by_name(tmp_path):
+    """B6: ours, torchvision's and a file's, and what images they want unless it is given."""
+    model, reading = build_network("resnet9:0.125", 3, 16)
+    assert reading == Reading(16) and model.head.weight.shape == (3, 16)
+    model, reading = build_network("resnet18", 5)
+    assert model.fc.out_features == 5 and reading.size == 224 and reading.crop_pct == 224 / 256
+    assert reading.mean == (0.485, 0.456, 0.406) and reading.std == (0.229, 0.224, 0.225)
+    assert build_network("resnet18", 5, 64)[1] == Reading(64, 1.0, reading.mean, reading.std)
+    (tmp_path / "a:b").mkdir()
+    (tmp_path / "a:b" / "net.py").write_text(FILE)
+    assert build_network(f"{tmp_path / 'a:b' / 'net.py'}:fixed", 4, 32)[0].out_features == 7
+    given = build_network("resnet18", 5, 64, 0.875, [0.5] * 3, [0.2] * 3)[1]
+    assert given == Reading(64, 0.875, (0.5,) * 3, (0.2,) * 3)
+    path = tmp_path / "net.py"
+    path.write_text(FILE)
+    for name, outputs in (("sized", 4), ("named", 4), ("fixed", 7)):
+        model, reading = build_network(f"{path}:{name}", 4, 32)
+        assert model.out_features == outputs and reading.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("name, more, words", [
+    ("model.pt", {}, r"--model is the file model.pt.*swapped"),
+    ("resnet1", {}, "unknown --model 'resnet1'; give resnet9, vit, .*FILE.py:FUNCTION"),
+    ("none.py:make", {}, "no file none.py"),
+    ("FILE:absent", {}, "no function 'absent'"),
+    ("FILE:value", {}, "no function 'value'"),
+    ("resnet9", {}, "image size is None; give --image-size"),
+    ("resnet18", {"size": 0}, "image size is 0"),
+    ("resnet18", {"crop_pct": 1.5}, "--crop-pct 1.5"),
+    ("resnet18", {"mean": (0.5,) * 3}, "--std None"),
+    ("resnet18", {"mean": (0.5,) * 3, "std": (0.5,)}, "three numbers each"),
+    ("resnet18", {"mean": (9.0,) * 3, "std": (0.5,) * 3}, "three numbers each, for pixels in"),
+    ("resnet18", {"mean": (0.5,) * 3, "std": (0.5, 0.5, 0.0)}, "std above 0"),
+    ("vit", {"size": 30}, "patch size 8 do not fit"),
+    ("timm:resnet18", {}, "needs timm: pip install timm"),
+])
+def test_networks_that_cannot_be_built(tmp_path, monkeypatch, name, more, words):
+    """B6: a swapped file, an unknown name, a missing or impossible size: one sentence each."""
+    monkeypatch.setitem(sys.modules, "timm", None)
+    (tmp_path / "net.py").write_text(FILE)
+    with pytest.raises(ValueError, match=words):
+        build_network(name.replace("FILE", str(tmp_path / "net.py")), 3, **more)
+
+
+@pytest.mark.parametrize("source, words", [
+    ("import not_there\ndef make(): pass", r"does not import \(ModuleNotFoundError: .*'not_there'\).*PYTHONPATH="),
+    ("def make(:", r"does not import \(SyntaxError: invalid syntax \(net.py, line 1\)\)"),
+    ("raise SystemExit(3)", r"does not import \(SystemExit: 3\)"),
+    ("def make(): raise KeyError('what')", r"make of \S*net.py does not run \(KeyError: 'what'\)"),
+    ("def make(depth): pass", r"make of \S*net.py does not run \(TypeError: .*depth.*\); it is called with"),
+    ("def make(): return 'resnet'", "make of .*net.py returns a str, not a torch.nn.Module"),
+    ("def make(): pass", "make of .*net.py returns a NoneType, not a torch.nn.Module"),
+])
+def test_files_that_build_no_network(tmp_path, source, words):
+    """B6: a file that does not import and a function that raises or makes something else: one line that names it."""
+    (tmp_path / "net.py").write_text(source)
+    with pytest.raises(ValueError, match=words) as caught:
+        build_network(f"{tmp_path / 'net.py'}:make", 3, 32)
+    assert "\n" not in str(caught.value) and "net.py" in str(caught.value)
+
+
+def test_memory_that_runs_out_is_told_as_such(tmp_path):
+    """B6: a function for which there is no memory is no wrong function; dataclasses know the file by name."""
+    source = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Made: n: int\n"
+    (tmp_path / "net.py").write_text(f"{source}def make(): raise MemoryError('all of it')")
+    with pytest.raises(MemoryError, match="all of it"):
+        build_network(f"{tmp_path / 'net.py'}:make", 3, 32)
+
+
+def test_googlenet_has_no_auxiliary_heads():
+    """B6: they run in training alone, where a network must give logits."""
+    model, _ = build_network("googlenet", 3, 64)
+    assert model.aux1 is None and model.aux2 is None and model.fc.out_features == 3
+
+
+def test_a_network_of_timm(monkeypatch):
+    """B6: timm's network with its own mean, std, size and crop, the size handed on only to those that take it."""
+    def create_model(name, pretrained, num_classes, **more):
+        assert pretrained is False
+        if name == "conv" and more:
+            raise TypeError("unexpected keyword")
+        return nn.Linear(more.get("img_size", 1), num_classes)
+
+    cfg = types.SimpleNamespace(input_size=(3, 160, 160), crop_pct=0.95, mean=(0.5,) * 3, std=(0.4,) * 3)
+    fake = types.SimpleNamespace(list_models=lambda: ["conv", "vit"], get_pretrained_cfg=lambda name: cfg,
+                                 create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    model, reading = build_network("timm:vit", 6)
+    assert reading == Reading(160, 0.95, (0.5,) * 3, (0.4,) * 3) and model.weight.shape == (6, 160)
+    assert build_network("timm:conv", 6)[0].weight.shape == (6, 1)
+    assert build_network("timm:vit.a1_in1k", 6)[0].weight.shape == (6, 160)  # a tag, as timm's scripts take it
+    with pytest.raises(ValueError, match="timm has no network 'other'"):
+        build_network("timm:other", 6)

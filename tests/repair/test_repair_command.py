@@ -1,0 +1,545 @@
+"""`run.py repair` from end to end (repair/command.py, outputs.py): what it writes, what it says, what it refuses.
+
+P1: a line per epoch, a repaired file, a report, a printed table; what fails afterwards costs no weights.
+P3: bad input is one line on stderr and exit code 2, nothing written, no training; no input is written over.
+P6: the report's numbers are what a naive count gives; true labels change the report alone.
+P8: images above --max-memory are decoded anew in every pass, with the same result.
+G3, G4: under torchrun the files of one process; a process that dies ends the run with one line.
+"""
+
+import csv
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import run
+from colours import (IMAGENET, add_to_net, began, call, colours, in_two_processes, with_torchrun,  # noqa: F401
+                     words)
+from examples import repair as example_repair
+from examples import trials
+from examples.repair import draw_shapes, put_sticker, write_images
+from experiment.console import Parser
+from experiment.data import Data
+from helpers import assert_close, gen, small_net
+from metrics import accuracy
+from models import build
+from repair import checkpoints, command, sheets
+from repair.inputs import Folder, open_folder
+from repair.mismatch import predicted, share_of
+from repair.network import choose_settings
+from repair.networks import build_network
+from repair.outputs import beside_weights
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # rounding decides whether a cap is reached
+
+
+def report_of(world: dict) -> dict:
+    """The report of a repair."""
+    return json.loads(world["--out"].with_suffix(".json").read_text())
+
+
+# --- End to end -------------------------------------------------------------------------------------------------------
+
+def test_resnet18_end_to_end(tmp_path, capsys):
+    """P1, P6: torchvision's resnet18 from a training state on its owner's terms: keys as stored, report, table."""
+    images, labels = draw_shapes(24, gen(0))
+    data = Data(images, labels, 3, (0.5,) * 3, (0.5,) * 3)
+    paths = write_images(tmp_path / "train", data)
+    write_images(tmp_path / "val", data)
+    (tmp_path / "bad.txt").write_text("\n".join(path.name for path in paths[:4]))
+    torch.manual_seed(0)
+    stored = {f"module.{name}": t for name, t in torchvision.models.resnet18(num_classes=3).state_dict().items()}
+    torch.save({"state_dict": stored, "epoch": 1}, tmp_path / "model.pt")
+    world = {"--data": tmp_path, "--model": "resnet18", "--checkpoint": tmp_path / "model.pt",
+             "--bad": tmp_path / "bad.txt", "--out": tmp_path / "new.pt", "--image-size": 32}
+    assert call(world, "--epochs", 1, "--force", "--batch-size", 12) == 0
+    told = capsys.readouterr().out
+    assert "theta_o2 beside all convolutions (20 layers)" in told and "epoch 1/1: " in told and "s left" in told
+    found = torch.load(tmp_path / "new.pt", weights_only=True)
+    assert list(found) == list(stored) and [t.shape for t in found.values()] == [t.shape for t in stored.values()]
+    assert any(not torch.equal(found[key], t) for key, t in stored.items())
+    net = nn.DataParallel(torchvision.models.resnet18(num_classes=3))
+    net.load_state_dict(found)
+    report = report_of(world)
+    look = replace(data, mean=tuple(report["reading"]["mean"]), std=tuple(report["reading"]["std"]))
+    assert report["scores"]["held-out images"][1] == pytest.approx(accuracy(net.module, look), abs=1e-4)
+    assert report["settings"]["batch"] == 12 and report["images"] == 24
+    for name in ("optimizer", "unlearn_lr", "unlearn_epochs", "gamma", "ratio"):  # those that ran
+        assert f"{name} {report['settings'][name]} (" in told or name == "unlearn_epochs"
+    assert report["settings"]["unlearn_epochs"] == 1 and report["classes"] == ["circle", "square", "triangle"]
+    assert report["sha256"] == {str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+                                for path in (tmp_path / "model.pt", tmp_path / "bad.txt", tmp_path / "new.pt")}
+    assert {"torch", "torchvision", "device", "git", "argv", "seconds"} <= set(report)
+
+
+VIT = """
+from torchvision.models import VisionTransformer
+def small(num_classes): return VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=num_classes)
+"""
+
+
+def test_a_vit_of_a_file_end_to_end(tmp_path, capsys):
+    """P1: a transformer from FILE.py:FUNCTION, safetensors in and out, by its inner layers."""
+    images, labels = draw_shapes(24, gen(0))
+    paths = write_images(tmp_path / "train", Data(images, labels, 3, (0.5,) * 3, (0.5,) * 3))
+    (tmp_path / "bad.json").write_text(json.dumps([str(path) for path in paths[:4]]))
+    (tmp_path / "net.py").write_text(VIT)
+    model, _ = build_network(f"{tmp_path / 'net.py'}:small", 3, 32)
+    stored = model.state_dict()
+    checkpoints.write(tmp_path / "model.safetensors", stored, model, {})
+    world = {"--data": tmp_path, "--model": f"{tmp_path / 'net.py'}:small", "--bad": tmp_path / "bad.json",
+             "--checkpoint": tmp_path / "model.safetensors", "--out": tmp_path / "new.safetensors", "--image-size": 32}
+    assert call(world, "--epochs", 1, "--force") == 0
+    told = capsys.readouterr().out
+    assert "theta_o2 beside the inner layers *mlp.0" in told
+    assert "optimizer adam (the network has no BatchNorm" in told
+    found = checkpoints.read(tmp_path / "new.safetensors")
+    assert list(found) == list(stored) and any(not torch.equal(found[key], t) for key, t in stored.items())
+
+
+def test_a_wrapped_network_of_a_file(colours):
+    """P7: a file's function may give it wrapped; the weights are written under the names that the checkpoint has."""
+    path = add_to_net(colours, "def wrapped(): return nn.DataParallel(colours(12))\n")
+    assert call(colours, "--epochs", 1) == 0
+    plain = checkpoints.read(colours["--out"])
+    assert call({**colours, "--model": f"{path}:wrapped"}, "--epochs", 1) == 0
+    found = checkpoints.read(colours["--out"])
+    assert all(torch.equal(found[name], t) for name, t in plain.items()) and list(found) == list(plain)
+
+
+def test_averaged_weights_are_repaired_if_asked(colours):
+    """P1, K1: with --ema the averaged weights of a training state are repaired, and the report names the file."""
+    weights = torch.load(colours["--checkpoint"], weights_only=True)
+    torch.save({"state_dict": {name: -t for name, t in weights.items()}, "model_ema": weights}, colours["--checkpoint"])
+    assert call(colours, "--epochs", 0, "--ema") == 0
+    found = checkpoints.read(colours["--out"])
+    assert list(found) == list(weights) and all(torch.equal(found[name], t) for name, t in weights.items())
+
+
+def test_help_and_the_example(tmp_path, monkeypatch, capsys):
+    """P1: --help lists every flag and the defaults that are chosen; the example writes images that the printed command
+    repairs, in a folder of any name, but not beside others."""
+    with pytest.raises(SystemExit):
+        run.main(["repair", "--help"])
+    shown, flags = capsys.readouterr().out, Parser()
+    command.add_arguments(flags)
+    names = [name for action in flags._actions for name in action.option_strings]
+    assert len(names) > 25 and all(name in shown for name in names)
+    chosen, text = choose_settings(small_net(0), 100, {})[0], " ".join(shown.split())
+    assert (chosen.gamma, chosen.ratio, chosen.unlearn_epochs, chosen.seed) == (0.05, 0.25, 4, 0)
+    assert "most epochs of REM (default: 4)" in text and "over the network's (default: 0.25)" in text
+    folder = tmp_path / "a folder"
+    monkeypatch.setattr(sys, "argv", ["repair.py", "--write", str(folder)])
+    monkeypatch.setattr(example_repair, "fit", lambda *args: None)  # a network as it was drawn will do
+    assert example_repair.main() == 0
+    printed = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert printed[:3] == ["python", "run.py", "repair"]
+    assert run.main([*printed[2:], "--force", "--epochs", "0"]) == 0
+    assert checkpoints.read(folder / "repaired.pt").keys() == checkpoints.read(folder / "model.pt").keys()
+    with pytest.raises(SystemExit):
+        example_repair.main()
+    assert "has images already" in capsys.readouterr().err
+    images, labels = draw_shapes(9, gen(0))
+    assert images.shape == (9, 3, 32, 32) and labels.tolist() == [0, 1, 2] * 3
+    stuck = put_sticker(images, gen(1))
+    assert (stuck != images).any(1).sum(dim=(1, 2)).eq(64).all()  # a quarter of each side
+
+
+@pytest.mark.parametrize("images", ["shapes", "clothes"])
+def test_trials_note_every_choice_of_layers(images, monkeypatch, tmp_path):
+    """P4: examples/trials.py writes a row per network, choice of layers and seed, with scores before and after."""
+    monkeypatch.setattr(sys, "argv", ["trials.py", "--networks", "resnet9", "--images", images, "--seeds", "0", "--n",
+                                      "60", "--out", str(tmp_path / "new" / "rows.jsonl")])
+    assert trials.main() == 0
+    rows = [json.loads(line) for line in (tmp_path / "new" / "rows.jsonl").read_text().splitlines()]
+    assert [row["layers"] for row in rows] == ["all convolutions (8 layers)", "*.block.0.0"]
+    for row in rows:
+        assert (row["images"], row["seed"], row["n"], row["bad"], row["known"]) == (images, 0, 60, 3, 1)
+        assert all(0 <= share <= 1 for key in ("clean", "stickered", "misled") for share in row[key])
+        assert all(row[key][0] == rows[0][key][0] for key in ("clean", "stickered", "misled"))  # one network before
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+FILES = ("model.pt", "LINK", "net.py", "order.txt", "true.csv", "x.json", "x.state", "x.pt", "suspects.csv",
+         "suspects.png", "torn.npy", "train", "train/0/0-1.png", "two/x.pt", "two/suspects.csv", "sheet/x.pt",
+         "many.npz", "many.npy", "none")
+
+
+@pytest.mark.parametrize("changed, more, words", [
+    ({"--checkpoint": "model.pt", "--model": "swapped.pt"}, (), "swapped"),
+    ({"--bad": "model.pt"}, (), "cannot read"),
+    ({"--out": "model.pt"}, (), "would replace the input"),
+    ({"--out": "LINK"}, (), "would replace the input"),
+    ({"--out": "net.py"}, (), "would replace the input"),
+    ({"--out": "order.txt"}, (), "would replace the input"),
+    ({"--out": "true.csv", "--clean": "true.csv"}, (), "would replace the input"),
+    ({"--out": "x.pt", "--bad": "x.json"}, (), "would replace the input"),
+    ({"--out": "x.pt", "--bad": ["none", "x.state"]}, (), "would replace the input"),
+    ({"--out": "train/0/0-1.png"}, (), "would lie among the images"),
+    ({"--out": "two/x.pt", "--bad": "two/suspects.csv"}, (), "give another folder with --out"),
+    ({"--bad": "many.npz"}, (), "it must be a text file"),
+    ({"--bad": "many.npy"}, (), "give a vector of indices"),
+    ({"--bad": "torn.npy"}, (), "cannot read the list"),
+    ({"--model": "vit_b_16", "--image-size": 33}, (), "vit_b_16 cannot be built at 33 pixels, --image-size"),
+    ({"--model": "resnet18:2"}, (), "unknown --model 'resnet18:2'"),
+    *(({"--model": f"resnet9:{widths}"}, (), "such as resnet9:0.5") for widths in ("half", "1e-1", ".", "1.2.3", "-1")),
+    ({}, ("--crop-pct", 0), "--crop-pct 0.0"),
+    ({"--class-map": "model.pt"}, (), "it must be a text file"),
+    ({"--out": "x.json"}, (), "the report's name"),
+    ({"--out": "x.state"}, (), "the state's name"),
+    ({"--out": "suspects.csv"}, (), "the list's name"),
+    ({"--out": "suspects.png"}, (), "the sheet's name"),
+    ({}, ("--checkpoint-every", -1), "--checkpoint-every is -1"),
+    ({}, ("--max-memory", -1), "--max-memory is -1"),
+    ({"--out": "train"}, (), "cannot write"),
+    ({"--out": ""}, (), "--out is ''; give a file that ends in .pt"),
+    ({}, ("--workers", -1), "--workers is -1; give a number"),
+    ({}, ("--lr", -1), "--lr is -1.0; it must be"),
+    ({}, ("--epochs", -1), "--epochs is -1; it must be"),
+    ({}, ("--layers", ""), "no layer is called ''"),
+    ({"--out": "sheet/x.pt"}, (), "suspects.png is not from a repair, or its suspects.csv was moved"),
+    ({"--data": "none"}, (), "no folder"),
+    ({}, ("--batch-size", 1), "batch is 1"),
+    ({}, ("--ratio", -1), "ratio is -1"),
+    ({}, ("--layers", "9,1"), "no layer is called '9'"),
+    ({}, ("--device", "cuda:99"), "device"),
+    ({}, ("--epochs", "2.5"), "invalid int value"),
+    ({}, ("--what",), "unrecognized arguments"),
+])
+def test_bad_input_is_one_line_before_any_work(colours, capsys, changed, more, words):
+    """P3: one line on stderr, exit code 2, nothing written, no training."""
+    folder = colours["--data"]
+    (folder / "LINK").symlink_to(folder / "model.pt")
+    (folder / "true.csv").write_text("path,label\n0-5.png,0\n")
+    (folder / "two").mkdir()
+    (folder / "two" / "suspects.csv").write_text("0-5.png\n")
+    (folder / "sheet").mkdir()
+    (folder / "sheet" / "suspects.png").touch()
+    np.savez(folder / "many.npz", a=[1], b=[2])
+    shutil.copy(folder / "many.npz", folder / "many.npy")
+    (folder / "torn.npy").write_bytes(b"PK\x03\x04" + bytes(range(200)))
+    if changed.get("--bad") in ("x.json", ["none", "x.state"]):  # a list of such a name
+        for name in ("x.json", "x.state"):
+            (folder / name).write_text('["0-5.png"]')
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def place(value):
+        if isinstance(value, list):
+            return [place(each) for each in value]
+        return folder / value if value in FILES else value
+
+    assert call({**colours, **{flag: place(value) for flag, value in changed.items()}}, *more) == 2
+    told = capsys.readouterr()
+    lines = [line for line in told.err.splitlines() if not line.startswith("warning")]
+    assert len(lines) == 1 and words in lines[0] and not began(told.out)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_rate_that_is_too_high_is_told_as_the_flag(colours, capsys):
+    """P3: where training ends in numbers that are not finite, one line names --lr, and nothing is written."""
+    assert call(colours, "--epochs", 2, "--lr", 1e30, "--batch-size", 8, "--checkpoint-every", 0) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("(the rate is --lr)") and list(colours["--out"].parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["rank,filename,Bad\n1,0-0.png,true\n", "rank;filename; BAD\n1;0-0.png;true\n",
+                                     "rank\tfilename\tbad\n1\t0-0.png\ttrue\n", "OURS,wrong\n1,,,,,,,,x\n",
+                                     "OURS\n1,,,,,,,,true\n", b"rank,filename,b\xe4d\n",
+                                     "rank,filename,bad\n".encode("utf-16")],
+                         ids=["Bad", "semicolons", "tabs", "wrong", "unnamed", "latin", "utf-16"])
+def test_answers_are_never_written_over(colours, capsys, content):
+    """S15: a suspects.csv with typed answers stays, whatever the case, delimiter or encoding; one without does not."""
+    listed = colours["--out"].with_name("suspects.csv")
+    listed.parent.mkdir()
+    ours = ",".join(sheets.COLUMNS)
+    content = content if isinstance(content, bytes) else content.replace("OURS", ours).encode()
+    listed.write_bytes(content)
+    assert call(colours, "--epochs", 0) == 2
+    assert "suspects.csv has a column `bad`, which would be lost, or another" in capsys.readouterr().err
+    assert listed.read_bytes() == content and not colours["--out"].exists()
+    listed.write_text(ours.replace(",", ";") + "\n" + 7 * ";" + "\n")  # a spreadsheet's, without an answer
+    assert not sheets.answered(listed)
+
+
+def test_names_with_a_dot_have_reports_of_their_own(colours):
+    """P3: v1.2 and v1.3 are names, not endings."""
+    for name in ("net_v1.2", "net_v1.3"):
+        assert call({**colours, "--out": colours["--out"].with_name(name)}, "--epochs", 0) == 0
+    found = {path.name for path in colours["--out"].parent.iterdir() if not path.name.startswith("suspects")}
+    assert found == {"net_v1.2", "net_v1.2.json", "net_v1.3", "net_v1.3.json"}
+    assert [beside_weights(name, ".json").name for name in ("a.pt", "a.pth.tar", "b.safetensors")] == [
+        "a.json", "a.pth.json", "b.json"]
+
+
+def test_the_report_of_another_is_not_replaced(colours, capsys):
+    """P3: a .json beside --out that no repair has written stays; a report does not stop a second repair."""
+    other = colours["--out"].with_suffix(".json")
+    other.parent.mkdir()
+    for content in ('{"lr": 1}', "[]", "{"):
+        other.write_text(content)
+        assert call(colours, "--epochs", 0) == 2
+        assert "is no report of a repair and would be replaced" in capsys.readouterr().err
+        assert other.read_text() == content
+    other.unlink()
+    assert call(colours, "--epochs", 0) == call(colours, "--epochs", 0) == 0
+
+
+def test_nothing_is_written_beside_images_that_a_link_leads_to(colours, capsys):
+    """P3: nor into a folder of images that lies elsewhere and is linked into train/."""
+    folder = colours["--data"]
+    (folder / "train" / "0").rename(folder / "elsewhere")
+    (folder / "train" / "0").symlink_to(folder / "elsewhere")
+    assert call({**colours, "--out": folder / "elsewhere" / "x.pt"}) == 2
+    assert "would lie among the images" in capsys.readouterr().err
+    assert not (folder / "elsewhere" / "x.pt").exists()
+
+
+# --- The report -------------------------------------------------------------------------------------------------------
+
+class Fixed(nn.Module):
+    """Predicts what it is told, by the first pixel."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.table = nn.Parameter(nn.functional.one_hot(torch.tensor(classes), 3).float())
+
+    def forward(self, x):
+        return self.table[(x[:, 0, 0, 0] * 255).round().long()]
+
+
+def test_the_report_counts(tmp_path):
+    """P6: accuracies on D_f and the rest against given labels, Healed against true ones, and changed predictions."""
+    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 2, 2).contiguous()
+    data = Data(images, torch.tensor([0, 0, 0, 1, 1, 2]), 3, (0.0,) * 3, (1.0,) * 3)
+    heldout = Data(images[:4], torch.tensor([0, 1, 1, 1]), 3, (0.0,) * 3, (1.0,) * 3)
+    truth = torch.tensor([1, 0, 2, 1, -1, -1])  # the second is known bad for another reason than its label
+    folder = Folder(tmp_path, ["a", "b", "c"], [], data.labels, torch.tensor([0, 1]), truth, "")
+    old, new = Fixed([0, 0, 0, 1, 1, 2]), Fixed([1, 0, 2, 1, 0, 2])
+    before = [predicted(old, data), predicted(old, heldout)]
+    scores = command.before_and_after(before, new, data, heldout, folder)
+    assert scores == {"known bad, their given labels": [1.0, 0.5],
+                      "other training images, given labels": [1.0, 0.5],
+                      "held-out images": [0.5, 0.25], "Healed: bad images, true labels": [0.3333, 1.0],
+                      "training images with another prediction": 3}
+    lines = command.table_of_changes(scores).splitlines()
+    assert lines[1].split()[-2:] == ["100.0", "50.0"] and lines[-1].split()[-1] == "3"
+    assert share_of(torch.zeros(0)) is None
+    assert "held-out images" not in command.before_and_after([before[0], None], new, data, None, folder)
+
+
+SURE = """
+def sure(classes):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Linear(4, classes))
+    nn.init.zeros_(net[4].weight)
+    net[4].bias.data.copy_(60.0 * (torch.arange(classes) == 1))
+    return net
+"""
+
+
+@pytest.mark.parametrize("bad, optimizer, rate", [("0-5.png\n1-0.png\n", "adam", 1e-4), ("0-0.png\n", "sgd", 0.004)])
+def test_the_report_has_the_settings_that_ran(colours, capsys, bad, optimizer, rate):
+    """P6, P4: what was measured before the repair, such as that a network is too sure of the known bad, stands in the
+    report as it was chosen."""
+    model = f"{add_to_net(colours, SURE)}:sure"
+    torch.save(build_network(model, 12, 32)[0].state_dict(), colours["--checkpoint"])
+    colours["--bad"].write_text(bad)  # the first two are in the folder that the network is sure of
+    assert call({**colours, "--model": model}, "--epochs", 0, "--force", "--ratio", 0.75) == 0
+    settings = report_of(colours)["settings"]
+    assert (settings["optimizer"], settings["unlearn_lr"], settings["ratio"]) == (optimizer, rate, 0.75)
+    assert f"optimizer {optimizer} (" in capsys.readouterr().out
+
+
+def test_true_labels_change_nothing_but_the_report(colours):
+    """P6: with --clean the repaired weights are bit for bit the same, and the report has Healed."""
+    (colours["--data"] / "clean.csv").write_text("path,label\n0-5.png,0\n2-5.png,2\n3-0.png,3\n")
+    assert call(colours, "--epochs", 1) == 0
+    plain, first = colours["--out"].read_bytes(), report_of(colours)
+    assert call({**colours, "--clean": colours["--data"] / "clean.csv"}, "--epochs", 1) == 0
+    report = report_of(colours)
+    assert colours["--out"].read_bytes() == plain
+    assert report["scores"].pop("Healed: bad images, true labels") == [1.0, 1.0]  # the wrong ones were never learnt
+    assert report["scores"] == first["scores"]
+
+
+def test_true_labels_by_class_names_that_are_numbers(colours):
+    """P6, B3: where folders are called "0" to "11" and sorted as strings, a true label "2" is the class of that name,
+    not the third folder: the network that knows every colour has healed every image."""
+    names = sorted(map(str, range(12)))
+    assert names[2] == "10"
+    stored, places = torch.load(colours["--checkpoint"], weights_only=True), [int(name) for name in names]
+    in_order = {**stored, "4.weight": stored["4.weight"][places], "4.bias": stored["4.bias"][places]}
+    torch.save(in_order, colours["--checkpoint"])
+    rows = [f"{path.name},{path.name.partition('-')[0]}" for path in (colours["--data"] / "train").rglob("*.png")]
+    (colours["--data"] / "clean.csv").write_text("\n".join(["path,label", *rows]))
+    world = {**colours, "--class-map": None, "--clean": colours["--data"] / "clean.csv"}
+    assert call(world, "--epochs", 0) == 0
+    assert report_of(colours)["scores"]["Healed: bad images, true labels"] == [1.0, 1.0]
+
+
+def test_images_left_out_are_told(colours, capsys):
+    """P1: with --skip-bad-images the run goes on and says what it left out."""
+    (colours["--data"] / "train" / "3" / "3-0.png").write_bytes(b"\x89PNG")
+    assert call(colours, "--epochs", 0) == 2
+    assert "try --skip-bad-images" in capsys.readouterr().err
+    assert call(colours, "--epochs", 0, "--skip-bad-images") == 0
+    assert "1 images cannot be decoded and are left out" in capsys.readouterr().out
+    report = report_of(colours)
+    assert [Path(name).name for name in report["skipped"]] == ["3-0.png"] and report["images"] == 71
+    listing = [path.relative_to(colours["--data"]).as_posix()
+               for path in open_folder(colours["--data"], colours["--bad"]).paths]
+    rows = list(csv.DictReader((colours["--out"].parent / "suspects.csv").read_text().splitlines()))
+    assert len(rows) == 69 and all(listing[int(row["index"])] == row["filename"] for row in rows)  # of all images
+
+
+def test_what_fails_after_the_repair_costs_no_weights(colours, capsys, monkeypatch):
+    """P1: where the suspects fail the weights and the report are there, and a line says why; features that would fill
+    the memory are left out of the list alone."""
+    def fail(*args):  # in place of what can only fail on a larger machine's data
+        raise MemoryError("no room for features")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "probe", fail)
+        assert call(colours, "--epochs", 0) == 0
+    assert "no list of suspects (MemoryError: no room for features)" in capsys.readouterr().out
+    folder = colours["--out"].parent
+    assert {path.name for path in folder.iterdir()} == {"repaired.pt", "repaired.json"}
+    with monkeypatch.context() as patched:
+        patched.setattr(sheets, "draw_sheet", fail)
+        assert call(colours, "--epochs", 0) == 0
+    told = capsys.readouterr().out
+    assert "suspects.csv ranks the 70" in told and "no picture of them (MemoryError: no room for features)" in told
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "probe", fail)
+        assert call(colours, "--epochs", 0) == 0
+    assert re.search("features\\); \\S*suspects.csv: of an earlier repair", capsys.readouterr().out)
+    room = command.room_for_images
+    monkeypatch.setattr(command, "room_for_images", lambda device, *given: room(device, *given) if given else 0)
+    assert call(colours, "--epochs", 0) == 0
+    header, first, *_ = (folder / "suspects.csv").read_text().splitlines()
+    assert header.endswith(",similar") and first.endswith(",")
+
+
+# --- Images that are not kept in memory -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("workers, mean", [(0, IMAGENET), (1, ())])
+def test_images_above_max_memory_are_streamed_with_the_same_result(colours, capsys, workers, mean):
+    """P8: above --max-memory every pass decodes anew, the run says so; weights, report and suspects are the same."""
+    (colours["--data"] / "val").symlink_to(colours["--data"] / "train")
+    out, found = colours["--out"], []
+    for room in (1, 0.0001):
+        assert call(colours, "--epochs", 1, "--max-memory", room, "--workers", workers, *mean) == 0
+        found.append((out.read_bytes(), report_of(colours)["scores"], out.with_name("suspects.csv").read_bytes()))
+        told = capsys.readouterr().out
+        streams = "the images take 0.000221 GB, and --max-memory is 0.0001: they are decoded anew in every pass" in told
+        assert streams == (room < 1)
+    assert found[0] == found[1]
+
+
+def test_streamed_images_that_cannot_be_decoded(colours, capsys):
+    """P8: a damaged file ends the run with a line that names it, or is left out as in memory."""
+    (colours["--data"] / "train" / "3" / "3-0.png").write_bytes(b"\x89PNG")
+    streamed = ("--epochs", 0, "--max-memory", 0, "--workers", 1)
+    assert call(colours, *streamed) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and "cannot be read" in told[0] and "3-0.png" in told[0] and not colours["--out"].exists()
+    assert call(colours, *streamed, "--skip-bad-images") == 0
+    assert "1 images cannot be decoded and are left out" in capsys.readouterr().out
+
+
+def test_a_damaged_held_out_image_is_told_before_any_work(colours, capsys):
+    """P8: held-out images are decoded once before the repair, streamed ones too."""
+    shutil.copytree(colours["--data"] / "train", colours["--data"] / "val")
+    (colours["--data"] / "val" / "3" / "3-0.png").write_bytes(b"\x89PNG")
+    for room in (0, 1):
+        assert call(colours, "--max-memory", room, "--workers", 0) == 2
+        told = capsys.readouterr()
+        assert "3-0.png" in told.err.splitlines()[-1] and not began(told.out) and not colours["--out"].exists()
+
+
+# --- Several processes ------------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_torchrun_repairs_as_one_process_does(colours):
+    """G3: under torchrun two processes write one set of files: the weights, scores and suspects of one process, within
+    float32 rounding, with images streamed; each line is printed once."""
+    more = ("--epochs", 2, "--batch-size", 16, "--max-memory", 0, "--workers", 1, "--device", "cpu")
+    assert call(colours, *more) == 0
+    whole, scores = torch.load(colours["--out"], weights_only=True), report_of(colours)["scores"]
+    two = {**colours, "--out": colours["--data"] / "two" / "repaired.pt"}
+    done = with_torchrun(*words(two, *more))
+    assert done.returncode == 0, done.stderr
+    for name, value in torch.load(two["--out"], weights_only=True).items():
+        assert_close(value, whole[name], 1e-4)
+    assert report_of(two)["scores"] == scores
+    found = {path.name for path in two["--out"].parent.iterdir()}
+    assert found - {"suspects.png"} == {"repaired.pt", "repaired.json", "suspects.csv"}
+    assert done.stdout.count("known bad, their given labels") == 1 and done.stdout.count("epoch 1/2") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_repairs_a_network_with_batchnorm(colours, tmp_path):
+    """G3: with BatchNorm, whose statistics each process sends around before it looks, none waits for one that is done:
+    two processes end well and write every file."""
+    torch.save(build("resnet9", 0.1, classes=12, image_size=8, seed=0).state_dict(), tmp_path / "resnet9.pt")
+    world = {**colours, "--checkpoint": tmp_path / "resnet9.pt", "--out": tmp_path / "two" / "r.pt",
+             "--model": "resnet9:0.1", "--image-size": 8}
+    done = with_torchrun(*words(world, "--epochs", 1, "--batch-size", 16, "--device", "cpu", "--force"))
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "two").iterdir()} - {"suspects.png"} == {"r.pt", "r.json", "suspects.csv"}
+
+
+DYING = """
+import os
+CALLS = []
+class Dying(nn.Module):
+    def forward(self, x):
+        CALLS.append(1)
+        if os.environ.get("RANK") == "1" and len(CALLS) == 60: os._exit(9)
+        return x
+def dying(classes): return nn.Sequential(Dying(), *colours(classes))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_run_with_one_line(colours):
+    """G4: where one of two processes is killed, the other says so in one line; no output is there, whole or half."""
+    path = add_to_net(colours, DYING)
+    stored = torch.load(colours["--checkpoint"], weights_only=True)
+    shifted = {re.sub(r"^\d+", lambda m: str(int(m[0]) + 1), k): v for k, v in stored.items()}
+    torch.save(shifted, colours["--checkpoint"])
+    argv = words({**colours, "--model": f"{path}:dying"}, "--epochs", 9, "--device", "cpu", "--checkpoint-every", 0,
+                 "--batch-size", 4)
+    for _ in range(3):  # now and then gloo itself aborts a process whose peer has gone, before Python is told
+        (code, told, errors), (killed, _, last) = in_two_processes(*argv)
+        if code != -signal.SIGABRT:
+            break
+    assert killed == 9 and code == 2 and last == [], errors
+    assert began(told) and "known bad, their given labels" not in told  # it was in training
+    lines = [line for line in errors if not line.startswith("warning: the network has not learnt")]
+    assert [line[:41] for line in lines] == ["run.py: a process of this run has ended ("]
+    assert list(colours["--out"].parent.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_bad_input_is_one_line_of_all_processes(colours):
+    """G4, P3: what all processes refuse one alone tells; other words than repair are refused."""
+    for argv, told in ((words(colours, "--batch-size", 1), "batch is 1"), (["repair", "--what"], "required"),
+                       (["report", "x"], "report runs in one process; torchrun is for one cell, grid and repair")):
+        found = in_two_processes(*argv)
+        lines = [line for _, _, errors in found for line in errors]
+        assert [code for code, _, _ in found] == [2, 2]
+        assert len(lines) == 1 and told in lines[0]

@@ -1,0 +1,347 @@
+"""Going on after an interruption (repair/state.py): the state is all that REM's next epoch depends on.
+
+A8: k epochs, a state, another process and the other epochs give what all epochs at once give, bit for bit.
+P9: the state of another repair is not gone on from; one that cannot be written costs no repair.
+"""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from colours import ROOT, call, colours, words  # noqa: F401
+from experiment.data import Streamed
+from experiment.settings import Config
+from helpers import Evil, assert_same_state, make_data, small_net
+from repair import network
+from repair.network import repair
+from repair.state import repair_key
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # rounding decides whether a cap is reached
+
+FORGET = torch.tensor([1, 5])
+SETTINGS = dict(unlearn_epochs=4, batch=16, gamma=0.2, max_passes=3, unlearn_lr=0.02)
+
+
+def images_of(n=24, **more):
+    """Images of four classes, by default few."""
+    return make_data(0, n=n, classes=4, **more)
+
+
+def cut_after(monkeypatch, writes: int) -> None:
+    """Let the process be interrupted right after it has written its state so many times; 0: never.
+
+    In place of save_state, since a line of progress comes before the state is written and nothing comes after it.
+    """
+    monkeypatch.undo()
+    left = [writes]
+
+    def save_state(*args, inner=network.save_state, **notes):
+        inner(*args, **notes)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    if writes:
+        monkeypatch.setattr(network, "save_state", save_state)
+
+
+def epochs_of(lines: list[str]) -> list[str]:
+    """The lines of epochs, without the time that they tell."""
+    return [line.rpartition("; ")[0] for line in lines if line.startswith("epoch ")]
+
+
+# --- One repair, cut off ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("more, augmentation", [
+    ({}, {}), ({"stop": "max"}, {"pad": 1, "flip": True}), ({"optimizer": "adam"}, {"pad": 1}),
+    ({"unlearn_lr": 0.3, "gamma": 0.5}, {})], ids=["default", "max", "adam", "falling"])
+def test_a_repair_that_is_cut_off_anywhere_goes_on(tmp_path, monkeypatch, more, augmentation):
+    """A8, P9: cut off after any epoch, the last one too, or after several, a repair ends as the one that was not does:
+    weights bit for bit, lines of the epochs that are left, no further epoch once it was done."""
+    data, keep, settings, whole = images_of(60, **augmentation), tmp_path / "x.state", SETTINGS | more, []
+    wanted = repair(small_net(0), data, FORGET, say=whole.append, **settings)
+    lines = epochs_of(whole)
+    for cuts in (*([k] for k in range(1, len(lines) + 1)), [1, 1]):
+        keep.unlink(missing_ok=True)
+        for writes in cuts:
+            cut_after(monkeypatch, writes)
+            with pytest.raises(KeyboardInterrupt):
+                repair(small_net(0), data, FORGET, keep=keep, **settings)
+        assert [path.name for path in tmp_path.iterdir()] == ["x.state"]
+        cut_after(monkeypatch, 0)
+        torch.manual_seed(sum(cuts))  # the global random state decides nothing
+        told = []
+        found = repair(small_net(0), data, FORGET, keep=keep, say=told.append, **settings)
+        assert_same_state(found, wanted)
+        assert f"going on after epoch {sum(cuts)}, from {keep}" in told and epochs_of(told) == lines[sum(cuts):]
+
+
+def test_the_best_epoch_is_carried_over(tmp_path, monkeypatch):
+    """A8, A24: where the best epoch came before the cut, it is what the repair gives back after it."""
+    data, keep, seen = images_of(200), tmp_path / "x.state", 0
+    settings = dict(unlearn_epochs=6, batch=32, unlearn_lr=0.3, gamma=0.5)
+    for seed in range(8):  # of one or another the last epoch is not the best
+        told = []
+        wanted = repair(small_net(seed), data, FORGET, say=told.append, **settings)
+        ran = len(epochs_of(told))
+        cut_after(monkeypatch, ran)
+        with pytest.raises(KeyboardInterrupt):
+            repair(small_net(seed), data, FORGET, keep=keep, **settings)
+        cut_after(monkeypatch, 0)
+        last = torch.load(keep, weights_only=True)["expanded"]
+        seen += not any(torch.equal(wanted.head.weight, t) for t in last.values())
+        assert_same_state(repair(small_net(seed), data, FORGET, keep=keep, **settings), wanted)
+        keep.unlink()
+        if seen:
+            break
+    assert seen
+
+
+OTHER_PROCESS = """
+import sys, torch
+from helpers import make_data, small_net
+from repair import repair
+torch.set_num_threads(1)
+data = make_data(0, n=24, classes=4, pad=1, flip=True)
+net = repair(small_net(0), data, torch.tensor([1, 5]), keep=sys.argv[1], say=print, stop="max", **SETTINGS)
+torch.save(net.state_dict(), sys.argv[2])
+"""
+
+
+def test_another_process_goes_on(tmp_path, monkeypatch):
+    """A8: what one process has begun another one ends, bit for bit."""
+    data, keep, settings = images_of(pad=1, flip=True), tmp_path / "x.state", SETTINGS | {"stop": "max"}
+    wanted = repair(small_net(0), data, FORGET, **settings)
+    cut_after(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        repair(small_net(0), data, FORGET, keep=keep, **settings)
+    code = OTHER_PROCESS.replace("SETTINGS", repr(SETTINGS))
+    world = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, keep, tmp_path / "net.pt"], cwd=tmp_path,
+                          env=world, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "going on after epoch 2" in done.stdout, done.stderr
+    found = small_net(1)
+    found.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
+    assert_same_state(found, wanted)
+
+
+class Counting(nn.Module):
+    """A scale that training moves and that a state dict leaves out."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small_net(0)
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.scale = self.scale * 0.99
+        return self.net(x) * self.scale
+
+
+def test_buffers_that_a_state_dict_leaves_out_are_carried_over(tmp_path, monkeypatch):
+    """A8: the next epoch depends on a network's buffers that are not persistent too."""
+    keep, settings = tmp_path / "x.state", SETTINGS | {"stop": "max"}
+    wanted = repair(Counting(), images_of(), FORGET, **settings)
+    cut_after(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        repair(Counting(), images_of(), FORGET, keep=keep, **settings)
+    cut_after(monkeypatch, 0)
+    found = repair(Counting(), images_of(), FORGET, keep=keep, **settings)
+    assert_same_state(found, wanted)
+    assert torch.equal(found.scale, wanted.scale) and found.scale < 1
+
+
+@pytest.mark.parametrize("every, epoch", [(1, 3), (2, 2), (3, 3), (4, None), (0, None)])
+def test_the_state_is_written_every_so_many_epochs(tmp_path, every, epoch):
+    """P9: a state after each `every` epochs, of the last of them; 0 keeps none."""
+    keep, told = tmp_path / "x.state", []
+    settings = SETTINGS | {"stop": "max", "unlearn_epochs": 3}
+    wanted = repair(small_net(0), images_of(), FORGET, **settings)
+    assert_same_state(repair(small_net(0), images_of(), FORGET, keep=keep, every=every, **settings), wanted)
+    assert keep.exists() == (epoch is not None)
+    assert_same_state(repair(small_net(0), images_of(), FORGET, keep=keep, say=told.append, **settings), wanted)
+    assert any(f"going on after epoch {epoch}, from" in line for line in told) == (epoch is not None)
+    assert len(epochs_of(told)) == 3 - (epoch or 0)
+
+
+def test_a_command_that_is_cut_off_goes_on(colours, capsys, monkeypatch):
+    """P9: the command repeated goes on from its state, ends with the same file and leaves no state; one state is one
+    file, and nothing else is written; --checkpoint-every 2 writes one every second epoch, 0 neither reads nor writes
+    one."""
+    state, out = colours["--out"].with_suffix(".state"), colours["--out"]
+    many = ("--epochs", 3, "--batch-size", 16, "--lr", 0.01)
+    assert call(colours, *many) == 0
+    whole, lines = out.read_bytes(), epochs_of(capsys.readouterr().out.splitlines())
+    assert len(lines) >= 2 and not state.exists()
+    out.unlink()
+    before = set(out.parent.iterdir())
+    cut_after(monkeypatch, 1)
+    assert call(colours, *many, "--checkpoint-every", 2) == 130
+    assert set(out.parent.iterdir()) == before | {state}
+    cut_after(monkeypatch, 0)
+    kept = state.read_bytes()
+    capsys.readouterr()
+    assert call(colours, *many, "--checkpoint-every", 0) == 0
+    assert epochs_of(capsys.readouterr().out.splitlines()) == lines
+    assert out.read_bytes() == whole and state.read_bytes() == kept
+    out.unlink()
+    assert call(colours, *many) == 0
+    told = capsys.readouterr().out
+    assert f"going on after epoch 2, from {state}" in told and epochs_of(told.splitlines()) == lines[2:]
+    assert out.read_bytes() == whole and not state.exists()
+
+
+def test_a_state_that_cannot_be_written_costs_no_repair(tmp_path):
+    """P9: a place that cannot be written to is told, and the repair ends as it would have."""
+    data, net, told = images_of(), small_net(0), []
+    (tmp_path / "file").touch()
+    whole = repair(net, data, FORGET, unlearn_epochs=1)
+    found = repair(net, data, FORGET, unlearn_epochs=1, keep=tmp_path / "file" / "x.state", say=told.append)
+    assert_same_state(found, whole)
+    assert any(line.startswith("the state of epoch 1 could not be written to") for line in told)
+
+
+# --- Whose state it is ------------------------------------------------------------------------------------------------
+
+def frozen(net: nn.Module) -> nn.Module:
+    """A network whose BatchNorms are frozen by their mode."""
+    net.norm1.eval()
+    return net
+
+
+def rectified(net: nn.Module) -> nn.Module:
+    """A network of the same weights that computes something else."""
+    net.act = nn.ReLU()
+    return net
+
+
+OTHERS = {
+    "network": lambda: dict(model=small_net(1)),
+    "frozen norm": lambda: dict(model=frozen(small_net(0))),
+    "activation": lambda: dict(model=rectified(small_net(0))),
+    "forget": lambda: dict(forget=FORGET[:1]),
+    "labels": lambda: dict(data=replace(images_of(), labels=(images_of().labels + 1) % 4)),
+    "images": lambda: dict(data=replace(images_of(), images=255 - images_of().images)),
+    "flip": lambda: dict(data=images_of(flip=True)),
+    "seed": lambda: dict(seed=1),
+    "rate": lambda: dict(unlearn_lr=0.01),
+    "layers": lambda: dict(layers=["conv1", "conv2"]),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_state_of_another_repair_is_not_used(tmp_path, name):
+    """P9: what decides another repair begins anew, says so, and ends as without a file."""
+    keep, told = tmp_path / "x.state", []
+    same = dict(model=small_net(0), data=images_of(), forget=FORGET, **SETTINGS)
+    other = dict(model=small_net(0), data=images_of(), forget=FORGET, **SETTINGS) | OTHERS[name]()
+    repair(**same, keep=keep)
+    kept = keep.read_bytes()
+    found = repair(**copy.deepcopy(other), keep=keep, say=told.append)
+    assert f"{keep} is the state of another repair and will be replaced" in told
+    assert_same_state(found, repair(**other))
+    assert keep.read_bytes() != kept
+
+
+def test_two_repairs_beside_each_other_with_one_state_file(tmp_path):
+    """P9: a repair that runs while another one writes to the same file ends as it does alone, and so does the other;
+    what is in the file then is not gone on from by the one that did not write it."""
+    keep, told, others = tmp_path / "x.state", [], []
+    settings = SETTINGS | {"stop": "max"}
+    alone = [repair(small_net(0), images_of(), forget, **settings) for forget in (FORGET, FORGET + 1)]
+
+    def say(line):
+        if line.startswith("epoch 2/"):
+            others.append(repair(small_net(0), images_of(), FORGET + 1, keep=keep, say=told.append, **settings))
+
+    mine = repair(small_net(0), images_of(), FORGET, keep=keep, say=say, every=5, **settings)
+    for found, wanted in zip((mine, *others), alone, strict=True):
+        assert_same_state(found, wanted)
+    told.clear()
+    assert_same_state(repair(small_net(0), images_of(), FORGET, keep=keep, say=told.append, **settings), alone[0])
+    assert f"{keep} is the state of another repair and will be replaced" in told
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_in_one_folder(colours):
+    """P9, K7: two processes that repair at once into one folder write the weights and reports that each writes alone;
+    the list of suspects, whose name they share, is whole and one of theirs; nothing else stays."""
+    (colours["--data"] / "other.txt").write_text("2-5.png\n3-3.png\n")
+    more, worlds = ("--epochs", 2, "--batch-size", 16, "--lr", 0.01, "--device", "cpu"), []
+    for name, bad in (("a.pt", "bad.txt"), ("b.pt", "other.txt")):
+        worlds.append({**colours, "--out": colours["--out"].with_name(name), "--bad": colours["--data"] / bad})
+    alone, lists, listed = [], [], colours["--out"].with_name("suspects.csv")
+    for world in worlds:
+        assert call(world, *more) == 0
+        alone.append(world["--out"].read_bytes())
+        lists.append(listed.read_bytes())
+    names = {path.name for path in listed.parent.iterdir()}
+    shutil.rmtree(listed.parent)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = [subprocess.Popen([sys.executable, "-B", ROOT / "run.py", *words(world, *more)], env=environment,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for world in worlds]
+    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    assert [world["--out"].read_bytes() for world in worlds] == alone
+    assert listed.read_bytes() in lists and lists[0] != lists[1]
+    assert {path.name for path in listed.parent.iterdir()} == names
+
+
+@pytest.mark.parametrize("content", ["evil", b"PK", b"", b"something else", {"epoch": 1}, [1]])
+def test_a_file_of_something_else_is_refused(tmp_path, content):
+    """P9, A8: what is no state is refused and stays as it was, and no code in it is run."""
+    keep = tmp_path / "x.state"
+    if isinstance(content, bytes):
+        keep.write_bytes(content)
+    else:
+        torch.save({"key": Evil(tmp_path / "ran")} if content == "evil" else content, keep)
+    before = keep.read_bytes()
+    with pytest.raises(ValueError, match="x.state is no state of this repair .*; move it away"):
+        repair(small_net(0), images_of(), FORGET, keep=keep, **SETTINGS)
+    assert keep.read_bytes() == before and not (tmp_path / "ran").exists()
+
+
+def test_a_state_with_this_repairs_key_and_less_in_it_is_refused(tmp_path):
+    """P9: a state that lacks a part, such as one of an older version, is refused and not half used."""
+    keep = tmp_path / "x.state"
+    repair(small_net(0), images_of(), FORGET, keep=keep, **SETTINGS)
+    whole = torch.load(keep, weights_only=True)
+    for part in set(whole) - {"key"}:
+        torch.save({name: value for name, value in whole.items() if name != part}, keep)
+        with pytest.raises(ValueError, match=f"x.state is no state of this repair .*{part}.*; move it away"):
+            repair(small_net(0), images_of(), FORGET, keep=keep, **SETTINGS)
+
+
+def test_the_command_refuses_a_state_of_something_else(colours, capsys):
+    """P9: beside --out too, in one line; the file stays."""
+    state = colours["--out"].with_suffix(".state")
+    state.parent.mkdir()
+    state.write_text("something else")
+    assert call(colours, "--epochs", 1) == 2
+    assert "move it away" in capsys.readouterr().err and state.read_text() == "something else"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_state_knows_how_images_were_read(streamed):
+    """P9: a state made with another size, mean or std, or of other pixels, is not gone on from; the same is."""
+    def key(data):
+        if streamed:
+            pairs = list(zip(data.images, data.labels.tolist(), strict=True))
+            data = Streamed(pairs, data.classes, data.mean, data.std, data.labels)
+        return repair_key(net, data, FORGET, Config(), None)
+
+    data, net = images_of(), small_net(0)
+    images = data.images.clone()
+    images[-1, 0, 3, 3] += 1
+    others = [replace(data, images=images), replace(data, images=data.images[:, :, 1:, 1:].contiguous()),
+              replace(data, images=data.images.view(24, 1, 4, 16)), replace(data, mean=(0.4,)),
+              replace(data, std=(0.5,)), replace(data, labels=(data.labels + 1) % 4)]
+    assert key(data) == key(replace(data)) == repair_key(net, data, FORGET, Config(), None)
+    assert len({key(data), *map(key, others)}) == len(others) + 1

@@ -1,0 +1,203 @@
+"""The list of suspects that a user gets, fills in and gives back (repair/sheets.py, the column `bad` of inputs.py).
+
+S15: suspects.csv says what the network believes and comes back whatever the names hold; answers are never lost.
+"""
+
+import csv
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from colours import call as run_repair
+from engine.features import features
+from helpers import make_data, small_net
+from models import build
+from repair import networks, sheets
+from repair.inputs import Folder, open_folder, read_bad
+from repair.suspects import given_loss, logits, probe, suspects
+
+NAMES = ["plain.png", 'a "quoted", name.png', "Ünïcode 猫 – ñ.png", "comma, semi; tab.png", "line\nend.png",
+         "cr\rlf\r\n.png", " blank.png", "=1+1.png", "back\\slash.png"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> dict:
+    """train/{"ant, red", "bëe"}/* under awkward names, an untrained network, one known bad image; repaired once."""
+    tmp_path, paths = tmp_path_factory.mktemp("world"), []
+    for k, label in enumerate(("ant, red", "bëe")):
+        for i, name in enumerate(NAMES):
+            paths.append(tmp_path / "train" / label / name)
+            paths[-1].parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (12, 12), (20 * i, 100 * k, 50)).save(paths[-1])
+    (tmp_path / "bad.txt").write_text("train/bëe/plain.png\n", encoding="utf-8")
+    torch.save(build("resnet9", 0.05, classes=2, image_size=12, seed=0).state_dict(), tmp_path / "model.pt")
+    found = {"--data": tmp_path, "--model": "resnet9:0.05", "--image-size": 12, "--checkpoint": tmp_path / "model.pt",
+             "--bad": tmp_path / "bad.txt", "--out": tmp_path / "one" / "repaired.pt"}
+    assert call(found) == 0
+    return found
+
+
+def call(world: dict, *more) -> int:
+    """run.py repair with few epochs, whatever the network knows."""
+    return run_repair(world, "--epochs", 1, "--force", *more)
+
+
+def rows_of(path: Path) -> list[dict]:
+    """A CSV file's rows as Python's csv module reads them."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def answer(path: Path, out: Path, bad: dict[str, str]) -> Path:
+    """What a user does: adds a column `bad`, filled in where the filename is named."""
+    rows = rows_of(path)
+    with open(out, "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, [*rows[0], "bad"])
+        table.writeheader()
+        table.writerows({**row, "bad": bad.get(row["filename"], "")} for row in rows)
+    return out
+
+
+def test_the_list_says_what_the_network_believes(world):
+    """S15: each image but D_f once, by falling score; every column is what it is called."""
+    rows = rows_of(world["--out"].parent / "suspects.csv")
+    columns = "rank, filename, index, given_label, predicted_label, score, label_score, similar"
+    assert list(rows[0]) == columns.split(", ")
+    assert [row["rank"] for row in rows] == [str(i) for i in range(1, 18)]
+    folder = open_folder(world["--data"], world["--bad"])
+    assert {row["filename"] for row in rows} == {path.relative_to(folder.root).as_posix() for path in folder.paths} - {
+        "train/bëe/plain.png"}
+    net, reading = networks.build_network("resnet9:0.05", 2, 12)
+    net.load_state_dict(torch.load(world["--out"], weights_only=True))
+    train, *_ = folder.load(reading)
+    z, labels = logits(net, train)
+    net.load_state_dict(torch.load(world["--checkpoint"], weights_only=True))
+    similar = probe(features(net, train), folder.forget)
+    for row in rows:
+        i = int(row["index"])
+        assert folder.paths[i].relative_to(folder.root).as_posix() == row["filename"]
+        named = folder.classes[labels[i]], folder.classes[z[i].argmax()]
+        assert (row["given_label"], row["predicted_label"]) == named
+        assert float(row["score"]) == pytest.approx(float(given_loss(z, labels)[i]), rel=1e-4, abs=1e-5)
+        assert float(row["label_score"]) == pytest.approx(math.exp(-float(row["score"])), rel=1e-4)
+        assert 0 <= float(row["label_score"]) <= 1
+        assert float(row["similar"]) == pytest.approx(float(similar[i]), rel=1e-3, abs=1e-5)
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert b"\r\n" in (world["--out"].parent / "suspects.csv").read_bytes()
+
+
+def test_the_list_comes_back(world):
+    """S15: whatever the names hold, each row that the user calls bad is that image, which joins the first list."""
+    listed = world["--out"].parent / "suspects.csv"
+    folder = open_folder(world["--data"], world["--bad"])
+    for row in rows_of(listed):
+        given = {"train/bëe/=1+1.png": "false", row["filename"]: "TRUE"}
+        file = answer(listed, world["--data"] / "answers.csv", given)
+        forget = open_folder(world["--data"], [world["--bad"], file]).forget
+        assert set(forget.tolist()) == {int(folder.forget[0]), int(row["index"])}, row["filename"]
+
+
+def test_the_second_round_starts_from_the_original(world, capsys):
+    """S15: --bad takes the first list and the answers; nothing confirmed gives the first round's bits; the list that is
+    given, or one that holds answers, is not written over."""
+    listed, first = world["--out"].parent / "suspects.csv", world["--out"].read_bytes()
+    nothing = answer(listed, world["--data"] / "nothing.csv", {})
+    second = {**world, "--out": world["--data"] / "two" / "repaired.pt"}
+    assert call({**second, "--bad": [world["--bad"], nothing]}) == 0
+    told = capsys.readouterr().out
+    assert f"{nothing}: nothing bad in it" in told
+    assert f"{second['--out'].parent / 'suspects.csv'} ranks the 17 images that no list names, most suspect" in told
+    assert second["--out"].read_bytes() == first
+    some = answer(listed, world["--data"] / "some.csv", {"train/ant, red/plain.png": "true"})
+    assert call({**second, "--bad": [world["--bad"], some]}) == 0
+    report = json.loads(second["--out"].with_suffix(".json").read_text())
+    assert str(some) in report["sha256"] and second["--out"].read_bytes() != first
+    assert {"train/ant, red/plain.png", "train/bëe/plain.png"}.isdisjoint(
+        row["filename"] for row in rows_of(second["--out"].parent / "suspects.csv"))
+    filled = answer(listed, second["--out"].parent / "suspects.csv", {"train/ant, red/plain.png": "true"})
+    before = filled.read_bytes()
+    assert call({**second, "--bad": [world["--bad"], filled]}) == 2
+    assert "would replace the input" in capsys.readouterr().err
+    assert call(second) == 2 and "has a column `bad`, which would be lost" in capsys.readouterr().err
+    assert filled.read_bytes() == before
+
+
+@pytest.mark.parametrize("word", ["maybe", "1", "yes", "x", "truefalse"])
+def test_answers_that_are_none_are_refused_by_line(tmp_path, word):
+    """S15: a value of `bad` but true, false or nothing is an error that names the line."""
+    (tmp_path / "s.csv").write_text(f"filename,bad\na.png,True\nb.png,\nc.png,{word}\n")
+    with pytest.raises(ValueError, match=f"s.csv, line 4: bad is {word!r}; it must be True or False"):
+        read_bad(tmp_path / "s.csv", [tmp_path / "train" / "a" / f"{name}.png" for name in "abc"], tmp_path)
+
+
+def small_list(folder: Path, classes: list[str]):
+    """What write_suspects is given of twelve images of two classes: out, suspects, similar, data, folder, places.
+
+    Every second file of the folder could not be decoded.
+    """
+    data, net = make_data(0, channels=3, classes=2), small_net(1, channels=3, classes=2)
+    paths = [folder / "train" / "a" / f"{i}.png" for i in range(12)]
+    known = Folder(folder, classes, paths, data.labels, torch.tensor([2, 5]), None, "")
+    similar = probe(features(small_net(0, channels=3, classes=2), data), known.forget)
+    places = {path: 2 * i for i, path in enumerate(paths)}
+    return folder / "r.pt", suspects(net, data, known.forget), similar, data, known, places
+
+
+def test_without_matplotlib_there_is_the_list_alone(tmp_path, monkeypatch):
+    """S15: no sheet without matplotlib, which is said; the index is that in the whole folder."""
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    told = sheets.write_suspects(*small_list(tmp_path, ["a", "b"]))
+    assert "no picture of them: matplotlib is not installed" in told and not (tmp_path / "suspects.png").exists()
+    rows = rows_of(tmp_path / "suspects.csv")
+    assert len(rows) == 10
+    assert all(row["filename"] == f"train/a/{int(row['index']) // 2}.png" for row in rows)
+
+
+def test_the_sheet_shows_the_images_that_the_list_names(tmp_path, monkeypatch):
+    """S15: the pictures are those of the most suspect images, in the list's order, with both labels."""
+    pytest.importorskip("matplotlib")
+    drawn = []
+
+    def draw_sheet(path, images, labels, inner=sheets.draw_sheet):  # around it, since a PNG file tells no labels
+        drawn.append((images, labels))
+        return inner(path, images, labels)
+
+    monkeypatch.setattr(sheets, "draw_sheet", draw_sheet)
+    given = out, found, _, data, folder, _ = small_list(tmp_path, ["$x^", "猫" * 40])
+    assert "suspects.png shows 10" in sheets.write_suspects(*given)
+    (images, labels), = drawn
+    assert torch.equal(images, data.images[found.index])
+    assert labels == [(folder.classes[data.labels[i]], folder.classes[k])
+                      for i, k in zip(found.index, found.predicted, strict=True)]
+
+
+@pytest.mark.parametrize("k, channels, lines", [(0, 3, 1), (1, 1, 1), (3, 3, 1), (9, 3, 2), (70, 1, 8)])
+def test_a_sheet_of_any_number_of_pictures(tmp_path, k, channels, lines):
+    """S15: a line of eight pictures each, 64 at most, under class names of any letters."""
+    pytest.importorskip("matplotlib")
+    labels = [("a\udc80", ""), ("x" * 30, "y"), ("$x^", "$")]
+    images = torch.zeros(k, channels, 4, 4, dtype=torch.uint8)
+    assert sheets.draw_sheet(tmp_path / "s.png", images, (labels * 24)[:k])
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert sheet.format == "PNG" and sheet.size == (1200, 175 * lines)
+
+
+def test_a_name_is_no_formula(tmp_path):
+    """S15: a folder's name that a spreadsheet would compute stands behind an apostrophe, others as they are."""
+    sheets.write_suspects(*small_list(tmp_path, ['=HYPERLINK("x")', "a=b"]))
+    labels = {row[key] for row in rows_of(tmp_path / "suspects.csv") for key in ("given_label", "predicted_label")}
+    assert labels == {"'=HYPERLINK(\"x\")", "a=b"}
+
+
+def test_names_in_another_encoding_come_back(tmp_path):
+    """S15: a file's name that is no UTF-8 stands in suspects.csv by its bytes, and is found by that."""
+    paths = [tmp_path / "train" / "a" / os.fsdecode(name) for name in (b"caf\xe9.png", b"plain.png")]
+    sheets.write_csv(tmp_path / "s.csv", ("filename", "bad"), [(str(paths[0].relative_to(tmp_path)), "true")])
+    assert read_bad(tmp_path / "s.csv", paths, tmp_path)[0].tolist() == [0]

@@ -1,0 +1,63 @@
+"""A grid run in this process, on few images, and what it leaves behind."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+import run
+from experiment.datasets import load
+from study import originals
+from study.rows import read_rows, rows_by_cell
+
+QUICK = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "2", "--device",
+         "cpu"]
+FEW = [*QUICK, "--n", "10", "--batch", "64", "--quiet"]  # on the 128 images of `few`
+LOUD = [word for word in FEW if word != "--quiet"]
+AXES = {"epochs": "1", "unlearn_epochs": "1", "n": "10", "width": "0.1", "max_passes": "2", "batch": "64",
+        "device": "cpu", "quiet": "on"}  # FEW, as `expand_axes` takes it
+TIMES = {"seconds", "train_seconds", "argv", "out", "quiet", "git"}  # what may differ between two runs of one cell
+
+
+def load_few(*args):
+    """A data set, cut to its first 128 training and 40 test images."""
+    dataset = load(*args)
+    train, test = (replace(data, images=data.images[:n], labels=data.labels[:n])
+                   for data, n in ((dataset.train, 128), (dataset.test, 40)))
+    return replace(dataset, train=train, test=test)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """The built-in data cut short, so that a cell takes a blink; nothing is kept from another test."""
+    monkeypatch.setattr(run, "load", load_few)
+    monkeypatch.setattr(originals, "load", load_few)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    """Empty what a process keeps of data sets and originals."""
+    originals.read_dataset.cache_clear()
+    originals.load_original.cache_clear()
+
+
+def do(out, *arguments, size=FEW) -> int:
+    """Run the grid in this process."""
+    return run.main(["grid", *size, *arguments, "--out", str(out)])
+
+
+def numbers(out) -> dict[str, dict]:
+    """Cell key -> its row without times, of a grid's folder or of run.py's file."""
+    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else read_rows(out)
+    return {key: {name: value for name, value in row.items() if name not in TIMES}
+            for key, row in rows_by_cell(rows).items()}
+
+
+def statuses(out) -> Counter:
+    """How many rows there are of each method and status."""
+    return Counter((row["method"], row["status"]) for row in read_rows(out))

@@ -1,0 +1,330 @@
+"""study/discovery.py: does a repaired network find what was not discovered (Sec. 4)? Scores, rounds, and the command.
+
+S13, S14  scores are of the network they name, AUROC and recall those of naive twins; S16  each round repairs the
+original from all that is known by then, and its suspects are ranked by its own network; S17  the command can be killed
+and told twice, its tables and picture come from the rows alone.
+"""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import run
+from baselines import rem_as_set
+from engine.features import features
+from engine.streams import stream
+from etd import mask_table
+from few_images import few  # noqa: F401
+from helpers import assert_same_state, gen, make_data, make_dataset, small_net, tiny
+from metrics import evaluate, predict
+from repair.suspects import given_loss, logits, margin, nearest, probe, suspects, tracin
+from study import discovery
+from study.rows import load_rows
+from tasks import discover, make_task
+
+
+# --- Scores and what they find ----------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=15), st.integers(0, 16))
+def test_auroc_and_recall_equal_naive_twins(pairs, looked):
+    """S14: AUROC over all pairs, half for ties; recall among the first K; neither is defined without both kinds."""
+    score, wanted = torch.tensor([s for s, _ in pairs]).double(), torch.tensor([w for _, w in pairs])
+    yes, no = [s for s, w in pairs if w], [s for s, w in pairs if not w]
+    if yes and no:
+        twin = sum((a > b) + (a == b) / 2 for a in yes for b in no) / (len(yes) * len(no))
+        assert discovery.auroc(score, wanted) == pytest.approx(twin, abs=1e-12)
+    else:
+        with pytest.raises(ValueError, match="undefined"):
+            discovery.auroc(score, wanted)
+    if yes:
+        order = sorted(range(len(pairs)), key=lambda i: -pairs[i][0])
+        ranks = [place for place, i in enumerate(order, 1) if pairs[i][1]]
+        assert discovery.recall(ranks, looked) == sum(pairs[i][1] for i in order[:looked]) / len(yes)
+
+
+def test_rows_of_scores_count_the_undiscovered_alone():
+    """S14: ranks among the images outside D_f; recall at as many as are undiscovered; none at discovery 1."""
+    task = make_task("random", make_dataset(0, n=24), 6, 0)
+    forget = discover(task, 0.5, 0)
+    score = torch.zeros(24).index_fill_(0, task.corrupted, 1.0).double()
+    row, = discovery.rows_of_scores({"perfect": score}, task, forget)
+    assert (row["auroc"], row["recall"], row["ranks"], row["images"]) == (1.0, 1.0, [1, 2, 3], 21)
+    row, = discovery.rows_of_scores({"worst": -score}, task, forget)
+    assert (row["auroc"], row["recall"], row["ranks"]) == (0.0, 0.0, [19, 20, 21])
+    assert discovery.rows_of_scores({"perfect": score}, task, task.corrupted) == []
+
+
+def test_every_score_stands_under_its_name():
+    """S13, S17: before and after, given label and channel, are not taken for each other."""
+    data, forget = make_data(3, n=20), torch.tensor([1, 4, 7])
+    model, repaired, through = small_net(0), small_net(1), torch.randn(20, 4, generator=gen(2)).double()
+    found = discovery.every_score(model, repaired, through, data, forget)
+    (before, labels), (after, _), h = logits(model, data), logits(repaired, data), features(model, data)
+    ce = [given_loss(z, labels) for z in (before, after, through)]
+    wanted = {"CE, untouched network": ce[0], "CE, repaired network": ce[1],
+              "CE repaired - CE untouched": ce[1] - ce[0], "CE repaired - CE through D_f's channel": ce[1] - ce[2],
+              "cosine to the 5 nearest of D_f": nearest(h, forget),
+              "logistic probe, D_f against the rest": probe(h, forget),
+              "last-layer TracIn to D_f, untouched": tracin(before, labels, h, forget),
+              "logit margin, untouched network": margin(before, labels),
+              "logit margin, repaired network": margin(after, labels)}
+    assert list(found) == list(wanted)
+    assert all(torch.equal(found[name], score) for name, score in wanted.items())
+    assert len({tuple(score.tolist()) for score in wanted.values()}) == 9
+
+
+# --- Rounds -----------------------------------------------------------------------------------------------------------
+
+
+def setting(seed=0, rate=0.34, **changes):
+    """(settings, task, original) of a small cell whose test set tells networks apart; 6 of 40 images are corrupted."""
+    dataset = replace(make_dataset(seed, n=40), test=make_data(seed + 100, n=200))
+    config = tiny(n=6, seed=seed, discovery=rate, unlearn_lr=0.1, **{"gamma": 1.0, **changes})
+    return config, make_task("random", dataset, 6, seed), small_net(seed)
+
+
+def repaired(config, task, original, forget):
+    """The network of the method rem, as a cell runs it."""
+    return rem_as_set(original, task.train, forget, config, stream(config.seed, "unlearning"))
+
+
+def twin_of_rounds(config, task, original, rounds: int, users) -> list[dict]:
+    """`play` in a plain loop: what is known, the network repaired from it, and the suspects that this one names."""
+    known = discover(task, config.discovery, config.seed)
+    rows = [(1, "", 0, known)]
+    for user, looked in users:
+        more = known
+        for number in range(2, rounds + 1):
+            network = repaired(config, task, original, more)
+            found = suspects(network, task.train, more).index[:looked].tolist()
+            if user == "looks":
+                found = [index for index in found if index in task.corrupted.tolist()]
+            more = torch.tensor(sorted({*more.tolist(), *found}))
+            rows.append((number, user, looked, more))
+    return [{"round": number, "user": user, "looked": looked, "known": len(more),
+             "known_bad": sum(index in task.corrupted.tolist() for index in more.tolist()),
+             **evaluate(repaired(config, task, original, more), task, more, original)}
+            for number, user, looked, more in rows]
+
+
+def rounds_of(cell, rounds: int, users=()) -> list[dict]:
+    """The rows of rounds that are played."""
+    return [row for row in discovery.play(*cell, rounds, list(users)) if "round" in row]
+
+
+@pytest.mark.parametrize("seed, changes", [(0, {}), (0, {"stop": "repaired", "gamma": 0.5}),
+                                           (1, {"stop": "repaired", "gamma": 0.5})])
+def test_rounds_equal_the_plain_loop(seed, changes):
+    """S16: every round repairs the original anew from what is known by then, and the next suspects are those of its own
+    network, in round 3 of round 2's; a user adds the corrupted of the first K, nobody all K, both from round 1 on."""
+    cell, users = setting(seed, **changes), [("looks", 12), ("none", 5)]
+    rows = rounds_of(cell, 3, users)
+    assert rows == twin_of_rounds(*cell, 3, users)
+    assert [(row["round"], row["user"]) for row in rows] == [(1, ""), (2, "looks"), (3, "looks"), (2, "none"),
+                                                            (3, "none")]
+    assert [row["known"] for row in rows if row["user"] == "none"] == [7, 12]
+
+
+def test_two_rounds_with_nothing_confirmed_equal_one():
+    """S16: where nothing joins D_f, the second round's scores are exactly the first's."""
+    (one,) = rounds_of(setting(), 1)
+    first, *others = rounds_of(setting(), 2, [("looks", 0), ("none", 0)])
+    assert first == one and [row["user"] for row in others] == ["looks", "none"]
+    assert all({**row, "round": 1, "user": ""} == one for row in others)
+
+
+def test_scores_of_a_cell_are_those_of_its_networks():
+    """S16: the scores have the original for the untouched network, the one repaired from D_f for the other, and the
+    undiscovered are those of this D_f."""
+    config, task, original = cell = setting()
+    rows = [row for row in discovery.play(*cell, 2, [("none", 5)]) if "score" in row]
+    known = discover(task, config.discovery, config.seed)
+    network, through = discovery.repair_cell(config, original, task.train, known)
+    assert_same_state(network, repaired(config, task, original, known))
+    scores = discovery.every_score(original, network, through, task.train, known)
+    assert rows == discovery.rows_of_scores(scores, task, known) and [row["undiscovered"] for row in rows] == [4] * 9
+
+
+ENDS = {"the best epoch": {"stop": "repaired", "gamma": 0.5, "unlearn_lr": 0.3},
+        "the last of all": {"stop": "max", "gamma": 0.5, "unlearn_lr": 0.3},
+        "the last where nothing is forgotten": {"stop": "repaired", "gamma": 0.0, "unlearn_lr": 1e-4, "max_passes": 1}}
+
+
+@pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")
+@pytest.mark.parametrize("end", ENDS)
+def test_the_channel_is_that_of_the_epoch_that_is_returned(end):
+    """S16: the network is the one that the method rem returns, and the logits through D_f's channel come from the epoch
+    whose theta_o1 that is."""
+    task, original, seen = make_task("random", make_dataset(1, n=40), 6, 1), small_net(1), []
+    forget = discover(task, 0.5, 1)
+    data = replace(task.train, labels=predict(original, task.train, torch.arange(40)))  # it knows them all
+    config = tiny(n=6, unlearn_epochs=4, **ENDS[end])
+
+    def log(epoch, epochs, expanded, **record):
+        mask = mask_table(40, expanded.width, config.p_mem, config.seed, forget)[forget[0]]
+        seen.append((logits(expanded, data)[0], logits(expanded, data, mask)[0], record.get("score")))
+
+    wanted = rem_as_set(original, data, forget, config, stream(0, "unlearning"), log=log)
+    network, through = discovery.repair_cell(config, original, data, forget)
+    assert_same_state(network, wanted)
+    (epoch,) = [k for k, (base, _, _) in enumerate(seen) if torch.equal(base, logits(network, data)[0])]
+    assert torch.equal(through, seen[epoch][1])
+    assert not any(torch.equal(through, other) for k, (_, other, _) in enumerate(seen) if k != epoch)
+    if end == "the last of all":
+        assert epoch == 3 == len(seen) - 1
+    if end == "the last where nothing is forgotten":
+        assert [score for _, _, score in seen] == [0.0] * 4 and epoch == 3
+
+
+# --- Tables and picture -----------------------------------------------------------------------------------------------
+
+
+def test_tables_are_means_over_seeds():
+    """S17: mean ± SEM over seeds, of each seed's mean over its cells; one seed has no SEM; rounds apart by user."""
+    rows = [{"score": "s", "task": task, "discovery": 0.5, "seed": seed, "auroc": auroc, "recall": auroc / 2}
+            for task, seed, auroc in (("poison", 0, 0.8), ("random", 0, 0.4), ("poison", 1, 1.0), ("random", 1, 1.0))]
+    first, *_, last = discovery.suspects_table(rows).splitlines()
+    assert first == "AUROC / recall when |undiscovered| are flagged, mean ± SEM; seeds 0, 1"
+    assert last == "| s | 0.90 ± 0.10 / 0.45 ± 0.05 | 0.70 ± 0.30 / 0.35 ± 0.15 | 0.80 ± 0.20 / 0.40 ± 0.10 |"
+    rows = [{"round": number, "user": user, "looked": k, "task": "poison", "discovery": 0.1, "seed": 0, "known": known,
+             "known_bad": 9, "healed": 0.5, "utility": 0.8, "product": 0.4}
+            for number, user, k, known in ((1, "", 0, 9), (2, "looks", 5, 10), (2, "none", 5, 14))]
+    assert discovery.round_table(rows).splitlines()[-3:] == [
+        "| 0.1 | 1 |  | 9 / 9 | 50.0 / 80.0 / 40.0 |  |  |",
+        "| 0.1 | 2 | looks at 5 | 10 / 9 | 50.0 / 80.0 / 40.0 |  |  |",
+        "| 0.1 | 2 | none, top 5 | 14 / 9 | 50.0 / 80.0 / 40.0 |  |  |"]
+    assert discovery.suspects_table([]) == discovery.round_table([]) == ""
+
+
+def test_the_picture_draws_the_scores_it_names():
+    """S17: a line per score, recall over the images looked at, mean over seeds."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+    common = {"task": "poison", "discovery": 0.5, "undiscovered": 2}
+    rows = [{**common, "score": score, "seed": seed, "ranks": ranks} for score, seed, ranks in
+            ((discovery.REPAIRED, 0, [1, 2]), (discovery.REPAIRED, 1, [1, 3]), (discovery.UNTOUCHED, 0, [5, 6]))]
+    figure = discovery.draw_recall(Figure(layout="constrained"), rows)
+    lines = {one.get_label(): list(one.get_ydata()) for one in figure.axes[0].get_lines()}
+    assert lines[discovery.REPAIRED] == [0.0, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
+    assert lines[discovery.UNTOUCHED] == [0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 1.0]
+    assert lines["the best there can be"] == [0, 1, 1] and len(lines) == 3
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+QUICK = ["--n", "10", "--width", "0.05", "--epochs", "1", "--unlearn-epochs", "1", "--gamma", "1", "--quiet"]
+
+
+def command(*argv) -> int:
+    """run.py suspects on a small network, in this process."""
+    return run.main(["suspects", *map(str, argv), *QUICK])
+
+
+def test_the_command_goes_on_where_it_was_killed(few, tmp_path, capsys, monkeypatch):
+    """S17: a row per cell and score and round, tables and picture from the rows; what is there is not made again."""
+    out = tmp_path / "s.jsonl"
+    argv = ("--task", "random,poison", "--discovery", "0.5,1.0", "--seeds", "0", "--out", out)
+    assert command(*argv) == 0
+    told, lines = capsys.readouterr().out, out.read_bytes().splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines]
+    assert len([row for row in rows if "score" in row]) == 2 * 9 and len([row for row in rows if "round" in row]) == 4
+    assert "| score | poison 0.5 | random 0.5 | all |" in told and "| 1 | 1 |  | 10 / 10 |" in told
+    assert {"git", "argv", "threads", "torch", "seed", "n", "gamma"} <= set(rows[0]) and "method" not in rows[0]
+    assert len(list((tmp_path / "originals").glob("*.pt"))) == 2
+    out.write_bytes(b"".join(lines[:4]) + lines[4][:30])  # killed while it wrote
+    assert command(*argv) == 0
+    whole = [json.loads(line) for line in out.read_bytes().splitlines() if line.endswith(b"}")]
+    volatile = {"seconds", "argv"}
+    assert sorted(str({k: v for k, v in row.items() if k not in volatile}) for row in whole) == sorted(
+        str({k: v for k, v in row.items() if k not in volatile}) for row in rows)
+    monkeypatch.setattr(discovery, "play", lambda *args: pytest.fail("done already"))
+    capsys.readouterr()
+    assert command(*argv) == 0
+    assert capsys.readouterr().out == told
+    out.write_bytes(b"".join(lines))
+    with pytest.raises(ValueError, match="no rows"):  # `report` passes over them without a warning
+        load_rows([tmp_path])
+    assert capsys.readouterr().err == ""
+
+
+def test_rows_that_are_damaged_are_made_again(few, tmp_path, capsys):
+    """S17: a row of a score or round that is gone or lacks a number is made again, and no table averages it."""
+    out = tmp_path / "s.jsonl"
+    argv = ("--task", "poison,random", "--discovery", "0.5", "--out", out)
+    assert command(*argv) == 0
+    told, rows = capsys.readouterr().out, [json.loads(line) for line in out.read_text().splitlines()]
+    for k in (3, 9):  # a score, a round
+        for broken in ([], [{name: value for name, value in rows[k].items() if name not in ("auroc", "known")}],
+                       [{**rows[k], "ranks": None, "healed": None}], ["{"]):
+            lines = [*rows[:k], *broken, *rows[k + 1:]]
+            out.write_text("".join((each if isinstance(each, str) else json.dumps(each)) + "\n" for each in lines))
+            assert command(*argv) == 0
+            assert sorted(capsys.readouterr().out.splitlines()) == sorted(told.splitlines())
+            assert len(out.read_text().splitlines()) == len(lines) + 1
+    some = [row for row in rows if row["task"] == "poison" or row.get("score") != "logit margin, untouched network"]
+    assert "| logit margin, untouched network | " in discovery.suspects_table(some)  # a column without a run is empty
+
+
+def test_a_row_that_is_there_twice_counts_once(few, tmp_path, capsys):
+    """S17, R5: two processes that play one cell at once both add its rows; in the tables each counts once."""
+    out = tmp_path / "s.jsonl"
+    argv = ("--task", "poison,random", "--discovery", "0.5", "--out", out)
+    assert command(*argv) == 0
+    told, lines = capsys.readouterr().out, out.read_text().splitlines(keepends=True)
+    out.write_text("".join([*lines, *(line for line in lines if json.loads(line)["task"] == "poison")]))
+    assert command(*argv) == 0 and capsys.readouterr().out == told
+
+
+def test_every_cell_is_looked_at_before_any_training(few, tmp_path, monkeypatch, capsys):
+    """S17, R2: what is wrong with the last task is told before the first one's network trains."""
+    monkeypatch.setattr(discovery, "make_original", lambda *args: pytest.fail("it began"))
+    assert command("--task", "poison,confusion", "--pair", "3,10", "--out", tmp_path / "s.jsonl") == 2
+    assert "pair is 3,10" in capsys.readouterr().err
+
+
+def test_a_picture_of_nothing_is_told(few, tmp_path, capsys):
+    """S17: at discovery 1 nothing is left to find, so that there is no picture, which is said."""
+    pytest.importorskip("matplotlib")
+    assert command("--discovery", "1", "--figure", "--out", tmp_path / "s.jsonl") == 0
+    assert "no figure: nothing was left to find" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["originals", "s.jsonl"]
+
+
+def test_rounds_and_picture_of_the_command(few, tmp_path, capsys):
+    """S17: --look-at and --flag-top add a round each, beside the same first one; --figure draws recall."""
+    pytest.importorskip("matplotlib")
+    out, argv = tmp_path / "s.jsonl", ("--discovery", "0.5", "--out", tmp_path / "s.jsonl")
+    assert command(*argv, "--rounds", "2") == 0
+    assert command(*argv, "--look-at", "10", "--flag-top", "3", "--figure") == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["round"], row["user"], row["looked"]) for row in rows if "round" in row] == [
+        (1, "", 0), (2, "looks", 10), (2, "none", 3)]
+    assert rows[-1]["known"] == 8 and "| 0.5 | 2 | none, top 3 | 8 /" in capsys.readouterr().out
+    with Image.open(tmp_path / "s.png") as picture:
+        assert picture.format == "PNG"
+
+
+@pytest.mark.parametrize("argv, words", [
+    (("--rounds", "0"), "at least 1"), (("--look-at", "-1"), "0 or more"),
+    (("--look-at", "3", "--rounds", "1"), "2 rounds"),
+    (("--discovery", "0"), "discovery is 0"), (("--task", "none"), "choose from"), (("--out", ""), "--out is empty"),
+    (("--seeds", "a"), "int values"), (("--unlearn-epochs", "0"), "no suspects"), (("--etd",), "unrecognized"),
+    (("--discovery", "0.5,0.001"), "finds none"),
+    (("--discovery", "0.5,1.0", "--look-at", "5", "--flag-top", "5880"),
+     "--flag-top is 5880, by which all 6000 images can be in D_f by round 2; give at most 5879"),
+    (("--n", "6000", "--discovery", "0.5", "--rounds", "4", "--look-at", "1000"), "--look-at is 1000, by which all"),
+])
+def test_bad_input_is_one_line(argv, words, capsys, tmp_path):
+    """S17: one line on stderr and exit code 2, before any training."""
+    try:
+        code = run.main(["suspects", "--out", str(tmp_path / "s.jsonl"), *argv])
+    except SystemExit as leave:
+        code = leave.code
+    told = capsys.readouterr().err.splitlines()
+    assert code == 2 and len(told) == 1 and words in told[0] and not list(tmp_path.iterdir())

@@ -1,0 +1,229 @@
+"""study/originals.py: original networks are trained once, kept in files, and never taken for one another.
+
+R9  one file per training, and the network in it is the one that the settings name; R12  what is damaged is named and
+never used; R3  a training that fails leaves rows and no file.
+"""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+import run
+from engine.streams import stream
+from etd import Expanded
+from experiment import cell as experiment
+from experiment.methods import METHODS
+from experiment.settings import Config
+from few_images import AXES, FEW, do, few, numbers, statuses  # noqa: F401
+from helpers import assert_same_state
+from study import grid, originals
+from study.originals import load_original, make_original
+from study.plan import expand_axes, original_of
+from study.rows import cell_key, read_rows
+
+# Two passes do not always remove D_f.
+pytestmark = [pytest.mark.usefixtures("few"), pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")]
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Counts the original networks that are trained, by task, seed and ETD: a count that no output tells."""
+    count, inner = Counter(), originals.train_original
+
+    def counting(config, *args):
+        count[config.task, config.seed, config.etd] += 1
+        return inner(config, *args)
+
+    monkeypatch.setattr(originals, "train_original", counting)
+    return count
+
+
+def settings(**axes) -> Config:
+    """The settings of the one cell that these axes name, on few images."""
+    (cell,) = expand_axes({**AXES, **axes})
+    return cell
+
+
+# --- Which network ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("etd", [False, True])
+def test_the_network_kept_is_that_of_its_settings(tmp_path, etd):
+    """R9, T16: the file of an original gives the network of a training at its settings, bit for bit, with the labels
+    that it saw, whichever other one was read before; that of ETD training knows its seed and p_mem."""
+    found = {}
+    for seed in (0, 1):
+        config = settings(method="rem", task="random", seed=str(seed), etd="on" if etd else "off", p_mem="0.3")
+        found[seed] = config, original_of(config)
+        assert make_original(found[seed][1], tmp_path)[1] is None
+    for seed in (0, 1, 0):
+        config, original = found[seed]
+        dataset = originals.dataset_of(config)
+        task = experiment.corrupt(config, dataset)
+        again = experiment.train_original(config, task, experiment.new_model(config, dataset))
+        kept, network, _ = load_original(original, str(tmp_path))
+        assert_same_state(network, again)
+        assert torch.equal(kept.train.labels, task.train.labels) and torch.equal(kept.corrupted, task.corrupted)
+        assert isinstance(network, Expanded) == etd
+        assert getattr(network, "trained_under", None) == getattr(again, "trained_under", None)
+        if etd:
+            assert network.trained_under == (seed, 0.3)
+
+
+@pytest.mark.parametrize("method", ["etd", "etd-ideal"])
+def test_what_trains_alone_is_the_methods_own_network(tmp_path, method):
+    """R9: the network kept for etd and etd-ideal is the method's, bit for bit, in the order of its own generator; its
+    seconds are the rows'."""
+    config = settings(task="poison", method=method, epochs="2", batch="16")
+    original = original_of(config)
+    seconds, failure = make_original(original, tmp_path)
+    task, network, kept = load_original(original, str(tmp_path))
+    more = {"corrupted": task.corrupted} if method == "etd-ideal" else {}
+    fresh = experiment.new_model(config, originals.dataset_of(config))
+    again = METHODS[method].function(fresh, task.train, task.corrupted, config, stream(config.seed, "unlearning"),
+                                     **more)
+    assert_same_state(network, again)
+    assert failure is None and grid.measure(config, str(tmp_path))["seconds"] == kept == seconds > 0
+
+
+# --- Trained once -----------------------------------------------------------------------------------------------------
+
+
+def test_originals_are_trained_once(tmp_path, trained):
+    """R9: one training for each task, seed and ETD, whatever the rates and methods; a second grid in the folder reads
+    them; another seed or another setting of training is another network."""
+    axes = ["--tasks", "poison,random", "--etd", "both"]
+    assert do(tmp_path, *axes, "--discovery", "0.5,1", "--methods", "no-ul,npo") == 0
+    assert set(trained.values()) == {1} and len(trained) == 4
+    files = list((tmp_path / "originals").iterdir())
+    assert Counter(path.suffix for path in files) == {".pt": 4, ".task": 4}
+    times = {path: path.stat().st_mtime_ns for path in files}
+    assert do(tmp_path, *axes, "--discovery", "0.1", "--methods", "no-ul", "--unlearn-lr", "0.5") == 0
+    assert trained.total() == 4 and {path: path.stat().st_mtime_ns for path in files} == times
+    assert do(tmp_path, "--task", "random", "--methods", "no-ul", "--seed", "0,1") == 0 and trained.total() == 5
+    assert do(tmp_path, "--task", "random", "--methods", "no-ul", "--weight-decay", "0") == 0 and trained.total() == 6
+
+
+def test_methods_that_train_alone_do_so_once(tmp_path, monkeypatch):
+    """R9: etd and etd-ideal read no D_f: one training serves every discovery rate, also where all images are
+    corrupted."""
+    count = Counter()
+    for name in ("etd", "etd-ideal"):
+        def counting(*args, name=name, inner=METHODS[name].function, **more):
+            count[name] += 1
+            return inner(*args, **more)
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], function=counting))
+    assert do(tmp_path, "--task", "random", "--discovery", "0.1,0.5", "--method", "etd,etd-ideal", "--n", "128") == 0
+    assert count == {"etd": 1, "etd-ideal": 1} and set(statuses(tmp_path)) == {("etd", "ok"), ("etd-ideal", "ok")}
+
+
+def test_a_last_update_that_ruins_the_weights_is_a_failed_training(tmp_path):
+    """R3: though every loss was finite, since the only batch came before it."""
+    assert do(tmp_path, "--task", "random", "--method", "no-ul", "--lr", "1e37", "--weight-decay", "1e6", "--batch",
+              "128") == 1
+    (row,) = read_rows(tmp_path)
+    assert row["error"].startswith("training: NonFiniteLoss") and not list((tmp_path / "originals").glob("*"))
+
+
+def test_an_original_without_its_task_is_trained_again(tmp_path, trained):
+    """R9: the network and the labels that it saw belong together."""
+    axes = ["--task", "random", "--method", "no-ul"]
+    assert do(tmp_path, *axes) == 0
+    before = numbers(tmp_path)
+    (tmp_path / "cells.jsonl").unlink()
+    next((tmp_path / "originals").glob("*.task")).unlink()
+    originals.load_original.cache_clear()
+    assert do(tmp_path, *axes) == 0 and trained.total() == 2 and numbers(tmp_path) == before
+
+
+def test_failed_training_fails_its_cells_alone(tmp_path, trained):
+    """R3: an original that diverges gives a failed row a cell and no file; other originals' cells go on; a retry trains
+    it."""
+    axes = ["--task", "random", "--method", "no-ul,npo", "--lr", "1e30,0.05", "--epochs", "2"]
+    assert do(tmp_path, *axes) == 1
+    rows = read_rows(tmp_path)
+    assert [(row["lr"], row["status"]) for row in rows] == [(1e30, "failed")] * 2 + [(0.05, "ok")] * 2
+    assert all(row["error"].startswith("training: NonFiniteLoss") for row in rows[:2])
+    assert len(list((tmp_path / "originals").glob("*.pt"))) == 1 and trained.total() == 2
+    assert do(tmp_path, *axes, "--retry-failed") == 1 and trained.total() == 3 and len(read_rows(tmp_path)) == 6
+
+
+# --- Damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_original_says_what_to_do(tmp_path):
+    """R12: a file of an original that was cut, garbled, swapped or made elsewhere fails its cells, which name it; its
+    weights are never used, and --retry-failed makes it anew."""
+    assert do(tmp_path, "--method", "no-ul,cf") == 0
+    (kept,) = (tmp_path / "originals").glob("*.pt")
+
+    def scores():
+        return sorted((row["method"], row["healed"], row["utility"]) for row in read_rows(tmp_path)
+                      if row["status"] == "ok")
+
+    good = scores()
+    assert do(tmp_path / "other", "--method", "no-ul", "--seed", "1") == 0
+    (other,) = (tmp_path / "other" / "originals").glob("*.pt")
+    whole = kept.read_bytes()
+    half = len(whole) // 2
+    for path, content in ((kept, whole[:100]), (kept, whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1:]),
+                          (kept, b""),
+                          (kept, other.read_bytes()), (kept, b"elsewhere\n"), (kept.with_suffix(".task"), b"x" * 100),
+                          (kept.with_suffix(".task"), other.with_suffix(".task").read_bytes())):
+        path.write_bytes(content)
+        (tmp_path / "cells.jsonl").unlink(missing_ok=True)
+        load_original.cache_clear()
+        assert do(tmp_path, "--method", "no-ul,cf") == 1
+        words = f"{kept} or its .task is damaged or another network's; --retry-failed in a grid makes both anew"
+        assert all(words in row["error"] for row in read_rows(tmp_path))
+        assert do(tmp_path, "--method", "no-ul,cf", "--retry-failed") == 0 and scores() == good
+        assert kept.read_bytes().partition(b"\n")[0].endswith(cell_key(original_of(settings(method="cf"))).encode())
+
+
+def test_suspects_say_what_to_do_about_a_damaged_original(tmp_path, capsys):
+    """R12: `suspects`, which has no --retry-failed, says what works there, and it does."""
+    argv = ["suspects", *FEW, "--epochs", "0", "--gamma", "1", "--out", str(tmp_path / "s.jsonl")]
+    assert run.main(argv) == 0
+    (kept,) = (tmp_path / "originals").glob("*.pt")
+    (tmp_path / "s.jsonl").unlink()
+    kept.write_bytes(b"x")
+    capsys.readouterr()
+    assert run.main(argv) == 1
+    assert f"{kept} or its .task is damaged" in (told := capsys.readouterr().out)
+    assert "--retry-failed in a grid makes both anew, elsewhere delete both and give the same command again" in told
+    kept.unlink()
+    kept.with_suffix(".task").unlink()
+    assert run.main(argv) == 0
+
+
+# --- Where ------------------------------------------------------------------------------------------------------------
+
+
+def test_data_are_read_where_the_process_stands(tmp_path, monkeypatch):
+    """R9: the data set that is kept in memory is that of the whole path."""
+    asked = []
+    monkeypatch.setattr(originals, "load", lambda name, folder, *rest: asked.append(folder) or object())
+    originals.read_dataset.cache_clear()
+    found = []
+    for name in ("a", "b", "a"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / name)
+        found.append(originals.dataset_of(Config(dataset="folder", data_dir="images")))
+    originals.read_dataset.cache_clear()
+    assert asked == [str(tmp_path / name / "images") for name in ("a", "b")]
+    assert found[0] is found[2] is not found[1]
+
+
+def test_each_rank_has_its_gpu(monkeypatch):
+    """R9: under torchrun "auto" and "cuda" are the rank's own GPU, wrapping round; without it, and for a named one,
+    they are not."""
+    config = expand_axes({"method": "rem"})[0]
+    assert originals.device_of(replace(config, device="cpu")) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    assert originals.device_of(config) == originals.device_of(replace(config, device="cuda")) == torch.device("cuda", 1)
+    assert originals.device_of(replace(config, device="cpu")) == torch.device("cpu")

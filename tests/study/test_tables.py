@@ -1,0 +1,406 @@
+"""study/tables.py and captions.py: means and SEM over runs, the paper's numbers beside ours (Tables 1, 2 and 4-9).
+
+V6, V7  mean and SEM are over runs, of products; V19  a table averages the runs of one experiment alone, each network
+once, or its caption warns; V20  the paper's numbers stand beside ours, a difference only over the same data and cells;
+V12  Utility is over all classes, as the caption says.
+"""
+
+import math
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiment.methods import METHODS
+from made_rows import column, every_cell, grid, line, load, make_row, one
+from study.stats import summary
+from study.tables import PAPER, make_tables
+
+scores = st.floats(0, 1)
+
+
+# --- Means ------------------------------------------------------------------------------------------------------------
+
+
+def test_product_is_the_mean_of_products(tmp_path):
+    """V6: one run heals and ruins, one does neither: the products are 0 and 0, their mean 0, not the product of the
+    means."""
+    rows = load(tmp_path, [make_row(healed=1.0, utility=0.0, seed=0), make_row(healed=0.0, utility=1.0, seed=1)])
+    got = line(one("mean", rows), method="rem")
+    assert got["product"] == (0.0, 0.0) and got["Healed"][0] == got["Utility"][0] == 50.0
+    assert line(one("4", rows), method="rem", ETD=False, capacity="50")["product"] == (0.0, 0.0)
+
+
+@given(st.lists(st.tuples(scores, scores), min_size=1, max_size=12))
+def test_means_against_the_plain_formula(runs):
+    """V6, V7: n, mean and SEM of each score are statistics.mean and stdev / sqrt(n) of the per-run values, times
+    100."""
+    got = summary([make_row(healed=h, utility=u, seed=k) for k, (h, u) in enumerate(runs)])
+    assert got["n"] == len(runs) and got["failed"] == 0
+    plain = {"healed": [h for h, _ in runs], "utility": [u for _, u in runs], "product": [h * u for h, u in runs]}
+    for key, values in plain.items():
+        mean, error = got[key]
+        assert mean == pytest.approx(100 * statistics.mean(values), abs=1e-9)
+        if len(runs) == 1:
+            assert error is None
+        else:
+            assert error == pytest.approx(100 * statistics.stdev(values) / math.sqrt(len(runs)), abs=1e-6)
+
+
+def test_failed_runs_are_counted_and_named(tmp_path):
+    """V19: a failed run is in no mean and in no n; the caption and the column of failures have it."""
+    rows = load(tmp_path, [make_row(seed=0), make_row(seed=1, status="failed"),
+                           make_row("npo", status="failed", seed=2)])
+    table = one("mean", rows)
+    got = line(table, method="rem")
+    assert (got["n"], got["failed"]) == (1, 1) and got["product"] == (pytest.approx(72.0), None)
+    assert "Failed, not averaged: 2 of 3 runs (rem poison 0.5 seed 1; npo poison 0.5 seed 2)" in table.caption
+    empty = dict.fromkeys(table.header)
+    assert line(table, method="npo") == {**empty, "method": "npo", "n": 0, "failed": 1, "time % (paper)": "0.2"}
+
+
+def test_descending_order_then_what_was_not_run(tmp_path):
+    """V20: ours come in descending order of product; rows that were not run come after them, empty, in the paper's
+    order."""
+    runs = [make_row("npo", 0.5), make_row("rem", 0.4), make_row("cf", 0.0), make_row("ascent", status="failed")]
+    rows = load(tmp_path, runs)
+    table = one("4", rows)
+    assert column(table, "method")[:3] == ["npo", "rem", "cf"]
+    rest = [(r["capacity"], r["etd"], r["method"]) for r in PAPER["tables"]["4"]["rows"]]
+    rest = [(f"{100 * c:g}", e, m) for c, e, m in rest if (c, e, m) not in {(0.5, False, m)
+        for m in ("npo", "rem", "cf")}]
+    assert [row[:3] for row in table.rows[3:]] == rest
+    assert all(set(row[4:10:2]) == {None} and row[10] is None and row[9] is not None for row in table.rows[3:])
+    assert line(table, method="ascent", ETD=False, capacity="50")["n"] == 0
+
+
+@pytest.mark.parametrize("method, etd", [("no-ul", False), ("no-ul", True), ("etd", False), ("etd-ideal", False)])
+def test_a_network_counts_once_for_all_rates(tmp_path, method, etd):
+    """V6, V19: what reads no D_f is one network a task and seed, not one a rate: n and SEM are those of three
+    networks."""
+    seeds = [make_row(method, h, 1.0, seed=s, etd=etd, discovery=d) for s, h in enumerate((0.2, 0.4, 0.9))
+             for d in (0.1, 0.5, 1.0)]
+    rows = load(tmp_path, seeds + [make_row("npo", discovery=d, seed=s, etd=etd) for d in (0.1, 0.5, 1.0)
+                                   for s in range(3)])
+    want = (pytest.approx(50.0), pytest.approx(100 * statistics.stdev((0.2, 0.4, 0.9)) / math.sqrt(3)))
+    table = one("mean", rows)
+    got = line(table, method=method)
+    assert (got["n"], got["product"]) == (3, want) and line(table, method="npo")["n"] == 9
+    assert f"{method}: the same network at every discovery rate, counted once." in table.caption
+    assert "compare with care" not in table.caption and "12 runs" in table.caption
+    cell = line(one("cells", rows), task="poison", method=method)
+    assert cell["0.1"] == cell["1"] == want and "counted once" not in one("cells", rows).caption
+    if method != "etd-ideal":
+        paper = line(one("4", rows), method="no-ul", ETD=etd or method == "etd", capacity="50")
+        assert (paper["n"], paper["product"]) == (3, want) and "counted once" in one("4", rows).caption
+
+
+def test_the_times(tmp_path):
+    """V6: A.8's seconds, and seconds over training seconds, each averaged over the runs that know them, beside the
+    paper's. Runs with Fig. 5's points are timed with their measuring: they count where there is no other."""
+    def got(rows, method="rem"):
+        return [line(one("mean", load(tmp_path, rows)), method=method)[name] for name in ("seconds", "time %")]
+
+    rows = [{**make_row(seed=0), "seconds": 2.0}, {**make_row(seed=1), "seconds": 6.0, "train_seconds": 40.0}]
+    assert got(rows) == ["4.0", "12.5"] and got(rows + [{**make_row(seed=2), "seconds": None}]) == ["4.0", "12.5"]
+    table = one("mean", load(tmp_path, rows + [make_row("cf")]))
+    assert line(table, method="rem")["time % (paper)"] == "10.7" and line(table, method="cf")["time % (paper)"] is None
+    assert got([{**make_row("etd"), "seconds": 80.0, "train_seconds": None}], "etd") == ["80.0", None]
+    points = [{"epoch": 0, "base": 1.0, "full": 0.5}]
+    slow = {**make_row(seed=0), "curve": True, "points": points, "seconds": 50.0}
+    plain, other = {**make_row(seed=0), "seconds": 4.0}, {**make_row(seed=1), "seconds": 6.0}
+    for rows, seconds in (([slow, other], "6.0"), ([plain, slow], "4.0"), ([slow, plain], "4.0"), ([slow], "50.0")):
+        assert got(rows)[0] == seconds
+
+
+def test_mean_tables_by_group(tmp_path):
+    """V19: networks, capacities, ETD, masks, data and numbers of corrupted images are never averaged together."""
+    other = [dict(arch="vit"), dict(capacity=1.0), dict(etd=True), dict(p_mem=0.05), dict(dataset="svhn"), dict(n=500)]
+    found = make_tables("mean", load(tmp_path, [make_row(), *(make_row(**more) for more in other)]))
+    assert len(found) == 7 == len({t.name for t in found}) and all(column(t, "n") == [1] for t in found)
+
+
+def test_networks_without_masks_stand_beside_every_p_mem(tmp_path):
+    """V19: what has no mask is one run whatever its p_mem and ratio say, compared with REM at each p_mem; what has, is
+    not."""
+    rows = [make_row("cf", 0.7), make_row("cf", 0.6, p_mem=0.05, ratio=0.5), make_row("rem", p_mem=0.2),
+            make_row("rem", p_mem=0.05)]
+    tables = make_tables("mean", load(tmp_path, rows))
+    assert [t.title.split()[-1] for t in tables] == ["0.05", "0.2"] and all(column(t, "n") == [1, 1] for t in tables)
+    assert all(line(t, method="cf")["Healed"] == (pytest.approx(60.0), None) for t in tables)
+    assert not any("NOT ONE EXPERIMENT" in t.caption for t in tables)
+    mixed = make_tables("mean", load(tmp_path, [make_row("cf"), make_row("rem", ratio=0.5),
+                                                make_row("rem-ideal", ratio=1.0)]))
+    assert "NOT ONE EXPERIMENT: the runs differ in ratio (0.5, 1.0)." in mixed[0].caption
+    trained = make_tables("mean", load(tmp_path, [make_row("cf", etd=True), make_row("cf", etd=True, p_mem=0.05)]))
+    assert [column(t, "n") for t in trained] == [[1], [1]]
+
+
+def test_settings_of_no_concern_split_no_rows(tmp_path):
+    """V19: one network run under several gammas is one run of the methods that read none, and no other experiment."""
+    rows = [make_row(m, gamma=gamma) for m in ("no-ul", "retrain", "cf", "rem") for gamma in (0.1, 0.2)]
+    (table,) = make_tables("mean", load(tmp_path, rows))
+    assert {m: line(table, method=m)["n"] for m in ("no-ul", "retrain", "cf", "rem")} == {"no-ul": 1, "retrain": 1,
+        "cf": 1, "rem": 1}
+    assert "one for all cells: rem gamma 0.2 (of 0.1, 0.2)." in table.caption and "NOT ONE" not in table.caption
+    (table,) = make_tables("mean", load(tmp_path, [{**row, "seed": int(10 * row["gamma"])} for row in rows[-2:]]))
+    assert line(table, method="rem")["n"] == 2 and "the runs differ in gamma (0.1, 0.2)." in table.caption
+    (same,) = make_tables("mean", load(tmp_path, [make_row("cf", gamma=0.1), make_row("rem", gamma=0.3),
+                                                  make_row("no-ul", beta=2)]))
+    assert "NOT ONE EXPERIMENT" not in same.caption
+    (off,) = make_tables("mean", load(tmp_path, [make_row("rem-no31", p_mem=0.05),
+                                                 make_row("rem", step31=False, ratio=3.0)]))
+    assert line(off, method="rem-no31")["n"] == 1
+
+
+def test_cells(tmp_path):
+    """V19: the product of each method in each task at each rate; what was not run is empty."""
+    rows = [make_row(healed=h, task=t, discovery=d, seed=s) for t, d, s, h in
+            [("poison", 0.1, 0, 0.1), ("poison", 0.1, 1, 0.3), ("poison", 1.0, 0, 0.5), ("random", 1.0, 0, 0.7)]]
+    table = one("cells", load(tmp_path, [*rows, make_row("cf", 0.9, task="poison", discovery=1.0)]))
+    assert [row[:2] for row in table.rows] == [("poison", "cf"), ("poison", "rem"), ("random", "rem")]
+    got = line(table, task="poison", method="rem")
+    assert got["0.1"] == pytest.approx((18.0, 9.0)) and got["1"] == (pytest.approx(45.0), None)
+    assert line(table, task="random", method="rem")["0.1"] is None and "runs per cell: 1 to 2" in table.caption
+
+
+# --- Which rows go where ----------------------------------------------------------------------------------------------
+
+PLACES = {  # table: (settings that belong to it, settings that do not)
+    "1": [dict(), [dict(capacity=1.0), dict(p_mem=0.05)]],
+    "2": [dict(etd=True), [dict(arch="vit"), dict(capacity=1.0)]],
+    "4": [dict(capacity=1.0), [dict(arch="vit"), dict(p_mem=0.05), dict(capacity=0.9), dict(capacity=1.0, etd=True)]],
+    "5": [dict(arch="vit", dataset="svhn"), [dict(), dict(arch="vit", p_mem=0.05, dataset="svhn")]],
+    "6": [dict(dataset="imagenette"), [dict(etd=True), dict(capacity=0.9)]],
+    "7": [dict(dataset="imagenette", capacity=0.9, etd=True), [dict(capacity=0.9), dict(etd=True)]],
+    "8": [dict(p_mem=0.05, etd=True), [dict(p_mem=0.05), dict(etd=True)]],
+    "9": [dict(arch="vit", dataset="svhn", p_mem=0.05, etd=True), [dict(arch="vit", p_mem=0.05),
+                                                                   dict(p_mem=0.05, etd=True)]],
+}
+
+
+@pytest.mark.parametrize("number", PLACES)
+def test_selection_of_each_table(tmp_path, number):
+    """V19: each table takes the rows of its network, capacity, ETD and mask size, and no others."""
+    mine, others = PLACES[number]
+    rows = load(tmp_path, [make_row(**mine), make_row(seed=1, **mine),
+                           *(make_row(healed=0.1, **more) for more in others)])
+    table = one(number, rows)
+    assert [n for n in column(table, "n") if n] == [2] and [h for h in column(table, "Healed") if h] == [(80.0, 0.0)]
+    assert make_tables(number, load(tmp_path, [make_row(**more) for more in others])) == []
+    # any data may be in its place
+    assert make_tables(number, load(tmp_path, [make_row(**{**mine, "dataset": "fashion-mini"})]))
+
+
+def test_which_methods_a_table_compares(tmp_path):
+    """V19: Tables 1 and 4 have every method but ablations and those that know D_c; Table 2 has the ablations."""
+    rows = load(tmp_path, grid([*METHODS, "my_file.py:fit"]))
+
+    def ran(number):
+        table = one(number, rows)
+        return {method for method, n in zip(column(table, "method"), column(table, "n"), strict=True) if n}
+
+    hidden = {"rem-ideal", "rem-no31", "rem-no32", "rem-ce", "etd", "etd-ideal", "rem-on-etd"}
+    assert ran("4") == ran("1") == ({*METHODS} - hidden) | {"my_file.py:fit"}
+    assert ran("2") == {"rem", "rem-no31", "rem-no32", "rem-ce"}
+    got = line(one("2", rows), method="rem-no31", ETD=False)
+    assert (got["3.1"], got["3.2"], got["n"]) == (False, True, 6)
+
+
+def test_table_1_has_svhn_beside_cifar10(tmp_path):
+    """V20: the ViT column is SVHN's where ResNet-9 is CIFAR-10's; other data stay by themselves; Potion's is the
+    paper's OOM."""
+    vit = make_row(healed=0.7, arch="vit", dataset="svhn")
+    table = one("1", load(tmp_path, [make_row(), *every_cell("rem", 0.7, 0.9, arch="vit", dataset="svhn")]))
+    got = line(table, method="rem", ETD=False)
+    assert (got["n"], got["ViT n"], got["ViT product"][0]) == (1, 30, pytest.approx(63.0)) and got["difference"] is None
+    assert got["ViT difference"] == "-10.27" and line(table, method="potion", ETD=True)["ViT product (paper)"] == "OOM"
+    assert "svhn" in table.caption and table.title.startswith("Table 1: cifar10")
+    few = line(one("1", load(tmp_path, [make_row(), vit])), method="rem", ETD=False)
+    assert few["ViT product"] == (pytest.approx(63.0), None) and few["ViT difference"] is None
+    alone = one("1", load(tmp_path, [vit, make_row("npo", arch="vit", dataset="svhn")]))
+    assert alone.title.startswith("Table 1: svhn") and line(alone, method="rem", ETD=False)["n"] is None
+    assert len(make_tables("1", load(tmp_path, [make_row(), make_row(dataset="fashion-mini", n=1000), vit]))) == 2
+
+
+def test_plain_retrain_in_tables_7_to_9(tmp_path):
+    """V20: retrain trains no ETD network: it stands in Tables 7-9 as a plain one, and no other method does."""
+    plain = [make_row(m, dataset="imagenette", capacity=0.9) for m in ("retrain", "cf")]
+    # no ETD, no table
+    assert not make_tables("7", load(tmp_path, plain)) and not make_tables("8", load(tmp_path, [make_row("retrain")]))
+    plain.append(make_row("no-ul", dataset="imagenette", capacity=0.9, etd=True))
+    got = line(one("7", load(tmp_path, plain)), method="retrain")
+    assert got["n"] == 1 and got["product (paper)"] == (50.14, 2.26)
+    assert [n for n in column(one("7", load(tmp_path, plain)), "n") if n] == [1, 1]
+    assert "does not say how its is trained)." in one("7", load(tmp_path, plain)).caption
+    # whose masks are smaller
+    for number, before, settings in (("8", "4", {}), ("9", "5", dict(arch="vit", dataset="svhn"))):
+        small, large = ({r["method"]: r["utility"][0] for r in PAPER["tables"][t]["rows"] if r["capacity"] == 0.5 and
+                         r["method"] == "retrain"} for t in (number, before))
+        trained = make_row("cf", p_mem=0.05, etd=True, **settings)
+        text = one(number, load(tmp_path, [make_row("retrain", **settings), trained])).caption
+        assert small["retrain"] < large["retrain"]
+        assert f"its Utility is below that of Table {before}, which may mean" in text
+
+
+def test_one_table_for_each_data_set(tmp_path):
+    """V12: data sets and numbers of images stay apart; the caption names data, rates, seeds, hardware, and what Utility
+    is."""
+    rows = load(tmp_path, grid(["rem"], seeds=(0, 2)) + grid(["rem"], dataset="fashion-mini") + grid(["rem"], n=500))
+    found = make_tables("4", rows)
+    assert [t.title for t in found] == ["Table 4: cifar10, 500 corrupted", "Table 4: cifar10, 1000 corrupted",
+                                        "Table 4: fashion-mini, 120 corrupted"]
+    for words in ("cifar10, 1000 corrupted", "confusion, poison, random", "discovery 0.1, 1;", "seeds 0, 2;", "12 runs",
+                  "cpu, threads 2, torch 2.6.0", "CIFAR10", "Healed × Utility (over all classes)."):
+        assert words in found[1].caption, words
+    # of --table all: Imagenette's own, and data of no table
+    assert make_tables("6", rows, own=True) == make_tables("6", rows)[2:]
+
+
+# --- What a caption warns of ------------------------------------------------------------------------------------------
+
+
+def test_captions_warn(tmp_path):
+    """V19: runs with other settings, and methods that did not run in the same cells, are pointed out; seeds and rates
+    are not."""
+    rows = grid(["rem", "npo"], seeds=(0, 1))
+    clean = one("mean", load(tmp_path, rows)).caption
+    assert "compare with care" not in clean and "NOT ONE" not in clean
+    assert "compare with care" in one("mean", load(tmp_path, rows[:-1])).caption
+    mixed = one("mean", load(tmp_path, [make_row(), make_row(lr=0.05, seed=1), make_row(beta=2.0, seed=2)])).caption
+    assert "NOT ONE EXPERIMENT: the runs differ in lr (0.025, 0.05); beta (1.0, 2.0)." in mixed
+
+
+def test_rates_that_a_method_does_not_read_are_no_gap(tmp_path):
+    """V19: no-ul at one rate alone covers what the others cover at three; without one of the seeds it does not."""
+    rows = grid(["rem"], seeds=(0, 1), rates=(0.1, 0.5, 1.0)) + grid(["no-ul"], seeds=(0, 1), rates=(1.0,))
+    assert "compare with care" not in one("mean", load(tmp_path, rows)).caption
+    assert "compare with care" in one("mean", load(tmp_path, rows[:-1])).caption
+
+
+def test_unequal_seeds_are_told(tmp_path):
+    """V19: where one rate has more seeds than another the caption says so; methods that read no D_f have no rates."""
+    words = "Not every task and discovery rate has the same seeds"
+    rows = grid(["rem"], seeds=(0, 1))
+    assert words not in make_tables("mean", load(tmp_path, rows))[0].caption
+    assert words in make_tables("mean", load(tmp_path, rows[:-1]))[0].caption
+    fixed = [make_row("no-ul", discovery=0.1, seed=0), make_row("no-ul", discovery=0.5, seed=1)]
+    assert words not in make_tables("mean", load(tmp_path, fixed))[0].caption
+
+
+def test_captions_warn_of_two_versions_of_an_own_method(tmp_path):
+    """V19: runs of one method from two versions of its file are pointed out; two methods of two files are not."""
+    a, b = ({**make_row(f"{name}.py:f", seed=k), "code": name * 16} for k, name in enumerate("ab"))
+    assert "NOT ONE" not in one("mean", load(tmp_path, [a, b, make_row()])).caption
+    caption = one("mean", load(tmp_path, [a, {**a, "seed": 1, "code": "c" * 16}])).caption
+    assert f"NOT ONE EXPERIMENT: the runs differ in code ({'a' * 16}, {'c' * 16})." in caption
+
+
+def test_captions_name_the_commits(tmp_path):
+    """V19: rows of more than one commit are pointed out by its first seven characters."""
+    rows = [{**make_row(seed=k), "git": git} for k, git in enumerate(("1234567890", "abcdefghij-dirty", None,
+                                                                      "1234567890"))]
+    assert "Commits: 1234567, abcdefg-dirty, unknown." in one("mean", load(tmp_path, rows)).caption
+    assert "Commits" not in one("mean", load(tmp_path, rows[::3])).caption
+
+
+# --- The paper's numbers ----------------------------------------------------------------------------------------------
+
+
+def test_difference_is_ours_minus_the_papers(tmp_path):
+    """V20: the difference is signed, of the product, and empty where either is missing."""
+    table = one("4", load(tmp_path, every_cell("rem", 0.5, 0.8, seed=7) + every_cell("ssd")))
+    got = line(table, method="rem", ETD=False, capacity="50")
+    assert got["product (paper)"] == (73.40, 1.43) and got["difference"] == "-33.40"
+    assert line(table, method="ssd")["difference"] is None
+    assert line(table, method="rem", ETD=True)["difference"] is None
+
+
+OTHERS = [dict(dataset="fashion-mini", n=1000), dict(dataset="svhn"), dict(n=500), dict(image_size=16)]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_no_difference_from_other_data(tmp_path, other):
+    """V20: the paper's mean over its data set is not subtracted from one over another; the caption says why."""
+    table = one("4", load(tmp_path, every_cell(**other)))
+    got = line(table, method="rem", ETD=False, capacity="50")
+    assert got["n"] == 30 and got["product (paper)"] == (73.40, 1.43) and got["difference"] is None
+    assert "CIFAR10, 1000 corrupted, over its 30 cells (3 tasks × 10 discovery rates); no diff" in table.caption
+
+
+def test_no_difference_from_other_cells(tmp_path):
+    """V20: three runs at one rate are not the paper's mean over 30 cells; nor is one cell less, one more or one that
+    failed."""
+    def got(rows, method="rem"):
+        return line(one("4", load(tmp_path, rows)), method=method, ETD=False, capacity="50")["difference"]
+
+    whole = every_cell()
+    assert got(whole) == "-1.40" == got(whole + every_cell(seed=1)[:5])
+    assert got([make_row(seed=seed) for seed in range(3)]) is None
+    assert got(whole[1:]) is None and got([*whole, make_row(discovery=0.05)]) is None
+    assert got([*whole[1:], {**whole[0], "status": "failed"}]) is None
+    assert got(every_cell("no-ul")[9::10], "no-ul") == "+40.28"  # has no rates, so the tasks are enough
+    assert got(every_cell("no-ul")[:20], "no-ul") is None
+    assert got(every_cell("cf")[9::10], "cf") is None
+
+
+SAMPLE = [  # copied by hand from the paper: table, capacity, ETD, method, Healed, Utility, product
+    ("1", 0.5, False, "rem", [81.16, 1.62], [90.54, 0.15], [73.40, 1.43]),
+    ("1", 0.5, True, "potion", [62.74, 3.73], [62.86, 3.62], [51.30, 3.64]),
+    ("2", 0.5, True, "rem-no32", [83.70, 0.89], [88.16, 0.16], [73.69, 0.69]),
+    ("2", 0.5, False, "rem-no31", [77.31, 2.07], [90.39, 0.14], [69.82, 1.85]),
+    ("4", 1.0, False, "rem", [65.35, 3.28], [91.33, 0.16], [59.65, 2.99]),
+    ("4", 0.5, True, "cf", [60.24, 3.07], [89.83, 0.13], [54.13, 2.75]),
+    ("4", 1.0, False, "no-ul", [15.24, 0.60], [90.87, 0.15], [13.78, 0.52]),
+    ("5", 1.0, False, "ascent", [79.96, 1.16], [82.99, 0.78], [66.56, 1.47]),
+    ("5", 0.5, True, "badt", [61.20, 3.65], [85.87, 0.02], [52.50, 3.13]),
+    ("6", 0.5, False, "scrub", [67.63, 3.63], [80.66, 0.17], [54.52, 2.89]),
+    ("7", 0.9, True, "no-ul", [45.33, 8.25], [78.50, 0.44], [35.53, 6.30]),
+    ("8", 0.5, True, "rem", [85.37, 1.77], [89.56, 0.26], [76.38, 1.48]),
+    ("9", 0.5, True, "npo", [59.58, 6.42], [84.40, 0.12], [50.37, 5.43]),
+]
+
+
+@pytest.mark.parametrize("number, capacity, etd, method, healed, utility, product", SAMPLE)
+def test_numbers_of_the_paper(number, capacity, etd, method, healed, utility, product):
+    """V20: paper.json has the numbers that are printed in the paper."""
+    (row,) = [r for r in PAPER["tables"][number]["rows"] if (r["capacity"], r["etd"], r["method"]) == (capacity, etd,
+        method)]
+    assert (row["healed"], row["utility"], row["product"]) == (healed, utility, product)
+
+
+def test_shape_of_the_papers_tables():
+    """V20: every table has all its rows, known methods, descending products, and means with an SEM."""
+    sizes = {name: len(table["rows"]) for name, table in PAPER["tables"].items()}
+    assert sizes == {"1": 15, "2": 6, "4": 26, "5": 17, "6": 7, "7": 7, "8": 8, "9": 7}
+    for table in PAPER["tables"].values():
+        products = [row["product"][0] for row in table["rows"]]
+        assert products == sorted(products, reverse=True)
+        for row in table["rows"]:
+            assert row["method"] in METHODS and row["capacity"] in (0.5, 0.9, 1.0)
+            for value in (row["healed"], row["utility"], row["product"], row.get("vit", [50, 1])):
+                assert value == "OOM" or (len(value) == 2 and 0 < value[0] < 100 and 0 < value[1] < 25)
+    assert sum(row.get("vit") == "OOM" for row in PAPER["tables"]["1"]["rows"]) == 2
+
+
+def test_papers_tables_agree_with_each_other():
+    """V20: Table 1 is Table 4's 50 % rows without CF, its ViT column Table 5's, and Table 2's whole REM is Table
+    1's."""
+    def keyed(number, **more):
+        keep = [r for r in PAPER["tables"][number]["rows"] if all(r[k] == v for k, v in more.items())]
+        return {(r["etd"], r["method"]): (r["healed"], r["utility"], r["product"]) for r in keep}
+
+    first = PAPER["tables"]["1"]["rows"]
+    assert keyed("1") == {key: value for key, value in keyed("4", capacity=0.5).items() if key[1] != "cf"}
+    assert {(r["etd"], r["method"]): r["vit"] for r in first if r["vit"] != "OOM"} == {
+        key: value[2] for key, value in keyed("5", capacity=0.5).items() if key[1] != "cf"}
+    assert keyed("2", method="rem") == keyed("1", method="rem")
+
+
+def test_appendix_numbers():
+    """V20: A.3's three seeds and A.8's relative times."""
+    assert PAPER["A.3"] == {"task": "random", "discovery": 0.5, "seeds": [0, 1, 2], "healed": [0.772, 0.774, 0.752],
+                            "utility": [0.891, 0.888, 0.896]}
+    assert PAPER["A.8"] == {"training": 100, "badt": 24.7, "scrub": 14.0, "rem": 10.7, "potion": 9.1, "npo": 0.2,
+                            "ascent": 0.2}

@@ -1,0 +1,117 @@
+"""The READMEs and .ci/run: their commands run, the names in them exist, every property has its tests (R6).
+
+What they say in numbers is checked by results/check.py, which .ci/run calls.
+"""
+
+import importlib
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import index
+import run
+from experiment.settings import PLACE, Config, resolve
+from study import plan
+
+ROOT = Path(run.__file__).resolve().parent
+PAGES = [ROOT / "README.md", ROOT / "study" / "README.md", *sorted(ROOT.glob("results/**/README.md"))]
+DOCS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
+README = DOCS["README.md"]
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+INSTALL = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
+SMALL = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "1", "--gamma", "1",
+         "--quiet"]
+
+
+def commands():
+    """Every call of run.py in the READMEs, each once, as argument lists that begin with the program."""
+    lines = [line for text in DOCS.values() for kind, block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+             if kind == "bash" for line in block.replace("\\\n", " ").splitlines() if "run.py" in line]
+    lines += [" ".join(found.split()) for text in DOCS.values()
+              for found in re.findall(r"python (run\.py [^`;]*)[`;]", text)]
+    found = [tuple(re.search(r"run\.py.*", line)[0].split("#")[0].split()) for line in lines]
+    return [argv for argv in dict.fromkeys(found) if argv[1:] != ("--help",)]
+
+
+@pytest.mark.parametrize("argv", commands(), ids=" ".join)
+def test_every_command_is_understood(argv):
+    """R6: every command in the READMEs parses, flags and values; a grid's cells and its preset exist."""
+    program, *argv = [{"$seed": "0", "N": "120", "D": "0.5"}.get(word, word) for word in argv]
+    word = None if argv[0].startswith("-") else argv[0]
+    given = vars(run.parser(word).parse_args(argv))
+    if word is None:
+        run.choose_methods(resolve(given))
+    elif given.pop("word") == "grid":
+        axes = {name: text for name, text in given.items() if name in {f.name for f in fields(Config)} - PLACE}
+        assert plan.preset(given["preset"], axes) if given.get("preset") else plan.expand_axes(axes)
+
+
+def test_the_first_command_runs(tmp_path):
+    """R6, R1: the README's main command, word for word but for its size, ends well."""
+    line = next(line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if "run.py" in line)
+    assert line.startswith(INSTALL)
+    argv = line.split("run.py", 1)[1].split()
+    done = subprocess.run([sys.executable, ROOT / "run.py", *argv, *SMALL, "--out", tmp_path / "x"],
+                          capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [words.split()[0] for words in done.stdout.splitlines()[2:]] == ["no-ul", "cf", "npo", "rem"]
+
+
+def test_python_blocks_run():
+    """R6: the README's Python runs as it stands."""
+    blocks = [block for kind, block in BLOCKS if kind == "python"]
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_printed_table_is_one_that_run_prints():
+    """R6: the output that the README shows has the columns and methods that run.py prints."""
+    shown = re.search(r"<!-- output -->\n```\n(.*?)```\n<!-- /output -->", README, re.DOTALL)[1].splitlines()
+    start = next(i for i, line in enumerate(shown) if line.startswith("method"))
+    assert shown[start] == run.table([]).strip()
+    assert [line.split()[0] for line in shown[start + 1 : start + 5]] == ["no-ul", "cf", "npo", "rem"]
+
+
+def test_ci_runs_the_test_command_word_for_word():
+    """R6: .ci/run holds the README's test command, and checks the numbers."""
+    tests = next(block.strip() for kind, block in BLOCKS if kind == "bash" and "pytest" in block)
+    assert tests == INSTALL + ".venv/bin/python -m pytest"
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert tests in script.splitlines()
+    assert "results/check.py" in script
+
+
+@pytest.mark.parametrize("doc", DOCS)
+def test_names_in_the_readmes_exist(doc):
+    """R6: every file, module, function and link that a README names is there."""
+    text = DOCS[doc]
+    for module, name in re.findall(r"`(\w+)\.(\w+(?:\.\w+)*)`", text):
+        if (ROOT / f"{module}.py").exists() and name not in ("py", "csv", "png"):
+            found = importlib.import_module(module)
+            for part in name.split("."):
+                found = getattr(found, part)
+    for path in re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|md|jsonl|txt|cff))`", text):
+        places = ROOT, (ROOT / doc).parent, ROOT / "tests", ROOT / "tests" / "paper"
+        assert any((at / path).exists() for at in places) or path.startswith("runs/"), path
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert ((ROOT / doc).parent / link).exists(), link
+
+
+def test_requirements_are_ranges():
+    """R6: five packages, as ranges, and nothing else."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
+    assert [re.match(r"\w+", line)[0] for line in lines] == ["torch", "torchvision", "numpy", "pytest", "hypothesis"]
+    assert all(">=" in line and "==" not in line for line in lines)
+
+
+def test_every_property_has_its_tests():
+    """R6: the table of tests/README.md is what the docstrings say: no id without a test, unknown id or stale status."""
+    held, rows = index.held(), index.rows()
+    assert set(held) == set(rows), set(held) ^ set(rows)
+    for name, (_, status) in rows.items():
+        assert status == index.status(held[name]), f"{name}: run python tests/index.py"
