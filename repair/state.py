@@ -130,17 +130,15 @@ def resume(state, end, path: str | Path, key: str, marks: dict[str, str]) -> str
         check_readable(path)
         content = torch.load(path, weights_only=True, mmap=True)
         same = content["key"] == key
-        older = "marks" not in content  # of a version that looked at LOOKED_AT images alone
-        alike = not older and same_images(content["marks"], marks)
+        alike = same_images(content["marks"], marks)  # which states of older versions have not
         del content  # it is mapped to the file, which may be replaced
         if same and alike:
             load_state(state, end, path)
     except Exception as error:  # a file of something else can raise anything
         raise ValueError(f"{path} is no state of this repair ({why_refused(path, error)}); move it away to begin "
                          "anew") from error
-    if not same or older:
-        other = "an older version" if same else "another repair"
-        return f"{path} is the state of {other} and will be replaced"
+    if not same:
+        return f"{path} is the state of another repair and will be replaced"
     if not alike:
         return f"{path} is the state of a repair of other images and will be replaced: some have changed since"
     return f"going on after epoch {state.epoch}, from {path}"
@@ -150,6 +148,8 @@ def why_refused(path: Path, error: Exception) -> str:
     """Why a file is no state, in words that advise nothing unsafe as torch's own do."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if isinstance(error, KeyError):
+        return f"it lacks {error}, perhaps of an older version"
     if asked := asks_for_code(path, error):
         return f"it asks for code to be run, {asked}, and was not read"
     if isinstance(error, (pickle.UnpicklingError, RuntimeError, EOFError)):
