@@ -46,6 +46,7 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
     if isinstance(model, Expanded):
         raise TypeError("the network is expanded already; drop it first or use it as it is")
     check_network(model)
+    layers = None if layers is None else list(layers)  # read once for each try
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     state = generator.get_state()
     try:
@@ -71,7 +72,8 @@ def wrap(net: nn.Module, ratio: float, layers) -> Expanded:
     layers = getattr(net, "expandable", None) if layers is None else layers
     names = {name for name, m in modules.items() if isinstance(m, nn.Conv2d)} if layers is None else set(layers)
     if not names:
-        raise TypeError(f"cannot expand {type(net).__name__}: it has no Conv2d, so the layers to expand must be named")
+        why = "it has no Conv2d" if layers is None else "no layer is named"
+        raise TypeError(f"cannot expand {type(net).__name__}: {why}, so the layers to expand must be named")
     for name in sorted(names):
         if name not in modules:
             raise ValueError(f"the network has no layer {name!r}; it has {', '.join(k for k in modules if k)}")

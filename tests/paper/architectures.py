@@ -11,6 +11,10 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
+from helpers import gen
+
+IMAGE = torch.zeros(2, 1, 8, 8)  # an example for networks of one channel, such as helpers.small_net
+
 ACTIVATIONS = {"celu": lambda: nn.CELU(0.075), "relu": nn.ReLU, "gelu": nn.GELU,
                "inplace": lambda: nn.ReLU(inplace=True)}
 
@@ -54,6 +58,11 @@ class Plan:
         if not self.hidden or not self.hidden[1]:
             return None
         return [f"blocks.{i}.conv" for i in range(len(self.blocks))] + ["hidden"]
+
+
+def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Normal numbers, drawn in float64 and then rounded to the dtype."""
+    return torch.randn(shape, generator=gen(seed), dtype=torch.float64).to(dtype)
 
 
 def example(plan: Plan, batch: int = 2) -> torch.Tensor:

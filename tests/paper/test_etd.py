@@ -1,80 +1,471 @@
-"""Tests of example-tied dropout: training with masks, inference without, and what it shares with REM (E1-E6).
+"""Example-tied dropout: the masks, the layers under a mask, and ETD training (Sec. 2; Sec. 5 for the masks of REM).
 
-Each `prop_*` takes the module under test first, so that test_mutants.py can run it on a changed one.
+In the paper's order:
+- Sec. 2, "when it comes to the memorization partition, each example only passes through its dedicated path, based on an
+  example-tied dropout mask": M1, M13, M18; "randomly determined": M2, M10, M15; "ahead of training and then fixed": M3,
+  M4, M5, M6; a table of bits, not of activations: M16.
+- Sec. 5 and line 3.1, "all examples in D_f are assigned the same (randomly-determined) mask": M7, M8, M9; REM (IDEAL)
+  of Fig. 3, "given full information about all corrupted samples": M14.
+- Sec. 2, "the generalization neurons are never dropped out", and Sec. 5, "all examples pass through all of theta_o1 but
+  each example will only pass through its assigned path in theta_o2": M11, M12, M17, E4.
+- Sec. 2, the training recipe: E1, E5; "at inference time, the memorization neurons are dropped out": E2, E3.
+- Sec. 5, REM on ETD, "ETD's existing masks for the examples in D_r (assigning a new one for examples in D_f)": E6.
+- A.2, Fig. 9, ETD (IDEAL): E1.
 """
 
+import contextlib
 import copy
+import math
 import random
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
+import baselines
 import etd
-import train
 import expand
-import metrics
 import oracles
 import rem
+import train
+from architectures import IMAGE, draw
 from experiment.data import batches
-from helpers import assert_close, assert_same_state, gen, make_data, randomise, rows, run, seeds, small_net, tiny
+from helpers import assert_close, assert_same_state, gen, make_data, rows, run, seeds, small_net, tiny
 from metrics import predict
 from models import build
-from test_drop import draw, theta_o2
-from test_masks import masked_calls, outputs_of, prop_m3_fit, untouched_rng
 
-IMAGE = torch.zeros(2, 1, 8, 8)
+sizes = st.integers(0, 17)
+widths = st.integers(0, 9)
+rates = st.sampled_from([0.0, 0.05, 0.2, 0.5, 1.0])
 
 
-def tensors(expanded):
-    return {name: t.detach().clone() for name, t in expanded.state_dict().items()}
+@contextlib.contextmanager
+def untouched_rng():
+    """Whatever runs inside leaves the global states of torch, numpy and random as they are."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    yield
+    after = np.random.get_state()
+    assert torch.equal(before[0], torch.get_rng_state()), "torch's global generator moved"
+    assert np.array_equal(before[1][1], after[1]) and before[1][2:] == after[2:], "numpy's global generator moved"
+    assert before[2] == random.getstate(), "Python's global generator moved"
+
+
+def subset(seed, n, share=0.5):
+    """Distinct indices below n, about `share` of them, shuffled."""
+    return torch.randperm(n, generator=gen(seed))[: round(share * n)]
+
+
+@contextlib.contextmanager
+def masked_calls(expanded, data):
+    """Collect (dataset index, mask row) of every example in every masked call, by recognising its image."""
+    images = next(batches(data, size=len(data), dtype=next(expanded.parameters()).dtype))[1]
+    assert len({bytes(x.contiguous().numpy()) for x in images}) == len(images), "the images must differ"
+    seen = []
+
+    def watch(module, args, kwargs):
+        x, mask = args[0], args[1] if len(args) > 1 else kwargs.get("mask")
+        if mask is not None:
+            for image, row in zip(x, mask, strict=True):
+                (index,) = [i for i, known in enumerate(images) if torch.equal(image, known)]
+                seen.append((index, row.clone()))
+
+    hook = expanded.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def outputs_of(expanded):
+    """Collect the output of each expanded layer, by name, of the last pass."""
+    found, hooks = {}, []
+    for name, layer in expanded.layers().items():
+        def note(module, args, out, name=name):
+            found[name] = out.detach().clone()
+        hooks.append(layer.register_forward_hook(note))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def trained(net, data, config, generator, **more):
+    """ETD training of a network, theta_o2 made as the experiments make it."""
+    return etd.train_etd(baselines.with_theta_o2(net, data, config), data, config, generator, train.fit, **more)
+
+
+# --- Sec. 2: each example has a mask, drawn once ----------------------------------------------------------------------
+
+@given(n=sizes, width=widths, p=rates, seed=seeds, share=st.sampled_from([0.0, 0.5, 1.0]))
+def test_shape_dtype_and_storage(n, width, p, seed, share):
+    """M1, M16: bool rows of shape (n, width), on the CPU, a bit a channel in storage and one row more."""
+    table = etd.mask_table(n, width, p, seed, subset(seed, n, share))
+    assert len(table.packed) == n and table[:].shape == (n, width) and table[:].dtype == torch.bool
+    assert table.packed.device.type == "cpu"
+    assert table.packed.untyped_storage().nbytes() == (n + 1) * math.ceil(width / 8)
+
+
+@pytest.mark.parametrize("n, width, p", [(3, 3, -0.1), (3, 3, 1.1), (3, 3, math.nan), (-1, 3, 0.2), (3, -1, 0.2)])
+def test_bad_sizes_are_refused(n, width, p):
+    """M1, M15: sizes below 0 and probabilities outside [0, 1] raise a ValueError that says them."""
+    with pytest.raises(ValueError, match=f"no mask table of {n} rows and {width} bits at p_mem {p}"):
+        etd.mask_table(n, width, p, 0)
+
+
+@given(seed=seeds, n=st.integers(1, 9))
+def test_rows_follow_the_dataset_index(seed, n):
+    """M13: f(x[p], i[p]) is f(x, i)[p], whatever the indices of the examples in a batch."""
+    expanded = expand.expand(small_net(seed, dtype=torch.float64), IMAGE).eval()
+    table = etd.mask_table(3 * n, expanded.width, 0.5, seed)
+    g = gen(seed)
+    index, order = torch.randperm(3 * n, generator=g)[:n], torch.randperm(n, generator=g)
+    x = torch.randn(n, 1, 8, 8, generator=g, dtype=torch.float64)
+    out = run(expanded, x, etd.mask_rows(table, index))
+    assert_close(run(expanded, x[order], etd.mask_rows(table, index[order])), out[order])
+    assert torch.equal(etd.mask_rows(table, index), torch.stack([table[i] for i in index.tolist()]))
+
+
+BAD_INDICES = [
+    (torch.tensor([0, -1]), "-1"), (torch.tensor([5]), "5"), (torch.tensor([2, 7, 9]), "7"),
+    (torch.tensor([1.0]), "float32"), (torch.tensor([1], dtype=torch.int32), "int32"), (torch.tensor([True]), "bool"),
+    (torch.tensor([[1]]), r"\(1, 1\)"), (torch.tensor(1), r"\(\)"), ([1, 2], "list"), (3, "int"),
+    (torch.tensor([]), "float32"),
+]
+
+
+@pytest.mark.parametrize("index, named", BAD_INDICES)
+def test_bad_indices_are_refused(index, named):
+    """M18: a negative, too large or wrongly typed index raises a ValueError that names it, and never wraps."""
+    with pytest.raises(ValueError, match=named):
+        etd.mask_rows(etd.mask_table(5, 3, 0.2, 0), index)
+    with pytest.raises(ValueError, match=named):
+        etd.mask_table(5, 3, 0.2, 0, shared=index)
+
+
+# --- Sec. 2: "randomly determined" ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("p", [0.05, 0.2, 0.5, 0.9])
+def test_active_share_of_a_bernoulli_table(p):
+    """M2: bits are on with probability p_mem, in the whole table and in every column, and rows differ in number."""
+    n, width, sd = 2000, 50, math.sqrt(p * (1 - p))
+    table = etd.mask_table(n, width, p, seed=7)[:].double()
+    # 5 sd: error rate 6e-7, and the seed is fixed
+    assert abs(table.sum() - n * width * p) < 5 * sd * math.sqrt(n * width)
+    assert (table.sum(0) - n * p).abs().max() < 5 * sd * math.sqrt(n)  # 50 columns: 3e-5
+    assert len(table.sum(1).unique()) > 1  # Bernoulli, not an exact number a row
+
+
+def test_rows_of_the_others_are_independent():
+    """M10: rows overlap in p^2 of the bits and no two are equal; one mask for a batch or a bucket would not do so."""
+    n, width, p = 40, 600, 0.2
+    table = etd.mask_table(n, width, p, seed=5)[:].double()
+    pairs = (table.sum(0) * (table.sum(0) - 1) / 2).sum()  # overlapping pairs, over all columns
+    k = torch.arange(n + 1, dtype=torch.float64)
+    choose = torch.tensor([math.comb(n, i) for i in range(n + 1)], dtype=torch.float64)
+    chance = choose * p**k * (1 - p) ** (n - k)  # of k active rows in one column
+    mean, square = (chance * k * (k - 1) / 2).sum(), (chance * (k * (k - 1) / 2) ** 2).sum()
+    assert abs(pairs - width * mean) < 5 * (width * (square - mean**2)).sqrt()  # 5 sd: 6e-7, fixed seed
+    assert len(table.unique(dim=0)) == n  # birthday bound: 780 pairs * 0.68^600 < 1e-90
+    overlap = table @ table.T
+    far = (overlap - width * p**2).abs()[~torch.eye(n, dtype=torch.bool)]
+    assert far.max() < 7 * math.sqrt(width * p**2 * (1 - p**2))  # each pair; 7 sd: 780 * 3e-12
+
+
+def test_p_mem_0_is_off_whatever_is_drawn():
+    """M15: a bit is on where its draw is below p, so p = 0 is all zeros even where the draw is exactly 0."""
+    # torch.rand gives an exact 0 once in 2^24 draws, so it is put in place of the draws
+    with mock.patch.object(torch, "rand", lambda shape, **more: torch.zeros(shape)):
+        assert not etd.mask_table(3, 5, 0.0, 0)[:].any() and etd.mask_table(3, 5, 0.2, 0)[:].all()
+
+
+def test_rows_without_a_bit_are_allowed():
+    """M15: Bernoulli rows may be empty; nothing redraws them."""
+    table = etd.mask_table(2000, 4, 0.2, seed=0)[:]
+    empty, p = int((~table.any(dim=1)).sum()), 0.8**4
+    assert abs(empty - 2000 * p) < 5 * math.sqrt(2000 * p * (1 - p))  # 5 sd: 6e-7, fixed seed
+
+
+# --- Sec. 2: "ahead of training and then fixed" -----------------------------------------------------------------------
+
+@given(n=sizes, width=widths, p=rates, seed=seeds, share=st.sampled_from([None, 0.0, 0.5, 1.0]))
+def test_rows_equal_an_independent_derivation(n, width, p, seed, share):
+    """M3, M4, M7, M8, M9, M15: row i is the (i + 1)-th stretch of one stream of uniform numbers below p, whatever N is,
+    and the examples that share a row have the first, which is no one's own; no one shares where none are named."""
+    shared = None if share is None else subset(seed, n, share)
+    table, together = etd.mask_table(n, width, p, seed, shared), [] if shared is None else shared.tolist()
+    for i in range(n):
+        assert table[i].tolist() == oracles.mask_row(seed, None if i in together else i, width, p)
+
+
+def test_a_large_table_is_one_stream():
+    """M3, M4, M16: a table that is drawn in parts, more than a million numbers, and one of any smaller N have the rows
+    of one draw of all; so have those beyond the sizes at which torch changes its ways of drawing."""
+    rows = torch.rand((2201, 1000), generator=gen(4)) < 0.3
+    for n in (0, 1, 15, 16, 17, 1000, 2200):
+        assert torch.equal(etd.mask_table(n, 1000, 0.3, seed=4)[:], rows[1 : n + 1])
+
+
+@given(n=sizes, width=widths, seed=seeds, p=rates)
+def test_rows_are_the_same_at_every_look(n, width, seed, p):
+    """M3: the same row in every order and batch, and drawn again after other tables, under another default dtype."""
+    table, order = etd.mask_table(n, width, p, seed), torch.randperm(n, generator=gen(seed))
+    for i, row in zip(order.tolist(), etd.mask_rows(table, order), strict=True):
+        assert torch.equal(row, table[i]) and torch.equal(row, etd.mask_rows(table, torch.tensor([i]))[0])
+    etd.mask_table(n + 3, width, p, seed ^ 1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = etd.mask_table(n, width, p, seed)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(table[:], again[:])
+
+
+@given(n=st.integers(1, 17), width=widths, seed=seeds)
+def test_moving_keeps_rows(n, width, seed):
+    """M5: rows are the same after .to(device) and .to(dtype), and drawn on the CPU whatever the default device is."""
+    table, index = etd.mask_table(n, width, 0.5, seed), subset(seed, n)
+    moved = table.to("meta")
+    assert moved.packed.is_meta and moved[:].shape == (n, width) and not table.packed.is_meta
+    for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.int64):
+        assert torch.equal(table.to("cpu")[index].to(dtype).bool(), etd.mask_rows(table, index))
+    with torch.device("meta"):
+        elsewhere = etd.mask_table(n, width, 0.5, seed)
+    assert elsewhere.packed.device.type == "cpu" and torch.equal(elsewhere[:], table[:])
+
+
+@pytest.mark.gpu
+def test_rows_are_the_same_on_cuda():
+    """M5: a table moved to the GPU gives the rows of the CPU, for indices that stay on the CPU."""
+    table, index = etd.mask_table(50, 33, 0.2, seed=0, shared=torch.tensor([3, 4])), torch.tensor([49, 0, 3, 3, 7])
+    rows = etd.mask_rows(table.to("cuda"), index)
+    assert rows.is_cuda and torch.equal(rows.cpu(), etd.mask_rows(table, index))
+    with torch.device("cuda"):
+        assert torch.equal(etd.mask_table(50, 33, 0.2, 0, torch.tensor([3, 4], device="cpu"))[:], table[:])
+        assert torch.equal(etd.mask_table(50, 33, 0.2, 0, torch.tensor([3, 4]))[:], table[:])  # indices there, too
+
+
+@given(seed=seeds, train_mode=st.booleans())
+def test_masks_leave_global_states_and_inputs(seed, train_mode):
+    """M6, E4: drawing, looking up, applying and dropping masks leaves torch's, numpy's and Python's generators; a pass
+    writes into none of its inputs and touches no weight."""
+    net, x = small_net(seed), draw(seed, 3, 1, 8, 8)
+    with untouched_rng():
+        expanded = expand.expand(net, IMAGE).train(train_mode)
+        table = etd.mask_table(9, expanded.width, 0.5, seed, torch.tensor([2]))
+        mask = etd.mask_rows(table, torch.tensor([1, 2, 8]))
+        weights = {name: p.detach().clone() for name, p in expanded.named_parameters()}
+        copies = x.clone(), mask.clone()
+        expanded(x, mask)
+        expanded(x)
+        etd.drop(expanded)
+    assert torch.equal(x, copies[0]) and torch.equal(mask, copies[1]) and (x._version, mask._version) == (0, 0)
+    assert all(torch.equal(p, weights[name]) for name, p in expanded.named_parameters())
+
+
+# --- Sec. 5, line 3.1: all of D_f share one mask ----------------------------------------------------------------------
+
+def test_shared_row_has_the_marginal_of_the_others():
+    """M9: over seeds the shared row's bits are on with probability p, it changes with the seed, and no one owns it."""
+    n, width, p, runs = 6, 40, 0.2, 300
+    total, rows = 0, set()
+    for seed in range(runs):
+        shared = etd.mask_table(n, width, p, seed, torch.tensor([4]))[4]
+        own = etd.mask_table(n, width, p, seed)[:]
+        total += int(shared.sum())
+        rows.add(tuple(shared.tolist()))
+        # two independent rows agree with probability 0.68^40 = 2e-7; 1800 pairs: 4e-4, and the seeds are fixed
+        assert not (own == shared).all(dim=1).any(), seed
+    assert abs(total - runs * width * p) < 5 * math.sqrt(runs * width * p * (1 - p))  # 5 sd: 6e-7
+    assert len(rows) == runs
+
+
+@given(seed=seeds, ideal=st.booleans())
+def test_every_epoch_of_step_3_has_the_masks_of_step_1(seed, ideal):
+    """M7, M8, M14, M3, M13, M16: after step 1 D_f has the shared row, or with shared=D_c exactly D_c, and all others
+    their own, in N x width bits; in step 3 each example meets its row in every epoch, at every place in a batch."""
+    n, config = 9, tiny(batch=4, p_mem=0.5, seed=seed % 1000)
+    data, corrupted = make_data(seed, n=n, size=16), subset(seed, n)
+    forget = corrupted[:2] if ideal else corrupted
+    state = rem.add_capacity(small_net(seed, width=7), data, forget, config, gen(seed), corrupted if ideal else None)
+    expected = [oracles.mask_row(seed % 1000, None if i in corrupted.tolist() else i, 7, 0.5) for i in range(n)]
+    assert [state.masks[i].tolist() for i in range(n)] == expected
+    assert state.masks.packed.nbytes == n  # seven bits of a byte
+    with masked_calls(state.expanded, data) as seen:
+        for _ in range(2):
+            rem.redirect(state, rem.step3_batch)
+    assert len(seen) == 2 * n
+    assert all(row.tolist() == expected[index] for index, row in seen)
+
+
+# --- Sec. 2 and 5: theta_o1 is never masked, theta_o2 by the example's mask -------------------------------------------
+
+@given(seed=seeds, width=st.integers(1, 5), norm=st.booleans(), train_mode=st.booleans())
+def test_base_channels_are_never_masked(seed, width, norm, train_mode):
+    """M11, M12: theta_o1's channels are 1 for every example; a bit is constant over height and width."""
+    net = small_net(seed, width=width, norm=norm, dtype=torch.float64)
+    expanded = expand.expand(net, IMAGE).train(train_mode)
+    x = draw(seed, 5, 1, 8, 8, dtype=torch.float64)
+    mask = rows(seed + 1, expanded, 5)
+    first, passes = "norm1" if norm else "conv1", {}
+    with outputs_of(expanded) as out:
+        for kind, given_mask in (("on", torch.ones_like(mask)), ("some", mask), ("off", torch.zeros_like(mask)),
+                                 ("base", None)):
+            expanded(x, given_mask)
+            passes[kind] = dict(out)
+    # the first layer sees the same input whatever the mask, so its base channels are equal bit for bit
+    on, some = passes["on"][first], passes["some"][first]
+    assert torch.equal(some[:, :width], on[:, :width])
+    for image, masked, row in zip(on, some, mask, strict=True):
+        assert np.array_equal(masked.numpy(), oracles.mask_channels(image.numpy(), row.numpy(), width, axis=0))
+    for name, expected in passes["base"].items():  # deeper ones: the base output, up to the order of sums
+        dim = expanded.layers()[name].channel_dim
+        assert_close(passes["off"][name].narrow(dim, 0, expected.shape[dim]), expected)
+
+
+def test_mask_of_tokens_acts_on_features():
+    """M12, M17: in the ViT the mask acts on hidden units, the same for every token, as the loop does."""
+    net = build("vit", channels=1, image_size=8, patch=4, dim=8, depth=2, heads=2, head_dim=4, hidden=5,
+                seed=0).double()
+    expanded = expand.expand(net, IMAGE, ratio=0.6)
+    x = draw(0, 3, 1, 8, 8, dtype=torch.float64)
+    mask = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 1]], dtype=torch.bool)
+    with outputs_of(expanded) as out:
+        expanded(x, torch.ones_like(mask))
+        on = out["ff.0.1"]
+        expanded(x, mask)
+        some = out["ff.0.1"]
+    assert on.shape == (3, 5, 5 + 3)  # 4 patches and the class token
+    for tokens, masked, row in zip(on, some, mask, strict=True):
+        assert np.array_equal(masked.numpy(), oracles.mask_channels(tokens.numpy(), row.numpy(), 5, axis=1))
+
+
+@given(seed=seeds, share=st.sampled_from([0.0, 0.5, 1.0]))
+def test_layers_use_a_prefix_of_the_row(seed, share):
+    """M17: a layer with c extra channels uses the first c bits, so layers of a residual sum agree."""
+    g = gen(seed)
+    a, b = torch.randint(1, 6, (2,), generator=g).tolist()
+    net = nn.Sequential(nn.Conv2d(1, a, 1), nn.Conv2d(a, b, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(b, 2))
+    expanded = expand.expand(net, torch.zeros(2, 1, 4, 4))
+    mask = torch.rand(3, expanded.width, generator=g) < share
+    assert expanded.width == max(a, b)
+    with outputs_of(expanded) as out:
+        expanded(torch.randn(3, 1, 4, 4, generator=g), mask)
+    for name, width in (("0", a), ("1", b)):
+        extra = out[name][:, width:]
+        assert extra.shape[1] == width
+        assert torch.equal((extra != 0).flatten(2).any(2), mask[:, :width])
+
+
+@given(seed=seeds, batch=st.integers(1, 4))
+def test_wrong_mask_shapes_are_refused(seed, batch):
+    """M1: a mask that is not (B, width) raises a ValueError that says what it must be, and never broadcasts."""
+    expanded, x = expand.expand(small_net(seed), IMAGE), draw(seed, batch, 1, 8, 8)
+    for shape in [(batch, 2), (batch, 4), (batch + 1, 3), (3,), (batch, 3, 1), (batch, 1), (0, 3)]:
+        with pytest.raises(ValueError, match=rf"the mask has shape .*; it must be \({batch}, 3\)"):
+            expanded(x, torch.ones(shape, dtype=torch.bool))
+
+
+# --- Sec. 2: training -------------------------------------------------------------------------------------------------
+
+@given(seed=seeds, ideal=st.booleans())
+def test_training_uses_every_examples_row(seed, ideal):
+    """E1, M3: ETD training runs every example, in every epoch, under its own row of the table of config.seed and p_mem;
+    the examples of `shared` (ETD with all corrupted examples known, Fig. 9) run under the shared one."""
+    data, config, shared = make_data(seed, n=9), tiny(epochs=2, p_mem=0.3, seed=seed % 1000), [2, 5] if ideal else []
+    fresh = baselines.with_theta_o2(small_net(seed), data, config)
+    with masked_calls(fresh, data) as seen:
+        expanded = etd.train_etd(fresh, data, config, gen(seed), train.fit, torch.tensor(shared) if ideal else None)
+    assert expanded is fresh and sorted(index for index, _ in seen) == sorted([*range(9)] * 2)
+    for index, row in seen:
+        expected = oracles.mask_row(config.seed, None if index in shared else index, expanded.width, 0.3)
+        assert row.tolist() == expected, index
+
+
+def test_etd_trains_both_parts_on_labels_as_given():
+    """E1: one update of ETD training is one SGD step down the mean cross-entropy under masks, in training mode."""
+    data, config = make_data(0, n=6), tiny(epochs=1, batch=6, momentum=0.0, weight_decay=0.0)
+    twin = baselines.with_theta_o2(small_net(0, dtype=torch.float64), data, config)
+    table = etd.mask_table(6, twin.width, config.p_mem, config.seed)
+    expanded = trained(small_net(0, dtype=torch.float64), data, config, gen(0))
+    index, x, y = next(batches(data, size=6, dtype=torch.float64))
+    F.cross_entropy(twin.train()(x, etd.mask_rows(table, index)), y).backward()
+    parameters = dict(twin.named_parameters())
+    for name, p in expanded.named_parameters():
+        assert_close(p, parameters[name] - config.lr * parameters[name].grad)
+    assert any(parameters[f"net.{name}"].grad.any() for name in twin.theta_o2())
+
+
+def test_train_etd_refreshes_the_statistics():
+    """E1, D7: what ETD training returns is refreshed: base statistics are those of a base-only pass over its data, in
+    batches of the settings' size."""
+    data = make_data(0, n=8)
+    expanded = trained(small_net(0), data, tiny(epochs=1, batch=4), gen(0))
+    conv, norm = expanded.layers()["conv1"].base, expanded.layers()["norm1"].base
+    parts = [run(conv, x) for _, x, _ in batches(data, size=4, generator=gen(0))]
+    assert_close(norm.running_mean, torch.cat(parts).mean(dim=(0, 2, 3)), 1e-5)  # float32
+    assert_close(norm.running_var, sum(part.var(dim=(0, 2, 3)) for part in parts) / 2, 1e-5)
 
 
 @given(seed=seeds)
-def test_memorisation_is_masked_by_index(seed):
-    """E1: in training theta_o1's channels pass for all, theta_o2's by the example's row: the naive loop agrees."""
-    net, data = small_net(seed, dtype=torch.float64), make_data(seed, n=6)
-    expanded = randomise(expand.expand(net, IMAGE), seed).eval()
-    table = etd.mask_table(6, expanded.width, 0.5, seed)
-    weights = {key.removeprefix("net."): value.numpy() for key, value in expanded.state_dict().items()}
-    for index, x, _ in batches(data, size=4, generator=gen(seed), dtype=torch.float64):
-        x = x[:, :, :3, :3]
-        expected = [oracles.masked_small_net(image[None].numpy(), table[i][None].numpy(), weights)[0]
-                    for i, image in zip(index.tolist(), x, strict=True)]
-        assert_close(run(expanded, x, etd.mask_rows(table, index)), torch.from_numpy(np.stack(expected)), 1e-11)
+def test_training_leaves_inputs_and_global_states(seed):
+    """E4, M6: ETD training of an expanded copy leaves the model, the data and every global random state."""
+    net, data = small_net(seed), make_data(seed, n=8)
+    before, images, labels = copy.deepcopy(net), data.images.clone(), data.labels.clone()
+    with untouched_rng():
+        trained(net, data, tiny(epochs=1), gen(seed))
+    assert_same_state(net, before)
+    assert torch.equal(data.images, images) and torch.equal(data.labels, labels)
 
 
-def test_training_uses_every_examples_row():
-    """E1, M3: train_etd runs every example under its own row of mask_table(config.seed), in every epoch."""
-    prop_m3_fit(train, 0)
-    data, config, seen = make_data(1, n=9), tiny(epochs=2, p_mem=0.5, seed=3), []
-    with pytest.MonkeyPatch.context() as patch:
-        fit = train.fit
+@given(seed=seeds, p=st.sampled_from([0.0, 0.2, 1.0]))
+def test_no_memorisation_partition(seed, p):
+    """E5: at 100 % capacity there is no theta_o2: the masked pass is the plain network's, and ETD is plain training."""
+    data, config = make_data(seed, n=8), tiny(epochs=2, ratio=None, capacity=1.0, p_mem=p)
+    expanded = trained(small_net(seed, norm=False), data, config, gen(seed))
+    assert expanded.width == 0
+    plain = small_net(seed, norm=False)
+    train.fit(plain, data, None, config, gen(seed))
+    assert_same_state(etd.drop(expanded), plain)
 
-        def watched(model, *args, **kwargs):
-            with masked_calls(model, data) as calls:
-                fit(model, *args, **kwargs)
-            seen.extend(calls)
 
-        patch.setattr(train, "fit", watched)
-        expanded = train.train_etd(small_net(1), data, config, gen(1), shared=torch.tensor([2, 5]))
-    assert len(seen) == 18
-    for index, row in seen:
-        expected = oracles.mask_row(3, None if index in (2, 5) else index, expanded.width, 0.5)
-        assert row.tolist() == expected
+@pytest.mark.parametrize("width, ratio, extra", [(3, 0.5, 2), (1, 0.5, 0), (5, 0.5, 2), (7, 0.5, 4),
+                                                 (3, 1 / 0.9 - 1, 0), (9, 1 / 0.9 - 1, 1), (3, 3.0, 9)])
+def test_odd_widths_round_half_to_even(width, ratio, extra):
+    """E5, X3: a layer of width w gets round(ratio w) extra channels, halves to the even number."""
+    assert expand.expand(small_net(0, width=width), IMAGE, ratio).width == extra
 
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_etd_of_the_papers_network(dtype):
+    """E1, E6, X6: ResNet-9 of any floating dtype trains with masks, tells its log of each epoch, and drops back to its
+    own shapes, moved."""
+    net, told = build("resnet9", 0.1, channels=1, image_size=8, seed=0).to(dtype), []
+    expanded = trained(net, make_data(0), tiny(epochs=2), gen(0),
+                       log=lambda epoch, epochs, model, loss: told.append((epoch, epochs, math.isfinite(loss))))
+    assert told == [(1, 2, True), (2, 2, True)]
+    assert {p.dtype for p in expanded.parameters()} == {dtype}
+    assert all(t.isfinite().all() for t in expanded.state_dict().values())
+    dropped = etd.drop(expanded)
+    assert [(k, v.shape) for k, v in dropped.state_dict().items()] == [
+        (k, v.shape) for k, v in net.state_dict().items()]
+    assert not torch.equal(dropped.head.weight, net.head.weight)
+
+
+# --- Sec. 2: "at inference time, the memorization neurons are dropped out" --------------------------------------------
 
 @given(seed=seeds)
 def test_inference_knows_no_index(seed):
-    """E2: base-only predictions are the same wherever in the data set an example stands, and whatever the masks
-    were."""
+    """E2: base-only predictions are the same wherever in the data an example stands, whatever the masks were."""
     data, expanded = make_data(seed, n=8), expand.expand(small_net(seed), IMAGE)
     order = torch.randperm(8, generator=gen(seed))
-    moved = make_data(seed, n=8)
-    moved = type(moved)(moved.images[order], moved.labels[order], moved.classes, moved.mean, moved.std)
+    moved = type(data)(data.images[order], data.labels[order], data.classes, data.mean, data.std)
     assert torch.equal(predict(expanded, moved), predict(expanded, data)[order])
     x = draw(seed, 3, 1, 8, 8)
     before = run(expanded.eval(), x)
@@ -82,14 +473,24 @@ def test_inference_knows_no_index(seed):
     assert torch.equal(run(expanded, x), before)
 
 
+def test_an_exception_in_a_masked_pass_leaves_no_mask_behind():
+    """E2, F10: after a masked pass that failed, a base-only pass is still the original's."""
+    net = small_net(0)
+    expanded, x = expand.expand(net, IMAGE).eval(), draw(0, 2, 1, 8, 8)
+    hook = expanded.net.head.register_forward_pre_hook(lambda m, args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        expanded(x, rows(0, expanded, 2))
+    hook.remove()
+    assert torch.equal(run(expanded, x), run(net.eval(), x))
+
+
 @given(seed=seeds, p=st.sampled_from([0.0, 0.2, 1.0]))
 def test_nothing_is_rescaled(seed, p):
     """E3: masks are 0 or 1 with no 1 / p factor, and drop leaves theta_o1 as trained, bit for bit."""
-    data, config = make_data(seed, n=8), tiny(epochs=1, p_mem=p, seed=seed % 1000)
-    expanded = train.train_etd(small_net(seed), data, config, gen(seed))
-    dropped = etd.drop(expanded)
+    expanded = trained(small_net(seed), make_data(seed, n=8), tiny(epochs=1, p_mem=p, seed=seed % 1000), gen(seed))
+    dropped = dict(etd.drop(expanded).named_modules())
     for name, layer in expanded.layers().items():
-        assert_same_state(dict(dropped.named_modules())[name], layer.base)
+        assert_same_state(dropped[name], layer.base)
     on = torch.ones(2, expanded.width, dtype=torch.bool)
     with outputs_of(expanded) as found:  # conv1 feeds norm1, which masks: all bits on is the plain batch_norm
         run(expanded.eval(), draw(seed, 2, 1, 8, 8), on)
@@ -99,193 +500,29 @@ def test_nothing_is_rescaled(seed, p):
         assert torch.equal(found["norm1"], F.batch_norm(x, norm.running_mean, norm.running_var, weight, bias))
 
 
-def prop_e4(etd, seed, train_mode=True):
-    """Masked and base-only passes write neither into their inputs nor into a global random state, and touch no
-    weight."""
-    expanded = expand.expand(small_net(seed), IMAGE).train(train_mode)
-    x = torch.randn(4, 1, 8, 8, generator=gen(seed))
-    mask = rows(seed, expanded, 4)
-    weights = {name: p.detach().clone() for name, p in expanded.named_parameters()}
-    copies = x.clone(), mask.clone()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed + 1)
-    with untouched_rng():
-        expanded(x, mask)
-        expanded(x)
-    assert torch.equal(x, copies[0]) and torch.equal(mask, copies[1])
-    assert all(torch.equal(p, weights[name]) for name, p in expanded.named_parameters())
-    assert (x._version, mask._version) == (0, 0)
-
-
-@given(seed=seeds, train_mode=st.booleans())
-def test_forward_writes_nothing(seed, train_mode):
-    """E4: forward never writes into its input and never touches a global random state."""
-    prop_e4(etd, seed, train_mode)
-
-
-@given(seed=seeds)
-def test_training_leaves_inputs_and_global_states(seed):
-    """E4, M6: train_etd leaves the model, the data and every global random state."""
-    net, data = small_net(seed), make_data(seed, n=8)
-    before, images, labels = copy.deepcopy(net), data.images.clone(), data.labels.clone()
-    with untouched_rng():
-        train.train_etd(net, data, tiny(epochs=1), gen(seed))
-    assert_same_state(net, before)
-    assert torch.equal(data.images, images) and torch.equal(data.labels, labels)
-
-
-@given(seed=seeds, p=st.sampled_from([0.0, 0.2, 1.0]))
-def test_no_memorisation_partition(seed, p):
-    """E5: at 100 % capacity there is no theta_o2: the masked pass is the plain network's, and ETD is plain training."""
-    data, config = make_data(seed, n=8), tiny(epochs=2, ratio=None, capacity=1.0, p_mem=p)
-    expanded = train.train_etd(small_net(seed, norm=False), data, config, gen(seed))
-    assert expanded.width == 0
-    plain = copy.deepcopy(small_net(seed, norm=False))
-    train.fit(plain, data, None, config, gen(seed))
-    assert_same_state(etd.drop(expanded), plain)
-
-
-@pytest.mark.parametrize("width, ratio, extra", [(3, 0.5, 2), (1, 0.5, 0), (5, 0.5, 2), (7, 0.5, 4),
-                                                 (3, 1 / 0.9 - 1, 0), (9, 1 / 0.9 - 1, 1),
-                                                 (3, 3.0, 9)])
-def test_odd_widths_round_half_to_even(width, ratio, extra):
-    """E5, X3: a layer of width w gets round(ratio w) extra channels, halves to the even number."""
-    assert expand.expand(small_net(0, width=width), IMAGE, ratio).width == extra
-
+# --- Sec. 5: REM on ETD -----------------------------------------------------------------------------------------------
 
 @given(seed=seeds)
 def test_etd_and_rem_share_their_masks(seed):
-    """E6: REM on ETD keeps ETD's rows for D_r and gives D_f a new one, of the same table."""
+    """E6: REM on ETD keeps ETD's rows for D_r and gives D_f a new one, of the same table; no theta_o2 is added."""
     data, config = make_data(seed, n=9), tiny(epochs=1, p_mem=0.5, seed=seed % 1000)
-    expanded = train.train_etd(small_net(seed), data, config, gen(seed))
-    forget = torch.randperm(9, generator=gen(seed))[:3]
-    state = rem.start(expanded, data, forget, config, gen(seed))
+    expanded = trained(small_net(seed), data, config, gen(seed))
+    forget = subset(seed, 9, 0.4)
+    state = rem.add_capacity(expanded, data, forget, config, gen(seed))
     assert_same_state(state.expanded, expanded)
     for i in range(9):
         expected = oracles.mask_row(config.seed, None if i in forget.tolist() else i, expanded.width, 0.5)
         assert state.masks[i].tolist() == expected
-    plain = rem.start(etd.drop(expanded), data, forget, config, gen(seed))
+    plain = rem.add_capacity(etd.drop(expanded), data, forget, config, gen(seed))
     assert torch.equal(plain.masks[:], state.masks[:])
 
 
-# --- Refreshed statistics ---------------------------------------------------------------------------------------------
-
-
-@given(seed=seeds, n=st.integers(5, 12))
-def test_refreshed_statistics_are_the_data_sets(seed, n):
-    """E1, D7: after ETD the first norm's base statistics are those of the training images, whatever they were
-    before."""
-    data, net = make_data(seed, n=n), small_net(seed)
-    expanded = expand.expand(net, IMAGE)
-    extra = tensors(expanded)
-    train.refresh_batchnorm(expanded, data, size=n)
-    norm = expanded.layers()["norm1"].base
-    x = run(net.conv1, next(batches(data, size=n))[1])
-    assert_close(norm.running_mean, x.mean(dim=(0, 2, 3)), 1e-5)  # float32
-    assert_close(norm.running_var, x.var(dim=(0, 2, 3)), 1e-5)
-    assert norm.num_batches_tracked == 1 and norm.momentum == 0.1
-    after = expanded.state_dict()
-    for name, value in extra.items():
-        if ".base.running" not in name and ".base.num_batches" not in name:
-            assert torch.equal(value, after[name]), name
-
-
-def test_refresh_reads_no_label_and_keeps_modes():
-    """E1, F11: the refresh gives the same for any labels and puts modes and momenta back, mixed ones too."""
-    data, results = make_data(0, n=9), []
-    for labels in (data.labels, torch.zeros_like(data.labels)):
-        expanded = expand.expand(small_net(0), IMAGE)
-        expanded.net.act.eval(), expanded.layers()["norm2"].eval()
-        expanded.layers()["norm2"].base.momentum = 0.3
-        modes = [m.training for m in expanded.modules()]
-        train.refresh_batchnorm(expanded, type(data)(data.images, labels, 4, data.mean, data.std), size=4)
-        assert [m.training for m in expanded.modules()] == modes and expanded.layers()["norm2"].base.momentum == 0.3
-        results.append(expanded)
-    assert_same_state(*results)
-
-
-def test_train_etd_refreshes_the_statistics():
-    """E1, D7: what train_etd returns is refreshed: base statistics are those of a base-only pass over its data."""
-    data, config = make_data(0, n=8), tiny(epochs=1)
-    expanded = train.train_etd(small_net(0), data, config, gen(0))
-    twin = copy.deepcopy(expanded)
-    train.refresh_batchnorm(twin, data, config.batch)
-    assert_same_state(twin, expanded)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_train_etd_keeps_other_dtypes(dtype):
-    """X6, E1: ETD trains networks of any floating dtype to the end."""
-    expanded = train.train_etd(small_net(0, dtype=dtype), make_data(0), tiny(epochs=1), gen(0))
-    assert {p.dtype for p in expanded.parameters()} == {dtype}
-
-
-def test_a_refresh_that_fails_puts_momenta_back():
-    """E1, F11: an exception in the middle of the refresh leaves no norm with another momentum."""
-    expanded = expand.expand(small_net(0), IMAGE)
-    expanded.net.head.register_forward_pre_hook(lambda m, args: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        train.refresh_batchnorm(expanded, make_data(0))
-    assert expanded.layers()["norm1"].base.momentum == 0.1
-
-
-class Idle(torch.nn.Module):
-    """A network with a norm that never runs and one that runs twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.idle, self.twice = torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
-
-    def forward(self, x):
-        x = self.conv(x)
-        return self.twice(x) + self.twice(2 * x)
-
-
-def test_a_refresh_of_norms_that_run_never_or_twice():
-    """E1, D7: a norm that does not run keeps its statistics; one that runs twice has the means over all that it saw."""
-    net, data = Idle(), make_data(0, n=6)
-    net.idle.running_mean.fill_(3), net.idle.running_var.fill_(2), net.idle.num_batches_tracked.fill_(77)
-    train.refresh_batchnorm(net, data, size=4)
-    assert net.idle.running_mean.tolist() == [3] * 3 and net.idle.running_var.tolist() == [2] * 3
-    assert net.idle.num_batches_tracked == 77 and net.idle.training and net.idle.momentum == 0.1
-    x = run(net.conv, next(batches(data, size=6))[1])
-    assert_close(net.twice.running_mean, 1.5 * x.mean(dim=(0, 2, 3)), 1e-5)  # float32
-    assert net.twice.num_batches_tracked == 4
-
-
-def test_etd_of_the_papers_network():
-    """E1, E6: ResNet-9 at 50 % trains with masks and drops back to its 50 % self, moved."""
-    net = build("resnet9", 0.1, channels=1, image_size=8, seed=0)
-    expanded = train.train_etd(net, make_data(0), tiny(epochs=1), gen(0))
-    dropped = etd.drop(expanded)
-    assert [(k, v.shape) for k, v in dropped.state_dict().items()] == [(k, v.shape) for k,
-        v in net.state_dict().items()]
-    assert not torch.equal(dropped.head.weight, net.head.weight)
-    assert all(t.isfinite().all() for t in theta_o2(expanded).values())
-
-
-def test_what_is_there_before_theta_o2_grows():
-    """E5: a network that is not expanded yet has masks of no bit; mask tables are told apart as objects, not by their
-    bits, so they can be compared and be keys."""
-    assert etd.Expanded(small_net(0)).width == 0 == etd.ExpandedBatchNorm(torch.nn.BatchNorm2d(3)).extra_out
-    one, same = (etd.mask_table(6, 4, 0.2, seed=0) for _ in range(2))
-    assert one == one and one != same and len({one, same}) == 2
-    assert torch.equal(one.packed, same.packed)
-
-
-def test_default_batches_of_passes_without_a_gradient(monkeypatch):
-    """E1: a refresh runs in batches of 512, the paper's, a prediction in 1,024, unless told otherwise."""
-    asked, data, ours, theirs = [], make_data(0), type(make_data(0)).batches, metrics.batches
-
-    def noting(how):
-        return lambda data, index=None, size=512, **more: asked.append(size) or how(data, index, size, **more)
-
-    for size in ({}, {"size": 7}):
-        with monkeypatch.context() as m:
-            m.setattr(type(data), "batches", noting(ours))
-            train.refresh_batchnorm(small_net(0), data, **size)
-        with monkeypatch.context() as m:
-            m.setattr(metrics, "batches", noting(theirs))
-            predict(small_net(0), data, **size)
-    assert asked == [512, 1024, 7, 7]
+@pytest.mark.parametrize("change", [dict(seed=4), dict(p_mem=0.4)])
+def test_other_masks_than_those_of_training_are_refused(change):
+    """E6, A14: under another seed or p_mem D_r would get other rows than in ETD training; the text says both pairs."""
+    data, config = make_data(0, n=9), tiny(epochs=1, p_mem=0.5, seed=3)
+    expanded = trained(small_net(0), data, config, gen(0))
+    other = tiny(epochs=1, **{"p_mem": 0.5, "seed": 3, **change})
+    text = f"seed and p_mem are {other.seed}, {other.p_mem}, and ETD training had 3, 0.5"
+    with pytest.raises(ValueError, match=text):
+        rem.add_capacity(expanded, data, torch.tensor([1]), other, gen(0))

@@ -1,0 +1,757 @@
+"""Which networks can be expanded (engine/admission.py): what is refused, in what words, and what to try instead.
+
+All of it is X10, "expand works or raises a TypeError that names the module, and never silently skips a layer", with X11
+for shared modules, X12 for logits and X13 for attention and the layers to name:
+- what is asked of the arguments, and of a network before anything is wrapped;
+- the dry run: errors of a forward pass become refusals, or go through where they say nothing of the network;
+- the self-check: extra channels that do not stay apart, reach no output, or miss the masks of their examples;
+- networks of torchvision, those that expand and those that are refused;
+- advice: `hidden_layers`, and what a refusal suggests.
+"""
+
+import contextlib
+import copy
+import ctypes
+import gc
+import math
+from collections import namedtuple
+from unittest import mock
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import etd
+import expand
+import train
+from architectures import IMAGE, SPOILERS, Spoiler, draw
+from engine import admission
+from helpers import assert_close, assert_same_state, gen, make_data, randomise, rows, run, small_net, tiny
+
+LEAKS = "cannot expand {}: with every mask at 0 its base outputs still change"
+
+
+def refused(model, inputs=IMAGE, **kwargs) -> str:
+    """expand must raise a TypeError that names a module of the network; returns the text."""
+    with pytest.raises(TypeError, match=r"^cannot expand ('|the network)") as info:
+        expand.expand(model, inputs, **kwargs)
+    text = str(info.value)
+    if text.startswith("cannot expand '"):
+        assert text.split("'")[1] in dict(model.named_modules()), text
+    return text
+
+
+def chain(*between, width=3, bias=True):
+    """conv '0' - the given modules '1', '2', ... - conv - pool - Linear; the weights are the same at every call."""
+    net = nn.Sequential(nn.Conv2d(1, width, 3), *between, nn.Conv2d(width, width, 3, bias=bias),
+                        nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(width, 2, bias=bias))
+    return randomise(net, 0)
+
+
+class Flip(nn.Module):
+    """Reverses the channels, so that base and extra ones change places."""
+
+    def forward(self, x):
+        return x.flip(1)
+
+
+class Times(nn.Module):
+    """Multiplies by a number."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
+class Through(nn.Module):
+    """conv - a function of its output - pool - Linear."""
+
+    def __init__(self, then=lambda x: x, width=3):
+        super().__init__()
+        self.then, self.conv, self.head = then, nn.Conv2d(1, width, 3), nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.head(self.then(self.conv(x)).amax(dim=(2, 3)))
+
+
+# --- Arguments --------------------------------------------------------------------------------------------------------
+
+ANY_RATIO = "it must be extra width over base width, a finite number of at least 0"
+ANY_EXAMPLE = r"it must be a batch of inputs, a tensor \(B, ...\) with B at least 1"
+
+
+@pytest.mark.parametrize("kwargs, error, words", [
+    (dict(ratio=-0.1), ValueError, f"ratio is -0.1; {ANY_RATIO}"),
+    (dict(ratio=math.inf), ValueError, f"ratio is inf; {ANY_RATIO}"),
+    (dict(ratio=math.nan), ValueError, f"ratio is nan; {ANY_RATIO}"),
+    (dict(layers=["nothing"]), ValueError, "no layer 'nothing'; it has conv1, conv2, norm1, norm2, act, head"),
+    (dict(layers=["conv1", "act"]), TypeError, "cannot expand 'act': CELU is neither a plain Conv2d nor"),
+    (dict(layers=["norm1"]), TypeError, "cannot expand 'norm1': BatchNorm2d is neither"),
+    (dict(layers=[]), TypeError, "cannot expand Net: .* must be named$"),
+    (dict(layers=["head"]), TypeError, r"it gives \(2, 8\) instead of \(2, 4\); name the layers to expand"),
+    (dict(example=torch.zeros(8)), ValueError, rf"example is torch.Size\(\[8\]\); {ANY_EXAMPLE}"),
+    (dict(example=torch.zeros(0, 1, 8, 8)), ValueError, rf"example is torch.Size\(\[0, 1, 8, 8\]\); {ANY_EXAMPLE}"),
+    (dict(example=None), ValueError, f"example is NoneType; {ANY_EXAMPLE}"),
+    (dict(example=[IMAGE]), ValueError, f"example is list; {ANY_EXAMPLE}"),
+    (dict(example=torch.zeros(2, 5, 8, 8)), TypeError, "cannot expand 'conv1': .* to have 1 channels, but got 5"),
+])
+def test_bad_arguments_are_refused(kwargs, error, words):
+    """X10: unusable ratios, examples and layer names raise ValueError, layers that cannot be expanded TypeError, each
+    with what was given and what must be; the network is left as it was."""
+    before = small_net(0)
+    net = copy.deepcopy(before)
+    with pytest.raises(error, match=words):
+        expand.expand(net, kwargs.pop("example", IMAGE), **kwargs)
+    assert_same_state(net, before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_expanding_twice_is_refused():
+    """X10: an expanded network is not expanded again."""
+    with pytest.raises(TypeError, match="the network is expanded already; drop it first or use it as it is"):
+        expand.expand(expand.expand(small_net(0), IMAGE), IMAGE)
+
+
+# --- Before anything is wrapped ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("layer", ["conv2", "norm1", "head"])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_are_refused(kind, layer):
+    """X10: a masked pass calls no wrapped layer's base, so none of its hooks would run; such a layer is named."""
+    net = small_net(0)
+    getattr(net.get_submodule(layer), f"register_{kind}_hook")(lambda *args: None)
+    assert refused(net).startswith(f"cannot expand {layer!r}: it has hooks, which a masked pass would not run")
+
+
+def test_hooks_of_other_modules_are_no_obstacle():
+    """X10: what is not wrapped is called as before, hooks and all."""
+    net, seen = small_net(0), []
+    net.act.register_forward_hook(lambda m, args, out: seen.append(out.shape[1]))
+    expanded = expand.expand(net, IMAGE)
+    seen.clear()
+    run(expanded, IMAGE), run(expanded, IMAGE, torch.ones(2, 3, dtype=torch.bool))
+    assert seen == [3, 3, 6, 6]
+
+
+def test_old_weight_norm_is_refused():
+    """X10: old weight_norm lives in a hook, and such a network cannot even be copied: the text says what to do."""
+    net = small_net(0)
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(net.conv2)
+    assert "'conv2': it has hooks of the old weight_norm" in refused(net)
+    nn.utils.remove_weight_norm(net.conv2)
+    assert expand.expand(net, IMAGE).width == 3
+
+
+def test_a_network_without_values_is_refused():
+    """X10: a network on the meta device, or a buffer there, has no values to expand; the text names the first."""
+    assert "'conv1.weight' is on the meta device, without values" in refused(small_net(0).to("meta"))
+    net = small_net(0)
+    net.register_buffer("scale", torch.ones(1, device="meta"))
+    assert "'scale' is on the meta device" in refused(net)
+
+
+def test_wrappers_around_a_network_are_refused():
+    """X10, D1: DataParallel, DistributedDataParallel and torch.compile stand around the network that is meant, or a part
+    of it; the text names where and what to take instead."""
+    distributed = nn.parallel.DistributedDataParallel
+    parallel = distributed.__new__(distributed)  # making one asks for several processes
+    nn.Module.__init__(parallel)
+    parallel.module = small_net(0)
+    for wrapper in (nn.DataParallel(small_net(0)), parallel):
+        assert f"it is a {type(wrapper).__name__}; take the network inside, .module" in refused(wrapper)
+        assert f"cannot expand '0': it is a {type(wrapper).__name__}" in refused(nn.Sequential(wrapper))
+    compiled = small_net(0)
+    compiled._orig_mod = nn.Identity()  # how torch.compile keeps the network inside
+    assert "it is compiled; take the network before compiling, ._orig_mod" in refused(compiled)
+
+
+def with_weight_norm(net):
+    nn.utils.parametrizations.weight_norm(net.conv1)
+
+
+def with_subclass(net):
+    net.conv1.__class__ = type("Special", (nn.Conv2d,), {})
+
+
+def with_linear_subclass(net):
+    net.head.__class__ = type("Linear", (nn.Linear,), {"__module__": "elsewhere"})
+
+
+def with_norm_subclass(net):
+    net.norm1.__class__ = type("BatchNormAct2d", (nn.BatchNorm2d,), {"__module__": "elsewhere"})
+
+
+def with_idle_layer(net):
+    net.spare = nn.Conv2d(1, 2, 3)
+
+
+@pytest.mark.parametrize("spoil, text", [
+    (with_weight_norm, "cannot expand 'conv1'"), (with_subclass, "cannot expand 'conv1'"),
+    (with_linear_subclass, "cannot expand 'head'"),
+    (with_norm_subclass, "cannot expand 'norm1': masked passes would move the running statistics of BatchNormAct2d"),
+    (with_idle_layer, "cannot expand 'spare': it did not run on the example; leave it out with layers=")])
+def test_layers_that_cannot_be_wrapped_are_refused(spoil, text):
+    """X10: parametrised weights, subclasses with a known one's name alone, and layers that do not run are named."""
+    net = small_net(0)
+    spoil(net)
+    assert refused(net).startswith(text)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [nn.AlphaDropout, nn.FeatureAlphaDropout])
+def test_alpha_dropout_leaks_nothing(kind, training):
+    """F2, X10: both kinds of AlphaDropout turn a masked 0 into another value in training mode; they are refused."""
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.SELU(), kind(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Linear(3, 2))
+    assert refused(net.train(training)).startswith(f"cannot expand '2': {kind.__name__} turns masked zeros")
+
+
+# --- The dry run ------------------------------------------------------------------------------------------------------
+
+class Twice(nn.Module):
+    """One convolution that runs twice: on what it gave itself, or on the input and on what `stem` gave, in an order."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.order, self.stem, self.twice, self.head = order, nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.Linear(2, 2)
+
+    def forward(self, x):
+        if self.order == "itself":
+            x = self.twice(self.twice(x).relu())
+        else:
+            inputs = {"few first": [x, self.stem(x)], "many first": [self.stem(x), x]}[self.order]
+            x = sum(self.twice(one) for one in inputs)
+        return self.head(x.amax(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("order", ["itself", "few first", "many first"])
+def test_a_shared_module_that_cannot_fit_both_places_is_refused(order):
+    """X11, X10: one convolution that meets extra channels once and none the other time is named, whichever is first."""
+    text = refused(Twice(order), torch.zeros(2, 2, 8, 8))
+    assert "'twice': it runs twice with different numbers of extra channels" in text
+
+
+ROOTS = {"conv": (lambda: nn.Conv2d(1, 2, 3), None), "linear": (lambda: nn.Linear(8, 8), None),
+         "named": (lambda: nn.Linear(8, 8), [""]), "norm": (lambda: nn.BatchNorm2d(1), None)}
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_a_single_layer_is_refused(root):
+    """X10, X12: a network that is one layer has nothing but logits, so there is no place for theta_o2."""
+    make, layers = ROOTS[root]
+    with pytest.raises(TypeError, match="^cannot expand"):
+        expand.expand(make(), IMAGE, layers=layers)
+
+
+def test_logits_of_a_convolution():
+    """X10, X12: a network whose logits a Conv2d makes is refused with the two shapes; without that layer it expands."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert "it gives (2, 6) instead of (2, 3); name the layers to expand" in refused(net)
+    assert expand.expand(net, IMAGE, layers=["0"]).width == 4
+
+
+class Folded(Through):
+    """Two crops of each image as examples of their own: a batch twice as long inside."""
+
+    def forward(self, x):
+        return super().forward(x.reshape(-1, 1, 4, 8)).unflatten(0, (-1, 2)).mean(1)
+
+
+class Linears(nn.Module):
+    """stem - up - head on vectors of 6, with what stands between them given."""
+
+    def __init__(self, into=lambda x: x, back=lambda x: x, width=3):
+        super().__init__()
+        self.into, self.back = into, back
+        self.stem, self.up, self.head = nn.Linear(6, 2 * width), nn.Linear(2 * width, 5), nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.back(self.head(self.up(self.into(self.stem(x))).relu()))
+
+
+def tokens_first(x):
+    """Two tokens on the first axis, as many as the dry run has examples."""
+    return x.unflatten(1, (2, -1)).transpose(0, 1)
+
+
+class Tokens(Linears):
+    """Runs `up` on (2, B, 3)."""
+
+    def __init__(self):
+        super().__init__(tokens_first, lambda x: x.mean(0))
+        self.up = nn.Linear(3, 5)
+
+
+@pytest.mark.parametrize("make, inputs, layers, text", [
+    (Folded, IMAGE, None, "'conv': it runs on 4 rows for 2 examples, so their masks do not fit"),
+    (Folded, IMAGE[:1], None, "'conv': it runs on 2 rows for 1 examples"),
+    (lambda: Linears(lambda x: x[None], lambda x: x[0]), torch.zeros(2, 6), ["up"], "'up': it runs on 1 rows for 2"),
+    (Tokens, torch.zeros(2, 6), ["up"], "'up': it runs on 2 rows for 3 examples"),  # the self-check has three
+])
+def test_a_batch_on_another_axis_is_refused(make, inputs, layers, text):
+    """X10: a mask row an example cannot serve a batch that is longer inside, or not the first axis."""
+    assert refused(make(), inputs, layers=layers).startswith(f"cannot expand {text}")
+
+
+class Raising(nn.Module):
+    """A network whose forward pass raises in a masked pass."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error, self.conv, self.head = error, nn.Conv2d(1, 3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.conv(x)
+        if x.shape[1] > 3:
+            raise self.error
+        return self.head(x.amax(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), RuntimeError("can't allocate memory"),
+                                   NameError("x"), ZeroDivisionError("0"), MemoryError()])
+def test_what_no_network_means_goes_through(error):
+    """X10: running out of memory and bugs of the code itself are no verdict about the network."""
+    with pytest.raises(type(error)):
+        expand.expand(Raising(error), IMAGE)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a"), ValueError("a"), TypeError("a"), IndexError("a"), KeyError("a"),
+                                   AttributeError("a"), AssertionError("a"), NotImplementedError("a")])
+def test_what_a_network_means_names_it(error):
+    """X10: whatever a forward pass raises where extra channels do not fit is a TypeError that names the module."""
+    assert refused(Raising(error)).startswith("cannot expand the network Raising: ")
+
+
+class WithGrouped(nn.Module):
+    """A grouped convolution that no extra channel reaches, before a layer that can be expanded."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.grouped, self.conv = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 3, 1)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.conv(self.grouped(self.stem(x)).relu()).amax(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("kwargs, width", [(dict(layers=["conv"]), 3), (dict(ratio=0.0), 0)])
+def test_grouped_convolution_out_of_reach(kwargs, width):
+    """X7, X10: a grouped convolution that no extra channel reaches is left as it is, and refused where one does."""
+    net = randomise(WithGrouped(), 0)
+    assert expand.expand(net, IMAGE, **kwargs).width == width
+    assert "'grouped': it is a grouped convolution that is not depthwise" in refused(net)
+
+
+def test_an_empty_parameter_is_no_obstacle():
+    """X10: a parameter without entries, of shape (0, 3), changes nothing."""
+    net = small_net(0)
+    net.register_parameter("spare", nn.Parameter(torch.zeros(0, 3)))
+    assert expand.expand(net, IMAGE).width == 3
+
+
+# --- The self-check: extra channels stay apart ------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", SPOILERS)
+def test_every_kind_of_mixing_is_refused(kind):
+    """X10: concatenation, grouped convolution, shuffling, slicing, norms over channels and maps of 0 to another value
+    are refused at any width, and the layer is named at which that shows."""
+    for width, ratio in ((4, 1.0), (6, 0.5), (8, 2.0)):
+        text = refused(randomise(Spoiler(kind, width), width), ratio=ratio)
+        if kind in ("grouped", "groupnorm", "layernorm", "instancenorm", "conv1d", "transposed"):
+            assert "'inner'" in text, text
+        elif kind == "slice":
+            assert "'first': its extra channels reach no output, so the network cuts them off" in text, text
+        elif ratio == 1.0:  # 'first' and 'other' run before and keep their outputs; 'head' runs after
+            assert text.startswith(LEAKS.format("'last'")), text
+
+
+@pytest.mark.parametrize("mix", [Flip(), nn.Softmax(dim=1)], ids=["flip", "softmax"])
+@pytest.mark.parametrize("place", range(4))
+def test_the_layer_that_a_leak_reaches_first_is_named(mix, place):
+    """X10: of several convolutions and norms, the message names the one whose own outputs change first."""
+    layers = {"first": nn.Conv2d(1, 3, 3, padding=1), "second": nn.Conv2d(3, 4, 3, padding=1),
+              "norm": nn.BatchNorm2d(4), "third": nn.Conv2d(4, 3, 1), "head": nn.Linear(3, 2)}
+    net = nn.Sequential()
+    for i, (name, layer) in enumerate(layers.items()):
+        if name == "head":
+            net.add_module("pool", nn.AdaptiveAvgPool2d(1)), net.add_module("flat", nn.Flatten())
+        net.add_module(name, layer)
+        if i == place:
+            net.add_module("mix", mix)
+    assert refused(randomise(net, 0)).startswith(LEAKS.format(repr(list(layers)[place + 1])))
+
+
+class Beside(nn.Module):
+    """The mean over all channels goes to the logits past the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.conv(x).relu().amax(dim=(2, 3))
+        return self.head(x) + x.mean(dim=1, keepdim=True)
+
+
+def test_a_leak_past_every_layer_is_the_networks():
+    """X10: where each layer keeps its base outputs and the logits alone change, the message names the network."""
+    assert refused(randomise(Beside(), 0)).startswith(LEAKS.format("the network"))
+
+
+@pytest.mark.parametrize("beta", [1e3, 1e5, 1e7])
+def test_a_small_leak_is_refused(beta):
+    """X10: Softplus(beta) turns a masked 0 into log(2) / beta, 7e-4 to 7e-8: far from rounding in float64."""
+    assert refused(chain(nn.Softplus(beta))).startswith(LEAKS.format("'2'"))
+
+
+class Lifted(nn.Module):
+    """Softplus(1e3), whose leak is 7e-4, and 1e9 added to the one base channel."""
+
+    def forward(self, x):
+        x = nn.functional.softplus(x, 1e3)
+        return torch.cat([x[:, :1] + 1e9, x[:, 1:]], dim=1)
+
+
+def test_a_leak_beside_a_large_mean_is_refused():
+    """X10: what leaks is measured by the spread of a layer's outputs, not by their size, next to which it is nothing."""
+    assert refused(chain(Lifted(), width=1)).startswith(LEAKS.format("'2'"))
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1e-6, 1e6, 1e12])
+def test_the_scale_of_a_network_is_no_leak(factor):
+    """X10: rounding grows with the outputs: a network whose signals are large or small expands like any other."""
+    assert expand.expand(chain(nn.ReLU(), Times(factor), width=9), IMAGE).width == 9
+
+
+def hidden_by_running_statistics():
+    """In eval mode the running mean shuts every ReLU, so nothing is left to leak; a training pass opens them."""
+    net = chain(nn.BatchNorm2d(3), nn.ReLU(), Flip()).eval()
+    net[1].running_mean.fill_(1e3)
+    return net
+
+
+def hidden_by_zeros(layer, *after):
+    """A layer starts at 0, as the last norm of a residual branch often does."""
+    net = chain(layer, *after, Flip())
+    nn.init.zeros_(net[1].weight), nn.init.zeros_(net[1].bias)
+    return net
+
+
+HIDDEN = {"running statistics": (hidden_by_running_statistics, "'4'"),
+          "norm": (lambda: hidden_by_zeros(nn.BatchNorm2d(3), nn.ReLU()), "'4'"),
+          "convolution": (lambda: hidden_by_zeros(nn.Conv2d(3, 3, 3)), "'3'"),
+          "size": (lambda: chain(Flip(), Times(1e-10), bias=False), "'3'")}  # what leaks is near 1e-10
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_a_hidden_leak_is_refused(case):
+    """X10: a leak that the network's present weights, statistics or scale hide, so that its outputs change by less than
+    1e-8 when its channels change places, is refused: training would bring it out."""
+    make, name = HIDDEN[case]
+    assert refused(make()).startswith(LEAKS.format(name))
+    net, x = make().double().eval(), draw(0, 4, 1, 8, 8, dtype=torch.float64)
+    straight = copy.deepcopy(net)
+    straight[[isinstance(m, Flip) for m in net].index(True)] = nn.Identity()
+    assert (run(net, x) - run(straight, x)).abs().max() < 1e-8
+
+
+def deep(mix, width=1, depth=24):
+    """A deep narrow network: a random draw shuts one of its ReLUs, and nothing that lies behind it shows."""
+    body = [part for _ in range(depth) for part in (nn.Conv2d(width, width, 1, bias=False), nn.ReLU())]
+    return nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.ReLU(), *body, mix,
+                         nn.Conv2d(width, width, 1, bias=False), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
+                         nn.Linear(width, 2, bias=False))
+
+
+@pytest.mark.parametrize("width, depth", [(1, 2), (1, 6), (1, 24), (3, 5), (3, 24)])
+def test_a_leak_behind_shut_relus_is_refused(width, depth):
+    """X10: where random weights let ReLU after ReLU shut every signal off, a positive draw shows the leak."""
+    assert refused(deep(Flip(), width, depth)).startswith(LEAKS.format(repr(str(2 * depth + 3))))
+
+
+class Gate(nn.Module):
+    """x * sigmoid(the largest channel): a masked 0 lifts the largest one where all base channels are negative."""
+
+    def forward(self, x):
+        return x * x.amax(dim=1, keepdim=True).sigmoid()
+
+
+class Lift(nn.Module):
+    """x * (1 + the smallest channel where that is positive): of many signed channels it never is, and all pass."""
+
+    def forward(self, x):
+        return x * (1 + x.amin(dim=1, keepdim=True).relu())
+
+
+@pytest.mark.parametrize("pool", [None, 101])
+def test_each_draw_of_the_self_check_counts(pool):
+    """X10: what one kind of draw cannot see, the other does: a leak that only signed signals show, two that only
+    positive ones show, and gates that only signed ones pass; also where more weights are drawn than the pool has
+    numbers, which are then used again."""
+    with mock.patch.object(admission, "POOL", pool or admission.POOL):  # a network of 10^6 weights takes too long
+        for leaking in (chain(Gate()), deep(Flip()), chain(Lift(), width=40)):
+            assert "its base outputs still change" in refused(leaking)
+        for gate in (nn.Hardtanh(), nn.ReLU6()):
+            assert expand.expand(chain(nn.ReLU(), Times(10), gate, width=3), IMAGE).width == 3
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_weights_of_the_self_check(positive):
+    """X10: matrices are drawn at 1 / sqrt(fan-in), all positive in the last draw, biases near 0, scales near 1."""
+    net = nn.Sequential(nn.Conv2d(16, 400, 3), nn.BatchNorm2d(400), nn.Linear(400, 300)).double()
+    admission.redraw(net, gen(0), positive)
+    for weight, fan_in in ((net[0].weight, 144), (net[2].weight, 400)):
+        drawn = weight.detach() * fan_in**0.5
+        assert drawn.square().mean().sqrt().item() == pytest.approx(1, rel=0.05)
+        assert (drawn.min() >= 0) == positive
+    for value, centre in ((net[0].bias, 0), (net[1].bias, 0), (net[2].bias, 0), (net[1].weight, 1)):
+        assert (value.detach() - centre).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.15)
+
+
+# --- The self-check: every weight reaches the output, every example meets its mask ------------------------------------
+
+def test_a_network_that_cuts_theta_o2_off_is_refused():
+    """X10: extra channels that reach no output are refused by the name of their layer: theta_o2 would do nothing."""
+    text = refused(Through(lambda x: x[:, :2], width=2))
+    assert text.startswith("cannot expand 'conv': its extra channels reach no output, so the network cuts them off")
+
+
+@pytest.mark.parametrize("into, back", [
+    (lambda x: x.flip(0), lambda x: x.flip(0)),  # the batch in reversed order inside
+    (lambda x: x, lambda x: x + x[:1]), (lambda x: x, lambda x: x + x[-1:])])  # all meet the first, or the last
+def test_examples_that_meet_a_neighbour_are_refused(into, back):
+    """X10, F10: where an example meets another's mask, or another example, expand refuses, whichever of them it is."""
+    text = refused(randomise(Linears(into, back), 0).double(), torch.zeros(2, 6), layers=["up"])
+    assert "examples do not meet their own masks, so the batch is not the first axis" in text
+
+
+class Encoder(nn.Module):
+    """torch's own encoder layer, which in eval mode without gradients reads weights instead of calling its Linears."""
+
+    def __init__(self):
+        super().__init__()
+        self.project, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.project(x)).mean(1))
+
+
+def test_a_fast_path_past_the_layers_is_refused():
+    """X13, X10: nn.TransformerEncoderLayer is refused: without gradients it would skip theta_o2."""
+    text = refused(randomise(Encoder(), 0), torch.zeros(2, 6, 8), layers=["encoder.linear1"])
+    assert text.startswith("cannot expand the network: without gradients it reads weights past its layers")
+
+
+class Shortcut(Through):
+    """A network that fails where nobody watches it: without gradients and hooks, as a fast path of inference would."""
+
+    def forward(self, x):
+        if not torch.is_grad_enabled() and not self._forward_hooks:
+            raise RuntimeError("the fast path wants all of its weights")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("make, text", [
+    (Shortcut, "cannot expand the network Shortcut: the fast path wants all of its weights"),
+    # gives classes instead of logits: no gradient comes back from them
+    (lambda: nn.Sequential(Through(), nn.Softmax(dim=1), type("ArgMax", (nn.Module,), {
+        "forward": lambda self, x: x.argmax(dim=1, keepdim=True).double()})()), "cannot expand the network"),
+    # casts its input to float32, as networks that take uint8 images do, and the self-check is in float64
+    (lambda: nn.Sequential(type("Cast", (nn.Module,), {"forward": lambda self, x: x.float()})(), Through()),
+     "cannot expand '1.conv'"),
+])
+def test_what_fails_in_the_self_check_alone_is_refused(make, text):
+    """X10: whatever fails inside expand is a TypeError that names a module, also when only the self-check meets it."""
+    assert refused(make()).startswith(text)
+
+
+class Headed(nn.Module):
+    """With an auxiliary head, which runs in training alone."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.net, self.aux = how, small_net(0), nn.Linear(3, 4)
+
+    def forward(self, x):
+        if not self.training:
+            return self.net(x)
+        if self.how == "tuple":
+            return namedtuple("Outputs", "logits aux")(self.net(x), self.net(x))
+        return self.net(x) + self.aux(self.net.conv1(x).mean(dim=(2, 3)))
+
+
+def test_heads_of_training_are_told_before_any_work():
+    """X10: another output in training is a ValueError of `expand`, a layer that then gets extra channels it did not
+    grow for a TypeError that names it; training such a network says what it gives. Global random states stay."""
+    with pytest.raises(ValueError, match="in training the network gives a Outputs .*aux_logits=False"):
+        expand.expand(Headed("tuple"), IMAGE)
+    with pytest.raises(TypeError, match="cannot expand 'aux'"):
+        expand.expand(Headed("sum"), IMAGE)
+    with pytest.raises(TypeError, match="gives a Outputs, not logits; switch auxiliary heads off"):
+        train.fit(Headed("tuple"), make_data(0), None, tiny(), gen(0))
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Dropout(), nn.Flatten(), nn.Linear(108, 4))
+    state = torch.random.get_rng_state()
+    expand.expand(net, IMAGE)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+# --- Networks of torchvision ------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def given_back():
+    """What large networks took goes back to the system after the test, so that later ones have it."""
+    yield
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def named(name):
+    """One of torchvision's networks of 10 classes, in float64: in eval mode new ones let signals shrink to 1e-13."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if name == "small swin":
+            return torchvision.models.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [4, 4], num_classes=10).double().eval()
+        return getattr(torchvision.models, name)(num_classes=10).double().eval()
+
+
+@pytest.mark.usefixtures("given_back")
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mnasnet0_5",
+                                  pytest.param("efficientnet_b0", marks=pytest.mark.slow), "small swin"])
+def test_known_networks_expand_and_drop_back(name):
+    """X10, X1, D1, D2: torchvision's networks expand, run base-only bit for bit, and drop back whole."""
+    net, inputs, layers = named(name), torch.zeros(2, 3, 32, 32), None
+    if name == "small swin":
+        layers = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and n.endswith("mlp.0")]
+    expanded, x = expand.expand(net, inputs, 0.5, layers), draw(0, 2, 3, 32, 32, dtype=torch.float64)
+    plain = run(net, x)
+    assert expanded.width > 0 and torch.equal(run(expanded, x), plain)
+    dropped = etd.drop(expanded)
+    assert_same_state(dropped, net)
+    named(name).load_state_dict(dropped.state_dict(), strict=True)
+    scale, off, on = plain.abs().max(), *(run(expanded, x, rows(0, expanded, 2, share)) for share in (0, 1))
+    assert_close(off / scale, plain / scale, 1e-10)  # through dozens of layers
+    assert (on - off).abs().max() > 1e-3 * scale
+
+
+@pytest.mark.usefixtures("given_back")
+@pytest.mark.parametrize("name, layer", [("shufflenet_v2_x0_5", ""), ("resnext50_32x4d", "layer1.0.conv2"),
+                                         ("convnext_tiny", "features.0.1"), ("squeezenet1_0", ""),
+                                         pytest.param("densenet121", "", marks=pytest.mark.slow)])
+def test_known_networks_that_cannot_be_expanded(name, layer):
+    """X10: networks of torchvision that concatenate, shuffle, group or normalise over channels are refused."""
+    net = named(name)
+    text = refused(net, torch.zeros(1, 3, 64, 64), ratio=0.5)
+    assert not layer or text.startswith(f"cannot expand {layer!r}"), text
+    if name == "squeezenet1_0":  # also without the convolution that makes its logits
+        layers = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and n != "classifier.1"]
+        refused(net, torch.zeros(1, 3, 64, 64), ratio=0.5, layers=layers)
+
+
+# --- Advice: which layers to name -------------------------------------------------------------------------------------
+
+def small_convnext():
+    setting = torchvision.models.convnext.CNBlockConfig
+    return torchvision.models.convnext.ConvNeXt([setting(4, 6, 1), setting(6, None, 1)], num_classes=3)
+
+
+def small_torchvision_vit():
+    return torchvision.models.VisionTransformer(16, 8, 2, 2, 8, 12, num_classes=3)
+
+
+@pytest.mark.parametrize("make, names", [
+    (small_convnext, ["features.1.0.block.3", "features.3.0.block.3"]),
+    (small_torchvision_vit, ["encoder.layers.encoder_layer_0.mlp.0", "encoder.layers.encoder_layer_1.mlp.0"]),
+])
+def test_refusals_say_which_layers_to_name(make, names):
+    """X10, X13: where the default layers are refused, the text names some that work, and hidden_layers gives them all,
+    leaving the network as it was."""
+    with torch.random.fork_rng():
+        net, inputs = make().eval(), torch.zeros(2, 3, 16, 16)
+    assert "; name the layers that get extra outputs" in (text := refused(net, inputs))
+    assert f"hidden_layers(model, example): layers=[{', '.join(map(repr, names))}]" in text
+    before = copy.deepcopy(net)
+    assert expand.hidden_layers(net, inputs) == names
+    assert_same_state(net, before)
+    assert not any(m._forward_hooks for m in net.modules())
+    expanded = expand.expand(net, inputs, layers=names)
+    assert {name for name, layer in expanded.layers().items() if layer.extra_out} == set(names)
+
+
+class Residual(nn.Module):
+    """stem - its sum with down(up(.)) - GroupNorm - pool - Linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.up, self.down = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 5, 1), nn.Conv2d(5, 3, 1)
+        self.norm, self.act, self.head = nn.GroupNorm(1, 3), nn.ReLU(), nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(self.norm(x + self.down(self.act(self.up(x)))).amax(dim=(2, 3)))
+
+
+def test_layers_that_do_not_fit_are_not_suggested():
+    """X10: a convolution whose output also goes into a sum is followed by another one and left out all the same; who
+    has named layers, by `layers` or by the network's own `expandable`, gets no suggestion."""
+    net = randomise(Residual(), 0)
+    assert expand.hidden_layers(net, IMAGE) == ["up"]
+    assert "layers=['up']" in refused(net)
+    assert expand.expand(net, IMAGE, layers=["up"]).width == 5
+    assert "name" not in refused(net, layers=["stem"])
+    net.expandable = ("stem",)
+    assert "name" not in refused(net)
+
+
+@pytest.mark.parametrize("groups, names", [(4, ["0"]), (2, [])])
+def test_hidden_layers_look_through_depthwise_convolutions(groups, names):
+    """X13: a depthwise convolution keeps channels apart, so a layer that another one follows behind it is hidden; any
+    other grouped convolution does not, and then the text names no layer."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=groups), nn.ReLU(),
+                        nn.Conv2d(4, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    assert expand.hidden_layers(net, IMAGE) == names
+    if groups == 2:
+        assert "; if some layers may get extra outputs, name them with layers=[...]" in refused(net[:1] + net[2:3])
+
+
+class Looped(nn.Module):
+    """up and down, run twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        for _ in range(2):
+            x = self.down(self.up(x).relu()).relu()
+        return self.head(x)
+
+
+class Sliced(nn.Module):
+    """The next layer takes fewer inputs than there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 5), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.stem(x)[:, :3])
+
+
+@pytest.mark.parametrize("net, names", [
+    (Looped(), ["up"]),  # one name, though it runs twice and another one that fits by itself alone stands between
+    (Sliced(), []),  # extra outputs would be cut off
+    (nn.Sequential(nn.Linear(6, 300), nn.ReLU(), nn.Linear(300, 3)), ["0"]),  # a number that is a new object each time
+    (nn.Sequential(nn.Linear(6, 5), nn.Softmax(dim=1), nn.Linear(5, 3)), []),  # what stands between mixes channels
+    (nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).train(), ["0"])])
+def test_hidden_layers(net, names):
+    """X13: a layer is hidden where the next one takes all of its outputs through nothing but activations and norms."""
+    modes = [m.training for m in net.modules()]
+    assert expand.hidden_layers(net, torch.zeros(2, 6)) == names
+    assert [m.training for m in net.modules()] == modes

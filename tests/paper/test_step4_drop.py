@@ -1,0 +1,243 @@
+"""Step 4 of Algorithm 1, "discard theta_o2 and keep only theta_o1" (Sec. 5; Sec. 2 for ETD at inference time).
+
+- What is kept: theta_o1 under its old names, a plain network: D1, D2, D5, D6, D8.
+- What is kept is what ran without masks: D3, and D7 for the running statistics of BatchNorm.
+- What is discarded has no part in it: D4, D9.
+"""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import baselines
+import etd
+import expand
+import train
+from architectures import IMAGE, Net, draw, example, plans
+from engine.ending import Never, Repaired
+from engine.modes import copy_of
+from helpers import assert_same_state, gen, make_data, randomise, rows, run, seeds, small_net, tiny
+from models import build
+from rem import rem
+
+ratios = st.sampled_from([0.0, 0.5, 1.0, 2.0])
+
+
+def theta_o2(expanded) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of theta_o2, the statistics of masked passes among them, by layer and part."""
+    found = {}
+    for name, layer in expanded.layers().items():
+        own = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+        found.update({f"{name}.{part}": t for part, t in own})
+    return found
+
+
+def overwrite(expanded, value):
+    """Write a number into all of theta_o2."""
+    with torch.no_grad():
+        for t in theta_o2(expanded).values():
+            t.fill_(value if t.is_floating_point() else 5)
+
+
+def shake(expanded, seed, steps=3):
+    """Train with masks and base-only for some steps, everything moving: parameters and both kinds of statistics."""
+    expanded.train()
+    optimizer = torch.optim.SGD(expanded.parameters(), lr=0.05, momentum=0.9)
+    for i in range(steps):
+        x = draw(seed + i, 4, 1, 8, 8, dtype=next(expanded.parameters()).dtype)
+        loss = expanded(x, rows(seed + i, expanded, 4)).square().mean() + expanded(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return expanded
+
+
+# --- A plain network --------------------------------------------------------------------------------------------------
+
+@given(seed=seeds, ratio=ratios, norm=st.booleans(), width=st.integers(1, 4))
+def test_drop_undoes_expand(seed, ratio, norm, width):
+    """D1: same keys in order, shapes, dtypes, values and module types, and the same output in both modes."""
+    net = small_net(seed, width=width, norm=norm)
+    dropped = etd.drop(expand.expand(net, IMAGE, ratio))
+    assert_same_state(dropped, net)
+    assert [(k, type(m)) for k, m in dropped.named_modules()] == [(k, type(m)) for k, m in net.named_modules()]
+    x = draw(seed, 4, 1, 8, 8)
+    for mode in (True, False):
+        assert torch.equal(run(dropped.train(mode), x), run(net.train(mode), x))
+
+
+@given(seed=seeds, plan=plans())
+def test_drop_undoes_expand_on_random_networks(seed, plan):
+    """D1, D4: also on random architectures, after theta_o2 and its buffers were overwritten."""
+    net = randomise(Net(plan), seed)
+    expanded = expand.expand(net, example(plan), plan.ratio, plan.layers)
+    overwrite(expanded, 7.0)
+    assert_same_state(etd.drop(expanded), net)
+
+
+@given(seed=seeds)
+def test_strict_load_into_a_fresh_network(seed):
+    """D2: after training a fresh plain network loads the dropped state strictly, and computes the same."""
+    dropped, fresh = etd.drop(shake(expand.expand(small_net(seed), IMAGE), seed)), small_net(seed + 1)
+    fresh.load_state_dict(dropped.state_dict(), strict=True)
+    x = draw(seed, 4, 1, 8, 8)
+    assert torch.equal(run(fresh.eval(), x), run(dropped.eval(), x))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("capacity", [0.05, 0.09])
+def test_dropped_network_is_plain(capacity, layout):
+    """D5: no mask, hook, wrapper or index argument is left, and the file is no larger than the original's."""
+    net = build("resnet9", capacity, channels=1, image_size=8, seed=0).to(memory_format=layout)
+    dropped = etd.drop(expand.expand(net, IMAGE))
+    files = []
+    for n in (net, dropped):
+        files.append(io.BytesIO())
+        torch.save(n, files[-1])
+    assert files[1].tell() <= 1.01 * files[0].tell()
+    assert [type(m) for m in dropped.modules()] == [type(m) for m in net.modules()]
+    for a, b in zip(net.modules(), dropped.modules(), strict=True):
+        assert a.__dict__.keys() == b.__dict__.keys()
+        assert not (b._forward_hooks or b._forward_pre_hooks or b._backward_hooks or b._state_dict_hooks)
+    with pytest.raises(TypeError):
+        dropped(IMAGE, torch.zeros(2, 3, dtype=torch.bool))
+
+
+@given(seed=seeds, ratio=ratios)
+def test_drop_leaves_the_expanded_network_alone(seed, ratio):
+    """D6: dropping twice gives the same; the expanded network stays; requires_grad is the original's, no gradient."""
+    net = small_net(seed)
+    net.conv1.weight.requires_grad_(False)
+    expanded = expand.expand(net, IMAGE, ratio)
+    expanded(draw(seed, 2, 1, 8, 8)).sum().backward()
+    before = copy.deepcopy(expanded)
+    first = etd.drop(expanded)
+    for a, b in zip(net.parameters(), first.parameters(), strict=True):
+        assert a.requires_grad == b.requires_grad and b.grad is None
+    with torch.no_grad():
+        for t in first.state_dict().values():
+            t.zero_()
+    assert_same_state(expanded, before)
+    assert_same_state(etd.drop(expanded), etd.drop(before))
+    assert type(expanded) is type(before) and expanded.width == before.width
+
+
+@pytest.mark.parametrize("thing", [small_net(0), None, nn.Linear(1, 1)])
+def test_drop_of_something_else_is_refused(thing):
+    """D6: drop takes an Expanded and nothing else, and says what it was given."""
+    with pytest.raises(TypeError, match=f"drop takes the Expanded that expand returns, not a {type(thing).__name__}"):
+        etd.drop(thing)
+
+
+def test_files_of_the_dropped_network():
+    """D8: torch.save and a weights_only load give the same state; so does the whole network."""
+    dropped = etd.drop(expand.expand(build("resnet9", 0.05, channels=1, image_size=8, seed=0), IMAGE))
+    fresh = build("resnet9", 0.05, channels=1, image_size=8, seed=1)
+    for content, only in ((dropped.state_dict(), True), (dropped, False)):
+        file = io.BytesIO()
+        torch.save(content, file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=only)
+        if only:
+            fresh.load_state_dict(loaded, strict=True)
+        assert_same_state(fresh if only else loaded, dropped)
+
+
+# --- What ran without masks -------------------------------------------------------------------------------------------
+
+@given(seed=seeds, ratio=ratios, norm=st.booleans())
+def test_dropped_network_is_the_base_pass(seed, ratio, norm):
+    """D3: after updates the dropped network has the base layers' states and gives the base-only output, bit for bit."""
+    expanded = shake(expand.expand(small_net(seed, norm=norm), IMAGE, ratio), seed)
+    dropped = etd.drop(expanded)
+    bases = {name: layer.base for name, layer in expanded.layers().items()}
+    for name, module in dropped.named_modules():
+        if name in bases:
+            assert_same_state(module, bases[name])
+    x = draw(seed, 4, 1, 8, 8)
+    for mode in (False, True, False):
+        assert torch.equal(run(dropped.train(mode), x), run(expanded.train(mode), x))
+
+
+@given(seed=seeds)
+def test_masked_passes_leave_base_statistics(seed):
+    """D7, X2: with theta_o1 frozen, training under masks leaves the dropped network bit for bit, running statistics and
+    their count among them, and moves statistics of its own; a base-only pass moves the base's as the original's."""
+    net = small_net(seed)
+    expanded = expand.expand(net, IMAGE).train()
+    for p in expanded.theta_o1():
+        p.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in expanded.parameters() if p.requires_grad], lr=0.1)
+    norm = expanded.layers()["norm1"]
+    statistics = norm.running_mean.clone()
+    for i in range(3):
+        optimizer.zero_grad()
+        expanded(draw(seed + i, 4, 1, 8, 8), rows(seed + i, expanded, 4)).square().mean().backward()
+        optimizer.step()
+    assert_same_state(etd.drop(expanded), net)
+    assert not torch.equal(norm.running_mean, statistics) and norm.num_batches_tracked == 3
+    plain, x = copy.deepcopy(net).train(), draw(seed, 4, 1, 8, 8)
+    run(expanded, x), run(plain, x)
+    assert_same_state(etd.drop(expanded), plain)
+
+
+class Around(nn.Module):
+    """small_net without BatchNorm; with `keeps` it keeps its last output, with the history that torch cannot copy."""
+
+    def __init__(self, keeps):
+        super().__init__()
+        self.net, self.keeps = small_net(0, norm=False), keeps
+
+    def forward(self, x):
+        out = self.net(x)
+        if self.keeps:
+            self.seen = out
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up
+def test_a_kept_activation_is_let_go_of():
+    """D1, X1: a network that keeps an activation is unlearned, trained and dropped as one that keeps none."""
+    data, forget, net = make_data(0), torch.arange(9), Around(keeps=True)
+    net(next(data.batches(forget))[1])  # one with a history, before anything starts
+    pair = net, Around(keeps=False)
+
+    def by_etd(model):
+        return etd.train_etd(baselines.with_theta_o2(model, data, tiny()), data, tiny(), gen(0), train.fit).net
+
+    for method in (by_etd, lambda model: rem(model, data, forget, tiny(), gen(0), until=Never),
+                   lambda model: rem(model, data, forget, tiny(), gen(0), until=Repaired),
+                   lambda model: baselines.fine_tune(model, data, forget, tiny(), gen(0)),
+                   lambda model: baselines.fresh(model, tiny())):
+        assert_same_state(*map(method, pair))
+    assert net.seen.grad_fn is not None and copy_of(net).seen.grad_fn is None
+
+
+# --- What is discarded ------------------------------------------------------------------------------------------------
+
+@given(seed=seeds, value=st.sampled_from([0.0, -1.0, 1e30]), ratio=ratios)
+def test_theta_o2_does_not_interfere(seed, value, ratio):
+    """D4: whatever finite is written into theta_o2, and whatever masks run, the dropped network stays."""
+    expanded = shake(expand.expand(small_net(seed), IMAGE, ratio), seed)
+    before = etd.drop(expanded)
+    overwrite(expanded, value)
+    run(expanded.eval(), draw(seed, 3, 1, 8, 8), rows(seed, expanded, 3))
+    assert_same_state(etd.drop(expanded), before)
+
+
+@given(seed=seeds, value=st.sampled_from([math.nan, math.inf]))
+def test_nan_in_theta_o2_does_not_spread(seed, value):
+    """D9: theta_o2 set to NaN or infinity: the base-only pass and the dropped network are finite and unchanged."""
+    net = small_net(seed).eval()
+    expanded, x = expand.expand(net, IMAGE).eval(), draw(seed, 3, 1, 8, 8)
+    overwrite(expanded, value)
+    run(expanded, x, rows(seed, expanded, 3))
+    dropped = etd.drop(expanded)
+    assert torch.equal(run(dropped, x), run(net, x)) and torch.equal(run(expanded, x), run(net, x))
+    assert all(t.isfinite().all() for t in dropped.state_dict().values())
