@@ -48,7 +48,7 @@ def append_row(out: str, row: dict) -> None:
             os.fsync(file.fileno())
         except OSError as error:
             file.truncate(end)  # no half row stays behind
-            raise OSError(error.errno, error.strerror, str(out)) from error
+            raise OSError(error.errno, error.strerror or str(error), str(out)) from error
 
 
 def provenance(device: torch.device, argv) -> dict:

@@ -32,7 +32,8 @@ from experiment.methods import code_of, find_method
 from experiment.processes import from_torchrun
 from experiment.rows import append_row, failure_of, provenance, row_of
 from experiment.settings import Config, PLACE
-from study.originals import check_cells, check_originals, device_of, images_of, load_original, make_original
+from study.originals import (check_cells, check_originals, device_of, images_of, load_original, make_original,
+                             where_of)
 from study.plan import PRESETS, by_original, expand_axes, original_of, overview, preset
 from study.rows import cell_key, read_rows, rows_by_cell
 
@@ -67,7 +68,8 @@ def main(given: dict, argv: list[str]) -> int:
     folder, cells = cells_of(given, name, rank, world)
     check_cells(cells)
     groups = shard_cells(by_original(cells), rank, world)
-    images, others = {cell_key(cell): images_of(cell) for _, group in groups for cell in group}, []
+    found = {where: images_of(cell) for where, cell in {where_of(cell): cell for cell in cells}.items()}  # each read once
+    images, others = {cell_key(cell): found[where_of(cell)] for _, group in groups for cell in group}, []
     rows = rows_by_cell(read_rows(folder), images, others)
     warn_of_other_images(set(others) & images.keys() - rows.keys(), folder)
     remaining = left_to_do(groups, rows, retry)

@@ -10,6 +10,7 @@ A file's first line has a SHA-256 of the rest and the original's key, so that al
 import hashlib
 import io
 import os
+import weakref
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -49,15 +50,15 @@ def where_of(config: Config) -> tuple:
     return config.dataset, str(Path(config.data_dir).absolute()), config.image_size, config.download
 
 
-@lru_cache(maxsize=None)
-def read_fingerprints(*where) -> str:
-    """`fingerprints` of a data set, taken once per process."""
-    return fingerprints(read_dataset(*where))
+FINGERPRINTS = weakref.WeakKeyDictionary()  # of data sets that are in memory
 
 
 def images_of(config: Config) -> str:
-    """The fingerprint of the settings' images, which rows hold."""
-    return read_fingerprints(*where_of(config))
+    """The fingerprint of the settings' images, which rows hold; taken once of each data set that is read."""
+    dataset = dataset_of(config)
+    if dataset not in FINGERPRINTS:
+        FINGERPRINTS[dataset] = fingerprints(dataset)
+    return FINGERPRINTS[dataset]
 
 
 def device_of(config: Config) -> torch.device:
@@ -76,7 +77,6 @@ def check_cells(cells: list[Config]) -> None:
     device_of(cells[0])
     for cell in {(c.dataset, c.image_size, c.task, c.n, c.pair, c.discovery): c for c in cells}.values():
         find(cell, corrupt(cell, dataset_of(cell)))
-        images_of(cell)  # while the data set is there
     networks = {}
     for c in cells:
         networks.setdefault((c.dataset, c.image_size, c.arch, c.width, c.capacity), {})[c.ratio, c.method] = c

@@ -34,7 +34,7 @@ def pictures(tmp_path, monkeypatch):
 
 def command(word: str, *argv) -> int:
     """run.py in this process, which has read no data set yet."""
-    for cached in (originals.read_dataset, originals.read_fingerprints, originals.load_original):
+    for cached in (originals.read_dataset, originals.load_original):
         cached.cache_clear()
     return run.main([word, *map(str, argv)])
 
