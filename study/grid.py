@@ -68,7 +68,7 @@ def main(given: dict, argv: list[str]) -> int:
     folder, cells = cells_of(given, name, rank, world)
     check_cells(cells)
     groups = shard_cells(by_original(cells), rank, world)
-    found = {where: images_of(cell) for where, cell in {where_of(cell): cell for cell in cells}.items()}  # each read once
+    found = {where: images_of(cell) for where, cell in {where_of(cell): cell for cell in cells}.items()}
     images, others = {cell_key(cell): found[where_of(cell)] for _, group in groups for cell in group}, []
     rows = rows_by_cell(read_rows(folder), images, others)
     warn_of_other_images(set(others) & images.keys() - rows.keys(), folder)

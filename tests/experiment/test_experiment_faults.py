@@ -187,7 +187,7 @@ def test_a_task_that_asks_for_code(tmp_path):
 
 
 def test_a_long_pickle_is_not_looked_through(tmp_path):
-    """Points 5, 6: what would take minutes to look through ends soon; names can neither flood a terminal nor steer it."""
+    """Points 5, 6: what would take minutes to look through ends soon; names neither flood a terminal nor steer it."""
     (tmp_path / "long").write_bytes(b"\x80\x02" + b"N0" * 2**25)
     begin = time.process_time()
     assert files.asks_for_code(tmp_path / "long", ValueError()) is None

@@ -151,7 +151,8 @@ def test_a_state_of_an_older_version_is_not_used(tmp_path, cut_after_one):
         network.repair(net, data, FORGET, keep=keep, **settings())
     content = torch.load(keep, weights_only=True)
     torch.save({name: value for name, value in content.items() if name != "marks"}, keep)
-    with pytest.raises(ValueError, match="no state of this repair .it lacks 'marks', perhaps of an older version.; move"):
+    words = "no state of this repair .it lacks 'marks', perhaps of an older version.; move"
+    with pytest.raises(ValueError, match=words):
         network.repair(net, data, FORGET, keep=keep, **settings())
     assert keep.exists()
 
