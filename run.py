@@ -23,10 +23,10 @@ import torch
 from engine.checks import first_line
 from engine.ranks import ranks
 from experiment.cell import attempt, choose_methods, corrupt, find, new_model, train_original, unlearn
-from experiment.console import Parser, add_flags
+from experiment.console import Parser, add_flags, clipped, tell
 from experiment.datasets import load
 from experiment.devices import check_precision, check_room, choose_device, describe
-from experiment.files import check_writable
+from experiment.files import check_writable, fingerprints
 from experiment.methods import code_of
 from experiment.processes import joined
 from experiment.rows import append_row, failure_of, provenance, row_of
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name that stdout cannot encode ends no run
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *rest, **more: print(f"warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *rest, **more: tell(f"warning: {message}")
         try:
             with joined(argv, ALONE):
                 code = command(argv)
@@ -74,16 +74,16 @@ def main(argv: list[str] | None = None) -> int:
                 sys.stdout.flush()  # so that a closed pipe is noticed here
             return code
         except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:  # torch's, for absurd sizes
-            print(f"run.py: {what_went_wrong(error)}", file=sys.stderr)
+            tell(f"run.py: {clipped(what_went_wrong(error), 2000)}")
             return 2
         except BrokenPipeError:  # the reader of its output, such as head, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
             return 1
         except OSError as error:  # a disk that is full, a file that went away
-            print(f"run.py: {type(error).__name__}: {error}", file=sys.stderr)
+            tell(f"run.py: {type(error).__name__}: {error}")
             return 1
         except KeyboardInterrupt:
-            print(f"run.py: interrupted; {what_is_left(argv)}", file=sys.stderr)
+            tell(f"run.py: interrupted; {what_is_left(argv)}")
             return 130
 
 
@@ -138,7 +138,7 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     device = choose_device(config.device)
     check_writable(config.out)
     dataset = load(config.dataset, config.data_dir, config.image_size, config.download)
-    task = corrupt(config, dataset)
+    task, images = corrupt(config, dataset), fingerprints(dataset)
     forget = find(config, task)
     model = new_model(config, dataset)
     check_precision(config, device)
@@ -153,7 +153,7 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
         outcome = (failure_of(f"training: {failure}") if failure
                    else unlearn(config, name, method, original, task, forget))
         row = row_of(replace(config, method=paths.get(name, name)), codes[name], provenance(device, argv),
-                     {"train_seconds": train_seconds, **outcome})
+                     {"images": images, "train_seconds": train_seconds, **outcome})
         try:
             if ranks()[0] == 0:
                 append_row(config.out, row)
@@ -162,7 +162,7 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
         rows.append(row)
     print(table(rows))
     if unwritten:
-        print(f"run.py: no row of {', '.join(unwritten)} in {config.out} ({why})", file=sys.stderr)
+        tell(f"run.py: no row of {', '.join(unwritten)} in {config.out} ({why})")
     if not config.quiet:
         print(f"{len(rows) - len(unwritten)} rows" if unwritten else "rows", "appended to", config.out)
     return [{**row, "written": row["method"] not in unwritten} for row in rows]

@@ -12,7 +12,6 @@ import copy
 import inspect
 import math
 import re
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -26,7 +25,7 @@ from engine.modes import eval_mode
 from engine.ranks import ranks
 from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
-from experiment.console import progress
+from experiment.console import clipped, progress, tell
 from experiment.data import MEMORY_FORMAT, Data, Dataset
 from experiment.methods import METHODS, allowed_with, check_names, find_method
 from experiment.rows import NO_SCORES
@@ -43,9 +42,9 @@ from train import fit
 
 def corrupt(config: Config, dataset: Dataset) -> Task:
     """The settings' task on a data set: D_tr with its corruption."""
-    pair = config.pair and re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*", config.pair)
+    pair = config.pair and re.fullmatch(r"\s*(\d{1,20})\s*,\s*(\d{1,20})\s*", config.pair)
     if config.pair is not None and not pair:
-        raise ValueError(f"pair is {config.pair!r}; give two class numbers such as 3,5")
+        raise ValueError(f"pair is {clipped(config.pair)!r}; give two class numbers such as 3,5")
     return make_task(config.task, dataset, config.n, config.seed, pair and (int(pair[1]), int(pair[2])))
 
 
@@ -61,7 +60,13 @@ def new_model(config: Config, dataset: Dataset):
         raise ValueError(f"images are {height}x{width}; the networks take square ones, use --image-size")
     shape = dict(channels=channels, classes=dataset.train.classes, image_size=height)
     seed = stream(config.seed, "weights").initial_seed()
-    model = build(config.arch, config.width * config.capacity, **shape, seed=seed)
+    try:
+        model = build(config.arch, config.width * config.capacity, **shape, seed=seed)
+    except (OverflowError, RuntimeError, TypeError) as error:  # widths that no tensor has
+        if "allocate" in str(error):  # told with what it asked for
+            raise
+        raise ValueError(f"{config.arch} of width {config.width:g} at capacity {config.capacity:g} cannot be built "
+                         f"({first_line(error)}); give smaller ones") from error
     return model.to(memory_format=MEMORY_FORMAT)
 
 
@@ -186,7 +191,7 @@ def attempt(work):
             raise  # the other processes may know nothing of it
         place = traceback.extract_tb(error.__traceback__)[-1]
         failure = f"{first_line(error)} ({Path(place.filename).name}:{place.lineno})"
-        print(f"failed: {failure}", file=sys.stderr)
+        tell(f"failed: {failure}")
     return result, round(time.perf_counter() - begin, 3), failure
 
 

@@ -2,12 +2,28 @@
 
 import argparse
 import contextlib
+import os
 import sys
 import threading
 import time
 from dataclasses import fields
 
 from experiment.settings import ARCH_PRESETS, DATASET_PRESETS, STAGES, Config, kind_of
+
+
+def tell(text: str) -> None:
+    """Print a line on stderr, which may be closed or full: nothing that is done depends on whether it can be read."""
+    try:
+        if sys.stderr is not None:  # else print would take stdout
+            print(text, file=sys.stderr, flush=True)
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # what is left in its buffer would fail once more at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def clipped(text: str, most: int = 80) -> str:
+    """A text for a message, with its middle left out where it is long."""
+    return text if len(text) <= most else f"{text[:most // 2]}... ({len(text):,} letters)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,7 +33,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **more)
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {clipped(message, 2000)}\n")
+
+    def exit(self, status: int = 0, message: str | None = None):
+        if message:
+            tell(message.rstrip("\n"))
+        sys.exit(status)
 
 
 def flag(name: str) -> str:

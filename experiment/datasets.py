@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from engine.checks import first_line
 from experiment.data import Data, Dataset
-from experiment.files import write_whole
+from experiment.files import check_readable, write_whole
 
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -32,6 +32,8 @@ IMAGENETTE_CLASSES = 10
 SLIM = 16  # longer side over shorter one of an image file above which its ends are cut off before it is resized
 DECODER = 2  # of `_decode_one`: raised where it reads a file otherwise than before, so that no older cache is read
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # by contents; of EPS a program is started
+MOST_PIXELS = 4096  # per side of an image that a network gets
+MOST_RESIZED = 8192  # per side of one before its centre is cropped
 MINI_FILE = Path(__file__).resolve().parent.parent / "data" / "fashion-mini.npz"
 
 # Choice: everything that is fixed per data set. mean, std: per channel, of the training pixels in [0, 1] at native size
@@ -64,15 +66,17 @@ def load(name, data_dir="data", image_size=None, download=False):
         raise ValueError(f"unknown data set {name!r}: choose from {', '.join(DATASETS)}")
     recipe = RECIPES[name]
     image_size = recipe["size"] if image_size is None else image_size
-    if image_size is None or image_size < 1:
+    if image_size is None or not 1 <= image_size <= MOST_PIXELS:
+        bound = "" if image_size is None or image_size < 1 else f", at most {MOST_PIXELS}"
         raise ValueError(f"image_size is {image_size} for data set {name}: give pixels per side with --image-size (in "
-                         "Python image_size), such as 32")
+                         f"Python image_size), such as 32{bound}")
     if name == "fashion-mini":
         arrays = read_mini()
     elif name == "folder":
         arrays = read_tree(Path(data_dir), image_size)
     else:
         arrays = read_torchvision(name, Path(data_dir), image_size, download)
+    check_memory(len(arrays["x_train"]) + len(arrays["x_test"]), arrays["x_train"].shape[1], image_size)
     mean, std = recipe["mean"] or arrays["mean"], recipe["std"] or arrays["std"]
     train, test = (_data(arrays, split, image_size, mean, std) for split in ("train", "test"))
     pad = image_size // 8 if recipe["crop"] else 0
@@ -96,6 +100,16 @@ def _resize(images, size):
     parts = images.split(4096)  # the float copy of a whole data set would be large
     kwargs = dict(size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return torch.cat([F.interpolate(part.float(), **kwargs).round().clamp(0, 255).to(torch.uint8) for part in parts])
+
+
+def check_memory(n, channels, size):
+    """Raise ValueError for images that this machine cannot hold, before any of them is made."""
+    if not hasattr(os, "sysconf"):
+        return
+    need, room = n * channels * size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > room:
+        raise ValueError(f"{n:,} images of {size}x{size} take {need / 1e9:.3g} GB and this machine has "
+                         f"{room / 1e9:.3g}: give a smaller --image-size")
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -239,6 +253,7 @@ def _fingerprint(root, *listings):
 
 def _decode(samples, size):
     """Return (N, 3, size, size) uint8 of the files in samples; threads suffice, since PIL decodes without the GIL."""
+    check_memory(len(samples), 3, size)
     images = np.empty((len(samples), 3, size, size), np.uint8)
 
     def fill(i):
@@ -255,11 +270,13 @@ def _decode_one(path, size):
     from PIL import Image
 
     try:
+        check_readable(path)  # a pipe would be waited for
         with Image.open(path, formats=FORMATS) as image:
             image.draft("RGB", (2 * size, 2 * size))  # lets a large JPEG be decoded at a fraction of its size
             image = (_eight_bits(image) if image.mode[0] in "IF" else image).convert("RGB")
     except Exception as error:  # PIL's decoders raise anything, and DecompressionBombError for billions of pixels
-        raise ValueError(f"cannot decode {path} ({error}): remove or replace it") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ValueError(f"cannot decode {path} ({reason}): remove or replace it") from error
     if (short := min(image.size)) != size:
         if max(image.size) > SLIM * short:  # resized whole it could fill the memory
             width, height = (min(side, SLIM * short) for side in image.size)

@@ -2,11 +2,13 @@
 
 import os
 import platform
-import sys
+from pathlib import Path
 
 import torch
 
 from engine.checks import first_line
+from experiment.console import tell
+from experiment.methods import reads_setting
 from experiment.settings import Config
 
 
@@ -41,15 +43,36 @@ def check_precision(config: Config, device: torch.device) -> None:
         return
     checks = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
     if None not in checks and not any(check() for check in checks):
-        print("warning: this CPU has neither AMX nor AVX512_BF16, so bf16 is slower than float32 here", file=sys.stderr)
+        tell("warning: this CPU has neither AMX nor AVX512_BF16, so bf16 is slower than float32 here")
 
 
 def check_room(config: Config, model) -> None:
-    """Raise ValueError for a ratio whose theta_o2 cannot fit into this machine's memory, before hours of training."""
-    if config.ratio is None or not hasattr(os, "sysconf"):
+    """Raise ValueError for a theta_o2 that cannot fit into this machine's memory, before hours of training.
+
+    Its ratio is as given, or follows from the capacity; of a capacity it counts where a method reads it.
+    """
+    methods = [name.strip() for name in config.method.split(",")]
+    idle = not any(name == "all" or reads_setting("ratio", {**vars(config), "method": name}) for name in methods)
+    if not hasattr(os, "sysconf") or config.ratio is None and idle:
         return
-    need = 4 * sum(p.numel() for p in model.parameters()) * (1 + config.ratio) ** 2  # bytes: wider both ways
+    wide = 1 + config.extra_ratio
+    need = 4.0 * sum(p.numel() for p in model.parameters()) * wide * wide  # bytes: wider both ways; it may be inf
     room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if need > room:
-        raise ValueError(f"ratio is {config.ratio:g}; theta_o2 would take {need / 1e9:.3g} GB and this machine has "
-                         f"{room / 1e9:.3g}; give a smaller one")
+        asked = f"capacity is {config.capacity:g} and so ratio" if config.ratio is None else "ratio is"
+        which = "a larger capacity, or a ratio" if config.ratio is None else "a smaller one"
+        raise ValueError(f"{asked} {config.extra_ratio:g}; theta_o2 would take {need / 1e9:.3g} GB and this machine "
+                         f"has {room / 1e9:.3g}; give {which}")
+
+
+def processor() -> dict[str, str]:
+    """The processor for a row: its model, and the instructions that torch computes with, which change last digits."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name")) or model
+    except (OSError, StopIteration):  # another system, or a processor that says no name
+        pass
+    isa = torch.backends.cpu.get_cpu_capability()
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return {"cpu": model, "isa": f"{isa}, ONEDNN_MAX_CPU_ISA={most}" if most else isa}

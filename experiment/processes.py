@@ -10,6 +10,16 @@ from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from engine.checks import first_line
+from experiment.console import clipped
+
+
+def from_torchrun(name: str, default: int) -> int:
+    """What torchrun has put into the environment under a name: a whole number of at least 0; ValueError."""
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise ValueError(f"{name} is {clipped(text)!r} in the environment; torchrun sets it to a whole number: unset "
+                         "it, or start the command by torchrun")
+    return int(text)
 
 
 @contextlib.contextmanager
@@ -21,12 +31,14 @@ def joined(argv: list[str], alone):
     that one is gone, and leave by way of SystemExit.
     Args: argv: the command line; alone: first words that run in one process, for which it raises ValueError.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or argv[:1] == ["grid"]:
+    if from_torchrun("WORLD_SIZE", 1) < 2 or argv[:1] == ["grid"]:
         yield
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # torchrun's, when another has died: no file stays half
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(from_torchrun("LOCAL_RANK", 0))
+    for name in ("RANK", "MASTER_PORT"):
+        from_torchrun(name, 0)
     store, rank, size = next(iter(rendezvous("env://")))
     dist.init_process_group(store=store, rank=rank, world_size=size)
     try:

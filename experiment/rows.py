@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from experiment.devices import processor
 from experiment.settings import VERSION, Config
 
 NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product",
@@ -45,16 +46,16 @@ def append_row(out: str, row: dict) -> None:
             if file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
-        except OSError:
+        except OSError as error:
             file.truncate(end)  # no half row stays behind
-            raise
+            raise OSError(error.errno, error.strerror or str(error), str(out)) from error
 
 
 def provenance(device: torch.device, argv) -> dict:
     """Where a row comes from: code, library, device and command."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "version": VERSION,
-            "git": git_hash(), "argv": list(argv)}
+    return {"device": name, "threads": torch.get_num_threads(), **processor(), "torch": torch.__version__,
+            "version": VERSION, "git": git_hash(), "argv": list(argv)}
 
 
 def git_hash() -> str | None:

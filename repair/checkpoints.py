@@ -6,6 +6,7 @@
 """
 
 import argparse
+import codecs
 import json
 import math
 import mmap
@@ -18,8 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.checks import first_line
-from experiment.files import write_whole
+from experiment.files import asks_for_code, check_readable, write_whole
 
 
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
@@ -30,6 +30,8 @@ HEADS = {"aux1", "aux2", "AuxLogits"}  # of GoogLeNet and Inception, which are b
 EXTRAS = ("n_averaged", "total_ops", "total_params")  # weight averaging and the profiler thop leave these behind
 SAFE_TORCH = (2, 10)  # before it weights_only=True could be broken (CVE-2025-32434, CVE-2026-24747)
 SAVE = "where it was made, run: state = model.state_dict(); torch.save(state, 'weights.pt')"
+TEXT = "is a text file, no file of weights; give the file that torch.save or safetensors wrote"
+REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what a repair can write back as it was stored
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 NUMPY = [getattr(np.dtypes, f"{kind}DType") for kind in ("Float64", "Float32", "Float16", "Int64", "Int32", "Bool")]
@@ -61,6 +63,7 @@ def read(path: str | Path, ema: bool = False) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     try:
+        check_readable(path)
         with open(path, "rb") as file:
             head = file.read(1024)
     except OSError as error:
@@ -71,6 +74,8 @@ def read(path: str | Path, ema: bool = False) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} is a Git-LFS pointer, not the weights; fetch them with: git lfs pull")
     if re.match(rb"(?i)\s*<(!doctype|!--|html|head|\?xml)", head):
         raise ValueError(f"{path} is a web page, not weights; the download needs another address or a login")
+    if path.suffix == ".safetensors" and is_text(head):
+        raise ValueError(f"{path} {TEXT}")
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path, head)
     stored = unwrap(content, path, ema)
     for name, tensor in stored.items():
@@ -94,13 +99,25 @@ def read_pickle(path: Path, head: bytes) -> object:
             warnings.simplefilter("ignore")  # torch 2.15 warns that sparse tensors take long; they are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or broken pickle can raise anything; all of it means the same
-        if found := re.search(r"GLOBAL ([\w.]+) was not an allowed global", str(error)):
-            told = f"{path} holds a pickled {found[1]}, alone or beside weights, and reading it could run code; {SAVE}"
-            raise ValueError(told) from error
+        if asked := asks_for_code(path, error):
+            raise ValueError(f"{path} holds a pickled {asked}, alone or beside weights: it asks for code to be run and "
+                             f"was not read; {SAVE}") from error
+        if is_text(head):
+            raise ValueError(f"{path} {TEXT}") from error
         cut = isinstance(error, EOFError) or re.search(r"truncated|unexpected EOF|not enough", str(error))
         what = "is cut short" if cut else "is no file of weights that can be read safely"
-        reason = first_line(error, kind=False)[:120]
-        raise ValueError(f"{path} {what}: {path.stat().st_size:,} bytes ({reason})") from error
+        reason = re.sub(r"Weights only load failed.*?(?=WeightsUnpickler error|$)", "", " ".join(str(error).split()))
+        more = f" ({reason[:120]})" if reason else ""  # without torch's advice to let it run code
+        raise ValueError(f"{path} {what}: {path.stat().st_size:,} bytes{more}; {SAVE}") from error
+
+
+def is_text(head: bytes) -> bool:
+    """Whether a file begins as text does: letters and line ends alone."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)  # a letter may be cut in two at its end
+    except UnicodeDecodeError:
+        return False
+    return all(letter.isprintable() or letter in "\t\r\n\f" for letter in text)
 
 
 def check_zip(path: Path) -> None:
@@ -175,6 +192,10 @@ def load_into(model: nn.Module, stored: dict[str, torch.Tensor], file: str = "th
         raise ValueError(misshapen(odd, file))
     moving = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     moving |= {name for name in own if "running_" in name}
+    if other := [key for key, name in names.items() if stored[key].dtype not in REAL
+                 and (name in moving or stored[key].is_complex() and not own[name].is_complex())]:
+        raise ValueError(f"{file} has {other[0]} as {stored[other[0]].dtype}, which a repair cannot keep; save the "
+                         f"network's real weights, {', '.join(str(kind).removeprefix('torch.') for kind in REAL)}")
     if broken := [key for key, name in names.items()  # a buffer that is a mask may hold -inf
                   if (~stored[key].isfinite() if name in moving else stored[key].isnan()).any()]:
         raise ValueError(f"{file} has values in {broken[0]} that are not finite; this network cannot be repaired")

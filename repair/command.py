@@ -17,7 +17,7 @@ from engine.checks import check_forget, first_line
 from engine.features import features
 from engine.ranks import ranks
 from experiment.data import Streamed
-from experiment.devices import choose_device
+from experiment.devices import check_room, choose_device
 from experiment.files import write_whole
 from experiment.rows import provenance
 from repair import checkpoints
@@ -26,11 +26,10 @@ from repair.inputs import Folder, open_folder
 from repair.mismatch import check_logits, look_first, memory_format_of, predicted, share_of
 from repair.network import FLAGS, READ, choose_settings, repair, too_sure, unwrapped
 from repair.networks import build_network
-from repair.outputs import beside_weights, check_apart, check_replaced, digest
+from repair.outputs import beside_weights, check_apart, check_replaced, digest, written
 from repair.sheets import beside, write_suspects
+from repair.state import bytes_of
 from repair.suspects import probe, suspects
-
-
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -90,13 +89,14 @@ def main(given: dict, argv: list[str]) -> int:
     print(folder.said)
     model, reading = build_network(args.model, len(folder.classes), args.image_size, args.crop_pct, args.mean, args.std)
     model, stored = unwrapped(model), checkpoints.read(args.checkpoint, args.ema)
+    digests = {args.checkpoint: digest(args.checkpoint), **folder.sha256}  # as they are now: they may change or go
     names = checkpoints.load_into(model, stored, args.checkpoint)
     if others := [key for key in stored if key not in names]:
         print(f"{len(others)} of {len(stored)} stored tensors are not of this network and stay as they are, "
               f"{others[0]} first")
     places = {path: i for i, path in enumerate(folder.paths)}  # before any is left out
     try:
-        choose_settings(model, len(places), settings)  # so that a value out of range is told before any work
+        check_room(choose_settings(model, len(places), settings)[0], model)  # told before any work
     except ValueError as error:
         raise ValueError(str(error).replace("unlearn-", "--")) from error  # the flags' names
     room = room_for_images(device, args.max_memory, ranks()[1])
@@ -125,12 +125,15 @@ def main(given: dict, argv: list[str]) -> int:
     keep = state if args.checkpoint_every else None
     try:
         repaired = repair(model, train, folder.forget, layers=layers, say=say, keep=keep, every=args.checkpoint_every,
-                          sync_batchnorm=args.sync_batchnorm, **settings)
-        scores = before_and_after(before, repaired, train, heldout, folder)
+                          leave=bytes_of(stored), files=folder.paths, sync_batchnorm=args.sync_batchnorm, **settings)
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} (the rate is --lr)") from error
     if ranks()[0] == 0:  # the first process writes, and this first: what follows costs no repair
-        checkpoints.write(args.out, stored, repaired, names)
+        written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
+    try:
+        scores = before_and_after(before, repaired, train, heldout, folder)
+    except ArithmeticError as error:
+        raise ValueError(f"{error} (the rate is --lr); {args.out} has these weights") from error
     told = list_suspects(args.out, model, repaired, train, folder, places)
     if ranks()[0]:
         return 0
@@ -141,9 +144,10 @@ def main(given: dict, argv: list[str]) -> int:
               "settings": {name: getattr(config, name) for name in READ},
               "reading": asdict(reading), "images": len(train), "classes": folder.classes,
               "skipped": [str(path) for path in skipped],
-              "sha256": {name: digest(name) for name in (args.checkpoint, *args.bad, args.out)},
+              "sha256": {**digests, args.out: digest(args.out)},
               "torchvision": version("torchvision"), **provenance(device, argv)}
-    write_whole(report_file, lambda file: file.write(json.dumps(report, indent=1).encode()))
+    text = json.dumps(report, indent=1).encode()
+    written(lambda: write_whole(report_file, lambda file: file.write(text)), keep, say)
     if keep:
         keep.unlink(missing_ok=True)
     return 0
@@ -160,7 +164,8 @@ def list_suspects(out: str, model: nn.Module, repaired: nn.Module, data, folder:
         if ranks()[1] > 1:
             raise  # the other processes know nothing of it
         older = [str(path) for path in beside(out) if path.exists()]
-        return f"no list of suspects ({first_line(error)})" + f"; {', '.join(older)}: of an earlier repair" * bool(older)
+        stale = f"; {', '.join(older)}: of an earlier repair" * bool(older)
+        return f"no list of suspects ({first_line(error)}){stale}"
 
 
 def similarity(model: nn.Module, data, forget: torch.Tensor) -> torch.Tensor | None:

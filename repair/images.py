@@ -14,7 +14,7 @@ import torch
 
 from engine.checks import first_line
 from experiment.data import Data, Streamed
-from experiment.datasets import _decode_one, _moments
+from experiment.datasets import MOST_PIXELS, MOST_RESIZED, _decode_one, _moments
 
 
 PART = 256  # files that are decoded at a time where none is kept
@@ -28,6 +28,13 @@ class Reading:
     crop_pct: float = 1.0  # the centre crop over the resized shorter side
     mean: tuple[float, ...] | None = None  # per channel, in [0, 1]; None, with std: the training images' own
     std: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        if not 1 <= self.size <= MOST_PIXELS:
+            raise ValueError(f"the image size is {self.size}; give --image-size, from 1 to {MOST_PIXELS} pixels")
+        if self.size > MOST_RESIZED * self.crop_pct:
+            raise ValueError(f"--crop-pct {self.crop_pct:g} of {self.size} pixels asks for images resized to "
+                             f"{self.size / self.crop_pct:,.0f}, at most {MOST_RESIZED} are; give a larger share")
 
     def size_of(self, n: int) -> int:
         """Bytes of n images."""
@@ -57,7 +64,7 @@ def pixels(path: Path, reading: Reading) -> np.ndarray:
         return _decode_one(path, resized)[edge : edge + size, edge : edge + size].transpose(2, 0, 1)
     except Exception as error:  # decoders raise anything on damaged or hostile files
         cause = error.__cause__ or error
-        reason = first_line(cause, kind=False)
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(cause, kind=False)
         raise ValueError(f"{path} ({reason})") from error
 
 

@@ -5,17 +5,20 @@
 """
 
 import csv
+import hashlib
 import io
 import json
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from experiment.console import clipped
 from experiment.datasets import _listing
+from experiment.files import check_readable
 from repair.images import Reading, load_images
 
 
@@ -24,6 +27,8 @@ LABEL_COLUMNS = ("true_label", "clean_label", "label", "class")  # where there a
 TRUE, FALSE = ("true", "1", "1.0", "yes", "t"), ("false", "0", "0.0", "no", "f", "")
 VERDICTS = ("_bad", "corrupt", "error", "_is_", "issue", "mislabel", "noisy", "poison", "wrong")  # in _ and its name
 SHOWN = 20  # lines that a message names
+LARGEST = 256 * 10**6  # bytes of a list
+DIGITS = 20  # of a number in a list; a longer one is a name
 
 # --- The folder -------------------------------------------------------------------------------------------------------
 
@@ -39,6 +44,7 @@ class Folder:
     clean: torch.Tensor | None  # (N,) int64 true labels, -1 where unknown; for the report alone
     said: str  # how many lines of the list matched, and which held-out part was passed over
     heldout: list[tuple[Path, int]] | None = None  # held-out images and their classes; None: there is no such part
+    sha256: dict[str, str] = field(default_factory=dict)  # of the lists of bad images, as they were read
 
     def load(self, reading: Reading, workers: int | None = None, skip: bool = False, room: float = math.inf):
         """Read the images of train/ and the held-out ones.
@@ -82,10 +88,12 @@ def open_folder(root: str | Path, bad, clean: str | Path | None = None, class_ma
     paths = [Path(path) for path, _ in found.samples]
     labels = torch.tensor([classes.index(found.classes[y]) for y in found.targets])
     ordered = [name for name in classes if name in found.classes] == list(found.classes)
-    forget, said = read_lists([bad] if isinstance(bad, (str, Path)) else bad, paths, root, ordered)
+    lists = {file: read_file(Path(file)) for file in ([bad] if isinstance(bad, (str, Path)) else bad)}
+    digests = {str(file): hashlib.sha256(content).hexdigest() for file, content in lists.items()}
+    forget, said = read_lists(lists, paths, root, ordered)
     clean = clean and read_labels(clean, paths, root, classes, ordered)
     heldout, passed_over = list_heldout(root, classes)
-    return Folder(root, classes, paths, labels, forget, clean, "\n".join([said, *passed_over]), heldout)
+    return Folder(root, classes, paths, labels, forget, clean, "\n".join([said, *passed_over]), heldout, digests)
 
 
 def list_heldout(root: Path, classes: list[str]) -> tuple[list[tuple[Path, int]] | None, list[str]]:
@@ -122,15 +130,21 @@ def read_classes(file: str | Path, folders: list[str]) -> list[str]:
 # --- Lists ------------------------------------------------------------------------------------------------------------
 
 
-def read_lists(files: list, paths: list[Path], root: Path, ordered: bool = True) -> tuple[torch.Tensor, str]:
-    """D_f of several lists together, as of `read_bad`; all but one may list nothing: suspects of which none is bad."""
-    some = [file for file in files if len(files) == 1 or read_entries(Path(file))] or files[:1]
-    lists = [read_bad(file, paths, root, ordered) for file in some]
-    said = [*(text for _, text in lists), *(f"{file}: nothing bad in it" for file in files if file not in some)]
-    return torch.cat([forget for forget, _ in lists]).unique(), "\n".join(said)
+def read_lists(lists, paths: list[Path], root: Path, ordered: bool = True) -> tuple[torch.Tensor, str]:
+    """D_f of several lists together, as of `read_bad`; all but one may list nothing: suspects of which none is bad.
+
+    lists: files, or their contents by file.
+    """
+    contents = lists if isinstance(lists, dict) else {file: read_file(Path(file)) for file in lists}
+    files = list(contents)
+    some = [file for file in files if len(files) == 1 or read_entries(Path(file), contents[file])] or files[:1]
+    found = [read_bad(file, paths, root, ordered, contents[file]) for file in some]
+    said = [*(text for _, text in found), *(f"{file}: nothing bad in it" for file in files if file not in some)]
+    return torch.cat([forget for forget, _ in found]).unique(), "\n".join(said)
 
 
-def read_bad(file: str | Path, paths: list[Path], root: Path, ordered: bool = True) -> tuple[torch.Tensor, str]:
+def read_bad(file: str | Path, paths: list[Path], root: Path, ordered: bool = True, content: bytes | None = None
+             ) -> tuple[torch.Tensor, str]:
     """D_f: the positions of the listed images among the training images.
 
     Args:
@@ -140,11 +154,12 @@ def read_bad(file: str | Path, paths: list[Path], root: Path, ordered: bool = Tr
         paths: the training images in torchvision's ImageFolder order, which indices count.
         root: the folder above train/.
         ordered: False where a class map has the folders in another order, so that indices may count either way.
+        content: of the file, where it has been read: what a shell gives for <(...) can be read once.
     Returns: (k,) int64, sorted, each once; and a line that says how many lines matched.
     Raises: ValueError for a file that cannot be read, lists nothing, or has a line that matches no training image or
         several; for indices without `ordered`.
     """
-    entries = read_entries(Path(file))
+    entries = read_entries(Path(file), content)
     if not entries:
         raise ValueError(f"{file} lists no image; without known bad images there is nothing to repair")
     check_order(file, entries, ordered)
@@ -180,11 +195,12 @@ def check_numbers(file: str | Path, entries: list[str | int], paths: list[Path])
                              "suffix, or indices in a .json or .npy file")
 
 
-def read_entries(path: Path) -> list[str | int]:
-    """The paths or indices that a file lists."""
+def read_entries(path: Path, content: bytes | None = None) -> list[str | int]:
+    """The paths or indices that a file lists; content: of the file, where it has been read."""
+    content = read_file(path) if content is None else content
     if path.suffix == ".npy":
         try:
-            with path.open("rb") as file:
+            with io.BytesIO(content) as file:
                 entries = np.asarray(np.load(file, allow_pickle=False))  # of an .npz its names
         except Exception as error:  # a file of something else can raise anything
             raise ValueError(f"cannot read the list {path} ({error}); give text with one path per line") from error
@@ -192,11 +208,11 @@ def read_entries(path: Path) -> list[str | int]:
             raise ValueError(f"{path} holds {entries.dtype} of shape {entries.shape}; give a vector of indices")
         entries = entries.tolist()
     elif path.suffix == ".json":
-        entries = json_entries(path)
+        entries = json_entries(path, content)
     elif path.suffix == ".csv":
-        entries = csv_entries(path)
+        entries = csv_entries(path, content)
     else:
-        entries = numbered([line.strip() for line in read_text(path).splitlines() if line.strip()])
+        entries = numbered([line.strip() for line in as_text(path, content).splitlines() if line.strip()])
     if len(entries) > 2 and set(entries) <= {0, 1}:
         raise ValueError(f"{path} is a list of 0 and 1, which tools take differently; give the indices of bad images")
     return entries
@@ -204,23 +220,55 @@ def read_entries(path: Path) -> list[str | int]:
 
 def numbered(entries: list[str]) -> list[str | int]:
     """Entries as indices where all are; 0012 is none, but a file's name without its suffix."""
-    return [int(e) for e in entries] if all(e.isdecimal() and str(int(e)) == e for e in entries) else entries
+    numbers = all(e.isdecimal() and len(e) <= DIGITS and str(int(e)) == e for e in entries)
+    return [int(e) for e in entries] if numbers else entries
+
+
+def read_file(path: Path) -> bytes:
+    """What is in a list, of at most LARGEST bytes: of a regular file, or of what a shell gives for <(...)."""
+    try:
+        check_readable(path, pipe=True)
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise ValueError(f"cannot read {path} ({error.strerror or error}); it must be a text file in UTF-8, or a "
+                         "shell's <(...)") from error
+    if len(content) > LARGEST:
+        raise ValueError(f"{path} has more than {LARGEST // 10**6} MB; give a list of images, one a line")
+    return content
 
 
 def read_text(path: Path) -> str:
     """A text file's content."""
+    return as_text(path, read_file(path))
+
+
+def as_text(path: Path, content: bytes) -> str:
+    """The content of a text file in letters."""
     try:
-        return path.read_bytes().decode("utf-8-sig")  # line ends as they are, which a quoted name may hold
-    except (OSError, UnicodeDecodeError) as error:
+        return content.decode("utf-8-sig")  # line ends as they are, which a quoted name may hold
+    except UnicodeDecodeError as error:
         raise ValueError(f"cannot read {path} ({error}); it must be a text file in UTF-8") from error
 
 
-def json_entries(path: Path) -> list[str | int]:
+def short_int(digits: str) -> int:
+    """A whole number of a JSON file; ValueError for one of more than DIGITS digits, which counts no image."""
+    if len(digits.lstrip("-")) > DIGITS:
+        raise ValueError(f"a number of {len(digits.lstrip('-')):,} digits, at most {DIGITS} are read")
+    return int(digits)
+
+
+def json_entries(path: Path, text: bytes) -> list[str | int]:
     """A JSON list, or the one under "paths" or "indices"."""
     try:
-        content = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(as_text(path, text), parse_int=short_int)
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON ({error}); give a list of paths") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is no JSON that can be read: it holds too many lists within each other; give a list "
+                         "of paths") from error
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}; give a list of paths") from error
     if isinstance(content, dict):
         content = content.get("paths", content.get("indices"))
     if not isinstance(content, list) or not all(type(entry) in (str, int) for entry in content):
@@ -228,18 +276,18 @@ def json_entries(path: Path) -> list[str | int]:
     return content
 
 
-def csv_entries(path: Path) -> list[str | int]:
+def csv_entries(path: Path, content: bytes) -> list[str | int]:
     """The rows of a CSV file: all, or those that its column bad, is_label_issue or is_*_issue calls bad.
 
     `bad` is what a user typed into suspects.csv: true, false or nothing.
     """
-    columns, rows, numbers = csv_rows(path)
+    columns, rows, numbers = csv_rows(path, content)
     issues = [name for name in columns if name.startswith("is_") and name.endswith("_issue")]
     issues = next(([name] for name in ("bad", "is_label_issue") if name in columns), issues)
     for number, row in zip(numbers, rows, strict=True):
         for name in issues:
             if row[name].lower() not in (("true", "false", "") if name == "bad" else (*TRUE, *FALSE)):
-                raise ValueError(f"{path}, line {number}: {name} is {row[name]!r}; it must be True or False")
+                raise ValueError(f"{path}, line {number}: {name} is {clipped(row[name])!r}; it must be True or False")
     if not issues and {"rank", "label_score"} <= set(columns):
         raise ValueError(f"{path} lists suspects, bad or not; add a column `bad` with true where one is bad")
     column = path_column(path, columns)
@@ -264,23 +312,23 @@ def verdict(columns: list[str], rows: list[dict[str, str]], column: str) -> str 
     return None
 
 
-def csv_rows(path: Path) -> tuple[list[str], list[dict[str, str]], list[int]]:
+def csv_rows(path: Path, content: bytes | None = None) -> tuple[list[str], list[dict[str, str]], list[int]]:
     """Column names, in small letters, rows of a CSV file, and the line of the file at which each ends."""
-    found = csv_lines(path)
+    found = csv_lines(path, content)
     numbers, lines = [number for number, _ in found], [line for _, line in found]
     columns = [name.lower() for name in lines[0]] if lines else []
     if twice := [name for name in columns if name and columns.count(name) > 1]:
-        raise ValueError(f"{path} has the column {twice[0]!r} twice; leave one")
+        raise ValueError(f"{path} has the column {clipped(twice[0])!r} twice; leave one")
     for number, line in zip(numbers[1:], lines[1:]):
         if len(line) != len(columns):
             raise ValueError(f"{path}, line {number}: {len(line)} values for {len(columns)} columns")
     return columns, [dict(zip(columns, line, strict=True)) for line in lines[1:]], numbers[1:]
 
 
-def csv_lines(path: Path) -> list[tuple[int, list[str]]]:
+def csv_lines(path: Path, content: bytes | None = None) -> list[tuple[int, list[str]]]:
     """The lines of a CSV file by their numbers, without blanks around the values, between which stands what its first
     line has most of."""
-    text = read_text(path)
+    text = as_text(path, read_file(path) if content is None else content)
     first = text.partition("\n")[0]
     try:
         found = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
@@ -289,11 +337,17 @@ def csv_lines(path: Path) -> list[tuple[int, list[str]]]:
         raise ValueError(f"{path} is no CSV ({error})") from error
 
 
+def names_of(columns: list[str]) -> str:
+    """Column names for a message."""
+    more = ["..."] * (len(columns) > SHOWN)
+    return ", ".join([*map(clipped, columns[:SHOWN]), *more])
+
+
 def path_column(path: Path, columns: list[str]) -> str:
     """The column that names the images; "" is the unnamed first one, of indices."""
     found = [name for name in (*PATH_COLUMNS, "") if name in columns]
     if not found:
-        raise ValueError(f"{path} has the columns {', '.join(columns)}; one must be {', '.join(PATH_COLUMNS)}")
+        raise ValueError(f"{path} has the columns {names_of(columns)}; one must be {', '.join(PATH_COLUMNS)}")
     return found[0]
 
 
@@ -320,7 +374,8 @@ def match(entries: list[str | int], paths: list[Path], root: Path) -> tuple[list
         if len(good) == 1:
             found += good
         else:
-            lost.append(repr(entry) if not good else f"{entry!r} ({len(good)} images have this name)")
+            shown = repr(clipped(entry) if isinstance(entry, str) else entry)
+            lost.append(shown if not good else f"{shown} ({len(good)} images have this name)")
     return found, lost
 
 
@@ -334,10 +389,10 @@ def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[s
     columns, rows, _ = csv_rows(Path(file))
     named = [name for name in LABEL_COLUMNS if name in columns]
     if not named:
-        raise ValueError(f"{file} has the columns {', '.join(columns)}; one must be {', '.join(LABEL_COLUMNS)}")
+        raise ValueError(f"{file} has the columns {names_of(columns)}; one must be {', '.join(LABEL_COLUMNS)}")
     numbers = {**{str(i): i for i in range(len(classes))}, **{name: i for i, name in enumerate(classes)}}
     if strange := [row[named[0]] for row in rows if row[named[0]] not in numbers]:
-        raise ValueError(f"{file}: {strange[0]!r} is no class; they are {', '.join(classes)}")
+        raise ValueError(f"{file}: {clipped(strange[0])!r} is no class; they are {', '.join(classes)}")
     column = path_column(Path(file), columns)
     entries = [row[column] for row in rows]
     entries = numbered(entries) if column == "" else entries

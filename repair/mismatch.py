@@ -6,7 +6,6 @@
 import contextlib
 import math
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +14,13 @@ from torch import nn
 
 from engine.checks import first_line
 from engine.modes import eval_mode
+from experiment.console import tell
 from experiment.data import Data, Streamed
 from experiment.datasets import _moments
 from metrics import predict
 from repair.checkpoints import other_classes
 from repair.images import Reading, decode
-from repair.inputs import Folder
+from repair.inputs import DIGITS, Folder
 from repair.networks import IMAGENET
 
 
@@ -81,7 +81,7 @@ def look_first(model, data, before: torch.Tensor, folder: Folder, reading: Readi
     accuracy, known = share_of(hits[others]), share_of(hits[folder.forget])
     print(f"accuracy on the labels as given: {accuracy:.3f} without the known bad, {known:.3f} on these", flush=True)
     if known < LOW:
-        print("warning: the network has not learnt the known bad labels, so there is little to repair", file=sys.stderr)
+        tell("warning: the network has not learnt the known bad labels, so there is little to repair")
     if accuracy >= SURE or force:
         return
     order = torch.randperm(int(others.sum()), generator=torch.Generator().manual_seed(0))
@@ -125,4 +125,4 @@ def readings(model: nn.Module, data: Data, paths: list[Path], classes: list[str]
 def natural(name: str) -> list:
     """Sort key of timm's class order: numbers by value, letters without case."""
     parts = [part for part in re.split(r"(\d+)", name) if part]
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts]
+    return [(0, int(part), "") if part.isdecimal() and len(part) <= DIGITS else (1, 0, part.lower()) for part in parts]

@@ -1,6 +1,6 @@
 """Repair a trained classifier from some known bad training images, by REM (Sec. 5).
 
-    repaired = repair(model, data, forget)            # any network, Data or Streamed, (k,) indices; a plain network comes back
+    repaired = repair(model, data, forget)       # any network, Data or Streamed, (k,) indices; gives a plain network
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from engine.checks import check_forget
+from engine.checks import check_forget, first_line
 from engine.ending import Never, Repaired
 from engine.modes import eval_mode
 from engine.ranks import over_ranks, ranks
@@ -25,7 +25,8 @@ from experiment.data import Data, Streamed
 from experiment.settings import Config
 from rem import Settings, add_capacity, rem
 from repair.mismatch import memory_format_of
-from repair.state import repair_key, resume, save_state
+from repair.networks import check_parameters
+from repair.state import bytes_of, marks_of, repair_key, resume, save_state
 
 
 FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0", "*squeeze",
@@ -37,7 +38,8 @@ EPOCH = ("epoch {}/{}: {updates} updates of step 2, Acc(D_f) {acc_forget_before:
 
 
 def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, layers=None, say=None, keep=None,
-           every: int = 1, sync_batchnorm: bool = False, **settings) -> nn.Module:
+           every: int = 1, leave: int | None = None, files=None, sync_batchnorm: bool = False, **settings
+           ) -> nn.Module:
     """A repaired copy of a trained classifier: REM from some known bad examples, the others unknown.
 
     Args:
@@ -47,6 +49,8 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
         layers: names or patterns (`*.mlp.0`) of the layers that get theta_o2; None: chosen by `expand_any`.
         say: called with a line of text about each choice and each epoch; None: silent.
         keep: file for the state after each `every` epochs, from which the same call goes on; None, every=0: no state.
+        leave: bytes that a state leaves free on its file system, for what the caller will write; None: the weights'.
+        files: the images' files, by which, too, a state knows whether they are the same.
         sync_batchnorm: of several processes, batch statistics are those of the whole batch; needs GPUs.
         settings: of settings.Config, over the defaults of `choose_settings`, such as unlearn_epochs=2 or seed=1.
     Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes.
@@ -55,6 +59,7 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
     """
     say = say or (lambda text: None)
     model, forget = unwrapped(model), check_forget(forget, len(data))
+    check_parameters(model, "the network")
     data = replace(data, memory_format=memory_format_of(model, data))
     config, reasons = choose_settings(model, len(data), settings, too_sure(model, data, forget))
     for line in reasons:
@@ -66,9 +71,11 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
         expanded = synchronised(expanded)
     state = add_capacity(expanded, data, forget, config, stream(config.seed, "repair"))
     end = (Never if config.stop == "max" else Repaired)(state)
-    key = keep and repair_key(model, data, forget, config, layers)
-    if keep and (line := resume(state, end, keep, key)):
-        say(line)
+    if keep:
+        notes = {"key": repair_key(model, data, forget, config, layers), "marks": marks_of(data, files)}
+        leave = bytes_of(model.state_dict()) if leave is None else leave
+        if line := resume(state, end, keep, **notes):
+            say(line)
     begin, done = time.perf_counter(), state.epoch  # epochs of an earlier run
 
     def log(epoch: int, epochs: int, net, **record) -> None:
@@ -77,9 +84,10 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
         say(EPOCH.format(epoch, epochs, spent, left, **record))
         if keep and every and epoch % every == 0 and ranks()[0] == 0:
             try:
-                save_state(state, end, keep, key=key)
-            except OSError as error:  # a full disk costs no repair
-                say(f"the state of epoch {epoch} could not be written to {keep} ({error})")
+                save_state(state, end, keep, leave=leave, **notes)
+            except Exception as error:  # a full disk, whatever it is told as, costs no repair
+                told = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+                say(f"the state of epoch {epoch} could not be written to {keep} ({told})")
 
     repaired = rem(expanded, data, forget, config, state.generator, until=lambda _: end, log=log, state=state)
     if not sync_batchnorm:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from engine.checks import first_line
+from experiment.console import clipped
 from experiment.user_code import function_of
 from models import ARCHITECTURES, build
 from repair.images import Reading
@@ -46,9 +47,25 @@ def build_network(model: str, classes: int, size: int | None = None, crop_pct: f
         raise ValueError(f"--mean {mean}, --std {std}: give three numbers each, for pixels in [0, 1], std above 0")
     reading = Reading(size, crop_pct, mean and tuple(mean), std and tuple(std))
     try:
-        return make(classes, size), reading
+        made = make(classes, size)
     except AssertionError as error:  # of torchvision, for a size
         raise ValueError(f"{model} cannot be built at {size} pixels, --image-size ({first_line(error)})") from error
+    except (OverflowError, RuntimeError, TypeError) as error:  # widths that no tensor has
+        if "allocate" in str(error):  # told with what it asked for
+            raise
+        raise ValueError(f"--model {clipped(model)} cannot be built at {size} pixels ({first_line(error)}); give "
+                         "smaller widths or another --image-size") from error
+    check_parameters(made, f"--model {model}")
+    return made, reading
+
+
+def check_parameters(model: nn.Module, what: str) -> None:
+    """Raise ValueError unless a network has parameters, and real ones; what: its name in the message."""
+    found = dict(model.named_parameters())
+    if not found:
+        raise ValueError(f"{what} has no parameters, so a repair can change nothing; give a network with weights")
+    if strange := [name for name, p in found.items() if p.is_complex()]:
+        raise ValueError(f"{what} has complex parameters, {strange[0]} first; a repair takes real ones")
 
 
 def own_network(name: str, detail: str):

@@ -30,6 +30,7 @@ def check_replaced(args: argparse.Namespace, report_file: Path, state: Path) -> 
         raise ValueError(f"--checkpoint-every is {args.checkpoint_every}; give a number of epochs, 0 for no state")
     listed, drawn = beside(args.out)
     others = {"report": report_file, "state": state, "list": listed, "sheet": drawn}
+    check_writable(args.out)  # the very name: Path("folder/") is a file's
     for what, out in {"weights": Path(args.out), **others}.items():
         check_writable(str(out))
         if any(out.resolve().is_relative_to(folder) for folder in images):
@@ -67,4 +68,20 @@ def check_apart(out: str | Path, folder: Folder) -> None:
 
 def digest(path: str) -> str:
     """SHA-256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            found.update(part)
+    return found.hexdigest()
+
+
+def written(write, state: Path | None, say) -> None:
+    """Call write(); where the disk is full and a state lies beside, make room by removing that, and try once more."""
+    try:
+        write()
+    except OSError as error:
+        if state is None or not state.exists():
+            raise
+        say(f"{error.strerror or error}: {state} is removed to make room")
+        state.unlink()
+        write()

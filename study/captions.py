@@ -87,10 +87,12 @@ def hardware(row: dict) -> str:
 
 
 def mixed(rows: list[dict]) -> dict[str, list[str]]:
-    """Settings, and versions of a user's method (`code`), that differ between runs of one table, with their values."""
+    """Settings, images, and versions of a user's method (`code`), that differ between runs of one table, with their
+    values."""
     shared = [key for key in SETTINGS if key not in COORDINATES | NOT_IDENTITY | {*OWN}]
     values = defaultdict(set)
-    for keys, places in (([*OWN, "code"], ("method",)), ([*shared, "version"], ("arch", "capacity"))):
+    for keys, places in (([*OWN, "code"], ("method",)), ([*shared, "version"], ("arch", "capacity")),
+                         (["images"], ("data",))):
         for part in split(rows, *places).values():
             for key in keys:
                 found = {str(row.get(key)) for row in part if counts(key, row)}
@@ -102,6 +104,8 @@ def counts(key: str, row: dict) -> bool:
     """Whether a run's numbers depend on this setting."""
     if key == "pair":
         return row["task"] == "confusion"
+    if key == "images":
+        return row.get("images") is not None  # older rows do not say
     return not maskless(row) if key == "ratio" else reads_setting(key, {"method": row["ran"]})
 
 

@@ -22,7 +22,7 @@ from experiment.console import Parser, add_flags
 from experiment.data import Data, Dataset
 from experiment.datasets import load
 from experiment.devices import choose_device
-from experiment.files import check_writable
+from experiment.files import check_writable, fingerprints
 from experiment.rows import append_row, provenance
 from experiment.settings import Config, resolve
 from metrics import accuracy, c_score, check_c_score, mean_sem
@@ -64,6 +64,7 @@ def main(given: dict, argv: list[str]) -> int:
     sizes, device = subset_sizes(shares, config.n), choose_device(config.device)
     check_writable(config.out)
     dataset = load(config.dataset, config.data_dir, config.image_size, config.download)
+    images = fingerprints(dataset)
     tasks = [corrupt(c, dataset) for c in configs]
     for task in tasks:
         check_c_score(task.train, task.corrupted, sizes, runs)
@@ -74,7 +75,7 @@ def main(given: dict, argv: list[str]) -> int:
         scores = score_task(config, dataset, task, device, sizes, runs, updates, log)
         used = {name: getattr(config, name) for name in ("task", *FLAGS, "batch", "out")}
         plan = {"sizes": sizes, "runs": runs, "updates": updates, "networks": networks}
-        rows.append({**used, **plan, **provenance(device, argv), **scores})
+        rows.append({**used, **plan, **provenance(device, argv), "images": images, **scores})
         append_row(config.out, rows[-1])
     print(score_table(rows))
     if not config.quiet:

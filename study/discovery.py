@@ -21,7 +21,7 @@ from engine.features import features
 from engine.streams import stream
 from etd import mask_table
 from experiment.cell import attempt, find
-from experiment.console import Parser, add_flags
+from experiment.console import Parser, add_flags, tell
 from experiment.files import check_writable
 from experiment.rows import append_row, provenance
 from experiment.settings import Config, resolve
@@ -29,7 +29,8 @@ from metrics import evaluate, mean_sem
 from rem import rem
 from repair.suspects import given_loss, logits, margin, nearest, probe, ranked, suspects, tracin
 from study.canvas import import_figure, save
-from study.originals import check_cells, dataset_of, device_of, load_original, make_original
+from study.originals import (check_cells, check_originals, dataset_of, device_of, images_of, load_original,
+                             make_original)
 from study.plan import by_original, parse_axis
 from study.rows import SCORES, cell_key, split
 from tasks import TASKS, Task
@@ -167,10 +168,12 @@ def main(given: dict, argv: list[str]) -> int:
     figure = import_figure() if figure else None
     cells = cells_asked(given)
     plan = rounds or 1 + bool(users), users or [("looks", cells[0].n)]
+    check_outputs_of(cells[0].out, bool(figure))
+    warn_of_other_images(cells)
     if left := [cell for cell in cells if not is_done(cell, plan)]:
         check_cells(left)
         check_rounds(left, *plan)
-    check_writable(cells[0].out)
+        check_originals(Path(cells[0].out).parent, [original for original, _ in by_original(left)])
     pairs = [(config, original) for original, group in by_original(cells) for config in group]
     failures = sum(not play_cell(config, original, plan, argv) for config, original in pairs)
     rows = rows_there(cells)
@@ -196,6 +199,22 @@ def cells_asked(given: dict) -> list[Config]:
     if none := [cell.discovery for cell in cells if round(cell.discovery * cell.n) == 0]:
         raise ValueError(f"discovery {none[0]} of {cells[0].n} corrupted examples finds none; raise either")
     return cells
+
+
+def check_outputs_of(out: str, figure: bool) -> None:
+    """Raise ValueError unless the rows, and a figure of their name, can be written."""
+    check_writable(out)
+    for path in (Path(out).with_suffix(ending) for ending in (".png", ".svg") if figure):
+        if path == Path(out):
+            raise ValueError(f"--out is {out}, the name of the figure; give a result file that ends in .jsonl")
+        check_writable(str(path))
+
+
+def warn_of_other_images(cells: list[Config]) -> None:
+    """Say on stderr how many rows of these cells are of other images, which count for nothing here."""
+    if left_out := rows_there(cells, other=True):
+        tell(f"warning: {len(left_out)} rows in {cells[0].out} are of other images, which have changed since; they are "
+             "left out and their cells computed anew (to keep the two apart, take another --out)")
 
 
 def check_rounds(cells: list[Config], rounds: int, users: list[tuple[str, int]]) -> None:
@@ -232,7 +251,7 @@ def play_cell(config: Config, original: Config, plan: tuple[int, list], argv: li
         print(f"{label}: failed: {failure}", flush=True)
         return False
     where = {"cell": cell_key(config), **{name: getattr(config, name) for name in (*AXES, *FLAGS)}, "out": config.out,
-             **provenance(device_of(config), argv), "seconds": seconds}
+             **provenance(device_of(config), argv), "fingerprint": images_of(config), "seconds": seconds}
     for row in rows:
         if part_of(row) not in done:
             append_row(config.out, {**where, **row})
@@ -246,18 +265,30 @@ def part_of(row: dict) -> tuple:
     return tuple(row.get(name) for name in ("score", "round", "user", "looked"))
 
 
-def rows_there(cells: list[Config]) -> list[dict]:
-    """The rows of some cells in their result file; a line that is none, torn or without its numbers, is left out."""
-    path, keys, rows = Path(cells[0].out), {cell_key(cell) for cell in cells}, []
+def rows_there(cells: list[Config], other: bool = False) -> list[dict]:
+    """The rows of some cells in their result file; a line that is none, torn or without its numbers, is left out.
+
+    Those of other images are left out, too; with `other` they are given in place of the rest.
+    """
+    path, keys, rows = Path(cells[0].out), {cell_key(cell): cell for cell in cells}, []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
-        except ValueError:
+            cell = keys[row["cell"]]
+            if not any(is_whole(row, part) for part in PARTS):
+                continue
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
             continue
-        if isinstance(row, dict) and row.get("cell") in keys:
-            whole = (all(row.get(name) is not None for name in (*AXES, *part)) for part in PARTS)
-            rows += [row] * any(whole)
+        if (row.get("fingerprint") not in (None, images_of(cell))) == other:  # `images` is a number there
+            rows.append(row)
     return rows
+
+
+def is_whole(row: dict, part: tuple[str, ...]) -> bool:
+    """Whether a row has all of a score or of a round, and shares in [0, 1] where it must; an error for what is none."""
+    shares = [row[name] for name in ("auroc", "recall", *SCORES) if name in part and row.get(name) is not None]
+    return (all(row.get(name) is not None for name in (*AXES, *part))
+            and all(0 <= share <= 1 for share in shares) and all(rank >= 1 for rank in row.get("ranks") or ()))
 
 
 # --- Output -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -27,12 +26,14 @@ import torch
 
 from baselines import no_ul
 from experiment.cell import attempt, find, unlearn
-from experiment.console import LONG, Parser, flag, flags, progress
+from experiment.console import LONG, Parser, flag, flags, progress, tell
 from experiment.files import check_writable
 from experiment.methods import code_of, find_method
+from experiment.processes import from_torchrun
 from experiment.rows import append_row, failure_of, provenance, row_of
 from experiment.settings import Config, PLACE
-from study.originals import check_cells, device_of, load_original, make_original
+from study.originals import (check_cells, check_originals, device_of, images_of, load_original, make_original,
+                             where_of)
 from study.plan import PRESETS, by_original, expand_axes, original_of, overview, preset
 from study.rows import cell_key, read_rows, rows_by_cell
 
@@ -67,10 +68,14 @@ def main(given: dict, argv: list[str]) -> int:
     folder, cells = cells_of(given, name, rank, world)
     check_cells(cells)
     groups = shard_cells(by_original(cells), rank, world)
-    rows = rows_by_cell(read_rows(folder))
+    found = {where: images_of(cell) for where, cell in {where_of(cell): cell for cell in cells}.items()}
+    images, others = {cell_key(cell): found[where_of(cell)] for _, group in groups for cell in group}, []
+    rows = rows_by_cell(read_rows(folder), images, others)
+    warn_of_other_images(set(others) & images.keys() - rows.keys(), folder)
     remaining = left_to_do(groups, rows, retry)
     if not dry:
         check_writable(cells[0].out)
+        check_originals(folder, [original for original, _ in remaining])
     if dry or not given.get("quiet"):
         print_line(overview(groups, remaining, rows, every=dry))
     if dry:
@@ -101,11 +106,18 @@ def cells_of(given: dict, name: str | None, rank: int, world: int) -> tuple[Path
     return Path(folder), [replace(cell, **{**place, "out": str(out)}) for cell in cells]
 
 
+def warn_of_other_images(keys: set[str], folder: Path) -> None:
+    """Say on stderr how many cells have rows of other images alone, which are not done."""
+    if keys:
+        tell(f"warning: {len(keys)} cells have rows in {folder} that are of other images, which have changed since; "
+             "these do not count as done and the cells are computed anew (to keep the two apart, take another --out)")
+
+
 def warn_of_other_code(rows: list[dict], origin: dict) -> None:
     """Say on stderr which other commits made the rows that count as done."""
     if others := {str(row.get("git"))[:7] for row in rows} - {str(origin["git"])[:7]}:
-        print(f"warning: done cells come from other commits of the code, {', '.join(sorted(others))}; to do them anew, "
-              "take another --out", file=sys.stderr)
+        tell(f"warning: done cells come from other commits of the code, {', '.join(sorted(others))}; to do them anew, "
+             "take another --out")
 
 
 def meet_ranks(stay: bool) -> None:
@@ -122,7 +134,7 @@ def meet_ranks(stay: bool) -> None:
 
 def place_in_world() -> tuple[int, int]:
     """(rank, number of ranks) as torchrun sets them; (0, 1) without it."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
     if not 0 <= rank < world:
         raise ValueError(f"RANK is {rank} and WORLD_SIZE {world}; start the grid with torchrun or without both")
     return rank, world
@@ -186,7 +198,16 @@ def rows_of(future: Future, original: Config | None, cells: list[Config], origin
 
 def failed_row(cell: Config, origin: dict, error: str) -> dict:
     """The row of a cell that gave no numbers."""
-    return row_of(cell, code_of(cell.method), origin, {"train_seconds": None, **failure_of(error)})
+    return row_of(cell, code_of(cell.method), {**origin, "images": images_if_any(cell)},
+                  {"train_seconds": None, **failure_of(error)})
+
+
+def images_if_any(cell: Config) -> str | None:
+    """The fingerprint of a cell's images, as they were read here; None where they cannot be read any more."""
+    try:
+        return images_of(cell)
+    except Exception:  # the row tells what is wrong
+        return None
 
 
 def run_cell(cell: Config, folder: str, origin: dict) -> dict:
@@ -195,7 +216,8 @@ def run_cell(cell: Config, folder: str, origin: dict) -> dict:
     row, _, failure = attempt(lambda: measure(cell, folder))
     if failure:
         row = {"train_seconds": None, **failure_of(failure)}
-    return row_of(cell, code, {**origin, "threads": torch.get_num_threads()}, row)
+    found = {**origin, "threads": torch.get_num_threads(), "images": images_if_any(cell)}
+    return row_of(cell, code, found, row)
 
 
 def measure(cell: Config, folder: str) -> dict:

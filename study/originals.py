@@ -3,12 +3,14 @@
     seconds, failure = make_original(original, folder)     # trains and saves it unless its file is there
     task, network, seconds = load_original(original, folder)
 
+An original of other images, of a folder that has changed since, stays where it is; the new one lies beside it.
 A file's first line has a SHA-256 of the rest and the original's key, so that altered or swapped weights are never used.
 """
 
 import hashlib
 import io
 import os
+import weakref
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,9 +24,11 @@ from experiment.cell import attempt, corrupt, find, new_model, train_original
 from experiment.console import LONG, progress
 from experiment.data import Dataset
 from experiment.datasets import load
-from experiment.devices import choose_device
-from experiment.files import load_task, save_task, write_whole
+from experiment.devices import check_room, choose_device
+from experiment.files import (check_writable, fingerprints, load_task, other_images, read_task, save_task,
+                              write_whole)
 from experiment.methods import METHODS, find_method
+from experiment.processes import from_torchrun
 from experiment.settings import Config
 from study.rows import cell_key
 from tasks import Task
@@ -38,14 +42,29 @@ def read_dataset(*where) -> Dataset:
 
 def dataset_of(config: Config) -> Dataset:
     """The settings' data set on the CPU."""
-    return read_dataset(config.dataset, str(Path(config.data_dir).absolute()), config.image_size, config.download)
+    return read_dataset(*where_of(config))
+
+
+def where_of(config: Config) -> tuple:
+    """What `read_dataset` takes for the settings."""
+    return config.dataset, str(Path(config.data_dir).absolute()), config.image_size, config.download
+
+
+FINGERPRINTS = weakref.WeakKeyDictionary()  # of data sets that are in memory
+
+
+def images_of(config: Config) -> str:
+    """The fingerprint of the settings' images, which rows hold; taken once of each data set that is read."""
+    dataset = dataset_of(config)
+    if dataset not in FINGERPRINTS:
+        FINGERPRINTS[dataset] = fingerprints(dataset)
+    return FINGERPRINTS[dataset]
 
 
 def device_of(config: Config) -> torch.device:
     """The settings' device; "auto" and "cuda" under torchrun are the rank's own GPU."""
-    local = os.environ.get("LOCAL_RANK")
-    if config.device in ("auto", "cuda") and local is not None and torch.cuda.is_available():
-        own = torch.device("cuda", int(local) % torch.cuda.device_count())
+    if config.device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        own = torch.device("cuda", from_torchrun("LOCAL_RANK", 0) % torch.cuda.device_count())
         torch.cuda.set_device(own)
         return own
     return choose_device(config.device)
@@ -58,14 +77,38 @@ def check_cells(cells: list[Config]) -> None:
     device_of(cells[0])
     for cell in {(c.dataset, c.image_size, c.task, c.n, c.pair, c.discovery): c for c in cells}.values():
         find(cell, corrupt(cell, dataset_of(cell)))
-    for cell in {(c.dataset, c.image_size, c.arch, c.width, c.capacity): c for c in cells}.values():
-        new_model(cell, dataset_of(cell))
+    networks = {}
+    for c in cells:
+        networks.setdefault((c.dataset, c.image_size, c.arch, c.width, c.capacity), {})[c.ratio, c.method] = c
+    for alike in networks.values():
+        first = next(iter(alike.values()))
+        model = new_model(first, dataset_of(first))
+        for cell in alike.values():
+            check_room(cell, model)
+
+
+def check_originals(folder: str | Path, originals: list[Config]) -> None:
+    """Raise ValueError unless the files of originals can be written, before any of them is trained."""
+    for path in (place_of_original(folder, original) for original in originals):
+        check_writable(str(path))
+        check_writable(str(path.with_suffix(".task")))
 
 
 def original_path(folder: str | Path, original: Config) -> Path:
     """Where an original lies: its settings are in the name, so no two that differ ever share a file."""
     name = f"{original.task}-{original.dataset}-{original.arch}-n{original.n}-seed{original.seed}-{cell_key(original)}"
     return Path(folder) / "originals" / f"{name}.pt"
+
+
+def place_of_original(folder: str | Path, original: Config) -> Path:
+    """Where the original of these images lies: beside one of other images their fingerprint is in its name."""
+    path = original_path(folder, original)
+    try:
+        other = path.with_suffix(".task").is_file() and other_images(read_task(path.with_suffix(".task")),
+                                                                     dataset_of(original))
+    except ValueError:  # damaged, which `read_checked` tells
+        other = False
+    return path.with_name(f"{path.stem}-{images_of(original)}.pt") if other else path
 
 
 def on_device(task: Task, device: torch.device) -> Task:
@@ -80,7 +123,7 @@ def make_original(original: Config, folder: str | Path, retry: bool = False) -> 
         the grid; retry: make it anew where its files are damaged.
     Returns: (seconds of training, error text or None).
     """
-    path = original_path(folder, original)
+    path = place_of_original(folder, original)
     if path.exists() and path.with_suffix(".task").exists():
         try:
             read_checked(path, cell_key(original))
@@ -113,7 +156,7 @@ def train(original: Config, task: Task, model, log):
 @lru_cache(maxsize=2)
 def load_original(original: Config, folder: str) -> tuple:
     """What `make_original` saved: (task on the device, the network on the device, seconds of its training)."""
-    path, dataset, device = original_path(folder, original), dataset_of(original), device_of(original)
+    path, dataset, device = place_of_original(folder, original), dataset_of(original), device_of(original)
     content = read_checked(path, cell_key(original))
     task = on_device(load_task(path.with_suffix(".task"), dataset), device)
     network = new_model(original, dataset).to(device)

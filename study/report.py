@@ -6,6 +6,7 @@
 """
 
 import csv
+import hashlib
 import io
 import itertools
 import os
@@ -13,8 +14,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from experiment.console import Parser
-from experiment.files import write_whole
+from experiment.console import Parser, tell
+from experiment.files import check_folder, write_whole
 from experiment.settings import Config
 from study.canvas import import_figure, save
 from study.figures import DRAW, Missing, draw
@@ -73,6 +74,7 @@ def as_csv(table: Table) -> str:
     return text.getvalue()
 
 
+LONGEST = 200  # bytes of a file's name without its ending
 FORMATS = {"markdown": (markdown, ".md"), "latex": (latex, ".tex"), "csv": (as_csv, ".csv")}
 
 
@@ -95,7 +97,7 @@ def main(given: dict, argv: list[str]) -> int:
     except BrokenPipeError:  # its reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
     except (ValueError, OSError) as error:
-        print(f"run.py report: {error}", file=sys.stderr)
+        tell(f"run.py report: {error}")
         return 2
     return 0
 
@@ -111,6 +113,8 @@ def report(results: list[str], table: str | None, figure: str | None, seeds: str
     if numbers and not out:
         raise ValueError("figures are written to files; give a folder with --out")
     figure_class = import_figure() if numbers else None
+    if out:
+        check_folder(out)
     rows = load_rows(results) if seeds is None else of_seeds(load_rows(results), seeds)
     tables = collect("table", names, NAMES, lambda name: make_tables(name, rows, own=names == list(NAMES)))
     names = apart([table.name for table in tables])
@@ -135,9 +139,14 @@ def of_seeds(rows: list[dict], text: str) -> list[dict]:
 
 
 def apart(names: list[str]) -> list[str]:
-    """File names of which no two are one where letters' case does not count, by a number behind the later ones."""
+    """File names of which no two are one where letters' case does not count, by a number behind the later ones.
+
+    One that is too long for a file, of a folder of images far down, is cut, with a digest of the whole.
+    """
     found = []
     for name in names:
+        if len(name.encode()) > LONGEST:
+            name = f"{name[:LONGEST // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         taken = {other.lower() for other in found}
         free = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         found.append(next(each for each in free if each.lower() not in taken))
@@ -164,5 +173,5 @@ def collect(what: str, names: list[str], known, make) -> list:
         except Missing as missing:
             if names != list(known):
                 raise
-            print(f"run.py report: skipped: {missing}", file=sys.stderr)
+            tell(f"run.py report: skipped: {missing}")
     return made

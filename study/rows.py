@@ -9,7 +9,6 @@
 import hashlib
 import json
 import math
-import sys
 from collections import defaultdict
 from dataclasses import fields
 from operator import itemgetter
@@ -18,7 +17,9 @@ from statistics import fmean
 
 import torch
 
+from experiment.console import tell
 from experiment.datasets import RECIPES
+from experiment.files import check_readable
 from experiment.methods import MASKS, METHODS, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
 from experiment.settings import Config, PLACE, VERSION, resolve
 from tasks import PAIRS
@@ -26,6 +27,7 @@ from tasks import PAIRS
 
 SETTINGS = {f.name: f.default for f in fields(Config)}
 SCORES = ("healed", "utility", "product")
+SHARES = {*SCORES, "healed_test", "learnt", "acc_forget", "base", "full"}  # in [0, 1]; other numbers are at least 0
 VARIANTS = ("rem", *(name for name in METHODS if METHODS[name].part == "ablation"), "rem-no31-no32")  # of Table 2
 SWEPT = sorted(OPTIONAL - MASKS - STEP3 - {"curve"})  # of which a method may be run with several values, to choose from
 NUMBERS = ("seconds", "train_seconds", "healed_test", "learnt", "acc_forget", "passes")  # or None; old rows lack some
@@ -54,13 +56,19 @@ def load_rows(paths) -> list[dict]:
 
 
 def warn_of_versions(rows: list[dict]) -> None:
-    """Say on stderr how many rows of a user's methods `latest` leaves out for the version of the file."""
+    """Say on stderr how many rows `latest` leaves out for the images, or for the version of a user's method's file."""
+    images = images_that_count(rows, IDENTITY)
+    others = [row for row in rows if row.get("images") not in (None, images.get(IDENTITY(row)))]
+    for (data,), part in split(others, "data").items():
+        found = ", ".join(sorted({row["images"] for row in part}))
+        tell(f"warning: {data}: {len(part)} row{'s' * (len(part) > 1)} of other images ({found}) left out; of each "
+             "cell the images of the last row count, in the order of the files")
     last = {IDENTITY(row): row.get("code") for row in rows}
     older = [row for row in rows if row.get("code") != last[IDENTITY(row)]]
     for (method,), part in split(older, "method").items():
         codes = ", ".join(sorted({str(row.get("code"))[:8] for row in part}))
-        print(f"warning: {method}: {len(part)} row{'s' * (len(part) > 1)} of another file or version ({codes}) left "
-              "out; of each cell the version of the last row counts, in the order of the files", file=sys.stderr)
+        tell(f"warning: {method}: {len(part)} row{'s' * (len(part) > 1)} of another file or version ({codes}) left "
+             "out; of each cell the version of the last row counts, in the order of the files")
 
 
 def read_rows(folder: str | Path) -> list[dict]:
@@ -71,7 +79,12 @@ def read_rows(folder: str | Path) -> list[dict]:
 def read_file(file: Path) -> list[dict]:
     """The rows of one file; lines that are none are left out and named in one warning, C-scores without a word."""
     rows, odd = [], []
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+    try:
+        check_readable(file, pipe=True)
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(f"cannot read {file} ({error.strerror or error}); give a result file or a folder") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -82,26 +95,32 @@ def read_file(file: Path) -> list[dict]:
             odd.append(number)
     if odd:
         lines = f"line {odd[0]} is" if len(odd) == 1 else f"{len(odd)} lines, the first of them {odd[0]}, are"
-        print(f"warning: {file}: {lines} not a whole row; left out", file=sys.stderr)
+        tell(f"warning: {file}: {lines} not a whole row; left out")
     return rows
 
 
 def is_other(row) -> bool:
-    """Whether a line is of cscore, suspects, tests/spread.py, examples/trials.py or a benchmark: no method's scores."""
-    marks = ({"sizes", "runs"}, {"cell"}, {"kind", "isa"}, {"network", "layers"}, {"mode", "peak"}, {"axis", "peak"})
+    """Whether a line is of cscore, suspects, tests/spread.py, examples/trials.py or a benchmark: no method's row."""
+    marks = ({"sizes", "runs"}, {"cell"}, {"kind", "isa"}, {"network", "layers"}, {"mode", "peak"}, {"axis", "peak"},
+             {"variant", "rule"})
     return isinstance(row, dict) and "method" not in row and any(mark <= row.keys() for mark in marks)
 
 
 def checked(row: dict) -> dict:
     """The row itself; an error of some kind unless every setting is in its range and every number is one."""
     Config(**{name: row[name] for name in SETTINGS})
-    numbers = [row[key] for key in SCORES if row["status"] == "ok"]
-    numbers += [row[key] for key in NUMBERS if row.get(key) is not None]
-    numbers += [point[key] for point in row.get("points", ()) for key in ("epoch", "base")]
-    numbers += [point[key] for point in row.get("points", ()) for key in ("full", "healed") if key in point]
-    sound = all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
+    numbers = [(key, row[key]) for key in SCORES if row["status"] == "ok"]
+    numbers += [(key, row[key]) for key in NUMBERS if row.get(key) is not None]
+    numbers += [(key, point[key]) for point in row.get("points", ()) for key in ("epoch", "base")]
+    numbers += [(key, point[key]) for point in row.get("points", ()) for key in ("full", "healed") if key in point]
+    sound = all(type(value) in (int, float) and 0 <= value <= (1 if key in SHARES else math.inf)
+                and math.isfinite(value) for key, value in numbers)
     if not sound or row.get("gave_up") not in (None, False, True) or row["status"] not in ("ok", "failed"):
         raise ValueError("not a result row")
+    if not isinstance(row.get("images"), str | None):
+        raise ValueError("not a fingerprint")
+    for text in (value for value in row.values() if isinstance(value, str)):
+        text.encode("utf-8", "surrogateescape")  # half a letter is none; a file's name may have bytes that are none
     return row
 
 
@@ -135,10 +154,20 @@ def size_of(setting: dict) -> int | None:
     return None if setting["image_size"] == own else setting["image_size"]
 
 
-def rows_by_cell(rows: list[dict]) -> dict[str, dict]:
-    """Cell key -> its row of this version of the code; a good one before a failed one, else the last."""
-    mine = sorted((row for row in rows if row.get("version") == VERSION), key=lambda row: row["status"] == "ok")
-    return {key_of(Config(**{name: row[name] for name in SETTINGS}), row.get("code")): row for row in mine}
+def rows_by_cell(rows: list[dict], images: dict[str, str] | None = None, others: list | None = None) -> dict[str, dict]:
+    """Cell key -> its row of this version of the code; a good one before a failed one, else the last.
+
+    Args: images: fingerprint by cell key: rows of other images do not count, older ones that do not say do; others: a
+        list to which the keys of the rows that do not count for that are added.
+    """
+    mine, found = [row for row in rows if row.get("version") == VERSION], {}
+    for row in sorted(mine, key=lambda row: row["status"] == "ok"):
+        key = key_of(Config(**{name: row[name] for name in SETTINGS}), row.get("code"))
+        if row.get("images") in (None, (images or {}).get(key, row.get("images"))):
+            found[key] = row
+        elif others is not None:
+            others.append(key)
+    return found
 
 
 def canonical(row: dict) -> dict:
@@ -156,9 +185,11 @@ def canonical(row: dict) -> dict:
     idle |= {"forget_norm"} if row["forget_norm"] == usual else set()
     data = row["dataset"] + (f" {place_of(row)}" if row["dataset"] == "folder" else "")
     ratio = Config(capacity=row["capacity"], ratio=row["ratio"]).extra_ratio if reads_setting("p_mem", row) else None
-    return {**row, **{name: SETTINGS[name] for name in idle}, "method": method, "ran": row["method"], "ratio": ratio,
-            "pair": confused(row), "precision": precision_of(row), "image_size": pixels,
-            "data": data + (f" at {pixels} px" if pixels else "")}
+    found = {**row, **{name: SETTINGS[name] for name in idle}, "method": method, "ran": row["method"], "ratio": ratio,
+             "pair": confused(row), "precision": precision_of(row), "image_size": pixels,
+             "data": data + (f" at {pixels} px" if pixels else "")}
+    return {name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+            for name, value in found.items()}  # the bytes of a folder's name that are no letters can be written so
 
 
 def place_of(row: dict) -> Path:
@@ -191,14 +222,21 @@ def latest(rows: list[dict], key=IDENTITY) -> list[dict]:
 
     Of several rows that one counts that ended well; then one timed without Fig. 5's points; then the later in the file.
     Rows have no date: between files "later" is the order in which they are given, in a folder that of their names. Of a
-    user's method those rows alone count that have the last one's `code`: an older file's do not stand for it.
+    user's method those rows alone count that have the last one's `code`: an older file's do not stand for it. So it is
+    with `images`, where rows have that.
     """
-    last = {key(row): row.get("code") for row in rows}
-    rows = [row for row in rows if row.get("code") == last[key(row)]]
+    last, images = {key(row): row.get("code") for row in rows}, images_that_count(rows, key)
+    rows = [row for row in rows if row.get("code") == last[key(row)]
+            and row.get("images") in (None, images.get(key(row)))]
     kept = {key(row): row for row in rows}  # in the order of their first rows
     kept |= {key(row): row for row in sorted(rows, key=lambda row: (row["status"] == "ok", not measured(row)))}
     points = {key(row): row["points"] for row in rows if row["status"] == "ok" and row.get("points")}
     return [{**row, "points": points[name]} if name in points else row for name, row in kept.items()]
+
+
+def images_that_count(rows: list[dict], key) -> dict[tuple, str]:
+    """The last row's fingerprint of images of each run, of rows that have one."""
+    return {key(row): row["images"] for row in rows if row.get("images") is not None}
 
 
 def networks(rows: list[dict]) -> list[dict]:
