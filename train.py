@@ -40,7 +40,7 @@ def fit(model: nn.Module, data, index: torch.Tensor | None, config, generator: t
     """Train a network in place with cross-entropy on the labels as given.
 
     Args:
-        model: plain network, or an Expanded with its `loss`; left in training mode, but for BatchNorms that were frozen.
+        model: plain network, or an Expanded with its `loss`; left in training mode, but for frozen BatchNorms.
         data: D_tr, as experiment/data.py has it.
         index: (k,) int64 examples to train on (D_r for fine-tuning), None for all.
         config: batch size, optimiser, precision; generator: on the CPU, of order, augmentation and dropout.

@@ -82,8 +82,8 @@ def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.
     """Recompute base running statistics, in place, from base-only passes over the training images; no label is read.
 
     Training with masks alone never moves them, and an epoch of few steps leaves them behind the weights. So ETD
-    training ends with it, and so does every epoch of Algorithm 1, whatever ends the loop: step 2's Acc(D_f), the end and the
-    user then see the same network. On 13 cells of tuning images the product is 1.6 +- 0.4 points higher after epoch 1,
+    training ends with it, and so does every epoch of Algorithm 1, whatever ends the loop: step 2's Acc(D_f), the end
+    and the user then see the same network. On 13 cells of tuning images the product is 1.6 +- 0.4 points higher after epoch 1,
     0.3 +- 0.4 after epoch 2 and 0.2 +- 0.2 lower after epoch 3 than with statistics that lag behind (results/tuning).
     Choice: means over the images of one shuffled pass, augmented as in training.
     Args: model: plain or Expanded; data: D_tr, see batches.py; size: of a batch; generator: of the pass, None: seeded

@@ -63,8 +63,8 @@ class Config:
                                     "[0, inf)")
     reach: float = of_unlearning(Settings.reach, "how far REM's first step 2 goes, over theta_o1's norm; 0: momentum "
                                  "runs on into step 3", "[0, inf)")
-    disbelieved: float = of_unlearning(Settings.disbelieved, "CE of a given label above which step 3 leaves an image of "
-                                       "D_r out, from epoch 2 on; 0: all stay in", "[0, inf)")
+    disbelieved: float = of_unlearning(Settings.disbelieved, "CE of a given label above which step 3 of REM leaves an "
+                                       "image of D_r out, from epoch 2 on; 0: all stay in", "[0, inf)")
     forget_norm: str = of_unlearning(Settings.forget_norm, "statistics in passes over D_f of rem, npo, ascent; auto: "
                                      "running in rem", choices=("auto", "running", "batch"))
     alpha: float = of_unlearning(0.01, "SCRUB: weight of distillation (A.3)", "[0, inf)")

@@ -4,19 +4,21 @@ import errno
 import hashlib
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
 import torch
 
 from engine.checks import first_line
+from engine.ending import put_back, snapshot
+from engine.modes import modes_of
 from experiment.data import Data
 from experiment.files import asks_for_code, check_readable, write_whole
 from repair.images import Files
 from rem import State
 
 LOOKED_AT = 32  # images, evenly spaced, by which a state knows its data, however it is read
-PARTS = ("expanded", "optimizer")  # of a rem.State, with a state dict each
 BESIDE = 2**10  # bytes of a file for each tensor beside its values, and 64 times as many for the whole
 
 
@@ -29,8 +31,8 @@ def save_state(state: State, end, path: str | Path, *, leave: int = 0, **notes) 
     Args: leave: bytes that must be free beside the state, for the repaired weights.
     Raises: OSError: there is no room for both, or the file cannot be written.
     """
-    content = notes | {part: getattr(state, part).state_dict() for part in PARTS}
-    content |= {"epoch": state.epoch, "end": end.state_dict(), "draws": state.generator.get_state()}
+    content = notes | {"expanded": snapshot(state.expanded), "optimizer": state.optimizer.state_dict(),
+                       "epoch": state.epoch, "end": end.state_dict(), "draws": state.generator.get_state()}
     check_disk(Path(path), bytes_of(content), leave)
     write_whole(path, lambda file: torch.save(content, file))
 
@@ -61,21 +63,23 @@ def bytes_of(content) -> int:
 def load_state(state: State, end, path: str | Path) -> None:
     """Put what `save_state` wrote into a state of rem.add_capacity, of the same network, data and settings."""
     content = torch.load(path, weights_only=True, map_location=state.device)
-    for part in PARTS:
-        getattr(state, part).load_state_dict(content[part])
+    put_back(state.expanded, content["expanded"])  # buffers that a state dict leaves out, too
+    state.optimizer.load_state_dict(content["optimizer"])
     end.load_state_dict(content["end"])
     state.epoch = content["epoch"]
     state.generator.set_state(content["draws"].cpu())
 
 
 def repair_key(model, data, forget: torch.Tensor, *settings) -> str:
-    """SHA-256 of what decides a repair: weights, how images are read, LOOKED_AT of them, labels, D_f and settings.
+    """SHA-256 of what decides a repair: the network and its weights, modes and what is frozen in it; how images are
+    read, LOOKED_AT of them, labels, D_f and settings.
 
     It is the same for images in memory and for streamed ones, which a rerun may need where less memory is free; all of
     the images count in `marks_of`.
     """
     reading = tuple(data.shape), tuple(data.mean), tuple(data.std), data.pad, data.flip
-    key = hashlib.sha256(repr((reading, settings)).encode())
+    kind = re.sub(r" at 0x[0-9a-f]+", "", str(model)), modes_of(model), [p.requires_grad for p in model.parameters()]
+    key = hashlib.sha256(repr((kind, reading, settings)).encode())
     few = torch.arange(LOOKED_AT) * (len(data) - 1) // (LOOKED_AT - 1)
     ((images, _),) = data._read(few, [slice(0, len(few))], None)  # as they are stored, the same on every device
     for value in (*model.state_dict().values(), images, data.labels, forget):

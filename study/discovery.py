@@ -11,12 +11,12 @@ killed; original networks lie in originals/ beside --out.
 
 import itertools
 import json
-import math
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 
+from baselines import rem_as_set
 from engine.features import features
 from engine.streams import stream
 from etd import mask_table
@@ -26,7 +26,6 @@ from experiment.files import check_writable
 from experiment.rows import append_row, provenance
 from experiment.settings import Config, resolve
 from metrics import evaluate, mean_sem
-from rem import rem
 from repair.suspects import given_loss, logits, margin, nearest, probe, ranked, suspects, tracin
 from study.canvas import import_figure, save
 from study.originals import (check_cells, check_originals, dataset_of, device_of, images_of, load_original,
@@ -98,14 +97,16 @@ def rows_of_scores(scores: dict[str, torch.Tensor], task: Task, forget: torch.Te
 
 def repair_cell(config: Config, original, data, forget: torch.Tensor):
     """REM as `experiment.unlearn` runs it; returns its network, and its logits (N, C) through D_f's channel."""
-    kept = {}
+    kept = {"score": -1.0}
 
-    def log(epoch: int, epochs: int, expanded, **record) -> None:
-        if record.get("score", math.inf) > kept.get("score", -1.0):  # the epoch that REM returns, see rem.judge
+    def log(epoch: int, epochs: int, expanded, score: float | None = None, **record) -> None:
+        # The epoch that REM returns, see engine/ending.py: the first of the best, the last where none is above 0.
+        if score is None or score > kept["score"] or score == kept["score"] == 0:
             mask = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget)[forget[0]]
-            kept.update(score=record.get("score", -1.0), logits=logits(expanded, data, mask)[0])
+            kept.update(score=score, logits=logits(expanded, data, mask)[0])
 
-    return rem(original, data, forget, config, stream(config.seed, "unlearning"), log=log), kept["logits"]
+    network = rem_as_set(original, data, forget, config, stream(config.seed, "unlearning"), log=log)
+    return network, kept["logits"]
 
 
 def play(config: Config, task: Task, original, rounds: int, users: list[tuple[str, int]]):
@@ -270,7 +271,7 @@ def rows_there(cells: list[Config], other: bool = False) -> list[dict]:
 
     Those of other images are left out, too; with `other` they are given in place of the rest.
     """
-    path, keys, rows = Path(cells[0].out), {cell_key(cell): cell for cell in cells}, []
+    path, keys, rows = Path(cells[0].out), {cell_key(cell): cell for cell in cells}, {}
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
@@ -280,8 +281,8 @@ def rows_there(cells: list[Config], other: bool = False) -> list[dict]:
         except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
             continue
         if (row.get("fingerprint") not in (None, images_of(cell))) == other:  # `images` is a number there
-            rows.append(row)
-    return rows
+            rows[row["cell"], part_of(row)] = row  # two processes may have played one cell at once
+    return list(rows.values())
 
 
 def is_whole(row: dict, part: tuple[str, ...]) -> bool:
