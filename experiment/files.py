@@ -51,13 +51,13 @@ def check_writable(out: str) -> None:
 
 
 def check_folder(out: str) -> None:
-    """Raise ValueError unless files can be written into a folder; makes it."""
+    """Raise ValueError unless files can be written into a folder, which is there or can be made; makes none."""
     try:
-        path = Path(out)
-        if path.exists() and not path.is_dir():
-            raise OSError("it is a file")
-        path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK):
+        path = Path(out).resolve()
+        there = next(place for place in (path, *path.parents) if place.exists())
+        if not there.is_dir():
+            raise OSError("it is a file" if there == path else f"{there} is a file")
+        if not os.access(there, os.W_OK):
             raise OSError("permission denied")
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
