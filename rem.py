@@ -133,7 +133,7 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
     while s.epoch < s.config.unlearn_epochs and not end.reached:  # while current epoch <= max epochs
         s.epoch += 1
         index = believed(s, end.trained_on)
-        remove(s, s.config.reach, training=s.config.forget_norm == "batch")  # Step 2
+        remove(s, s.config.forget_norm == "batch", s.config.reach)  # Step 2
         redirect(s, step3 or step3_batch, index)  # Step 3
         refresh_batchnorm(s.expanded, s.data, s.config.batch, modes=s.modes)  # Choice: see engine/modes.py
         end.look(s)
@@ -163,7 +163,7 @@ def add_capacity(model: nn.Module, data, forget: torch.Tensor, config, generator
                  device)
 
 
-def remove(s: State, reach: float = 0.0, training: bool = False) -> None:
+def remove(s: State, training: bool = False, reach: float = 0.0) -> None:
     """Step 2: while Acc(D_f) > gamma, pass over D_f and update theta_o1 with L_step2 = -L_remove.
 
     After max_passes it gives up with a warning.

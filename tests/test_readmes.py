@@ -31,8 +31,9 @@ def commands():
     """Every call of run.py in the READMEs, each once, as argument lists that begin with the program."""
     lines = [line for text in DOCS.values() for kind, block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
              if kind == "bash" for line in block.replace("\\\n", " ").splitlines() if "run.py" in line]
-    lines += [" ".join(found.split()) for text in DOCS.values()
-              for found in re.findall(r"python (run\.py [^`;]*)[`;]", text)]
+    for text in DOCS.values():
+        prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        lines += [" ".join(found.split()) for found in re.findall(r"python (run\.py [^`;]*)[`;]", prose)]
     found = [tuple(re.search(r"run\.py.*", line)[0].split("#")[0].split()) for line in lines]
     return [argv for argv in dict.fromkeys(found) if argv[1:] != ("--help",)]
 

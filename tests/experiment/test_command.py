@@ -373,7 +373,7 @@ BAD = [
     (["--device", "toaster"], "device 'toaster' is not there"),
     (["--width", "1e12"], "bytes asked for; take a smaller network"),  # more memory than there is
     (["--width", "1e300"], "run.py: "),
-    (["--image-size", "1000000"], "run.py: out of memory, "),
+    (["--image-size", "1000000"], "at most 4096"),
     (["--ratio", "1e9"], "ratio is 1e+09; theta_o2 would take"),
     (["--out", "run.py/x"], "cannot write results to run.py/x"),
     (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),

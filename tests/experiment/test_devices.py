@@ -61,13 +61,15 @@ def test_slow_bf16_is_told(monkeypatch, capsys, machine, amx, bf16, warned):
 
 @pytest.mark.skipif(not hasattr(os, "sysconf"), reason="this system does not tell its memory")
 def test_a_theta_o2_that_fits_no_memory(monkeypatch):
-    """R2: (1 + ratio)^2 times the network's bytes may be the machine's memory and not more; without a ratio theta_o2
-    fills the 100 % network, of which nothing is asked."""
+    """R2: (1 + ratio)^2 times the network's bytes may be the machine's memory and not more, a ratio that follows from
+    the capacity too, unless no method reads it."""
     net = nn.Linear(10, 10, bias=False)  # 100 parameters of 4 bytes
     memory = {"SC_PAGE_SIZE": 16, "SC_PHYS_PAGES": 100}
     monkeypatch.setattr(os, "sysconf", memory.__getitem__)  # a machine with 1,600 bytes
     check_room(tiny(ratio=1.0), net)
-    check_room(tiny(ratio=None, capacity=0.01), net)
+    check_room(tiny(ratio=None, capacity=0.01, method="cf"), net)
+    with pytest.raises(ValueError, match="^capacity is 0.01 and so ratio 99; .*give a larger capacity, or a ratio"):
+        check_room(tiny(ratio=None, capacity=0.01, method="rem"), net)
     with pytest.raises(ValueError, match=r"^ratio is 1.01; theta_o2 would take .* GB and this machine has .*smaller"):
         check_room(tiny(ratio=1.01), net)
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""What lies around a run: a GPU that is not used, no git, generators elsewhere, files that run no code (R1, R3, M5, A8)."""
+"""What lies around a run: a GPU that is not used, no git, generators elsewhere, no code in files (R1, R3, M5, A8)."""
 
 import ast
 import subprocess

@@ -75,7 +75,7 @@ def test_a26_the_first_goes_as_far_as_told(seed, reach, passes, dtype):
     with told(*script):
         r.remove(plain)
     with told(*script, 0.05):
-        r.remove(s, reach)
+        r.remove(s, reach=reach)
     assert distance(plain.expanded.theta_o1(), begin) < 1  # it is carried on, not back
     assert abs(distance(s.expanded.theta_o1(), begin) - reach) <= 1e-6 * reach
     line, short = (vector(each.expanded.theta_o1()) - vector(begin) for each in (s, plain))
@@ -92,7 +92,7 @@ def test_a26_nothing_to_unlearn(seed, reach):
     s = started(seed, reach=reach)
     begin = copies(s.expanded.theta_o1())
     with told(0.2):
-        r.remove(s, reach)
+        r.remove(s, reach=reach)
     assert all(torch.equal(p, b) for p, b in zip(s.expanded.theta_o1(), begin, strict=True))
     assert s.record["passes"] == 0 and not s.optimizer.state
 
@@ -106,7 +106,7 @@ def test_a27_a_later_one_ends_at_gamma(seed, epoch, reach):
         s = started(seed, epoch, reach=far)
         noisy(s, seed)
         with told(0.9, 0.8, 0.1):
-            r.remove(s, far)
+            r.remove(s, reach=far)
         both.append(s)
     assert_same_state(both[0].expanded, both[1].expanded)
     assert both[0].record == both[1].record and both[1].record["acc_forget"] == 0.1
@@ -120,7 +120,7 @@ def test_a27_no_pass_begins_beyond(seed, epoch):
         noisy(s, seed)  # distance counts from where this step 2 begins, not from the reference
         begin = copies(s.expanded.theta_o1())
         with told(0.9):
-            r.remove(s, reach)
+            r.remove(s, reach=reach)
         return s, distance(s.expanded.theta_o1(), begin)
 
     path = [begun(0.0, most)[1] for most in range(1, 6)]
@@ -177,7 +177,7 @@ def test_a29_off_is_algorithm_1(optimizer, seed, augments):
         assert_same_state(plain, r.rem(small_net(seed), data, FORGET, config, gen(seed), until=Never))
 
 
-@pytest.mark.parametrize("setting", [dict(reach=1.0), dict(disbelieved=0.5)], ids=str)
+@pytest.mark.parametrize("setting", [dict(reach=1.0), dict(disbelieved=2.0)], ids=str)
 def test_a29_on_is_not(setting):
     """A35: each of the two changes the network, or the test above would tell nothing."""
     nets = []
@@ -244,10 +244,16 @@ def judged(seed: int, until, **changes):
     return seen, torch.arange(48) if taught is None else taught, getattr(ends[0], "held_out", None)
 
 
+def left_in(ce: torch.Tensor, taught: torch.Tensor, bound: float) -> torch.Tensor:
+    """What step 3 is to be given of `taught`: all of it where more than half of D_r is above the bound."""
+    suspect = (ce > bound) & ~torch.isin(torch.arange(len(ce)), FORGET)
+    return taught if 2 * suspect.sum() > len(ce) - len(FORGET) else taught[~suspect[taught]]
+
+
 @pytest.mark.parametrize("until", [Never, Repaired])
 def test_a31_who_is_left_out(until):
-    """A37: from epoch 2 on step 3 lacks exactly the images of D_r whose CE before step 2 is above `disbelieved`; D_f is
-    all there, W is not."""
+    """A37: from epoch 2 on step 3 lacks exactly the images of D_r whose CE before step 2 is above `disbelieved`, unless
+    that is more than half of D_r; D_f is all there, W is not."""
     out = kept = spared = other = 0
     for seed in range(4):
         seen, taught, held_out = judged(seed, until, disbelieved=1.5)
@@ -256,11 +262,12 @@ def test_a31_who_is_left_out(until):
         first = seen[0][2]
         assert first is None if until is Never else torch.equal(first, taught)
         for before, after, index in seen[1:]:
-            assert torch.equal(index, taught[(before[taught] <= 1.5) | known])
+            index = taught if index is None else index
+            assert torch.equal(index, left_in(before, taught, 1.5))
             assert held_out is None or not torch.isin(index, held_out).any()
             out, kept = out + len(taught) - len(index), kept + len(index)
             spared += int((before[FORGET] > 1.5).sum())
-            other += not torch.equal(index, taught[(after[taught] <= 1.5) | known])
+            other += not torch.equal(index, left_in(after, taught, 1.5))
     assert min(out, kept, spared, other) > 0  # or this told nothing
 
 
@@ -284,6 +291,7 @@ def test_a31_judging_moves_nothing(seed, bound):
     assert believed(s, None) is None
     s.epoch = 2
     index = believed(s, None)
+    index = torch.arange(len(s.data)) if index is None else index
     assert torch.isin(FORGET, index).all() and torch.equal(believed(s, index.flip(0)), index.flip(0))
     assert torch.equal(s.generator.get_state(), drawn) and all(module.training for module in s.expanded.modules())
     assert all(map(torch.equal, [*s.expanded.parameters(), *s.expanded.buffers()], begin))

@@ -721,8 +721,9 @@ def test_a_networks_own_layers_win_over_every_convolution():
 
 def test_names_are_read_once():
     """X13, X4: names that can be read but once, from an iterator, are followed in both tries that expand makes."""
-    expanded = expand.expand(Fork(), torch.zeros(2, 1, 4, 4), layers=iter(["conv"]))
-    assert_same_state(expanded, expand.expand(Fork(), torch.zeros(2, 1, 4, 4), layers=["conv"]))
+    net = Fork()
+    expanded = expand.expand(net, torch.zeros(2, 1, 4, 4), layers=iter(["conv"]))
+    assert_same_state(expanded, expand.expand(net, torch.zeros(2, 1, 4, 4), layers=["conv"]))
 
 
 class Attentive(nn.Module):
