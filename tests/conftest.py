@@ -1,7 +1,7 @@
 """Profiles, marks and fixtures of the suite.
 
 REM_PROFILE=dev|ci|deep chooses how many examples hypothesis draws (default ci, derandomised; deep: 5,000). The whole
-suite runs in two processes where there are two cores, unless REM_ONE_CORE is set.
+suite runs in three processes where there are two cores, unless REM_ONE_CORE is set.
 """
 
 import os
@@ -44,8 +44,8 @@ def pytest_collection_modifyitems(items):
 
 # --- Two cores --------------------------------------------------------------------------------------------------------
 
-BESIDE = ("experiment", "study", "repair")  # rooms that take about half of the time
-beside = []  # (the pytest process that runs these rooms, its output), where there is one
+BESIDE = (("experiment",), ("study", "repair"))  # rooms that a process of its own takes; they often wait for others
+beside = []  # (a pytest process, its output, its rooms), where there are any
 
 
 def cores() -> int:
@@ -54,7 +54,7 @@ def cores() -> int:
 
 
 def pytest_collection_finish(session):
-    """Let the other core run the rooms of BESIDE where the whole suite was asked for, and measure outcomes."""
+    """Let other processes run the rooms of BESIDE where the whole suite was asked for, and measure outcomes."""
     option, config = session.config.option, session.config
     if option.collectonly:
         return
@@ -62,23 +62,25 @@ def pytest_collection_finish(session):
     whole = config.args_source.name == "TESTPATHS" and not any(getattr(option, name, None) for name in narrowed)
     alone = "REM_ONE_CORE" in os.environ or config.pluginmanager.hasplugin("xdist")  # which has its own processes
     if whole and not alone and cores() > 1:
-        session.items[:] = [item for item in session.items if item.path.parent.name not in BESIDE]
-        command = [sys.executable, "-m", "pytest", "-q", *(f"tests/{room}" for room in BESIDE)]
+        taken = {room for rooms in BESIDE for room in rooms}
+        session.items[:] = [item for item in session.items if item.path.parent.name not in taken]
         more = [f"--maxfail={option.maxfail or 0}"] + [f"--durations={option.durations}"] * bool(option.durations)
-        output = tempfile.TemporaryFile("w+")
-        beside.append((subprocess.Popen(command + more, cwd=ROOT, stdout=output, stderr=output), output))
+        for rooms in BESIDE:
+            command = [sys.executable, "-m", "pytest", "-q", *(f"tests/{room}" for room in rooms)]
+            output = tempfile.TemporaryFile("w+")
+            beside.append((subprocess.Popen(command + more, cwd=ROOT, stdout=output, stderr=output), output, rooms))
     claims.begin({kind for item in session.items for mark in item.iter_markers("outcome") for kind in mark.args})
 
 
 def pytest_sessionfinish(session):
     """What nobody waited for need not begin; what the other core has found is told, and counts."""
     claims.end()
-    for process, output in beside:
+    for process, output, rooms in beside:
         if session.exitstatus == pytest.ExitCode.INTERRUPTED:
             process.kill()
         failed = process.wait()
         output.seek(0)
-        print(f"\n\nbeside it, on another core: {', '.join(BESIDE)}\n{output.read()}", end="")
+        print(f"\n\nbeside it: tests of {', '.join(rooms)}\n{output.read()}", end="")
         output.close()
         session.exitstatus = session.exitstatus or failed
 

@@ -24,6 +24,13 @@ from experiment.settings import Config, resolve
 from helpers import Evil, make_dataset, small_net
 from tasks import make_task
 
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Tests run in a folder of their own, so that what a command makes where it runs is not in the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
 ROOT = Path(run.__file__).resolve().parent
 
 

@@ -27,6 +27,13 @@ from experiment.data import Streamed
 from helpers import Evil, assert_same_state, gen, make_data, small_net
 from repair import checkpoints, command, images, inputs, mismatch, network, networks, outputs, state
 
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Tests run in a folder of their own, so that what a command makes where it runs is not in the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
 pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # rounding decides whether a cap is reached
 FORGET = torch.tensor([1, 5, 9])
 NET = """

@@ -15,6 +15,13 @@ import run
 from study import discovery, grid, originals, rows
 from study.captions import mixed
 
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Tests run in a folder of their own, so that what a command makes where it runs is not in the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
 QUICK = ["--image-size", "8", "--n", "4", "--width", "0.05", "--epochs", "1", "--batch", "16", "--unlearn-epochs", "1",
          "--discovery", "0.5", "--device", "cpu"]
 
