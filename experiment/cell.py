@@ -195,7 +195,6 @@ def attempt(work):
     return result, round(time.perf_counter() - begin, 3), failure
 
 
-
 # --- Input checks -----------------------------------------------------------------------------------------------------
 
 def choose_methods(config: Config) -> dict:
@@ -212,5 +211,3 @@ def choose_methods(config: Config) -> dict:
             raise ValueError(f"{name} trains a network of its own; leave out --etd" if config.etd else
                              f"{name} works on an ETD-trained network; add --etd")
     return dict(map(find_method, names))
-
-

@@ -26,7 +26,6 @@ from engine.checks import first_line
 from experiment.data import Data, Dataset
 from experiment.files import check_readable, write_whole
 
-
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IMAGENETTE_CLASSES = 10
 SLIM = 16  # longer side over shorter one of an image file above which its ends are cut off before it is resized

@@ -20,7 +20,6 @@ from experiment.console import clipped
 from experiment.data import Data, Dataset
 from tasks import Task, assemble, fingerprint
 
-
 LONGEST_NAME = 255  # bytes of a file's name, on most file systems
 DESCRIPTORS = ("/dev/fd", "/proc/self/fd")  # folders of what a shell has opened for us, as for <(...)
 

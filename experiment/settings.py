@@ -146,6 +146,3 @@ def inside(value: float, interval: str) -> bool:
 def kind_of(f) -> type:
     """A field's type: bool, str, int or float; where None may stand too, the other one."""
     return next(kind for kind in (bool, str, int, float) if f.type in (kind, kind | None))
-
-
-# --- Command line -----------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from torch import nn
 
 from experiment.files import asks_for_code, check_readable, write_whole
 
-
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights", "params", "module", "state")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "_module.", "timm_model.")

@@ -16,7 +16,6 @@ from engine.checks import first_line
 from experiment.data import Data, Streamed
 from experiment.datasets import MOST_PIXELS, MOST_RESIZED, _decode_one, _moments
 
-
 PART = 256  # files that are decoded at a time where none is kept
 
 

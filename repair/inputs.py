@@ -21,7 +21,6 @@ from experiment.datasets import _listing
 from experiment.files import check_readable
 from repair.images import Reading, load_images
 
-
 PATH_COLUMNS = ("filename", "filepath", "path", "image", "file", "img_filename")
 LABEL_COLUMNS = ("true_label", "clean_label", "label", "class")  # where there are several, the first
 TRUE, FALSE = ("true", "1", "1.0", "yes", "t"), ("false", "0", "0.0", "no", "f", "")
@@ -201,7 +200,7 @@ def read_entries(path: Path, content: bytes | None = None) -> list[str | int]:
     if path.suffix == ".npy":
         try:
             with io.BytesIO(content) as file:
-                entries = np.asarray(np.load(file, allow_pickle=False))  # of an .npz its names
+                entries = np.asarray(np.load(file, allow_pickle=False))  # an .npz gives its names
         except Exception as error:  # a file of something else can raise anything
             raise ValueError(f"cannot read the list {path} ({error}); give text with one path per line") from error
         if entries.ndim != 1 or entries.dtype.kind not in "iu":

@@ -23,7 +23,6 @@ from repair.images import Reading, decode
 from repair.inputs import DIGITS, Folder
 from repair.networks import IMAGENET
 
-
 NORMS = (IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3),
          ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))  # mean and std to try, the last CIFAR-10's
 SIZES = (32, 64, 96, 128, 160, 224, 256, 299)  # pixels per side that networks are trained at

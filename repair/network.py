@@ -28,7 +28,6 @@ from repair.mismatch import memory_format_of
 from repair.networks import check_parameters
 from repair.state import bytes_of, marks_of, repair_key, resume, save_state
 
-
 FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0", "*squeeze",
             "*branch[23].0.conv")  # inner layers of blocks
 FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "ratio", "seed")  # settings that have a flag

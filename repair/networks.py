@@ -16,7 +16,6 @@ from experiment.user_code import function_of
 from models import ARCHITECTURES, build
 from repair.images import Reading
 
-
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # of weights, which --model does not take
 

@@ -10,7 +10,6 @@ from repair.inputs import Folder
 from repair.networks import FILES
 from repair.sheets import answered, beside
 
-
 ENDINGS = (*FILES, ".tar", ".json", ".state")  # what a file's name may end in; the last two are refused
 
 

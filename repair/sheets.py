@@ -18,7 +18,6 @@ from experiment.files import write_whole
 from repair.inputs import Folder, csv_lines
 from repair.suspects import Suspects
 
-
 COLUMNS = ("rank", "filename", "index", "given_label", "predicted_label", "score", "label_score", "similar")
 WIDE, PICTURES, LETTERS = 8, 64, 20  # pictures per line and in all; letters of a class name below one
 

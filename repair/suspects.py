@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from engine.checks import NonFiniteLoss, check_forget
 from engine.features import gather
 
-
 NEAREST = 5  # neighbours in D_f
 
 

@@ -29,7 +29,6 @@ from metrics import accuracy, c_score, check_c_score, mean_sem
 from tasks import TASKS, Task
 from train import fit
 
-
 # Those settings of run.py that have a part in a C-score; the other flags are errors here.
 FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "pair", "arch", "width", "capacity", "optimizer", "lr",
          "momentum", "weight_decay", "seed", "device", "precision", "quiet")

@@ -34,7 +34,6 @@ from study.plan import by_original, parse_axis
 from study.rows import SCORES, cell_key, split
 from tasks import TASKS, Task
 
-
 # Those settings of run.py that have a part in it beside task, discovery and seed; the other flags are errors here.
 FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "pair", "arch", "width", "capacity", "p_mem", "ratio",
          "epochs", "batch", "optimizer", "lr", "momentum", "weight_decay", "precision", "unlearn_epochs", "stop",

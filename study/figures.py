@@ -18,7 +18,6 @@ from study.captions import brief, slug
 from study.rows import VARIANTS, compared, etd_alone, maskless, networks, pick, split, sweep, without_extra_curves
 from study.stats import by_product, percent
 
-
 REGULARITY = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # it rises
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's
 MARKERS, DASHES = "osD^vPX*", ("-", "--", ":", "-.")

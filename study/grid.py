@@ -37,7 +37,6 @@ from study.originals import (check_cells, check_originals, device_of, images_of,
 from study.plan import PRESETS, by_original, expand_axes, original_of, overview, preset
 from study.rows import cell_key, read_rows, rows_by_cell
 
-
 PLURAL = {"task": "tasks", "method": "methods", "seed": "seeds"}  # either is a flag
 DIED = "the worker process died (killed, or out of memory)"
 

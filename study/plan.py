@@ -16,7 +16,6 @@ from experiment.settings import AFTER_TRAINING, Config, PLACE, kind_of, resolve
 from study.rows import SETTINGS, cell_key
 from tasks import TASKS
 
-
 LISTED = {"task", "dataset", "arch", "capacity", "seed", "method", "etd", "discovery"}  # of an overview
 
 # --- Presets: the paper's tables and figures --------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from experiment.methods import MASKS, METHODS, OPTIONAL, STEP3, code_of, reads_f
 from experiment.settings import Config, PLACE, VERSION, resolve
 from tasks import PAIRS
 
-
 SETTINGS = {f.name: f.default for f in fields(Config)}
 SCORES = ("healed", "utility", "product")
 SHARES = {*SCORES, "healed_test", "learnt", "acc_forget", "base", "full"}  # in [0, 1]; other numbers are at least 0
@@ -39,7 +38,7 @@ IDENTITY = itemgetter("data", *(name for name in SETTINGS if name not in NOT_IDE
 def load_rows(paths) -> list[dict]:
     """Rows of result files, one per run and cell: of several `latest` says which counts.
 
-    Args: paths: files, or folders for every *.jsonl below them; a folder's are read in the order of their names.
+    Args: paths: files, or folders for every *.jsonl below them, which are read in the order of their names.
     Returns: rows with every setting, `data` (the data set's name) and `ran` (the method's name as run).
     Raises: ValueError for a path that is not there, or no row at all.
     """
@@ -127,7 +126,7 @@ def checked(row: dict) -> dict:
 # --- What tells cells apart -------------------------------------------------------------------------------------------
 
 def key_of(config: Config, code: str | None) -> str:
-    """16 hexadecimal digits of what a cell's numbers depend on; of a folder its path, of a user's method its code."""
+    """16 hexadecimal digits of what a cell's numbers depend on, the path of a folder and a user's code among it."""
     facts = {name: getattr(config, name) if reads_setting(name, vars(config)) else default
              for name, default in SETTINGS.items() if name not in PLACE}
     if config.dataset == "folder":
@@ -143,7 +142,7 @@ def cell_key(config: Config) -> str:
 
 
 def precision_of(setting: dict) -> str:
-    """What precision "auto" comes to: of settings by the device that they ask for, of a row by the one it names."""
+    """What precision "auto" comes to, by the device that settings ask for or that a row names."""
     on_gpu = torch.cuda.is_available() if setting["device"] == "auto" else setting["device"] != "cpu"
     return setting["precision"] if setting["precision"] != "auto" else "bf16" if on_gpu else "float32"
 

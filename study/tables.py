@@ -20,7 +20,6 @@ from study.rows import (SCORES, SETTINGS, VARIANTS, compared, etd_alone, maskles
 from study.stats import by_product, learnt, mean_of_seeds, minus, percent, summary
 from tasks import TASKS
 
-
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())
 ON_ETD = ("7", "8", "9")  # tables of networks trained with ETD
 BEST = ("5", "6", "7")  # whose values are "to the best method for each discovery rate - regularity pairing"
