@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from engine import (MaskTable, Reference, Repaired, accuracy_of, batches_of, believed, carry_on, check_sets, checked,
-                    copies, copy_of, cross_entropy, finite_weights, make_optimizer, modes_of, moved, one_pass,
-                    passing_mode, positive, put_modes, refresh_batchnorm, report, settings_from, stream, training_mode,
-                    warn_above)
+from engine import (Line, MaskTable, Reference, Repaired, accuracy_of, batches_of, believed, check_sets, checked,
+                    copy_of, cross_entropy, finite_weights, make_optimizer, modes_of, one_pass, passing_mode, positive,
+                    put_modes, refresh_batchnorm, report, settings_from, stream, training_mode, warn_above)
 from etd import Expanded, drop, mask_rows, mask_table
 from expand import expand
 
@@ -33,7 +31,7 @@ def npo_term(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch
     """
     positive(beta=beta)
     # h = (2 / beta) log sigmoid(-beta log(p / p_ref)) = (2 / beta) log sigmoid(beta (CE - CE_ref))
-    return (2 / beta) * F.logsigmoid(beta * (ce - ce_ref.detach()))
+    return (2 / beta) * nn.functional.logsigmoid(beta * (ce - ce_ref.detach()))
 
 
 def step2_loss(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch.Tensor:
@@ -62,8 +60,7 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
 
 # --- What Algorithm 1 carries -----------------------------------------------------------------------------------------
 
-@checked(gamma=(0, 1), reach=(0, 10**9), disbelieved=(0, 10**9), unlearn_epochs=(0, 10**9), max_passes=(0, 10**9),
-         batch=(1, 10**9), optimizer=("sgd", "adam"), precision=("auto", "float32", "bf16"),
+@checked(gamma=(0, 1), batch=(1, 10**9), optimizer=("sgd", "adam"), precision=("auto", "float32", "bf16"),
          forget_norm=("auto", "running", "batch"))
 @dataclass(frozen=True)
 class Settings:
@@ -166,22 +163,15 @@ def add_capacity(model: nn.Module, data, forget: torch.Tensor, config, generator
 def remove(s: State, training: bool = False, reach: float = 0.0) -> None:
     """Step 2: while Acc(D_f) > gamma, pass over D_f and update theta_o1 with L_step2 = -L_remove.
 
-    After max_passes it gives up with a warning.
-    Choice: with `reach` its strength is chosen, in place of what momentum makes of it inside step 3. At gamma the known
-    images are forgotten, but what they share is not; distance in weight space takes that out. The first step 2 goes on
-    along its line until theta_o1 is `reach` of its norm away; a later one ends at gamma, and no pass begins that far
-    out. The optimiser then forgets its state, so that no momentum of step 2 runs on into step 3.
+    After max_passes it gives up with a warning. reach: see engine/lines.py; 0: as printed, with momentum carried over.
     Choice: passes run in eval mode. Batch statistics of D_f alone subtract what its examples share, the trigger itself,
     so Acc(D_f) would fall until D_tr moves them back. `training`: in training mode all the same, as where no step 3
     follows (NPO); of one example there are no batch statistics.
     Raises: NonFiniteLoss.
     """
-    config, passes, updates = s.config, 0, 0
-    theta_o1 = s.expanded.theta_o1()
-    begin = copies(theta_o1) if reach else []
+    config, passes, updates, line = s.config, 0, 0, Line(s, reach)
     before = acc = accuracy_of(s, s.forget)
-    # stop condition: Acc(D_f) <= gamma
-    while acc > config.gamma and passes < config.max_passes and not 0 < reach <= moved(theta_o1, begin):
+    while acc > config.gamma and passes < config.max_passes and not line.ended():  # stop condition: Acc(D_f) <= gamma
         passing_mode(s, training)
         with one_pass(s, "step 2") as update:
             for rows, x, y in batches_of(s, s.forget):
@@ -191,12 +181,7 @@ def remove(s: State, training: bool = False, reach: float = 0.0) -> None:
                 update(step2_loss(ce, ce_ref, config.beta), rows)
         passes, updates = passes + 1, updates + update.steps
         acc = accuracy_of(s, s.forget)
-    if reach and passes:
-        if s.epoch == 1:
-            # theta_o1 <- begin + reach ||begin|| d / ||d||,  d = theta_o1 - begin
-            carry_on(theta_o1, begin, reach)
-            acc = accuracy_of(s, s.forget)
-        s.optimizer.state.clear()
+    acc = accuracy_of(s, s.forget) if line.went_on(passes) else acc
     warn_above(acc, config.gamma, passes)
     s.record = dict(acc_forget_before=before, acc_forget=acc, passes=passes, updates=updates)
 
@@ -208,7 +193,6 @@ def redirect(s: State, step3, index: torch.Tensor | None = None) -> None:
         for rows, x, y in batches_of(s, index):
             # 3.3  theta <- theta - epsilon grad L_step3, both parts
             update(step3(s, rows, x, y), rows)
-    s.record["loss"] = update.mean
 
 
 def step3_batch(s: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor, removes: bool = True) -> torch.Tensor:
@@ -230,5 +214,4 @@ def step3_batch(s: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor, 
 
 def discard(s: State) -> nn.Module:
     """Step 4: discard theta_o2 and keep only theta_o1, in its old modes; NonFiniteLoss if the last update ruined it."""
-    put_modes(s.expanded, s.modes)
-    return finite_weights(drop(s.expanded))
+    return finite_weights(drop(put_modes(s.expanded, s.modes)))

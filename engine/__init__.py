@@ -18,7 +18,7 @@ from engine.checks import (check_forget, check_index, check_sets, checked, finit
                            warn_above)
 from engine.ending import Never, Repaired
 from engine.layers import MaskedPass, channels_of, initialiser, run_pass, run_with, swap
-from engine.lines import carry_on, copies, moved
+from engine.lines import Line
 from engine.modes import copy_of, eval_mode, modes_of, passing_mode, put_modes, refresh_batchnorm, training_mode
 from engine.reference import Reference
 from engine.scores import accuracy_of, believed, cross_entropy

@@ -97,7 +97,8 @@ def settings_from(record, kind: type):
 def checked(**allowed):
     """Decorate a dataclass of settings: an unknown name is an error, and so is a value outside of what is allowed.
 
-    Args: allowed: by name a tuple of texts, the choices, or a pair of numbers, the least and the most.
+    Args: allowed: by name a tuple of texts, the choices, or a pair of numbers, the least and the most; every other
+        number must be at least 0.
     Raises (the decorated class): TypeError for an unknown name, with the nearest known one; ValueError for a value.
     """
     def decorate(kind: type) -> type:
@@ -109,8 +110,10 @@ def checked(**allowed):
                 if name not in names:
                     raise TypeError(f"{kind.__name__} has no setting {name!r}; did you mean {nearest(name, names)!r}?")
             make(self, *values, **given)
-            for name, among in allowed.items():
-                check_value(name, getattr(self, name), among)
+            for name in names:
+                value = getattr(self, name)
+                if name in allowed or isinstance(value, (int, float)):
+                    check_value(name, value, allowed.get(name, (0, math.inf)))
 
         kind.__init__ = __init__
         return kind

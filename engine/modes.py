@@ -36,10 +36,11 @@ def modes_of(net: nn.Module) -> list[bool]:
     return [module.training for module in net.modules()]
 
 
-def put_modes(net: nn.Module, modes: list[bool]) -> None:
-    """Give each module the training flag that `modes_of` noted."""
+def put_modes(net: nn.Module, modes: list[bool]) -> nn.Module:
+    """Give each module the training flag that `modes_of` noted; returns the network."""
     for module, training in zip(net.modules(), modes, strict=True):
         module.training = training
+    return net
 
 
 def training_mode(net: nn.Module, modes: list[bool]) -> None:
@@ -83,8 +84,9 @@ def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.
 
     Training with masks alone never moves them, and an epoch of few steps leaves them behind the weights. So ETD
     training ends with it, and so does every epoch of Algorithm 1, whatever ends the loop: step 2's Acc(D_f), the end
-    and the user then see the same network. On 13 cells of tuning images the product is 1.6 +- 0.4 points higher after epoch 1,
-    0.3 +- 0.4 after epoch 2 and 0.2 +- 0.2 lower after epoch 3 than with statistics that lag behind (results/tuning).
+    and the user then see the same network. On 13 cells of tuning images the product is 1.6 +- 0.4 points higher after
+    epoch 1, 0.3 +- 0.4 after epoch 2 and 0.2 +- 0.2 lower after epoch 3 than with statistics that lag behind
+    (results/tuning).
     Choice: means over the images of one shuffled pass, augmented as in training.
     Args: model: plain or Expanded; data: D_tr, see batches.py; size: of a batch; generator: of the pass, None: seeded
         with 0; modes: as the network came, None: as it is; frozen BatchNorms keep their statistics (`frozen_norms`).

@@ -80,8 +80,8 @@ def one_pass(s, where: str, must_reach: dict[str, nn.Parameter] | None = None):
 
     Args: where: names a loss that is not finite; must_reach: parameters, by name, that a gradient must reach, unless
         they are frozen.
-    Raises: NonFiniteLoss; TypeError for a parameter that no gradient has reached, such as one behind activation
-        checkpointing.
+    The mean loss goes into the state's record. Raises: NonFiniteLoss; TypeError for a parameter that no gradient has
+    reached, such as one behind activation checkpointing.
     """
     update = Pass(s.optimizer, s.device, must_reach or {})
     with forked_rng(s.generator, s.device):
@@ -89,7 +89,7 @@ def one_pass(s, where: str, must_reach: dict[str, nn.Parameter] | None = None):
     if update.waiting and update.steps:
         name = min(update.waiting).rpartition(".")[0]
         raise TypeError(f"cannot redirect through {name!r}: in training no gradient reaches its theta_o2")
-    update.mean = finite(update.total, update.steps, where)
+    s.record["loss"] = update.mean = finite(update.total, update.steps, where)
 
 
 def report(log, s) -> None:
