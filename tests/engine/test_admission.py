@@ -156,7 +156,7 @@ def test_a_network_without_values_is_refused():
 
 
 def test_wrappers_around_a_network_are_refused():
-    """X10, D1: DataParallel, DistributedDataParallel and torch.compile stand around the network that is meant, or a part
+    """X10, D1: DataParallel, DistributedDataParallel and torch.compile stand round the network that is meant, or a part
     of it; the text names where and what to take instead."""
     distributed = nn.parallel.DistributedDataParallel
     parallel = distributed.__new__(distributed)  # making one asks for several processes
@@ -418,7 +418,7 @@ class Lifted(nn.Module):
 
 
 def test_a_leak_beside_a_large_mean_is_refused():
-    """X10: what leaks is measured by the spread of a layer's outputs, not by their size, next to which it is nothing."""
+    """X10: what leaks is measured by the spread of a layer's outputs, not by their size, beside which it is nothing."""
     assert refused(chain(Lifted(), width=1)).startswith(LEAKS.format("'2'"))
 
 

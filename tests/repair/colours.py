@@ -93,6 +93,11 @@ def began(told: str) -> bool:
     return "theta_o2 beside" in told
 
 
+def ours(errors: str) -> list[str]:
+    """The lines of stderr that are the project's, or a traceback's; torch writes a log of its own."""
+    return [line for line in errors.splitlines() if line.startswith(("run.py", "warning")) or "Traceback" in line]
+
+
 def in_two_processes(*argv: str) -> list[tuple[int, str, list[str]]]:
     """Run `run.py ARGV` as torchrun does with two processes: exit code, stdout and the lines of stderr of each."""
     with socket.socket() as free:
@@ -104,7 +109,7 @@ def in_two_processes(*argv: str) -> list[tuple[int, str, list[str]]]:
                                 stderr=subprocess.PIPE, env={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)})
                for rank in range(2)]
     outputs = [process.communicate(timeout=300) for process in started]
-    return [(process.returncode, out, [line for line in errors.splitlines() if not line.startswith("[W")])
+    return [(process.returncode, out, ours(errors))
             for process, (out, errors) in zip(started, outputs, strict=True)]
 
 
