@@ -19,7 +19,7 @@ from tasks import TASKS
 LISTED = {"task", "dataset", "arch", "capacity", "seed", "method", "etd", "discovery"}  # of an overview
 
 # --- Presets: the paper's tables and figures --------------------------------------------------------------------------
-# REM ends by itself (rem.judge) where they do not say stop="max".
+# REM ends by itself (engine/ending.py) where they do not say stop="max".
 
 RATES = "0.1:1.0:0.1"
 WHOLE_PLANE = {"task": "all", "discovery": RATES, "seed": "0,1,2", "capacity": "0.5", "etd": "both"}
