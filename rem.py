@@ -11,11 +11,10 @@ rem.py, etd.py, expand.py and engine/ need torch and nothing else; engine/batche
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
-from engine import (Line, MaskTable, Reference, Repaired, accuracy_of, batches_of, believed, check_sets, checked,
-                    copy_of, cross_entropy, finite_weights, make_optimizer, modes_of, one_pass, passing_mode, positive,
-                    put_modes, refresh_batchnorm, report, settings_from, stream, training_mode, warn_above)
+from engine import (Choices, Line, MaskTable, Reference, Repaired, accuracy_of, batches_of, believed, check_sets,
+                    checked, copy_of, cross_entropy, finite_weights, make_optimizer, modes_of, one_pass, passing_mode,
+                    positive, put_modes, refresh_batchnorm, report, settings_from, stream, training_mode, warn_above)
 from etd import Expanded, drop, mask_rows, mask_table
 from expand import expand
 
@@ -31,7 +30,7 @@ def npo_term(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch
     """
     positive(beta=beta)
     # h = (2 / beta) log sigmoid(-beta log(p / p_ref)) = (2 / beta) log sigmoid(beta (CE - CE_ref))
-    return (2 / beta) * nn.functional.logsigmoid(beta * (ce - ce_ref.detach()))
+    return (2 / beta) * torch.nn.functional.logsigmoid(beta * (ce - ce_ref.detach()))
 
 
 def step2_loss(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> torch.Tensor:
@@ -63,8 +62,8 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
 @checked(gamma=(0, 1), batch=(1, 10**9), optimizer=("sgd", "adam"), precision=("auto", "float32", "bf16"),
          forget_norm=("auto", "running", "batch"))
 @dataclass(frozen=True)
-class Settings:
-    """What Algorithm 1 reads, at the values of Table 3 for ResNet-9 where that has them."""
+class Settings(Choices):
+    """What Algorithm 1 reads, at Table 3's values for ResNet-9; what the paper leaves open is in engine/choices.py."""
 
     unlearn_epochs: int = 10  # max epochs
     unlearn_lr: float = 0.005  # epsilon
@@ -72,15 +71,10 @@ class Settings:
     beta: float = 1.0  # of Eq. 2
     p_mem: float = 0.2  # share of theta_o2 that an example's mask turns on
     extra_ratio: float = 1.0  # theta_o2's width over theta_o1's
-    max_passes: int = 100  # most passes over D_f in one step 2, then a warning
-    reach: float = 0.0  # how far the first step 2 takes theta_o1, over its norm; 0: momentum is carried into step 3
-    disbelieved: float = 0.0  # CE of a given label above which step 3 leaves an image of D_r out; 0: all stay in
-    forget_norm: str = "auto"  # BatchNorm in step 2: "running" statistics (auto) or those of each "batch", see `remove`
     batch: int = 512
     optimizer: str = "sgd"  # or "adam"
     momentum: float = 0.9  # of SGD
     weight_decay: float = 5e-4  # of SGD
-    precision: str = "auto"  # bf16 autocast on GPUs, float32 on the CPU; or "float32", "bf16"
     seed: int = 0  # of theta_o2 and the masks
 
 
@@ -105,7 +99,7 @@ class State:
 
 # --- Algorithm 1 ------------------------------------------------------------------------------------------------------
 
-def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.Generator, *,
+def rem(model: torch.nn.Module, data, forget: torch.Tensor, config, generator: torch.Generator, *,
         shared: torch.Tensor | None = None, until=Repaired, step3=None, log=None, state: State | None = None):
     """Unlearn with Algorithm 1: expand, then remove and redirect for at most `unlearn_epochs` epochs, then drop.
 
@@ -139,7 +133,7 @@ def rem(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.G
     return discard(s)  # Step 4
 
 
-def add_capacity(model: nn.Module, data, forget: torch.Tensor, config, generator: torch.Generator,
+def add_capacity(model: torch.nn.Module, data, forget: torch.Tensor, config, generator: torch.Generator,
                  shared: torch.Tensor | None = None) -> State:
     """Step 1: put theta_o2 beside theta_o1, give every example its mask, D_f (or `shared`) one; args: `rem`'s."""
     config = settings_from(config, Settings)
@@ -212,6 +206,6 @@ def step3_batch(s: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor, 
     return step3_loss(full, full_ref, base if removes else None, base_ref, in_forget, s.config.beta)
 
 
-def discard(s: State) -> nn.Module:
+def discard(s: State) -> torch.nn.Module:
     """Step 4: discard theta_o2 and keep only theta_o1, in its old modes; NonFiniteLoss if the last update ruined it."""
     return finite_weights(drop(put_modes(s.expanded, s.modes)))

@@ -7,6 +7,7 @@
     admission.py   which networks can be expanded                   ending.py     when REM ends, and what it returns
     layers.py      layers by kind, and a masked pass                bits.py       a table of bits
     features.py    what a network computes of every image          lines.py      how far weights have moved
+    choices.py     settings of ours
 
 The paper's files take their names from here; `engine.<file>` has the rest.
 """
@@ -16,6 +17,7 @@ from engine.batches import batches_of
 from engine.bits import MaskTable, draw_bits
 from engine.checks import (check_forget, check_index, check_sets, checked, finite_weights, positive, settings_from,
                            warn_above)
+from engine.choices import Choices
 from engine.ending import Never, Repaired
 from engine.layers import MaskedPass, channels_of, initialiser, run_pass, run_with, swap
 from engine.lines import Line
