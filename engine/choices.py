@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What Algorithm 1 leaves open, or needs on a computer; rem.Settings adds what it reads."""
+    """What Algorithm 1 leaves open; rem.Settings has these beside what the paper names."""
 
     max_passes: int = 100  # most passes over D_f in one step 2, then a warning
     reach: float = 0.0  # how far the first step 2 takes theta_o1, over its norm; 0: momentum is carried into step 3

@@ -58,7 +58,7 @@ class Repaired:
         self.trained_on = torch.cat([s.forget, retain[order[few:]]]).sort().values if few else None
         self.reached = False
         self.score = -1.0  # of the best epoch so far
-        self.kept = None  # its theta_o1, see `snapshot`
+        self.kept = None  # its weights and statistics, see `snapshot`
 
     def look(self, s) -> None:
         """Judge the epoch that has just run; adds acc_forget_end, acc_held_out and score to its record."""

@@ -23,7 +23,7 @@ class Line:
         return 0 < self.reach <= moved(self.theta_o1, self.begin)
 
     def went_on(self, passes: int) -> bool:
-        """After `passes` passes over D_f go on along the line; whether theta_o1 was looked at for it."""
+        """After `passes` passes over D_f go on along the line; returns whether theta_o1 may have moved."""
         if not self.reach or not passes:
             return False
         self.s.optimizer.state.clear()

@@ -59,7 +59,7 @@ def step3_loss(full, full_ref, base, base_ref, labels, in_forget, beta: float, r
 def predictions(logits) -> list[int]:
     """The first class of the largest logit."""
     out = []
-    for row in np.asarray(logits, dtype=np.float64):
+    for row in logits.tolist():
         best = 0
         for c in range(1, len(row)):
             if row[c] > row[best]:
@@ -76,16 +76,6 @@ def accuracy(guesses, labels) -> float:
     return right / len(labels)
 
 
-def healed(guesses, clean, corrupted) -> float:
-    """Share of D_c whose guess is the clean label; guesses and clean labels of the whole data set."""
-    return accuracy([guesses[i] for i in corrupted], [clean[i] for i in corrupted])
-
-
-def sem(values) -> float:
-    """std(ddof=1) / sqrt(n)."""
-    return float(np.std(np.asarray(values, dtype=np.float64), ddof=1)) / math.sqrt(len(values))
-
-
 def update_count(script, gamma: float, batches: int, most: int) -> int:
     """Updates of one step 2 whose accuracies are read from `script` (the last one stays): whole passes until one is <=
     gamma."""
@@ -95,16 +85,3 @@ def update_count(script, gamma: float, batches: int, most: int) -> int:
             break
         updates += batches
     return updates
-
-
-def closest_pair(images, labels, classes: int) -> tuple[float, tuple[int, int]]:
-    """The smallest Euclidean distance between two classes' mean images, and the first such pair."""
-    means = [np.mean([im for im, y in zip(images, labels, strict=True) if y == c], axis=0) for c in range(classes)]
-    pairs = [(float(np.sqrt(((means[a] - means[b]) ** 2).sum())), (a, b)) for a in range(classes)
-             for b in range(a + 1, classes)]
-    return min(pairs)
-
-
-def chi_square(counts, expected) -> float:
-    """The chi-square statistic."""
-    return math.fsum((c - e) ** 2 / e for c, e in zip(counts, expected, strict=True))

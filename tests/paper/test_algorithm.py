@@ -11,20 +11,15 @@
 
 import copy
 import math
-import pickle
-import subprocess
-import sys
 import types
 import warnings
 from dataclasses import fields, replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 import baselines
 from engine.checks import NonFiniteLoss
@@ -34,7 +29,7 @@ from etd import Expanded, drop, mask_table, train_etd
 from expand import expand
 from experiment.data import batches
 from experiment.settings import Config
-from helpers import Evil, assert_same_state, gen, make_data, seeds, small_net, tiny
+from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
 from rem import Settings, add_capacity, discard, redirect, rem, remove, step3_batch
 from repair.state import load_state, save_state
 from states import SMALL, acc_forget, draw_forget, make_state, small, unlearn
@@ -339,24 +334,6 @@ def test_resume(tmp_path_factory, seed, done, optimizer, end):
         assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_resume_in_a_second_process(tmp_path):
-    """A8: the same across processes."""
-    path, out = tmp_path / "state.pt", tmp_path / "net.pt"
-    state, _ = case(5, 5)
-    ending = Never(state)
-    whole = go_on(state, ending, lambda epoch, *rest, **record: save_state(state, ending, path) if epoch == 2 else None)
-    here = Path(__file__).resolve().parent
-    code = (f"import sys; sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}, {str(here.parent.parent)!r}]\n"
-            "import torch, test_algorithm as t\n"
-            "torch.set_num_threads(1)\n"
-            f"torch.save(t.resumed(5, {str(path)!r}, 'Never').state_dict(), {str(out)!r})\n")
-    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    found = copy.deepcopy(whole)
-    found.load_state_dict(torch.load(out, weights_only=True))
-    assert_same_state(found, whole)
-
-
 def test_a_repair_that_is_done_stays_done(tmp_path):
     """A8: a state saved after the epoch that ends the loop begins no further epoch where it is loaded, and gives the
     best epoch all the same."""
@@ -371,46 +348,6 @@ def test_a_repair_that_is_done_stays_done(tmp_path):
     begun = []
     assert_same_state(go_on(other, end, lambda *args, **record: begun.append(args)), go_on(state, ending))
     assert not begun
-
-
-def test_a_state_holds_no_code(tmp_path):
-    """A8: a saved state that holds code is refused, and the code does not run."""
-    state, _ = case(0, 0)
-    torch.save({"expanded": Evil(tmp_path / "ran")}, tmp_path / "state.pt")
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        load_state(state, Never(state), tmp_path / "state.pt")
-    assert not (tmp_path / "ran").exists()
-
-
-class Counting(nn.Module):
-    """small_net whose logits grow with the number of training passes, which a buffer outside the state dict counts."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = small_net(0)
-        self.register_buffer("passes", torch.zeros(()), persistent=False)
-
-    def forward(self, x):
-        if self.training:
-            self.passes += 1
-        return self.net(x) * (1 + 0.01 * self.passes)
-
-
-def test_resume_with_buffers_outside_the_state_dict(tmp_path):
-    """A8, A27: buffers that a state dict leaves out go on from where they were, too."""
-    data, forget, path = make_data(0), draw_forget(0), tmp_path / "state.pt"
-
-    def begin():
-        return add_capacity(Counting(), data, forget, small(gamma=1.0), gen(0))
-
-    state = begin()
-    ending = Never(state)
-    whole = go_on(state, ending, lambda epoch, *rest, **record: save_state(state, ending, path) if epoch == 1 else None)
-    other = begin()
-    load_state(other, Never(other), path)
-    again = go_on(other, Never(other))
-    assert_same_state(again, whole)
-    assert again.passes == whole.passes > 0
 
 
 # --- Step 4 -----------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from engine.checks import NonFiniteLoss
 from etd import mask_table
 from experiment.data import Data, Dataset, batches
 from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
+from oracles_loss import predictions
 from tasks import Task, discover, like_corrupted, make_task, put_trigger
 
 unit = st.floats(0, 1)
@@ -80,18 +81,6 @@ def draw_task(seed, name="random", n=40, corrupted=16, classes=4) -> Task:
     labels = (torch.arange(n) % classes)[torch.randperm(n, generator=gen(seed))]
     train, test = numbered(labels, classes), numbered(labels.roll(1), classes)
     return make_task(name, Dataset("made", train, test, ("",) * classes), corrupted, seed, (0, 1))
-
-
-def predictions(logits) -> list[int]:
-    """The first class of the largest logit, entry by entry."""
-    out = []
-    for row in logits.tolist():
-        best = 0
-        for c in range(1, len(row)):
-            if row[c] > row[best]:
-                best = c
-        out.append(best)
-    return out
 
 
 def share_right(guesses, labels, index=None) -> float:
