@@ -1,11 +1,13 @@
 """Tuning of step 2 and of what step 3 leaves out, on 6,000 Fashion-MNIST training images that fashion-mini lacks.
 
     python benchmarks/tune.py --variants carry-today,away0.07-susb2-place --seeds 100,101 --rates 0.1
+    python benchmarks/tune.py --data fashion-mini --variants carry-today,reach0.07-susb2 --seeds 5,6 --epochs 10
     python benchmarks/tune.py --table results/tuning/rows.jsonl       # the tables of results/tuning, from the rows
 
 Fashion-MNIST comes from Debian's package (apt-get install dataset-fashion-mnist), or from --source, a folder of the
 same .gz files. Of data/fashion-mini.npz no image is read, only which training rows it holds: training and test images
-here are drawn from the others, DRAW being the seed.
+here are drawn from the others, DRAW being the seed. With `--data fashion-mini` the chosen values are tried on the
+embedded images themselves, at seeds that nothing was chosen on.
 
 Every epoch of every run is a JSON line, written as it comes. A run whose last epoch is in the file is skipped; where an
 epoch is there twice, the last line counts. The rows hold which examples of W each epoch gets right, so that rules for
@@ -45,10 +47,11 @@ from engine.updates import one_pass  # noqa: E402
 from etd import drop  # noqa: E402
 from experiment.cell import corrupt, find, new_model, train_original  # noqa: E402
 from experiment.data import Dataset  # noqa: E402
-from experiment.datasets import FASHION, MINI_FILE, RECIPES, _arrays, _data  # noqa: E402
+from experiment.datasets import FASHION, MINI_FILE, RECIPES, _arrays, _data, load  # noqa: E402
 from experiment.rows import append_row  # noqa: E402
 from experiment.settings import resolve  # noqa: E402
 from metrics import evaluate, mean_sem, predict  # noqa: E402
+import rem  # noqa: E402
 from rem import State, add_capacity, redirect, step2_loss, step3_batch  # noqa: E402
 
 DRAW = 30  # seed of the tuning images
@@ -59,7 +62,8 @@ FIXED = dict(optimizer="sgd", momentum=0.9, unlearn_lr=0.01, max_passes=100, pre
 #   rule: what follows once Acc(D_f) <= gamma: "carry" (nothing: the momentum runs on into step 3), "coast" (it runs out
 #       in closed form), "ray" (theta_o1 goes on along the displacement of this step 2 until that is `reach` times its
 #       norm), "away" (the same until theta_o1 is that far from the reference; a later step 2 that makes passes goes on
-#       as far, where rem.py's ends at gamma); after all but "carry" the optimiser's state is cleared
+#       as far, where rem.py's ends at gamma), "rem" (step 2 as rem.py has it); after all but "carry" the optimiser's
+#       state is cleared
 #   refresh: of BatchNorm's base statistics after each epoch: "place", or "copy" (on what is judged alone)
 #   suspects: CE of the given label above which an image of D_r is left out of step 3; None: none is
 #   from_epoch: the first epoch that leaves suspects out; looked: their CE is that "after" step 2, or "before" it, as
@@ -81,6 +85,9 @@ VARIANTS = {
     "away0.07-susb1": dict(rule="away", reach=0.07, suspects=1.0, **BEFORE),
     "away0.07-susb2": dict(rule="away", reach=0.07, suspects=2.0, **BEFORE),
     "away0.07-susb2-place": dict(rule="away", reach=0.07, suspects=2.0, refresh="place", **BEFORE),
+    "reach0.07": dict(rule="rem", reach=0.07, refresh="place"),
+    "reach0.07-susb2": dict(rule="rem", reach=0.07, suspects=2.0, refresh="place", **BEFORE),
+    "carry-susb2": dict(suspects=2.0, refresh="place", **BEFORE),
 }
 KEY = ("variant", "task", "discovery", "seed", "n", "batch", "epochs")  # what tells a run from another
 
@@ -127,6 +134,9 @@ def remove(s: State, v: dict) -> dict:
     """Step 2 by a variant's rule; what it did."""
     theta_o1, path, passes = s.expanded.theta_o1(), [], 0
     begin = copies(theta_o1)
+    if v["rule"] == "rem":
+        rem.remove(s, reach=v["reach"])
+        return dict(passes=s.record["passes"], acc_forget_gamma=s.record["acc_forget"], moved=moved(theta_o1, begin))
     s.expanded.eval()
     while (acc := accuracy_of(s, s.forget)) > s.config.gamma and passes < s.config.max_passes:
         path.append(round(acc, 3))
@@ -414,6 +424,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run what is not in the file of rows yet, or print the tables of one."""
     p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     p.add_argument("--table", type=Path, metavar="ROWS", help="print the tables of these rows and run nothing")
+    p.add_argument("--data", choices=("tuning", "fashion-mini"), default="tuning", help="images to run on (%(default)s)")
     p.add_argument("--variants", default=f"{CARRY},{CHOSEN}-place", help=", ".join(VARIANTS))
     p.add_argument("--seeds", default="100")
     p.add_argument("--tasks", default="poison,confusion,random")
@@ -431,12 +442,12 @@ def main(argv: list[str] | None = None) -> int:
     names, seeds, tasks = args.variants.split(","), [int(seed) for seed in args.seeds.split(",")], args.tasks.split(",")
     if unknown := [name for name in names if name not in VARIANTS]:
         p.error(f"no variant {unknown[0]!r}; choose from {', '.join(VARIANTS)}")
-    if not args.source.is_dir():
+    if args.data == "tuning" and not args.source.is_dir():
         p.error(f"no folder {args.source}: apt-get install dataset-fashion-mnist, or give --source")
     torch.set_num_threads(1)
     for folder in (args.originals, args.out.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    dataset = tuning_data(args.source)
+    dataset = tuning_data(args.source) if args.data == "tuning" else load("fashion-mini")
     for name, seed, kind, rate in product(names, seeds, tasks, map(float, args.rates.split(","))):
         v = {**BASE, **VARIANTS[name]}
         last = {"npo": 1, "untouched": 0}.get(v["rule"], args.epochs)
