@@ -7,7 +7,8 @@
     networks.py  networks by name                      checkpoints.py files of weights, read safely
     mismatch.py  whether network and folder fit        suspects.py    what was not discovered
     outputs.py   what is written, and where            sheets.py      the list of suspects and their pictures
-    state.py     going on after an interruption
+    state.py     going on after an interruption        truths.py      true labels that are known
+    verdict.py   repaired, not repaired or harmed
 """
 
-from repair.network import repair  # noqa: F401
+from repair.verdict import judged_repair as repair  # noqa: F401

@@ -329,7 +329,8 @@ def test_the_report_counts(tmp_path):
     folder = Folder(tmp_path, ["a", "b", "c"], [], data.labels, torch.tensor([0, 1]), truth, "")
     old, new = Fixed([0, 0, 0, 1, 1, 2]), Fixed([1, 0, 2, 1, 1, 2])
     before = [predicted(old, data), predicted(old, heldout)]
-    scores = command.before_and_after(before, new, data, heldout, folder)
+    after = [predicted(new, data), predicted(new, heldout)]
+    scores = command.before_and_after(before, after, data, heldout, folder)
     assert scores == {"known bad, their given labels": [1.0, 0.5],
                       "other training images, given labels": [1.0, 0.75],
                       "held-out images": [0.5, 0.25], "Healed: bad images, true labels": [0.3333, 1.0],
@@ -337,7 +338,7 @@ def test_the_report_counts(tmp_path):
     lines = command.table_of_changes(scores).splitlines()
     assert lines[1].split()[-2:] == ["100.0", "50.0"] and lines[-1].split()[-1] == "2"
     assert share_of(torch.zeros(0)) is None
-    assert "held-out images" not in command.before_and_after([before[0], None], new, data, None, folder)
+    assert "held-out images" not in command.before_and_after([before[0], None], [after[0], None], data, None, folder)
 
 
 SURE = """
