@@ -19,7 +19,7 @@ from repair import network
 from repair.mismatch import predicted
 from repair.suspects import margin, probe
 
-BELIEVED, THIRD = 0.1, 1 / 3  # shares of the listed images, and of those before, that may keep their given labels
+BELIEVED = 0.1  # share of the listed images that may keep their given labels, if it is no third of that before
 LOST = 0.02  # accuracy that a repair may cost, beyond a paired error
 NOT_REPAIRED, HARMED, REPAIRED = "NOT REPAIRED", "HARMED", "REPAIRED"
 NEXT = {  # what to try next, by the words that hold; in braces the names of flags or of settings
@@ -62,7 +62,7 @@ class Verdict(NamedTuple):
     words: tuple[str, ...]  # (REPAIRED,), or NOT_REPAIRED, HARMED or both
     listed: Change  # D_f
     counted: Change  # other training images, those that `undoubted` leaves
-    heldout: Change | None
+    heldout: Change | None  # None where nothing is held out
 
     @property
     def word(self) -> str:
@@ -73,10 +73,9 @@ class Verdict(NamedTuple):
         """The verdict with its numbers and, unless it is REPAIRED, what to try next."""
         parts = [f"{percent(self.listed.after)} of the listed images get their given labels, "
                  f"{percent(self.listed.before)} before"]
-        for what, change in (("held-out images", self.heldout), ("of other training images", self.counted)):
-            if change is not None and change.harmed():
-                parts.append(f"accuracy on {change.images} {what} fell by {100 * change.fall:.1f} +- "
-                             f"{100 * change.error:.1f} points")
+        change, what = (self.counted, "other training") if self.heldout is None else (self.heldout, "held-out")
+        parts.append(f"accuracy on {change.images} {what} images {percent(change.after)}, {percent(change.before)} "
+                     f"before ({-100 * change.fall:+.1f} +- {100 * change.error:.1f} points)")
         advice = NEXT.get(self.words)
         return f"{self.word}: {'; '.join(parts)}" + (f". Next, {advice.format(**names)}" if advice else "")
 
@@ -102,25 +101,28 @@ def judge(labels: torch.Tensor, before: torch.Tensor, after: torch.Tensor, forge
     """Compare the predictions before and after a repair.
 
     NOT REPAIRED: more than BELIEVED of the listed images still get their given label, or more than a third of those
-    that did before. HARMED: of the held-out images, or of other training images,
+    that did before. HARMED: of N held-out images or, where there are none, of other training images that count,
 
         (newly wrong - newly right) / N  -  sqrt(newly wrong + newly right) / N  >  LOST
 
     the accuracy lost less its standard error: predictions are paired, so only images whose prediction became wrong or
     right count, and if neither were likelier their difference had the standard deviation sqrt(their number).
 
-    Choice: other training images count only where they are in `counted`, see `undoubted`. A good repair disbelieves the
-    undiscovered bad ones, up to several percent of the training set, and so "loses" accuracy on labels as given.
+    Choice: held-out images come first, since on training images a network loses what it had learnt by heart as well:
+    2 to 7 % of the good ones where held-out images showed no loss (networks of tests/claims.py). And of the training
+    images those in `counted` alone count, see `undoubted`: a good repair disbelieves the undiscovered bad ones, up to
+    several percent of them, and so "loses" accuracy on labels as given.
     Args: labels: (N,) int64, as given; before, after: (N,) int64, predicted; forget: (k,) int64, D_f; counted: (N,)
-        bool, none of D_f; heldout: labels, predictions before and after of held-out images, all of which count.
+        bool, other training images; heldout: labels, predictions before and after of held-out images, all of which
+        count.
     """
     known = torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, forget, True)
     listed, others = (changed(*(part[rows] for part in (labels, before, after))) for rows in (known, counted & ~known))
     held = None if heldout is None else changed(*heldout)
     words = []
-    if listed.after > BELIEVED or listed.after > THIRD * listed.before:
+    if listed.after > BELIEVED or 3 * listed.after > listed.before + 1e-9:  # 3 k / N may be rounded up
         words.append(NOT_REPAIRED)
-    if others.harmed() or held is not None and held.harmed():
+    if (others if held is None else held).harmed():
         words.append(HARMED)
     return Verdict(tuple(words) or (REPAIRED,), listed, others, held)
 
@@ -136,7 +138,7 @@ def undoubted(labels: torch.Tensor, forget: torch.Tensor, margins: torch.Tensor,
               ) -> torch.Tensor:
     """The images outside D_f that can tell harm: those that the untouched network gives no reason to doubt.
 
-    Of each class as given, the half that looks least like D_f, and of that the half with the largest margin of the
+    Of each class as given, the half that looks least like D_f, and of that the third with the largest margin of the
     given label. What is bad for its looks (a trigger, one source of mistakes) is in the half that goes first, as
     `suspects.probe` sees it; what is bad for its label alone, which a network has learnt with less margin, in the
     second. The *repaired* network has no say: harm would excuse itself, since it disbelieves what it has lost. By
@@ -146,17 +148,17 @@ def undoubted(labels: torch.Tensor, forget: torch.Tensor, margins: torch.Tensor,
     Returns: (N,) bool.
     """
     left = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, forget, False)
-    for score in (similar, margins):
-        left = left if score is None else least_half(score, left, labels)
+    for score, part in ((similar, 2), (margins, 3)):
+        left = left if score is None else lowest(score, left, labels, part)
     return left
 
 
-def least_half(score: torch.Tensor, among: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(N,) bool: of each class, the half (rounded up) of `among`, (N,) bool, with the lowest score."""
+def lowest(score: torch.Tensor, among: torch.Tensor, labels: torch.Tensor, part: int) -> torch.Tensor:
+    """(N,) bool: of each class, a `part`-th (rounded up) of `among`, (N,) bool, with the lowest score."""
     kept = torch.zeros_like(among)
     for label in labels[among].unique():
         rows = (among & (labels == label)).nonzero()[:, 0]
-        kept[rows[score[rows].argsort(stable=True)[: -(-len(rows) // 2)]]] = True
+        kept[rows[score[rows].argsort(stable=True)[: -(-len(rows) // part)]]] = True
     return kept
 
 
