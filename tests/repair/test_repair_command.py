@@ -358,7 +358,8 @@ def test_the_report_has_the_settings_that_ran(colours, capsys, bad, optimizer, r
     model = f"{add_to_net(colours, SURE)}:sure"
     torch.save(build_network(model, 12, 32)[0].state_dict(), colours["--checkpoint"])
     colours["--bad"].write_text(bad)  # the first two are in the folder that the network is sure of
-    assert call({**colours, "--model": model}, "--epochs", 0, "--force", "--ratio", 0.75) == 0
+    code = 3 if optimizer == "adam" else 0  # NOT REPAIRED after no epoch, where the listed were believed
+    assert call({**colours, "--model": model}, "--epochs", 0, "--force", "--ratio", 0.75) == code
     settings = report_of(colours)["settings"]
     assert (settings["optimizer"], settings["unlearn_lr"], settings["ratio"]) == (optimizer, rate, 0.75)
     assert f"optimizer {optimizer} (" in capsys.readouterr().out

@@ -11,6 +11,7 @@ Q6: several processes agree.
 import json
 import warnings
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,7 +194,8 @@ def stickers(tmp_path_factory) -> dict:
     write_images(folder / "test", test, CLASSES)
     (folder / "bad.txt").write_text("".join(f"{paths[i].relative_to(folder)}\n" for i in forget))
     (folder / "good.txt").write_text("".join(f"{path.relative_to(folder)}\n" for path in paths[100:103]))
-    (folder / "net.py").write_text("import claims\ndef network(classes): return claims.network(0, 3, classes)\n")
+    (folder / "net.py").write_text(f"import sys\nsys.path.append({str(Path(claims.__file__).parent)!r})\nimport claims\n"
+                                   "def network(classes): return claims.network(0, 3, classes)\n")
     torch.save(model.state_dict(), folder / "model.pt")
     return {"--data": folder, "--model": f"{folder / 'net.py'}:network", "--checkpoint": folder / "model.pt",
             "--bad": folder / "bad.txt", "--image-size": 16, "--mean": [0.485, 0.456, 0.406],
