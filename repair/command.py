@@ -30,7 +30,7 @@ from repair.outputs import beside_weights, check_apart, check_replaced, digest, 
 from repair.sheets import beside, write_suspects
 from repair.state import bytes_of
 from repair.suspects import probe, suspects
-from repair.verdict import REPAIRED, Verdict, check_believed, judge, margins_of, undoubted
+from repair.verdict import REPAIRED, Verdict, check_believed, judge, looked_at, undoubted
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def verdict_of(model: nn.Module, data, heldout, before: list, after: list, folde
             raise  # the other processes know nothing of it
         alike = None
     labels = data.labels.cpu()
-    counted = undoubted(labels, folder.forget, margins_of(model, data), alike)
+    counted = undoubted(labels, folder.forget, looked_at(model, data)[1], alike)
     pair = None if heldout is None else (heldout.labels.cpu(), before[1], after[1])
     return judge(labels, before[0], after[0], folder.forget, counted, pair)
 

@@ -8,15 +8,16 @@ Only labels as given are read.
 """
 
 import warnings
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from engine.checks import check_forget
+from engine.checks import NonFiniteLoss, check_forget
 from engine.features import features, gather
 from repair import network
-from repair.mismatch import predicted
+from repair.mismatch import memory_format_of
 from repair.suspects import margin, probe
 
 BELIEVED = 0.1  # share of the listed images that may keep their given labels, if it is no third of that before
@@ -162,9 +163,19 @@ def lowest(score: torch.Tensor, among: torch.Tensor, labels: torch.Tensor, part:
     return kept
 
 
-def margins_of(model: nn.Module, data) -> torch.Tensor:
-    """(N,) float64: the logit margin by which a network prefers another class to the given label, `suspects.margin`."""
-    return gather(model, data, None, lambda x, y: margin(model(x).double(), y)[:, None])[:, 0]
+def looked_at(model: nn.Module, data) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a network makes of all images in one pass that keeps no logits, also where it is on another device.
+
+    Returns: (N,) int64 predicted classes and (N,) float64 `suspects.margin`, on the CPU. Raises: NonFiniteLoss.
+    """
+    def outputs(x, y):
+        z = model(x).double()  # (B, classes)
+        return torch.stack([z.argmax(dim=1).double(), margin(z, y)], dim=1)
+
+    found = gather(model, data, None, outputs)  # (N, 2)
+    if not found.isfinite().all():
+        raise NonFiniteLoss("the network's logits are not finite; lower the rate, or look at the inputs")
+    return found[:, 0].long(), found[:, 1]
 
 
 def check_believed(labels: torch.Tensor, before: torch.Tensor, forget: torch.Tensor, names: dict[str, str] = FLAGS
@@ -199,13 +210,14 @@ def judged_repair(model: nn.Module, data, forget: torch.Tensor, *, heldout=None,
         images; TypeError: no choice of layers can be expanded; NonFiniteLoss: the rate is too high.
     """
     model, forget = network.unwrapped(model), check_forget(forget, len(data))
-    labels, before = data.labels.cpu(), predicted(model, data)
+    data, heldout = (part and replace(part, memory_format=memory_format_of(model, part)) for part in (data, heldout))
+    labels, (before, margins) = data.labels.cpu(), looked_at(model, data)
     if not force:
         check_believed(labels, before, forget, ARGUMENTS)
     repaired = network.repair(model, data, forget, **more)
-    pairs = heldout and (heldout.labels.cpu(), predicted(model, heldout), predicted(repaired, heldout))
-    counted = undoubted(labels, forget, margins_of(model, data), probe(features(model, data), forget))
-    found = judge(labels, before, predicted(repaired, data), forget, counted, pairs)
+    held = heldout and (heldout.labels.cpu(), *(looked_at(net, heldout)[0] for net in (model, repaired)))
+    counted = undoubted(labels, forget, margins, probe(features(model, data), forget))
+    found = judge(labels, before, looked_at(repaired, data)[0], forget, counted, held)
     if found.words != (REPAIRED,):
         warnings.warn(found.line(ARGUMENTS), stacklevel=2)
     return repaired

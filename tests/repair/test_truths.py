@@ -1,10 +1,10 @@
 """True labels of known bad images (repair/truths.py, a column of the lists of inputs.py): they are taught.
 
-T1: D_r has each image whose true label is known COPIES more times, at that label; D_f and all others are as they were.
-T2: data in memory, streamed, and one process of several give the same images and labels.
-T3: with true labels the known images end at these, and other images with the sticker are healed as well or better.
-T4: a list's column says them by name or number, for all or some rows; a contradiction is refused and names the image.
-T5: the state knows them; the report says how many reach them.
+Y1: D_r has each image whose true label is known COPIES more times, at that label; D_f and all others are as they were.
+Y2: data in memory, streamed, and one process of several give the same images and labels.
+Y3: with true labels the known images end at these, and other images with the sticker are healed as well or better.
+Y4: a list's column says them by name or number, for all or some rows; a contradiction is refused and names the image.
+Y5: the state knows them; the report says how many reach them.
 """
 
 import json
@@ -52,7 +52,7 @@ def streamed(data: Data) -> Streamed:
 # --- What REM is given ------------------------------------------------------------------------------------------------
 
 def test_known_images_come_again_at_their_true_labels():
-    """T1: the first N examples are D_tr as it was; behind them stand copies of what is known, and of nothing else."""
+    """Y1: the first N examples are D_tr as it was; behind them stand copies of what is known, and of nothing else."""
     data = images_of()
     taught = with_truths(data, FORGET, TRUTHS)
     assert len(taught) == 24 + 2 * COPIES
@@ -70,7 +70,7 @@ def test_known_images_come_again_at_their_true_labels():
 
 @pytest.mark.parametrize("more", [{}, {"pad": 2, "flip": True}], ids=["plain", "augmented"])
 def test_taught_data_is_read_as_its_own(more):
-    """T2: order, crop and flip are what a Data that held the copies would give, bit for bit, in memory and streamed,
+    """Y2: order, crop and flip are what a Data that held the copies would give, bit for bit, in memory and streamed,
     in one process and in the share of each of two."""
     data = images_of(**more)
     again = torch.cat([torch.arange(24), FORGET[TRUTHS >= 0].repeat(COPIES)])
@@ -87,7 +87,7 @@ def test_taught_data_is_read_as_its_own(more):
 
 
 def test_a_trigger_stays_on_the_copies():
-    """T2: what augmentation must not move on an image, it must not move on the image's copies either."""
+    """Y2: what augmentation must not move on an image, it must not move on the image's copies either."""
     data = put_trigger(images_of(pad=2), FORGET)
     taught = with_truths(data, FORGET, TRUTHS)
     for rows, x, _ in taught.batches(size=40, generator=gen(0), augment=True):
@@ -103,7 +103,7 @@ def test_a_trigger_stays_on_the_copies():
     (torch.tensor([2.0, 0, 0]), r"true labels are torch.float32 of shape \(3,\)"),
     ([2, 0, 0], "true labels are list")])
 def test_true_labels_that_cannot_be(truths, words):
-    """T4: a true label that is no class, or the one that the image has, is refused by `repair` before any training."""
+    """Y4: a true label that is no class, or the one that the image has, is refused by `repair` before any training."""
     with pytest.raises(ValueError, match=words):
         repair(small_net(0), images_of(), FORGET, true_labels=truths, say=pytest.fail)
     with pytest.raises(ValueError, match="ant.png is listed as bad"):
@@ -113,7 +113,7 @@ def test_true_labels_that_cannot_be(truths, words):
 # --- What it brings ---------------------------------------------------------------------------------------------------
 
 def test_true_labels_are_taught():
-    """T3: the known stickered images get their true labels, more of them than without, and images with a sticker that
+    """Y3: the known stickered images get their true labels, more of them than without, and images with a sticker that
     nobody listed are healed as well, within what a run varies by."""
     train, _, known, clean, stickered = make(0, size=16)
     truth = make(0, size=16)[0].labels.clone()
@@ -129,7 +129,7 @@ def test_true_labels_are_taught():
 
 
 def test_in_memory_and_streamed_alike():
-    """T2: a repair with true labels is bit for bit the same of images in memory and of streamed ones."""
+    """Y2: a repair with true labels is bit for bit the same of images in memory and of streamed ones."""
     data, settings = images_of(), dict(unlearn_epochs=2, batch=8, gamma=0.5, max_passes=3, true_labels=TRUTHS)
     found, wanted = (repair(small_net(0), source, FORGET, **settings) for source in (streamed(data), data))
     assert_same_state(found, wanted)
@@ -138,7 +138,7 @@ def test_in_memory_and_streamed_alike():
 
 
 def test_the_state_knows_true_labels(tmp_path):
-    """T5: a repair goes on from a state with the same true labels, and from no other one."""
+    """Y5: a repair goes on from a state with the same true labels, and from no other one."""
     keep, settings = tmp_path / "x.state", dict(unlearn_epochs=2, batch=8, max_passes=3, stop="max")
 
     def told_by(truths):
@@ -170,7 +170,7 @@ CASES = {  # classes of image_tree: ant, bee and others, by names or numbers
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_column_of_true_labels(tmp_path, root, name):
-    """T4: true labels by class names or numbers, of all or some listed images; rows that are not bad do not count."""
+    """Y4: true labels by class names or numbers, of all or some listed images; rows that are not bad do not count."""
     content, wanted = CASES[name]
     file = written(tmp_path, "bad.csv", content)
     folder = open_folder(root, file)
@@ -188,14 +188,14 @@ def test_a_column_of_true_labels(tmp_path, root, name):
     ("path,true_label\nant/1.png,bee\n./ant/1.png,cat\n", "gives 1.png the true labels 'bee' and 'cat'"),
 ])
 def test_true_labels_that_contradict(tmp_path, root, content, words):
-    """T4: a true label that is the given one, no class, or another one in a second row, is refused with the image."""
+    """Y4: a true label that is the given one, no class, or another one in a second row, is refused with the image."""
     order = written(tmp_path, "order.txt", "ant\nbee\ncat\n")  # a class without images may be a true one
     with pytest.raises(ValueError, match=words):
         open_folder(root, written(tmp_path, "bad.csv", content), class_map=order)
 
 
 def test_two_lists_count_together(tmp_path, root):
-    """T4: true labels of one list and images of another; two that contradict each other are refused."""
+    """Y4: true labels of one list and images of another; two that contradict each other are refused."""
     one, two = written(tmp_path, "a.csv", "path,true_label\nant/1.png,bee\n"), written(tmp_path, "b.txt", "bee/1.png\n")
     order = written(tmp_path, "order.txt", "ant\nbee\ncat\n")
     folder = open_folder(root, [one, two], class_map=order)
@@ -208,7 +208,7 @@ def test_two_lists_count_together(tmp_path, root):
 # --- The command ------------------------------------------------------------------------------------------------------
 
 def test_the_command_teaches_them(colours, capsys):
-    """T4, T5: --bad with a column of true labels changes the weights and adds a line to the report; images that cannot
+    """Y4, Y5: --bad with a column of true labels changes the weights and adds a line to the report; images that cannot
     be decoded are forgotten with their labels."""
     bad = colours["--data"] / "bad.csv"
     bad.write_text("path,true_label\n0-5.png,0\n1-5.png,\n")

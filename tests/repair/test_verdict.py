@@ -19,6 +19,7 @@ import torch
 import claims
 import run
 from colours import began, call, colours, in_two_processes, words  # noqa: F401
+from engine.checks import NonFiniteLoss
 from engine.features import features
 from engine.streams import stream
 from examples.repair import CLASSES, WRONG, draw_shapes, put_sticker, write_images
@@ -29,8 +30,8 @@ from repair import command, repair
 from repair import network as plain
 from repair.mismatch import predicted
 from repair.suspects import logits, margin, probe
-from repair.verdict import (ARGUMENTS, HARMED, NOT_REPAIRED, REPAIRED, Change, changed, check_believed, judge, lowest,
-                            margins_of, undoubted)
+from repair.verdict import (ARGUMENTS, HARMED, NOT_REPAIRED, REPAIRED, Change, changed, check_believed, judge,
+                            looked_at, lowest, undoubted)
 from train import fit
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # rounding decides whether a cap is reached
@@ -121,10 +122,14 @@ def test_those_that_count_are_chosen_in_every_class():
     assert lowest(margins, torch.zeros(39, dtype=torch.bool), labels, 2).sum() == 0
 
 
-def test_margins_are_those_of_the_scores():
-    """Q2: the margins are `suspects.margin` of all logits, without these being kept."""
+def test_one_pass_gives_predictions_and_margins():
+    """Q2: they are those of all logits, without these being kept; logits that are not finite are told."""
     data, net = make_data(0, n=24, classes=4), small_net(0)
-    assert torch.equal(margins_of(net, data), margin(*logits(net, data)))
+    classes, margins = looked_at(net, data)
+    assert torch.equal(classes, predicted(net, data)) and torch.equal(margins, margin(*logits(net, data)))
+    net.head.weight.data.fill_(torch.inf)
+    with pytest.raises(NonFiniteLoss, match="logits are not finite"):
+        looked_at(net, data)
 
 
 # --- Networks ---------------------------------------------------------------------------------------------------------
@@ -149,7 +154,7 @@ def verdicts(model, train, forget, test, **settings):
     """The verdicts on a repair by training images alone, and by held-out ones, and what naive counting says."""
     repaired = plain.repair(model, train, forget, **settings)
     labels, before, after = train.labels, predicted(model, train), predicted(repaired, train)
-    counted = undoubted(labels, forget, margins_of(model, train), probe(features(model, train), forget))
+    counted = undoubted(labels, forget, looked_at(model, train)[1], probe(features(model, train), forget))
     held = test.labels, predicted(model, test), predicted(repaired, test)
     everything = torch.ones(len(labels), dtype=torch.bool)
     return [judge(labels, before, after, forget, counted), judge(labels, before, after, forget, counted, held),
@@ -193,9 +198,8 @@ def stickers(tmp_path_factory) -> dict:
     paths = write_images(folder / "train", train, CLASSES)
     write_images(folder / "test", test, CLASSES)
     (folder / "bad.txt").write_text("".join(f"{paths[i].relative_to(folder)}\n" for i in forget))
-    (folder / "good.txt").write_text("".join(f"{path.relative_to(folder)}\n" for path in paths[100:103]))
-    (folder / "net.py").write_text(f"import sys\nsys.path.append({str(Path(claims.__file__).parent)!r})\nimport claims\n"
-                                   "def network(classes): return claims.network(0, 3, classes)\n")
+    (folder / "net.py").write_text(f"import sys\nsys.path.append({str(Path(claims.__file__).parent)!r})\n"
+                                   "import claims\ndef network(classes): return claims.network(0, 3, classes)\n")
     torch.save(model.state_dict(), folder / "model.pt")
     return {"--data": folder, "--model": f"{folder / 'net.py'}:network", "--checkpoint": folder / "model.pt",
             "--bad": folder / "bad.txt", "--image-size": 16, "--mean": [0.485, 0.456, 0.406],
