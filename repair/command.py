@@ -142,9 +142,9 @@ def main(given: dict, argv: list[str]) -> int:
         written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
     try:
         after = [data and predicted(repaired, data) for data in (train, heldout)]
+        scores = before_and_after(before, after, train, heldout, folder)
     except ArithmeticError as error:
         raise ValueError(f"{error} (the rate is --lr); {args.out} has these weights") from error
-    scores = before_and_after(before, after, train, heldout, folder)
     similar = functools.cache(lambda: similarity(model, train, folder.forget))  # a pass, of which two have a use
     found = verdict_of(model, train, heldout, before, after, folder, similar)
     told = list_suspects(args.out, similar, repaired, train, folder, places)

@@ -109,10 +109,11 @@ def judge(labels: torch.Tensor, before: torch.Tensor, after: torch.Tensor, forge
     the accuracy lost less its standard error: predictions are paired, so only images whose prediction became wrong or
     right count, and if neither were likelier their difference had the standard deviation sqrt(their number).
 
-    Choice: held-out images come first, since on training images a network loses what it had learnt by heart as well:
-    2 to 7 % of the good ones where held-out images showed no loss (networks of tests/claims.py). And of the training
-    images those in `counted` alone count, see `undoubted`: a good repair disbelieves the undiscovered bad ones, up to
-    several percent of them, and so "loses" accuracy on labels as given.
+    Choice: of training images those in `counted` alone count, see `undoubted`: a good repair disbelieves the
+    undiscovered bad ones, up to several percent of all, and so "loses" accuracy on labels as given. Where there are
+    held-out images they decide alone, since on training images a network also loses what it had learnt by heart: of
+    12 repairs that cost held-out images nothing, 7 cost those in `counted` more (1,000 clothes of 8x8, of which a
+    network knew 78 to 92 %, and 74 to 80 % of those held out; three tasks, with and without true labels).
     Args: labels: (N,) int64, as given; before, after: (N,) int64, predicted; forget: (k,) int64, D_f; counted: (N,)
         bool, other training images; heldout: labels, predictions before and after of held-out images, all of which
         count.
@@ -144,6 +145,11 @@ def undoubted(labels: torch.Tensor, forget: torch.Tensor, margins: torch.Tensor,
     `suspects.probe` sees it; what is bad for its label alone, which a network has learnt with less margin, in the
     second. The *repaired* network has no say: harm would excuse itself, since it disbelieves what it has lost. By
     class, since a repair is likeliest to lose the class that the listed images had been given.
+
+    Measured on drawn shapes (stickers on 5 and 20 %, 10 and 20 % wrong labels, noisy ones; network of tests/claims.py,
+    seeds 0 to 2): of 19 repairs that cost held-out images nothing all other training images call 18 HARMED, these none.
+    Of 33 repairs that held-out images call HARMED, at rates too high or from good images, these tell 29; of four at the
+    default rate one, so held-out images are worth having.
     Args: labels: (N,) int64, as given; forget: (k,) int64, D_f; margins: (N,) `suspects.margin` of the untouched
         network; similar: (N,) `suspects.probe` of its features, None where they are not to be had.
     Returns: (N,) bool.
