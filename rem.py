@@ -167,7 +167,7 @@ def remove(s: State, training: bool = False, reach: float = 0.0) -> None:
     before = acc = accuracy_of(s, s.forget)
     while acc > config.gamma and passes < config.max_passes and not line.ended():  # stop condition: Acc(D_f) <= gamma
         passing_mode(s, training)
-        with one_pass(s, "step 2") as update:
+        with one_pass(s, "step 2", optimizer=line.optimizer) as update:
             for rows, x, y in batches_of(s, s.forget):
                 # 2.1  L_remove(D_f) = (2 / beta) E log sigmoid(beta (CE_o1 - CE_ref)), theta_o1 alone
                 ce, ce_ref = cross_entropy(s, x, y), s.reference.base(rows, x, y)

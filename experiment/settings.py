@@ -54,7 +54,7 @@ class Config:
     method: str = of_unlearning("no-ul,cf,npo,rem", "methods, separated by commas: names, all or FILE.py:FUNCTION")
     discovery: float = of_unlearning(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]", "(0, 1]")
     unlearn_epochs: int = of_unlearning(Settings.unlearn_epochs, "max epochs of Alg. 1", "[0, inf)")
-    stop: str = of_unlearning("repaired", "end of REM: repaired (its score no longer rises) or max (all epochs)",
+    stop: str = of_unlearning("repaired", "end of REM: repaired (no epoch is better any more) or max (all epochs)",
                               choices=("repaired", "max"))
     unlearn_lr: float = of_unlearning(Settings.unlearn_lr, "epsilon of Alg. 1", "[0, inf)")
     gamma: float = of_unlearning(Settings.gamma, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")

@@ -96,13 +96,12 @@ def rows_of_scores(scores: dict[str, torch.Tensor], task: Task, forget: torch.Te
 
 def repair_cell(config: Config, original, data, forget: torch.Tensor):
     """REM as `experiment.unlearn` runs it; returns its network, and its logits (N, C) through D_f's channel."""
-    kept = {"score": -1.0}
+    kept = {}
 
-    def log(epoch: int, epochs: int, expanded, score: float | None = None, **record) -> None:
-        # The epoch that REM returns, see engine/ending.py: the first of the best, the last where none is above 0.
-        if score is None or score > kept["score"] or score == kept["score"] == 0:
+    def log(epoch: int, epochs: int, expanded, best: bool = True, **record) -> None:
+        if best:  # of the epochs so far, see engine/ending.py; the last such epoch is what REM returns
             mask = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget)[forget[0]]
-            kept.update(score=score, logits=logits(expanded, data, mask)[0])
+            kept.update(logits=logits(expanded, data, mask)[0])
 
     network = rem_as_set(original, data, forget, config, stream(config.seed, "unlearning"), log=log)
     return network, kept["logits"]

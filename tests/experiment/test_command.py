@@ -34,7 +34,7 @@ TIMES = {"seconds", "train_seconds", "argv", "out"}  # what may differ between t
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {
     "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 # In a few passes rounding decides whether gamma is reached.
-pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")
+pytestmark = pytest.mark.filterwarnings("ignore:Acc")
 
 
 @pytest.fixture

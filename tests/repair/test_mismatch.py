@@ -23,7 +23,7 @@ from repair.images import Reading
 from repair.inputs import Folder
 from repair.network import repair
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # rounding decides whether a cap is reached
+pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whether a cap is reached
 
 
 # --- Readings of the folder -------------------------------------------------------------------------------------------
