@@ -53,8 +53,8 @@ class Repaired:
     difference: right - wrong > sqrt(right + wrong). The comparison is paired, because most images of W are right after
     both epochs and say nothing. After PATIENCE epochs in a row that are not better the loop ends.
     Where no epoch counts, all run and the one that believes least of D_f is returned, with a warning; and with one,
-    too, where Acc(W) of the best epoch is more than BOUND below the untouched network's. That one was trained on W, which
-    flatters it by its gap to new images: repaired networks that are as good on test images lose 0.03 to 0.09
+    too, where Acc(W) of the best epoch is more than BOUND below the untouched network's. That one was trained on W,
+    which flatters it by its gap to new images: repaired networks that are as good on test images lose 0.03 to 0.09
     (results/tuning).
     All of it is of theta_o1 alone and labels as given. Of ten examples of D_r or fewer none is left out: then all
     epochs run and the last is returned, as by `Never`.
@@ -105,8 +105,8 @@ class Repaired:
             return s.expanded
         put_back(s.expanded, self.kept)
         if self.forgotten > s.config.gamma:
-            warnings.warn(f"Acc(D_f) is {self.forgotten:.2f} after the best epoch, above gamma = {s.config.gamma:g}, and "
-                          "after every other", stacklevel=2)
+            warnings.warn(f"Acc(D_f) is {self.forgotten:.2f} after the best epoch, above gamma = {s.config.gamma:g}",
+                          stacklevel=2)
         before, after = (float(right.double().mean()) for right in (self.untouched, self.right))
         if before - after > BOUND:
             warnings.warn(f"Acc(W) fell from {before:.2f} to {after:.2f}, W being {len(self.right)} images of D_r that "

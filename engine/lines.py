@@ -6,7 +6,7 @@ STEP = 0.0025  # length of an update of step 2 with `reach`, over the norm of th
 
 
 class Line:
-    """How far one step 2 takes theta_o1, and by which steps: its strength is chosen, whatever the rate and momentum are.
+    """How far one step 2 takes theta_o1, and by which steps: its strength is chosen, whatever rate and momentum are.
 
     Choice: at gamma the known images are forgotten, but what they share is not; distance in weight space takes that
     out. So the first step 2 goes on along its line until theta_o1 is `reach` of its norm away; a later one ends at

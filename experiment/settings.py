@@ -11,7 +11,7 @@ from functools import partial
 from rem import Settings
 from tasks import TASKS
 
-VERSION = "0.2.0"  # of the code: rows and networks of another version do not count
+VERSION = "0.3.0"  # of the code: rows and networks of another version do not count
 STAGES = {"task": "task, a cell of the 2-D task space (Sec. 4)", "network": "network (A.3)",
           "training": "training (A.3, Table 3)", "unlearning": "unlearning (A.3, Table 3)", "run": "the run"}
 
@@ -61,8 +61,8 @@ class Config:
     beta: float = of_unlearning(Settings.beta, "beta of Eq. 2", "(0, inf)")
     max_passes: int = of_unlearning(Settings.max_passes, "most passes over D_f in one step 2, then a warning",
                                     "[0, inf)")
-    reach: float = of_unlearning(Settings.reach, "how far REM's first step 2 goes, over theta_o1's norm; 0: momentum "
-                                 "runs on into step 3", "[0, inf)")
+    reach: float = of_unlearning(Settings.reach, "how far REM's first step 2 goes, over theta_o1's norm; 0: as "
+                                 "printed, momentum is carried into step 3", "[0, inf)")
     disbelieved: float = of_unlearning(Settings.disbelieved, "CE of a given label above which step 3 of REM leaves an "
                                        "image of D_r out, from epoch 2 on; 0: all stay in", "[0, inf)")
     forget_norm: str = of_unlearning(Settings.forget_norm, "statistics in passes over D_f of rem, npo, ascent; auto: "

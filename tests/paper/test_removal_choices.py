@@ -1,4 +1,11 @@
-"""Properties A32-A39: `reach`, how far the first step 2 goes, and `disbelieved`, what step 3 leaves out of D_r."""
+"""engine/lines.py and `believed`: `reach`, how far the first step 2 goes, and `disbelieved`, what step 3 leaves out.
+
+- Updates of one length, then along their line as far as `reach`; a later step 2 ends at gamma       A32, A33
+- No state of the optimiser is carried from step 2 into step 3                                       A34
+- At 0 both are off: Algorithm 1 as printed; NPO knows neither                                       A35, A36
+- Left out of step 3 is exactly what theta_o1 disbelieves, before step 2, from epoch 2 on            A37
+- No clean label is read; distances in closed form                                                   A38, A39
+"""
 
 import contextlib
 import warnings
