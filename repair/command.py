@@ -119,7 +119,7 @@ def main(given: dict, argv: list[str]) -> int:
     except ArithmeticError as error:  # nothing has been trained, so no rate is to blame
         raise ValueError(f"{args.checkpoint} gives logits that are not finite on these images; check the file, --mean "
                          "and --std") from error
-    look_first(model, train, before[0], folder, reading, args.force)
+    look_first(model, train, before[0], folder, reading, args.force, beside_weights(args.out, ".classes.txt"))
     config, _ = choose_settings(model, len(train), settings, too_sure(model, train, folder.forget))
     layers, say = None if args.layers is None else args.layers.split(","), functools.partial(print, flush=True)
     keep = state if args.checkpoint_every else None
