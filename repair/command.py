@@ -27,6 +27,7 @@ from repair.mismatch import check_logits, look_first, memory_format_of, predicte
 from repair.network import FLAGS, READ, choose_settings, repair, too_sure, unwrapped
 from repair.networks import build_network
 from repair.outputs import beside_weights, check_apart, check_replaced, digest, written
+from repair.progress import Watch, tell_here
 from repair.sheets import beside, write_suspects
 from repair.state import bytes_of
 from repair.suspects import probe, suspects
@@ -58,7 +59,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--std", type=float, nargs="+", help=usual)
     p.add_argument("--layers", help="layers that get theta_o2: names or patterns such as '*.mlp.0', with commas")
     p.add_argument("--ratio", type=float, help="theta_o2's width over the network's (default: 0.25)")
-    p.add_argument("--epochs", type=int, dest="unlearn_epochs", help="most epochs of REM (default: 4)")
+    p.add_argument("--epochs", type=int, dest="unlearn_epochs", help="most epochs of REM, passes over all training "
+                   "images; --stop ends it before that; 0: no repair (default: 4)")
+    p.add_argument("--stop", choices=("repaired", "max"), help="repaired: at the first epoch that is no better than "
+                   "the best before, by images that are held out and the known bad, and the best one is written; max: "
+                   "all of --epochs, and the last one is written (default: repaired)")
     p.add_argument("-b", "--batch-size", type=int, dest="batch", help="(default: from the number of images)")
     p.add_argument("--lr", type=float, dest="unlearn_lr", help="rate (default: from the kind of network)")
     p.add_argument("--optimizer", choices=("sgd", "adam"), help="(default: from the kind of network)")
@@ -119,7 +124,8 @@ def main(given: dict, argv: list[str]) -> int:
     except ArithmeticError as error:  # nothing has been trained, so no rate is to blame
         raise ValueError(f"{args.checkpoint} gives logits that are not finite on these images; check the file, --mean "
                          "and --std") from error
-    look_first(model, train, before[0], folder, reading, args.force, beside_weights(args.out, ".classes.txt"))
+    class_map = beside_weights(args.out, ".classes.txt")
+    look_first(model, train, before[0], folder, reading, args.force, class_map)
     config, _ = choose_settings(model, len(train), settings, too_sure(model, train, folder.forget))
     layers, say = None if args.layers is None else args.layers.split(","), functools.partial(print, flush=True)
     keep = state if args.checkpoint_every else None
@@ -158,7 +164,9 @@ def main(given: dict, argv: list[str]) -> int:
 def list_suspects(out: str, model: nn.Module, repaired: nn.Module, data, folder: Folder, places: dict) -> str:
     """Rank the suspects and, in the first process, write them; a line that says so, or why there are none."""
     try:
-        found, similar = suspects(repaired, data, folder.forget), similarity(model, data, folder.forget)
+        with Watch("ranking the suspects", tell_here) as watch:
+            seen = watch.over(data)
+            found, similar = suspects(repaired, seen, folder.forget), similarity(model, seen, folder.forget)
         return "" if ranks()[0] else write_suspects(out, found, similar, data, folder, places)
     except Exception as error:
         if ranks()[1] > 1:

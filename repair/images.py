@@ -5,6 +5,7 @@
 
 import math
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from engine.checks import first_line
 from experiment.data import Data, Streamed
 from experiment.datasets import MOST_PIXELS, MOST_RESIZED, _decode_one, _moments
+from repair.progress import Watch, tell_here
 
 PART = 256  # files that are decoded at a time where none is kept
 
@@ -81,13 +83,37 @@ def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip
         except ValueError as error:
             bad[i] = str(error)
 
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(fill, range(len(paths))))
+    with Watch("decoding the images", tell_here) as watch:
+        watch.begin(len(paths), " images")
+        in_threads(fill, len(paths), workers, watch.step)
     if bad and not skip:
         raise ValueError(f"{len(bad)} images cannot be decoded, {bad[min(bad)]} first; try --skip-bad-images")
     kept = torch.tensor([i for i in range(len(paths)) if i not in bad], dtype=torch.int64)
     images = torch.from_numpy(images)
     return images[kept] if bad else images, kept  # a copy would take their memory again
+
+
+def in_threads(work, n: int, workers: int | None, step) -> None:
+    """work(i) for each i below n, in threads, step() after each; at an error or interrupt those begun are the last."""
+    left, stopped = iter(range(n)), threading.Event()  # each thread takes the next number
+
+    def take() -> None:
+        for i in left:
+            if stopped.is_set():
+                return
+            try:
+                work(i)
+            except BaseException:
+                stopped.set()  # for the others too
+                raise
+            step()
+
+    with ThreadPoolExecutor(count := workers or cores()) as pool:
+        try:
+            for task in [pool.submit(take) for _ in range(count)]:
+                task.result()
+        finally:
+            stopped.set()
 
 
 def load_images(paths: list[Path], labels: torch.Tensor, classes: int, reading: Reading, workers: int | None = None,

@@ -95,7 +95,8 @@ def look_first(model, data, before: torch.Tensor, folder: Folder, reading: Readi
         return
     found = [one for one in orders(before[others], data.labels.cpu()[others], folder.classes)
              if one[0] > accuracy + BETTER]
-    chosen = others.nonzero()[:, 0][torch.randperm(int(others.sum()), generator=torch.Generator().manual_seed(0))[:LOOK]]
+    order = torch.randperm(int(others.sum()), generator=torch.Generator().manual_seed(0))
+    chosen = others.nonzero()[:, 0][order[:LOOK]]
     if not found or found[0][0] < SURE:  # the order is looked at first: that takes no pass
         few = data.some(chosen)
         paths = [folder.paths[i] for i in chosen]

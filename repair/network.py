@@ -26,12 +26,13 @@ from experiment.settings import Config
 from rem import Settings, add_capacity, rem
 from repair.mismatch import memory_format_of
 from repair.networks import check_parameters
+from repair.progress import Watch
 from repair.state import bytes_of, marks_of, repair_key, resume, save_state
 
 FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0", "*squeeze",
             "*branch[23].0.conv")  # inner layers of blocks
-FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "ratio", "seed")  # settings that have a flag
-READ = (*FLAGS, "stop", "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "precision")  # of Config
+FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "stop", "ratio", "seed")  # settings that have a flag
+READ = (*FLAGS, "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "precision")  # of Config
 EPOCH = ("epoch {}/{}: {updates} updates of step 2, Acc(D_f) {acc_forget_before:.2f} to {acc_forget:.2f}; loss of "
          "step 3 {loss:.3f}, Acc(held out) {acc_held_out:.2f}; {:.0f} s, at most {:.0f} s left")
 
@@ -46,7 +47,8 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
         data: all training images, labels as the network was trained on them, in memory or Streamed.
         forget: (k,) int64 indices of the known bad ones; neither empty nor all.
         layers: names or patterns (`*.mlp.0`) of the layers that get theta_o2; None: chosen by `expand_any`.
-        say: called with a line of text about each choice and each epoch; None: silent.
+        say: called with a line of text about each choice, each epoch and, from another thread, about how far a step is
+            that takes long; None: silent.
         keep: file for the state after each `every` epochs, from which the same call goes on; None, every=0: no state.
         leave: bytes that a state leaves free on its file system, for what the caller will write; None: the weights'.
         files: the images' files, by which, too, a state knows whether they are the same.
@@ -65,7 +67,8 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
         say(line)
     weight = next(model.parameters())
     example = torch.zeros((2, *data.shape), device=weight.device)
-    expanded = expand_any(model, example, config, layers, say)
+    with Watch("choosing layers for theta_o2", say) as watch:
+        expanded = expand_any(model, example, config, layers, watch.say)
     if sync_batchnorm:
         expanded = synchronised(expanded)
     state = add_capacity(expanded, data, forget, config, stream(config.seed, "repair"))
@@ -80,7 +83,8 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
     def log(epoch: int, epochs: int, net, **record) -> None:
         spent = time.perf_counter() - begin
         left, record = spent / (epoch - done) * (epochs - epoch), dict(acc_held_out=math.nan) | record
-        say(EPOCH.format(epoch, epochs, spent, left, **record))
+        watch.say(EPOCH.format(epoch, epochs, spent, left, **record))
+        watch.what = f"epoch {epoch + 1}/{epochs} is under way"
         if keep and every and epoch % every == 0 and ranks()[0] == 0:
             try:
                 save_state(state, end, keep, leave=leave, **notes)
@@ -88,7 +92,9 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
                 told = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
                 say(f"the state of epoch {epoch} could not be written to {keep} ({told})")
 
-    repaired = rem(expanded, data, forget, config, state.generator, until=lambda _: end, log=log, state=state)
+    with Watch(f"epoch {done + 1}/{config.unlearn_epochs} is under way", say) as watch:
+        state.data = watch.over(data)
+        repaired = rem(expanded, data, forget, config, state.generator, until=lambda _: end, log=log, state=state)
     if not sync_batchnorm:
         return repaired
     plain = copy.deepcopy(model)  # whose BatchNorms are of their own kind

@@ -48,7 +48,8 @@ def predictions(seed: int, classes: int, n: int, right: float):
     return torch.where(torch.rand(n, generator=g) < right, order[labels], noise), labels, order
 
 
-@pytest.mark.parametrize("classes, n, right", [(2, 60, 0.9), (3, 90, 1.0), (10, 300, 0.6), (10, 60, 0.9), (300, 1800, 0.9)])
+@pytest.mark.parametrize("classes, n, right", [(2, 60, 0.9), (3, 90, 1.0), (10, 300, 0.6), (10, 60, 0.9),
+                                               (300, 1800, 0.9)])
 def test_an_order_is_found(classes, n, right):
     """P2: few classes or many, images of each in plenty or few; the share is that of images that had no say in it."""
     for seed in range(5):
