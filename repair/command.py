@@ -21,7 +21,7 @@ from experiment.devices import check_room, choose_device
 from experiment.files import write_whole
 from experiment.rows import provenance
 from repair import checkpoints
-from repair.images import room_for_images
+from repair.images import Files, cut_off, room_for_images
 from repair.inputs import Folder, open_folder
 from repair.mismatch import check_logits, look_first, memory_format_of, predicted, share_of
 from repair.network import FLAGS, READ, choose_settings, repair, too_sure, unwrapped
@@ -53,6 +53,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--image-size", type=int, help="pixels per side (default: the architecture's usual; resnet9, vit "
                    "and FILE.py have none)")
     p.add_argument("--crop-pct", type=float, help="crop over resized side (default: usual; with --image-size: 1)")
+    p.add_argument("--resize", choices=("crop", "squash"), default="crop", help="images that are not square: crop "
+                   "their borders, or squash them whole into a square, whichever the network was trained with (default: "
+                   "crop)")
     usual = ("per channel, in [0, 1] (default: the architecture's usual; resnet9, vit: that of the training images; "
              "FILE.py: ImageNet's)")
     p.add_argument("--mean", type=float, nargs="+", help=usual)
@@ -93,6 +96,7 @@ def main(given: dict, argv: list[str]) -> int:
     check_apart(args.out, folder)
     print(folder.said)
     model, reading = build_network(args.model, len(folder.classes), args.image_size, args.crop_pct, args.mean, args.std)
+    reading = replace(reading, resize=args.resize)
     model, stored = unwrapped(model), checkpoints.read(args.checkpoint, args.ema)
     digests = {args.checkpoint: digest(args.checkpoint), **folder.sha256}  # as they are now: they may change or go
     names = checkpoints.load_into(model, stored, args.checkpoint)
@@ -114,6 +118,8 @@ def main(given: dict, argv: list[str]) -> int:
         print(f"{len(skipped)} images cannot be decoded and are left out, {skipped[0]} first")
     print(f"{len(train)} training images of {reading.size}x{reading.size}, {len(folder.forget)} known bad, "
           f"{len(heldout or ())} held out; {len(folder.classes)} classes; {device}", flush=True)
+    if line := cut_off([*folder.paths, *(path for path, _ in folder.heldout or ())], reading, args.workers):
+        print(line, flush=True)
     model, train = model.to(device), replace(train.to(device), part=ranks())
     train = replace(train, memory_format=memory_format_of(model, train))
     heldout = heldout and replace(heldout.to(device), part=ranks(), memory_format=train.memory_format)
@@ -128,10 +134,10 @@ def main(given: dict, argv: list[str]) -> int:
     look_first(model, train, before[0], folder, reading, args.force, class_map)
     config, _ = choose_settings(model, len(train), settings, too_sure(model, train, folder.forget))
     layers, say = None if args.layers is None else args.layers.split(","), functools.partial(print, flush=True)
-    keep = state if args.checkpoint_every else None
+    keep, files = state if args.checkpoint_every else None, Files(folder.paths, folder.labels, reading)
     try:
         repaired = repair(model, train, folder.forget, layers=layers, say=say, keep=keep, every=args.checkpoint_every,
-                          leave=bytes_of(stored), files=folder.paths, sync_batchnorm=args.sync_batchnorm, **settings)
+                          leave=bytes_of(stored), files=files, sync_batchnorm=args.sync_batchnorm, **settings)
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} (the rate is --lr)") from error
     if ranks()[0] == 0:  # the first process writes, and this first: what follows costs no repair
@@ -164,9 +170,7 @@ def main(given: dict, argv: list[str]) -> int:
 def list_suspects(out: str, model: nn.Module, repaired: nn.Module, data, folder: Folder, places: dict) -> str:
     """Rank the suspects and, in the first process, write them; a line that says so, or why there are none."""
     try:
-        with Watch("ranking the suspects", tell_here) as watch:
-            seen = watch.over(data)
-            found, similar = suspects(repaired, seen, folder.forget), similarity(model, seen, folder.forget)
+        found, similar = suspects(repaired, data, folder.forget), similarity(model, data, folder.forget)
         return "" if ranks()[0] else write_suspects(out, found, similar, data, folder, places)
     except Exception as error:
         if ranks()[1] > 1:
@@ -181,7 +185,8 @@ def similarity(model: nn.Module, data, forget: torch.Tensor) -> torch.Tensor | N
     layers = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     need = 3 * 8 * len(data) * max(weight.shape[1] for weight in layers[-1:])  # bytes, of the last one's in float64
     fits = ranks()[1] > 1 or need <= room_for_images(torch.device("cpu"))  # several processes must agree
-    return probe(features(model, data), forget) if fits else None
+    with Watch("features of the images", tell_here) as watch:
+        return probe(features(model, watch.over(data)), forget) if fits else None
 
 
 def before_and_after(before: list, repaired: nn.Module, data, heldout, folder: Folder) -> dict:

@@ -22,7 +22,7 @@ from experiment.datasets import _moments
 from metrics import predict
 from repair.checkpoints import other_classes
 from repair.class_order import another_order, write_order
-from repair.images import Reading, decode
+from repair.images import Reading, decode, shape_of
 from repair.inputs import DIGITS, Folder
 from repair.networks import IMAGENET
 from repair.progress import Watch, tell_here
@@ -160,16 +160,20 @@ def readings(model: nn.Module, data: Data, paths: list[Path], reading: Reading, 
         if (tuple(mean), tuple(std)) != (data.mean, data.std):
             numbers = [" ".join(f"{v:.4g}" for v in values) for values in (mean, std)]
             yield note(f"--mean {numbers[0]} --std {numbers[1]}", replace(data, mean=tuple(mean), std=tuple(std)))
-    others = [replace(reading, size=size, crop_pct=crop) for size, crop in
-              ((reading.size, 0.875), *((size, 1.0) for size in SIZES))] if sizes else []
-    with Watch("trying other image sizes", tell_here) as watch:
+    other_way = "squash" if reading.resize == "crop" else "crop"
+    others = [replace(reading, resize=other_way)] if any(len({*shape_of(path)}) > 1 for path in paths) else []
+    if sizes:
+        others += [replace(reading, size=size, crop_pct=crop) for size, crop in
+                   ((reading.size, 0.875), *((size, 1.0) for size in SIZES))]
+    with Watch("trying other sizes of the images", tell_here) as watch:
         watch.begin(len(others), " sizes")
         for other in others:
             if other != reading:
                 images = decode(paths, other)[0].to(data.images.device)
                 with contextlib.suppress(Exception):  # networks raise anything: it takes no such size
-                    yield note(f"--image-size {other.size} --crop-pct {other.crop_pct:g}",
-                               replace(data, images=images))
+                    flags = f"--image-size {other.size} --crop-pct {other.crop_pct:g}"
+                    flags = flags if other.resize == reading.resize else f"--resize {other.resize}"
+                    yield note(flags, replace(data, images=images))
             watch.step()
 
 
