@@ -24,7 +24,7 @@ from repair import checkpoints
 from repair.images import Files, cut_off, room_for_images
 from repair.inputs import Folder, open_folder
 from repair.mismatch import check_logits, look_first, memory_format_of, predicted, share_of
-from repair.network import FLAGS, READ, choose_settings, repair, too_sure, unwrapped
+from repair.network import FLAGS, READ, choose_settings, repair, settle, unwrapped
 from repair.networks import build_network
 from repair.outputs import beside_weights, check_apart, check_replaced, digest, written
 from repair.progress import Watch, tell_here
@@ -54,8 +54,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "and FILE.py have none)")
     p.add_argument("--crop-pct", type=float, help="crop over resized side (default: usual; with --image-size: 1)")
     p.add_argument("--resize", choices=("crop", "squash"), default="crop", help="images that are not square: crop "
-                   "their borders, or squash them whole into a square, whichever the network was trained with (default: "
-                   "crop)")
+                   "their borders, or squash them whole into a square, as in the network's training (default: crop)")
     usual = ("per channel, in [0, 1] (default: the architecture's usual; resnet9, vit: that of the training images; "
              "FILE.py: ImageNet's)")
     p.add_argument("--mean", type=float, nargs="+", help=usual)
@@ -132,8 +131,10 @@ def main(given: dict, argv: list[str]) -> int:
                          "and --std") from error
     class_map = beside_weights(args.out, ".classes.txt")
     look_first(model, train, before[0], folder, reading, args.force, class_map)
-    config, _ = choose_settings(model, len(train), settings, too_sure(model, train, folder.forget))
     layers, say = None if args.layers is None else args.layers.split(","), functools.partial(print, flush=True)
+    config, reasons = settle(model, train, folder.forget, settings, say)
+    say("\n".join(reasons))
+    settings = {name: getattr(config, name) for name in READ}
     keep, files = state if args.checkpoint_every else None, Files(folder.paths, folder.labels, reading)
     try:
         repaired = repair(model, train, folder.forget, layers=layers, say=say, keep=keep, every=args.checkpoint_every,

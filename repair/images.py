@@ -119,8 +119,8 @@ def cut_off(paths: list[Path], reading: Reading, workers: int | None = None) -> 
         return None
     among = "" if len(looked) == len(paths) else f", evenly spaced among {len(paths):,},"
     shares = f"{found[0]:.0f} to {found[-1]:.0f} %, in the median {np.median(found):.0f} %,"
-    return (f"{len(found):,} of {len(looked):,} images{among} are not square: {shares} of their longer side is cut off at the borders; if the "
-            "network was trained on whole images: --resize squash")
+    return (f"{len(found):,} of {len(looked):,} images{among} are not square: {shares} of their longer side is cut off "
+            "at the borders; if the network was trained on whole images: --resize squash")
 
 
 def shape_of(path: Path) -> tuple[int, int]:

@@ -8,13 +8,14 @@ import copy
 import fnmatch
 import math
 import time
+import warnings
 from dataclasses import fields, replace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from engine.checks import check_forget, first_line
+from engine.checks import NonFiniteLoss, check_forget, first_line
 from engine.ending import Never, Repaired
 from engine.modes import eval_mode
 from engine.ranks import over_ranks, ranks
@@ -23,7 +24,7 @@ from etd import Expanded
 from expand import expand
 from experiment.data import Data, Streamed
 from experiment.settings import Config
-from rem import Settings, add_capacity, rem
+from rem import Settings, add_capacity, rem, remove
 from repair.mismatch import memory_format_of
 from repair.networks import check_parameters
 from repair.progress import Watch
@@ -33,6 +34,9 @@ FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0"
             "*branch[23].0.conv")  # inner layers of blocks
 FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "stop", "ratio", "seed")  # settings that have a flag
 READ = (*FLAGS, "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "precision")  # of Config
+PROBED = 10  # passes over D_f after which SGD must have moved it
+SURE = "so sure of the known bad that their gradient is next to nothing, which Adam rescales"
+STUCK = f"{PROBED} passes of SGD over the known bad moved next to nothing; Adam rescales their gradient"
 EPOCH = ("epoch {}/{}: {updates} updates of step 2, Acc(D_f) {acc_forget_before:.2f} to {acc_forget:.2f}; loss of "
          "step 3 {loss:.3f}, Acc(held out) {acc_held_out:.2f}; {:.0f} s, at most {:.0f} s left")
 
@@ -62,7 +66,7 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
     model, forget = unwrapped(model), check_forget(forget, len(data))
     check_parameters(model, "the network")
     data = replace(data, memory_format=memory_format_of(model, data))
-    config, reasons = choose_settings(model, len(data), settings, too_sure(model, data, forget))
+    config, reasons = settle(model, data, forget, settings, say)
     for line in reasons:
         say(line)
     weight = next(model.parameters())
@@ -113,25 +117,76 @@ def synchronised(expanded: Expanded) -> Expanded:
     return nn.SyncBatchNorm.convert_sync_batchnorm(expanded)
 
 
-@torch.no_grad()
+def settle(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, given: dict, say=None
+           ) -> tuple[Config, list[str]]:
+    """`choose_settings` for a network as it is: with Adam where D_f has too little of a gradient for SGD."""
+    if "optimizer" in given:
+        return choose_settings(model, len(data), given)
+    found = choose_settings(model, len(data), given, SURE if too_sure(model, data, forget) else None)
+    if found[0].optimizer == "sgd" and "unlearn_lr" not in given and stuck(model, data, forget, found[0], say):
+        return choose_settings(model, len(data), given, STUCK)
+    return found
+
+
 def too_sure(model: nn.Module, data: Data | Streamed, forget: torch.Tensor) -> bool:
     """Whether D_f has next to no gradient, which is about as large as its cross-entropy at the labels as given.
 
     Choice: a mean below 1e-6. At 2e-4 SGD needed 18 updates of step 2, at 5e-10 and 3e-9 a hundred moved nothing.
     """
+    return mean_ce(model, data, forget) < 1e-6
+
+
+def stuck(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, config: Config, say=None) -> bool:
+    """Whether SGD needs more than max_passes in step 2, by PROBED passes of it on a copy; false once one of D_f falls.
+
+    Choice: the gradient of CE is about as large as CE itself, so that dCE/dt ~ CE^2 and 1 / CE falls evenly along the
+    way until it is near 0 and the label is gone. To get there within max_passes it must have fallen by now by the share
+    of the way that these passes are, see `travelled`. At a mean of 1e-3 and 1e-4 SGD needed 27 to 36 and 76 to 85
+    passes, at 3e-5 and less a hundred moved nothing, and Adam needed 26 to 31 (two of three small networks).
+    """
+    if config.max_passes <= PROBED:
+        return False
+    state = add_capacity(Expanded(model), data, forget, replace(config, max_passes=1), stream(config.seed, "probe"))
+    begin = mean_ce(state.expanded, data, forget)
+    with Watch(f"the first {PROBED} passes over the known bad", say) as watch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that one pass is not enough
+        state.data = watch.over(data)
+        for _ in range(PROBED):
+            try:
+                remove(state)
+            except NonFiniteLoss:  # it moves
+                return False
+            if not state.record["passes"] or state.record["acc_forget"] < state.record["acc_forget_before"]:
+                return False
+    updates = state.record["updates"]  # of a pass
+    share = travelled(PROBED * updates, config.momentum) / travelled(config.max_passes * updates, config.momentum)
+    return begin > (1 - share) * mean_ce(state.expanded, data, forget)
+
+
+def travelled(updates: int, momentum: float) -> float:
+    """How far SGD gets along a constant gradient, which momentum slows down at first, over its later pace."""
+    # sum over k = 1 ... updates of 1 - momentum^k
+    return updates - momentum * (1 - momentum**updates) / (1 - momentum)
+
+
+@torch.no_grad()
+def mean_ce(model: nn.Module, data: Data | Streamed, index: torch.Tensor) -> float:
+    """Mean cross-entropy of the labels as given, in float64, in eval mode without augmentation."""
     weight = next(model.parameters())
     total = torch.zeros(2, dtype=torch.float64, device=weight.device)  # sum and number
     with eval_mode(model):
-        for _, x, y in data.batches(forget, size=32, dtype=weight.dtype):
+        for _, x, y in data.batches(index, size=32, dtype=weight.dtype):
             logits = model(x.to(weight.device)).double()  # (B, classes)
             ce = F.cross_entropy(logits, y.to(weight.device), reduction="none")
             total += torch.stack([ce.sum(), ce.new_tensor(len(ce))])
     over_ranks([total])
-    return float(total[0] / total[1]) < 1e-6
+    return float(total[0] / total[1])
 
 
-def choose_settings(model: nn.Module, n: int, given: dict, sure: bool = False) -> tuple[Config, list[str]]:
+def choose_settings(model: nn.Module, n: int, given: dict, no_sgd: str | None = None) -> tuple[Config, list[str]]:
     """Batch, optimiser, its rate and epochs for n training images, and the reason for each; what is given stays.
+
+    no_sgd: why SGD will not do, in words; None: it may.
 
     Choice: gamma 0.05, below chance for few classes, though Sec. 5 wants it above: of few known images nearly
     all have to change, or the pattern that they share stays.
@@ -140,8 +195,8 @@ def choose_settings(model: nn.Module, n: int, given: dict, sure: bool = False) -
     norm = any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in model.modules())
     why = f"the network has {'' if norm else 'no '}BatchNorm; Table 3"
     optimizer = "sgd" if norm else "adam"
-    if sure and norm:
-        optimizer, why = "adam", "so sure of the known bad that their gradient is next to nothing, which Adam rescales"
+    if no_sgd and norm:
+        optimizer, why = "adam", no_sgd
     sgd = given.get("optimizer", optimizer) == "sgd"
     chosen = {"batch": (batch, f"{-(-n // batch)} steps per epoch on {n} images; from 16 to the paper's 512"),
               "optimizer": (optimizer, why),

@@ -25,7 +25,7 @@ from helpers import assert_close, assert_same_state, make_data, small_net
 from models import build
 from repair import network
 from repair.mismatch import predicted
-from repair.network import choose_settings, expand_any, layer_choices, repair, synchronised, too_sure
+from repair.network import SURE, choose_settings, expand_any, layer_choices, repair, synchronised, too_sure
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # rounding decides whether a cap is reached
 
@@ -59,7 +59,7 @@ def test_batch_from_the_number_of_images(n, batch):
 def test_the_rate_is_that_of_the_optimiser(norm, sure, given, chosen):
     """P4: SGD with BatchNorm and Adam without or where a network is too sure, unless one is given; each has its
     rate."""
-    config, reasons = choose_settings(small_net(0, norm=norm), 100, given, sure)
+    config, reasons = choose_settings(small_net(0, norm=norm), 100, given, SURE if sure else None)
     assert (config.optimizer, config.unlearn_lr) == chosen
     assert any("so sure" in line for line in reasons) == (sure and norm and "optimizer" not in given)
 

@@ -140,7 +140,8 @@ def test_help_and_the_example(tmp_path, monkeypatch, capsys):
     chosen, text = choose_settings(small_net(0), 100, {})[0], " ".join(shown.split())
     assert (chosen.gamma, chosen.ratio, chosen.unlearn_epochs, chosen.seed) == (0.05, 0.25, 4, 0)
     assert "most epochs of REM, passes over all training images; --stop ends it before that" in text
-    assert "max: all of --epochs" in text and "0: no repair (default: 4)" in text and "over the network's (default: 0.25)" in text
+    assert "max: all of --epochs" in text and "0: no repair (default: 4)" in text
+    assert "over the network's (default: 0.25)" in text
     folder = tmp_path / "a folder"
     monkeypatch.setattr(sys, "argv", ["repair.py", "--write", str(folder)])
     monkeypatch.setattr(example_repair, "fit", lambda *args: None)  # a network as it was drawn will do
