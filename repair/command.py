@@ -21,6 +21,7 @@ from experiment.devices import check_room, choose_device
 from experiment.files import write_whole
 from experiment.rows import provenance
 from repair import checkpoints
+from repair.channels import with_channels
 from repair.images import Files, cut_off, room_for_images
 from repair.inputs import Folder, open_folder
 from repair.mismatch import check_logits, look_first, memory_format_of, predicted, share_of
@@ -55,8 +56,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--crop-pct", type=float, help="crop over resized side (default: usual; with --image-size: 1)")
     p.add_argument("--resize", choices=("crop", "squash"), default="crop", help="images that are not square: crop "
                    "their borders, or squash them whole into a square, as in the network's training (default: crop)")
-    usual = ("per channel, in [0, 1] (default: the architecture's usual; resnet9, vit: that of the training images; "
-             "FILE.py: ImageNet's)")
+    usual = ("per channel, one number where the network takes one, in [0, 1] (default: the architecture's usual; "
+             "resnet9, vit: that of the training images; FILE.py: ImageNet's)")
     p.add_argument("--mean", type=float, nargs="+", help=usual)
     p.add_argument("--std", type=float, nargs="+", help=usual)
     p.add_argument("--layers", help="layers that get theta_o2: names or patterns such as '*.mlp.0', with commas")
@@ -97,6 +98,9 @@ def main(given: dict, argv: list[str]) -> int:
     model, reading = build_network(args.model, len(folder.classes), args.image_size, args.crop_pct, args.mean, args.std)
     reading = replace(reading, resize=args.resize)
     model, stored = unwrapped(model), checkpoints.read(args.checkpoint, args.ema)
+    reading = with_channels(model, stored, reading)
+    if reading.channels == 1:
+        print("the network takes one channel: images are read as grey ones, of colours by their luminance")
     digests = {args.checkpoint: digest(args.checkpoint), **folder.sha256}  # as they are now: they may change or go
     names = checkpoints.load_into(model, stored, args.checkpoint)
     if others := [key for key in stored if key not in names]:

@@ -32,6 +32,7 @@ class Reading:
     mean: tuple[float, ...] | None = None  # per channel, in [0, 1]; None, with std: the training images' own
     std: tuple[float, ...] | None = None
     resize: str = "crop"  # of images that are not square: "crop" their borders, or "squash" them whole into a square
+    channels: int = 3  # 1: grey, as Pillow makes it of colours
 
     def __post_init__(self):
         if not 1 <= self.size <= MOST_PIXELS:
@@ -42,12 +43,13 @@ class Reading:
 
     def size_of(self, n: int) -> int:
         """Bytes of n images."""
-        return 3 * self.size**2 * n
+        return self.channels * self.size**2 * n
 
 
 @dataclass
 class Files:
-    """Image files as a torch Dataset: (image, label), the image (3, size, size) uint8, decoded when it is asked for."""
+    """Image files as a torch Dataset: (image, label), the image
+    (channels, size, size) uint8, decoded when it is asked for."""
 
     paths: list[Path]
     labels: torch.Tensor
@@ -61,25 +63,33 @@ class Files:
 
 
 def pixels(path: Path, reading: Reading) -> np.ndarray:
-    """Decode one file: (3, size, size) uint8; ValueError that names it."""
+    """Decode one file: (channels, size, size) uint8; ValueError that names it."""
     size, resized = reading.size, round(reading.size / reading.crop_pct)
     edge = (resized - size) // 2
     try:
         squashed = reading.resize == "squash"
-        return _decode_one(path, resized, squashed)[edge : edge + size, edge : edge + size].transpose(2, 0, 1)
+        image = _decode_one(path, resized, squashed)[edge : edge + size, edge : edge + size]
+        return grey_of(image)[None] if reading.channels == 1 else image.transpose(2, 0, 1)
     except Exception as error:  # decoders raise anything on damaged or hostile files
         cause = error.__cause__ or error
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(cause, kind=False)
         raise ValueError(f"{path} ({reason})") from error
 
 
+def grey_of(image: np.ndarray) -> np.ndarray:
+    """(H, W) of an image (H, W, 3): of a grey one its own values."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).convert("L"))
+
+
 def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip: bool = False):
     """Decode image files.
 
-    Returns: (n, 3, size, size) uint8 and (n,) int64 positions in `paths`: all of them, or with `skip` those that
+    Returns: (n, channels, size, size) uint8 and (n,) int64 positions in `paths`: all of them, or with `skip` those that
         decode.
     """
-    images, bad = np.zeros((len(paths), 3, reading.size, reading.size), np.uint8), {}
+    images, bad = np.zeros((len(paths), reading.channels, reading.size, reading.size), np.uint8), {}
 
     def fill(i: int) -> None:
         try:

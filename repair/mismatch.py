@@ -30,6 +30,7 @@ from repair.progress import Watch, tell_here
 NORMS = (IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3),
          ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))  # mean and std to try, the last CIFAR-10's
 SIZES = (32, 64, 96, 128, 160, 224, 256, 299)  # pixels per side that networks are trained at
+MNIST = ((0.1307,), (0.3081,))
 LOOK = 500  # images on which another reading of the folder is tried
 SURE, LOW, BETTER = 0.9, 0.5, 0.1  # accuracies on the given labels: no doubt; too low to go on; worth a stop
 FEW = 20  # classes of which a message has all names
@@ -155,8 +156,11 @@ def readings(model: nn.Module, data: Data, paths: list[Path], reading: Reading, 
         except ArithmeticError:  # logits that are not finite
             return 0.0, words, None
 
-    yield note("BGR images (which FILE.py:FUNCTION can flip)", replace(data, images=data.images.flip(1)))
-    for mean, std in (*NORMS, _moments(data.images.cpu())):
+    colours = data.shape[0] == 3
+    if colours:
+        yield note("BGR images (which FILE.py:FUNCTION can flip)", replace(data, images=data.images.flip(1)))
+    grey = [tuple((sum(values) / 3,) for values in norm) for norm in NORMS]
+    for mean, std in (*(NORMS if colours else (*grey, MNIST)), _moments(data.images.cpu())):
         if (tuple(mean), tuple(std)) != (data.mean, data.std):
             numbers = [" ".join(f"{v:.4g}" for v in values) for values in (mean, std)]
             yield note(f"--mean {numbers[0]} --std {numbers[1]}", replace(data, mean=tuple(mean), std=tuple(std)))
