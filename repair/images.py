@@ -48,8 +48,7 @@ class Reading:
 
 @dataclass
 class Files:
-    """Image files as a torch Dataset: (image, label), the image
-    (channels, size, size) uint8, decoded when it is asked for."""
+    """Image files as a torch Dataset: (image, label), decoded when asked for; the image (channels, size, size) uint8."""
 
     paths: list[Path]
     labels: torch.Tensor
