@@ -48,7 +48,7 @@ class Reading:
 
 @dataclass
 class Files:
-    """Image files as a torch Dataset: (image, label), decoded when asked for; the image (channels, size, size) uint8."""
+    """Image files as a torch Dataset: (image, label), decoded when asked for; (channels, size, size) uint8."""
 
     paths: list[Path]
     labels: torch.Tensor
