@@ -18,6 +18,11 @@ from pathlib import Path
 # Two runs of 11 s at once took over 150 s, with this 32 s; one alone is as fast as before (results/spread/README.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+from experiment.interrupts import answer_while_importing, answering
+
+if __name__ == "__main__":
+    answer_while_importing()  # importing torch takes seconds
+
 import torch
 
 from engine.checks import first_line
@@ -196,4 +201,4 @@ def table(rows: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answering(main, lambda: what_is_left(sys.argv[1:])))

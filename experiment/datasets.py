@@ -264,8 +264,8 @@ def _decode(samples, size):
     return images
 
 
-def _decode_one(path, size):
-    """Return (size, size, 3) uint8: RGB, shorter side resized to `size`, centre crop."""
+def _decode_one(path, size, squash=False):
+    """Return (size, size, 3) uint8: RGB, shorter side resized to `size`, centre crop; or both sides with `squash`."""
     from PIL import Image
 
     try:
@@ -276,6 +276,8 @@ def _decode_one(path, size):
     except Exception as error:  # PIL's decoders raise anything, and DecompressionBombError for billions of pixels
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ValueError(f"cannot decode {path} ({reason}): remove or replace it") from error
+    if squash:
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     if (short := min(image.size)) != size:
         if max(image.size) > SLIM * short:  # resized whole it could fill the memory
             width, height = (min(side, SLIM * short) for side in image.size)

@@ -42,7 +42,7 @@ class Config:
     p_mem: float = of_network(Settings.p_mem, "share of theta_o2 that a mask turns on", "[0, 1]")
 
     etd: bool = of_training(False, "train with example-tied dropout, then unlearn from it")
-    epochs: int = of_training(40, "training epochs", "[0, inf)")
+    epochs: int = of_training(40, "epochs of training, of the original and in retrain; all of them run", "[0, inf)")
     batch: int = of_training(Settings.batch, "batch size, of unlearning too", "[2, inf)")
     optimizer: str = of_training(Settings.optimizer, "sgd or adam", choices=("sgd", "adam"))
     lr: float = of_training(0.025, "peak rate; ends at a fifth", "[0, inf)")
@@ -53,8 +53,10 @@ class Config:
 
     method: str = of_unlearning("no-ul,cf,npo,rem", "methods, separated by commas: names, all or FILE.py:FUNCTION")
     discovery: float = of_unlearning(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]", "(0, 1]")
-    unlearn_epochs: int = of_unlearning(Settings.unlearn_epochs, "max epochs of Alg. 1", "[0, inf)")
-    stop: str = of_unlearning("repaired", "end of REM: repaired (no epoch is better any more) or max (all epochs)",
+    unlearn_epochs: int = of_unlearning(Settings.unlearn_epochs, "most epochs of Alg. 1; all those of cf, scrub, badt",
+                                        "[0, inf)")
+    stop: str = of_unlearning("repaired", "end of REM: repaired (after two epochs that are no better, within "
+                              "--unlearn-epochs; the best is taken) or max (all of --unlearn-epochs; the last is)",
                               choices=("repaired", "max"))
     unlearn_lr: float = of_unlearning(Settings.unlearn_lr, "epsilon of Alg. 1", "[0, inf)")
     gamma: float = of_unlearning(Settings.gamma, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")

@@ -7,7 +7,8 @@
     networks.py  networks by name                      checkpoints.py files of weights, read safely
     mismatch.py  whether network and folder fit        suspects.py    what was not discovered
     outputs.py   what is written, and where            sheets.py      the list of suspects and their pictures
-    state.py     going on after an interruption
+    state.py     going on after an interruption        class_order.py the order of the classes, by matching
+    progress.py  how far long work has come            channels.py    networks of grey images
 """
 
 from repair.network import repair  # noqa: F401

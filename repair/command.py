@@ -21,12 +21,14 @@ from experiment.devices import check_room, choose_device
 from experiment.files import write_whole
 from experiment.rows import provenance
 from repair import checkpoints
-from repair.images import room_for_images
+from repair.channels import with_channels
+from repair.images import Files, cut_off, room_for_images
 from repair.inputs import Folder, open_folder
 from repair.mismatch import check_logits, look_first, memory_format_of, predicted, share_of
-from repair.network import FLAGS, READ, choose_settings, repair, too_sure, unwrapped
+from repair.network import FLAGS, READ, choose_settings, repair, unwrapped
 from repair.networks import build_network
 from repair.outputs import beside_weights, check_apart, check_replaced, digest, written
+from repair.progress import Watch, tell_here
 from repair.sheets import beside, write_suspects
 from repair.state import bytes_of
 from repair.suspects import probe, suspects
@@ -52,13 +54,19 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--image-size", type=int, help="pixels per side (default: the architecture's usual; resnet9, vit "
                    "and FILE.py have none)")
     p.add_argument("--crop-pct", type=float, help="crop over resized side (default: usual; with --image-size: 1)")
-    usual = ("per channel, in [0, 1] (default: the architecture's usual; resnet9, vit: that of the training images; "
-             "FILE.py: ImageNet's)")
+    p.add_argument("--resize", choices=("crop", "squash"), default="crop", help="images that are not square: crop "
+                   "their borders, or squash them whole into a square, as in the network's training (default: crop)")
+    usual = ("per channel, one number where the network takes one, in [0, 1] (default: the architecture's usual; "
+             "resnet9, vit: that of the training images; FILE.py: ImageNet's)")
     p.add_argument("--mean", type=float, nargs="+", help=usual)
     p.add_argument("--std", type=float, nargs="+", help=usual)
     p.add_argument("--layers", help="layers that get theta_o2: names or patterns such as '*.mlp.0', with commas")
     p.add_argument("--ratio", type=float, help="theta_o2's width over the network's (default: 0.25)")
-    p.add_argument("--epochs", type=int, dest="unlearn_epochs", help="most epochs of REM (default: 4)")
+    p.add_argument("--epochs", type=int, dest="unlearn_epochs", help="most epochs of REM, passes over all training "
+                   "images; --stop ends it before that; 0: no repair (default: 4)")
+    p.add_argument("--stop", choices=("repaired", "max"), help="repaired: at the first epoch that is no better than "
+                   "the best before, by images that are held out and the known bad, and the best one is written; max: "
+                   "all of --epochs, and the last one is written (default: repaired)")
     p.add_argument("-b", "--batch-size", type=int, dest="batch", help="(default: from the number of images)")
     p.add_argument("--lr", type=float, dest="unlearn_lr", help="rate (default: from the kind of network)")
     p.add_argument("--optimizer", choices=("sgd", "adam"), help="(default: from the kind of network)")
@@ -88,7 +96,11 @@ def main(given: dict, argv: list[str]) -> int:
     check_apart(args.out, folder)
     print(folder.said)
     model, reading = build_network(args.model, len(folder.classes), args.image_size, args.crop_pct, args.mean, args.std)
+    reading = replace(reading, resize=args.resize)
     model, stored = unwrapped(model), checkpoints.read(args.checkpoint, args.ema)
+    reading = with_channels(model, stored, reading)
+    if reading.channels == 1:
+        print("the network takes one channel: images are read as grey ones, of colours by their luminance")
     digests = {args.checkpoint: digest(args.checkpoint), **folder.sha256}  # as they are now: they may change or go
     names = checkpoints.load_into(model, stored, args.checkpoint)
     if others := [key for key in stored if key not in names]:
@@ -109,6 +121,8 @@ def main(given: dict, argv: list[str]) -> int:
         print(f"{len(skipped)} images cannot be decoded and are left out, {skipped[0]} first")
     print(f"{len(train)} training images of {reading.size}x{reading.size}, {len(folder.forget)} known bad, "
           f"{len(heldout or ())} held out; {len(folder.classes)} classes; {device}", flush=True)
+    if line := cut_off([*folder.paths, *(path for path, _ in folder.heldout or ())], reading, args.workers):
+        print(line, flush=True)
     model, train = model.to(device), replace(train.to(device), part=ranks())
     train = replace(train, memory_format=memory_format_of(model, train))
     heldout = heldout and replace(heldout.to(device), part=ranks(), memory_format=train.memory_format)
@@ -119,13 +133,14 @@ def main(given: dict, argv: list[str]) -> int:
     except ArithmeticError as error:  # nothing has been trained, so no rate is to blame
         raise ValueError(f"{args.checkpoint} gives logits that are not finite on these images; check the file, --mean "
                          "and --std") from error
-    look_first(model, train, before[0], folder, reading, args.force)
-    config, _ = choose_settings(model, len(train), settings, too_sure(model, train, folder.forget))
+    class_map = beside_weights(args.out, ".classes.txt")
+    look_first(model, train, before[0], folder, reading, args.force, class_map)
     layers, say = None if args.layers is None else args.layers.split(","), functools.partial(print, flush=True)
-    keep = state if args.checkpoint_every else None
+    config, _ = choose_settings(model, len(train), settings)
+    keep, files = state if args.checkpoint_every else None, Files(folder.paths, folder.labels, reading)
     try:
         repaired = repair(model, train, folder.forget, layers=layers, say=say, keep=keep, every=args.checkpoint_every,
-                          leave=bytes_of(stored), files=folder.paths, sync_batchnorm=args.sync_batchnorm, **settings)
+                          leave=bytes_of(stored), files=files, sync_batchnorm=args.sync_batchnorm, **settings)
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} (the rate is --lr)") from error
     if ranks()[0] == 0:  # the first process writes, and this first: what follows costs no repair
@@ -173,7 +188,8 @@ def similarity(model: nn.Module, data, forget: torch.Tensor) -> torch.Tensor | N
     layers = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     need = 3 * 8 * len(data) * max(weight.shape[1] for weight in layers[-1:])  # bytes, of the last one's in float64
     fits = ranks()[1] > 1 or need <= room_for_images(torch.device("cpu"))  # several processes must agree
-    return probe(features(model, data), forget) if fits else None
+    with Watch("features of the images", tell_here) as watch:
+        return probe(features(model, watch.over(data)), forget) if fits else None
 
 
 def before_and_after(before: list, repaired: nn.Module, data, heldout, folder: Folder) -> dict:
