@@ -66,7 +66,8 @@ def parser(word: str | None = None) -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 if a cell or a file failed, 2 for bad input, told in a line."""
+    """Run the command line; returns the exit code: 0, 1 if a cell or a file failed, 2 for bad input, told in a line, 3
+    if a repair did not repair or did harm."""
     argv = sys.argv[1:] if argv is None else argv
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name that stdout cannot encode ends no run

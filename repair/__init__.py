@@ -9,6 +9,7 @@
     outputs.py   what is written, and where            sheets.py      the list of suspects and their pictures
     state.py     going on after an interruption        class_order.py the order of the classes, by matching
     progress.py  how far long work has come            channels.py    networks of grey images
+    truths.py    true labels that are known            verdict.py    repaired, not repaired or harmed
 """
 
-from repair.network import repair  # noqa: F401
+from repair.verdict import judged_repair as repair  # noqa: F401

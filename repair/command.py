@@ -15,7 +15,7 @@ from torch import nn
 
 from engine.checks import check_forget, first_line
 from engine.features import features
-from engine.ranks import ranks
+from engine.ranks import over_ranks, ranks
 from experiment.data import Streamed
 from experiment.devices import check_room, choose_device
 from experiment.files import write_whole
@@ -32,19 +32,22 @@ from repair.progress import Watch, tell_here
 from repair.sheets import beside, write_suspects
 from repair.state import bytes_of
 from repair.suspects import probe, suspects
+from repair.verdict import REPAIRED, Verdict, check_believed, judge, looked_at, undoubted
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The flags, under timm's names where it has one."""
+    p.epilog = ("Exit code: 0 repaired; 1 a file could not be written; 2 bad input, told before any training; 3 NOT "
+                "REPAIRED or HARMED, the weights are written all the same.")
     p.add_argument("--data", required=True, help="folder of train/<class>/* and, held out, test/ or val/<class>/*")
     p.add_argument("--model", required=True, help="resnet9, vit, torchvision's name, timm:NAME or FILE.py:FUNCTION")
     p.add_argument("--checkpoint", required=True, help="the trained weights: .pt, .pth, .bin, .ckpt or .safetensors")
     p.add_argument("--bad", required=True, nargs="+", metavar="LIST",
                    help="known bad images: paths, or indices in the order of the folders' and files' names, in "
                         ".txt, .csv, .json or .npy; lists together, such as the first one and suspects.csv with true "
-                        "in a column `bad`")
+                        "in a column `bad`; a CSV's column `true_label`, for all or some of them, is taught")
     p.add_argument("--out", required=True,
                    help="file of the repaired weights; a report (.json), suspects.csv and suspects.png go beside it")
     p.add_argument("--ema", action="store_true", help="repair the averaged weights of the checkpoint")
@@ -80,11 +83,15 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--sync-batchnorm", action="store_true", help="under torchrun, batch statistics of the whole batch "
                    "instead of each process's own")
     p.add_argument("--skip-bad-images", action="store_true", help="leave out training images that cannot be decoded")
-    p.add_argument("--force", action="store_true", help="go on although the network does not fit the folder")
+    p.add_argument("--force", action="store_true", help="go on although the network does not fit the folder, or does "
+                   "not give the known bad images their labels")
 
 
 def main(given: dict, argv: list[str]) -> int:
-    """Run `run.py repair`; returns the exit code. Bad input raises ValueError or TypeError before any training."""
+    """Run `run.py repair`; returns the exit code, 3 where the verdict is not REPAIRED.
+
+    Bad input raises ValueError or TypeError before any training.
+    """
     args, begin = argparse.Namespace(**given), time.perf_counter()
     device = choose_device(args.device)
     report_file, state = (beside_weights(args.out, ending) for ending in (".json", ".state"))
@@ -135,27 +142,33 @@ def main(given: dict, argv: list[str]) -> int:
                          "and --std") from error
     class_map = beside_weights(args.out, ".classes.txt")
     look_first(model, train, before[0], folder, reading, args.force, class_map)
+    if not args.force:
+        check_believed(train.labels.cpu(), before[0], folder.forget)
     layers, say = None if args.layers is None else args.layers.split(","), functools.partial(print, flush=True)
     config, _ = choose_settings(model, len(train), settings)
     keep, files = state if args.checkpoint_every else None, Files(folder.paths, folder.labels, reading)
     try:
         repaired = repair(model, train, folder.forget, layers=layers, say=say, keep=keep, every=args.checkpoint_every,
-                          leave=bytes_of(stored), files=files, sync_batchnorm=args.sync_batchnorm, **settings)
+                          leave=bytes_of(stored), files=files, sync_batchnorm=args.sync_batchnorm,
+                          true_labels=None if folder.truths is None else folder.truths[folder.forget], **settings)
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} (the rate is --lr)") from error
     if ranks()[0] == 0:  # the first process writes, and this first: what follows costs no repair
         written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
     try:
-        scores = before_and_after(before, repaired, train, heldout, folder)
+        after = [data and predicted(repaired, data) for data in (train, heldout)]
+        scores = before_and_after(before, after, train, heldout, folder)
     except ArithmeticError as error:
         raise ValueError(f"{error} (the rate is --lr); {args.out} has these weights") from error
-    told = list_suspects(args.out, model, repaired, train, folder, places)
+    similar = functools.cache(lambda: similarity(model, train, folder.forget))  # a pass, of which two have a use
+    found = verdict_of(model, train, heldout, before, after, folder, similar)
+    told = list_suspects(args.out, similar, repaired, train, folder, places)
     if ranks()[0]:
-        return 0
+        return agreed_code(found, model)
     seconds = round(time.perf_counter() - begin, 1)
-    print(table_of_changes(scores), told, sep="\n")
+    print(table_of_changes(scores), found.line(), told, sep="\n")
     print(f"{args.out} has the repaired weights, {report_file} this report; {seconds} s")
-    report = {"scores": scores, "seconds": seconds, "arguments": vars(args),
+    report = {"scores": scores, "verdict": found.report(), "seconds": seconds, "arguments": vars(args),
               "settings": {name: getattr(config, name) for name in READ},
               "reading": asdict(reading), "images": len(train), "classes": folder.classes,
               "skipped": [str(path) for path in skipped],
@@ -165,16 +178,44 @@ def main(given: dict, argv: list[str]) -> int:
     written(lambda: write_whole(report_file, lambda file: file.write(text)), keep, say)
     if keep:
         keep.unlink(missing_ok=True)
-    return 0
+    return agreed_code(found, model)
 
 
 # --- Told at the end --------------------------------------------------------------------------------------------------
 
-def list_suspects(out: str, model: nn.Module, repaired: nn.Module, data, folder: Folder, places: dict) -> str:
+def verdict_of(model: nn.Module, data, heldout, before: list, after: list, folder: Folder, similar) -> Verdict:
+    """The verdict on a repair.
+
+    Args: before, after: what was predicted of `data` and of `heldout`, where there is any; similar: called without
+        arguments, gives what `similarity` does; where it fails, the verdict does without.
+    """
+    try:
+        alike = similar()
+    except Exception:
+        if ranks()[1] > 1:
+            raise  # the other processes know nothing of it
+        alike = None
+    labels = data.labels.cpu()
+    counted = undoubted(labels, folder.forget, looked_at(model, data)[1], alike)
+    pair = None if heldout is None else (heldout.labels.cpu(), before[1], after[1])
+    return judge(labels, before[0], after[0], folder.forget, counted, pair)
+
+
+def agreed_code(found: Verdict, model: nn.Module) -> int:
+    """The exit code of all processes: the first one's.
+
+    None leaves before the first has written all, since torchrun ends the others as soon as one has failed.
+    """
+    code = torch.tensor([0 if found.words == (REPAIRED,) or ranks()[0] else 3], device=next(model.parameters()).device)
+    over_ranks([code])
+    return int(code)
+
+
+def list_suspects(out: str, similar, repaired: nn.Module, data, folder: Folder, places: dict) -> str:
     """Rank the suspects and, in the first process, write them; a line that says so, or why there are none."""
     try:
-        found, similar = suspects(repaired, data, folder.forget), similarity(model, data, folder.forget)
-        return "" if ranks()[0] else write_suspects(out, found, similar, data, folder, places)
+        found, alike = suspects(repaired, data, folder.forget), similar()
+        return "" if ranks()[0] else write_suspects(out, found, alike, data, folder, places)
     except Exception as error:
         if ranks()[1] > 1:
             raise  # the other processes know nothing of it
@@ -192,18 +233,19 @@ def similarity(model: nn.Module, data, forget: torch.Tensor) -> torch.Tensor | N
         return probe(features(model, watch.over(data)), forget) if fits else None
 
 
-def before_and_after(before: list, repaired: nn.Module, data, heldout, folder: Folder) -> dict:
+def before_and_after(before: list, after: list, data, heldout, folder: Folder) -> dict:
     """What the repair changed: [before, after] by the name of the row, and how many predictions changed.
 
-    Args: before: what the network predicted of `data` and of `heldout`, where there is any, before the repair.
+    Args: before, after: what was predicted of `data` and of `heldout`, where there is any.
     """
-    pair, labels = (before[0], predicted(repaired, data)), data.labels.cpu()
+    pair, labels = (before[0], after[0]), data.labels.cpu()
     known = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, folder.forget, True)
-    rows = {"known bad, their given labels": [share_of((p == labels)[known]) for p in pair],
-            "other training images, given labels": [share_of((p == labels)[~known]) for p in pair]}
+    rows = {"known bad, their given labels": [share_of((p == labels)[known]) for p in pair]}
+    if folder.truths is not None:
+        rows["known bad, their true labels"] = [share_of((p == folder.truths)[folder.truths >= 0]) for p in pair]
+    rows["other training images, given labels"] = [share_of((p == labels)[~known]) for p in pair]
     if heldout is not None:
-        found = before[1], predicted(repaired, heldout)
-        rows["held-out images"] = [share_of(p == heldout.labels.cpu()) for p in found]
+        rows["held-out images"] = [share_of(p == heldout.labels.cpu()) for p in (before[1], after[1])]
     if folder.clean is not None:
         wrong = (folder.clean >= 0) & (known | (folder.clean != labels))
         rows["Healed: bad images, true labels"] = [share_of((p == folder.clean)[wrong]) for p in pair]

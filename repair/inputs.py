@@ -23,6 +23,7 @@ from repair.images import Reading, load_images
 
 PATH_COLUMNS = ("filename", "filepath", "path", "image", "file", "img_filename")
 LABEL_COLUMNS = ("true_label", "clean_label", "label", "class")  # where there are several, the first
+TRUTH_COLUMNS = LABEL_COLUMNS[:3]  # the same in a list of bad images
 TRUE, FALSE = ("true", "1", "1.0", "yes", "t"), ("false", "0", "0.0", "no", "f", "")
 VERDICTS = ("_bad", "corrupt", "error", "_is_", "issue", "mislabel", "noisy", "poison", "wrong")  # in _ and its name
 SHOWN = 20  # lines that a message names
@@ -44,11 +45,13 @@ class Folder:
     said: str  # how many lines of the list matched, and which held-out part was passed over
     heldout: list[tuple[Path, int]] | None = None  # held-out images and their classes; None: there is no such part
     sha256: dict[str, str] = field(default_factory=dict)  # of the lists of bad images, as they were read
+    truths: torch.Tensor | None = None  # (N,) int64 true labels that these lists have, which are taught; -1: unknown
 
     def load(self, reading: Reading, workers: int | None = None, skip: bool = False, room: float = math.inf):
         """Read the images of train/ and the held-out ones.
 
-        Training images that cannot be decoded are forgotten by `paths`, `labels`, `forget` and `clean` with `skip`.
+        Training images that cannot be decoded are forgotten by `paths`, `labels`, `forget`, `clean` and
+        `truths` with `skip`.
         Args: room: bytes that images may take in memory; those that take more are Streamed from their files.
         Returns: Data or Streamed of the training images, the same of the held-out ones or None, and the files that were
             left out.
@@ -60,6 +63,7 @@ class Folder:
         self.forget = torch.isin(kept, self.forget).nonzero()[:, 0]
         self.paths, self.labels = [self.paths[i] for i in kept], self.labels[kept]
         self.clean = None if self.clean is None else self.clean[kept]
+        self.truths = None if self.truths is None else self.truths[kept]
         if self.heldout is None:
             return train, None, skipped
         paths, reading = [path for path, _ in self.heldout], replace(reading, mean=train.mean, std=train.std)
@@ -75,7 +79,8 @@ def open_folder(root: str | Path, bad, clean: str | Path | None = None, class_ma
 
     Args:
         root: holds train/<class>/* and perhaps test/ or val/.
-        bad: list of known bad training images, see `read_bad`; or several such lists, which count together.
+        bad: list of known bad training images, see `read_bad`; or several such lists, which count together; with
+            their true labels where they are known, see `read_truths`.
         clean: CSV of true labels, see `read_labels`.
         class_map: text file with one class per line in the network's order; None: the folders' names sorted as strings.
     Raises: ValueError for no images, a line that matches nothing, a class that is not in the class map, held-out images
@@ -90,9 +95,12 @@ def open_folder(root: str | Path, bad, clean: str | Path | None = None, class_ma
     lists = {file: read_file(Path(file)) for file in ([bad] if isinstance(bad, (str, Path)) else bad)}
     digests = {str(file): hashlib.sha256(content).hexdigest() for file, content in lists.items()}
     forget, said = read_lists(lists, paths, root, ordered)
+    truths = read_truths(lists, paths, root, classes, labels)
     clean = clean and read_labels(clean, paths, root, classes, ordered)
     heldout, passed_over = list_heldout(root, classes)
-    return Folder(root, classes, paths, labels, forget, clean, "\n".join([said, *passed_over]), heldout, digests)
+    taught = [] if truths is None else [f"{int((truths >= 0).sum())} of these with a true label, which they are taught"]
+    said = "\n".join([said, *taught, *passed_over])
+    return Folder(root, classes, paths, labels, forget, clean, said, heldout, digests, truths)
 
 
 def list_heldout(root: Path, classes: list[str]) -> tuple[list[tuple[Path, int]] | None, list[str]]:
@@ -276,7 +284,15 @@ def json_entries(path: Path, text: bytes) -> list[str | int]:
 
 
 def csv_entries(path: Path, content: bytes) -> list[str | int]:
-    """The rows of a CSV file: all, or those that its column bad, is_label_issue or is_*_issue calls bad.
+    """The images of a CSV file's bad rows."""
+    column, rows = bad_rows(path, content)
+    bad = [row[column] for row in rows]
+    return numbered(bad) if column == "" else bad
+
+
+def bad_rows(path: Path, content: bytes) -> tuple[str, list[dict[str, str]]]:
+    """The column that names the images, and the rows of a CSV file that list a bad one: all, or those that its column
+    bad, is_label_issue or is_*_issue calls bad.
 
     `bad` is what a user typed into suspects.csv: true, false or nothing.
     """
@@ -293,8 +309,7 @@ def csv_entries(path: Path, content: bytes) -> list[str | int]:
     if not issues and (name := verdict(columns, rows, column)):
         raise ValueError(f"{path}: the column {name!r} seems to say which are bad; call it bad, or leave out the "
                          "column and the rows that are good")
-    bad = [row[column] for row in rows if not issues or any(row[name].lower() in TRUE for name in issues)]
-    return numbered(bad) if column == "" else bad
+    return column, [row for row in rows if not issues or any(row[name].lower() in TRUE for name in issues)]
 
 
 def verdict(columns: list[str], rows: list[dict[str, str]], column: str) -> str | None:
@@ -303,7 +318,7 @@ def verdict(columns: list[str], rows: list[dict[str, str]], column: str) -> str 
     It has the words true and false alone, or numbers 1 and 0 under a name of VERDICTS (else these may be classes).
     """
     for name in columns:
-        values = {row[name].lower() for row in rows} - {""} if name != column else set()
+        values = {row[name].lower() for row in rows} - {""} if name not in (column, *TRUTH_COLUMNS[:2]) else set()
         words = values <= {*TRUE, *FALSE} and (not any("0" <= value[0] <= "9" for value in values)
                                                or any(part in f"_{name}" for part in VERDICTS))
         if words and values & {*FALSE}:
@@ -389,7 +404,7 @@ def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[s
     named = [name for name in LABEL_COLUMNS if name in columns]
     if not named:
         raise ValueError(f"{file} has the columns {names_of(columns)}; one must be {', '.join(LABEL_COLUMNS)}")
-    numbers = {**{str(i): i for i in range(len(classes))}, **{name: i for i, name in enumerate(classes)}}
+    numbers = numbers_of(classes)
     if strange := [row[named[0]] for row in rows if row[named[0]] not in numbers]:
         raise ValueError(f"{file}: {clipped(strange[0])!r} is no class; they are {', '.join(classes)}")
     column = path_column(Path(file), columns)
@@ -406,3 +421,43 @@ def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[s
             raise ValueError(f"{file} calls {paths[i].name} {classes[labels[i]]!r} and {classes[label]!r}; leave one")
         labels[i] = label
     return labels
+
+
+def numbers_of(classes: list[str]) -> dict[str, int]:
+    """The class that each class name and each number in letters means; a number that is a name means the class so
+    called."""
+    return {**{str(i): i for i in range(len(classes))}, **{name: i for i, name in enumerate(classes)}}
+
+
+def read_truths(lists: dict, paths: list[Path], root: Path, classes: list[str], labels: torch.Tensor
+                ) -> torch.Tensor | None:
+    """True labels that lists of bad images have: CSV files with a column of TRUTH_COLUMNS, of class names or numbers.
+
+    Args: lists: contents by file, all of whose images match, see `read_bad`; labels: (N,) int64, as the folders say.
+    Returns: (N,) int64 in the order of `paths`, -1 where no list says it, as where a value is empty; None: nowhere.
+    Raises: ValueError for what is no class, for an image with two true labels, or with the one that it has.
+    """
+    truths, numbers = torch.full((len(paths),), -1), numbers_of(classes)
+    for file, content in lists.items():
+        column, rows = bad_rows(Path(file), content) if Path(file).suffix == ".csv" else ("", [])
+        named = next((name for name in TRUTH_COLUMNS if rows and name in rows[0]), None)
+        if named is None:
+            continue
+        entries = [row[column] for row in rows]
+        found, _ = match(numbered(entries) if column == "" else entries, paths, root)
+        for i, row in zip(found, rows, strict=True):
+            if not row[named]:
+                continue
+            if row[named] not in numbers:
+                raise ValueError(f"{file}: the {named} {clipped(row[named])!r} of {paths[i].name} is no class; they "
+                                 f"are {', '.join(classes)}")
+            label = numbers[row[named]]
+            if label == labels[i]:
+                raise ValueError(f"{file} lists {paths[i].name} as bad, and its {named} is {classes[label]!r}, the "
+                                 f"label that it has; take it from the list, or take out the column {named} if that "
+                                 "is the label as given")
+            if truths[i] not in (-1, label):
+                raise ValueError(f"--bad gives {paths[i].name} the true labels {classes[truths[i]]!r} and "
+                                 f"{classes[label]!r}; leave one")
+            truths[i] = label
+    return truths if (truths >= 0).any() else None

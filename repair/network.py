@@ -27,24 +27,27 @@ from repair.mismatch import memory_format_of
 from repair.networks import check_parameters
 from repair.progress import Watch
 from repair.state import bytes_of, marks_of, repair_key, resume, save_state
+from repair.truths import check_truths, with_truths
 
 FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0", "*squeeze",
             "*branch[23].0.conv")  # inner layers of blocks
 FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "stop", "ratio", "seed")  # settings that have a flag
-READ = (*FLAGS, "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "precision")  # of Config
+READ = (*FLAGS, "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "reach", "disbelieved",
+        "precision")  # of Config
 EPOCH = ("epoch {}/{}: {updates} updates of step 2, Acc(D_f) {acc_forget_before:.2f} to {acc_forget:.2f}; loss of "
          "step 3 {loss:.3f}, Acc(held out) {acc_held_out:.2f}; {:.0f} s, at most {:.0f} s left")
 
 
-def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, layers=None, say=None, keep=None,
-           every: int = 1, leave: int | None = None, files=None, sync_batchnorm: bool = False, **settings
-           ) -> nn.Module:
+def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, true_labels: torch.Tensor | None = None,
+           layers=None, say=None, keep=None, every: int = 1, leave: int | None = None, files=None,
+           sync_batchnorm: bool = False, **settings) -> nn.Module:
     """A repaired copy of a trained classifier: REM from some known bad examples, the others unknown.
 
     Args:
         model: any network that `expand` takes, also inside DataParallel or compiled; left as it is.
         data: all training images, labels as the network was trained on them, in memory or Streamed.
         forget: (k,) int64 indices of the known bad ones; neither empty nor all.
+        true_labels: (k,) int64, the true label of each of them, -1 where unknown; they are taught, see truths.py.
         layers: names or patterns (`*.mlp.0`) of the layers that get theta_o2; None: chosen by `expand_any`.
         say: called with a line of text about each choice, each epoch and, from another thread, about how far a step is
             that takes long; None: silent.
@@ -54,11 +57,12 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
         sync_batchnorm: of several processes, batch statistics are those of the whole batch; needs GPUs.
         settings: of settings.Config, over the defaults of `choose_settings`, such as unlearn_epochs=2 or seed=1.
     Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes.
-    Raises: ValueError: forget, or a setting, cannot be used; TypeError: no choice of layers can be expanded;
-        NonFiniteLoss: the rate is too high.
+    Raises: ValueError: forget, a true label or a setting cannot be used; TypeError: no choice of layers can be
+        expanded; NonFiniteLoss: the rate is too high.
     """
     say = say or (lambda text: None)
     model, forget = unwrapped(model), check_forget(forget, len(data))
+    truths = check_truths(true_labels, forget, data)
     check_parameters(model, "the network")
     data = replace(data, memory_format=memory_format_of(model, data))
     config, reasons = choose_settings(model, len(data), settings)
@@ -70,10 +74,12 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
         expanded = expand_any(model, example, config, layers, watch.say)
     if sync_batchnorm:
         expanded = synchronised(expanded)
-    state = add_capacity(expanded, data, forget, config, stream(config.seed, "repair"))
+    taught = with_truths(data, forget, truths)
+    state = add_capacity(expanded, taught, forget, config, stream(config.seed, "repair"))
     end = (Never if config.stop == "max" else Repaired)(state)
     if keep:
-        notes = {"key": repair_key(model, data, forget, config, layers), "marks": marks_of(data, files)}
+        decided = (config, layers) if truths is None else (config, layers, truths.tolist())
+        notes = {"key": repair_key(model, data, forget, *decided), "marks": marks_of(data, files)}
         leave = bytes_of(model.state_dict()) if leave is None else leave
         if line := resume(state, end, keep, **notes):
             say(line)
@@ -92,8 +98,8 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, lay
                 say(f"the state of epoch {epoch} could not be written to {keep} ({told})")
 
     with Watch(f"epoch {done + 1}/{config.unlearn_epochs} is under way", say) as watch:
-        state.data = watch.over(data)
-        repaired = rem(expanded, data, forget, config, state.generator, until=lambda _: end, log=log, state=state)
+        state.data = watch.over(taught)
+        repaired = rem(expanded, taught, forget, config, state.generator, until=lambda _: end, log=log, state=state)
     if not sync_batchnorm:
         return repaired
     plain = copy.deepcopy(model)  # whose BatchNorms are of their own kind

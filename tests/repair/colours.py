@@ -46,7 +46,8 @@ def at_the_middle(classes): return colours(classes, 32)
 def colours(tmp_path) -> dict:
     """The flags of a repair: folders "0".."11" of six flat images each, three of them in the next class's folder.
 
-    The network has its classes in natural order and knows every colour; two of the three are known bad.
+    The network has its classes in natural order and knows every colour; two of the three are known bad. It has not
+    learnt these at their labels, which is why --force is among the flags.
     """
     (tmp_path / "net.py").write_text(NET.format(colours=COLOURS.tolist()))
     for k, colour in enumerate(COLOURS.tolist()):
@@ -61,7 +62,7 @@ def colours(tmp_path) -> dict:
     torch.save(build_network(f"{tmp_path / 'net.py'}:colours", 12, 32)[0].state_dict(), tmp_path / "model.pt")
     return {"--data": tmp_path, "--model": f"{tmp_path / 'net.py'}:colours", "--checkpoint": tmp_path / "model.pt",
             "--bad": tmp_path / "bad.txt", "--class-map": tmp_path / "order.txt", "--image-size": 32,
-            "--out": tmp_path / "out" / "repaired.pt"}
+            "--out": tmp_path / "out" / "repaired.pt", "--force": []}
 
 
 def add_to_net(world: dict, source: str) -> str:
@@ -72,7 +73,7 @@ def add_to_net(world: dict, source: str) -> str:
 
 
 def words(world: dict, *more) -> list[str]:
-    """The command line of a repair in such a world; a flag whose value is None is left out."""
+    """The command line of a repair in such a world; a flag whose value is None is left out, [] is one without any."""
     given = []
     for flag, value in world.items():
         values = value if isinstance(value, list) else [value]

@@ -32,6 +32,8 @@ def test_what_fits_is_repaired(colours, capsys):
     """P2: the right reading passes without a word; the accuracies told first are exact."""
     assert call(colours, "--epochs", 0) == 0
     told = capsys.readouterr()
+    assert call({**colours, "--force": None}, "--epochs", 0) == 2
+    assert "0.0 % of the 2 known bad images" in capsys.readouterr().err  # the reading is not what is wrong
     assert "accuracy on the labels as given: 0.986 without the known bad, 0.000 on these" in told.out  # 69 of 70
     assert told.err == "warning: the network has not learnt the known bad labels, so there is little to repair\n"
     assert "2 lines, 2 matched" in told.out
@@ -72,7 +74,7 @@ def test_traps_are_told_before_any_work(colours, capsys, trap):
         if trap == "crop":  # with a black frame, which the corner does not see in a crop
             image = np.pad(image[1:-1, 1:-1], ((1, 1), (1, 1), (0, 0)))
         Image.fromarray(np.ascontiguousarray(image)).save(path)
-    assert call({**colours, **changed}, *more) == 2
+    assert call({**colours, "--force": None, **changed}, *more) == 2
     told = capsys.readouterr()
     assert "accuracy on the labels as given: 0." in told.out and not began(told.out)
     assert told.err.count("run.py: the network gives") == 1 and words in told.err and "--force" in told.err
@@ -83,7 +85,7 @@ def test_what_fits_nothing_stops_and_can_be_forced(colours, capsys):
     """P2: images of something else stop the run too; --force goes on."""
     for path in (colours["--data"] / "train").rglob("*.png"):
         Image.new("RGB", (32, 32)).save(path)
-    assert call(colours) == 2
+    assert call({**colours, "--force": None}) == 2
     assert "it was trained on other images" in capsys.readouterr().err
     assert call(colours, "--force", "--epochs", 0) == 0
 

@@ -64,7 +64,7 @@ def test_resnet18_end_to_end(tmp_path, capsys):
     torch.save({"state_dict": stored, "epoch": 1}, tmp_path / "model.pt")
     world = {"--data": tmp_path, "--model": "resnet18", "--checkpoint": tmp_path / "model.pt",
              "--bad": tmp_path / "bad.txt", "--out": tmp_path / "new.pt", "--image-size": 32}
-    assert call(world, "--epochs", 1, "--force", "--batch-size", 12) == 0
+    assert call(world, "--epochs", 1, "--force", "--batch-size", 12) in (0, 3)  # the verdict on an untrained network
     told = capsys.readouterr().out
     assert "theta_o2 beside all convolutions (20 layers)" in told and "epoch 1/1: " in told and "s left" in told
     found = torch.load(tmp_path / "new.pt", weights_only=True)
@@ -101,7 +101,7 @@ def test_a_vit_of_a_file_end_to_end(tmp_path, capsys):
     checkpoints.write(tmp_path / "model.safetensors", stored, model, {})
     world = {"--data": tmp_path, "--model": f"{tmp_path / 'net.py'}:small", "--bad": tmp_path / "bad.json",
              "--checkpoint": tmp_path / "model.safetensors", "--out": tmp_path / "new.safetensors", "--image-size": 32}
-    assert call(world, "--epochs", 1, "--force") == 0
+    assert call(world, "--epochs", 1, "--force") in (0, 3)
     told = capsys.readouterr().out
     assert "theta_o2 beside the inner layers *mlp.0" in told
     assert "optimizer adam (the network has no BatchNorm" in told
@@ -148,7 +148,7 @@ def test_help_and_the_example(tmp_path, monkeypatch, capsys):
     assert example_repair.main() == 0
     printed = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert printed[:3] == ["python", "run.py", "repair"]
-    assert run.main([*printed[2:], "--force", "--epochs", "0"]) == 0
+    assert run.main([*printed[2:], "--force", "--epochs", "0"]) in (0, 3)
     assert checkpoints.read(folder / "repaired.pt").keys() == checkpoints.read(folder / "model.pt").keys()
     with pytest.raises(SystemExit):
         example_repair.main()
@@ -331,7 +331,8 @@ def test_the_report_counts(tmp_path):
     folder = Folder(tmp_path, ["a", "b", "c"], [], data.labels, torch.tensor([0, 1]), truth, "")
     old, new = Fixed([0, 0, 0, 1, 1, 2]), Fixed([1, 0, 2, 1, 1, 2])
     before = [predicted(old, data), predicted(old, heldout)]
-    scores = command.before_and_after(before, new, data, heldout, folder)
+    after = [predicted(new, data), predicted(new, heldout)]
+    scores = command.before_and_after(before, after, data, heldout, folder)
     assert scores == {"known bad, their given labels": [1.0, 0.5],
                       "other training images, given labels": [1.0, 0.75],
                       "held-out images": [0.5, 0.25], "Healed: bad images, true labels": [0.3333, 1.0],
@@ -339,7 +340,7 @@ def test_the_report_counts(tmp_path):
     lines = command.table_of_changes(scores).splitlines()
     assert lines[1].split()[-2:] == ["100.0", "50.0"] and lines[-1].split()[-1] == "2"
     assert share_of(torch.zeros(0)) is None
-    assert "held-out images" not in command.before_and_after([before[0], None], new, data, None, folder)
+    assert "held-out images" not in command.before_and_after([before[0], None], [after[0], None], data, None, folder)
 
 
 @pytest.mark.parametrize("given, optimizer, rate", [((), "sgd", 0.004), (("--optimizer", "adam"), "adam", 1e-4)])

@@ -107,7 +107,7 @@ def test_the_best_epoch_is_carried_over(tmp_path, monkeypatch):
 OTHER_PROCESS = """
 import sys, torch
 from helpers import make_data, small_net
-from repair import repair
+from repair.network import repair
 torch.set_num_threads(1)
 data = make_data(0, n=24, classes=4, pad=1, flip=True)
 net = repair(small_net(0), data, torch.tensor([1, 5]), keep=sys.argv[1], say=print, stop="max", **SETTINGS)
