@@ -23,6 +23,6 @@ from engine.layers import MaskedPass, channels_of, initialiser, run_pass, run_wi
 from engine.lines import Line
 from engine.modes import copy_of, eval_mode, modes_of, passing_mode, put_modes, refresh_batchnorm, training_mode
 from engine.reference import Reference
-from engine.scores import accuracy_of, believed, cross_entropy, right_on
+from engine.scores import accuracy_of, believed, cross_entropy
 from engine.streams import stream
 from engine.updates import logits_of, make_optimizer, one_pass, report

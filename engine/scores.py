@@ -16,31 +16,24 @@ def cross_entropy(s, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None
     return F.cross_entropy(logits, y, reduction="none")
 
 
-def accuracy_of(s, index: torch.Tensor) -> float:
-    """Accuracy of theta_o1 alone on the examples of `index`, a fraction; labels as given, see `right_on`."""
-    return float(right_on(s, index).double().mean())
-
-
-@torch.no_grad()
-def right_on(s, index: torch.Tensor, net: torch.nn.Module | None = None) -> torch.Tensor:
-    """Which examples get their label as given: eval mode, no augmentation.
+def accuracy_of(s, index: torch.Tensor, net: torch.nn.Module | None = None) -> float:
+    """Accuracy on some examples, a fraction; labels as given, eval mode, no augmentation.
 
     Args: s: Algorithm 1's state; index: (k,) int64 dataset indices; net: None: theta_o1 alone.
-    Returns: (k,) bool on the CPU. Raises: NonFiniteLoss: a logit is not finite.
+    Raises: NonFiniteLoss: a logit is not finite.
     """
     net = s.expanded if net is None else net
-    right = torch.zeros(len(s.data), device=s.device)
-    odd = torch.zeros((), dtype=torch.int64, device=s.device)  # looked at once, at the end
+    counts = torch.zeros(3, dtype=torch.int64, device=s.device)  # looked at once, at the end
     with eval_mode(net):
-        for rows, x, y in batches_of(s, index, augment=False, size=min(1024, 4 * s.config.batch)):
+        for _, x, y in batches_of(s, index, augment=False, size=min(1024, 4 * s.config.batch)):
             logits = net(x)  # (B, classes)
-            right[rows.to(s.device)] = (logits.argmax(dim=1) == y).to(right)
-            odd += (~logits.isfinite()).sum()
-    over_ranks([right, odd])  # each rank may give its share or all examples
-    if odd.item():
-        raise NonFiniteLoss(f"{odd.item()} logits are not finite; lower the rate, or if no update was made look at the "
-                            "inputs")
-    return right[index.to(s.device)].cpu() > 0
+            counts[:2] += torch.stack([(logits.argmax(dim=1) == y).sum(), (~logits.isfinite()).sum()])
+            counts[2] += len(y)
+    over_ranks([counts])  # each rank may give its share or all examples
+    hits, odd, number = counts.tolist()
+    if odd:
+        raise NonFiniteLoss(f"{odd} logits are not finite; lower the rate, or if no update was made look at the inputs")
+    return hits / number
 
 
 @torch.no_grad()
