@@ -28,6 +28,7 @@ from experiment.datasets import load
 from experiment.devices import check_precision, check_room, choose_device, describe
 from experiment.files import check_writable, fingerprints
 from experiment.methods import code_of
+from experiment.parts import part_of
 from experiment.processes import joined
 from experiment.rows import append_row, failure_of, provenance, row_of
 from experiment.settings import Config, resolve
@@ -132,13 +133,17 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     """
     if config.dataset == "folder":  # a relative path is another one in another working directory
         config = replace(config, data_dir=str(Path(config.data_dir).resolve()))
+    if config.human_labels:
+        config = replace(config, human_labels=str(Path(config.human_labels).resolve()))
     methods = choose_methods(config)
     paths = {Path(path.strip()).name: path.strip() for path in config.method.split(",")}  # of user-supplied methods
     codes = {name: code_of(paths.get(name, name)) for name in methods}
     device = choose_device(config.device)
     check_writable(config.out)
     dataset = load(config.dataset, config.data_dir, config.image_size, config.download)
+    dataset = part_of(dataset, config.per_class, config.per_class_test, config.augment)
     task, images = corrupt(config, dataset), fingerprints(dataset)
+    config = replace(config, n=len(task.corrupted))
     forget = find(config, task)
     model = new_model(config, dataset)
     check_precision(config, device)
@@ -174,8 +179,9 @@ def headline(config: Config, task: Task, forget: torch.Tensor, model, device: to
     """Two lines that say what is about to run."""
     parameters = sum(p.numel() for p in model.parameters())
     size = task.train.images.shape[-1]
-    trigger = f" ({config.trigger})" if config.task == "poison" and config.trigger != "patch" else ""
-    return (f"{config.task}{trigger} on {config.dataset}: {len(task.train)} images of {size}x{size}, "
+    kind = {"poison": config.trigger, "human": config.human_column}.get(config.task, "patch")
+    kind = "" if kind == "patch" else f" ({kind})"
+    return (f"{config.task}{kind} on {config.dataset}: {len(task.train)} images of {size}x{size}, "
             f"{len(task.corrupted)} corrupted, {len(forget)} of them discovered ({100 * config.discovery:g}%)\n"
             f"{config.arch} at {100 * config.capacity:g}% capacity, {parameters:,} parameters"
             f"{', trained with ETD' if config.etd else ''}; seed {config.seed}; {describe(device)}")

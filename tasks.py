@@ -17,16 +17,18 @@ from engine.streams import stream
 
 TRIGGER_SIZE = 3  # pixels; the poison trigger is a white square in the bottom right corner (Goel et al. 2024)
 TRIGGER_VALUE = 255
+PEOPLE = ("aggre", "worse", "random1", "random2", "random3")  # of CIFAR-10N: by majority, worst of three, each of three
 TRIGGERS = ("patch", "blended", "sinusoidal", "warp")  # of `stamp`
 TARGET = 0  # the class that the trigger redirects to (Goel et al. 2024)
-PAIRS = {"cifar10": (3, 5), "svhn": (3, 5)}  # the confused classes (Goel et al. 2024: cat and dog; SVHN: the same two)
+# The confused classes (Goel et al. 2024: cat and dog; SVHN: the same two).
+PAIRS = {"cifar10": (3, 5), "cifar10-small": (3, 5), "svhn": (3, 5)}
 
 
 @dataclass(frozen=True)
 class Task:
     """A training set with corrupted labels, and what only the metrics may know about it."""
 
-    name: str  # poison, confusion or random
+    name: str  # poison, confusion, random or human
     seed: int
     train: object  # D_tr: labels as given; the poisoned images carry the trigger
     test: object  # D_test: never corrupted
@@ -103,6 +105,22 @@ def random_labels(dataset, n: int, seed: int, generator: torch.Generator) -> Tas
     offset = torch.randint(1, classes, (n,), generator=generator)  # 1 .. C - 1: never the true label
     labels[corrupted] = (labels[corrupted] + offset) % classes
     return assemble("random", seed, dataset, labels, corrupted)
+
+
+def people(dataset, labels: torch.Tensor, seed: int) -> Task:
+    """Labels as people gave them; D_c is where they differ from the data set's (CIFAR-10N, Wei et al. 2022).
+
+    Its regularity is what people's mistakes have, which nobody has set; some are of two like classes, some random.
+    Args: labels: (N,) int64, those by people, in the order of the training images; seed: of the discovery alone.
+    Raises: ValueError where no label differs, or the numbers of labels and images do.
+    """
+    clean = dataset.train.labels.cpu()
+    if len(labels) != len(clean):
+        raise ValueError(f"{len(labels)} labels by people for {len(clean)} training images; give one for each")
+    corrupted = (labels != clean).nonzero().flatten()
+    if len(corrupted) == 0:
+        raise ValueError("no label by people differs from the data set's, so there is nothing to unlearn")
+    return assemble("human", seed, dataset, labels.clone(), corrupted)
 
 
 def sample(candidates: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
@@ -262,4 +280,5 @@ def fingerprint(data) -> int:
     return zlib.crc32(data.images.cpu().contiguous().numpy(), zlib.crc32(str(tuple(data.images.shape)).encode()))
 
 
-TASKS = ("poison", "confusion", "random")
+TASKS = ("poison", "confusion", "random")  # the paper's; "all" of them
+EVERY_TASK = (*TASKS, "human")

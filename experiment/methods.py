@@ -15,6 +15,7 @@ from pathlib import Path
 
 import baselines as b
 from experiment.user_code import function_of
+from tasks import TASKS
 
 # --- The record -------------------------------------------------------------------------------------------------------
 
@@ -84,6 +85,7 @@ METHODS = {
     "rem-no32": _rem(b.ablation(step31=True, step32=False), "REM without 3.2", {"step31", "step32"}, part="ablation"),
     "rem-ce": _rem(b.ablation(redirect="ce"), "REM by cross-entropy", {"redirect"}, part="ablation"),
 }
+OF_ONE_TASK = {"trigger": ("poison",), "human_column": ("human",), "n": TASKS}  # of human n is found, not set
 OPTIONAL = frozenset().union(*(method.reads for method in METHODS.values()))  # every method reads the other settings
 
 
@@ -93,8 +95,8 @@ def reads_setting(field: str, setting: dict) -> bool:
     Args: field: name of a field; setting: fields of Config, at least `method`, and `task` unless it is poison.
     """
     name = setting["method"]
-    if field == "trigger":
-        return setting.get("task", "poison") == "poison"
+    if field in OF_ONE_TASK:
+        return setting.get("task", "poison") in OF_ONE_TASK[field]
     if field not in OPTIONAL or ":" in name:
         return True
     if field in MASKS and setting.get("etd", False):

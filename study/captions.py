@@ -103,7 +103,7 @@ def counts(key: str, row: dict) -> bool:
     """Whether a run's numbers depend on this setting."""
     if key == "pair":
         return row["task"] == "confusion"
-    if key == "trigger":
+    if key in ("trigger", "human_column"):
         return reads_setting(key, row)
     if key == "images":
         return row.get("images") is not None  # older rows do not say

@@ -21,7 +21,7 @@ from experiment.console import tell
 from experiment.datasets import RECIPES
 from experiment.files import check_readable
 from experiment.methods import MASKS, METHODS, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
-from experiment.settings import Config, PLACE, VERSION, resolve
+from experiment.settings import DATASET_PRESETS, Config, PLACE, VERSION, resolve
 from tasks import PAIRS
 
 SETTINGS = {f.name: f.default for f in fields(Config)}
@@ -133,6 +133,8 @@ def key_of(config: Config, code: str | None) -> str:
              for name, default in SETTINGS.items() if name not in PLACE}
     if config.dataset == "folder":
         facts["data_dir"] = str(Path(config.data_dir).resolve())
+    if config.task == "human" and config.human_labels:
+        facts["human_labels"] = str(Path(config.human_labels).resolve())
     facts |= {name: of(vars(config)) for name, of in (("precision", precision_of), ("image_size", size_of))}
     facts |= {"method": Path(config.method).name, "code": code, "version": VERSION}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -185,10 +187,14 @@ def canonical(row: dict) -> dict:
     usual = "batch" if method == "rem-no31-no32" else METHODS[row["method"]].norm if row["method"] in METHODS else ""
     idle |= {"forget_norm"} if row["forget_norm"] == usual else set()
     data = row["dataset"] + (f" {place_of(row)}" if row["dataset"] == "folder" else "")
-    if not reads_setting("trigger", row):
-        idle.add("trigger")
-    elif row["trigger"] != SETTINGS["trigger"]:  # other data, which tables and figures set apart
+    usual_part = DATASET_PRESETS.get(row["dataset"], {}).get("per_class")
+    if row["per_class"] not in (None, usual_part):  # other data, which tables and figures set apart
+        data += f" of {row['per_class']} a class"
+    if row["task"] == "poison" and row["trigger"] != SETTINGS["trigger"]:
         data += f" with the {row['trigger']} trigger"
+    if row["task"] == "human":
+        data += f" with labels {row['human_column']}"
+    idle |= {name for name in ("trigger", "human_column") if not reads_setting(name, row)}
     ratio = Config(capacity=row["capacity"], ratio=row["ratio"]).extra_ratio if reads_setting("p_mem", row) else None
     found = {**row, **{name: SETTINGS[name] for name in idle}, "method": method, "ran": row["method"], "ratio": ratio,
              "pair": confused(row), "precision": precision_of(row), "image_size": pixels,

@@ -18,7 +18,7 @@ from study.captions import caption, endings, once, slug
 from study.rows import (SCORES, SETTINGS, VARIANTS, compared, etd_alone, maskless, measured, networks, pick, products,
                         split, sweep, without_extra_curves)
 from study.stats import by_product, learnt, mean_of_seeds, minus, percent, summary
-from tasks import TASKS
+from tasks import EVERY_TASK, TASKS
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())
 ON_ETD = ("7", "8", "9")  # tables of networks trained with ETD
@@ -235,7 +235,7 @@ def plane(name: str, title: str, rows: list[dict]) -> Table | None:
     """Mean product of each method in every cell that has all seeds, and over them, beside the paper's; None of none."""
     rows, lines = [row for row in rows if compared(row["method"])], []
     seeds = [{(row["task"], row["discovery"]) for row in part} for part in split(rows, "seed").values()]
-    shared = sorted(set.intersection(*seeds) if seeds else (), key=lambda cell: (TASKS.index(cell[0]), cell[1]))
+    shared = sorted(set.intersection(*seeds) if seeds else (), key=lambda cell: (EVERY_TASK.index(cell[0]), cell[1]))
     if not shared:
         return None
     rows = [row for row in rows if (row["task"], row["discovery"]) in shared]
