@@ -78,6 +78,9 @@ def new_model(config: Config, dataset: Dataset):
     if height != width:
         raise ValueError(f"images are {height}x{width}; the networks take square ones, use --image-size")
     shape = dict(channels=channels, classes=dataset.train.classes, image_size=height)
+    if config.arch == "vit":  # Table 3's proportions: 8 heads of 64 at dimension 512, and 1,536 hidden units
+        shape |= dict(patch=config.patch, dim=config.dim, depth=config.depth, head_dim=config.dim // 8,
+                      hidden=3 * config.dim)
     seed = stream(config.seed, "weights").initial_seed()
     try:
         model = build(config.arch, config.width * config.capacity, **shape, seed=seed)

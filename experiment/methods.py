@@ -86,15 +86,19 @@ METHODS = {
     "rem-ce": _rem(b.ablation(redirect="ce"), "REM by cross-entropy", {"redirect"}, part="ablation"),
 }
 OF_ONE_TASK = {"trigger": ("poison",), "human_column": ("human",), "n": TASKS}  # of human n is found, not set
+OF_VIT = {"patch", "dim", "depth"}
 OPTIONAL = frozenset().union(*(method.reads for method in METHODS.values()))  # every method reads the other settings
 
 
 def reads_setting(field: str, setting: dict) -> bool:
     """Whether the numbers of a setting's method depend on this field of Config; a user-supplied method may read any.
 
-    Args: field: name of a field; setting: fields of Config, at least `method`, and `task` unless it is poison.
+    Args: field: name of a field; setting: fields of Config, at least `method`, `task` unless it is poison,
+        and `arch` unless it is resnet9.
     """
     name = setting["method"]
+    if field in OF_VIT:
+        return setting.get("arch", "resnet9") == "vit"
     if field in OF_ONE_TASK:
         return setting.get("task", "poison") in OF_ONE_TASK[field]
     if field not in OPTIONAL or ":" in name:

@@ -32,7 +32,7 @@ from train import fit
 
 # Those settings of run.py that have a part in a C-score; the other flags are errors here.
 FLAGS = ("dataset", "per_class", "per_class_test", "data_dir", "download", "image_size", "n", "trigger", "human_labels",
-         "human_column", "pair", "arch", "width", "capacity",
+         "human_column", "pair", "arch", "width", "capacity", "patch", "dim", "depth",
          "optimizer", "lr", "momentum", "weight_decay", "seed", "device", "precision", "quiet")
 NO_C_SCORE = dict.fromkeys(("score", "sem", "by_size", "learned", "rates"))  # of a task that failed
 

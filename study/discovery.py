@@ -36,7 +36,7 @@ from tasks import EVERY_TASK, TASKS, Task
 
 # Those settings of run.py that have a part in it beside task, discovery and seed; the other flags are errors here.
 FLAGS = ("dataset", "per_class", "per_class_test", "data_dir", "download", "image_size", "n", "trigger", "human_labels",
-         "human_column", "augment", "pair", "arch", "width", "capacity", "p_mem",
+         "human_column", "augment", "pair", "arch", "width", "capacity", "patch", "dim", "depth", "p_mem",
          "ratio", "epochs", "batch", "optimizer", "lr", "momentum", "weight_decay", "precision", "unlearn_epochs",
          "stop", "unlearn_lr", "gamma", "beta", "max_passes", "device", "quiet")
 AXES = {f.name: f for f in fields(Config) if f.name in ("task", "seed", "discovery")}

@@ -82,7 +82,8 @@ def check_cells(cells: list[Config]) -> None:
         find(cell, corrupt(cell, dataset_of(cell)))
     networks = {}
     for c in cells:
-        networks.setdefault((c.dataset, c.image_size, c.arch, c.width, c.capacity), {})[c.ratio, c.method] = c
+        sizes = c.dataset, c.image_size, c.arch, c.width, c.capacity, c.patch, c.dim, c.depth
+        networks.setdefault(sizes, {})[c.ratio, c.method] = c
     for alike in networks.values():
         first = next(iter(alike.values()))
         model = new_model(first, dataset_of(first))

@@ -20,7 +20,7 @@ import torch
 from experiment.console import tell
 from experiment.datasets import RECIPES
 from experiment.files import check_readable
-from experiment.methods import MASKS, METHODS, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
+from experiment.methods import MASKS, METHODS, OF_VIT, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
 from experiment.settings import DATASET_PRESETS, Config, PLACE, VERSION, resolve
 from tasks import PAIRS
 
@@ -194,7 +194,7 @@ def canonical(row: dict) -> dict:
         data += f" with the {row['trigger']} trigger"
     if row["task"] == "human":
         data += f" with labels {row['human_column']}"
-    idle |= {name for name in ("trigger", "human_column") if not reads_setting(name, row)}
+    idle |= {name for name in {"trigger", "human_column", *OF_VIT} if not reads_setting(name, row)}
     ratio = Config(capacity=row["capacity"], ratio=row["ratio"]).extra_ratio if reads_setting("p_mem", row) else None
     found = {**row, **{name: SETTINGS[name] for name in idle}, "method": method, "ran": row["method"], "ratio": ratio,
              "pair": confused(row), "precision": precision_of(row), "image_size": pixels,

@@ -71,7 +71,7 @@ def test_misled_in_tables(tmp_path):
 
 
 def test_command_line(tmp_path, capsys):
-    """`--trigger` reaches the images and the row; the headline and the table show it; an unknown one ends with a line."""
+    """`--trigger` reaches the images and the row; the headline and the table show it; an unknown one is an error."""
     small = ["--epochs", "1", "--n", "20", "--width", "0.05", "--method", "no-ul", "--device", "cpu"]
     out = str(tmp_path / "x.jsonl")
     assert run.main([*small, "--trigger", "sinusoidal", "--out", out]) == 0
