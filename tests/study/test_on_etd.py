@@ -1,4 +1,4 @@
-"""The methods of Table 1 on an ETD-trained network: each runs, from theta_o1 alone, and has a line beside the plain one.
+"""The methods of Table 1 on an ETD-trained network: each runs, from theta_o1 alone, and has a line of its own.
 
 "Other unlearning methods show an increased combined score when combined with ETD" (Sec. 6): they get the network that
 is used at inference, without the memorisation partition; REM alone goes on with it.
