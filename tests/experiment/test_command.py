@@ -370,7 +370,7 @@ BAD = [
     (["--dataset", "cifar10", "--data-dir", "no/such"], "--download"),
     (["--image-size", "2"], "smaller than"),
     (["--image-size", "6"], "smaller than ResNet-9 takes"),
-    (["--arch", "vit", "--image-size", "20"], "image size 20 and patch size 8"),
+    (["--arch", "vit", "--image-size", "18"], "image size 18 and patch size 4"),
     (["--device", "toaster"], "device 'toaster' is not there"),
     (["--width", "1e12"], "bytes asked for; take a smaller network"),  # more memory than there is
     (["--width", "1e300"], "run.py: "),
