@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import fields
 
-from experiment.settings import ARCH_PRESETS, DATASET_PRESETS, STAGES, Config, kind_of
+from experiment.settings import ARCH_PRESETS, BOTH_PRESETS, DATASET_PRESETS, STAGES, Config, kind_of
 
 
 def tell(text: str) -> None:
@@ -48,7 +48,7 @@ def flag(name: str) -> str:
 
 def flags(parser: Parser, names=None):
     """Give (argument group of its stage, field, help) for each field of Config, or for those of these names."""
-    presets = {**ARCH_PRESETS, **DATASET_PRESETS}
+    presets = {**ARCH_PRESETS, **DATASET_PRESETS, **{" ".join(both): preset for both, preset in BOTH_PRESETS.items()}}
     for stage, title in STAGES.items():
         group = parser.add_argument_group(title)
         for f in fields(Config):
