@@ -9,12 +9,18 @@ they say of one question, whether the image is bad: in log-odds, as in naive Bay
 
     good:  P(y | x) = p_y                       p = softmax(z), the repaired network's
     bad:   P(y | x) = q_y (1 - p_y)             q_y: the share of the given label y among D_f
-    good:  f ~ N(m_rest, v)                     f: how much it looks like D_f, to a probe that does not know it
-    bad:   f ~ N(m_known, v)                    m_known: the mean over the members of D_f, each held out in turn
+    good:  f ~ N(m_y, v)                        f: how much it looks like D_f, to a probe that does not know it
+    bad:   f ~ N(m_y + d, v)                    m_y: its median in the class as given; d: how far D_f lies above, each
+                                                member held out in turn
 
 and the share of bad ones is the one that makes the labels and the looks most likely (EM). What D_f cannot teach drops
-out: where its held-out members look like all others, the second pair adds nothing. D_f is needed for q and f alone; no
-clean label is read. How well this ranks and counts is measured in results/repair/README.md.
+out: where its held-out members look like their classes as given, the second pair adds nothing. D_f is needed for q and
+f alone; no clean label is read.
+
+The number of bad images is taken from both sides. Were R images bad, of mean chance c, then sum_i c_i^2 over the rest
+would be R c, since c_i of the images of chance c_i are bad; and c is measured on D_f, whose images are bad. So
+R = sum_i c_i^2 / mean_{D_f} c: evidence that the model trusts too much or too little is weighed by what it says of D_f.
+How well this ranks and counts is measured in results/repair/README.md.
 """
 
 from typing import NamedTuple
@@ -24,6 +30,7 @@ import torch
 from repair.suspects import given_loss
 
 LEAST = 4  # members of D_f from which on what they look like counts
+SHOWN = 0.1  # least mean chance of D_f that is divided by: one that the network still believes says nothing of others
 STEPS = 500  # of EM at most
 SMALL = 1e-9  # a share of bad images that is none; probabilities keep this distance from 1
 
@@ -49,7 +56,7 @@ class Ranking(NamedTuple):
     similar: torch.Tensor | None  # (M,) float64
     by_score: torch.Tensor  # (M,) int64, ranks from 1
     by_similar: torch.Tensor | None
-    likely: int  # the sum of `chance`, to the nearest whole number: the first so many are called bad
+    likely: int  # the estimated number of bad ones: the first so many are called likely bad
 
     def suspects(self):
         """Each image in overall order, as a Suspect of plain numbers."""
@@ -70,13 +77,15 @@ def rank(z: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor, similar: t
     rest = torch.ones(len(z), dtype=torch.bool).index_fill_(0, forget, False)
     odds = odds_of_labels(z, labels, forget)
     if crossed is not None:
-        odds = odds + odds_of_looks(crossed, forget)
-    chance = chances(odds[rest])  # (M,)
+        odds = odds + odds_of_looks(crossed, labels, forget)
+    share, chance = mixture(odds[rest])  # (M,)
+    shown = torch.sigmoid(odds[forget] + torch.logit(share)).mean().clamp_min(SHOWN)
+    number = round(float((chance**2).sum() / shown))
     order = odds[rest].argsort(descending=True, stable=True)
     index, score = rest.nonzero()[:, 0][order], given_loss(z, labels)
     return Ranking(index, chance[order], score[index], z.argmax(dim=1)[index],
                    None if similar is None else similar[index], ranks_of(score[rest])[order],
-                   None if similar is None else ranks_of(similar[rest])[order], round(float(chance.sum())))
+                   None if similar is None else ranks_of(similar[rest])[order], min(len(index), number))
 
 
 def ranks_of(score: torch.Tensor) -> torch.Tensor:
@@ -97,23 +106,32 @@ def odds_of_labels(z: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor) 
     return q.to(z.dtype).log()[labels] + others - log_p.gather(1, own)[:, 0]
 
 
-def odds_of_looks(crossed: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
-    """(N,) log N(f; m_known, v) / N(f; m_rest, v), v the mean of both sides' variances: what a look says for the image
-    being bad; 0 of a D_f that is too small, or whose held-out members look no more alike than others do."""
-    rest = torch.ones(len(crossed), dtype=torch.bool).index_fill_(0, forget, False)
-    known, others = crossed[forget], crossed[rest]
-    if len(known) < LEAST or known.mean() <= others.mean():
+def odds_of_looks(crossed: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
+    """(N,) log N(f; m_y + d, v) / N(f; m_y, v), v the mean of both sides' variances: what a look says for the image
+    being bad, given its label; 0 of a D_f that is too small, or whose held-out members lie no higher than others do.
+
+    Within the class as given, since the label has its own odds: where some classes have more bad images than others,
+    the looks of a class would count a second time. A median, since the class has bad images of its own.
+    """
+    if len(forget) < LEAST:
         return torch.zeros_like(crossed)
-    variance = (known.var() + others.var(correction=0)) / 2
-    middle = (known.mean() + others.mean()) / 2
-    return (known.mean() - others.mean()) / variance.clamp_min(SMALL) * (crossed - middle)
+    rest = torch.ones(len(crossed), dtype=torch.bool).index_fill_(0, forget, False)
+    middle = crossed[rest].median().expand(int(labels.max()) + 1).clone()  # of a class that is all in D_f
+    for y in labels[rest].unique():
+        middle[y] = crossed[rest & (labels == y)].median()
+    above = crossed - middle[labels]
+    known = above[forget]
+    if known.mean() <= 0:
+        return torch.zeros_like(crossed)
+    variance = ((known.var() + above[rest].var(correction=0)) / 2).clamp_min(SMALL)
+    return known.mean() / variance * (above - known.mean() / 2)
 
 
-def chances(odds: torch.Tensor) -> torch.Tensor:
-    """The probability of each being bad, from log-odds before any share is known: (M,), (M,).
+def mixture(odds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The share of bad ones and the chance of each, from log-odds before any share is known: (M,) -> (), (M,).
 
-    EM for the share s of the mixture: chance = s e^odds / (s e^odds + 1 - s), s = mean of the chances. The likelihood
-    is concave in s, so that one maximum is there to be found.
+    EM for the share s: chance = s e^odds / (s e^odds + 1 - s), s = mean of the chances. The likelihood is concave in s,
+    so that one maximum is there to be found.
     """
     share = torch.tensor(0.5, dtype=odds.dtype)
     for _ in range(STEPS):
@@ -122,4 +140,4 @@ def chances(odds: torch.Tensor) -> torch.Tensor:
         if abs(new - share) < SMALL:
             break
         share = new
-    return chance
+    return share, chance

@@ -14,10 +14,9 @@ import math
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 
 from helpers import assert_close, gen, seeds
-from repair.ranking import LEAST, chances, odds_of_labels, odds_of_looks, rank
+from repair.ranking import LEAST, mixture, odds_of_labels, odds_of_looks, rank
 from repair.suspects import FOLDS, crossed, given_loss, probe, probe_logits
 
 
@@ -34,22 +33,25 @@ def drawn(seed: int, n: int = 12, classes: int = 3):
 
 @given(seeds)
 def test_the_order_is_that_of_the_printed_odds(seed):
-    """S20: log q_y (1 - p_y) / p_y + log N(f; m_known, v) / N(f; m_rest, v), by loops in Python's numbers."""
+    """S20: log q_y (1 - p_y) / p_y + log N(f; m_y + d, v) / N(f; m_y, v), by loops in Python's numbers."""
     z, labels, forget, similar, f = drawn(seed)
     n, classes = z.shape
     known = sorted(set(forget.tolist()))
     rest = [i for i in range(n) if i not in known]
-    inside, outside = [float(f[i]) for i in known], [float(f[i]) for i in rest]
-    m_known, m_rest = sum(inside) / len(inside), sum(outside) / len(outside)
+    middle = [sorted(float(f[i]) for i in rest if labels[i] == y or not any(labels[i] == y for i in rest))
+              for y in range(classes)]
+    above = [float(f[i]) - middle[labels[i]][(len(middle[labels[i]]) - 1) // 2] for i in range(n)]
+    inside, outside = [above[i] for i in known], [above[i] for i in rest]
+    d, mean = sum(inside) / len(inside), sum(outside) / len(outside)
     odds = {}
-    for i in rest:
+    for i in range(n):
         p = math.exp(z[i, labels[i]]) / sum(math.exp(value) for value in z[i])
         q = (sum(int(labels[j] == labels[i]) for j in known) + 1) / (len(known) + classes)
         odds[i] = math.log(q * (1 - p) / p)
-        if len(known) >= LEAST and m_known > m_rest:
-            v = (sum((x - m_known) ** 2 for x in inside) / (len(inside) - 1)
-                 + sum((x - m_rest) ** 2 for x in outside) / len(outside)) / 2
-            odds[i] += ((float(f[i]) - m_rest) ** 2 - (float(f[i]) - m_known) ** 2) / (2 * max(v, 1e-9))
+        if len(known) >= LEAST and d > 0:
+            v = (sum((x - d) ** 2 for x in inside) / (len(inside) - 1)
+                 + sum((x - mean) ** 2 for x in outside) / len(outside)) / 2
+            odds[i] += (above[i] ** 2 - (above[i] - d) ** 2) / (2 * max(v, 1e-9))
     found = rank(z, labels, forget, similar, f)
     assert sorted(found.index.tolist()) == rest
     values = [odds[i] for i in found.index.tolist()]
@@ -58,9 +60,13 @@ def test_the_order_is_that_of_the_printed_odds(seed):
     assert torch.equal(found.score, score[found.index]) and torch.equal(found.similar, similar[found.index])
     assert torch.equal(found.predicted, z.argmax(1)[found.index])
     for ranks, column in ((found.by_score, score), (found.by_similar, similar)):
-        twin = sorted(rest, key=lambda i: (-float(column[i]), i))
+        twin = sorted(rest, key=lambda i, column=column: (-float(column[i]), i))
         assert [twin.index(i) + 1 for i in found.index.tolist()] == ranks.tolist()
-    assert found.likely == round(float(found.chance.sum())) and found.chance.tolist() == sorted(found.chance)[::-1]
+    share = float(found.chance.mean())
+    known_chance = [share * math.exp(min(odds[i], 700)) / (share * math.exp(min(odds[i], 700)) + 1 - share)
+                    for i in known]
+    number = sum(c * c for c in found.chance.tolist()) / max(0.1, sum(known_chance) / len(known))
+    assert abs(found.likely - min(number, len(rest))) <= 0.51 and found.chance.tolist() == sorted(found.chance)[::-1]
 
 
 def test_ties_keep_the_order_of_the_data():
@@ -87,7 +93,7 @@ def test_extreme_logits_rank_as_others_do():
 def test_the_share_is_where_the_likelihood_is_largest(seed):
     """S21: sum log(s e^odds + 1 - s) over a grid of s has its top where EM ends; chances follow from that share."""
     odds = 3 * torch.randn(40, generator=gen(seed)).double() - 2
-    found = chances(odds)
+    _, found = mixture(odds)
     grid = torch.linspace(1e-6, 1 - 1e-6, 20001).double()
     likelihood = torch.log(grid[:, None] * odds.exp() + 1 - grid[:, None]).sum(dim=1)
     best = float(grid[likelihood.argmax()])
@@ -136,13 +142,30 @@ def test_no_bad_images_are_few():
 @given(seeds)
 def test_what_cannot_be_told_drops_out(seed):
     """S23: fewer than LEAST images of D_f, or held-out members below the others, say nothing of looks."""
-    f = torch.randn(20, generator=gen(seed)).double()
-    few = torch.arange(LEAST - 1)
-    assert not odds_of_looks(f, few).any()
+    f, one = torch.randn(20, generator=gen(seed)).double(), torch.zeros(20, dtype=torch.int64)
+    assert not odds_of_looks(f, one, torch.arange(LEAST - 1)).any()
     below = f.argsort()[:5]
-    assert not odds_of_looks(f, below).any()
+    assert not odds_of_looks(f, one, below).any()
     above = f.argsort()[-5:]
-    assert odds_of_looks(f, above)[above[-1]] > 0 > odds_of_looks(f, above)[below[0]]
+    assert odds_of_looks(f, one, above)[above[-1]] > 0 > odds_of_looks(f, one, above)[below[0]]
+
+
+def test_the_looks_of_a_class_count_once():
+    """S23: where one class looks like D_f as a whole, because all of D_f is of it, looks say nothing: the label has."""
+    labels = torch.arange(400) % 2
+    f = 5.0 * labels + torch.randn(400, generator=gen(0)).double()
+    odds = odds_of_looks(f, labels, torch.arange(1, 100, 2))
+    assert odds.abs().max() < 2  # over all classes together it would be 12 and more
+    higher = f + 5.0 * (torch.arange(400) < 100) * labels
+    assert odds_of_looks(higher, labels, torch.arange(1, 80, 2))[81:99:2].min() > 2
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_a_class_that_is_all_in_d_f_has_a_middle(empty):
+    """S23: where no other image has a label, the odds stay finite."""
+    labels = torch.tensor([empty] * 5 + [1 - empty] * 10)
+    odds = odds_of_looks(torch.arange(15).double().flip(0), labels, torch.arange(5))
+    assert odds.isfinite().all() and odds[0] > odds[14]
 
 
 def test_a_single_image_cannot_be_held_out():
