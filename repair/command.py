@@ -146,7 +146,7 @@ def main(given: dict, argv: list[str]) -> int:
     shown = show_changes(args, scores, before, after, train, heldout, folder, ranking)
     print(table_of_changes(scores), told, shown, sep="\n")
     print(f"{args.out} has the repaired weights, {report_file} this report; {seconds} s")
-    report = {"scores": scores, "seconds": seconds, "arguments": vars(args),
+    report = {"scores": scores, "likely_bad": ranking and ranking.likely, "seconds": seconds, "arguments": vars(args),
               "settings": {name: getattr(config, name) for name in READ},
               "reading": asdict(reading), "images": len(train), "classes": folder.classes,
               "skipped": [str(path) for path in skipped],

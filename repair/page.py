@@ -27,7 +27,7 @@ MARK = b'<meta name="generator" content="run.py repair">'  # by which a later re
 CARDS = 100  # suspects on a page
 SIDE = 160  # pixels of a thumbnail at most
 SMALL = 64  # pixels up to which an image is kept as it is, as a PNG, and drawn in squares
-SHOWN = 20  # classes of a confusion matrix
+SHOWN = 20  # classes of a confusion matrix, and up to which the tables by class are unfolded
 SHADES = 6  # steps of a cell's colour
 
 
@@ -159,7 +159,8 @@ def section(part: Part, classes: list[str]) -> str:
         lines.append(f'<th scope="row">{text(name)}</th><td>{int(own.sum())}</td>{cells}'
                      f"<td>{change_of(*pair)}</td>")
     accuracies = table(["class", "images", "before", "after", "change"], lines, "accuracy of each class, %")
-    return (f"<details open><summary>By class: {len(part.labels)} {text(part.name)}</summary>\n{accuracies}\n"
+    opened = " open" if len(classes) <= SHOWN else ""
+    return (f"<details{opened}><summary>By class: {len(part.labels)} {text(part.name)}</summary>\n{accuracies}\n"
             '<p class="soft">Number of images by given label (down) and answer (across)</p>\n'
             f'<div class="pair">{matrices(part, classes)}</div></details>')
 

@@ -145,6 +145,8 @@ def test_many_classes_are_folded():
     parts = [Part("p", labels, labels, after)]
     world = {**given(), "classes": [f"c{k}" for k in range(50)], "parts": parts, "cards": []}
     _, accuracy, before, after = tables(page_of(**world))
+    assert all("open" not in e.at for e in Tree(page_of(**world)).all("details"))
+    assert all("open" in e.at for e in Tree(page_of(**given())).all("details"))
     assert len(accuracy) == 51 and len(before) == len(after) == page.SHOWN + 2
     assert after[0][1:4] == ["c0", "c1", "c2"] and after[0][-1] == "others"
     for matrix in (before, after):
@@ -336,7 +338,7 @@ def test_the_command_writes_it_beside_the_weights(colours, capsys):  # noqa: F81
         assert float(score) == pytest.approx(float(row[at["score"]]), rel=1e-2, abs=1e-3)
         assert float(similar) == pytest.approx(float(row[at["similar"]]), rel=1e-2, abs=1e-3)
     marked = sum(row[at["likely"]] == "true" for row in rows[1:])
-    assert f"About {marked} of the 70 images" in tree.all("main")[0].text
+    assert f"About {marked} of the 70 images" in tree.all("main")[0].text and report["likely_bad"] == marked
     assert call(colours, "--epochs", 0) == 0 and is_page(file) and file.read_text(encoding="utf-8") != source
 
 
