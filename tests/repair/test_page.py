@@ -33,10 +33,11 @@ import torch
 from PIL import Image
 
 from colours import call, colours  # noqa: F401
-from helpers import gen
+from helpers import gen, make_data
 from repair import command, page
-from repair.inputs import read_bad, read_labels
+from repair.inputs import Folder, read_bad, read_labels
 from repair.page import Card, Part, is_page, page_of, spelt, thumbnail, write_page
+from repair.ranking import rank
 
 CLASSES = ["<script>alert(1)</script>", "a \"quoted\" & 'b'", "=cmd|' /C calc'!A0", "{{suspects}}", "</title>", "猫",
            "lone\udc80", " blank", "0", "a,b;c\td", "-->", "cr\rlf\nend"]
@@ -210,6 +211,7 @@ def test_names_are_text():
     harmless["cards"] = [card._replace(file=f"{i}.png") for i, card in enumerate(harmless["cards"])]
     twin = Tree(page_of(**harmless))
     assert [(e.tag, list(e.at), e.around) for e in awkward.found] == [(e.tag, list(e.at), e.around) for e in twin.found]
+    assert "\r" not in page_of(**given())  # a browser would make a line feed of it; as a reference it stays
     assert awkward.all("title")[0].text == awkward.all("h1")[0].text == 'r "&<> {{facts}}.pt'
     options = [e for e in awkward.all("option") if "template" in e.around]
     assert [e.text for e in options] == [plain(name) for name in CLASSES]
@@ -340,6 +342,33 @@ def test_the_command_writes_it_beside_the_weights(colours, capsys):  # noqa: F81
     marked = sum(row[at["likely"]] == "true" for row in rows[1:])
     assert f"About {marked} of the 70 images" in tree.all("main")[0].text and report["likely_bad"] == marked
     assert call(colours, "--epochs", 0) == 0 and is_page(file) and file.read_text(encoding="utf-8") != source
+
+
+def test_cards_are_the_first_of_the_ranking(tmp_path):
+    """S30: image, file, given, earlier and later label, scores, ranks and mark of each suspect are its own."""
+    data, g = make_data(0, channels=3, classes=3), gen(0)
+    folder = Folder(tmp_path, ["a", "b", "c"], [tmp_path / "train" / "a" / f"{i}.png" for i in range(12)], data.labels,
+                    torch.tensor([2, 5]), None, "")
+    z, similar = torch.randn(12, 3, generator=g).double(), torch.rand(12, generator=g).double()
+    ranking = rank(z, data.labels, folder.forget, similar)._replace(likely=4)
+    before, heldout = torch.randint(0, 3, (12,), generator=g), make_data(1, channels=3, classes=3)
+    args = SimpleNamespace(out=str(tmp_path / "r.pt"), model="m", checkpoint="c", data="d", bad=["b"])
+    told = command.show_changes(args, {}, [before, heldout.labels], [z.argmax(1), heldout.labels], data, heldout,
+                                folder, ranking, verdict="HARMED: see <b>")
+    assert told == f"{tmp_path / 'r.html'} shows what changed and 10 suspects to tick: open it in a browser"
+    tree = Tree((tmp_path / "r.html").read_text(encoding="utf-8"))
+    values, shown, images = [e.text for e in tree.all("dd")], tree.all("li"), tree.all("img")
+    assert "HARMED" in tree.all("main")[0].text and "About 4 of the 10 images" in tree.all("main")[0].text
+    assert [int(e.text.split()[2]) for e in tree.all("summary")] == [12, 10]  # held out; training without D_f
+    for number, (i, element) in enumerate(zip(ranking.index.tolist(), shown, strict=True), 1):
+        names = [folder.classes[k] for k in (data.labels[i], before[i], z[i].argmax())]
+        score = float(-z[i].log_softmax(0)[data.labels[i]])
+        k = number - 1
+        assert values[5 * k : 5 * k + 5] == [*names, f"{score:.3g}", f"{float(similar[i]):.3g}"]
+        assert element.at["data-file"] == f"train/a/{i}.png" and element.at["data-rank"] == str(number)
+        assert element.at["data-score-rank"] == str(int(ranking.by_score[k]))
+        assert ("is-likely" in element.at["class"]) == (number <= 4)
+        assert images[k].at["src"] == thumbnail(data.images[i])
 
 
 def test_another_page_is_not_replaced(colours, capsys):  # noqa: F811

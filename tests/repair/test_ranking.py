@@ -52,6 +52,8 @@ def test_the_order_is_that_of_the_printed_odds(seed):
             v = (sum((x - d) ** 2 for x in inside) / (len(inside) - 1)
                  + sum((x - mean) ** 2 for x in outside) / len(outside)) / 2
             odds[i] += (above[i] ** 2 - (above[i] - d) ** 2) / (2 * max(v, 1e-9))
+    sums = odds_of_labels(z, labels, forget) + odds_of_looks(f, labels, forget)
+    assert_close(sums, torch.tensor([odds[i] for i in range(n)], dtype=torch.float64), 1e-6)
     found = rank(z, labels, forget, similar, f)
     assert sorted(found.index.tolist()) == rest
     values = [odds[i] for i in found.index.tolist()]
