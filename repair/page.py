@@ -209,10 +209,10 @@ def gallery(cards: list[Card], classes: list[str], total: int, likely: int, bad:
     options = "".join(f'<option value="{text(word)}">{text(name)}</option>'
                       for word, name in zip(spelt(classes), classes, strict=True))
     shown = "\n".join(card_of(card, classes) for card in cards)
-    return f"""<p>About <strong>{likely}</strong> of the {total} images that no list names are likely bad, an estimate.
-The first {len(cards)} are here, as the network sees them; suspects.csv has all. <em>score</em> is how much the repaired
-network disbelieves the given label; <em>similar</em> is how much an image looks, to the network before the repair, like
-the listed ones, though its label may be believed. Neither is a proof.</p>
+    return f"""<p>About <strong>{likely}</strong> of the {total} images that no list names are likely bad, an estimate
+that is too low rather than too high. The first {len(cards)} are here, as the network sees them; suspects.csv has all.
+<em>score</em> is how much the repaired network disbelieves the given label; <em>similar</em> is how much an image
+looks, to the network before the repair, like the listed ones, though its label may be believed. Neither is a proof.</p>
 <p>Tick what is bad, name the true label where you know it, save the list, and repair the <em>original</em> network
 again with all lists: <code>--bad {text(lists)}</code></p>
 <div class="tools"><span id="sorting" hidden><label for="order">Order</label>

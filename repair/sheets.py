@@ -41,7 +41,7 @@ def write_suspects(out: str | Path, ranking: Ranking, data, folder: Folder, plac
                      "true" if rank <= ranking.likely else "false"))
     write_csv(listed, COLUMNS, rows)
     return (f"{listed} ranks the {len(rows)} images that no list names, most suspect first; about {ranking.likely} of "
-            "them are likely bad, an estimate")
+            "them are likely bad, an estimate that is too low rather than too high")
 
 
 def named(folder: Folder, i: int) -> str:
