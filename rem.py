@@ -3,7 +3,7 @@
     unlearned = rem(model, data, forget, Settings(), generator)      # model in and out are plain networks
     unlearned = rem(expanded, data, forget, Settings(), generator)   # REM on ETD: theta_o2 is its memorisation part
     unlearned = rem(model, data, forget, Settings(), generator, shared=corrupted)   # REM (IDEAL), Fig. 3
-    unlearned = rem(model, data, forget, Settings(), generator, until=Never)        # as printed; engine.Never
+    unlearned = rem(model, data, forget, Settings(reach=0, disbelieved=0), generator, until=Never)  # as printed
 
 rem.py, etd.py, expand.py and engine/ need torch and nothing else; engine/batches.py says what they need of `data`.
 """
@@ -110,7 +110,7 @@ def rem(model: torch.nn.Module, data, forget: torch.Tensor, config, generator: t
         generator: on the CPU, of order, augmentation and dropout; theta_o2 and the masks are drawn from config.seed.
         shared: (k,) int64 indices that share one mask row, all of D_f among them; None: D_f; REM (IDEAL): D_c.
         until: when to stop and which epoch to return, see engine/ending.py; Never: Algorithm 1 as printed.
-        step3: the loss of step 3 for a batch, (state, rows, x, y) -> scalar; None: `step3_batch`; ablations pass others.
+        step3: loss of step 3 for a batch, (state, rows, x, y) -> scalar; None: `step3_batch`; ablations pass others.
         log: called as log(epoch, epochs, model, **record) after each epoch; no clean label or test image is in the
             record: loss of step 3; Acc(D_f) before and after step 2 (acc_forget_before, acc_forget); updates and
             passes of step 2; and what `until` measured.
@@ -157,7 +157,8 @@ def add_capacity(model: torch.nn.Module, data, forget: torch.Tensor, config, gen
 def remove(s: State, training: bool = False, reach: float = 0.0) -> None:
     """Step 2: while Acc(D_f) > gamma, pass over D_f and update theta_o1 with L_step2 = -L_remove.
 
-    After max_passes it gives up with a warning. reach: see engine/lines.py; 0: as printed, with momentum carried over.
+    After max_passes it gives up with a warning. reach: see engine/lines.py; 0: as printed, one optimiser for steps 2
+    and 3, whose momentum is carried over.
     Choice: passes run in eval mode. Batch statistics of D_f alone subtract what its examples share, the trigger itself,
     so Acc(D_f) would fall until D_tr moves them back. `training`: in training mode all the same, as where no step 3
     follows (NPO); of one example there are no batch statistics.
@@ -167,7 +168,7 @@ def remove(s: State, training: bool = False, reach: float = 0.0) -> None:
     before = acc = accuracy_of(s, s.forget)
     while acc > config.gamma and passes < config.max_passes and not line.ended():  # stop condition: Acc(D_f) <= gamma
         passing_mode(s, training)
-        with one_pass(s, "step 2") as update:
+        with one_pass(s, "step 2", optimizer=line.optimizer) as update:
             for rows, x, y in batches_of(s, s.forget):
                 # 2.1  L_remove(D_f) = (2 / beta) E log sigmoid(beta (CE_o1 - CE_ref)), theta_o1 alone
                 ce, ce_ref = cross_entropy(s, x, y), s.reference.base(rows, x, y)

@@ -18,6 +18,11 @@ from pathlib import Path
 # Two runs of 11 s at once took over 150 s, with this 32 s; one alone is as fast as before (results/spread/README.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+from experiment.interrupts import answer_while_importing, answering
+
+if __name__ == "__main__":
+    answer_while_importing()  # importing torch takes seconds
+
 import torch
 
 from engine.checks import first_line
@@ -28,6 +33,7 @@ from experiment.datasets import load
 from experiment.devices import check_precision, check_room, choose_device, describe
 from experiment.files import check_writable, fingerprints
 from experiment.methods import code_of
+from experiment.parts import part_of
 from experiment.processes import joined
 from experiment.rows import append_row, failure_of, provenance, row_of
 from experiment.settings import Config, resolve
@@ -133,13 +139,17 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     """
     if config.dataset == "folder":  # a relative path is another one in another working directory
         config = replace(config, data_dir=str(Path(config.data_dir).resolve()))
+    if config.human_labels:
+        config = replace(config, human_labels=str(Path(config.human_labels).resolve()))
     methods = choose_methods(config)
     paths = {Path(path.strip()).name: path.strip() for path in config.method.split(",")}  # of user-supplied methods
     codes = {name: code_of(paths.get(name, name)) for name in methods}
     device = choose_device(config.device)
     check_writable(config.out)
     dataset = load(config.dataset, config.data_dir, config.image_size, config.download)
+    dataset = part_of(dataset, config.per_class, config.per_class_test, config.augment)
     task, images = corrupt(config, dataset), fingerprints(dataset)
+    config = replace(config, n=len(task.corrupted))
     forget = find(config, task)
     model = new_model(config, dataset)
     check_precision(config, device)
@@ -175,7 +185,9 @@ def headline(config: Config, task: Task, forget: torch.Tensor, model, device: to
     """Two lines that say what is about to run."""
     parameters = sum(p.numel() for p in model.parameters())
     size = task.train.images.shape[-1]
-    return (f"{config.task} on {config.dataset}: {len(task.train)} images of {size}x{size}, "
+    kind = {"poison": config.trigger, "human": config.human_column}.get(config.task, "patch")
+    kind = "" if kind == "patch" else f" ({kind})"
+    return (f"{config.task}{kind} on {config.dataset}: {len(task.train)} images of {size}x{size}, "
             f"{len(task.corrupted)} corrupted, {len(forget)} of them discovered ({100 * config.discovery:g}%)\n"
             f"{config.arch} at {100 * config.capacity:g}% capacity, {parameters:,} parameters"
             f"{', trained with ETD' if config.etd else ''}; seed {config.seed}; {describe(device)}")
@@ -184,17 +196,18 @@ def headline(config: Config, task: Task, forget: torch.Tensor, model, device: to
 def table(rows: list[dict]) -> str:
     """The comparison, percent where a fraction is meant; a failed cell shows its error."""
     wide = max([14, *(len(row["method"]) + 2 for row in rows)])
-    lines = [f"\n{'method':<{wide}}{'Healed':>8}{'undiscovered':>14}{'Utility':>9}{'product':>9}{'seconds':>9}"]
+    scores = f"{'Healed':>8}{'undiscovered':>14}{'Utility':>9}{'product':>9}{'misled':>8}"
+    lines = [f"\n{'method':<{wide}}{scores}{'seconds':>9}"]
     for row in rows:
         if row["status"] != "ok":
             lines.append(f"{row['method']:<{wide}}  {row['error']}")
             continue
-        values = [row[key] for key in ("healed", "healed_undiscovered", "utility", "product")]
-        healed, undiscovered, utility, product = ("-" if value is None else f"{100 * value:.1f}" for value in values)
-        seconds = f"{row['seconds']:.1f}"
-        lines.append(f"{row['method']:<{wide}}{healed:>8}{undiscovered:>14}{utility:>9}{product:>9}{seconds:>9}")
+        values = [row[key] for key in ("healed", "healed_undiscovered", "utility", "product", "misled")]
+        healed, undiscovered, utility, product, misled = ("-" if v is None else f"{100 * v:.1f}" for v in values)
+        scores = f"{healed:>8}{undiscovered:>14}{utility:>9}{product:>9}{misled:>8}"
+        lines.append(f"{row['method']:<{wide}}{scores}{row['seconds']:>9.1f}")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answering(main, lambda: what_is_left(sys.argv[1:])))

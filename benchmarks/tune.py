@@ -85,6 +85,7 @@ VARIANTS = {
     "away0.07-susb1": dict(rule="away", reach=0.07, suspects=1.0, **BEFORE),
     "away0.07-susb2": dict(rule="away", reach=0.07, suspects=2.0, **BEFORE),
     "away0.07-susb2-place": dict(rule="away", reach=0.07, suspects=2.0, refresh="place", **BEFORE),
+    "reach0.05": dict(rule="rem", reach=0.05, refresh="place"),
     "reach0.07": dict(rule="rem", reach=0.07, refresh="place"),
     "reach0.07-susb2": dict(rule="rem", reach=0.07, suspects=2.0, refresh="place", **BEFORE),
     "carry-susb2": dict(suspects=2.0, refresh="place", **BEFORE),

@@ -2,21 +2,27 @@
 
 import torch
 
+STEP = 0.0025  # length of an update of step 2 with `reach`, over the norm of theta_o1
+
 
 class Line:
-    """How far one step 2 takes theta_o1: its strength is chosen, in place of what momentum makes of it inside step 3.
+    """How far one step 2 takes theta_o1, and by which steps: its strength is chosen, whatever rate and momentum are.
 
     Choice: at gamma the known images are forgotten, but what they share is not; distance in weight space takes that
-    out. The first step 2 goes on along its line until theta_o1 is `reach` of its norm away; a later one ends at gamma,
-    and no pass begins that far out. The optimiser then forgets its state, so that no momentum of step 2 runs on into
-    step 3. With reach 0 nothing of this happens: Algorithm 1 as printed, its momentum carried over.
+    out. So the first step 2 goes on along its line until theta_o1 is `reach` of its norm away; a later one ends at
+    gamma, and no pass begins that far out. Its updates have one length, STEP, and no momentum: where the network is
+    sure of D_f the gradient is next to nothing, and a hundred updates at the rate of step 3 move nothing; where it is
+    not, the first such update goes so far that of two confused classes one swallows the other, and there its gradient
+    is nothing too. The optimiser of step 3 begins anew after it.
+    With reach 0 nothing of this happens: Algorithm 1 as printed, one optimiser for both steps, momentum carried over.
     """
 
     def __init__(self, s, reach: float):
         """Args: s: Algorithm 1's state as step 2 begins; reach: >= 0, over the norm of theta_o1."""
         self.s, self.reach = s, reach
-        self.theta_o1 = s.expanded.theta_o1()
+        self.theta_o1 = [p for p in s.expanded.theta_o1() if p.requires_grad]
         self.begin = copies(self.theta_o1) if reach else []
+        self.optimizer = steps_of(self.theta_o1, STEP) if reach else s.optimizer  # of the passes over D_f
 
     def ended(self) -> bool:
         """Whether theta_o1 is `reach` away, so that no further pass begins."""
@@ -32,6 +38,30 @@ class Line:
         return self.s.epoch == 1
 
 
+def steps_of(parameters: list[torch.Tensor], length: float) -> torch.optim.Optimizer:
+    """An optimiser whose updates go down the gradient and are `length` times as long as the parameters are now."""
+    # theta <- theta - length ||theta_begin|| g / ||g||; a gradient of 0 moves nothing
+    whole = length * norm_of(parameters)
+    optimizer = torch.optim.SGD(parameters, lr=1.0, foreach=True)
+
+    @torch.no_grad()
+    def scale(*_) -> None:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = norm_of(gradients)
+        factor = torch.where(norm > 0, whole / norm, 0)
+        for gradient in gradients:
+            gradient.mul_(factor)
+
+    optimizer.register_step_pre_hook(scale)
+    return optimizer
+
+
+@torch.no_grad()
+def norm_of(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The norm of all entries, taken as one vector."""
+    return torch.stack([t.norm() for t in tensors]).norm()
+
+
 def copies(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
     """The parameters as they are now."""
     return [p.detach().clone() for p in parameters]
@@ -42,9 +72,8 @@ def moved(parameters: list[torch.Tensor], begin: list[torch.Tensor]) -> float:
     """||theta - theta_begin|| / ||theta_begin||, all parameters taken as one vector; 0 of none."""
     if not begin:
         return 0.0
-    line = torch.stack([(p - b).norm() for p, b in zip(parameters, begin, strict=True)]).norm()
-    whole = torch.stack([b.norm() for b in begin]).norm()
-    return float(line / whole)
+    line = norm_of([p - b for p, b in zip(parameters, begin, strict=True)])
+    return float(line / norm_of(begin))
 
 
 @torch.no_grad()

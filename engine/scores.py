@@ -16,13 +16,17 @@ def cross_entropy(s, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None
     return F.cross_entropy(logits, y, reduction="none")
 
 
-@torch.no_grad()
-def accuracy_of(s, index: torch.Tensor) -> float:
-    """Accuracy on the examples of `index`, a fraction: theta_o1 alone, labels as given, eval mode, no augmentation."""
+def accuracy_of(s, index: torch.Tensor, net: torch.nn.Module | None = None) -> float:
+    """Accuracy on some examples, a fraction; labels as given, eval mode, no augmentation.
+
+    Args: s: Algorithm 1's state; index: (k,) int64 dataset indices; net: None: theta_o1 alone.
+    Raises: NonFiniteLoss: a logit is not finite.
+    """
+    net = s.expanded if net is None else net
     counts = torch.zeros(3, dtype=torch.int64, device=s.device)  # looked at once, at the end
-    with eval_mode(s.expanded):
+    with eval_mode(net):
         for _, x, y in batches_of(s, index, augment=False, size=min(1024, 4 * s.config.batch)):
-            logits = s.expanded(x)  # (B, classes)
+            logits = net(x)  # (B, classes)
             counts[:2] += torch.stack([(logits.argmax(dim=1) == y).sum(), (~logits.isfinite()).sum()])
             counts[2] += len(y)
     over_ranks([counts])  # each rank may give its share or all examples

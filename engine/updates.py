@@ -75,15 +75,16 @@ class Pass:
 
 
 @contextlib.contextmanager
-def one_pass(s, where: str, must_reach: dict[str, nn.Parameter] | None = None):
+def one_pass(s, where: str, must_reach: dict[str, nn.Parameter] | None = None,
+             optimizer: torch.optim.Optimizer | None = None):
     """One pass of updates of Algorithm 1's state, dropout drawn from its generator: yields a `Pass`.
 
     Args: where: names a loss that is not finite; must_reach: parameters, by name, that a gradient must reach, unless
-        they are frozen.
+        they are frozen; optimizer: None: the state's.
     The mean loss goes into the state's record. Raises: NonFiniteLoss; TypeError for a parameter that no gradient has
     reached, such as one behind activation checkpointing.
     """
-    update = Pass(s.optimizer, s.device, must_reach or {})
+    update = Pass(optimizer or s.optimizer, s.device, must_reach or {})
     with forked_rng(s.generator, s.device):
         yield update
     if update.waiting and update.steps:

@@ -14,6 +14,7 @@ import math
 import re
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,13 +29,14 @@ from etd import Expanded, drop, mask_table, train_etd
 from experiment.console import clipped, progress, tell
 from experiment.data import MEMORY_FORMAT, Data, Dataset
 from experiment.methods import METHODS, allowed_with, check_names, find_method
+from experiment.people import in_order, read_people
 from experiment.rows import NO_SCORES
 from experiment.settings import Config
 from experiment.user_code import same_world
 from metrics import accuracy, evaluate
 from models import build
 from rem import add_capacity
-from tasks import Task, discover, make_task
+from tasks import Task, discover, make_task, people
 from train import fit
 
 
@@ -45,7 +47,24 @@ def corrupt(config: Config, dataset: Dataset) -> Task:
     pair = config.pair and re.fullmatch(r"\s*(\d{1,20})\s*,\s*(\d{1,20})\s*", config.pair)
     if config.pair is not None and not pair:
         raise ValueError(f"pair is {clipped(config.pair)!r}; give two class numbers such as 3,5")
-    return make_task(config.task, dataset, config.n, config.seed, pair and (int(pair[1]), int(pair[2])))
+    if config.task == "human":
+        return people(dataset, labels_by_people(config, dataset), config.seed)
+    pair = pair and (int(pair[1]), int(pair[2]))
+    return make_task(config.task, dataset, config.n, config.seed, pair, config.trigger)
+
+
+def labels_by_people(config: Config, dataset: Dataset) -> torch.Tensor:
+    """The labels (N,) int64 in the settings' file, in the order of the training images."""
+    if not config.human_labels:
+        raise ValueError("task human needs the labels that people gave; name their file with --human-labels")
+    return in_order(read_people(config.human_labels, config.human_column), dataset)
+
+
+def counted(config: Config, dataset: Dataset) -> Config:
+    """The settings with the number of corrupted images that the task has: of people's labels it is found, not set."""
+    if config.task != "human":
+        return config
+    return replace(config, n=len(corrupt(config, dataset).corrupted))
 
 
 def find(config: Config, task: Task) -> torch.Tensor:
@@ -59,6 +78,9 @@ def new_model(config: Config, dataset: Dataset):
     if height != width:
         raise ValueError(f"images are {height}x{width}; the networks take square ones, use --image-size")
     shape = dict(channels=channels, classes=dataset.train.classes, image_size=height)
+    if config.arch == "vit":  # Table 3's proportions: 8 heads of 64 at dimension 512, and 1,536 hidden units
+        shape |= dict(patch=config.patch, dim=config.dim, depth=config.depth, head_dim=config.dim // 8,
+                      hidden=3 * config.dim)
     seed = stream(config.seed, "weights").initial_seed()
     try:
         model = build(config.arch, config.width * config.capacity, **shape, seed=seed)

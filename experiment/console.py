@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import fields
 
-from experiment.settings import ARCH_PRESETS, DATASET_PRESETS, STAGES, Config, kind_of
+from experiment.settings import ARCH_PRESETS, BOTH_PRESETS, DATASET_PRESETS, STAGES, Config, kind_of
 
 
 def tell(text: str) -> None:
@@ -48,7 +48,7 @@ def flag(name: str) -> str:
 
 def flags(parser: Parser, names=None):
     """Give (argument group of its stage, field, help) for each field of Config, or for those of these names."""
-    presets = {**ARCH_PRESETS, **DATASET_PRESETS}
+    presets = {**ARCH_PRESETS, **DATASET_PRESETS, **{" ".join(both): preset for both, preset in BOTH_PRESETS.items()}}
     for stage, title in STAGES.items():
         group = parser.add_argument_group(title)
         for f in fields(Config):
@@ -69,7 +69,7 @@ def add_flags(parser: Parser, names=None) -> None:
                                metavar=f.name.split("_")[-1].upper(), **more)
 
 
-SHOWN = ("loss", "acc_forget", "score")  # what a line of progress shows of what a method logs
+SHOWN = ("loss", "acc_forget", "acc_held_out")  # what a line of progress shows of what a method logs
 
 
 LONG = 60.0  # seconds without a line after which a terminal is told that work goes on

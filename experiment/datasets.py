@@ -39,17 +39,20 @@ MINI_FILE = Path(__file__).resolve().parent.parent / "data" / "fashion-mini.npz"
 # (None: computed from the training images). size: pixels per side (None: must be given). crop: random crops with an
 # eighth of the image size as padding: 4 pixels at 32, 2 at 16.
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+CIFAR10 = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), size=32, crop=True, flip=True)
 RECIPES = {
     "fashion-mini": dict(mean=(0.2873,), std=(0.3540,), size=16, crop=False, flip=False),  # from make_fashion_mini.py
     "fashion-mnist": dict(mean=(0.2860,), std=(0.3530,), size=28, crop=False, flip=True),
-    "cifar10": dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), size=32, crop=True, flip=True),
+    "cifar10": CIFAR10,
     # No flip: a flipped digit is no digit.
     "svhn": dict(mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970), size=32, crop=True, flip=False),
+    "cifar10-small": CIFAR10,  # of which settings.py draws 1,000 images a class
     "imagenette": dict(**IMAGENET, size=64, crop=True, flip=True),  # from the 160 pixel archive
     "folder": dict(mean=None, std=None, size=None, crop=True, flip=True),
 }
 DATASETS = tuple(RECIPES)
 FILES = {"fashion-mnist": "FashionMNIST/raw/*-ubyte", "cifar10": "cifar-10-batches-py/*",
+         "cifar10-small": "cifar-10-batches-py/*",
          "svhn": "{train,test}_32x32.mat", "imagenette": "imagenette2-160/{train,val}/<class>/*"}  # as torchvision's
 
 
@@ -150,7 +153,7 @@ def read_torchvision(name, root, image_size, download):
         if name == "fashion-mnist":
             sets = {s: datasets.FashionMNIST(root, train=s == "train", download=download) for s in splits}
             return _arrays({s: (d.data[..., None], d.targets) for s, d in sets.items()}, FASHION, root / "FashionMNIST")
-        if name == "cifar10":
+        if name in ("cifar10", "cifar10-small"):
             sets = {s: datasets.CIFAR10(root, train=s == "train", download=download) for s in splits}
             return _arrays({s: (d.data, d.targets) for s, d in sets.items()}, sets["train"].classes, root)
         if name == "svhn":
@@ -264,8 +267,8 @@ def _decode(samples, size):
     return images
 
 
-def _decode_one(path, size):
-    """Return (size, size, 3) uint8: RGB, shorter side resized to `size`, centre crop."""
+def _decode_one(path, size, squash=False):
+    """Return (size, size, 3) uint8: RGB, shorter side resized to `size`, centre crop; or both sides with `squash`."""
     from PIL import Image
 
     try:
@@ -276,6 +279,8 @@ def _decode_one(path, size):
     except Exception as error:  # PIL's decoders raise anything, and DecompressionBombError for billions of pixels
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ValueError(f"cannot decode {path} ({reason}): remove or replace it") from error
+    if squash:
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     if (short := min(image.size)) != size:
         if max(image.size) > SLIM * short:  # resized whole it could fill the memory
             width, height = (min(side, SLIM * short) for side in image.size)

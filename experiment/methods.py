@@ -15,6 +15,7 @@ from pathlib import Path
 
 import baselines as b
 from experiment.user_code import function_of
+from tasks import TASKS
 
 # --- The record -------------------------------------------------------------------------------------------------------
 
@@ -84,15 +85,22 @@ METHODS = {
     "rem-no32": _rem(b.ablation(step31=True, step32=False), "REM without 3.2", {"step31", "step32"}, part="ablation"),
     "rem-ce": _rem(b.ablation(redirect="ce"), "REM by cross-entropy", {"redirect"}, part="ablation"),
 }
+OF_ONE_TASK = {"trigger": ("poison",), "human_column": ("human",), "n": TASKS}  # of human n is found, not set
+OF_VIT = {"patch", "dim", "depth"}
 OPTIONAL = frozenset().union(*(method.reads for method in METHODS.values()))  # every method reads the other settings
 
 
 def reads_setting(field: str, setting: dict) -> bool:
     """Whether the numbers of a setting's method depend on this field of Config; a user-supplied method may read any.
 
-    Args: field: name of a field; setting: fields of Config, at least `method`.
+    Args: field: name of a field; setting: fields of Config, at least `method`, `task` unless it is poison,
+        and `arch` unless it is resnet9.
     """
     name = setting["method"]
+    if field in OF_VIT:
+        return setting.get("arch", "resnet9") == "vit"
+    if field in OF_ONE_TASK:
+        return setting.get("task", "poison") in OF_ONE_TASK[field]
     if field not in OPTIONAL or ":" in name:
         return True
     if field in MASKS and setting.get("etd", False):

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 
 from rem import Settings
-from tasks import TASKS
+from tasks import EVERY_TASK, PEOPLE, TRIGGERS
 
-VERSION = "0.2.0"  # of the code: rows and networks of another version do not count
+VERSION = "0.3.0"  # of the code: rows and networks of another version do not count
 STAGES = {"task": "task, a cell of the 2-D task space (Sec. 4)", "network": "network (A.3)",
           "training": "training (A.3, Table 3)", "unlearning": "unlearning (A.3, Table 3)", "run": "the run"}
 
@@ -28,41 +28,54 @@ of_task, of_network, of_training, of_unlearning, of_run = (partial(setting, stag
 class Config:
     """One cell of the task space and how to train and unlearn in it; raises ValueError or TypeError as `check` does."""
 
-    task: str = of_task("poison", "corruption by regularity: poison, confusion, random", choices=TASKS)
-    n: int = of_task(1000, "corrupted training examples |D_c|", "[1, inf)")
+    task: str = of_task("poison", "corruption by regularity: poison, confusion, random; human: by people",
+                        choices=EVERY_TASK)
+    n: int = of_task(1000, "corrupted training examples |D_c|; of human as the labels have it", "[1, inf)")
+    trigger: str = of_task("patch", "of poison: patch (the paper's), blended, sinusoidal or warp", choices=TRIGGERS)
     pair: str | None = of_task(None, "confused classes A,B (default: 3,5 on cifar10, svhn; else the most alike)")
-    dataset: str = of_task("fashion-mini", "fashion-mini, fashion-mnist, cifar10, svhn, imagenette or folder")
+    dataset: str = of_task("fashion-mini", "fashion-mini, fashion-mnist, cifar10, cifar10-small (1,000 training and "
+                           "200 test images a class), svhn, imagenette or folder")
+    per_class: int | None = of_task(None, "training images of each class that are drawn (default: all)", "[1, inf)")
+    per_class_test: int | None = of_task(None, "test images of each class that are drawn (default: all)", "[1, inf)")
+    human_column: str = of_task("aggre", "of human: labels by majority, worst of three, or by one of three people",
+                                choices=PEOPLE)
     image_size: int | None = of_task(None, "pixels each way (default: the data set's own)", "[1, inf)")
     seed: int = of_task(0, "seed of everything: task, weights, masks, order", f"[0, {2**63})")
 
     arch: str = of_network("resnet9", "resnet9 or vit", choices=("resnet9", "vit"))
     width: float = of_network(1.0, "factor of all widths of the 100 % network", "(0, inf)")
     capacity: float = of_network(0.5, "width over that of the 100 % network, Table 4", "(0, 1]")
+    patch: int = of_network(8, "ViT: pixels per side of a patch", "[1, inf)")
+    dim: int = of_network(512, "ViT: embedding dimension; its 8 heads share it, an MLP has 3 times as much", "[8, inf)")
+    depth: int = of_network(4, "ViT: transformer blocks", "[1, inf)")
     ratio: float | None = of_network(None, "theta_o2's width over theta_o1's (default: 1 / capacity - 1)", "[0, inf)")
     p_mem: float = of_network(Settings.p_mem, "share of theta_o2 that a mask turns on", "[0, 1]")
 
     etd: bool = of_training(False, "train with example-tied dropout, then unlearn from it")
-    epochs: int = of_training(40, "training epochs", "[0, inf)")
+    epochs: int = of_training(40, "epochs of training, of the original and in retrain; all of them run", "[0, inf)")
     batch: int = of_training(Settings.batch, "batch size, of unlearning too", "[2, inf)")
     optimizer: str = of_training(Settings.optimizer, "sgd or adam", choices=("sgd", "adam"))
     lr: float = of_training(0.025, "peak rate; ends at a fifth", "[0, inf)")
     momentum: float = of_training(Settings.momentum, "momentum of SGD", "[0, 1)")
     weight_decay: float = of_training(Settings.weight_decay, "weight decay of SGD", "[0, inf)")
+    augment: bool = of_training(True, "crop and flip as is usual for the data set")
     precision: str = of_training(Settings.precision, "float32, bf16 or auto: bf16 on GPUs",
                                  choices=("auto", "float32", "bf16"))
 
     method: str = of_unlearning("no-ul,cf,npo,rem", "methods, separated by commas: names, all or FILE.py:FUNCTION")
     discovery: float = of_unlearning(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]", "(0, 1]")
-    unlearn_epochs: int = of_unlearning(Settings.unlearn_epochs, "max epochs of Alg. 1", "[0, inf)")
-    stop: str = of_unlearning("repaired", "end of REM: repaired (its score no longer rises) or max (all epochs)",
+    unlearn_epochs: int = of_unlearning(Settings.unlearn_epochs, "most epochs of Alg. 1; all those of cf, scrub, badt",
+                                        "[0, inf)")
+    stop: str = of_unlearning("repaired", "end of REM: repaired (after two epochs that are no better, within "
+                              "--unlearn-epochs; the best is taken) or max (all of --unlearn-epochs; the last is)",
                               choices=("repaired", "max"))
     unlearn_lr: float = of_unlearning(Settings.unlearn_lr, "epsilon of Alg. 1", "[0, inf)")
     gamma: float = of_unlearning(Settings.gamma, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")
     beta: float = of_unlearning(Settings.beta, "beta of Eq. 2", "(0, inf)")
     max_passes: int = of_unlearning(Settings.max_passes, "most passes over D_f in one step 2, then a warning",
                                     "[0, inf)")
-    reach: float = of_unlearning(Settings.reach, "how far REM's first step 2 goes, over theta_o1's norm; 0: momentum "
-                                 "runs on into step 3", "[0, inf)")
+    reach: float = of_unlearning(Settings.reach, "how far REM's first step 2 goes, over theta_o1's norm; 0: as "
+                                 "printed, momentum is carried into step 3", "[0, inf)")
     disbelieved: float = of_unlearning(Settings.disbelieved, "CE of a given label above which step 3 of REM leaves an "
                                        "image of D_r out, from epoch 2 on; 0: all stay in", "[0, inf)")
     forget_norm: str = of_unlearning(Settings.forget_norm, "statistics in passes over D_f of rem, npo, ascent; auto: "
@@ -77,6 +90,7 @@ class Config:
     curve: bool = of_unlearning(False, "note Fig. 5's points")
 
     data_dir: str = of_run("data", "of the data set; folder: DIR/{train,test|val}/<class>/*")
+    human_labels: str | None = of_run(None, "file of human: CIFAR-10N's .pt, .npy or .csv")
     download: bool = of_run(False, "fetch a missing data set")
     device: str = of_run("auto", "cpu, cuda, cuda:1 or auto: a GPU if any")
     out: str = of_run("runs/cells.jsonl", "result file, a JSON line per cell is appended")
@@ -103,12 +117,20 @@ AFTER_TRAINING, PLACE = ({f.name for f in fields(Config) if f.metadata["stage"] 
 ARCH_PRESETS = {"vit": dict(optimizer="adam", lr=1e-4, batch=2048, unlearn_lr=2e-5)}  # Table 3
 DATASET_PRESETS = {
     "fashion-mini": dict(n=120, width=0.5, epochs=12, batch=256, lr=0.05, unlearn_epochs=3, unlearn_lr=0.01),
+    # A fifth of CIFAR-10: 2 % corrupted, and its 100 % network is ResNet-9 at half width.
+    "cifar10-small": dict(per_class=1000, per_class_test=200, n=200, width=0.5),
     "imagenette": dict(n=100),  # A.7
 }
 
 
+# Choice: a ViT for two CPU cores. Its patches are a quarter of the image's side, as at 32 pixels; the rate falls to a
+# fifth in a quarter of the epochs, as in Table 3.
+BOTH_PRESETS = {("fashion-mini", "vit"): dict(patch=4, dim=64, width=1.0, epochs=40, batch=128, lr=1e-3,
+                                              unlearn_epochs=10, unlearn_lr=2e-4)}
+
+
 def resolve(given: dict) -> Config:
-    """Defaults, then the presets of the data set and the architecture, then what was given.
+    """Defaults, then the presets of the data set, the architecture and both together, then what was given.
 
     Args: given: field names of Config to values.
     Raises: ValueError, TypeError for an unknown setting, or as `check`.
@@ -117,7 +139,8 @@ def resolve(given: dict) -> Config:
     if unknown := sorted(set(given) - known):
         raise ValueError(f"unknown setting {unknown[0]!r}; choose from {', '.join(sorted(known))}")
     dataset, arch = given.get("dataset", Config.dataset), given.get("arch", Config.arch)
-    return Config(**{**DATASET_PRESETS.get(dataset, {}), **ARCH_PRESETS.get(arch, {}), **given})
+    presets = DATASET_PRESETS.get(dataset, {}), ARCH_PRESETS.get(arch, {}), BOTH_PRESETS.get((dataset, arch), {})
+    return Config(**{name: value for preset in (*presets, given) for name, value in preset.items()})
 
 
 def check(config: Config) -> None:

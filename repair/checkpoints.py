@@ -235,6 +235,9 @@ def misshapen(odd: dict[str, tuple[torch.Size, torch.Size]], file: str) -> str:
     if len(widths) == 1 and None not in widths:  # nothing but the outputs of one layer differ
         return other_classes(file, found[0], name, wanted[0])
     stem = " (a stem for small images?)" if len(found) == 4 and found[2:] != wanted[2:] else ""
+    if len(found) == len(wanted) == 4 and found[1] != wanted[1] and {found[1], wanted[1]} <= {1, 3}:
+        takes = {1: "grey images, one channel", 3: "colours, three channels"}
+        stem += f" (trained on {takes[found[1]]}; this network takes {takes[wanted[1]]})"
     return (f"{file} has {name} of shape {tuple(found)}, this network {tuple(wanted)}{stem}; check --model, or give "
             "FILE.py:FUNCTION that builds the network")
 

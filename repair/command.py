@@ -5,10 +5,12 @@
 
 import argparse
 import functools
+import itertools
 import json
 import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,15 +23,19 @@ from experiment.devices import check_room, choose_device
 from experiment.files import write_whole
 from experiment.rows import provenance
 from repair import checkpoints
-from repair.images import room_for_images
+from repair.channels import with_channels
+from repair.images import Files, cut_off, room_for_images
 from repair.inputs import Folder, open_folder
 from repair.mismatch import check_logits, look_first, memory_format_of, predicted, share_of
-from repair.network import FLAGS, READ, choose_settings, repair, too_sure, unwrapped
+from repair.network import FLAGS, READ, choose_settings, repair, unwrapped
 from repair.networks import build_network
 from repair.outputs import beside_weights, check_apart, check_replaced, digest, written
-from repair.sheets import beside, write_suspects
+from repair.page import CARDS, Card, Part, write_page
+from repair.progress import Watch, tell_here
+from repair.ranking import Ranking, rank
+from repair.sheets import beside, named, write_suspects
 from repair.state import bytes_of
-from repair.suspects import probe, suspects
+from repair.suspects import crossed, logits, probe
 from repair.verdict import REPAIRED, Verdict, check_believed, judge, looked_at, undoubted
 
 
@@ -47,7 +53,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                         ".txt, .csv, .json or .npy; lists together, such as the first one and suspects.csv with true "
                         "in a column `bad`; a CSV's column `true_label`, for all or some of them, is taught")
     p.add_argument("--out", required=True,
-                   help="file of the repaired weights; a report (.json), suspects.csv and suspects.png go beside it")
+                   help="file of the repaired weights; a report (.json; .html to open) and suspects.csv go beside it")
     p.add_argument("--ema", action="store_true", help="repair the averaged weights of the checkpoint")
     p.add_argument("--clean", help="CSV of true labels, which the report alone reads: a path and a label column")
     p.add_argument("--class-map", help="text file of one class per line in the network's order (default: "
@@ -55,13 +61,19 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--image-size", type=int, help="pixels per side (default: the architecture's usual; resnet9, vit "
                    "and FILE.py have none)")
     p.add_argument("--crop-pct", type=float, help="crop over resized side (default: usual; with --image-size: 1)")
-    usual = ("per channel, in [0, 1] (default: the architecture's usual; resnet9, vit: that of the training images; "
-             "FILE.py: ImageNet's)")
+    p.add_argument("--resize", choices=("crop", "squash"), default="crop", help="images that are not square: crop "
+                   "their borders, or squash them whole into a square, as in the network's training (default: crop)")
+    usual = ("per channel, one number where the network takes one, in [0, 1] (default: the architecture's usual; "
+             "resnet9, vit: that of the training images; FILE.py: ImageNet's)")
     p.add_argument("--mean", type=float, nargs="+", help=usual)
     p.add_argument("--std", type=float, nargs="+", help=usual)
     p.add_argument("--layers", help="layers that get theta_o2: names or patterns such as '*.mlp.0', with commas")
     p.add_argument("--ratio", type=float, help="theta_o2's width over the network's (default: 0.25)")
-    p.add_argument("--epochs", type=int, dest="unlearn_epochs", help="most epochs of REM (default: 4)")
+    p.add_argument("--epochs", type=int, dest="unlearn_epochs", help="most epochs of REM, passes over all training "
+                   "images; --stop ends it before that; 0: no repair (default: 4)")
+    p.add_argument("--stop", choices=("repaired", "max"), help="repaired: at the first epoch that is no better than "
+                   "the best before, by images that are held out and the known bad, and the best one is written; max: "
+                   "all of --epochs, and the last one is written (default: repaired)")
     p.add_argument("-b", "--batch-size", type=int, dest="batch", help="(default: from the number of images)")
     p.add_argument("--lr", type=float, dest="unlearn_lr", help="rate (default: from the kind of network)")
     p.add_argument("--optimizer", choices=("sgd", "adam"), help="(default: from the kind of network)")
@@ -95,7 +107,11 @@ def main(given: dict, argv: list[str]) -> int:
     check_apart(args.out, folder)
     print(folder.said)
     model, reading = build_network(args.model, len(folder.classes), args.image_size, args.crop_pct, args.mean, args.std)
+    reading = replace(reading, resize=args.resize)
     model, stored = unwrapped(model), checkpoints.read(args.checkpoint, args.ema)
+    reading = with_channels(model, stored, reading)
+    if reading.channels == 1:
+        print("the network takes one channel: images are read as grey ones, of colours by their luminance")
     digests = {args.checkpoint: digest(args.checkpoint), **folder.sha256}  # as they are now: they may change or go
     names = checkpoints.load_into(model, stored, args.checkpoint)
     if others := [key for key in stored if key not in names]:
@@ -116,6 +132,8 @@ def main(given: dict, argv: list[str]) -> int:
         print(f"{len(skipped)} images cannot be decoded and are left out, {skipped[0]} first")
     print(f"{len(train)} training images of {reading.size}x{reading.size}, {len(folder.forget)} known bad, "
           f"{len(heldout or ())} held out; {len(folder.classes)} classes; {device}", flush=True)
+    if line := cut_off([*folder.paths, *(path for path, _ in folder.heldout or ())], reading, args.workers):
+        print(line, flush=True)
     model, train = model.to(device), replace(train.to(device), part=ranks())
     train = replace(train, memory_format=memory_format_of(model, train))
     heldout = heldout and replace(heldout.to(device), part=ranks(), memory_format=train.memory_format)
@@ -126,15 +144,16 @@ def main(given: dict, argv: list[str]) -> int:
     except ArithmeticError as error:  # nothing has been trained, so no rate is to blame
         raise ValueError(f"{args.checkpoint} gives logits that are not finite on these images; check the file, --mean "
                          "and --std") from error
-    look_first(model, train, before[0], folder, reading, args.force)
+    class_map = beside_weights(args.out, ".classes.txt")
+    look_first(model, train, before[0], folder, reading, args.force, class_map)
     if not args.force:
         check_believed(train.labels.cpu(), before[0], folder.forget)
-    config, _ = choose_settings(model, len(train), settings, too_sure(model, train, folder.forget))
     layers, say = None if args.layers is None else args.layers.split(","), functools.partial(print, flush=True)
-    keep = state if args.checkpoint_every else None
+    config, _ = choose_settings(model, len(train), settings)
+    keep, files = state if args.checkpoint_every else None, Files(folder.paths, folder.labels, reading)
     try:
         repaired = repair(model, train, folder.forget, layers=layers, say=say, keep=keep, every=args.checkpoint_every,
-                          leave=bytes_of(stored), files=folder.paths, sync_batchnorm=args.sync_batchnorm,
+                          leave=bytes_of(stored), files=files, sync_batchnorm=args.sync_batchnorm,
                           true_labels=None if folder.truths is None else folder.truths[folder.forget], **settings)
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} (the rate is --lr)") from error
@@ -147,13 +166,15 @@ def main(given: dict, argv: list[str]) -> int:
         raise ValueError(f"{error} (the rate is --lr); {args.out} has these weights") from error
     similar = functools.cache(lambda: similarity(model, train, folder.forget))  # a pass, of which two have a use
     found = verdict_of(model, train, heldout, before, after, folder, similar)
-    told = list_suspects(args.out, similar, repaired, train, folder, places)
+    told, ranking = list_suspects(args.out, similar, repaired, train, folder, places)
     if ranks()[0]:
         return agreed_code(found, model)
     seconds = round(time.perf_counter() - begin, 1)
-    print(table_of_changes(scores), found.line(), told, sep="\n")
+    shown = show_changes(args, scores, before, after, train, heldout, folder, ranking, found.line())
+    print(table_of_changes(scores), found.line(), told, shown, sep="\n")
     print(f"{args.out} has the repaired weights, {report_file} this report; {seconds} s")
-    report = {"scores": scores, "verdict": found.report(), "seconds": seconds, "arguments": vars(args),
+    report = {"scores": scores, "verdict": found.report(), "likely_bad": ranking and ranking.likely,
+              "seconds": seconds, "arguments": vars(args),
               "settings": {name: getattr(config, name) for name in READ},
               "reading": asdict(reading), "images": len(train), "classes": folder.classes,
               "skipped": [str(path) for path in skipped],
@@ -175,7 +196,7 @@ def verdict_of(model: nn.Module, data, heldout, before: list, after: list, folde
         arguments, gives what `similarity` does; where it fails, the verdict does without.
     """
     try:
-        alike = similar()
+        alike, _ = similar()
     except Exception:
         if ranks()[1] > 1:
             raise  # the other processes know nothing of it
@@ -196,25 +217,64 @@ def agreed_code(found: Verdict, model: nn.Module) -> int:
     return int(code)
 
 
-def list_suspects(out: str, similar, repaired: nn.Module, data, folder: Folder, places: dict) -> str:
-    """Rank the suspects and, in the first process, write them; a line that says so, or why there are none."""
+def list_suspects(out: str, similar, repaired: nn.Module, data, folder: Folder, places: dict
+                  ) -> tuple[str, Ranking | None]:
+    """Rank the suspects and, in the first process, write them; a line that says so, or why there are none, and they.
+
+    similar: called without arguments, gives what `similarity` does.
+    """
     try:
-        found, alike = suspects(repaired, data, folder.forget), similar()
-        return "" if ranks()[0] else write_suspects(out, found, alike, data, folder, places)
+        with Watch("ranking the suspects", tell_here) as watch:
+            z, labels = logits(repaired, watch.over(data))
+        ranking = rank(z, labels, folder.forget, *similar())
+        return "" if ranks()[0] else write_suspects(out, ranking, data, folder, places), ranking
     except Exception as error:
         if ranks()[1] > 1:
             raise  # the other processes know nothing of it
-        older = [str(path) for path in beside(out) if path.exists()]
-        stale = f"; {', '.join(older)}: of an earlier repair" * bool(older)
-        return f"no list of suspects ({first_line(error)}){stale}"
+        stale = f"; {beside(out)}: of an earlier repair" * beside(out).exists()
+        return f"no list of suspects ({first_line(error)}){stale}", None
 
 
-def similarity(model: nn.Module, data, forget: torch.Tensor) -> torch.Tensor | None:
-    """(N,) how much each image looks like D_f, see `suspects.probe`; None where its features would fill the memory."""
+def similarity(model: nn.Module, data, forget: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(N,) how much each image looks like D_f, and the same to probes that do not know it, see `suspects.probe` and
+    `crossed`; None, both, where the features would fill the memory."""
     layers = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    need = 3 * 8 * len(data) * max(weight.shape[1] for weight in layers[-1:])  # bytes, of the last one's in float64
+    need = 5 * 8 * len(data) * max(weight.shape[1] for weight in layers[-1:])  # bytes, of the last one's in float64
     fits = ranks()[1] > 1 or need <= room_for_images(torch.device("cpu"))  # several processes must agree
-    return probe(features(model, data), forget) if fits else None
+    if not fits:
+        return None, None
+    with Watch("features of the images", tell_here) as watch:
+        h = features(model, watch.over(data))
+    return probe(h, forget), crossed(h, forget)
+
+
+def show_changes(args: argparse.Namespace, scores: dict, before: list, after: list, data, heldout, folder: Folder,
+                 ranking: Ranking | None, verdict: str | None = None) -> str:
+    """Write the page that shows what changed and the first suspects; a line that says so, or why there is none.
+
+    Args: scores: of `before_and_after`; before, after: predictions of `data` and of `heldout`, where there is any;
+        verdict: see `page.page_of`.
+    """
+    file, labels = beside_weights(args.out, ".html"), data.labels.cpu()
+    try:
+        others = torch.ones(len(data), dtype=torch.bool).index_fill_(0, folder.forget, False)
+        parts = [] if heldout is None else [Part("held-out images", heldout.labels.cpu(), before[1], after[1])]
+        parts.append(Part("other training images, given labels", labels[others], before[0][others], after[0][others]))
+        first = [] if ranking is None else list(itertools.islice(ranking.suspects(), CARDS))
+        images = data.some(torch.tensor([suspect.index for suspect in first])).images.cpu() if first else []
+        cards = [Card(image, named(folder, s.index), int(labels[s.index]), int(before[0][s.index]), s.predicted,
+                      s.score, s.similar, (number, s.by_score, s.by_similar), number <= ranking.likely)
+                 for number, (s, image) in enumerate(zip(first, images, strict=True), 1)]
+        facts = [f"{args.model}, {args.checkpoint}, repaired from {len(folder.forget)} known bad images",
+                 f"{len(data)} training images below {args.data}, {len(heldout or ())} held out"]
+        write_page(file, title=Path(args.out).name, facts=facts, scores=scores, parts=parts, classes=folder.classes,
+                   cards=cards, total=0 if ranking is None else len(ranking.index),
+                   likely=0 if ranking is None else ranking.likely, bad=args.bad,
+                   saved=file.with_name(f"{file.stem}-bad.csv").name, verdict=verdict)
+    except Exception as error:  # the weights and the report are there all the same
+        stale = f"; {file} is of an earlier repair" * file.exists()
+        return f"no page to open ({first_line(error)}){stale}"
+    return f"{file} shows what changed and {len(cards)} suspects to tick: open it in a browser"
 
 
 def before_and_after(before: list, after: list, data, heldout, folder: Folder) -> dict:

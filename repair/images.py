@@ -5,6 +5,7 @@
 
 import math
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,11 @@ import torch
 
 from engine.checks import first_line
 from experiment.data import Data, Streamed
-from experiment.datasets import MOST_PIXELS, MOST_RESIZED, _decode_one, _moments
+from experiment.datasets import FORMATS, MOST_PIXELS, MOST_RESIZED, _decode_one, _moments
+from experiment.files import check_readable
+from repair.progress import Watch, tell_here
 
+MANY = 10_000  # files of which the shapes are looked at
 PART = 256  # files that are decoded at a time where none is kept
 
 
@@ -27,6 +31,8 @@ class Reading:
     crop_pct: float = 1.0  # the centre crop over the resized shorter side
     mean: tuple[float, ...] | None = None  # per channel, in [0, 1]; None, with std: the training images' own
     std: tuple[float, ...] | None = None
+    resize: str = "crop"  # of images that are not square: "crop" their borders, or "squash" them whole into a square
+    channels: int = 3  # 1: grey, as Pillow makes it of colours
 
     def __post_init__(self):
         if not 1 <= self.size <= MOST_PIXELS:
@@ -37,12 +43,12 @@ class Reading:
 
     def size_of(self, n: int) -> int:
         """Bytes of n images."""
-        return 3 * self.size**2 * n
+        return self.channels * self.size**2 * n
 
 
 @dataclass
 class Files:
-    """Image files as a torch Dataset: (image, label), the image (3, size, size) uint8, decoded when it is asked for."""
+    """Image files as a torch Dataset: (image, label), decoded when asked for; (channels, size, size) uint8."""
 
     paths: list[Path]
     labels: torch.Tensor
@@ -56,24 +62,33 @@ class Files:
 
 
 def pixels(path: Path, reading: Reading) -> np.ndarray:
-    """Decode one file: (3, size, size) uint8; ValueError that names it."""
+    """Decode one file: (channels, size, size) uint8; ValueError that names it."""
     size, resized = reading.size, round(reading.size / reading.crop_pct)
     edge = (resized - size) // 2
     try:
-        return _decode_one(path, resized)[edge : edge + size, edge : edge + size].transpose(2, 0, 1)
+        squashed = reading.resize == "squash"
+        image = _decode_one(path, resized, squashed)[edge : edge + size, edge : edge + size]
+        return grey_of(image)[None] if reading.channels == 1 else image.transpose(2, 0, 1)
     except Exception as error:  # decoders raise anything on damaged or hostile files
         cause = error.__cause__ or error
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(cause, kind=False)
         raise ValueError(f"{path} ({reason})") from error
 
 
+def grey_of(image: np.ndarray) -> np.ndarray:
+    """(H, W) of an image (H, W, 3): of a grey one its own values."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).convert("L"))
+
+
 def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip: bool = False):
     """Decode image files.
 
-    Returns: (n, 3, size, size) uint8 and (n,) int64 positions in `paths`: all of them, or with `skip` those that
+    Returns: (n, channels, size, size) uint8 and (n,) int64 positions in `paths`: all of them, or with `skip` those that
         decode.
     """
-    images, bad = np.zeros((len(paths), 3, reading.size, reading.size), np.uint8), {}
+    images, bad = np.zeros((len(paths), reading.channels, reading.size, reading.size), np.uint8), {}
 
     def fill(i: int) -> None:
         try:
@@ -81,13 +96,75 @@ def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip
         except ValueError as error:
             bad[i] = str(error)
 
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(fill, range(len(paths))))
+    with Watch("decoding the images", tell_here) as watch:
+        watch.begin(len(paths), " images")
+        in_threads(fill, len(paths), workers, watch.step)
     if bad and not skip:
         raise ValueError(f"{len(bad)} images cannot be decoded, {bad[min(bad)]} first; try --skip-bad-images")
     kept = torch.tensor([i for i in range(len(paths)) if i not in bad], dtype=torch.int64)
     images = torch.from_numpy(images)
     return images[kept] if bad else images, kept  # a copy would take their memory again
+
+
+def cut_off(paths: list[Path], reading: Reading, workers: int | None = None) -> str | None:
+    """A line on the borders that a centre crop takes from images that are not square; None where it takes none.
+
+    Of MANY files or more, that many are looked at, evenly spaced; of each its head alone is read.
+    """
+    if reading.resize != "crop" or not paths:
+        return None
+    looked, resized = paths[:: -(-len(paths) // MANY)], round(reading.size / reading.crop_pct)
+    cut = np.zeros(len(looked))  # shares of the longer side
+
+    def measure(i: int) -> None:
+        short, long = sorted(shape_of(looked[i]))
+        cut[i] = 1 - resized / max(resized, round(long * resized / max(1, short)))
+
+    with Watch("looking at the images' shapes", tell_here) as watch:
+        watch.begin(len(looked), " images")
+        in_threads(measure, len(looked), workers, watch.step)
+    found = np.sort(100 * cut[cut > 0])
+    if not len(found):
+        return None
+    among = "" if len(looked) == len(paths) else f", evenly spaced among {len(paths):,},"
+    shares = f"{found[0]:.0f} to {found[-1]:.0f} %, in the median {np.median(found):.0f} %,"
+    return (f"{len(found):,} of {len(looked):,} images{among} are not square: {shares} of their longer side is cut off "
+            "at the borders; if the network was trained on whole images: --resize squash")
+
+
+def shape_of(path: Path) -> tuple[int, int]:
+    """Width and height by a file's head; (1, 1) of one that is damaged, which decoding tells of."""
+    from PIL import Image
+
+    try:
+        check_readable(path)
+        with Image.open(path, formats=FORMATS) as image:
+            return image.size
+    except Exception:  # decoders raise anything
+        return 1, 1
+
+
+def in_threads(work, n: int, workers: int | None, step) -> None:
+    """work(i) for each i below n, in threads, step() after each; at an error or interrupt those begun are the last."""
+    left, stopped = iter(range(n)), threading.Event()  # each thread takes the next number
+
+    def take() -> None:
+        for i in left:
+            if stopped.is_set():
+                return
+            try:
+                work(i)
+            except BaseException:
+                stopped.set()  # for the others too
+                raise
+            step()
+
+    with ThreadPoolExecutor(count := workers or cores()) as pool:
+        try:
+            for task in [pool.submit(take) for _ in range(count)]:
+                task.result()
+        finally:
+            stopped.set()
 
 
 def load_images(paths: list[Path], labels: torch.Tensor, classes: int, reading: Reading, workers: int | None = None,

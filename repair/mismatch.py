@@ -6,6 +6,7 @@
 import contextlib
 import math
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,26 +15,32 @@ from torch import nn
 
 from engine.checks import first_line
 from engine.modes import eval_mode
+from engine.ranks import over_ranks, ranks
 from experiment.console import tell
 from experiment.data import Data, Streamed
 from experiment.datasets import _moments
 from metrics import predict
 from repair.checkpoints import other_classes
-from repair.images import Reading, decode
+from repair.class_order import another_order, write_order
+from repair.images import Reading, decode, shape_of
 from repair.inputs import DIGITS, Folder
 from repair.networks import IMAGENET
+from repair.progress import Watch, tell_here
 
 NORMS = (IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3),
          ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))  # mean and std to try, the last CIFAR-10's
 SIZES = (32, 64, 96, 128, 160, 224, 256, 299)  # pixels per side that networks are trained at
+MNIST = ((0.1307,), (0.3081,))
 LOOK = 500  # images on which another reading of the folder is tried
 SURE, LOW, BETTER = 0.9, 0.5, 0.1  # accuracies on the given labels: no doubt; too low to go on; worth a stop
+FEW = 20  # classes of which a message has all names
 PIXELS = 2**24  # of the images of one batch in passes without a gradient
 
 
 def predicted(model: nn.Module, data: Data | Streamed) -> torch.Tensor:
-    """(N,) classes, in batches that fit into memory."""
-    return predict(model, data, size=max(16, PIXELS // math.prod(data.shape)))
+    """(N,) classes, in batches that fit into memory; how far it is, is printed where it takes long."""
+    with Watch("what the network gives", tell_here) as watch:
+        return predict(model, watch.over(data), size=max(16, PIXELS // math.prod(data.shape)))
 
 
 def memory_format_of(model: nn.Module, data: Data | Streamed) -> torch.memory_format:
@@ -73,8 +80,12 @@ def share_of(hits: torch.Tensor) -> float | None:
     return round(float(hits.double().mean()), 4) if len(hits) else None
 
 
-def look_first(model, data, before: torch.Tensor, folder: Folder, reading: Reading, force: bool) -> None:
-    """Print how well the network knows the given labels; ValueError if it does not, with what fits better."""
+def look_first(model, data, before: torch.Tensor, folder: Folder, reading: Reading, force: bool,
+               class_map: Path | None = None) -> None:
+    """Print how well the network knows the given labels; ValueError if it does not, with what fits better.
+
+    class_map: file for the order of classes that fits, which never replaces another one; None: none is written.
+    """
     hits, others = before == data.labels.cpu(), torch.ones(len(data), dtype=torch.bool)
     others[folder.forget] = False
     accuracy, known = share_of(hits[others]), share_of(hits[folder.forget])
@@ -83,42 +94,91 @@ def look_first(model, data, before: torch.Tensor, folder: Folder, reading: Readi
         tell("warning: the network has not learnt the known bad labels, so there is little to repair")
     if accuracy >= SURE or force:
         return
+    found = [one for one in orders(before[others], data.labels.cpu()[others], folder.classes)
+             if one[0] > accuracy + BETTER]
     order = torch.randperm(int(others.sum()), generator=torch.Generator().manual_seed(0))
     chosen = others.nonzero()[:, 0][order[:LOOK]]
-    few = data.some(chosen)
-    found = sorted(readings(model, few, [folder.paths[i] for i in chosen], folder.classes, reading), reverse=True)
-    better = [f"{value:.1%} with {words}" for value, words in found if value > share_of(hits[chosen]) + BETTER][:3]
+    if not found or found[0][0] < SURE:  # the order is looked at first: that takes no pass
+        few = data.some(chosen)
+        paths = [folder.paths[i] for i in chosen]
+        found += readings(model, few, paths, reading, sizes=not found)
+    found.sort(key=lambda one: one[0], reverse=True)
+    better = [one for one in found if one[0] > share_of(hits[chosen]) + BETTER][:3]
+    words = [f"{value:.1%} with {what}" for value, what, _ in better]
+    if better and better[0][2] and class_map is not None:
+        words[0] += told_order(better[0][2], class_map, data.device)
     if better or accuracy < LOW:
         none = "no more with other class orders, colours, mean and std or sizes: it was trained on other images"
         raise ValueError(f"the network gives {accuracy:.1%} of the labels, so something does not fit; on {len(chosen)} "
-                         f"images it gives {'; '.join(better) or none}. To go on all the same: --force")
+                         f"images it gives {'; '.join(words) or none}. To go on all the same: --force")
 
 
-def readings(model: nn.Module, data: Data, paths: list[Path], classes: list[str], reading: Reading):
-    """(accuracy, words) of each other reading of some images, one thing changed at a time."""
-    def note(words: str, other: Data) -> tuple[float, str]:
+def orders(before: torch.Tensor, labels: torch.Tensor, classes: list[str]) -> list[tuple[float, str, list[str]]]:
+    """(share of the labels, words, the classes in it) of the other orders of the classes that fit, the best first.
+
+    Tried are the usual ones and what matching finds; before, labels: (n,) of images that are not known to be bad.
+    """
+    usual = {"timm's": sorted(classes, key=natural), "torchvision's": sorted(classes)}
+    found = {}
+    for words, names in usual.items():
+        places = torch.tensor([names.index(name) for name in classes])
+        found.setdefault(tuple(names), (share_of(before == places[labels]), words))
+    if matched := another_order(before, labels, len(classes)):
+        names = tuple(classes[i] for i in matched.classes)
+        found.setdefault(names, (round(matched.share, 4), "another"))
+    found.pop(tuple(classes), None)
+    fitting = [(share, f"{words} order of classes, {listed(names)}", list(names))
+               for names, (share, words) in found.items() if share >= LOW]
+    return sorted(fitting, key=lambda one: one[0], reverse=True)
+
+
+def listed(names) -> str:
+    """Names of classes for a message: all of few ones."""
+    return ", ".join(names if len(names) <= FEW else (*names[:4], "..."))
+
+
+def told_order(names: list[str], class_map: Path, device: torch.device) -> str:
+    """Write a class map, in the first process, and say how to use it."""
+    wait = [torch.zeros(1, device=device)]
+    if ranks()[0]:
+        over_ranks(wait)  # until the first process has written, so that this one finds the file
+    file = write_order(names, class_map)
+    if not ranks()[0]:
+        over_ranks(wait)
+    return f": add --class-map {shlex.quote(str(file))}, which has it" if file else ", which --class-map takes"
+
+
+def readings(model: nn.Module, data: Data, paths: list[Path], reading: Reading, sizes: bool = True):
+    """(accuracy, words, None) of each other reading of some images, one thing changed at a time; sizes: those too."""
+    def note(words: str, other: Data) -> tuple[float, str, None]:
         try:
-            return share_of(predicted(model, other) == other.labels.cpu()), words
+            return share_of(predicted(model, other) == other.labels.cpu()), words, None
         except ArithmeticError:  # logits that are not finite
-            return 0.0, words
+            return 0.0, words, None
 
-    for words, order in (("timm's", sorted(classes, key=natural)), ("torchvision's", sorted(classes))):
-        if order != classes:
-            places = torch.tensor([order.index(name) for name in classes], device=data.labels.device)
-            yield note(f"{words} order of classes (--class-map with {', '.join(order[:4])}, ...)",
-                       replace(data, labels=places[data.labels]))
-    yield note("BGR images (which FILE.py:FUNCTION can flip)", replace(data, images=data.images.flip(1)))
-    for mean, std in (*NORMS, _moments(data.images.cpu())):
+    colours = data.shape[0] == 3
+    if colours:
+        yield note("BGR images (which FILE.py:FUNCTION can flip)", replace(data, images=data.images.flip(1)))
+    grey = [tuple((sum(values) / 3,) for values in norm) for norm in NORMS]
+    for mean, std in (*(NORMS if colours else (*grey, MNIST)), _moments(data.images.cpu())):
         if (tuple(mean), tuple(std)) != (data.mean, data.std):
             numbers = [" ".join(f"{v:.4g}" for v in values) for values in (mean, std)]
             yield note(f"--mean {numbers[0]} --std {numbers[1]}", replace(data, mean=tuple(mean), std=tuple(std)))
-    for size, crop in ((reading.size, 0.875), *((size, 1.0) for size in SIZES)):
-        if (size, crop) != (reading.size, reading.crop_pct):
-            images = decode(paths, Reading(size, crop))[0].to(data.images.device)
-            try:
-                yield note(f"--image-size {size} --crop-pct {crop:g}", replace(data, images=images))
-            except Exception:  # networks raise anything
-                continue  # the network takes no such size
+    other_way = "squash" if reading.resize == "crop" else "crop"
+    others = [replace(reading, resize=other_way)] if any(len({*shape_of(path)}) > 1 for path in paths) else []
+    if sizes:
+        others += [replace(reading, size=size, crop_pct=crop) for size, crop in
+                   ((reading.size, 0.875), *((size, 1.0) for size in SIZES))]
+    with Watch("trying other sizes of the images", tell_here) as watch:
+        watch.begin(len(others), " sizes")
+        for other in others:
+            if other != reading:
+                images = decode(paths, other)[0].to(data.images.device)
+                with contextlib.suppress(Exception):  # networks raise anything: it takes no such size
+                    flags = f"--image-size {other.size} --crop-pct {other.crop_pct:g}"
+                    flags = flags if other.resize == reading.resize else f"--resize {other.resize}"
+                    yield note(flags, replace(data, images=images))
+            watch.step()
 
 
 def natural(name: str) -> list:

@@ -12,12 +12,11 @@ from dataclasses import fields, replace
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from engine.checks import check_forget, first_line
 from engine.ending import Never, Repaired
 from engine.modes import eval_mode
-from engine.ranks import over_ranks, ranks
+from engine.ranks import ranks
 from engine.streams import stream
 from etd import Expanded
 from expand import expand
@@ -26,13 +25,15 @@ from experiment.settings import Config
 from rem import Settings, add_capacity, rem
 from repair.mismatch import memory_format_of
 from repair.networks import check_parameters
+from repair.progress import Watch
 from repair.state import bytes_of, marks_of, repair_key, resume, save_state
 from repair.truths import check_truths, with_truths
 
 FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0", "*squeeze",
             "*branch[23].0.conv")  # inner layers of blocks
-FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "ratio", "seed")  # settings that have a flag
-READ = (*FLAGS, "stop", "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "precision")  # of Config
+FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "stop", "ratio", "seed")  # settings that have a flag
+READ = (*FLAGS, "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "reach", "disbelieved",
+        "precision")  # of Config
 EPOCH = ("epoch {}/{}: {updates} updates of step 2, Acc(D_f) {acc_forget_before:.2f} to {acc_forget:.2f}; loss of "
          "step 3 {loss:.3f}, Acc(held out) {acc_held_out:.2f}; {:.0f} s, at most {:.0f} s left")
 
@@ -48,7 +49,8 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, tru
         forget: (k,) int64 indices of the known bad ones; neither empty nor all.
         true_labels: (k,) int64, the true label of each of them, -1 where unknown; they are taught, see truths.py.
         layers: names or patterns (`*.mlp.0`) of the layers that get theta_o2; None: chosen by `expand_any`.
-        say: called with a line of text about each choice and each epoch; None: silent.
+        say: called with a line of text about each choice, each epoch and, from another thread, about how far a step is
+            that takes long; None: silent.
         keep: file for the state after each `every` epochs, from which the same call goes on; None, every=0: no state.
         leave: bytes that a state leaves free on its file system, for what the caller will write; None: the weights'.
         files: the images' files, by which, too, a state knows whether they are the same.
@@ -63,12 +65,13 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, tru
     truths = check_truths(true_labels, forget, data)
     check_parameters(model, "the network")
     data = replace(data, memory_format=memory_format_of(model, data))
-    config, reasons = choose_settings(model, len(data), settings, too_sure(model, data, forget))
+    config, reasons = choose_settings(model, len(data), settings)
     for line in reasons:
         say(line)
     weight = next(model.parameters())
     example = torch.zeros((2, *data.shape), device=weight.device)
-    expanded = expand_any(model, example, config, layers, say)
+    with Watch("choosing layers for theta_o2", say) as watch:
+        expanded = expand_any(model, example, config, layers, watch.say)
     if sync_batchnorm:
         expanded = synchronised(expanded)
     taught = with_truths(data, forget, truths)
@@ -85,7 +88,8 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, tru
     def log(epoch: int, epochs: int, net, **record) -> None:
         spent = time.perf_counter() - begin
         left, record = spent / (epoch - done) * (epochs - epoch), dict(acc_held_out=math.nan) | record
-        say(EPOCH.format(epoch, epochs, spent, left, **record))
+        watch.say(EPOCH.format(epoch, epochs, spent, left, **record))
+        watch.what = f"epoch {epoch + 1}/{epochs} is under way"
         if keep and every and epoch % every == 0 and ranks()[0] == 0:
             try:
                 save_state(state, end, keep, leave=leave, **notes)
@@ -93,7 +97,9 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, tru
                 told = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
                 say(f"the state of epoch {epoch} could not be written to {keep} ({told})")
 
-    repaired = rem(expanded, taught, forget, config, state.generator, until=lambda _: end, log=log, state=state)
+    with Watch(f"epoch {done + 1}/{config.unlearn_epochs} is under way", say) as watch:
+        state.data = watch.over(taught)
+        repaired = rem(expanded, taught, forget, config, state.generator, until=lambda _: end, log=log, state=state)
     if not sync_batchnorm:
         return repaired
     plain = copy.deepcopy(model)  # whose BatchNorms are of their own kind
@@ -112,24 +118,7 @@ def synchronised(expanded: Expanded) -> Expanded:
     return nn.SyncBatchNorm.convert_sync_batchnorm(expanded)
 
 
-@torch.no_grad()
-def too_sure(model: nn.Module, data: Data | Streamed, forget: torch.Tensor) -> bool:
-    """Whether D_f has next to no gradient, which is about as large as its cross-entropy at the labels as given.
-
-    Choice: a mean below 1e-6. At 2e-4 SGD needed 18 updates of step 2, at 5e-10 and 3e-9 a hundred moved nothing.
-    """
-    weight = next(model.parameters())
-    total = torch.zeros(2, dtype=torch.float64, device=weight.device)  # sum and number
-    with eval_mode(model):
-        for _, x, y in data.batches(forget, size=32, dtype=weight.dtype):
-            logits = model(x.to(weight.device)).double()  # (B, classes)
-            ce = F.cross_entropy(logits, y.to(weight.device), reduction="none")
-            total += torch.stack([ce.sum(), ce.new_tensor(len(ce))])
-    over_ranks([total])
-    return float(total[0] / total[1]) < 1e-6
-
-
-def choose_settings(model: nn.Module, n: int, given: dict, sure: bool = False) -> tuple[Config, list[str]]:
+def choose_settings(model: nn.Module, n: int, given: dict) -> tuple[Config, list[str]]:
     """Batch, optimiser, its rate and epochs for n training images, and the reason for each; what is given stays.
 
     Choice: gamma 0.05, below chance for few classes, though Sec. 5 wants it above: of few known images nearly
@@ -139,13 +128,11 @@ def choose_settings(model: nn.Module, n: int, given: dict, sure: bool = False) -
     norm = any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in model.modules())
     why = f"the network has {'' if norm else 'no '}BatchNorm; Table 3"
     optimizer = "sgd" if norm else "adam"
-    if sure and norm:
-        optimizer, why = "adam", "so sure of the known bad that their gradient is next to nothing, which Adam rescales"
     sgd = given.get("optimizer", optimizer) == "sgd"
     chosen = {"batch": (batch, f"{-(-n // batch)} steps per epoch on {n} images; from 16 to the paper's 512"),
               "optimizer": (optimizer, why),
               "unlearn_lr": (0.004, "near Table 3's") if sgd else (1e-4, "Table 3's rate of training; few steps"),
-              "unlearn_epochs": (4, "at most: REM ends when the repair is done"),
+              "unlearn_epochs": (4, "at most: REM ends after two that are no better"),
               "gamma": (0.05, "few are known, so nearly all of them are removed"),
               "ratio": (0.25, "theta_o2 as wide as a quarter of the network")}
     read = {*READ, *(f.name for f in fields(Settings))}

@@ -261,11 +261,22 @@ def of_machines() -> list[tuple]:
 
 
 def of_repairs() -> list[tuple]:
-    """Repair of other networks: the most that is lost or left."""
-    runs = lines_at("results/repair/trials.jsonl")
+    """Repair of other networks: the most that is lost or left; what the ranking and its cut find."""
+    runs, cuts = lines_at("results/repair/trials.jsonl"), lines_at("results/repair/suspects.jsonl")
+    off = [100 * (run["likely"] / run["undiscovered"] - 1) for run in cuts]
+    found = [[run["recall"][name] for run in cuts] for name in ("overall", "by score", "by similar", "better rank")]
+    ahead = [str(sum(own >= other for own, other in zip(found[0], values, strict=True))) for values in found[1:]]
+    right, all_marked = (sum(run[name] for run in cuts) for name in ("right", "likely"))
+    others = [abs(100 * (run["others"]["other answers"] / run["undiscovered"] - 1)) for run in cuts]
     return [("At most {} % of stickered images", [f"{100 * max(run['misled'][1] for run in runs):.0f}"]),
             ("clean accuracy falls by at most {} points",
-             [f"{100 * max(run['clean'][0] - run['clean'][1] for run in runs):.0f}"])]
+             [f"{100 * max(run['clean'][0] - run['clean'][1] for run in runs):.0f}"]),
+            ("mean recall over the {} runs is {} in the overall order, {} by score, {} by similar and {} by the better "
+             "rank", [str(len(cuts)), *(f"{fmean(values):.2f}" for values in found)]),
+            ("no lower than by score in {}, by similar in {} and by the better rank in {}", ahead),
+            ("off by {} % on average, from {} to {} %; {} % of the marked images are bad",
+             [f"{fmean(map(abs, off)):.0f}", f"{min(off):.0f}", f"{max(off):.0f}", f"{100 * right / all_marked:.0f}"]),
+            ("given labels would be off by {} %", [f"{fmean(others):.0f}"])]
 
 
 def of_scale() -> list[tuple]:

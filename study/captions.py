@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from dataclasses import fields
 
-from experiment.methods import reads_forget, reads_setting
+from experiment.methods import OF_VIT, reads_forget, reads_setting
 from experiment.settings import Config
 from study.rows import NOT_IDENTITY, SETTINGS, maskless, networks, pick, products, split
 
@@ -103,6 +103,8 @@ def counts(key: str, row: dict) -> bool:
     """Whether a run's numbers depend on this setting."""
     if key == "pair":
         return row["task"] == "confusion"
+    if key in {"trigger", "human_column", *OF_VIT}:
+        return reads_setting(key, row)
     if key == "images":
         return row.get("images") is not None  # older rows do not say
     return not maskless(row) if key == "ratio" else reads_setting(key, {"method": row["ran"]})

@@ -17,21 +17,23 @@ import torch
 
 from engine.batches import count_batches
 from engine.streams import stream
-from experiment.cell import attempt, corrupt, new_model
+from experiment.cell import attempt, corrupt, counted, new_model
 from experiment.console import Parser, add_flags
 from experiment.data import Data, Dataset
 from experiment.datasets import load
 from experiment.devices import choose_device
 from experiment.files import check_writable, fingerprints
+from experiment.parts import part_of
 from experiment.rows import append_row, provenance
 from experiment.settings import Config, resolve
 from metrics import accuracy, c_score, check_c_score, mean_sem
-from tasks import TASKS, Task
+from tasks import EVERY_TASK, TASKS, Task
 from train import fit
 
 # Those settings of run.py that have a part in a C-score; the other flags are errors here.
-FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "pair", "arch", "width", "capacity", "optimizer", "lr",
-         "momentum", "weight_decay", "seed", "device", "precision", "quiet")
+FLAGS = ("dataset", "per_class", "per_class_test", "data_dir", "download", "image_size", "n", "trigger", "human_labels",
+         "human_column", "pair", "arch", "width", "capacity", "patch", "dim", "depth",
+         "optimizer", "lr", "momentum", "weight_decay", "seed", "device", "precision", "quiet")
 NO_C_SCORE = dict.fromkeys(("score", "sem", "by_size", "learned", "rates"))  # of a task that failed
 
 
@@ -44,7 +46,7 @@ def add_arguments(p: Parser) -> None:
     def add(name, default, text, **more):
         p.add_argument("--" + name, default=default, help=f"{text} (default: {default})", **more)
 
-    add("task", "all", "corruption to score", choices=(*TASKS, "all"))
+    add("task", "all", "corruption to score", choices=(*EVERY_TASK, "all"))
     add("sizes", "0,0.2,0.4,0.6,0.8", "sizes of the subsets, shares of D_c in [0, 1)")
     add("runs", 5, "networks of each size, at least 1 / (1 - largest size)", type=int)
     add("updates", 100, "training updates of each network, rounded up to whole epochs", type=int)
@@ -60,9 +62,12 @@ def main(given: dict, argv: list[str]) -> int:
     config = configs[0]  # they differ in the task alone
     if updates < 1:
         raise ValueError(f"updates is {updates}; it must be at least 1")
-    sizes, device = subset_sizes(shares, config.n), choose_device(config.device)
+    device = choose_device(config.device)
     check_writable(config.out)
     dataset = load(config.dataset, config.data_dir, config.image_size, config.download)
+    dataset = part_of(dataset, config.per_class, config.per_class_test)
+    configs = [counted(each, dataset) for each in configs]
+    sizes = subset_sizes(shares, configs[0].n)
     images = fingerprints(dataset)
     tasks = [corrupt(c, dataset) for c in configs]
     for task in tasks:

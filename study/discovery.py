@@ -20,7 +20,7 @@ from baselines import rem_as_set
 from engine.features import features
 from engine.streams import stream
 from etd import mask_table
-from experiment.cell import attempt, find
+from experiment.cell import attempt, counted, find
 from experiment.console import Parser, add_flags, tell
 from experiment.files import check_writable
 from experiment.rows import append_row, provenance
@@ -32,12 +32,13 @@ from study.originals import (check_cells, check_originals, dataset_of, device_of
                              make_original)
 from study.plan import by_original, parse_axis
 from study.rows import SCORES, cell_key, split
-from tasks import TASKS, Task
+from tasks import EVERY_TASK, TASKS, Task
 
 # Those settings of run.py that have a part in it beside task, discovery and seed; the other flags are errors here.
-FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "pair", "arch", "width", "capacity", "p_mem", "ratio",
-         "epochs", "batch", "optimizer", "lr", "momentum", "weight_decay", "precision", "unlearn_epochs", "stop",
-         "unlearn_lr", "gamma", "beta", "max_passes", "device", "quiet")
+FLAGS = ("dataset", "per_class", "per_class_test", "data_dir", "download", "image_size", "n", "trigger", "human_labels",
+         "human_column", "augment", "pair", "arch", "width", "capacity", "patch", "dim", "depth", "p_mem",
+         "ratio", "epochs", "batch", "optimizer", "lr", "momentum", "weight_decay", "precision", "unlearn_epochs",
+         "stop", "unlearn_lr", "gamma", "beta", "max_passes", "device", "quiet")
 AXES = {f.name: f for f in fields(Config) if f.name in ("task", "seed", "discovery")}
 REPAIRED, UNTOUCHED, PROBE = "CE, repaired network", "CE, untouched network", "logistic probe, D_f against the rest"
 NEAREST, TRACIN = "cosine to the 5 nearest of D_f", "last-layer TracIn to D_f, untouched"
@@ -96,13 +97,12 @@ def rows_of_scores(scores: dict[str, torch.Tensor], task: Task, forget: torch.Te
 
 def repair_cell(config: Config, original, data, forget: torch.Tensor):
     """REM as `experiment.unlearn` runs it; returns its network, and its logits (N, C) through D_f's channel."""
-    kept = {"score": -1.0}
+    kept = {}
 
-    def log(epoch: int, epochs: int, expanded, score: float | None = None, **record) -> None:
-        # The epoch that REM returns, see engine/ending.py: the first of the best, the last where none is above 0.
-        if score is None or score > kept["score"] or score == kept["score"] == 0:
+    def log(epoch: int, epochs: int, expanded, best: bool = True, **record) -> None:
+        if best:  # of the epochs so far, see engine/ending.py; the last such epoch is what REM returns
             mask = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget)[forget[0]]
-            kept.update(score=score, logits=logits(expanded, data, mask)[0])
+            kept.update(logits=logits(expanded, data, mask)[0])
 
     network = rem_as_set(original, data, forget, config, stream(config.seed, "unlearning"), log=log)
     return network, kept["logits"]
@@ -194,6 +194,7 @@ def cells_asked(given: dict) -> list[Config]:
         raise ValueError("--out is empty; name a result file")
     cells = [resolve({**given, "method": "rem", "task": task, "seed": seed, "discovery": rate})
              for seed in lists["seed"] for task in lists["task"] for rate in lists["discovery"]]
+    cells = [counted(cell, dataset_of(cell)) if cell.task == "human" else cell for cell in cells]
     if cells[0].unlearn_epochs < 1:
         raise ValueError("--unlearn-epochs is 0; without a repair there are no suspects")
     if none := [cell.discovery for cell in cells if round(cell.discovery * cell.n) == 0]:
@@ -310,34 +311,37 @@ def pipe_table(title: str, rows: list[dict], header: list[str], lines: list[list
 def suspects_table(rows: list[dict]) -> str:
     """AUROC / recall at |undiscovered| of each score, per task and rate and over all, mean ± SEM over seeds."""
     rows = [row for row in rows if "score" in row]
-    columns = sorted({(TASKS.index(row["task"]), row["discovery"]) for row in rows})
+    columns = sorted({(EVERY_TASK.index(row["task"]), row["discovery"]) for row in rows})
     lines = []
     for score in dict.fromkeys(row["score"] for row in rows):
         mine = [row for row in rows if row["score"] == score]
-        parts = [[row for row in mine if (row["task"], row["discovery"]) == (TASKS[t], rate)] for t, rate in columns]
+        parts = [[row for row in mine if (row["task"], row["discovery"]) == (EVERY_TASK[t], rate)]
+                 for t, rate in columns]
         cells = [" / ".join(over_seeds(part, key) for key in ("auroc", "recall") if part) for part in (*parts, mine)]
         lines.append([score, *cells])
-    header = ["score", *(f"{TASKS[t]} {rate:g}" for t, rate in columns), "all"]
+    header = ["score", *(f"{EVERY_TASK[t]} {rate:g}" for t, rate in columns), "all"]
     return pipe_table("AUROC / recall when |undiscovered| are flagged", rows, header, lines)
 
 
 def round_table(rows: list[dict]) -> str:
     """Healed / Utility / product of each round in each task, mean ± SEM over seeds, in percent."""
     rows, lines = [row for row in rows if "round" in row], []
+    shown = TASKS if not any(row["task"] == "human" for row in rows) else EVERY_TASK
     for (rate, number, user, looked), mine in split(rows, "discovery", "round", "user", "looked").items():
         how = {"": "", "looks": f"looks at {looked}", "none": f"none, top {looked}"}[user]
-        parts = [[row for row in mine if row["task"] == task] for task in TASKS]
+        parts = [[row for row in mine if row["task"] == task] for task in shown]
         cells = [" / ".join(over_seeds(part, name, 100, 1) for name in SCORES if part) for part in parts]
         known = " / ".join(f"{mean_sem(row[name] for row in mine)[0]:.0f}" for name in ("known", "known_bad"))
         lines.append([f"{rate:g}", str(number), how, known, *cells])
-    header = ["discovery", "round", "user", "known / of them bad", *TASKS]
+    header = ["discovery", "round", "user", "known / of them bad", *shown]
     return pipe_table("Healed / Utility / product in percent", rows, header, lines)
 
 
 def draw_recall(figure, rows: list[dict]):
     """Recall over the number of images looked at, a panel per task and rate, mean over seeds; returns the figure."""
     rows = [row for row in rows if row.get("score") in DRAWN]
-    tasks, rates = [t for t in TASKS if t in {row["task"] for row in rows}], sorted({row["discovery"] for row in rows})
+    rates = sorted({row["discovery"] for row in rows})
+    tasks = [t for t in EVERY_TASK if t in {row["task"] for row in rows}]
     figure.set_size_inches(max(6.5, 1 + 2.6 * len(tasks)), 1.1 + 2.1 * len(rates))
     grid = figure.subplots(len(rates), len(tasks), squeeze=False, sharey=True)
     for (y, rate), (x, task) in ((a, b) for a in enumerate(rates) for b in enumerate(tasks)):

@@ -25,15 +25,15 @@ from pathlib import Path
 import torch
 
 from baselines import no_ul
-from experiment.cell import attempt, find, unlearn
+from experiment.cell import attempt, counted, find, unlearn
 from experiment.console import LONG, Parser, flag, flags, progress, tell
 from experiment.files import check_writable
 from experiment.methods import code_of, find_method
 from experiment.processes import from_torchrun
 from experiment.rows import append_row, failure_of, provenance, row_of
 from experiment.settings import Config, PLACE
-from study.originals import (check_cells, check_originals, device_of, images_of, load_original, make_original,
-                             where_of)
+from study.originals import (check_cells, check_originals, dataset_of, device_of, images_of, load_original,
+                             make_original, where_of)
 from study.plan import PRESETS, by_original, expand_axes, original_of, overview, preset
 from study.rows import cell_key, read_rows, rows_by_cell
 
@@ -52,7 +52,7 @@ def add_arguments(p: Parser) -> None:
     for group, f, text in flags(p):
         names = [flag(name) for name in (f.name, PLURAL.get(f.name)) if name]
         more = {"action": "store_true"} if f.name in ("download", "quiet") else {"metavar": "LIST"}
-        if f.name in ("data_dir", "device", "out"):
+        if f.name in ("data_dir", "device", "human_labels", "out"):
             more = {"metavar": f.name.split("_")[-1].upper()}
         text = "folder of the grid (default: runs/grid)" if f.name == "out" else text
         group.add_argument(*names, dest=f.name, default=argparse.SUPPRESS, help=text, **more)
@@ -65,6 +65,7 @@ def main(given: dict, argv: list[str]) -> int:
         raise ValueError(f"--jobs is {jobs}; it must be at least 1")
     rank, world = place_in_world()
     folder, cells = cells_of(given, name, rank, world)
+    cells = [counted(cell, dataset_of(cell)) if cell.task == "human" else cell for cell in cells]
     check_cells(cells)
     groups = shard_cells(by_original(cells), rank, world)
     found = {where: images_of(cell) for where, cell in {where_of(cell): cell for cell in cells}.items()}
@@ -101,6 +102,8 @@ def cells_of(given: dict, name: str | None, rank: int, world: int) -> tuple[Path
     out = Path(folder) / ("cells.jsonl" if world == 1 else f"cells-{rank}.jsonl")
     if "folder" in axes.get("dataset", "").split(","):  # which is another one in another working directory
         place["data_dir"] = str(Path(place.get("data_dir", Config.data_dir)).resolve())
+    if place.get("human_labels"):
+        place["human_labels"] = str(Path(place["human_labels"]).resolve())
     cells = expand_axes(axes) if name is None else preset(name, axes)
     return Path(folder), [replace(cell, **{**place, "out": str(out)}) for cell in cells]
 
@@ -255,7 +258,8 @@ class Lines:
         left = (time.perf_counter() - self.begin) / self.done * (self.total - self.done)
         scores = "  ".join(f"{name} {100 * (row[name] or 0):5.1f}" for name in ("healed", "utility", "product"))
         scores = f"{scores}  {row['seconds']:8.1f} s" if row["status"] == "ok" else row["error"]
-        cell = f"{row['task']:<10} {row['discovery']:<5g} {row['method']:<12} {'etd' if row['etd'] else '':<4}"
+        task = row["trigger"] if row["task"] == "poison" and row["trigger"] != "patch" else row["task"]
+        cell = f"{task:<10} {row['discovery']:<5g} {row['method']:<12} {'etd' if row['etd'] else '':<4}"
         done = f"[{self.done:>5}/{self.total:<5}]"
         if not self.quiet:
             print_line(f"{done} {cell}seed {row['seed']}  {scores}  {left / 60:8.1f} min left")

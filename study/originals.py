@@ -28,6 +28,7 @@ from experiment.devices import check_room, choose_device
 from experiment.files import (check_writable, fingerprints, load_task, other_images, read_task, save_task,
                               write_whole)
 from experiment.methods import METHODS, find_method
+from experiment.parts import part_of
 from experiment.processes import from_torchrun
 from experiment.settings import Config
 from study.rows import cell_key
@@ -36,8 +37,8 @@ from tasks import Task
 
 @lru_cache(maxsize=2)
 def read_dataset(*where) -> Dataset:
-    """The data set of (name, folder, image size, download), read once per process."""
-    return load(*where)
+    """The data set of `where_of`, read once per process."""
+    return part_of(load(*where[:4]), *where[4:])
 
 
 def dataset_of(config: Config) -> Dataset:
@@ -46,8 +47,9 @@ def dataset_of(config: Config) -> Dataset:
 
 
 def where_of(config: Config) -> tuple:
-    """What `read_dataset` takes for the settings."""
-    return config.dataset, str(Path(config.data_dir).absolute()), config.image_size, config.download
+    """What `read_dataset` takes for the settings: what `load` takes, then what `part_of` does."""
+    return (config.dataset, str(Path(config.data_dir).absolute()), config.image_size, config.download,
+            config.per_class, config.per_class_test, config.augment)
 
 
 FINGERPRINTS = weakref.WeakKeyDictionary()  # of data sets that are in memory
@@ -75,11 +77,13 @@ def check_cells(cells: list[Config]) -> None:
     for method in dict.fromkeys(cell.method for cell in cells):
         find_method(method)
     device_of(cells[0])
-    for cell in {(c.dataset, c.image_size, c.task, c.n, c.pair, c.discovery): c for c in cells}.values():
+    tasks = {(*where_of(c), c.task, c.n, c.trigger, c.human_column, c.pair, c.discovery): c for c in cells}
+    for cell in tasks.values():
         find(cell, corrupt(cell, dataset_of(cell)))
     networks = {}
     for c in cells:
-        networks.setdefault((c.dataset, c.image_size, c.arch, c.width, c.capacity), {})[c.ratio, c.method] = c
+        sizes = c.dataset, c.image_size, c.arch, c.width, c.capacity, c.patch, c.dim, c.depth
+        networks.setdefault(sizes, {})[c.ratio, c.method] = c
     for alike in networks.values():
         first = next(iter(alike.values()))
         model = new_model(first, dataset_of(first))

@@ -20,16 +20,18 @@ import torch
 from experiment.console import tell
 from experiment.datasets import RECIPES
 from experiment.files import check_readable
-from experiment.methods import MASKS, METHODS, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
-from experiment.settings import Config, PLACE, VERSION, resolve
+from experiment.methods import MASKS, METHODS, OF_VIT, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
+from experiment.settings import DATASET_PRESETS, Config, PLACE, VERSION, resolve
 from tasks import PAIRS
 
 SETTINGS = {f.name: f.default for f in fields(Config)}
 SCORES = ("healed", "utility", "product")
-SHARES = {*SCORES, "healed_test", "learnt", "acc_forget", "base", "full"}  # in [0, 1]; other numbers are at least 0
+# In [0, 1]; other numbers are at least 0.
+SHARES = {*SCORES, "healed_test", "misled", "learnt", "acc_forget", "base", "full"}
 VARIANTS = ("rem", *(name for name in METHODS if METHODS[name].part == "ablation"), "rem-no31-no32")  # of Table 2
 SWEPT = sorted(OPTIONAL - MASKS - STEP3 - {"curve"})  # of which a method may be run with several values, to choose from
-NUMBERS = ("seconds", "train_seconds", "healed_test", "learnt", "acc_forget", "passes")  # or None; old rows lack some
+# Or None; old rows lack some.
+NUMBERS = ("seconds", "train_seconds", "healed_test", "misled", "learnt", "acc_forget", "passes")
 NOT_IDENTITY = PLACE | {"curve"}  # what two rows of one run may differ in; `data` has the place of a folder of images
 IDENTITY = itemgetter("data", *(name for name in SETTINGS if name not in NOT_IDENTITY))
 
@@ -131,6 +133,8 @@ def key_of(config: Config, code: str | None) -> str:
              for name, default in SETTINGS.items() if name not in PLACE}
     if config.dataset == "folder":
         facts["data_dir"] = str(Path(config.data_dir).resolve())
+    if config.task == "human" and config.human_labels:
+        facts["human_labels"] = str(Path(config.human_labels).resolve())
     facts |= {name: of(vars(config)) for name, of in (("precision", precision_of), ("image_size", size_of))}
     facts |= {"method": Path(config.method).name, "code": code, "version": VERSION}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -183,6 +187,14 @@ def canonical(row: dict) -> dict:
     usual = "batch" if method == "rem-no31-no32" else METHODS[row["method"]].norm if row["method"] in METHODS else ""
     idle |= {"forget_norm"} if row["forget_norm"] == usual else set()
     data = row["dataset"] + (f" {place_of(row)}" if row["dataset"] == "folder" else "")
+    usual_part = DATASET_PRESETS.get(row["dataset"], {}).get("per_class")
+    if row["per_class"] not in (None, usual_part):  # other data, which tables and figures set apart
+        data += f" of {row['per_class']} a class"
+    if row["task"] == "poison" and row["trigger"] != SETTINGS["trigger"]:
+        data += f" with the {row['trigger']} trigger"
+    if row["task"] == "human":
+        data += f" with labels {row['human_column']}"
+    idle |= {name for name in {"trigger", "human_column", *OF_VIT} if not reads_setting(name, row)}
     ratio = Config(capacity=row["capacity"], ratio=row["ratio"]).extra_ratio if reads_setting("p_mem", row) else None
     found = {**row, **{name: SETTINGS[name] for name in idle}, "method": method, "ran": row["method"], "ratio": ratio,
              "pair": confused(row), "precision": precision_of(row), "image_size": pixels,

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from metrics import mean_sem
 from study.rows import SCORES, networks, pick
-from tasks import TASKS
+from tasks import EVERY_TASK, TASKS
 
 
 def percent(values) -> tuple[float, float | None] | None:
@@ -64,6 +64,7 @@ def learnt(rows: list[dict]) -> str | None:
     """Of the untouched network its accuracy on D_c's labels as given, in percent, a number per task of TASKS, "-" where
     there is no such run; None where there is none of any task."""
     found = [row for row in networks(pick(rows, method="no-ul")) if row.get("learnt") is not None]
-    parts = [pick(found, task=task) for task in TASKS]
+    tasks = TASKS if any(row["task"] in TASKS for row in found) else EVERY_TASK[len(TASKS):]
+    parts = [pick(found, task=task) for task in tasks]
     texts = [f"{100 * fmean(row['learnt'] for row in part):.0f}" if part else "-" for part in parts]
     return " / ".join(texts) if found else None

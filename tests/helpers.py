@@ -67,10 +67,10 @@ def randomise(net: nn.Module, seed: int) -> nn.Module:
 
 
 def tiny(**changes) -> Config:
-    """Settings that train and unlearn small_net on make_data in a blink."""
+    """Settings that train and unlearn small_net on make_data in a blink, with Algorithm 1 as printed."""
     base = Config(epochs=2, batch=4, lr=0.05, unlearn_epochs=2, unlearn_lr=0.02, n=4, ratio=1.0, capacity=1.0,
-                  max_passes=5,
-                  gamma=0.0, stop="max", device="cpu", precision="float32", quiet=True)
+                  max_passes=5, reach=0.0, disbelieved=0.0, gamma=0.0, stop="max", device="cpu", precision="float32",
+                  quiet=True)
     return replace(base, **changes)
 
 

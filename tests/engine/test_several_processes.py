@@ -28,7 +28,7 @@ from experiment.methods import METHODS  # noqa: E402
 from helpers import assert_close, gen, make_data, small_net, tiny  # noqa: E402
 from metrics import accuracy, predict  # noqa: E402
 from rem import rem  # noqa: E402
-from repair.network import repair, too_sure  # noqa: E402
+from repair.network import repair  # noqa: E402
 from repair.suspects import suspects  # noqa: E402
 from several import ended, start  # noqa: E402
 from train import fit  # noqa: E402
@@ -59,8 +59,7 @@ def networks() -> dict:
     found["logs"] = {str(i): values for i, values in enumerate(logs)}
     asked = torch.tensor([3, 3, 40, 0, 3])
     found["numbers"] = {"classes": predict(net, data, asked, size=2), "all": predict(net, data),
-                        "accuracy": torch.tensor([accuracy(net, data), accuracy(net, data, FORGET[:1])]),
-                        "sure": torch.tensor(too_sure(net, data, FORGET[:3]))}
+                        "accuracy": torch.tensor([accuracy(net, data), accuracy(net, data, FORGET[:1])])}
     norm, more = small_net(3), replace(make_data(2, n=256, classes=4), part=ranks())
     found["norm"] = rem(norm, more, torch.arange(9), tiny(batch=64, gamma=0.2, max_passes=3), gen(0)).state_dict()
     trained = small_net(4)

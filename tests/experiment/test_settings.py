@@ -17,7 +17,7 @@ import pytest
 import rem
 from engine.checks import settings_from
 from experiment import settings
-from experiment.settings import ARCH_PRESETS, DATASET_PRESETS, Config, check, resolve
+from experiment.settings import ARCH_PRESETS, BOTH_PRESETS, DATASET_PRESETS, Config, check, resolve
 
 FIELDS = {f.name: f for f in fields(Config)}
 
@@ -65,9 +65,11 @@ def test_table_3_stands_once(monkeypatch):
 @pytest.mark.parametrize("arch", ["resnet9", "vit"])
 @pytest.mark.parametrize("dataset", ["cifar10", *DATASET_PRESETS])
 def test_which_preset_wins(dataset, arch):
-    """R3: a given value beats both presets, the architecture's beats the data set's, which beats the default."""
+    """R3: a given value beats all presets, that of both beats the architecture's, this the data
+    set's, and this the default."""
     config = resolve({"dataset": dataset, "arch": arch})
-    layers = [DATASET_PRESETS.get(dataset, {}), ARCH_PRESETS.get(arch, {}), {"dataset": dataset, "arch": arch}]
+    layers = [DATASET_PRESETS.get(dataset, {}), ARCH_PRESETS.get(arch, {}), BOTH_PRESETS.get((dataset, arch), {}),
+              {"dataset": dataset, "arch": arch}]
     for name in FIELDS:
         told = [layer[name] for layer in layers if name in layer]
         assert getattr(config, name) == (told[-1] if told else getattr(Config(), name)), name

@@ -31,7 +31,7 @@ from tasks import Task
 from train import fit
 
 # On random data rounding decides whether a cap is reached.
-pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")
+pytestmark = pytest.mark.filterwarnings("ignore:Acc")
 
 
 class Samples:

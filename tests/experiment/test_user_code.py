@@ -20,7 +20,7 @@ from helpers import make_dataset
 from repair.networks import file_network
 
 # In a few passes rounding decides whether gamma is reached.
-pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")
+pytestmark = pytest.mark.filterwarnings("ignore:Acc")
 
 SMALL = ["--n", "6", "--width", "0.1", "--epochs", "1", "--unlearn-epochs", "1", "--batch", "8", "--max-passes", "2",
          "--device", "cpu", "--quiet"]

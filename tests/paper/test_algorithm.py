@@ -340,7 +340,7 @@ def test_a_repair_that_is_done_stays_done(tmp_path):
     state, _ = case(0, 0)
     ending = Repaired(state)
     go_on(state, ending)
-    ending.reached, state.epoch = True, 1
+    ending.waited, state.epoch = 2, 1
     save_state(state, ending, tmp_path / "state.pt")
     other, _ = case(0, 1)
     end = Repaired(other)

@@ -220,7 +220,7 @@ BAD_FLAGS = [
     (["--n", "0"], "n is 0"),
     (["--n", "11"], "n is 11; confusion swaps n / 2"),
     (["--dataset", "mnist"], "unknown data set 'mnist'"),
-    (["--arch", "vit", "--image-size", "20"], "image size 20 and patch size 8"),
+    (["--arch", "vit", "--image-size", "18"], "image size 18 and patch size 4"),
     (["--device", "toaster"], "device 'toaster' is not there"),
     (["--out", "."], "cannot write results to ."),
     (["--gamma", "0.1"], "unrecognized arguments: --gamma 0.1"),

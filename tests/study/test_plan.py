@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines import with_theta_o2
-from experiment.methods import METHODS, OPTIONAL, allowed_with, reads_setting
+from experiment.methods import METHODS, OF_ONE_TASK, OF_VIT, OPTIONAL, allowed_with, reads_setting
 from experiment.settings import AFTER_TRAINING, Config, PLACE
 from helpers import gen, make_data, small_net, tiny
 from made_cells import FIELDS, RATES, cells, other
@@ -344,6 +344,7 @@ def test_originals_are_shared_where_training_is_the_same(name, cell):
     alone = METHODS[cell.method].trains_alone
     unread = AFTER_TRAINING | PLACE | (set() if cell.etd or alone else {"p_mem", "ratio"})
     same = name in unread and not (name == "data_dir" and cell.dataset == "folder") and not (name == "method" and alone)
+    same = same or not reads_setting(name, asdict(cell)) and name in {*OF_ONE_TASK, *OF_VIT}
     if name in ("device", "precision"):
         same = precision_of(vars(changed)) == precision_of(vars(cell))
     if name == "image_size":

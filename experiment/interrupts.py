@@ -1,0 +1,100 @@
+"""Ctrl-C, answered within seconds whatever the main thread is in: one line, exit code 130, no traceback.
+
+    sys.exit(answering(lambda: main(argv), lambda: "nothing is left"))       # KeyboardInterrupt, as ever, or by force
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+
+GRACE = 1.0  # seconds in which the main thread may come back to Python, which raises KeyboardInterrupt in it
+CODE = 130  # what a shell gives for a program that Ctrl-C has ended
+
+
+def leave(text: str) -> None:
+    """End the process now, with a line on stderr; files are written whole or not at all, so none stays half."""
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first one tells
+        with contextlib.suppress(OSError):
+            os.write(2, f"run.py: interrupted; {text}\n".encode(errors="backslashreplace"))
+    end(CODE)
+
+
+def words_of(what_is_left) -> str:
+    """What what_is_left() gives, within GRACE seconds: the main thread may hold what it waits for, as in an import."""
+    found = []
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):
+            found.append(what_is_left())
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(GRACE)
+    return found[0] if found else "what was written is whole"
+
+
+def answer_while_importing() -> None:
+    """Leave at Ctrl-C with a line, from now until `answering`; what runs in the background with Ctrl-C off keeps so."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: leave("nothing had begun"))
+
+
+def answering(main, what_is_left) -> int:
+    """Call main() and return what it does; at Ctrl-C it gets a KeyboardInterrupt, or the process ends by force.
+
+    Python raises KeyboardInterrupt between two of its own steps. One step of a large network, or the import of a
+    library, can take far longer than a user waits; then a thread that the signal itself wakes ends the process after
+    GRACE seconds. So does a second Ctrl-C, while the first is being answered. Processes that are forked leave the
+    answer to this one, which ends them.
+    Args: what_is_left: gives the words of the line.
+    """
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        return main()
+    woken, wakes = socket.socketpair()
+    wakes.setblocking(False)
+    raised = threading.Event()
+
+    def handle(*_) -> None:
+        if raised.is_set():
+            leave(words_of(what_is_left))
+        raised.set()
+        raise KeyboardInterrupt
+
+    def listen() -> None:
+        while number := woken.recv(1):
+            if number[0] == signal.SIGINT and not raised.wait(GRACE):
+                leave(words_of(what_is_left))
+
+    threading.Thread(target=listen, daemon=True).start()
+    signal.signal(signal.SIGINT, handle)
+    signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=alone)
+    try:
+        code = main()
+    except KeyboardInterrupt:  # before or after main's own answer
+        leave(words_of(what_is_left))
+    alone()  # nothing is left to do but to end
+    if raised.is_set():
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        end(code)
+    return code
+
+
+def end(code: int) -> None:
+    """End at once: taking a large library apart again can take as long as a user waits."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
+
+
+def alone() -> None:
+    """Let Ctrl-C pass by, and wake nobody."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

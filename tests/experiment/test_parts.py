@@ -1,0 +1,106 @@
+"""A part of each class of a data set, drawn by a seed of its own, and training without augmentation."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiment.cell import corrupt
+from experiment.datasets import load
+from experiment.parts import part_of
+from experiment.settings import resolve
+from helpers import gen, make_dataset, seeds
+from pictures import write_cifar10, write_tree
+from study.originals import dataset_of
+from study.rows import cell_key
+from tasks import make_task
+
+
+def classes_of(seed, counts, tests) -> object:
+    """A data set with so many training images of each class, in an order drawn from the seed, and test images."""
+    def labels(numbers):
+        found = torch.repeat_interleave(torch.arange(len(numbers)), torch.tensor(numbers))
+        return found[torch.randperm(len(found), generator=gen(seed))]
+
+    made = make_dataset(seed, n=sum(counts), tests=sum(tests), classes=len(counts), pad=1, flip=True)
+    train, test = replace(made.train, labels=labels(counts)), replace(made.test, labels=labels(tests))
+    return replace(made, train=train, test=test)
+
+
+@given(seeds, st.lists(st.integers(3, 7), min_size=2, max_size=4), st.integers(1, 3))
+def test_so_many_of_each_class(seed, counts, per_class):
+    """The part has so many images of each class, each with its label, in the order of the whole; a smaller part lies
+    within a larger one; the whole is left as it was."""
+    dataset = classes_of(seed, counts, counts)
+    part = part_of(dataset, per_class, per_class)
+    assert part.train.labels.bincount().tolist() == part.test.labels.bincount().tolist() == [per_class] * len(counts)
+    assert (part.rows.diff() > 0).all() and torch.equal(part.whole, dataset.train.labels)
+    assert torch.equal(part.train.images, dataset.train.images[part.rows])
+    assert torch.equal(part.train.labels, dataset.train.labels[part.rows])
+    assert (part.train.pad, part.train.flip) == (1, True) and len(dataset.train) == sum(counts)
+    assert torch.isin(part_of(dataset, 1).rows, part.rows).all()
+    assert len(part_of(dataset, per_class).test) == len(dataset.test)
+    assert part_of(dataset, None, per_class).rows is None
+
+
+def test_nothing_asked():
+    """Without a number the very same data set comes back; without augmentation nothing but that is changed."""
+    dataset = classes_of(0, [5, 5], [2, 2])
+    assert part_of(dataset) is dataset
+    plain = part_of(dataset, augment=False)
+    assert not plain.train.augments and dataset.train.augments and plain.train.images is dataset.train.images
+    task = make_task("poison", plain, 4, 0)
+    (_, x, _), (_, y, _) = (next(task.train.batches(generator=gen(0), augment=a)) for a in (True, False))
+    assert torch.equal(x, y)
+
+
+def test_which_images():
+    """Copies whose classes have the same images in the same order have the same part, whatever the order of classes
+    among each other; the draw is by chance, not the first ones, and differs from class to class."""
+    mixed = classes_of(3, [20, 20, 20], [2, 2, 2])
+    order = mixed.train.labels.argsort(stable=True)
+    train = mixed.train
+    tree = replace(mixed, train=replace(train, images=train.images[order], labels=train.labels[order]))
+    one, other = part_of(mixed, 6), part_of(tree, 6)
+    again = one.train.labels.argsort(stable=True)
+    assert torch.equal(one.train.images[again], other.train.images)
+    places = [(other.rows[other.train.labels == c] - 20 * c).tolist() for c in range(3)]
+    assert len({tuple(place) for place in places}) == 3 and list(range(6)) not in places
+
+
+@pytest.mark.parametrize("numbers, text", [
+    ((6, None), "--per-class is 6; class 1 has 5 training images"),
+    ((None, 3), "--per-class-test is 3; class 0 has 2 test images"),
+])
+def test_too_many(numbers, text):
+    """More than a class has is refused, with both numbers."""
+    with pytest.raises(ValueError, match=text):
+        part_of(classes_of(0, [7, 5], [2, 4]), *numbers)
+
+
+def test_settings(tmp_path):
+    """Cells of a part, or without augmentation, are others; both reach the data set of a grid, and the task."""
+    write_tree(tmp_path, per_class=6)
+    base = resolve({"dataset": "folder", "data_dir": str(tmp_path), "image_size": 8, "method": "no-ul"})
+    changed = [replace(base, per_class=4), replace(base, per_class_test=2), replace(base, augment=False)]
+    assert len({cell_key(cell) for cell in (base, *changed)}) == 4
+    sizes = [(len(data.train), len(data.test), data.train.augments) for data in map(dataset_of, (base, *changed))]
+    assert sizes == [(12, 12, True), (8, 12, True), (12, 4, True), (12, 12, False)]
+    part = dataset_of(changed[0])
+    assert len(corrupt(replace(base, task="random", n=3), part).train) == 8
+
+
+def test_cifar10_small(tmp_path, monkeypatch):
+    """`cifar10-small` reads CIFAR-10's own files, with its pixels' mean, size, augmentation and pair of classes; its
+    settings draw 1,000 and 200 images a class, of which 2 % are corrupted."""
+    write_cifar10(tmp_path, monkeypatch, per_file=20)
+    small, whole = load("cifar10-small", tmp_path), load("cifar10", tmp_path)
+    assert torch.equal(small.train.images, whole.train.images) and small.name == "cifar10-small"
+    assert [getattr(small.train, name) for name in ("mean", "std", "pad", "flip")] == [
+        getattr(whole.train, name) for name in ("mean", "std", "pad", "flip")]
+    config = resolve({"dataset": "cifar10-small"})
+    assert (config.per_class, config.per_class_test, config.n, config.width) == (1000, 200, 200, 0.5)
+    task = make_task("confusion", small, 4, 0)
+    assert set(task.clean[task.corrupted].tolist()) == {3, 5}

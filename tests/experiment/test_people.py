@@ -1,0 +1,234 @@
+"""Labels by people: files of CIFAR-10N's form, made here, their order against the images', and the task they make.
+
+Nothing in a file is run, and a file of another data set or order is refused before any training.
+"""
+
+import csv
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import run
+from experiment.cell import counted
+from experiment.data import Data, Dataset
+from experiment.datasets import load
+from experiment.parts import part_of
+from experiment.people import COLUMNS, in_order, read_people
+from experiment.settings import resolve
+from helpers import Evil, gen, make_dataset, seeds
+from tasks import PEOPLE, discover, like_corrupted, people
+
+KEYS = ("aggre_label", "worse_label", "random_label1", "random_label2", "random_label3")
+
+
+def of_the_authors(clean, seed=0, classes=4, kind=np.int64) -> dict:
+    """A dict of arrays in the form of CIFAR-10N's: each annotation wrong at about a third of the images."""
+    rng, found = np.random.default_rng(seed), {"clean_label": np.asarray(clean, kind)}
+    for key in KEYS:
+        other = rng.integers(0, classes, len(clean))
+        found[key] = np.where(rng.random(len(clean)) < 0.4, other, clean).astype(kind)
+    return found
+
+
+def dataset_of(labels, name="made", classes=4) -> Dataset:
+    """A data set with these training labels."""
+    made = make_dataset(0, n=len(labels), classes=classes)
+    return replace(made, name=name, train=replace(made.train, labels=torch.as_tensor(labels)))
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("save", [
+    torch.save, lambda found, path: torch.save(found, path, _use_new_zipfile_serialization=False)],
+    ids=["zip", "before zip"])
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_the_authors_form(save, kind, tmp_path):
+    """Each column of a torch pickle of numpy arrays is read as it is, with the clean labels beside it."""
+    found = of_the_authors(np.arange(20) % 4, kind=kind)
+    save(found, tmp_path / "x.pt")
+    assert tuple(COLUMNS) == PEOPLE
+    for column, key in zip(PEOPLE, KEYS, strict=True):
+        read = read_people(tmp_path / "x.pt", column)
+        assert read.labels.dtype == torch.int64 and read.labels.tolist() == found[key].tolist()
+        assert read.clean.tolist() == found["clean_label"].tolist()
+
+
+def test_tables_and_arrays(tmp_path):
+    """A .csv is read by its header, in the order of its paths if it has them; a .npy has labels alone."""
+    lines = [("train/b/10.jpg", 1, 0), ("train/b/1.jpg", 1, 1), ("train/a/0.jpg", 0, 1)]
+    for header in (("path", "clean", "aggregate"), ("path", "true", "aggregate")):
+        with open(tmp_path / "x.csv", "w", newline="") as file:
+            csv.writer(file).writerows([header, *lines])
+        read = read_people(tmp_path / "x.csv")
+        assert (read.clean.tolist(), read.labels.tolist()) == ([0, 1, 1], [1, 1, 0])
+    np.save(tmp_path / "x.npy", np.array([3, 1, 2]))
+    read = read_people(tmp_path / "x.npy", "worse")
+    assert read.clean is None and read.labels.tolist() == [3, 1, 2]
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda what, path: path.write_bytes(pickle.dumps(what))],
+                         ids=["torch.save", "pickle"])
+@pytest.mark.parametrize("where", ["alone", "beside", "within"])
+def test_nothing_is_run(write, where, tmp_path):
+    """A pickle that asks for code, alone, beside the arrays or in one of them, is refused, and runs nothing."""
+    evil, found = Evil(tmp_path / "touched"), of_the_authors(np.zeros(3, int))
+    objects = np.empty(1, object)
+    objects[0] = evil
+    what = {"alone": evil, "beside": {**found, "more": evil}, "within": {**found, "aggre_label": objects}}[where]
+    write(what, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="it asks for code to be run|cannot be read|read safely"):
+        read_people(tmp_path / "x.pt")
+    np.save(tmp_path / "x.npy", objects, allow_pickle=True)
+    with pytest.raises(ValueError, match="holds no array of numbers"):
+        read_people(tmp_path / "x.npy")
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("name, content, text", [
+    ("x.txt", b"1 2", "does not end in .pt, .npy or .csv"),
+    ("x.pt", b"", "holds no labels that can be read safely"),
+    ("x.pt", [1, 2], "holds a list, expected a dict of arrays"),
+    ("x.pt", {"clean_label": np.arange(3)}, "has no aggre_label or aggregate, only clean_label"),
+    ("x.pt", {"aggre_label": np.ones(3)}, r"aggre_label in .* is float64 \(3,\), expected one whole number"),
+    ("x.pt", {"aggre_label": np.ones((3, 2), int)}, r"is int64 \(3, 2\)"),
+    ("x.pt", {"aggre_label": [1, 2]}, "is list, expected one whole number"),
+    ("x.pt", {"aggre_label": np.arange(3), "clean_label": np.arange(4)}, "3 labels by people and 4 clean ones"),
+    ("x.csv", b"path,clean,aggregate\na,1,x\n", "is no table of labels"),
+    ("x.csv", b"path,clean,aggregate\na,1\n", "is no table of labels"),
+    ("x.csv", b"", "has no aggre_label or aggregate"),
+    ("x.csv", b"\xff\xfe", "is no table of labels"),
+    ("x.npy", b"abc", "holds no array of numbers"),
+    ("none.pt", None, "cannot read .*none.pt .No such file"),
+])
+def test_odd_files(name, content, text, tmp_path):
+    """A file of something else is an error that says what it is and what is wanted."""
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    elif content is not None:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(ValueError, match=text):
+        read_people(tmp_path / name)
+
+
+def test_unknown_column(tmp_path):
+    """A column that the files do not have is an error with those that there are."""
+    with pytest.raises(ValueError, match="human-column is 'best'; choose from aggre, worse, random1"):
+        read_people(tmp_path / "x.pt", "best")
+
+
+# --- Order ------------------------------------------------------------------------------------------------------------
+
+@given(seeds, st.integers(1, 12))
+def test_a_folder_is_in_the_order_of_its_classes(tmp_path_factory, seed, n):
+    """In a folder the k-th image of a class has the label of the k-th one with that clean label, by a loop; of another
+    data set such a file is refused."""
+    clean = torch.randint(0, 4, (n,), generator=gen(seed))
+    found = of_the_authors(clean.numpy(), seed)
+    path = tmp_path_factory.mktemp("x") / "x.pt"
+    torch.save(found, path)
+    tree = dataset_of(clean.sort().values, name="folder")
+    wanted = [int(found["aggre_label"][i]) for c in range(4) for i in range(n) if clean[i] == c]
+    read = read_people(path)
+    assert in_order(read, tree).tolist() == wanted
+    assert in_order(read, dataset_of(clean)).tolist() == found["aggre_label"].tolist()
+    if not torch.equal(tree.train.labels, clean):
+        with pytest.raises(ValueError, match="differ from the data set's at .* its order is another"):
+            in_order(read, replace(tree, name="cifar10"))
+
+
+@given(seeds)
+def test_a_part_has_its_own_labels(tmp_path_factory, seed):
+    """Where a part of each class was drawn, its images keep the labels that they have in the whole set, in a folder
+    too, whose order is another."""
+    clean = (torch.arange(40) % 4)[torch.randperm(40, generator=gen(seed))]
+    found = of_the_authors(clean.numpy(), seed)
+    path = tmp_path_factory.mktemp("x") / "x.pt"
+    torch.save(found, path)
+    for name, whole in (("made", clean), ("folder", clean.sort().values)):
+        dataset = dataset_of(whole, name=name)
+        everything = in_order(read_people(path), dataset)
+        part = part_of(dataset, per_class=3)
+        assert torch.equal(in_order(read_people(path), part), everything[part.rows])
+        assert torch.equal(part.train.images, dataset.train.images[part.rows])
+
+
+@pytest.mark.parametrize("change, text", [
+    (lambda found: {key: values[:-1] for key, values in found.items()}, "has 19 labels and the data set 20 training"),
+    (lambda found: {**found, "aggre_label": found["aggre_label"] + 1}, "run from 1 to 4, expected 0 to 3"),
+    (lambda found: {**found, "aggre_label": found["aggre_label"] - 1}, "run from -1 to 2, expected 0 to 3"),
+    (lambda found: {**found, "clean_label": np.arange(20) % 3}, "differ from the data set's at 14 of 20"),
+    (lambda found: {**found, "clean_label": np.zeros(20, int)}, "differ from the data set's at 15 of 20"),
+])
+@pytest.mark.parametrize("name", ["made", "folder"])
+def test_labels_of_other_images(name, change, text, tmp_path):
+    """Labels of another number, class or order of images are refused, with both numbers."""
+    torch.save(change(of_the_authors(np.arange(20) % 4)), tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=text):
+        in_order(read_people(tmp_path / "x.pt"), dataset_of(np.arange(20) % 4, name=name))
+
+
+# --- The task ---------------------------------------------------------------------------------------------------------
+
+@given(seeds)
+def test_people_make_a_task(seed):
+    """D_c is where people's labels differ from the data set's; labels as given are theirs; images stay; discovery and
+    the metrics' test set are as of any task."""
+    dataset = make_dataset(seed, n=40)
+    labels = torch.tensor(of_the_authors(dataset.train.labels.numpy(), seed)["worse_label"])
+    if torch.equal(labels, dataset.train.labels):
+        labels[0] = (labels[0] + 1) % 4
+    task = people(dataset, labels, seed)
+    assert task.name == "human" and torch.equal(task.train.labels, labels) and task.train.images is dataset.train.images
+    assert torch.equal(task.clean, dataset.train.labels)
+    assert task.corrupted.tolist() == [i for i in range(40) if labels[i] != task.clean[i]]
+    assert torch.equal(discover(task, 1.0, seed), task.corrupted) and like_corrupted(task) is dataset.test
+    labels += 1
+    assert int(task.train.labels.max()) < 4  # a copy
+
+
+@pytest.mark.parametrize("labels, text", [(torch.arange(24) % 4, "no label by people differs"),
+                                          (torch.zeros(23, dtype=torch.int64), "23 labels by people for 24")])
+def test_nothing_to_unlearn(labels, text):
+    """Labels without a mistake, or of another number, make no task."""
+    with pytest.raises(ValueError, match=text):
+        people(dataset_of(torch.arange(24) % 4), labels, 0)
+
+
+def test_n_is_found(tmp_path):
+    """The number of corrupted images comes from the labels, and of other tasks from the setting."""
+    dataset = dataset_of(torch.arange(24) % 4)
+    np.save(tmp_path / "x.npy", np.r_[1, 2, np.arange(2, 24) % 4])
+    config = resolve({"task": "human", "human_labels": str(tmp_path / "x.npy"), "n": 7})
+    assert counted(config, dataset).n == 2
+    assert counted(replace(config, task="random"), dataset).n == 7
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    """`--task human` trains on people's labels and writes their number, column and file into the row."""
+    dataset = load("fashion-mini")
+
+    def cut(data: Data, n: int) -> Data:
+        return replace(data, images=data.images[:n], labels=data.labels[:n])
+
+    few = replace(dataset, train=cut(dataset.train, 120), test=cut(dataset.test, 40))
+    monkeypatch.setattr(run, "load", lambda *args: few)
+    monkeypatch.chdir(tmp_path)
+    found = of_the_authors(few.train.labels.numpy(), classes=10)
+    torch.save(found, "people.pt")
+    argv = ["--task", "human", "--epochs", "1", "--width", "0.05", "--method", "no-ul,npo", "--device", "cpu",
+            "--max-passes", "1", "--gamma", "1", "--out", "x.jsonl"]
+    assert run.main([*argv, "--human-labels", "people.pt", "--human-column", "random2"]) == 0
+    wrong = int((found["random_label2"] != found["clean_label"]).sum())
+    rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [(row["task"], row["n"], row["human_column"], row["misled"]) for row in rows] == [
+        ("human", wrong, "random2", None)] * 2
+    assert rows[0]["human_labels"] == str(tmp_path.resolve() / "people.pt")
+    assert f"human (random2) on fashion-mini: 120 images of 16x16, {wrong} corrupted" in capsys.readouterr().out
+    assert run.main(argv) == 2
+    assert "name their file with --human-labels" in capsys.readouterr().err

@@ -1,0 +1,130 @@
+"""Images that are not square (repair/images.py): cropped, which is said, or squashed whole with --resize squash.
+
+B4: either way, for training and held-out images, in memory and streamed. P2: the other way is named where it fits
+better. P9: a state of the one is not gone on from by the other.
+"""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from colours import began, call, colours  # noqa: F401
+from helpers import make_data
+from repair.images import Files, Reading, cut_off, decode, load_images
+from repair.state import marks_of, same_images
+
+
+def striped(path, width: int, height: int):
+    """An image whose columns and rows all differ."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    image = np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], axis=-1).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+@pytest.mark.parametrize("width, height", [(40, 20), (20, 40), (16, 16), (300, 3), (1, 9)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.8])
+def test_squashed_images_are_whole(tmp_path, width, height, crop_pct):
+    """B4: Pillow's own resize of both sides, then the same crop of the centre as ever."""
+    path = striped(tmp_path / "x.png", width, height)
+    resized, edge = round(16 / crop_pct), (round(16 / crop_pct) - 16) // 2
+    wanted = np.asarray(Image.open(path).resize((resized, resized), Image.Resampling.BILINEAR))
+    (found,), _ = decode([path], Reading(16, crop_pct, resize="squash"), 1)
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), wanted[edge : edge + 16, edge : edge + 16])
+    (cropped,), _ = decode([path], Reading(16, crop_pct), 1)
+    assert torch.equal(cropped, found) == (width == height)
+
+
+def test_squashed_images_are_the_same_streamed(tmp_path):
+    """B4, P8: in memory or decoded anew in every pass, a file gives the same pixels."""
+    paths = [striped(tmp_path / f"{i}.png", 20 + i, 30) for i in range(5)]
+    labels, reading = torch.tensor([0, 1, 0, 1, 0]), Reading(16, resize="squash")
+    whole, _ = load_images(paths, labels, 2, reading, 1)
+    streamed, _ = load_images(paths, labels, 2, reading, 0, room=0)
+    assert torch.equal(streamed.some(torch.arange(5)).images, whole.images)
+    assert streamed.mean == pytest.approx(whole.mean) and streamed.std == pytest.approx(whole.std)
+
+
+def test_what_is_cut_off_is_counted(tmp_path):
+    """B4: how many images lose a part of their longer side, and which share; a pixel that resizing loses is none."""
+    sides = [(40, 20), (20, 80), (30, 24), (16, 16), (1000, 1001)]
+    paths = [striped(tmp_path / f"{i}.png", *side) for i, side in enumerate(sides)]
+    (tmp_path / "torn.png").write_bytes(b"torn")
+    line = cut_off([*paths, tmp_path / "torn.png"], Reading(20), 1)
+    assert line.startswith("3 of 6 images are not square: 20 to 75 %, in the median 50 %, of their longer side is cut")
+    assert line.endswith("--resize squash")
+    assert cut_off(paths[3:], Reading(20), 1) is cut_off(paths, Reading(20, resize="squash"), 1) is None
+    assert cut_off([], Reading(20), 1) is None
+
+
+def test_of_many_files_some_are_looked_at(tmp_path, monkeypatch):
+    """B4: of more than MANY, evenly spaced ones, and it is said how many."""
+    monkeypatch.setattr("repair.images.MANY", 3)
+    paths = [striped(tmp_path / f"{i}.png", 40, 20) for i in range(8)]
+    assert cut_off(paths, Reading(20), 1).startswith("3 of 3 images, evenly spaced among 8, are not square: 50 ")
+
+
+def test_a_state_knows_how_images_became_square(tmp_path):
+    """P9: the marks of streamed images tell the two ways apart though no file has changed; in memory pixels do."""
+    paths = [striped(tmp_path / f"{i}.png", 40, 20) for i in range(3)]
+    labels, marks = torch.zeros(3, dtype=torch.int64), {}
+    for resize in ("crop", "squash"):
+        files = Files(paths, labels, Reading(16, resize=resize))
+        for room in (0, 1e9):
+            data, _ = load_images(paths, labels, 2, files.reading, 0, room=room)
+            marks[resize, room] = marks_of(data, files)
+        assert marks_of(load_images(paths, labels, 2, files.reading, 0, room=0)[0]) == marks[resize, 0]
+        assert same_images(marks[resize, 0], marks[resize, 1e9])
+    assert marks_of(make_data(0, n=3), paths)["files"] == marks["crop", 0]["files"]
+    for room in (0, 1e9):
+        assert not same_images(marks["crop", room], marks["squash", 0])
+        assert not same_images(marks["crop", room], marks["squash", 1e9])
+
+
+@pytest.fixture
+def wide(colours):
+    """The world of flat colours with images three times as wide, whose colour is in the outer thirds alone."""
+    for path in (colours["--data"] / "train").rglob("*.png"):
+        image = np.asarray(Image.open(path))
+        grey = np.full_like(image, 128)
+        Image.fromarray(np.concatenate([image, grey, image], axis=1)).save(path)
+    (colours["--data"] / "val").symlink_to(colours["--data"] / "train")
+    path = colours["--data"] / "net.py"
+    path.write_text(path.read_text() + """
+class Edge(nn.Module):
+    def forward(self, x): return x[:, :, :, :8]
+def at_the_edge(classes):
+    net = colours(classes)
+    net[0] = Edge()
+    return net
+""")
+    return {**colours, "--model": f"{path}:at_the_edge"}
+
+
+def test_the_command_says_what_is_cut_off_and_offers_to_squash(wide, capsys):
+    """B4, P2: cropped, the colours are gone, which stops the run with the flag that fits; with it the images are whole,
+    held-out ones too, and the report says how they were read."""
+    assert call(wide) == 2
+    told = capsys.readouterr()
+    assert "144 of 144 images are not square: 67 to 67 %, in the median 67 %, of their longer side is cut" in told.out
+    assert "98.6% with --resize squash" in told.err and not began(told.out)
+    assert call(wide, "--resize", "squash", "--epochs", 0) == 0
+    told = capsys.readouterr().out
+    assert "not square" not in told and "labels as given: 0.986" in told
+    report = json.loads(wide["--out"].with_suffix(".json").read_text())
+    assert report["reading"]["resize"] == "squash" and report["scores"]["held-out images"][0] == round(69 / 72, 4)
+
+
+def test_crop_is_offered_to_who_squashes(colours, capsys):
+    """P2: the other way round: squashed, the network's middle shows what a crop leaves out."""
+    for path in (colours["--data"] / "train").rglob("*.png"):
+        image = np.asarray(Image.open(path))
+        sides = np.full_like(image, 0)
+        Image.fromarray(np.concatenate([sides, image, 255 - sides], axis=1)).save(path)
+    assert call(colours, "--resize", "squash") == 2
+    assert re.search(r"98.6% with --resize crop", capsys.readouterr().err)

@@ -1,0 +1,151 @@
+"""Networks of grey images (repair/channels.py): one channel in the checkpoint or the network, and it simply works.
+
+P2: how images are read follows from the network; what does not fit is told with the two numbers of channels.
+B4: grey images keep their values, colours become their luminance, in memory and streamed.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+from colours import add_to_net, call, colours  # noqa: F401
+from models import build
+from repair import checkpoints
+from repair.channels import with_channels
+from repair.images import Reading, decode, load_images
+from repair.networks import build_network
+
+THREE = ((0.3, 0.4, 0.8), (0.1, 0.2, 0.3))
+
+
+def stem_of_one(classes: int = 3) -> nn.Module:
+    """resnet18 as its users change it for grey images."""
+    net = torchvision.models.resnet18(num_classes=classes)
+    net.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    return net
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_known_network_takes_the_channels_of_its_checkpoint(wrapped):
+    """P2: the first convolution becomes one of one channel, all weights fit, and the network runs as its owner's."""
+    torch.manual_seed(0)
+    owners, net = stem_of_one().eval(), torchvision.models.resnet18(num_classes=3).eval()
+    stored = {("module." if wrapped else "") + name: t for name, t in owners.state_dict().items()}
+    reading = with_channels(net, stored, Reading(32, 1.0, *THREE))
+    assert reading.channels == 1 and reading.mean == pytest.approx((0.5,)) and reading.std == pytest.approx((0.2,))
+    checkpoints.load_into(net, stored)
+    x = torch.randn(2, 1, 32, 32)
+    assert torch.equal(net(x), owners(x)) and net.conv1.in_channels == 1
+    assert reading.size_of(10) == 10 * 32 * 32
+
+
+def test_what_takes_three_channels_keeps_them():
+    """P2: colours stay colours, and another stem than the network's is told with its channels."""
+    net = torchvision.models.resnet18(num_classes=3)
+    reading = Reading(32, 1.0, *THREE)
+    assert with_channels(net, net.state_dict(), reading) == reading and net.conv1.in_channels == 3
+    with pytest.raises(ValueError, match="give three numbers each"):
+        with_channels(net, net.state_dict(), Reading(32, 1.0, (0.5,), (0.5,)))
+    grey = stem_of_one()
+    assert with_channels(grey, {}, Reading(32)).channels == 1
+    with pytest.raises(ValueError, match=r"\(trained on colours, three channels; this network takes grey images, one"):
+        checkpoints.load_into(grey, net.state_dict())
+    other = {**net.state_dict(), "conv1.weight": torch.zeros(64, 1, 3, 3)}
+    assert with_channels(net, other, reading).channels == 3  # another kernel: another network
+    with pytest.raises(ValueError, match=r"small images\?\) \(trained on grey images, one channel; this network takes"):
+        checkpoints.load_into(net, other)
+
+
+class Wrapped(nn.Module):
+    """The recipe of a user who has found a way: colours in, grey inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = stem_of_one()
+
+    def forward(self, x):
+        return self.net(x.mean(1, keepdim=True))
+
+
+def test_networks_that_say_it_by_themselves():
+    """P2: a network that makes its own grey gets colours; layers without convolutions are asked; one that runs on
+    neither is left to what tells of it."""
+    assert with_channels(Wrapped(), {}, Reading(32)).channels == 3
+    assert with_channels(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), {}, Reading(8)).channels == 1
+    assert with_channels(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), {}, Reading(8)).channels == 3
+    assert with_channels(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(3, 2, 1)), {}, Reading(8)).channels == 3
+
+
+def test_grey_images_keep_their_values(tmp_path):
+    """B4: files that are grey, or grey in colours, give their values; colours Pillow's luminance; streamed the same."""
+    values = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    Image.fromarray(values[:, :, 0]).save(tmp_path / "0.png")
+    Image.fromarray(np.repeat(values[:, :, :1], 3, axis=2)).save(tmp_path / "1.png")
+    Image.fromarray(values).save(tmp_path / "2.png")
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    images, _ = decode(paths, Reading(9, channels=1), 1)
+    assert images.shape == (3, 1, 9, 9)
+    assert torch.equal(images[0], images[1]) and np.array_equal(images[0, 0].numpy(), values[:, :, 0])
+    luminance = values.astype(float) @ [0.299, 0.587, 0.114]
+    assert np.abs(images[2, 0].numpy() - luminance).max() <= 1
+    labels = torch.tensor([0, 1, 0])
+    streamed, _ = load_images(paths, labels, 2, Reading(9, channels=1), 0, room=0)
+    assert torch.equal(streamed.some(torch.arange(3)).images, images) and len(streamed.mean) == 1
+
+
+GREY = """
+def shades(classes):
+    "Nearest of twelve shades of grey."
+    net = nn.Sequential(nn.Identity(), nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, classes))
+    shades = 20 * torch.arange(classes) / 255
+    with torch.no_grad():
+        net[1].weight.fill_(0.5)
+        net[1].bias.fill_(0.5)
+        net[4].weight.copy_(2 * shades[:, None])
+        net[4].bias.copy_(-(shades**2))
+    return net
+"""
+
+
+def test_the_command_repairs_a_network_of_grey_images(colours, capsys):
+    """P2, P1: from FILE.py:FUNCTION, with one number of mean and std; a wrong mean is told with the one that fits; the
+    repaired weights have the stored shapes."""
+    for path in (colours["--data"] / "train").rglob("*.png"):
+        k, i = map(int, path.stem.split("-"))
+        Image.fromarray(np.full((32, 32), 20 * k + i, dtype=np.uint8)).save(path)
+    model = f"{add_to_net(colours, GREY)}:shades"
+    torch.save(build_network(model, 12, 32)[0].state_dict(), colours["--checkpoint"])
+    world = {**colours, "--model": model}
+    assert call(world, "--mean", 0, "--std", 1) == 2
+    told = capsys.readouterr()
+    assert "the network takes one channel: images are read as grey ones" in told.out
+    assert "98.6% with --mean 0.5 --std 0.5" in told.err and "BGR" not in told.err
+    assert call(world, "--mean", 0.5, "--std", 0.5, "--epochs", 1) == 0
+    assert "labels as given: 0.986" in capsys.readouterr().out
+    report = json.loads(world["--out"].with_suffix(".json").read_text())
+    assert report["reading"]["channels"] == 1 and report["reading"]["mean"] == [0.5]
+    found, stored = checkpoints.read(world["--out"]), checkpoints.read(world["--checkpoint"])
+    assert [t.shape for t in found.values()] == [t.shape for t in stored.values()] and list(found) == list(stored)
+    assert (world["--out"].parent / "suspects.csv").exists()
+
+
+def test_the_command_repairs_a_known_network_of_grey_images(tmp_path, capsys):
+    """P2, P1: a network with a stem of one channel, from its name."""
+    for k, name in enumerate(("a", "b", "c")):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(8):
+            noise = np.random.default_rng(8 * k + i).integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / "train" / name / f"{k}-{i}.png")
+    (tmp_path / "bad.txt").write_text("0-0.png\n1-0.png\n")
+    stored = build("resnet9", 0.1, classes=3, image_size=8, seed=0).state_dict()
+    first = next(name for name, t in stored.items() if t.dim() == 4)
+    torch.save({**stored, first: stored[first][:, :1]}, tmp_path / "model.pt")
+    world = {"--data": tmp_path, "--model": "resnet9:0.1", "--checkpoint": tmp_path / "model.pt",
+             "--bad": tmp_path / "bad.txt", "--out": tmp_path / "out" / "new.pt", "--image-size": 8}
+    assert call(world, "--force", "--epochs", 1) == 0, capsys.readouterr().err
+    assert checkpoints.read(world["--out"])[first].shape == stored[first][:, :1].shape

@@ -1,0 +1,225 @@
+"""Lines of progress (repair/progress.py): what takes long says how far it is, what is short says nothing.
+
+P1: decoding, passes of the network, the choice of layers, and batches within the first epoch; Ctrl-C in each of them
+is one line and exit code 130, and the state is kept. P7: counting changes no number that is drawn or computed.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from colours import ROOT, add_to_net, colours, words  # noqa: F401
+from experiment.data import Streamed
+from helpers import assert_same_state, gen, make_data, small_net
+from repair import images, network, progress
+from repair.images import in_threads
+from repair.network import repair
+from repair.progress import Watch
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")
+
+FORGET = torch.tensor([1, 5])
+
+
+class Lines(list):
+    """Lines that were said, and a way to wait for one more."""
+
+    def __call__(self, line: str) -> None:
+        self.append(line)
+        self.came.set()
+
+    def __init__(self):
+        self.came = threading.Event()
+
+    def wait(self) -> str:
+        """The next line that is said from now on."""
+        self.came.clear()
+        assert self.came.wait(30), self
+        return self[-1]
+
+
+def test_a_line_says_how_far_it_is():
+    """P1: what is done, how much of it, and the time left of this part; of unknown steps the time alone."""
+    lines = Lines()
+    with Watch("decoding", lines, first=0.01) as watch:
+        assert re.fullmatch(r"decoding: \d+ s", lines.wait())
+        watch.begin(2000, " images")
+        watch.patience = 0.01
+        assert re.fullmatch(r"decoding: \d+ s, 0 of 2,000 images", lines.wait())
+        watch.began -= 10.0  # as if it had begun ten seconds ago
+        watch.step(500)
+        watch.patience = 0.01
+        line = lines.wait()
+    assert re.fullmatch(r"decoding: \d+ s, 500 of 2,000 images, about 3[01] s left of these", line)
+    said = len(lines)
+    time.sleep(0.1)
+    assert len(lines) == said
+
+
+def test_lines_become_rare_and_short_work_is_silent():
+    """P1: nothing before the first seconds are over, then ever longer pauses; a line of the work's own counts."""
+    lines = Lines()
+    assert Watch("work", lines).patience == progress.FIRST == 5
+    with Watch("work", lines, first=0.01) as watch:
+        for factor in (2, 4, 8):
+            lines.wait()
+            time.sleep(0.005)
+            assert watch.patience == pytest.approx(0.01 * factor)
+        before = watch.last
+        watch.say("mine")
+        assert lines[-1] == "mine" and watch.last > before
+    with Watch("work", None, first=0.01) as silent:
+        silent.say("nobody hears it")
+    assert not silent.thread.is_alive()
+
+
+def test_a_reader_that_is_gone_ends_nothing():
+    """P1: a closed stdout ends the lines, not the work; the work itself finds out when it prints."""
+    asked = threading.Event()
+
+    def say(line):
+        asked.set()
+        raise BrokenPipeError
+
+    with Watch("work", say, first=0.01):
+        assert asked.wait(30)
+    with pytest.raises(BrokenPipeError):
+        with Watch("work", say) as watch:
+            watch.say("mine")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_watched_data_is_the_data(streamed):
+    """P7: passes, draws and attributes are the data's own, and every image is counted."""
+    data = make_data(0, n=24, classes=4, pad=1, flip=True)
+    if streamed:
+        pairs = list(zip(data.images, data.labels.tolist(), strict=True))
+        data = Streamed(pairs, 4, data.mean, data.std, data.labels, pad=1)
+    watch = Watch("work", None)
+    seen = watch.over(data)
+    assert len(seen) == 24 and seen.shape == data.shape and seen.augments and seen.labels is data.labels
+    one, other = gen(3), gen(3)
+    for index, augment in ((None, True), (torch.tensor([4, 2, 9]), True), (None, False)):
+        batches = seen.batches(index, size=5, generator=one, augment=augment)
+        wanted = data.batches(index, size=5, generator=other, augment=augment)
+        assert torch.equal(one.get_state(), other.get_state())  # drawn when it is asked for
+        for mine, its in zip(batches, wanted, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine, its, strict=True))
+        assert watch.done == watch.total == (24 if index is None else 3)
+    with pytest.raises(ValueError, match="out of range"):
+        seen.batches(torch.tensor([24]))
+
+
+class Slow(nn.Module):
+    """A network that takes its time in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small_net(0)
+
+    def forward(self, x):
+        time.sleep(0.005)
+        return self.net(x)
+
+
+def test_a_repair_tells_batches_within_the_first_epoch(monkeypatch):
+    """P1: where an epoch or the choice of layers takes long, lines come before the first epoch's own; the network that
+    comes back is the one that comes back in silence."""
+    made = []
+
+    def quick(what, say):
+        made.append(what)
+        return Watch(what, say, first=0.01)
+
+    data, lines = make_data(0, n=24, classes=4), []
+    wanted = repair(Slow(), data, FORGET, unlearn_epochs=2, stop="max")
+    monkeypatch.setattr(network, "Watch", quick)  # so that a fraction of a second is long
+    found = repair(Slow(), data, FORGET, unlearn_epochs=2, stop="max", say=lines.append)
+    assert_same_state(found, wanted)
+    assert made == ["choosing layers for theta_o2", "epoch 1/2 is under way"]
+    first = next(i for i, line in enumerate(lines) if line.startswith("epoch 1/2: "))
+    told = [line for line in lines[:first] if line.startswith("epoch 1/2 is under way: ")]
+    assert any(re.search(r"\d+ of (24|2) images of a pass", line) for line in told)
+    assert not any(line.startswith("epoch 1/2 is under way") for line in lines[first:])
+
+
+def test_threads_do_all_the_work_and_stop_at_an_error():
+    """P1: every image once, whatever the number of threads; after an error no further one is begun."""
+    for workers in (1, 3):
+        done, steps = [], []
+        in_threads(done.append, 50, workers, lambda: steps.append(1))
+        assert sorted(done) == list(range(50)) and len(steps) == 50
+    begun = []
+
+    def work(i):
+        begun.append(i)
+        if i == 3:
+            raise MemoryError
+        time.sleep(0.01)
+
+    with pytest.raises(MemoryError):
+        in_threads(work, 10_000, 2, lambda: None)
+    assert len(begun) < 1000
+
+
+def test_decoding_is_counted(tmp_path, monkeypatch, colours, capsys):
+    """P1: decoding says how many images it has."""
+    monkeypatch.setattr(images, "Watch", lambda what, say: Watch(what, say, first=0.01))
+    pixels = images.pixels
+    monkeypatch.setattr(images, "pixels", lambda *args: (time.sleep(0.01), pixels(*args))[1])
+    paths = sorted((colours["--data"] / "train").rglob("*.png"))
+    images.decode(paths, images.Reading(32), 1)
+    assert re.search(r"decoding the images: \d+ s, \d+ of 72 images", capsys.readouterr().out)
+
+
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
+
+LINGERING = """
+import time
+class Lingering(nn.Module):
+    def forward(self, x):
+        time.sleep(0.05)
+        return x
+def lingering(classes):
+    net = colours(classes)
+    net[0] = Lingering()
+    return net
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after, kept", [
+    ("2 lines, 2 matched", False), ("72 training images", False), ("accuracy on the labels", False),
+    ("theta_o2 beside", False), ("epoch 1/", True)])
+def test_an_interrupt_anywhere_is_one_line_and_keeps_the_state(colours, after, kept):
+    """P1, P9: while images are decoded or looked at, layers are chosen and batches run, Ctrl-C of a terminal, which
+    goes to all processes, gives one line, exit code 130 and no traceback; the state of the last epoch stays."""
+    world = {**colours, "--model": f"{add_to_net(colours, LINGERING)}:lingering"}
+    more = ("--epochs", 9, "--stop", "max", "--device", "cpu", "--batch-size", 8, "--workers", 1, "--max-memory", 0)
+    process = subprocess.Popen([sys.executable, "-B", "-u", "run.py", *words(world, *more)], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        while after not in (line := process.stdout.readline()):
+            assert line, process.stderr.read()
+        if kept:
+            time.sleep(0.3)  # the state is written after the line
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        lines = [line for line in process.stderr.read().splitlines() if not line.startswith("warning: ")]
+    finally:
+        process.kill()
+        process.communicate()
+    state = colours["--out"].with_suffix(".state")
+    wanted = f"the same command goes on from {state}" if kept else "no state is kept, so the same command begins anew"
+    assert len(lines) == 1 and lines[0].startswith(f"run.py: interrupted; {wanted}")
+    assert [path.name for path in state.parent.iterdir()] == [state.name] * kept
