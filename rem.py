@@ -176,8 +176,8 @@ def remove(s: State, training: bool = False, reach: float = 0.0) -> None:
                 update(step2_loss(ce, ce_ref, config.beta), rows)
         passes, updates = passes + 1, updates + update.steps
         acc = accuracy_of(s, s.forget)
-    acc = accuracy_of(s, s.forget) if line.went_on(passes) else acc
     warn_above(acc, config.gamma, passes)
+    acc = accuracy_of(s, s.forget) if line.went_on(passes) else acc
     s.record = dict(acc_forget_before=before, acc_forget=acc, passes=passes, updates=updates)
 
 

@@ -409,8 +409,62 @@ def norm_table(runs: dict) -> str:
     return grid(["", "runs", "refreshed less lagging (cells)"], lines)
 
 
+# --- Tables of seeds that nothing was chosen on ------------------------------------------------------------------------
+
+NEW = "reach0.07-susb2"  # REM as it is: step 2 by engine/lines.py
+
+
+def kept(run: dict[int, dict], most: int, gamma: float = 0.2) -> int:
+    """The epoch that engine/ending.py returns where at most that many are allowed."""
+    best, waited = 0, 0
+    for epoch in range(1, most + 1):
+        row, held = run[epoch], run.get(best)
+        if held is None:
+            better = True
+        elif max(row["acc_forget"], held["acc_forget"]) > gamma:
+            better = row["acc_forget"] <= max(held["acc_forget"], gamma)
+        else:
+            better = row["acc_watched"] > held["acc_watched"]
+        best, waited = (epoch, 0) if better else (best, waited + (held["acc_forget"] <= gamma))
+        if waited == 2:
+            break
+    return best
+
+
+CHOICES = {"as it is": (NEW, lambda run: kept(run, 3)), "epoch 3": (NEW, lambda run: 3),
+           "as it was": (CARRY, repaired), "as printed": (CARRY, lambda run: 3)}  # variant, and the epoch returned
+
+
+def fresh_tables(rows: list[dict]) -> str:
+    """REM as it is, as it was and as printed, at seeds that nothing was chosen on: cell by cell, and on average."""
+    runs = runs_of(rows)
+    untouched, npo = ({cell: run[epoch] for cell, run in runs.get(name, {}).items()}
+                      for name, epoch in (("untouched", 0), ("npo", 1)))
+    cells = sorted((cell for cell, run in runs[NEW].items() if 3 in run and 3 in runs[CARRY].get(cell, {})),
+                   key=lambda c: (c[0], c[1], c[2]))
+    got = {name: {cell: runs[variant][cell][end(runs[variant][cell])] for cell in cells}
+           for name, (variant, end) in CHOICES.items()}
+    shown = [[name_of(cell), str(cell[2]), *(f"{100 * found[cell]['product']:.0f}" for found in got.values()),
+              " / ".join(f"{100 * row['healed']:.0f}" for row in (got["as it is"][cell], got["as it was"][cell],
+                                                                 npo[cell])),
+              f"{100 * (got['as it is'][cell]['utility'] - untouched[cell]['utility']):+.1f}"] for cell in cells]
+    means = []
+    for task in ("poison", "confusion", "random", "all"):
+        mine = [cell for cell in cells if task in (cell[0], "all")]
+        less = [signed([got["as it is"][cell]["product"] - got[name][cell]["product"] for cell in mine])
+                for name in ("as it was", "as printed")]
+        lost = signed([got["as it is"][cell]["utility"] - untouched[cell]["utility"] for cell in mine])
+        means.append([task, *(f"{100 * np.mean([found[cell]['product'] for cell in mine]):.1f}"
+                              for found in got.values()), *less, lost])
+    heads = ["task, discovery", "seed", *CHOICES, "Healed: as it is / as it was / NPO", "Utility less untouched"]
+    return (grid(heads, shown) + "\n"
+            + grid(["task", *CHOICES, "as it is less as it was (n)", "less as printed (n)", "Utility (n)"], means))
+
+
 def table(rows: list[dict]) -> str:
-    """All tables of results/tuning/README.md, a blank line between two."""
+    """The tables of results/tuning/README.md, a blank line between two: of tuning, or of fresh seeds."""
+    if any(row["variant"] == NEW for row in rows):
+        return fresh_tables(rows)
     runs = runs_of(rows)
     make = (variants_table, cells_table, poison_table, ends_table, long_table, norm_table)
     return "\n".join(one(runs) for one in make)

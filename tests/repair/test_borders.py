@@ -109,7 +109,7 @@ def at_the_edge(classes):
 def test_the_command_says_what_is_cut_off_and_offers_to_squash(wide, capsys):
     """B4, P2: cropped, the colours are gone, which stops the run with the flag that fits; with it the images are whole,
     held-out ones too, and the report says how they were read."""
-    assert call(wide) == 2
+    assert call({**wide, "--force": None}) == 2
     told = capsys.readouterr()
     assert "144 of 144 images are not square: 67 to 67 %, in the median 67 %, of their longer side is cut" in told.out
     assert "98.6% with --resize squash" in told.err and not began(told.out)
@@ -126,5 +126,5 @@ def test_crop_is_offered_to_who_squashes(colours, capsys):
         image = np.asarray(Image.open(path))
         sides = np.full_like(image, 0)
         Image.fromarray(np.concatenate([sides, image, 255 - sides], axis=1)).save(path)
-    assert call(colours, "--resize", "squash") == 2
+    assert call({**colours, "--force": None}, "--resize", "squash") == 2
     assert re.search(r"98.6% with --resize crop", capsys.readouterr().err)

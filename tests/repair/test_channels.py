@@ -121,7 +121,7 @@ def test_the_command_repairs_a_network_of_grey_images(colours, capsys):
     model = f"{add_to_net(colours, GREY)}:shades"
     torch.save(build_network(model, 12, 32)[0].state_dict(), colours["--checkpoint"])
     world = {**colours, "--model": model}
-    assert call(world, "--mean", 0, "--std", 1) == 2
+    assert call({**world, "--force": None}, "--mean", 0, "--std", 1) == 2
     told = capsys.readouterr()
     assert "the network takes one channel: images are read as grey ones" in told.out
     assert "98.6% with --mean 0.5 --std 0.5" in told.err and "BGR" not in told.err

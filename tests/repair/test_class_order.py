@@ -133,7 +133,7 @@ def test_the_command_finds_the_order_and_goes_on_with_it(colours, capsys, monkey
     world = colours if mapped else {**colours, "--class-map": None}
     with monkeypatch.context() as patched:
         patched.setattr(mismatch, "decode", decode)
-        assert call(world) == 2
+        assert call({**world, "--force": None}) == 2
     told = capsys.readouterr()
     assert not began(told.out)
     line = told.err.strip().splitlines()[-1]
