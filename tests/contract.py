@@ -59,7 +59,8 @@ def inputs_stay(method, seed=0):
 
 
 def plain_network(method, seed=0):
-    """A18: a plain network of the original's class, keys, shapes, dtypes and memory format, in storage of its own."""
+    """A18: a plain network of the original's class, keys, shapes, dtypes and memory format, in storage of its own and
+    without a gradient of the last update."""
     net = small_net(seed).to(memory_format=torch.channels_last)
     out = unlearn(method, seed, net=net)
     assert not any(isinstance(m, Expanded) or hasattr(m, "active") or m._forward_hooks for m in out.modules())
@@ -68,6 +69,7 @@ def plain_network(method, seed=0):
     layout = [(k, v.shape, v.dtype, v.stride()) for k, v in net.state_dict().items()]
     assert [(k, v.shape, v.dtype, v.stride()) for k, v in out.state_dict().items()] == layout
     assert [p.requires_grad for p in out.parameters()] == [p.requires_grad for p in net.parameters()]
+    assert all(p.grad is None for p in out.parameters())
     assert not {v.data_ptr() for v in net.state_dict().values()} & {v.data_ptr() for v in out.state_dict().values()}
     assert out.eval()(next(batches(make_data(seed)))[1]).shape == (12, 4)
 
