@@ -140,8 +140,8 @@ def test_no_unlearning_is_the_original():
     assert_same_state(net, before)
 
 
-@pytest.mark.parametrize("name, kept", [*((name, name.startswith("rem")) for name in METHODS if allowed_with(name, True)),
-                                        ("mine.py:f", False)])
+@pytest.mark.parametrize("name, kept", [("mine.py:f", False), *((name, name.startswith("rem")) for name in METHODS
+                                                                if allowed_with(name, True))])
 def test_what_a_method_gets_of_an_etd_original(name, kept):
     """A14, R4: REM gets the network with theta_o2 as ETD trained it, every other method theta_o1; what is measured is
     theta_o1 either way. Every method has the same draws, the seed's stream for unlearning."""

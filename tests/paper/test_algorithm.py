@@ -1,21 +1,19 @@
-"""Algorithm 1 as a whole (Sec. 5): its settings, its loop, resuming it, its ablations and other forms.
+"""Algorithm 1 as a whole (Sec. 5): its settings, its loop, its ablations and other forms.
 
-- Require: D_f lies in what shares a mask row; settings that exist                               A16, A26, R8
+- Require: settings that exist, a network that can be trained                                    A17, A26, R8
 - Step 1: theta_o2, masks and one optimiser for steps 2 and 3; "ref" is frozen here              A9, A17, E6, F8
 - while current epoch <= max epochs: steps 2 and 3, that often                                   A4, A10, A25
-- a run that was cut off goes on                                                                 A8
 - Step 4: theta_o1 as a plain network, of finite numbers                                         A3, D9
 - ablations (Table 2): without 3.1 and 3.2 it is NPO                                             A13
 - REM on ETD (Table 1) has the masks of ETD training                                             A28
 
 What it promises like every other method, such as to leave its inputs alone, is in test_baselines.py; the numbers are
-those of the twins.
+those of the twins; that a run which was cut off goes on is in tests/repair/test_repair_state.py.
 """
 
 import copy
 import math
 import types
-import warnings
 from dataclasses import fields, replace
 from functools import partial
 
@@ -34,7 +32,6 @@ from expand import expand
 from experiment.settings import Config
 from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
 from rem import Settings, add_capacity, discard, rem, step3_batch
-from repair.state import load_state, save_state
 from states import SMALL, acc_forget, draw_forget, make_state, small, unlearn
 from train import fit
 
@@ -43,17 +40,6 @@ ENDS = {"Never": Never, "Repaired": Repaired}
 
 
 # --- Require ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shared, text", [
-    (torch.tensor([6]), "index 6"), (torch.tensor([-1]), "index -1"), (torch.tensor([0.0]), "indices"),
-    (torch.tensor([1, 2]), "shared lacks examples of D_f"),
-])
-def test_shared_sets(shared, text):
-    """A16, M8: what shares a mask row lies in D_tr and holds all of D_f."""
-    with pytest.raises(ValueError, match=text):
-        make_state(data=make_data(0, n=6), forget=torch.tensor([1, 5]), shared=shared)
-    make_state(data=make_data(0, n=6), forget=torch.tensor([1, 5]), shared=torch.tensor([5, 2, 1]))
 
 
 def test_settings_of_the_paper():
@@ -127,16 +113,18 @@ def test_step_1_draws_from_the_settings_seed():
 
 @given(seeds, st.sampled_from(["sgd", "adam"]), st.booleans(), st.sampled_from([0.0, 1.0]))
 def test_one_optimiser(seed, optimizer, frozen, ratio):
-    """A17: every trainable parameter, theta_o2's too, is in the optimiser exactly once, and no frozen one; Table 3's
-    momentum and decay, none of either with Adam."""
+    """A17: every trainable parameter, theta_o2's too, is in the optimiser exactly once, and no frozen one; SGD has the
+    settings' momentum and decay, Adam none of either."""
     net = small_net(seed)
     net.conv1.weight.requires_grad_(not frozen)
-    state = make_state(seed, net=net, optimizer=optimizer, extra_ratio=ratio, unlearn_lr=0.25)
+    state = make_state(seed, net=net, optimizer=optimizer, extra_ratio=ratio, unlearn_lr=0.25, momentum=0.7,
+                       weight_decay=0.1)
     (group,) = state.optimizer.param_groups
     trainable = {name: p for name, p in state.expanded.named_parameters() if p.requires_grad}
     assert [id(p) for p in group["params"]] == [id(p) for p in trainable.values()]
     assert any(".to_extra" in name or ".to_base" in name for name in trainable) == (ratio > 0)
-    wanted = dict(weight_decay=0) if optimizer == "adam" else dict(momentum=0.9, weight_decay=5e-4)
+    wanted = dict(weight_decay=0, betas=(0.9, 0.999)) if optimizer == "adam" else dict(momentum=0.7, weight_decay=0.1,
+                                                                                       dampening=0, nesterov=False)
     assert (wanted | {"lr": 0.25}).items() <= group.items()
 
 
@@ -202,68 +190,6 @@ def test_rate_zero(seed, optimizer, norm):
         assert not torch.equal(net.norm1.running_mean, out.norm1.running_mean)
     refresh_batchnorm(net, data, SMALL.batch)
     assert_same_state(out, net)
-
-
-# --- A run that was cut off -------------------------------------------------------------------------------------------
-
-
-def case(seed, generator, **changes):
-    """A state of step 1 of one draw, whatever the generator's own state."""
-    data = make_data(seed, n=40, pad=1, flip=True)
-    return make_state(seed, data=data, size=6, **{"gamma": 0.3, "max_passes": 2, "unlearn_epochs": 3, **changes}), data
-
-
-def go_on(state, end, log=None):
-    """Steps 2 to 4 from a state."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Acc")
-        return rem(None, None, None, None, None, until=lambda s: end, log=log, state=state)
-
-
-def resumed(seed, path, end, **changes):
-    """What comes of the state in a file, put into a state of step 1 whose random states are others."""
-    torch.manual_seed(99)
-    state, _ = case(seed, 99, **changes)
-    state.generator.manual_seed(1234)
-    end = ENDS[end](state)
-    load_state(state, end, path)
-    return go_on(state, end)
-
-
-@few
-@given(seeds, st.integers(0, 3), st.sampled_from(["sgd", "adam"]), st.sampled_from(list(ENDS)))
-def test_resume(tmp_path_factory, seed, done, optimizer, end):
-    """A8: k epochs, save, load into a state with other random states, n - k epochs: bitwise the same as n epochs."""
-    path = tmp_path_factory.mktemp("resume") / "state.pt"
-    state, _ = case(seed, seed, optimizer=optimizer)
-    ending = ENDS[end](state)
-    if done == 0:
-        save_state(state, ending, path)
-
-    def log(epoch, epochs, model, **record):
-        if epoch == done:
-            save_state(state, ending, path)
-
-    whole = go_on(state, ending, log)
-    if path.exists():  # else the repair was done before
-        assert_same_state(resumed(seed, path, end, optimizer=optimizer), whole)
-        assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-def test_a_repair_that_is_done_stays_done(tmp_path):
-    """A8: a state saved after the epoch that ends the loop begins no further epoch where it is loaded, and gives the
-    best epoch all the same."""
-    state, _ = case(0, 0)
-    ending = Repaired(state)
-    go_on(state, ending)
-    ending.reached, state.epoch = True, 1
-    save_state(state, ending, tmp_path / "state.pt")
-    other, _ = case(0, 1)
-    end = Repaired(other)
-    load_state(other, end, tmp_path / "state.pt")
-    begun = []
-    assert_same_state(go_on(other, end, lambda *args, **record: begun.append(args)), go_on(state, ending))
-    assert not begun
 
 
 # --- Step 4 -----------------------------------------------------------------------------------------------------------
