@@ -63,9 +63,9 @@ def repaired(model, data, forget, config, generator, log=None):
         return rem(model, data, forget, config, generator, until=ending.Repaired, log=log)
 
 
-# Potion of 500 tries is tried 20 times here: no promise depends on their number
+# Potion of 500 tries is tried 60 times here: no promise depends on their number
 RUNNABLE = {**METHODS, "rem-on-etd": on_etd, "rem, Repaired": repaired, "my_method.py:relabel": load_method(EXAMPLE)[1],
-            "potion-500": baselines.potion(tries=20, part=25, relative=True)}
+            "potion-500": baselines.potion(tries=60, part=25, relative=True)}
 
 
 def draw(seed, size=4, n=12):
@@ -142,7 +142,6 @@ def global_noise(net, model, data):
 BROKEN = [
     (contract.inputs_stay, broken(lambda net, model, data: model.norm1.running_mean.add_(1) is None)),
     (contract.deterministic, broken(global_noise)),
-    (contract.global_random_states_stay, broken(global_noise)),
     (contract.blind, lambda model, data, forget, config, generator, *, test: model),
     (contract.blind, lambda model, data, forget, config, generator: data._overlay and model),
     (contract.blind, lambda model, data, forget, config, generator: vars(data) and model),
@@ -334,7 +333,7 @@ def test_a2_equality_is_reached(name):
     relative = name == "potion-500"
 
     def moved(data, gamma):
-        out = METHODS[name](net, data, forget, tiny(gamma=gamma, max_passes=1), gen(0))
+        out = RUNNABLE[name](net, data, forget, tiny(gamma=gamma, max_passes=1), gen(0))
         return not torch.equal(out.conv1.weight, net.conv1.weight)
 
     reached = 1.0 if relative else 0.5
