@@ -27,7 +27,6 @@ from experiment.settings import Config
 from helpers import assert_same_state, gen, make_data, randomise, seeds, small_net, tiny
 
 few = settings(max_examples=max(2, settings().max_examples * 2 // 5))  # several trainings an example
-schedules = st.sampled_from(["linear", "constant"])
 
 
 # --- The schedule -----------------------------------------------------------------------------------------------------
