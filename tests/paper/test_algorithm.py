@@ -128,6 +128,7 @@ def test_one_optimiser(seed, optimizer, frozen, ratio):
     assert (wanted | {"lr": 0.25}).items() <= group.items()
 
 
+@few
 @given(seeds, st.integers(1, 3), st.booleans())
 def test_the_reference_never_moves(seed, epochs, augment):
     """F8: through all epochs the reference is step 1's copy of both parts, frozen, in evaluation mode and without
@@ -173,6 +174,7 @@ def test_exactly_max_epochs(epochs):
     assert norms == [first + 3 * (epoch + 1) for epoch in range(epochs)]  # batches of step 3
 
 
+@few
 @given(seeds, st.sampled_from([0.0, 1.0]), st.sampled_from(list(ENDS)))
 def test_no_epoch(seed, gamma, end):
     """A10: without an epoch every weight, statistic and counter is the original's, whatever gamma."""
@@ -180,6 +182,7 @@ def test_no_epoch(seed, gamma, end):
     assert_same_state(unlearn(seed, net=net, n=40, unlearn_epochs=0, gamma=gamma, until=ENDS[end]), net)
 
 
+@few
 @given(seeds, st.sampled_from(["sgd", "adam"]), st.booleans())
 def test_rate_zero(seed, optimizer, norm):
     """A10, D7: at rate 0 the original comes back, bit for bit, with its statistics made anew by one pass over D_tr."""

@@ -21,7 +21,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -41,6 +41,7 @@ from models import build
 sizes = st.integers(0, 17)
 widths = st.integers(0, 9)
 rates = st.sampled_from([0.0, 0.05, 0.2, 0.5, 1.0])
+few = settings(max_examples=max(2, settings().max_examples * 2 // 5))  # a training in each example
 
 
 @contextlib.contextmanager
@@ -331,6 +332,7 @@ def test_wrong_mask_shapes_are_refused(seed, batch):
 
 # --- Sec. 2: training -------------------------------------------------------------------------------------------------
 
+@few
 @given(seed=seeds, ideal=st.booleans())
 def test_training_uses_every_examples_row(seed, ideal):
     """E1, M3: ETD training runs every example, in every epoch, under its own row of the table of config.seed and p_mem;
@@ -345,6 +347,7 @@ def test_training_uses_every_examples_row(seed, ideal):
         assert row.tolist() == expected, index
 
 
+@few
 @given(seed=seeds, p=st.sampled_from([0.0, 0.2, 1.0]))
 def test_no_memorisation_partition(seed, p):
     """E5: at 100 % capacity there is no theta_o2: the masked pass is the plain network's, and ETD is plain training."""
@@ -405,6 +408,7 @@ def test_an_exception_in_a_masked_pass_leaves_no_mask_behind():
     assert torch.equal(run(expanded, x), run(net.eval(), x))
 
 
+@few
 @given(seed=seeds, p=st.sampled_from([0.0, 0.2, 1.0]))
 def test_nothing_is_rescaled(seed, p):
     """E3: masks are 0 or 1 with no 1 / p factor, and drop leaves theta_o1 as trained, bit for bit."""
@@ -423,6 +427,7 @@ def test_nothing_is_rescaled(seed, p):
 
 # --- Sec. 5: REM on ETD -----------------------------------------------------------------------------------------------
 
+@few
 @given(seed=seeds)
 def test_etd_and_rem_share_their_masks(seed):
     """E6: REM on ETD keeps ETD's rows for D_r and gives D_f a new one, of the same table; no theta_o2 is added."""
