@@ -59,7 +59,8 @@ def inputs_stay(method, seed=0):
 
 
 def plain_network(method, seed=0):
-    """A18: a plain network of the original's class, keys, shapes, dtypes and memory format, in storage of its own."""
+    """A18: a plain network of the original's class, keys, shapes, dtypes and memory format, in storage of its own and
+    without a gradient of the last update."""
     net = small_net(seed).to(memory_format=torch.channels_last)
     out = unlearn(method, seed, net=net)
     assert not any(isinstance(m, Expanded) or hasattr(m, "active") or m._forward_hooks for m in out.modules())
@@ -68,13 +69,14 @@ def plain_network(method, seed=0):
     layout = [(k, v.shape, v.dtype, v.stride()) for k, v in net.state_dict().items()]
     assert [(k, v.shape, v.dtype, v.stride()) for k, v in out.state_dict().items()] == layout
     assert [p.requires_grad for p in out.parameters()] == [p.requires_grad for p in net.parameters()]
+    assert all(p.grad is None for p in out.parameters())
     assert not {v.data_ptr() for v in net.state_dict().values()} & {v.data_ptr() for v in out.state_dict().values()}
-    assert out.eval()(next(batches(make_data(seed)))[1]).shape == (12, 4)
+    assert out.training and out.eval()(next(batches(make_data(seed)))[1]).shape == (12, 4)
 
 
 def modes_come_back(method, seed=0):
     """Every module of the result is in the mode of its twin in the network that came in."""
-    for choose in (lambda i: True, lambda i: False, lambda i: i % 2 == 0):
+    for choose in (lambda i: False, lambda i: i % 2 == 0):
         net = small_net(seed)
         for i, module in enumerate(net.modules()):
             module.training = choose(i)
@@ -90,25 +92,19 @@ def dropping(seed):
 
 
 def deterministic(method, seed=0):
-    """A9: the same generator and settings give the same network bit for bit, whatever the global random states, with
-    dropout too."""
+    """A9: the same generator and settings give the same network bit for bit, dropout included, whatever the global
+    random states of torch, numpy and Python, which are left as they were."""
     outs = []
     for world in (0, 1):
         torch.manual_seed(world)
         np.random.seed(world)
         random.seed(world)
-        outs.append((unlearn(method, seed), unlearn(method, seed, net=dropping(seed))))
-    for one, other in zip(*outs, strict=True):
-        assert_same_state(one, other)
-
-
-def global_random_states_stay(method, seed=0):
-    """A9: the random states of torch, numpy and Python are left as they were."""
-    net = dropping(seed)
-    before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
-    unlearn(method, seed, net=net)
-    after = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
-    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+        net = dropping(seed)
+        before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
+        outs.append(unlearn(method, seed, net=net))
+        after = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
+        assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+    assert_same_state(*outs)
 
 
 class SealedTask(Task):
@@ -155,10 +151,10 @@ def blind(method, seed=0):
 
 
 def finite_weights(method, seed=0):
-    """L11: every weight and statistic is a finite number, in float32 and under bf16 autocast."""
-    for precision in ("float32", "bf16"):
-        for name, value in unlearn(method, seed, precision=precision).state_dict().items():
-            assert value.isfinite().all(), (precision, name)
+    """L11: every weight and statistic is a finite number under bf16 autocast too, and of the dtype that it had."""
+    for (name, value), before in zip(unlearn(method, seed, precision="bf16").state_dict().items(),
+                                     small_net(seed).state_dict().values(), strict=True):
+        assert value.isfinite().all() and value.dtype == before.dtype, name
 
 
 def float64_stays(method, seed=0):
@@ -198,8 +194,8 @@ def logs_epochs(method, seed=0):
     assert calls == ([] if not asked else [(0, 0)] if len(calls) == 1 else [(1, 2), (2, 2)])
 
 
-PROPERTIES = [inputs_stay, plain_network, modes_come_back, deterministic, global_random_states_stay, blind,
-              finite_weights, float64_stays, forget_sets_refused, logs_epochs]
+PROPERTIES = [inputs_stay, plain_network, modes_come_back, deterministic, blind, finite_weights, float64_stays,
+              forget_sets_refused, logs_epochs]
 
 
 def assert_contract(method, seed=0):

@@ -1,29 +1,20 @@
 """engine/batches.py: what REM asks of a data source, and batches of at least two.
 
 - The number of batches of a shuffled pass, whose last one is never a single example            A7
-- A source of one's own: what it yields is checked, a lone last example joins the batch before   A7, A16, A29, M13
-- Sources that use their memory again, or say nothing of augmentation                            A7, L16
+- A source of one's own: what it yields is checked, a lone last example joins the batch before   A7, A29, M13
 """
 
-import warnings
 
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import nn
 
-from engine.batches import batches_of, count_batches, without_lone_last
+from engine.batches import batches_of, count_batches
 from engine.ending import Never, Repaired
 from engine.modes import refresh_batchnorm
-from helpers import assert_close, assert_same_state, gen, make_data, randomise, seeds, small_net
-from states import Loose, make_state, small, unlearn
-
-
-def pointed(seed=0):
-    """A network whose last map is 1x1, of whose BatchNorm one example alone has no batch statistics."""
-    layers = nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4)
-    return randomise(nn.Sequential(*layers), seed)
+from helpers import assert_close, assert_same_state, gen, make_data, seeds, small_net
+from states import Loose, make_state, unlearn
 
 
 @given(seeds, st.integers(1, 40), st.integers(1, 12))
@@ -37,37 +28,6 @@ def test_the_number_of_batches(seed, n, size):
     assert 1 not in parts or size == 1 or n == 1
     state.data = Loose(data)  # of one's own: the same sizes
     assert [len(rows) for rows, _, _ in batches_of(state, torch.arange(n))] == parts
-
-
-@given(st.integers(1, 30), st.integers(1, 8))
-def test_a_lone_last_example_joins_the_batch_before(n, size):
-    """A7: the examples stay in their order, and no tensor of the source is held while it makes the next batch."""
-    memory = torch.zeros(size, dtype=torch.int64)
-
-    def reusing():
-        for part in torch.arange(n).split(size):
-            memory[:len(part)] = part
-            yield memory[:len(part)], memory[:len(part)] * 2
-
-    parts = [(a.clone(), b.clone()) for a, b in without_lone_last(reusing(), n)]
-    assert torch.cat([a for a, _ in parts]).tolist() == list(range(n))
-    assert torch.cat([b for _, b in parts]).tolist() == list(range(0, 2 * n, 2))
-    assert [len(a) for a, _ in parts].count(1) == (n if size == 1 else int(n == 1))
-    assert all(len(a) in (size, size + 1) for a, _ in parts[:-1])
-
-
-@pytest.mark.parametrize("n, known, norm", [(41, 3, "auto"), (42, 3, "auto"), (44, 9, "batch")],
-                         ids=["of D_tr", "of what step 3 trains on", "of D_f"])
-def test_a_source_with_a_lone_last_example(n, known, norm):
-    """A7, A16: BatchNorm on 1x1 maps takes a last batch of one of D_tr, of what step 3 trains on, or of D_f."""
-    data, net = Loose(make_data(0, n=n)), pointed()
-    how = dict(data=data, net=net, forget=torch.arange(known), batch=8, max_passes=2, forget_norm=norm)
-    if n == 42:
-        assert len(Repaired(make_state(data=data, net=net, forget=how["forget"])).trained_on) % 8 == 1
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Acc")  # step 2 may give up
-        for end in (Never, Repaired):
-            assert unlearn(until=end, **how).state_dict().keys() == net.state_dict().keys()
 
 
 def test_the_same_weights_from_a_source_of_ones_own():
@@ -132,10 +92,3 @@ def test_plain_and_shuffled_passes():
         for a, b in zip(ours, plain, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
         assert torch.equal(state.generator.get_state(), twin.get_state())
-
-
-def test_settings_of_one_example_a_batch():
-    """A7: at batch 1 nothing is joined."""
-    state = make_state(data=Loose(make_data(0)), batch=1)
-    assert [len(rows) for rows, _, _ in batches_of(state, state.forget)] == [1] * 4
-    assert small(batch=1).batch == 1

@@ -1,7 +1,8 @@
 """engine/bits.py: a table of bits, eight to a byte, drawn block by block.
 
-- Its rows are those that were drawn, for every kind of index                          M1, M3
+- Its rows are those that were drawn, for every kind of index                          M1, M3, M13
 - Its size is an eighth of a byte a bit, and so is the memory that filling it takes    M16
+- It is an object of its own                                                           M1
 """
 
 import pytest
@@ -10,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import bits
-from engine.bits import draw_bits
+from engine.bits import MaskTable, draw_bits
 from helpers import gen, seeds
 
 
 @given(seeds, st.integers(0, 20), st.integers(0, 19), st.sampled_from([1, 7, 40, 2**20]))
 def test_rows_are_what_was_drawn(seed, n, width, block):
-    """M1, M3: bit for bit, in whatever blocks the table is filled; rows by number, slice, index tensor of any shape."""
+    """M1, M3, M13: bit for bit, in whatever blocks the table is filled; rows by number, slice, mask, or indices of any
+    shape, as of a tensor."""
     asked = []
 
     def draw(rows):
@@ -32,8 +34,8 @@ def test_rows_are_what_was_drawn(seed, n, width, block):
     assert torch.equal(found, whole) and found.dtype == torch.bool and table.width == width
     if n:
         index = torch.randint(0, n, (3, 2), generator=gen(seed))
-        assert torch.equal(table[index], whole[index]) and torch.equal(table[0], whole[0])
-        assert table[index].shape == (3, 2, width)
+        for at in (0, -1, torch.tensor(n - 1), index, slice(None, None, 2), torch.arange(n) > 2, [0, 0]):
+            assert torch.equal(table[at], whole[at])
     assert torch.equal(table.to("cpu")[:], whole)
 
 
@@ -42,3 +44,11 @@ def test_size():
     table = draw_bits(1000, 20, lambda rows: torch.ones(rows, 20, dtype=torch.bool))
     assert table.packed.dtype == torch.uint8 and table.packed.nbytes == 3000
     assert table[:].all()
+
+
+def test_tables_are_told_apart_as_objects():
+    """M1: mask tables are compared and hashed as objects, not by their bits; moving one leaves it and its width."""
+    one, same = (draw_bits(6, 4, lambda rows: torch.ones(rows, 4, dtype=torch.bool)) for _ in range(2))
+    assert one == one and one != same and len({one, same}) == 2 and torch.equal(one.packed, same.packed)
+    moved = one.to("cpu")
+    assert type(moved) is MaskTable and moved.width == 4 and torch.equal(moved[:], one[:])

@@ -2,10 +2,9 @@
 
 - Sums and weighted means over processes                                                              G1
 - An update: one step down the mean over all examples, the same in each process                       G1, F6
-- Accuracy, reference and evaluation are of all examples, each process having its share               G1, F8
 - Of several processes nobody can tell here which examples the others have seen                       G1, A7
 
-test_several_processes.py has two real processes.
+test_several_processes.py has two real processes, with accuracy, reference and evaluation in them.
 """
 
 import threading
@@ -16,11 +15,9 @@ import torch
 from torch import distributed as dist, nn
 
 from engine.batches import batches_of
-from engine.modes import eval_mode
 from engine.ranks import over_ranks, ranks
-from engine.scores import accuracy_of
 from engine.updates import descend
-from helpers import assert_close, make_data, small_net
+from helpers import assert_close, make_data
 from states import make_state
 
 here = threading.local()
@@ -127,48 +124,6 @@ def test_one_step_down_the_mean_of_all(two):
     assert first == second
     # mean gradient (3 * 2 + 1 * 6) / 4 = 3 and 1 / 4, and 1/2 of decay
     assert first[0] == pytest.approx([1 - 3.5, 1 - 0.75, 1]) and first[1] == pytest.approx(3.25) and first[2] is None
-
-
-@pytest.mark.parametrize("shares", [True, False])
-def test_accuracy_of_all_examples(two, shares):
-    """G1: the accuracy is that of all examples, where each process has its share of a batch, and where it has all."""
-    data = make_data(0, n=31)
-    whole = make_state(data=data, size=9, batch=2)
-
-    def one(rank):
-        state = make_state(data=data, size=9, batch=2)
-        state.data = replace(data, part=(rank, 2)) if shares else data
-        return accuracy_of(state, torch.arange(31)), accuracy_of(state, state.forget)
-
-    assert two(one) == ((accuracy_of(whole, torch.arange(31)), accuracy_of(whole, whole.forget)),) * 2
-
-
-@pytest.mark.parametrize("shares", [True, False])
-def test_a_reference_of_all_examples(two, shares):
-    """G1, F8: stored cross-entropies are those of one process, for every example."""
-    data = make_data(0, n=13)
-    whole = make_state(data=data, net=small_net(0, dtype=torch.float64))
-    whole.reference.remember(whole)
-
-    def one(rank):
-        state = make_state(data=data, net=small_net(0, dtype=torch.float64))
-        state.data = replace(data, part=(rank, 2)) if shares else data
-        state.reference.remember(state)
-        return state.reference.known
-
-    for known in two(one):
-        assert_close(known, whole.reference.known, 1e-9)
-
-
-def test_rank_0_has_the_statistics(two):
-    """G1: for evaluation the running statistics of rank 0 are everyone's."""
-    def one(rank):
-        net = small_net(rank)
-        with eval_mode(net):
-            return net.norm1.running_mean.clone()
-
-    for found in two(one):
-        assert torch.equal(found, small_net(0).norm1.running_mean)
 
 
 def test_shares_are_no_wrong_batches(two):

@@ -2,10 +2,8 @@
 
 - Buffers that hold -inf, and state that is no tensor, come through                                     L11
 - Batches whose memory is used again train the same network                                             A7
-- Features of a head that runs on tokens                                                                S13
 """
 
-import copy
 
 import pytest
 import torch
@@ -13,9 +11,8 @@ from torch import nn
 
 import baselines
 from engine.ending import Never, Repaired
-from engine.features import features
 from experiment.data import Data
-from helpers import assert_close, assert_same_state, gen, make_data, small_net, tiny
+from helpers import assert_same_state, gen, make_data, small_net, tiny
 from rem import rem
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up
@@ -83,17 +80,3 @@ def test_batches_may_be_used_again(n, until):
     fresh, used = (rem(net, Source(data, reuses), FORGET, config, gen(0), until=until) for reuses in (False, True))
     assert_same_state(fresh, used)
     assert not torch.equal(fresh.head.weight, net.head.weight)
-
-
-# --- features.py ------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("size", [(), (5,), (5, 6)])
-def test_features_of_a_linear_layer_are_its_last_axis(size):
-    """S13: what a Linear is given is averaged over all axes between the first and the last."""
-    shown = torch.randn(12, *size, 3, generator=gen(0))
-    head = nn.Linear(3, 4)
-    net = nn.Sequential(nn.Flatten(), nn.Identity())
-    net.forward = lambda x: head(shown[: len(x)]).flatten(1)
-    net.add_module("head", head)
-    expected = shown.double().flatten(1, -2).mean(dim=1) if size else shown.double()
-    assert_close(features(copy.copy(net), make_data(0)), expected, 1e-6)

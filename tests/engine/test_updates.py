@@ -1,7 +1,6 @@
 """engine/updates.py: one update, and one pass of updates.
 
 - Logits: float32 at least, bf16 where asked for, "auto" in bf16 on GPUs alone             L11, X10
-- The optimiser: SGD with momentum and decay or Adam without, trainable parameters alone    A17
 - An update: a parameter that the loss does not reach stays bit for bit                     F6
 - A pass: its mean loss, its steps, what no gradient has reached                            A3, A9, A21
 """
@@ -13,9 +12,9 @@ import torch
 from torch import nn
 
 from engine.checks import NonFiniteLoss
-from engine.updates import descend, logits_of, make_optimizer, one_pass
+from engine.updates import descend, logits_of, one_pass
 from helpers import gen, small_net
-from states import make_state, small
+from states import make_state
 
 
 def test_precision_on_the_cpu():
@@ -46,22 +45,6 @@ def test_what_is_no_logits_is_told():
     net.register_forward_hook(lambda module, args, out: namedtuple("Outputs", "logits aux")(out, out))
     with pytest.raises(TypeError, match="gives a Outputs, not logits; switch auxiliary heads off"):
         logits_of(net, torch.zeros(2, 1, 8, 8), "float32")
-
-
-def test_optimisers():
-    """A17: Table 3's SGD, or Adam without decay, at the rate that is given, over trainable parameters alone; none of
-    them is a ValueError."""
-    net = small_net(0)
-    net.conv1.weight.requires_grad_(False)
-    for name, kind, wanted in (("sgd", torch.optim.SGD, dict(lr=0.3, momentum=0.7, weight_decay=0.1, nesterov=False,
-                                                             dampening=0)),
-                               ("adam", torch.optim.Adam, dict(lr=0.3, weight_decay=0, betas=(0.9, 0.999)))):
-        optimizer = make_optimizer(net, small(optimizer=name, momentum=0.7, weight_decay=0.1), 0.3)
-        assert type(optimizer) is kind and wanted.items() <= optimizer.param_groups[0].items()
-        assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in net.parameters()
-                                                                        if p.requires_grad}
-    with pytest.raises(ValueError, match="every parameter of the network is frozen"):
-        make_optimizer(net.requires_grad_(False), small(), 0.3)
 
 
 def test_an_update_leaves_what_it_does_not_reach():

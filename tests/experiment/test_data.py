@@ -236,6 +236,6 @@ def test_batches_refuses(arguments, text):
     (dict(pad=-1), ValueError, "pad is -1"),
 ])
 def test_data_refuses(change, error, text):
-    """U5: Data checks itself, and says what it found and what it wants."""
+    """U5, L17: Data checks itself, and says what it found and what it wants."""
     with pytest.raises(error, match=text):
         replace(make_known(0), **change)

@@ -10,10 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiment import files
 from experiment.data import Data
 from experiment.files import load_task, save_task
-from helpers import Evil, seeds
+from helpers import seeds
 from tasks import discover, fingerprint, make_task
 from test_tasks import assert_same_task, balanced, cases
 
@@ -114,35 +113,3 @@ def test_t16_layout_and_shape_of_images(tmp_path):
     with pytest.raises(ValueError, match="made from other training images"):
         wide = replace(dataset.train, images=images.view(24, 3, 4, 9))
         load_task(tmp_path / "task.pt", replace(dataset, train=wide))
-
-
-def test_t16_loads_no_code(tmp_path):
-    """T16: a task file that holds code is refused, and the code does not run."""
-    torch.save({"images": 0, "name": Evil(tmp_path / "ran")}, tmp_path / "task.pt")
-    with pytest.raises(ValueError, match="asks for code to be run .* and was not read"):
-        load_task(tmp_path / "task.pt", balanced(0))
-    assert not (tmp_path / "ran").exists()
-    torch.load(tmp_path / "task.pt", weights_only=False)  # the control: this one runs it
-    assert (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("module, name", [(os, "replace"), (os, "fsync"), (torch, "save")])
-def test_t16_whole_or_not_at_all(tmp_path, monkeypatch, module, name):
-    """T16: whichever step of writing fails, nothing half-written stays and an older file is as it was."""
-    assert files.os is os and files.torch is torch  # a full disk is nothing that a test can bring about: mocks
-    first, second = (make_task("random", balanced(0), 5, seed) for seed in (0, 1))
-    path = tmp_path / "task.pt"
-
-    def fail(*args, **kwargs):
-        if name == "save":
-            args[1].write(b"half")
-        raise OSError("the disk is full")
-
-    for before in (0, 1):
-        if before:
-            save_task(first, path)
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
-            patch.setattr(module, name, fail)
-            save_task(second, path)
-        assert len(list(tmp_path.iterdir())) == before
-    assert_same_task(load_task(path, balanced(0)), first)

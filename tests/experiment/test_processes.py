@@ -59,7 +59,7 @@ def test_a_cell_of_two_processes(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("argv, words", [
     (["--discovery", "2"], "discovery is 2.0; it must be in (0, 1]"),
-    (["cscore"], "cscore runs in one process; torchrun is for one cell, grid and repair"), (["grdi"], "'grdi'")])
+    (["cscore"], "cscore runs in one process; torchrun is for one cell, grid and repair")])
 def test_bad_input_is_one_line_of_all_processes(tmp_path, argv, words):
     """G4, R2: what all processes refuse one alone tells, in one line; all exit with code 2; nothing is written."""
     found = ended(start(tmp_path, str(ROOT / "run.py"), *argv))

@@ -3,7 +3,6 @@
 The methods themselves are in tests/paper/test_baselines.py.
 """
 
-import copy
 import json
 import warnings
 from pathlib import Path
@@ -12,13 +11,11 @@ from unittest import mock
 import pytest
 
 import run
-from baselines import with_theta_o2
-from etd import Expanded
 from experiment.cell import choose_methods, unlearn
 from experiment.methods import METHODS, allowed_with
 from experiment.settings import Config, resolve
-from helpers import make_dataset, small_net, tiny
-from tasks import Task, make_task
+from helpers import make_dataset, tiny
+from tasks import Task
 from test_baselines import stubborn
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "my_method.py") + ":relabel"
@@ -59,24 +56,9 @@ def test_refused_methods(method, etd, text, tmp_path, capsys):
     assert code == 2 and error.startswith(f"run.py: {text}") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("content, text", [
-    ("", "has no function 'f'"), ("f = 3", "has no function 'f'"), ("def f(:", "does not import .SyntaxError"),
-    ("import nothing_of_this_name", "does not import .ModuleNotFoundError"),
-    ("1 / 0", "does not import .ZeroDivisionError"), ("raise SystemExit(0)", "does not import .SystemExit"),
-    ("def f(model, data): pass", "f takes .model, data. .*a method takes .model, data, forget, config, generator."),
-    ("def f(a, b, c, d, e, g): pass", "a method takes"), ("def f(a, b, c, d, e, *, test): pass", "a method takes"),
-])
-def test_refused_files(content, text, tmp_path):
-    """R2: what is wrong with one's own file is a one-line ValueError."""
-    (tmp_path / "mine.py").write_text(content)
-    with pytest.raises(ValueError, match=text) as caught:
-        chosen(f"{tmp_path}/mine.py:f")
-    assert "\n" not in str(caught.value)
-
-
 def test_own_files(tmp_path):
-    """R2: any callable of the five arguments will do, dataclasses included; two of one name are told apart by
-    refusing."""
+    """R2: any callable of the five arguments will do, dataclasses included, and no other; two of one name are told
+    apart by refusing. What is wrong with a file is in test_user_code.py."""
     source = ("from __future__ import annotations\nfrom dataclasses import dataclass\n"
               "@dataclass\nclass Mine:\n    rate: float = 1.0\n"
               "    def __call__(self, model, data, forget, config, generator, log=None, corrupted=None):\n"
@@ -88,27 +70,9 @@ def test_own_files(tmp_path):
     assert chosen(f"{tmp_path}/a/mine.py:f") == ["mine.py:f"]
     with pytest.raises(ValueError, match="two methods are called mine.py:f"):
         chosen(f"{tmp_path}/a/mine.py:f,{tmp_path}/b/mine.py:f")
-
-
-def test_network_that_a_method_gets():
-    """R1: with --etd REM and its variants get theta_o2 too, the others the network without it; D_c only when asked
-    for."""
-    task = make_task("poison", make_dataset(0), 8, 0)
-    original, got = with_theta_o2(small_net(0), task.train, tiny()), []
-
-    def plain(model, data, forget, config, generator):
-        got.append(type(model))
-        return copy.deepcopy(model)
-
-    def asking(model, data, forget, config, generator, *, corrupted):
-        assert corrupted.tolist() == task.corrupted.tolist()
-        return plain(model, data, forget, config, generator)
-
-    for name in METHODS:
-        for method in (plain, asking):
-            row = unlearn(tiny(), name, method, original, task, task.corrupted[:4])
-            assert row["status"] == "ok", row["error"]
-            assert (got.pop() is Expanded) == name.startswith("rem")
+    (tmp_path / "two.py").write_text("def f(model, data): pass")
+    with pytest.raises(ValueError, match="f takes .model, data. .*a method takes .model, data, forget, config"):
+        chosen(f"{tmp_path}/two.py:f")
 
 
 @pytest.mark.parametrize("name, gamma, gave_up", [("potion", 0.5, False), ("potion", 0.4, True), ("ascent", 0.5, False),

@@ -16,8 +16,10 @@ import torch
 import run
 from experiment.methods import check_names, check_signature, code_of, load_method
 from experiment.user_code import function_of, same_world
+from few_images import forget
 from helpers import make_dataset
 from repair.networks import file_network
+from study import originals
 
 # In a few passes rounding decides whether gamma is reached.
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")
@@ -30,8 +32,12 @@ METHOD = "def f(model, data, forget, config, generator): return model\n"
 
 @pytest.fixture
 def made(monkeypatch):
-    """24 random images of 4 classes in place of the built-in data."""
-    monkeypatch.setattr(run, "load", lambda *args: make_dataset(0, size=8))
+    """24 random images of 4 classes in place of the built-in data, in a grid too."""
+    for module in (run, originals):
+        monkeypatch.setattr(module, "load", lambda *args: make_dataset(0, size=8))
+    forget()
+    yield
+    forget()
 
 
 def rows_of(path) -> list[dict]:

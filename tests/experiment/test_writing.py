@@ -29,6 +29,20 @@ def test_a_file_is_written_with_its_folder(tmp_path):
         assert path.read_bytes() == content and list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_step_that_fails_leaves_the_old_file(tmp_path, monkeypatch, step):
+    """K7: so does what fails after the content was written."""
+    def fail(*args):
+        raise OSError("the disk is full")
+
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"old")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
+        patch.setattr(os, step, fail)  # no disk is full when a test wants it
+        write_whole(path, lambda file: file.write(b"new"))
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"old"
+
+
 @pytest.mark.parametrize("old", [None, b"old"])
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_an_error_leaves_the_old_file(tmp_path, old, error):

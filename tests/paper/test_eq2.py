@@ -6,7 +6,7 @@
 - "ref" is a constant                                                       L10
 - Step 2.2: L_step2 = -L_remove, a mean over examples of D_f                L9, L12, L13, L16
 - Step 3.3: L_step3 = L_redirect - L_remove, both over the batch's size     L2, L9, L12, L14, L15, L16, L18
-- beta is above 0, 1 in Table 3; labels are classes; no value overflows     L11, L17, L16
+- beta is above 0, 1 in Table 3; no value overflows                         L11, L17, L16
 """
 
 import math
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import oracles_loss as oracle
 import rem
 from engine import scores
-from helpers import assert_close, gen, make_data, seeds, tiny
+from helpers import assert_close, gen, seeds, tiny
 
 betas = st.sampled_from([0.1, 0.5, 1.0, 2.0, 3.7, 10.0])
 sizes = st.sampled_from([1, 2, 3, 7, 16])
@@ -277,18 +277,6 @@ def test_natural_share(seed, size, share, beta):
     assert_close(again, term.detach() * size / (size + 1))
 
 
-@given(seeds, sizes, betas)
-def test_wild_values_outside_d_f(seed, size, beta):
-    """L18: base cross-entropies outside D_f do not count, however wild (1e30)."""
-    logits, labels, in_forget = draw_batch(seed, size)
-    full, full_ref, base, base_ref = ces(logits, labels)
-    wild = torch.where(in_forget, base, 1e30).requires_grad_()
-    loss = rem.step3_loss(full, full_ref, wild, base_ref, in_forget, beta)
-    assert torch.equal(loss, rem.step3_loss(full, full_ref, base, base_ref, in_forget, beta))
-    (grad,) = torch.autograd.grad(loss, wild)
-    assert not grad[~in_forget].any() and torch.isfinite(grad).all()
-
-
 # --- Ranges -----------------------------------------------------------------------------------------------------------
 
 
@@ -341,13 +329,3 @@ def test_beta_left_out(seed, size):
                        (rem.step3_loss, (full, full_ref, base, base_ref, in_forget))):
         assert torch.equal(call(*args), call(*args, 1.0))
     assert rem.Settings().beta == 1
-
-
-@given(seeds, st.sampled_from([-1, 4, 100]), st.integers(0, 5))
-def test_labels_are_classes(seed, label, where):
-    """L17: a label out of range -> ValueError with the range, before anything can be computed with it."""
-    data = make_data(seed, n=6, classes=4)
-    labels = data.labels.clone()
-    labels[where] = label
-    with pytest.raises(ValueError, match="expected 0 to 3"):
-        type(data)(data.images, labels, 4, data.mean, data.std)

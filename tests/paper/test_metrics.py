@@ -91,28 +91,19 @@ def share_right(guesses, labels, index=None) -> float:
 
 # --- Accuracy ---------------------------------------------------------------------------------------------------------
 
-@given(seeds, sizes)
-def test_v1_accuracy(seed, n):
-    """V1: accuracy equals a loop, lies in [0, 1], is 1 on perfect answers and 0 on a derangement of the classes."""
-    logits, data, labels = draw_case(seed, n)
-    found = metrics.accuracy(Answers(logits), data)
-    assert found == share_right(predictions(logits), labels) and 0 <= found <= 1
-    assert metrics.accuracy(answering(labels), data) == 1
-    for step in (1, 2, 3):
-        assert metrics.accuracy(answering((labels + step) % 4), data) == 0
-    assert metrics.predict(Answers(logits), data).tolist() == predictions(logits)
-
-
 @given(seeds, sizes, st.data())
-def test_v1_index_and_labels(seed, n, draw):
-    """V1: over an index, duplicates and any order, and against other labels, it equals the loop too."""
+def test_v1_accuracy(seed, n, draw):
+    """V1: accuracy equals a loop, over all examples or an index, duplicates and any order, against the labels of the
+    data or others; it is 1 on perfect answers and 0 on a derangement of the classes."""
     logits, data, labels = draw_case(seed, n)
     index = torch.tensor(draw.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=9)))
-    other = torch.randint(0, 4, (n,), generator=gen(seed + 1))
-    guesses = predictions(logits)
+    other, guesses = torch.randint(0, 4, (n,), generator=gen(seed + 1)), predictions(logits)
+    assert metrics.predict(Answers(logits), data).tolist() == guesses
     for instead, expected in ((None, labels), (other, other)):
         assert metrics.accuracy(Answers(logits), data, index, instead) == share_right(guesses, expected, index)
         assert metrics.accuracy(Answers(logits), data, None, instead) == share_right(guesses, expected)
+    for step in range(4):
+        assert metrics.accuracy(answering((labels + step) % 4), data) == (step == 0)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -303,23 +294,6 @@ def test_v14_what_is_asked_of_learn(seed, plan):
 
 
 @given(seeds, plans())
-def test_v14_only_held_out_examples_count(seed, plan):
-    """V14: networks that know their subset and nothing else score 0, those that know all but their subset score 1."""
-    m, chosen, runs = plan
-    data, corrupted = score_case(seed, m)
-
-    def by_heart(labels, index, network):
-        return torch.where(torch.isin(torch.arange(len(labels)), index), labels, (labels + 1) % 4)
-
-    def blind_to_it(labels, index, network):
-        return torch.where(torch.isin(torch.arange(len(labels)), index), (labels + 1) % 4, labels)
-
-    for script, expected in ((by_heart, 0), (blind_to_it, 1)):
-        scores, found = metrics.c_score(data, corrupted, scripted(script, data), chosen, runs, seed)
-        assert (scores == expected).all() and (found == expected).all()
-
-
-@given(seeds, plans())
 def test_v14_held_out_sets_are_balanced(seed, plan):
     """V14: each network leaves out m - n examples; none is left out more than once more often than another."""
     m, chosen, runs = plan
@@ -338,20 +312,6 @@ def test_v14_each_subset_is_a_uniform_draw(row):
     together = held.T @ held / len(held)  # (10, 10)
     expected = torch.full((10, 10), 4 / 10 * 3 / 9, dtype=torch.float64).fill_diagonal_(4 / 10)
     assert ((together - expected).abs() <= 5 * (expected * (1 - expected) / len(held)).sqrt()).all()
-
-
-@given(seeds, plans(), st.integers(0, 3))
-def test_v15_constant_networks(seed, plan, answer):
-    """V15: networks that always give one class score 1 on that label's examples and 0 on the others, so the mean is the
-    label's share of D_c; where all labels are alike, as in poison, it is 1."""
-    m, chosen, runs = plan
-    data, corrupted = score_case(seed, m)
-    same = answering(torch.full_like(data.labels, answer))
-    scores, _ = metrics.c_score(data, corrupted, lambda *args: same, chosen, runs, seed)
-    assert torch.equal(scores, (data.labels[corrupted] == answer).double())
-    alike, taught = replace(data, labels=torch.full_like(data.labels, answer)), [n for n in chosen if n] or [0]
-    scores, _ = metrics.c_score(alike, corrupted, scripted(majority, alike), taught, runs, seed)
-    assert (scores == float(taught != [0] or answer == 0)).all()  # without a subset `majority` says 0
 
 
 @pytest.mark.parametrize("half", [1, 2, 7])
@@ -412,20 +372,6 @@ def test_v16_sizes_are_drawn_apart():
     assert alone == among[3:6]
     nested = [bool((metrics.held_out(20, 15, 1, seed) <= metrics.held_out(20, 5, 1, seed)).all()) for seed in range(8)]
     assert not all(nested)  # one order for all sizes would leave out 5 of the same 15
-
-
-@given(seeds)
-def test_v16_labels_of_other_examples_do_not_matter(seed):
-    """V16: examples outside D_c are neither learned from nor scored; labels, images and D_c are as before."""
-    data, corrupted = score_case(seed, 6)
-    before = [part.clone() for part in (data.images, data.labels, corrupted)]
-    labels = (data.labels + 1) % 4
-    labels[corrupted] = data.labels[corrupted]
-    other = replace(data, labels=labels)
-    a, b = (metrics.c_score(d, corrupted, scripted(nearest, d), [0, 2, 4], 3, seed)[0] for d in (data, other))
-    assert torch.equal(a, b)
-    for was, now in zip(before, (data.images, data.labels, corrupted), strict=True):
-        assert torch.equal(was, now)
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -636,12 +582,6 @@ def test_v7_constants(value, n):
     assert metrics.mean_sem([value]) == (value, None)
     assert metrics.mean_sem(iter([value, value]))[0] == value
     assert metrics.mean_sem(torch.tensor([value], dtype=torch.float64)) == (value, None)
-
-
-def test_v7_two_runs():
-    """V7: by hand: 1 and 3 have the mean 2 and std sqrt(2), so SEM 1."""
-    mean, sem = metrics.mean_sem([1, 3])
-    assert mean == 2 and abs(sem - 1) < 1e-15
 
 
 def test_v11_golden():

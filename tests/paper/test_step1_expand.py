@@ -359,20 +359,6 @@ def test_a_second_try_draws_the_same_weights():
 
 # --- A wider network, and with theta_o2 off the original --------------------------------------------------------------
 
-@given(seed=seeds, ratio=ratios, norm=st.booleans(), batch=st.integers(1, 3))
-def test_three_ways_to_turn_theta_o2_off_agree(seed, ratio, norm, batch):
-    """X8: zero mask, theta_o2's weights zeroed, and the original network give one output."""
-    net = small_net(seed, norm=norm, dtype=torch.float64)
-    expanded = expand.expand(net, IMAGE, ratio).eval()
-    x = draw(seed, batch, 1, 8, 8, dtype=torch.float64)
-    off, original = run(expanded, x, rows(seed, expanded, batch, 0)), run(net.eval(), x)
-    with torch.no_grad():
-        for p in expanded.theta_o2().values():
-            p.zero_()
-    assert_close(off, original)
-    assert_close(run(expanded, x, rows(seed, expanded, batch, 1)), original)
-
-
 @given(seed=seeds, width=st.integers(1, 5), ratio=ratios, norm=st.booleans(), batch=st.integers(1, 3),
        share=st.sampled_from([0, 0.5, 1]))
 def test_masked_pass_equals_the_naive_loop(seed, width, ratio, norm, batch, share):

@@ -1,12 +1,12 @@
 """A.3: the one training loop and its schedule, of original models, retraining, fine-tuning and ETD.
 
     N2   Table 3 and its caption    the rate ends at one fifth of its peak, 0.005 of 0.025; Goel et al.'s warm-up
-    A23  Table 3, "SGD"             one optimiser over all epochs, written out as a loop
-    L16                             the loss is the mean cross-entropy of augmented batches, labels as given
+    L16                             the loss is cross-entropy, or one's own, in whatever mode and precision
     A9                              the generator decides alone, dropout included
     A3, A17                         a loss that is no number, and a network that cannot be trained, are errors
 
 Each test calls `train.fit` as a user would; the rates of its updates are read off a weight whose gradient is always 1.
+That it is plain SGD, momentum over all epochs, is what retraining and fine-tuning show in test_rivals_twins.py.
 """
 
 import warnings
@@ -24,10 +24,9 @@ from engine.batches import count_batches
 from engine.checks import NonFiniteLoss
 from experiment.data import batches
 from experiment.settings import Config
-from helpers import assert_close, assert_same_state, gen, make_data, randomise, seeds, small_net, tiny
+from helpers import assert_same_state, gen, make_data, randomise, seeds, small_net, tiny
 
 few = settings(max_examples=max(2, settings().max_examples * 2 // 5))  # several trainings an example
-schedules = st.sampled_from(["linear", "constant"])
 
 
 # --- The schedule -----------------------------------------------------------------------------------------------------
@@ -93,39 +92,6 @@ def test_n2_fit(epochs, size, batch, schedule):
 
 
 # --- The loop ---------------------------------------------------------------------------------------------------------
-
-@given(seeds, st.integers(1, 3), st.sampled_from([2, 3, 5, 11, 64]), st.sampled_from([0, 2]), st.booleans(), schedules,
-       st.booleans())
-@example(0, 3, 5, 0, True, "linear", False)
-@example(0, 2, 11, 2, True, "constant", True)
-def test_a23_fit_equals_a_loop(seed, epochs, batch, pad, flip, schedule, part):
-    """A23, L16, T12: fit is SGD on the mean cross-entropy of augmented batches, shuffled anew in each epoch, written
-    out; momentum carries over epochs; a last batch of one example joins the one before."""
-    data, lr = make_data(seed, pad=pad, flip=flip, trigger=True), 0.1
-    index = torch.randperm(12, generator=gen(seed))[:9] if part else None
-    config = tiny(batch=batch, momentum=0.9, weight_decay=0.01, epochs=9, lr=9.0)  # what fit is given wins
-    net, twin = (small_net(seed, dtype=torch.float64) for _ in range(2))
-    train.fit(net, data, index, config, gen(seed), epochs=epochs, lr=lr, schedule=schedule)
-
-    order, step, speed = gen(seed), 0, [0] * len(list(twin.parameters()))
-    steps = epochs * len(list(batches(data, index, batch, gen(0))))
-    twin.train()
-    for _ in range(epochs):
-        for rows, x, y in batches(data, index, batch, order, augment=True, dtype=torch.float64):
-            assert len(rows) > 1 or len(data) == 1
-            # CE = mean of log sum exp(logits) - logit of the label
-            logits = twin(x)
-            loss = (logits.logsumexp(dim=1) - logits[torch.arange(len(y)), y]).mean()
-            gradients = torch.autograd.grad(loss, list(twin.parameters()))
-            with torch.no_grad():
-                for k, (p, gradient) in enumerate(zip(twin.parameters(), gradients, strict=True)):
-                    speed[k] = 0.9 * speed[k] + gradient + 0.01 * p
-                    p -= lr * train.rate(step, steps, schedule) * speed[k]
-            step += 1
-    assert step == steps
-    for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True):
-        assert_close(a.double(), b.double(), 1e-10)
-
 
 @given(seeds, st.sampled_from([2, 5, 64]), st.booleans())
 def test_l16_the_loss_of_ones_own(seed, batch, part):

@@ -24,7 +24,7 @@ from repair.images import in_threads
 from repair.network import repair
 from repair.progress import Watch
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")
+pytestmark = pytest.mark.filterwarnings("ignore:Acc")
 
 FORGET = torch.tensor([1, 5])
 

@@ -522,9 +522,8 @@ def test_a_process_that_dies_ends_the_run_with_one_line(colours):
 
 @pytest.mark.slow
 def test_bad_input_is_one_line_of_all_processes(colours):
-    """G4, P3: what all processes refuse one alone tells; other words than repair are refused."""
-    for argv, told in ((words(colours, "--batch-size", 1), "batch is 1"), (["repair", "--what"], "required"),
-                       (["report", "x"], "report runs in one process; torchrun is for one cell, grid and repair")):
+    """G4, P3: what all processes refuse one alone tells, before the folder is read and after."""
+    for argv, told in ((words(colours, "--batch-size", 1), "batch is 1"), (["repair", "--what"], "required")):
         found = in_two_processes(*argv)
         lines = [line for _, _, errors in found for line in errors]
         assert [code for code, _, _ in found] == [2, 2]

@@ -199,16 +199,6 @@ def test_a_command_that_is_cut_off_goes_on(colours, capsys, monkeypatch):
     assert out.read_bytes() == whole and not state.exists()
 
 
-def test_a_state_that_cannot_be_written_costs_no_repair(tmp_path):
-    """P9: a place that cannot be written to is told, and the repair ends as it would have."""
-    data, net, told = images_of(), small_net(0), []
-    (tmp_path / "file").touch()
-    whole = repair(net, data, FORGET, unlearn_epochs=1)
-    found = repair(net, data, FORGET, unlearn_epochs=1, keep=tmp_path / "file" / "x.state", say=told.append)
-    assert_same_state(found, whole)
-    assert any(line.startswith("the state of epoch 1 could not be written to") for line in told)
-
-
 # --- Whose state it is ------------------------------------------------------------------------------------------------
 
 def frozen(net: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract import blind, global_random_states_stay, inputs_stay
+from contract import blind, deterministic, inputs_stay
 from engine.checks import NonFiniteLoss
 from engine.features import features
 from etd import mask_table
@@ -60,7 +60,7 @@ def test_ranks_leave_out_what_is_known_and_keep_ties_in_order(values, draw):
     assert index.tolist() == twin and score.tolist() == [values[i] for i in twin]
 
 
-@pytest.mark.parametrize("keeps", [blind, inputs_stay, global_random_states_stay])
+@pytest.mark.parametrize("keeps", [blind, deterministic, inputs_stay])
 def test_nothing_hidden_is_read_and_nothing_changes(keeps):
     """S12: no clean label, test set or D_c is read; network, data, D_f, modes and random states stay."""
     keeps(everything)

@@ -5,11 +5,9 @@ The estimator itself, metrics.c_score, is held by tests/paper/test_metrics.py.
 """
 
 import json
-import random
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -103,21 +101,6 @@ def test_the_order_of_the_tasks():
     assert claims.mean("score", "confusion over random") >= 0.3  # 0.62, SD 0.10: k = 5.6, see the README here
     assert claims.mean("score", "poison over confusion") >= 0.05  # 0.29, SD 0.08: k = 5.2
     assert claims.mean("score", "poison") >= 0.9  # 1.00 in every run
-
-
-def test_inputs_and_random_states_stay():
-    """V16: labels, images, D_c, sizes and the global random states are as before, with real networks too."""
-    dataset = cut(load("fashion-mini"))
-    task = make_task("random", dataset, 12, seed=0)
-    before = [t.clone() for t in (task.train.images, task.train.labels, task.corrupted)]
-    states = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
-    sizes = [0, 6]
-    learn = cscore.learner(small(), dataset, task.train, 2, {n: [] for n in sizes})
-    c_score(task.train, task.corrupted, learn, sizes, 2, seed=0)
-    for was, now in zip(before, (task.train.images, task.train.labels, task.corrupted), strict=True):
-        assert torch.equal(was, now)
-    assert sizes == [0, 6] and torch.equal(states[0], torch.get_rng_state())
-    assert states[1:] == (random.getstate(), repr(np.random.get_state()))
 
 
 # --- The command ------------------------------------------------------------------------------------------------------

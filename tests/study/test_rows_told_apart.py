@@ -122,7 +122,9 @@ BROKEN = [dict(product=None), dict(healed=float("nan")), dict(task="other"), dic
           dict(etd=None), dict(ratio="1"), dict(discovery="0.5"), dict(status="half"), dict(seed=10**400),
           dict(healed=10**400), dict(method=["rem"]), dict(method=3), dict(seconds="12"), dict(train_seconds="12"),
           dict(healed_test="12"), dict(points=[{"epoch": 0}]), dict(points=[1, 2]), dict(gamma=5), dict(learnt="1"),
-          dict(acc_forget=[1]), dict(passes=True), dict(gave_up=2), dict(gave_up="yes")]
+          dict(acc_forget=[1]), dict(passes=True), dict(gave_up=2), dict(gave_up="yes"),
+          dict(product=5.0), dict(healed=1.01), dict(utility=-0.1), dict(acc_forget=2), dict(learnt=1.5),
+          dict(seconds=-1), dict(images=5), dict(method="\ud800"), dict(data_dir="\ud800")]
 TORN = ['{"method": "rem", "status"', "[1]", "7", "null", "\x00", '{"status": "ok"}', "[" * 5000,
         *(json.dumps({**make_row(), **change}) for change in BROKEN)]
 
