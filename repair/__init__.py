@@ -6,7 +6,8 @@
     inputs.py    the user's folder and lists           images.py      image files, decoded
     networks.py  networks by name                      checkpoints.py files of weights, read safely
     mismatch.py  whether network and folder fit        suspects.py    what was not discovered
-    outputs.py   what is written, and where            sheets.py      the list of suspects and their pictures
+    ranking.py   both rankings in one, and a cut       sheets.py      the list of suspects
+    outputs.py   what is written, and where            page.py        the page to open, in the frame page.html
     state.py     going on after an interruption
 """
 

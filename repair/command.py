@@ -5,10 +5,12 @@
 
 import argparse
 import functools
+import itertools
 import json
 import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -27,9 +29,11 @@ from repair.mismatch import check_logits, look_first, memory_format_of, predicte
 from repair.network import FLAGS, READ, choose_settings, repair, too_sure, unwrapped
 from repair.networks import build_network
 from repair.outputs import beside_weights, check_apart, check_replaced, digest, written
-from repair.sheets import beside, write_suspects
+from repair.page import CARDS, Card, Part, write_page
+from repair.ranking import Ranking, rank
+from repair.sheets import beside, named, write_suspects
 from repair.state import bytes_of
-from repair.suspects import probe, suspects
+from repair.suspects import crossed, logits, probe
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -44,7 +48,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                         ".txt, .csv, .json or .npy; lists together, such as the first one and suspects.csv with true "
                         "in a column `bad`")
     p.add_argument("--out", required=True,
-                   help="file of the repaired weights; a report (.json), suspects.csv and suspects.png go beside it")
+                   help="file of the repaired weights; a report (.json; .html to open) and suspects.csv go beside it")
     p.add_argument("--ema", action="store_true", help="repair the averaged weights of the checkpoint")
     p.add_argument("--clean", help="CSV of true labels, which the report alone reads: a path and a label column")
     p.add_argument("--class-map", help="text file of one class per line in the network's order (default: "
@@ -131,14 +135,16 @@ def main(given: dict, argv: list[str]) -> int:
     if ranks()[0] == 0:  # the first process writes, and this first: what follows costs no repair
         written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
     try:
-        scores = before_and_after(before, repaired, train, heldout, folder)
+        after = [data and predicted(repaired, data) for data in (train, heldout)]
+        scores = before_and_after(before, after, train, heldout, folder)
     except ArithmeticError as error:
         raise ValueError(f"{error} (the rate is --lr); {args.out} has these weights") from error
-    told = list_suspects(args.out, model, repaired, train, folder, places)
+    told, ranking = list_suspects(args.out, model, repaired, train, folder, places)
     if ranks()[0]:
         return 0
     seconds = round(time.perf_counter() - begin, 1)
-    print(table_of_changes(scores), told, sep="\n")
+    shown = show_changes(args, scores, before, after, train, heldout, folder, ranking)
+    print(table_of_changes(scores), told, shown, sep="\n")
     print(f"{args.out} has the repaired weights, {report_file} this report; {seconds} s")
     report = {"scores": scores, "seconds": seconds, "arguments": vars(args),
               "settings": {name: getattr(config, name) for name in READ},
@@ -155,39 +161,72 @@ def main(given: dict, argv: list[str]) -> int:
 
 # --- Told at the end --------------------------------------------------------------------------------------------------
 
-def list_suspects(out: str, model: nn.Module, repaired: nn.Module, data, folder: Folder, places: dict) -> str:
-    """Rank the suspects and, in the first process, write them; a line that says so, or why there are none."""
+def list_suspects(out: str, model: nn.Module, repaired: nn.Module, data, folder: Folder, places: dict
+                  ) -> tuple[str, Ranking | None]:
+    """Rank the suspects and, in the first process, write them; a line that says so, or why there are none, and they."""
     try:
-        found, similar = suspects(repaired, data, folder.forget), similarity(model, data, folder.forget)
-        return "" if ranks()[0] else write_suspects(out, found, similar, data, folder, places)
+        z, labels = logits(repaired, data)
+        ranking = rank(z, labels, folder.forget, *similarity(model, data, folder.forget))
+        return "" if ranks()[0] else write_suspects(out, ranking, data, folder, places), ranking
     except Exception as error:
         if ranks()[1] > 1:
             raise  # the other processes know nothing of it
-        older = [str(path) for path in beside(out) if path.exists()]
-        stale = f"; {', '.join(older)}: of an earlier repair" * bool(older)
-        return f"no list of suspects ({first_line(error)}){stale}"
+        stale = f"; {beside(out)}: of an earlier repair" * beside(out).exists()
+        return f"no list of suspects ({first_line(error)}){stale}", None
 
 
-def similarity(model: nn.Module, data, forget: torch.Tensor) -> torch.Tensor | None:
-    """(N,) how much each image looks like D_f, see `suspects.probe`; None where its features would fill the memory."""
+def similarity(model: nn.Module, data, forget: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(N,) how much each image looks like D_f, and the same to probes that do not know it, see `suspects.probe` and
+    `crossed`; None, both, where the features would fill the memory."""
     layers = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    need = 3 * 8 * len(data) * max(weight.shape[1] for weight in layers[-1:])  # bytes, of the last one's in float64
+    need = 5 * 8 * len(data) * max(weight.shape[1] for weight in layers[-1:])  # bytes, of the last one's in float64
     fits = ranks()[1] > 1 or need <= room_for_images(torch.device("cpu"))  # several processes must agree
-    return probe(features(model, data), forget) if fits else None
+    if not fits:
+        return None, None
+    h = features(model, data)
+    return probe(h, forget), crossed(h, forget)
 
 
-def before_and_after(before: list, repaired: nn.Module, data, heldout, folder: Folder) -> dict:
+def show_changes(args: argparse.Namespace, scores: dict, before: list, after: list, data, heldout, folder: Folder,
+                 ranking: Ranking | None, verdict: str | None = None) -> str:
+    """Write the page that shows what changed and the first suspects; a line that says so, or why there is none.
+
+    Args: scores: of `before_and_after`; before, after: predictions of `data` and of `heldout`, where there is any;
+        verdict: see `page.page_of`.
+    """
+    file, labels = beside_weights(args.out, ".html"), data.labels.cpu()
+    try:
+        others = torch.ones(len(data), dtype=torch.bool).index_fill_(0, folder.forget, False)
+        parts = [] if heldout is None else [Part("held-out images", heldout.labels.cpu(), before[1], after[1])]
+        parts.append(Part("other training images, given labels", labels[others], before[0][others], after[0][others]))
+        first = [] if ranking is None else list(itertools.islice(ranking.suspects(), CARDS))
+        images = data.some(torch.tensor([suspect.index for suspect in first])).images.cpu() if first else []
+        cards = [Card(image, named(folder, s.index), int(labels[s.index]), int(before[0][s.index]), s.predicted,
+                      s.score, s.similar, (number, s.by_score, s.by_similar), number <= ranking.likely)
+                 for number, (s, image) in enumerate(zip(first, images, strict=True), 1)]
+        facts = [f"{args.model}, {args.checkpoint}, repaired from {len(folder.forget)} known bad images",
+                 f"{len(data)} training images below {args.data}, {len(heldout or ())} held out"]
+        write_page(file, title=Path(args.out).name, facts=facts, scores=scores, parts=parts, classes=folder.classes,
+                   cards=cards, total=0 if ranking is None else len(ranking.index),
+                   likely=0 if ranking is None else ranking.likely, bad=args.bad,
+                   saved=file.with_name(f"{file.stem}-bad.csv").name, verdict=verdict)
+    except Exception as error:  # the weights and the report are there all the same
+        stale = f"; {file} is of an earlier repair" * file.exists()
+        return f"no page to open ({first_line(error)}){stale}"
+    return f"{file} shows what changed and {len(cards)} suspects to tick: open it in a browser"
+
+
+def before_and_after(before: list, after: list, data, heldout, folder: Folder) -> dict:
     """What the repair changed: [before, after] by the name of the row, and how many predictions changed.
 
-    Args: before: what the network predicted of `data` and of `heldout`, where there is any, before the repair.
+    Args: before, after: what the network predicted of `data` and of `heldout`, where there is any.
     """
-    pair, labels = (before[0], predicted(repaired, data)), data.labels.cpu()
+    pair, labels = (before[0], after[0]), data.labels.cpu()
     known = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, folder.forget, True)
     rows = {"known bad, their given labels": [share_of((p == labels)[known]) for p in pair],
             "other training images, given labels": [share_of((p == labels)[~known]) for p in pair]}
     if heldout is not None:
-        found = before[1], predicted(repaired, heldout)
-        rows["held-out images"] = [share_of(p == heldout.labels.cpu()) for p in found]
+        rows["held-out images"] = [share_of(p == heldout.labels.cpu()) for p in (before[1], after[1])]
     if folder.clean is not None:
         wrong = (folder.clean >= 0) & (known | (folder.clean != labels))
         rows["Healed: bad images, true labels"] = [share_of((p == folder.clean)[wrong]) for p in pair]

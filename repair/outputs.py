@@ -1,4 +1,4 @@
-"""What a repair writes, each file whole or not at all: the report, and the state that a rerun goes on from."""
+"""What a repair writes, each file whole or not at all: where its files go, and what they must not replace."""
 
 import argparse
 import hashlib
@@ -8,13 +8,15 @@ from pathlib import Path
 from experiment.files import check_writable
 from repair.inputs import Folder
 from repair.networks import FILES
+from repair.page import is_page
 from repair.sheets import answered, beside
 
-ENDINGS = (*FILES, ".tar", ".json", ".state")  # what a file's name may end in; the last two are refused
+ENDINGS = (*FILES, ".tar", ".json", ".state", ".html")  # what a file's name may end in; the last three are refused
 
 
 def beside_weights(out: str | Path, ending: str) -> Path:
-    """The report (.json) or the state (.state) beside the repaired weights; net_v1.2 has no ending to take away."""
+    """The report (.json), page (.html) or state (.state) beside the repaired weights; net_v1.2 has no ending to
+    take away."""
     if not Path(out).name:
         raise ValueError(f"--out is {str(out)!r}; give a file that ends in .pt or .safetensors")
     path = Path(out)
@@ -27,8 +29,8 @@ def check_replaced(args: argparse.Namespace, report_file: Path, state: Path) -> 
     images = [(Path(args.data) / part).resolve() for part in ("train", "test", "val")]
     if args.checkpoint_every < 0:
         raise ValueError(f"--checkpoint-every is {args.checkpoint_every}; give a number of epochs, 0 for no state")
-    listed, drawn = beside(args.out)
-    others = {"report": report_file, "state": state, "list": listed, "sheet": drawn}
+    listed, page = beside(args.out), beside_weights(args.out, ".html")
+    others = {"report": report_file, "state": state, "list": listed, "page": page}
     check_writable(args.out)  # the very name: Path("folder/") is a file's
     for what, out in {"weights": Path(args.out), **others}.items():
         check_writable(str(out))
@@ -38,13 +40,12 @@ def check_replaced(args: argparse.Namespace, report_file: Path, state: Path) -> 
             raise ValueError(f"--out is {args.out}, the {what}'s name; give a file that ends in .pt or .safetensors")
         for name in filter(None, inputs):
             if out.exists() and Path(name).exists() and out.samefile(name):
-                other = "folder" if what in ("list", "sheet") else "file"  # these two have one name in each folder
+                other = "folder" if what == "list" else "file"  # a list has one name in each folder
                 raise ValueError(f"{out} would replace the input {name}; give another {other} with --out")
     if report_file.exists() and not is_report(report_file):
         raise ValueError(f"{report_file} is no report of a repair and would be replaced; give another name with --out")
-    if drawn.exists() and not listed.exists():
-        raise ValueError(f"{drawn} is not from a repair, or its suspects.csv was moved, and would be replaced; choose "
-                         "another folder for --out")
+    if page.exists() and not is_page(page):
+        raise ValueError(f"{page} is no page of a repair and would be replaced; give another name with --out")
     if answered(listed):
         raise ValueError(f"{listed} has a column `bad`, which would be lost, or another that is not from here; choose "
                          "another folder for --out")

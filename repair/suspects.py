@@ -17,6 +17,7 @@ from engine.checks import NonFiniteLoss, check_forget
 from engine.features import gather
 
 NEAREST = 5  # neighbours in D_f
+FOLDS = 5  # parts of D_f that are held out in turn
 
 
 class Suspects(NamedTuple):
@@ -99,19 +100,46 @@ def probe(h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
     Minimises mean_{D_f} log(1 + exp(-f)) / 2 + mean_{rest} log(1 + exp(f)) / 2 + |w|^2 / (2 N), f = w . h + b, over
     features at mean 0 and variance 1. The rest holds the undiscovered part too, as positives without a label.
     """
+    known = torch.zeros(len(h), dtype=torch.bool).index_fill_(0, forget, True)
+    return torch.sigmoid(probe_logits(h, known, h))
+
+
+def probe_logits(h: torch.Tensor, known: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """f of the images with features `of`, (m, d), from the regression that tells `known`, (n,) bool, among `h`, (n, d).
+    """
     n, d = h.shape
-    h = (h - h.mean(dim=0)) / h.std(dim=0, correction=0).clamp_min(1e-12)  # a constant feature stays 0
-    known = torch.zeros(n, dtype=torch.bool).index_fill_(0, forget, True)
+    mean, deviation = h.mean(dim=0), h.std(dim=0, correction=0).clamp_min(1e-12)  # a constant feature stays 0
+    h = (h - mean) / deviation
     w, b = torch.zeros(d, dtype=h.dtype, requires_grad=True), torch.zeros((), dtype=h.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([w, b], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
     def loss():
         optimizer.zero_grad()
-        f = h @ w + b  # (N,)
+        f = h @ w + b  # (n,)
         value = (F.softplus(-f[known]).mean() + F.softplus(f[~known]).mean() + w @ w / n) / 2
         value.backward()
         return value
 
     with torch.enable_grad():
         optimizer.step(loss)
-    return torch.sigmoid(h @ w.detach() + b.detach())
+    return (of - mean) / deviation @ w.detach() + b.detach()
+
+
+def crossed(h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
+    """(N,) the probe's f of each image by probes that do not know it: how bad images look that nobody listed.
+
+    Each of FOLDS probes is fitted without every FOLDS-th image of D_f. An image of D_f has the f of the probe that was
+    fitted without it, every other one the mean over the probes. A single image of D_f cannot be held out, and is not.
+    """
+    forget, parts = forget.sort().values, min(FOLDS, len(forget))
+    known = torch.zeros(len(h), dtype=torch.bool).index_fill_(0, forget, True)
+    if parts < 2:
+        return probe_logits(h, known, h)
+    held_out, mean = torch.zeros(len(h), dtype=h.dtype), torch.zeros(len(h), dtype=h.dtype)
+    for fold in range(parts):
+        out = forget[fold::parts]
+        inside = torch.ones(len(h), dtype=torch.bool).index_fill_(0, out, False)
+        f = probe_logits(h[inside], known[inside], h)
+        held_out[out] = f[out]
+        mean += f / parts
+    return mean.index_copy_(0, forget, held_out[forget])

@@ -174,7 +174,7 @@ def test_trials_note_every_choice_of_layers(images, monkeypatch, tmp_path):
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 FILES = ("model.pt", "LINK", "net.py", "order.txt", "true.csv", "x.json", "x.state", "x.pt", "suspects.csv",
-         "suspects.png", "torn.npy", "train", "train/0/0-1.png", "two/x.pt", "two/suspects.csv", "sheet/x.pt",
+         "x.html", "torn.npy", "train", "train/0/0-1.png", "two/x.pt", "two/suspects.csv", "page/x.pt",
          "many.npz", "many.npy", "none")
 
 
@@ -201,7 +201,7 @@ FILES = ("model.pt", "LINK", "net.py", "order.txt", "true.csv", "x.json", "x.sta
     ({"--out": "x.json"}, (), "the report's name"),
     ({"--out": "x.state"}, (), "the state's name"),
     ({"--out": "suspects.csv"}, (), "the list's name"),
-    ({"--out": "suspects.png"}, (), "the sheet's name"),
+    ({"--out": "x.html"}, (), "the page's name"),
     ({}, ("--checkpoint-every", -1), "--checkpoint-every is -1"),
     ({}, ("--max-memory", -1), "--max-memory is -1"),
     ({"--out": "train"}, (), "cannot write"),
@@ -210,7 +210,7 @@ FILES = ("model.pt", "LINK", "net.py", "order.txt", "true.csv", "x.json", "x.sta
     ({}, ("--lr", -1), "--lr is -1.0; it must be"),
     ({}, ("--epochs", -1), "--epochs is -1; it must be"),
     ({}, ("--layers", ""), "no layer is called ''"),
-    ({"--out": "sheet/x.pt"}, (), "suspects.png is not from a repair, or its suspects.csv was moved"),
+    ({"--out": "page/x.pt"}, (), "x.html is no page of a repair and would be replaced"),
     ({"--data": "none"}, (), "no folder"),
     ({}, ("--batch-size", 1), "batch is 1"),
     ({}, ("--ratio", -1), "ratio is -1"),
@@ -226,8 +226,8 @@ def test_bad_input_is_one_line_before_any_work(colours, capsys, changed, more, w
     (folder / "true.csv").write_text("path,label\n0-5.png,0\n")
     (folder / "two").mkdir()
     (folder / "two" / "suspects.csv").write_text("0-5.png\n")
-    (folder / "sheet").mkdir()
-    (folder / "sheet" / "suspects.png").touch()
+    (folder / "page").mkdir()
+    (folder / "page" / "x.html").touch()
     np.savez(folder / "many.npz", a=[1], b=[2])
     shutil.copy(folder / "many.npz", folder / "many.npy")
     (folder / "torn.npy").write_bytes(b"PK\x03\x04" + bytes(range(200)))
@@ -256,8 +256,8 @@ def test_a_rate_that_is_too_high_is_told_as_the_flag(colours, capsys):
 
 
 @pytest.mark.parametrize("content", ["rank,filename,Bad\n1,0-0.png,true\n", "rank;filename; BAD\n1;0-0.png;true\n",
-                                     "rank\tfilename\tbad\n1\t0-0.png\ttrue\n", "OURS,wrong\n1,,,,,,,,x\n",
-                                     "OURS\n1,,,,,,,,true\n", b"rank,filename,b\xe4d\n",
+                                     "rank\tfilename\tbad\n1\t0-0.png\ttrue\n", "OURS,wrong\n1,,,,,,,,,,,x\n",
+                                     "OURS\n1,,,,,,,,,,,true\n", b"rank,filename,b\xe4d\n",
                                      "rank,filename,bad\n".encode("utf-16")],
                          ids=["Bad", "semicolons", "tabs", "wrong", "unnamed", "latin", "utf-16"])
 def test_answers_are_never_written_over(colours, capsys, content):
@@ -270,7 +270,7 @@ def test_answers_are_never_written_over(colours, capsys, content):
     assert call(colours, "--epochs", 0) == 2
     assert "suspects.csv has a column `bad`, which would be lost, or another" in capsys.readouterr().err
     assert listed.read_bytes() == content and not colours["--out"].exists()
-    listed.write_text(ours.replace(",", ";") + "\n" + 7 * ";" + "\n")  # a spreadsheet's, without an answer
+    listed.write_text(ours.replace(",", ";") + "\n" + 10 * ";" + "\n")  # a spreadsheet's, without an answer
     assert not sheets.answered(listed)
 
 
@@ -279,7 +279,7 @@ def test_names_with_a_dot_have_reports_of_their_own(colours):
     for name in ("net_v1.2", "net_v1.3"):
         assert call({**colours, "--out": colours["--out"].with_name(name)}, "--epochs", 0) == 0
     found = {path.name for path in colours["--out"].parent.iterdir() if not path.name.startswith("suspects")}
-    assert found == {"net_v1.2", "net_v1.2.json", "net_v1.3", "net_v1.3.json"}
+    assert found == {f"net_v1.{k}{ending}" for k in (2, 3) for ending in ("", ".json", ".html")}
     assert [beside_weights(name, ".json").name for name in ("a.pt", "a.pth.tar", "b.safetensors")] == [
         "a.json", "a.pth.json", "b.json"]
 
@@ -328,8 +328,8 @@ def test_the_report_counts(tmp_path):
     truth = torch.tensor([1, 0, 2, 1, -1, -1])  # the second is known bad for another reason than its label
     folder = Folder(tmp_path, ["a", "b", "c"], [], data.labels, torch.tensor([0, 1]), truth, "")
     old, new = Fixed([0, 0, 0, 1, 1, 2]), Fixed([1, 0, 2, 1, 1, 2])
-    before = [predicted(old, data), predicted(old, heldout)]
-    scores = command.before_and_after(before, new, data, heldout, folder)
+    before, after = ([predicted(net, part) for part in (data, heldout)] for net in (old, new))
+    scores = command.before_and_after(before, after, data, heldout, folder)
     assert scores == {"known bad, their given labels": [1.0, 0.5],
                       "other training images, given labels": [1.0, 0.75],
                       "held-out images": [0.5, 0.25], "Healed: bad images, true labels": [0.3333, 1.0],
@@ -337,7 +337,7 @@ def test_the_report_counts(tmp_path):
     lines = command.table_of_changes(scores).splitlines()
     assert lines[1].split()[-2:] == ["100.0", "50.0"] and lines[-1].split()[-1] == "2"
     assert share_of(torch.zeros(0)) is None
-    assert "held-out images" not in command.before_and_after([before[0], None], new, data, None, folder)
+    assert "held-out images" not in command.before_and_after([before[0], None], [after[0], None], data, None, folder)
 
 
 SURE = """
@@ -416,12 +416,9 @@ def test_what_fails_after_the_repair_costs_no_weights(colours, capsys, monkeypat
         assert call(colours, "--epochs", 0) == 0
     assert "no list of suspects (MemoryError: no room for features)" in capsys.readouterr().out
     folder = colours["--out"].parent
-    assert {path.name for path in folder.iterdir()} == {"repaired.pt", "repaired.json"}
-    with monkeypatch.context() as patched:
-        patched.setattr(sheets, "draw_sheet", fail)
-        assert call(colours, "--epochs", 0) == 0
-    told = capsys.readouterr().out
-    assert "suspects.csv ranks the 70" in told and "no picture of them (MemoryError: no room for features)" in told
+    assert {path.name for path in folder.iterdir()} == {"repaired.pt", "repaired.json", "repaired.html"}
+    assert call(colours, "--epochs", 0) == 0
+    assert "suspects.csv ranks the 70" in capsys.readouterr().out
     with monkeypatch.context() as patched:
         patched.setattr(command, "probe", fail)
         assert call(colours, "--epochs", 0) == 0
@@ -430,7 +427,8 @@ def test_what_fails_after_the_repair_costs_no_weights(colours, capsys, monkeypat
     monkeypatch.setattr(command, "room_for_images", lambda device, *given: room(device, *given) if given else 0)
     assert call(colours, "--epochs", 0) == 0
     header, first, *_ = (folder / "suspects.csv").read_text().splitlines()
-    assert header.endswith(",similar") and first.endswith(",")
+    first = dict(zip(header.split(","), first.split(","), strict=True))
+    assert first["similar"] == first["rank_by_similar"] == "" != first["rank_by_score"]
 
 
 # --- Images that are not kept in memory -------------------------------------------------------------------------------
@@ -486,7 +484,7 @@ def test_torchrun_repairs_as_one_process_does(colours):
         assert_close(value, whole[name], 1e-4)
     assert report_of(two)["scores"] == scores
     found = {path.name for path in two["--out"].parent.iterdir()}
-    assert found - {"suspects.png"} == {"repaired.pt", "repaired.json", "suspects.csv"}
+    assert found == {"repaired.pt", "repaired.json", "repaired.html", "suspects.csv"}
     assert done.stdout.count("known bad, their given labels") == 1 and done.stdout.count("epoch 1/2") == 1
 
 
@@ -499,7 +497,7 @@ def test_torchrun_repairs_a_network_with_batchnorm(colours, tmp_path):
              "--model": "resnet9:0.1", "--image-size": 8}
     done = with_torchrun(*words(world, "--epochs", 1, "--batch-size", 16, "--device", "cpu", "--force"))
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "two").iterdir()} - {"suspects.png"} == {"r.pt", "r.json", "suspects.csv"}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"r.pt", "r.json", "r.html", "suspects.csv"}
 
 
 DYING = """

@@ -7,7 +7,6 @@ import csv
 import json
 import math
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,8 @@ from helpers import make_data, small_net
 from models import build
 from repair import networks, sheets
 from repair.inputs import Folder, open_folder, read_bad
-from repair.suspects import given_loss, logits, probe, suspects
+from repair.ranking import rank
+from repair.suspects import crossed, given_loss, logits, probe
 
 NAMES = ["plain.png", 'a "quoted", name.png', "Ünïcode 猫 – ñ.png", "comma, semi; tab.png", "line\nend.png",
          "cr\rlf\r\n.png", " blank.png", "=1+1.png", "back\\slash.png"]
@@ -65,9 +65,10 @@ def answer(path: Path, out: Path, bad: dict[str, str]) -> Path:
 
 
 def test_the_list_says_what_the_network_believes(world):
-    """S15: each image but D_f once, by falling score; every column is what it is called."""
+    """S15: each image but D_f once, in overall order; every column is what it is called."""
     rows = rows_of(world["--out"].parent / "suspects.csv")
-    columns = "rank, filename, index, given_label, predicted_label, score, label_score, similar"
+    columns = ("rank, filename, index, given_label, predicted_label, score, label_score, similar, rank_by_score, "
+               "rank_by_similar, likely")
     assert list(rows[0]) == columns.split(", ")
     assert [row["rank"] for row in rows] == [str(i) for i in range(1, 18)]
     folder = open_folder(world["--data"], world["--bad"])
@@ -78,7 +79,11 @@ def test_the_list_says_what_the_network_believes(world):
     train, *_ = folder.load(reading)
     z, labels = logits(net, train)
     net.load_state_dict(torch.load(world["--checkpoint"], weights_only=True))
-    similar = probe(features(net, train), folder.forget)
+    h = features(net, train)
+    similar = probe(h, folder.forget)
+    ranking = rank(z, labels, folder.forget, similar, crossed(h, folder.forget))
+    assert [int(row["index"]) for row in rows] == ranking.index.tolist()
+    assert [row["likely"] for row in rows] == ["true"] * ranking.likely + ["false"] * (17 - ranking.likely)
     for row in rows:
         i = int(row["index"])
         assert folder.paths[i].relative_to(folder.root).as_posix() == row["filename"]
@@ -88,8 +93,9 @@ def test_the_list_says_what_the_network_believes(world):
         assert float(row["label_score"]) == pytest.approx(math.exp(-float(row["score"])), rel=1e-4)
         assert 0 <= float(row["label_score"]) <= 1
         assert float(row["similar"]) == pytest.approx(float(similar[i]), rel=1e-3, abs=1e-5)
-    scores = [float(row["score"]) for row in rows]
-    assert scores == sorted(scores, reverse=True)
+    for column in ("score", "similar"):
+        values = [float(row[column]) for row in sorted(rows, key=lambda row: int(row[f"rank_by_{column}"]))]
+        assert values == sorted(values, reverse=True)
     assert b"\r\n" in (world["--out"].parent / "suspects.csv").read_bytes()
 
 
@@ -138,55 +144,59 @@ def test_answers_that_are_none_are_refused_by_line(tmp_path, word):
 
 
 def small_list(folder: Path, classes: list[str]):
-    """What write_suspects is given of twelve images of two classes: out, suspects, similar, data, folder, places.
+    """What write_suspects is given of twelve images of two classes: out, ranking, data, folder, places.
 
     Every second file of the folder could not be decoded.
     """
     data, net = make_data(0, channels=3, classes=2), small_net(1, channels=3, classes=2)
     paths = [folder / "train" / "a" / f"{i}.png" for i in range(12)]
     known = Folder(folder, classes, paths, data.labels, torch.tensor([2, 5]), None, "")
-    similar = probe(features(small_net(0, channels=3, classes=2), data), known.forget)
+    h = features(small_net(0, channels=3, classes=2), data)
+    ranking = rank(*logits(net, data), known.forget, probe(h, known.forget), crossed(h, known.forget))
     places = {path: 2 * i for i, path in enumerate(paths)}
-    return folder / "r.pt", suspects(net, data, known.forget), similar, data, known, places
+    return folder / "r.pt", ranking, data, known, places
 
 
-def test_without_matplotlib_there_is_the_list_alone(tmp_path, monkeypatch):
-    """S15: no sheet without matplotlib, which is said; the index is that in the whole folder."""
-    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    told = sheets.write_suspects(*small_list(tmp_path, ["a", "b"]))
-    assert "no picture of them: matplotlib is not installed" in told and not (tmp_path / "suspects.png").exists()
+def test_the_index_is_that_of_the_whole_folder(tmp_path):
+    """S15: images that could not be decoded count in the index; a line says how many there are and how many likely."""
+    given = small_list(tmp_path, ["a", "b"])
+    told = sheets.write_suspects(*given)
     rows = rows_of(tmp_path / "suspects.csv")
     assert len(rows) == 10
     assert all(row["filename"] == f"train/a/{int(row['index']) // 2}.png" for row in rows)
+    likely = given[1].likely
+    assert f"ranks the 10 images that no list names, most suspect first; about {likely} of them are likely" in told
+    assert [row["likely"] for row in rows] == ["true"] * likely + ["false"] * (10 - likely)
 
 
-def test_the_sheet_shows_the_images_that_the_list_names(tmp_path, monkeypatch):
-    """S15: the pictures are those of the most suspect images, in the list's order, with both labels."""
-    pytest.importorskip("matplotlib")
-    drawn = []
-
-    def draw_sheet(path, images, labels, inner=sheets.draw_sheet):  # around it, since a PNG file tells no labels
-        drawn.append((images, labels))
-        return inner(path, images, labels)
-
-    monkeypatch.setattr(sheets, "draw_sheet", draw_sheet)
-    given = out, found, _, data, folder, _ = small_list(tmp_path, ["$x^", "猫" * 40])
-    assert "suspects.png shows 10" in sheets.write_suspects(*given)
-    (images, labels), = drawn
-    assert torch.equal(images, data.images[found.index])
-    assert labels == [(folder.classes[data.labels[i]], folder.classes[k])
-                      for i, k in zip(found.index, found.predicted, strict=True)]
+def test_without_features_there_is_one_ranking(tmp_path):
+    """S15: where nothing says what looks like D_f, both of its columns are empty."""
+    out, ranking, *rest = small_list(tmp_path, ["a", "b"])
+    sheets.write_suspects(out, ranking._replace(similar=None, by_similar=None), *rest)
+    rows = rows_of(tmp_path / "suspects.csv")
+    assert {row["similar"] for row in rows} == {row["rank_by_similar"] for row in rows} == {""}
+    assert sorted(int(row["rank_by_score"]) for row in rows) == list(range(1, 11))
 
 
-@pytest.mark.parametrize("k, channels, lines", [(0, 3, 1), (1, 1, 1), (3, 3, 1), (9, 3, 2), (70, 1, 8)])
-def test_a_sheet_of_any_number_of_pictures(tmp_path, k, channels, lines):
-    """S15: a line of eight pictures each, 64 at most, under class names of any letters."""
-    pytest.importorskip("matplotlib")
-    labels = [("a\udc80", ""), ("x" * 30, "y"), ("$x^", "$")]
-    images = torch.zeros(k, channels, 4, 4, dtype=torch.uint8)
-    assert sheets.draw_sheet(tmp_path / "s.png", images, (labels * 24)[:k])
-    with Image.open(tmp_path / "s.png") as sheet:
-        assert sheet.format == "PNG" and sheet.size == (1200, 175 * lines)
+def test_a_list_of_an_earlier_version_comes_back(tmp_path):
+    """S15: with the eight columns that there once were, and a column `bad`, it is read, and never written over; without
+    answers it is replaced."""
+    paths = [tmp_path / "train" / "a" / f"{name}.png" for name in "abc"]
+    header = "rank,filename,index,given_label,predicted_label,score,label_score,similar"
+    rows = [f"{i},train/a/{name}.png,{i},a,b,1.5,0.2,0.9" for i, name in enumerate("cab", 1)]
+    file = tmp_path / "suspects.csv"
+    file.write_text("\n".join([header + ",bad", rows[0] + ",true", rows[1] + ",", rows[2] + ",TRUE"]))
+    assert read_bad(file, paths, tmp_path)[0].tolist() == [1, 2] and sheets.answered(file)
+    file.write_text("\n".join([header, *rows]))
+    assert not sheets.answered(file)
+    with pytest.raises(ValueError, match="lists suspects, bad or not; add a column `bad`"):
+        read_bad(file, paths, tmp_path)
+
+
+def test_what_is_likely_bad_is_not_called_bad(world):
+    """S15: the column `likely` alone makes no list of bad images: a user must say so."""
+    with pytest.raises(ValueError, match="lists suspects, bad or not; add a column `bad`"):
+        open_folder(world["--data"], world["--out"].parent / "suspects.csv")
 
 
 def test_a_name_is_no_formula(tmp_path):

@@ -1,0 +1,371 @@
+"""The page that a repair leaves (repair/page.py, page.html), read as a browser's parser reads it.
+
+S30: every number is the one that it was made from: the report's scores, accuracies and confusions by naive counts, a
+     suspect's scores and ranks; every thumbnail decodes to the image.
+S31: names of classes and files are text, whatever they hold: no tag, attribute or placeholder comes of them.
+S32: the page asks for nothing: no reference leads out of it, its policy forbids all but images in the page and the one
+     style and script by their digests.
+S33: the list that the script saves is one that inputs.py reads back, names and true labels included (by node, where it
+     is installed; the columns by the script's text).
+S34: the command writes it beside the weights, under their name; it replaces its own page and nobody else's.
+S35: all works without a mouse: what can be used is an element of HTML's own that has a name.
+
+In a real browser the page was looked at by hand, from a file:// address, offline, in dark and light, 390 and 1100
+pixels wide (Chromium, driven by playwright-core): ticks by keyboard, orders, the filter, the saved file, and that the
+console stays empty and nothing is asked for.
+"""
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from colours import call, colours  # noqa: F401
+from helpers import gen
+from repair import command, page
+from repair.inputs import read_bad, read_labels
+from repair.page import Card, Part, is_page, page_of, spelt, thumbnail, write_page
+
+CLASSES = ["<script>alert(1)</script>", "a \"quoted\" & 'b'", "=cmd|' /C calc'!A0", "{{suspects}}", "</title>", "猫",
+           "lone\udc80", " blank", "0", "a,b;c\td", "-->", "cr\rlf\nend"]
+FILES = ["train/a/plain.png", 'train/a/"q", x.png', "train/a/cr\rlf\r\n.png", "train/<b>/</li>.png",
+         "train/a/caf\udce9.png", "train/a/=1+1.png", "train/a/back\\slash.png", "train/a/'; --.png",
+         "train/a/&amp;{{title}}.png"]
+EMPTY = {"meta", "img", "input", "link", "br"}
+
+
+class Tree(HTMLParser):
+    """Every element in order: (tag, attributes, text inside, the tags around it)."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.open, self.found = [], []
+        self.feed(source)
+        self.close()
+        assert self.open == [], self.open  # every tag is closed, in order
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs)
+        self.found.append(SimpleNamespace(tag=tag, at=dict(attrs), text="", around=[e.tag for e in self.open]))
+        if tag not in EMPTY:
+            self.open.append(self.found[-1])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop().tag == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element.text += data
+
+    def all(self, tag: str, **at) -> list:
+        """The elements of a tag with these attributes."""
+        return [e for e in self.found if e.tag == tag and all(e.at.get(key) == value for key, value in at.items())]
+
+
+def plain(name: str) -> str:
+    """A name as a page can hold it."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def given(seed: int = 0, n: int = 60, cards: int = 9, classes=CLASSES) -> dict:
+    """What a page is made of."""
+    g = gen(seed)
+
+    def draw(*shape):
+        return torch.randint(0, len(classes), shape, generator=g)
+
+    parts = [Part("held-out images", draw(n), draw(n), draw(n)), Part("others", draw(9), draw(9), draw(9))]
+    images = torch.randint(0, 256, (cards, 3, 16, 16), generator=g).to(torch.uint8)
+    made = [Card(images[i], FILES[i % len(FILES)], *draw(3).tolist(), 5.4321 - i / 7,
+                 None if i == 3 else 0.98765 / (i + 1), (i + 1, 30 - i, None if i == 3 else i * 7 % 30 + 1), i < 4)
+            for i in range(cards)]
+    scores = {"known bad <i>": [1.0, 0.125], "held-out images": [None, 0.98765], "other predictions": 17}
+    return dict(title='r "&<> {{facts}}.pt', facts=["<b>", "one & two"], scores=scores, parts=parts,
+                classes=list(classes), cards=made, total=4321, likely=37, bad=["a list.txt"], saved="r-bad.csv")
+
+
+def cells(table_source: str) -> list[list[str]]:
+    """The texts of a table's rows."""
+    rows = re.findall(r"<tr>(.*?)</tr>", table_source, re.DOTALL)
+    return [[html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
+
+
+def tables(source: str) -> list[list[list[str]]]:
+    """The tables of a page."""
+    return [cells(found) for found in re.findall(r"<table.*?</table>", source, re.DOTALL)]
+
+
+# --- Numbers and pictures ---------------------------------------------------------------------------------------------
+
+def test_scores_are_the_reports():
+    """S30: shares in percent to a decimal, a dash for none, the difference in points; a number stands by itself."""
+    found = tables(page_of(**given()))[0]
+    assert found == [["answers that equal the label, %", "before", "after", "change"],
+                     ["known bad <i>", "100.0", "12.5", "-87.5"], ["held-out images", "–", "98.8", "–"]]
+    assert "other predictions: 17" in page_of(**given())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_and_confusions_are_counts(seed):
+    """S30: accuracy of each class and both matrices, of each part, by loops over the images."""
+    world = given(seed)
+    found = tables(page_of(**world))[1:]
+    names = [plain(name) for name in CLASSES]
+    for part, (accuracy, before, after) in zip(world["parts"], (found[:3], found[3:]), strict=True):
+        triples = list(zip(*(values.tolist() for values in (part.labels, part.before, part.after)), strict=True))
+        for k, row in enumerate(accuracy[1:]):
+            own = [t for t in triples if t[0] == k]
+            shares = [100 * sum(t[j] == k for t in own) / len(own) if own else None for j in (1, 2)]
+            assert row[:2] == [names[k], str(len(own))]
+            assert row[2:4] == ["–" if share is None else f"{share:.1f}" for share in shares]
+        for j, matrix in ((1, before), (2, after)):
+            assert matrix[0] == ["", *names]
+            for k, row in enumerate(matrix[1:]):
+                counts = [sum(t[0] == k and t[j] == c for t in triples) for c in range(len(names))]
+                assert row == [names[k], *(str(count or "") for count in counts)]
+
+
+def test_many_classes_are_folded():
+    """S30: of 50 classes those with the most wrong answers have rows of their own, the others one together; no image is
+    lost, and a page of a thousand classes stays small."""
+    labels = torch.arange(500) % 50
+    after = torch.where(labels < 3, (labels + 1) % 3, labels)
+    parts = [Part("p", labels, labels, after)]
+    world = {**given(), "classes": [f"c{k}" for k in range(50)], "parts": parts, "cards": []}
+    _, accuracy, before, after = tables(page_of(**world))
+    assert len(accuracy) == 51 and len(before) == len(after) == page.SHOWN + 2
+    assert after[0][1:4] == ["c0", "c1", "c2"] and after[0][-1] == "others"
+    for matrix in (before, after):
+        assert sum(int(cell or 0) for row in matrix[1:] for cell in row[1:]) == 500
+    many = given(classes=[f"class number {k}" for k in range(1000)], cards=100)
+    assert len(page_of(**many)) < 1_000_000
+
+
+def test_shades_grow_with_the_share():
+    """S30: no wrong answer has no shade, a few have the first, all have the last; right ones have another colour."""
+    assert [page.shade(share, False) for share in (0.0, 1e-6, 0.25, 1.0)] == ["w0", "w1", "w3", "w6"]
+    assert page.shade(1.0, True) == "r6"
+    style = page.FRAME.read_text(encoding="utf-8")
+    assert all(f".{kind}{step} {{" in style for kind in "rw" for step in range(1, page.SHADES + 1))
+
+
+def test_a_suspect_is_shown_as_it_is():
+    """S30: number, labels, scores, ranks and mark of each suspect, and the thumbnail is the image itself."""
+    world = given()
+    tree = Tree(page_of(**world))
+    shown = tree.all("li")
+    assert len(shown) == len(world["cards"])
+    values = [e.text for e in tree.all("dd")]
+    images = tree.all("img")
+    for i, (card, element) in enumerate(zip(world["cards"], shown, strict=True)):
+        assert element.at["data-file"] == plain(card.file)
+        ranks = [element.at[f"data-{name}"] for name in ("rank", "score-rank", "similar-rank")]
+        assert ranks == ["" if rank is None else str(rank) for rank in card.ranks]
+        assert ("is-likely" in element.at["class"].split()) == card.likely == ("likely" in element.text)
+        names = [plain(CLASSES[k]) for k in (card.given, card.before, card.after)]
+        similar = "–" if card.similar is None else f"{card.similar:.3g}"
+        assert values[5 * i : 5 * i + 5] == [*names, f"{card.score:.3g}", similar]
+        kind, data = images[i].at["src"].split(";base64,")
+        assert kind == "data:image/png" and images[i].at["alt"] == plain(card.file)
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
+            assert np.array_equal(np.asarray(picture), card.image.permute(1, 2, 0).numpy())
+    text = tree.all("main")[0].text
+    assert "About 37 of the 4321 images" in text and "The first 9 are here" in " ".join(text.split())
+    assert "--bad 'a list.txt' r-bad.csv" in text
+
+
+@pytest.mark.parametrize("shape, kind, size", [((1, 28, 28), "png", (28, 28)), ((3, 64, 64), "png", (64, 64)),
+                                               ((3, 224, 224), "jpeg", (160, 160)), ((1, 65, 130), "jpeg", (130, 65)),
+                                               ((3, 320, 640), "jpeg", (160, 80))])
+def test_thumbnails_of_any_size_decode(shape, kind, size):
+    """S30: a small image is kept to the bit, a larger one becomes a JPEG of at most 160 pixels; grey stays grey."""
+    image = torch.full(shape, 90, dtype=torch.uint8)
+    told, data = thumbnail(image).split(";base64,")
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        assert (told, picture.size) == (f"data:image/{kind}", size)
+        assert picture.mode == ("L" if shape[0] == 1 else "RGB")
+        assert abs(int(np.asarray(picture).mean()) - 90) <= 1
+
+
+# --- Names ------------------------------------------------------------------------------------------------------------
+
+def test_names_are_text():
+    """S31: the elements and attributes are those of a page with harmless names; the names stand in texts alone."""
+    awkward = Tree(page_of(**given()))
+    harmless = {**given(), "classes": [f"c{k}" for k in range(len(CLASSES))], "title": "r.pt", "facts": ["a", "b"]}
+    harmless["cards"] = [card._replace(file=f"{i}.png") for i, card in enumerate(harmless["cards"])]
+    twin = Tree(page_of(**harmless))
+    assert [(e.tag, list(e.at), e.around) for e in awkward.found] == [(e.tag, list(e.at), e.around) for e in twin.found]
+    assert awkward.all("title")[0].text == awkward.all("h1")[0].text == 'r "&<> {{facts}}.pt'
+    options = [e for e in awkward.all("option") if "template" in e.around]
+    assert [e.text for e in options] == [plain(name) for name in CLASSES]
+
+
+def test_a_verdict_stands_above_the_tables():
+    """S31: its word and what follows are text; without one there is none."""
+    source = page_of(**given(), verdict="NOT <b>: 34 % of them: believed. Next, try <i>")
+    (found,) = Tree(source).all("div", **{"class": "verdict"})
+    assert found.text == "NOT <b>\n34 % of them: believed. Next, try <i>"
+    assert Tree(source).all("strong")[0].text == "NOT <b>"
+    assert source.index('class="verdict"') < source.index("<table")
+    assert not Tree(page_of(**given())).all("div", **{"class": "verdict"})
+
+
+def test_without_suspects_there_is_a_line():
+    """S30: no list of suspects, no button; parts without images are left out."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    tree = Tree(page_of(**{**given(), "cards": [], "parts": [Part("held-out", nothing, nothing, nothing)]}))
+    assert not tree.all("button") and not tree.all("details") and "no list of suspects" in tree.all("main")[0].text
+
+
+# --- Nothing from elsewhere -------------------------------------------------------------------------------------------
+
+def test_nothing_leads_out_of_the_page():
+    """S32: no element that loads, no address but data: of images; the policy has the digests of what is there."""
+    source = page_of(**given())
+    tree = Tree(source)
+    assert {e.tag for e in tree.found}.isdisjoint({"link", "iframe", "object", "embed", "base", "form", "video", "a"})
+    for e in tree.found:
+        for name, value in e.at.items():
+            assert name in ("src",) or not name.startswith(("src", "href", "on", "style", "action")), (e.tag, name)
+            assert name != "src" or e.tag == "img" and value.startswith("data:image/")
+    assert not re.search(r"url\(|@import|https?:|fetch|XMLHttp|eval|innerHTML", page.FRAME.read_text(encoding="utf-8"))
+    (policy,) = [e.at["content"] for e in tree.all("meta") if "http-equiv" in e.at]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'" and rules["img-src"] == "data:"
+    for tag in ("style", "script"):
+        (element,) = tree.all(tag)
+        digest = base64.b64encode(hashlib.sha256(element.text.encode()).digest()).decode()
+        assert rules[f"{tag}-src"] == f"'sha256-{digest}'"
+
+
+def test_everything_can_be_used_without_a_mouse():
+    """S35: boxes, choices and the button are HTML's own, each with a name; the page says its language."""
+    tree = Tree(page_of(**given()))
+    assert tree.all("html")[0].at["lang"] == "en" and tree.all("meta", name="viewport")
+    labels = {e.at["for"] for e in tree.all("label") if "for" in e.at}
+    for e in [*tree.all("input"), *tree.all("select"), *tree.all("button")]:
+        named = e.at.get("id") in labels or e.at.get("aria-label") or "label" in e.around or e.text.strip()
+        assert named and e.at.get("tabindex") is None
+    assert all("scope" in e.at for e in tree.all("th")) and all(e.at.get("alt") for e in tree.all("img"))
+
+
+# --- The list that the page saves -------------------------------------------------------------------------------------
+
+def saved_list(rows: list[list[str]]) -> str:
+    """What the page's script writes for ticked images: its function alone, run by node."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    source = re.search(r"^function csvOf.*?^}$", page.FRAME.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[0]
+    done = subprocess.run([node, "-e", f"{source}\nprocess.stdout.write(csvOf({json.dumps(rows)}))"],
+                          capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode()
+
+
+def test_the_saved_list_comes_back(tmp_path):
+    """S33: whatever files and classes are called, each ticked image is found again, with its true label."""
+    tree = Tree(page_of(**given()))
+    files = [e.at["data-file"] for e in tree.all("li")]
+    values = [e.at["value"] for e in tree.all("option") if "template" in e.around]
+    rows = [[file, values[(i * 5) % len(values)] if i % 4 else ""] for i, file in enumerate(files)]
+    (tmp_path / "saved.csv").write_bytes(saved_list(rows).encode())
+    paths = [tmp_path / file for file in FILES] + [tmp_path / "train" / "a" / "other.png"]
+    forget, _ = read_bad(tmp_path / "saved.csv", paths, tmp_path)
+    assert forget.tolist() == list(range(len(FILES)))
+    (tmp_path / "labels.csv").write_bytes(saved_list([row for row in rows if row[1]]).encode())
+    labels = read_labels(tmp_path / "labels.csv", paths, tmp_path, CLASSES)
+    assert labels.tolist() == [(i * 5) % len(CLASSES) if i % 4 else -1 for i in range(len(FILES))] + [-1]
+
+
+def test_the_columns_are_those_that_are_read():
+    """S33: the header, the word for bad and a quote around everything stand in the script."""
+    source = page.FRAME.read_text(encoding="utf-8")
+    assert '[["filename", "bad", "true_label"], ...rows.map(([file, label]) => [file, "true", label])]' in source
+    assert """'"' + value.replaceAll('"', '""') + '"'""" in source
+
+
+def test_a_class_is_spelt_by_its_number_where_its_name_is_lost():
+    """S33: names with blanks around them, of no letters, or that a spreadsheet computes; unless the number is a name.
+    """
+    assert spelt(["a", " b", "=c", "d\udc80", "e\r", "-"]) == ["a", "1", "2", "3", "4", "5"]
+    assert spelt(["1", "=b"]) == ["1", "=b"]
+
+
+# --- By the command ---------------------------------------------------------------------------------------------------
+
+def test_the_command_writes_it_beside_the_weights(colours, capsys):  # noqa: F811
+    """S34, S30: under the weights' name, with the report's numbers, the given, earlier and later labels of the first
+    suspects of suspects.csv, and the held-out images; a second repair replaces it."""
+    shutil.copytree(colours["--data"] / "train", colours["--data"] / "val")
+    out = colours["--out"]
+    assert call(colours, "--epochs", 1) == 0
+    file = out.with_suffix(".html")
+    assert f"{file} shows what changed and 70 suspects to tick" in capsys.readouterr().out
+    source = file.read_text(encoding="utf-8")
+    tree, report = Tree(source), json.loads(out.with_suffix(".json").read_text())
+    shares = {row[0]: row[1:3] for row in tables(source)[0][1:]}
+    wanted = {name: [f"{100 * share:.1f}" for share in value]
+              for name, value in report["scores"].items() if isinstance(value, list)}
+    assert shares == wanted and "held-out images" in shares
+    rows = [line.split(",") for line in (out.with_name("suspects.csv")).read_text().splitlines()]
+    at = {name: k for k, name in enumerate(rows[0])}
+    values, shown = [e.text for e in tree.all("dd")], tree.all("li")
+    assert len(shown) == 70
+    for i, (row, element) in enumerate(zip(rows[1:], shown, strict=True)):
+        assert element.at["data-file"] == row[at["filename"]] and element.at["data-rank"] == row[0] == str(i + 1)
+        assert element.at["data-score-rank"] == row[at["rank_by_score"]]
+        assert element.at["data-similar-rank"] == row[at["rank_by_similar"]]
+        assert ("is-likely" in element.at["class"]) == (row[at["likely"]] == "true")
+        given_label, before, after, score, similar = values[5 * i : 5 * i + 5]
+        assert (given_label, after) == (row[at["given_label"]], row[at["predicted_label"]])
+        assert before == str(Path(row[at["filename"]]).name).split("-")[0]  # the network knew every colour
+        assert float(score) == pytest.approx(float(row[at["score"]]), rel=1e-2, abs=1e-3)
+        assert float(similar) == pytest.approx(float(row[at["similar"]]), rel=1e-2, abs=1e-3)
+    marked = sum(row[at["likely"]] == "true" for row in rows[1:])
+    assert f"About {marked} of the 70 images" in tree.all("main")[0].text
+    assert call(colours, "--epochs", 0) == 0 and is_page(file) and file.read_text(encoding="utf-8") != source
+
+
+def test_another_page_is_not_replaced(colours, capsys):  # noqa: F811
+    """S34: an .html beside --out that no repair has written stays, and nothing is begun."""
+    other = colours["--out"].with_suffix(".html")
+    other.parent.mkdir()
+    other.write_text("<!doctype html>\n<title>mine</title>")
+    assert call(colours, "--epochs", 0) == 2
+    assert f"{other} is no page of a repair and would be replaced" in capsys.readouterr().err
+    assert other.read_text().endswith("mine</title>") and not colours["--out"].exists()
+
+
+def test_a_page_that_fails_costs_nothing_else(colours, capsys, monkeypatch):  # noqa: F811
+    """S34: where the page cannot be made a line says why; weights, report and list are there."""
+    def fail(*args, **more):  # in place of what only a full disk does
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "write_page", fail)
+        assert call(colours, "--epochs", 0) == 0
+    assert "no page to open (OSError: [Errno 28] No space left" in capsys.readouterr().out
+    names = {path.name for path in colours["--out"].parent.iterdir()}
+    assert names == {"repaired.pt", "repaired.json", "suspects.csv"}
+
+
+def test_a_page_is_written_whole(tmp_path):
+    """S34: in UTF-8, and known as a page by its first bytes, which another file is not."""
+    write_page(tmp_path / "p.html", **given())
+    assert (tmp_path / "p.html").read_bytes().decode("utf-8") == page_of(**given()) and is_page(tmp_path / "p.html")
+    (tmp_path / "q.html").write_text("x" * 2000 + page.MARK.decode())
+    assert not is_page(tmp_path / "q.html")

@@ -1,0 +1,211 @@
+"""Both rankings in one, and the cut (repair/ranking.py, suspects.crossed), against naive twins and made mixtures.
+
+S20: the overall order is that of the log-odds as ranking.py prints them, by loops; D_f is never named, every other
+     image once, ties in the order of the data; ranks by score and by similar are those of the two columns.
+S21: the share of bad images is where the likelihood of the mixture is largest, found by a grid.
+S22: of images drawn from the model itself, the number is estimated within what its spread allows, whatever the share.
+S23: what D_f cannot teach drops out: a D_f of fewer than four, or one that looks like all others, leaves the labels.
+S24: no probe knows the image of D_f that it is asked about: by the definition, probes fitted one by one.
+S25: one kind alone finds what the other is blind to, and both together what either finds.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+
+from helpers import assert_close, gen, seeds
+from repair.ranking import LEAST, mixture, odds_of_labels, odds_of_looks, rank
+from repair.suspects import FOLDS, crossed, given_loss, probe, probe_logits
+
+
+def drawn(seed: int, n: int = 12, classes: int = 3):
+    """Logits, labels, D_f, similar and crossed, with ties."""
+    g = gen(seed)
+    z = torch.randint(-2, 3, (n, classes), generator=g).double()
+    forget = torch.randperm(n, generator=g)[: 1 + seed % (n - 1)]
+    looks = torch.randint(0, 4, (2, n), generator=g).double()
+    return z, torch.randint(0, classes, (n,), generator=g), forget, looks[0] / 4, looks[1]
+
+
+# --- The order --------------------------------------------------------------------------------------------------------
+
+@given(seeds)
+def test_the_order_is_that_of_the_printed_odds(seed):
+    """S20: log q_y (1 - p_y) / p_y + log N(f; m_y + d, v) / N(f; m_y, v), by loops in Python's numbers."""
+    z, labels, forget, similar, f = drawn(seed)
+    n, classes = z.shape
+    known = sorted(set(forget.tolist()))
+    rest = [i for i in range(n) if i not in known]
+    middle = [sorted(float(f[i]) for i in rest if labels[i] == y or not any(labels[i] == y for i in rest))
+              for y in range(classes)]
+    above = [float(f[i]) - middle[labels[i]][(len(middle[labels[i]]) - 1) // 2] for i in range(n)]
+    inside, outside = [above[i] for i in known], [above[i] for i in rest]
+    d, mean = sum(inside) / len(inside), sum(outside) / len(outside)
+    odds = {}
+    for i in range(n):
+        p = math.exp(z[i, labels[i]]) / sum(math.exp(value) for value in z[i])
+        q = (sum(int(labels[j] == labels[i]) for j in known) + 1) / (len(known) + classes)
+        odds[i] = math.log(q * (1 - p) / p)
+        if len(known) >= LEAST and d > 0:
+            v = (sum((x - d) ** 2 for x in inside) / (len(inside) - 1)
+                 + sum((x - mean) ** 2 for x in outside) / len(outside)) / 2
+            odds[i] += (above[i] ** 2 - (above[i] - d) ** 2) / (2 * max(v, 1e-9))
+    found = rank(z, labels, forget, similar, f)
+    assert sorted(found.index.tolist()) == rest
+    values = [odds[i] for i in found.index.tolist()]
+    assert all(a >= b - 1e-6 * (1 + abs(a)) for a, b in zip(values, values[1:]))
+    score = given_loss(z, labels)
+    assert torch.equal(found.score, score[found.index]) and torch.equal(found.similar, similar[found.index])
+    assert torch.equal(found.predicted, z.argmax(1)[found.index])
+    for ranks, column in ((found.by_score, score), (found.by_similar, similar)):
+        twin = sorted(rest, key=lambda i, column=column: (-float(column[i]), i))
+        assert [twin.index(i) + 1 for i in found.index.tolist()] == ranks.tolist()
+    share = float(found.chance.mean())
+    known_chance = [share * math.exp(min(odds[i], 700)) / (share * math.exp(min(odds[i], 700)) + 1 - share)
+                    for i in known]
+    number = sum(c * c for c in found.chance.tolist()) / max(0.1, sum(known_chance) / len(known))
+    assert abs(found.likely - min(number, len(rest))) <= 0.51 and found.chance.tolist() == sorted(found.chance)[::-1]
+
+
+def test_ties_keep_the_order_of_the_data():
+    """S20: images of which nothing tells one from another stay in their order, in all three ranks."""
+    z, labels = torch.zeros(6, 2).double(), torch.zeros(6, dtype=torch.int64)
+    found = rank(z, labels, torch.tensor([2]), torch.zeros(6), torch.zeros(6).double())
+    assert found.index.tolist() == [0, 1, 3, 4, 5]
+    assert found.by_score.tolist() == found.by_similar.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_extreme_logits_rank_as_others_do():
+    """S20: a network that is sure beyond float64 gives finite odds, and the most disbelieved comes first."""
+    z = torch.tensor([[900.0, 0], [0, 900], [800, 0], [0, 0]]).double()
+    odds = odds_of_labels(z, torch.zeros(4, dtype=torch.int64), torch.tensor([3]))
+    assert odds.isfinite().all() and odds[1] > odds[3] > odds[2] > odds[0]
+    found = rank(z, torch.zeros(4, dtype=torch.int64), torch.tensor([3]))
+    assert found.index.tolist() == [1, 2, 0] and found.similar is None and found.by_similar is None
+    assert [suspect.similar for suspect in found.suspects()] == [None] * 3
+
+
+# --- The number -------------------------------------------------------------------------------------------------------
+
+@given(seeds)
+def test_the_share_is_where_the_likelihood_is_largest(seed):
+    """S21: sum log(s e^odds + 1 - s) over a grid of s has its top where EM ends; chances follow from that share."""
+    odds = 3 * torch.randn(40, generator=gen(seed)).double() - 2
+    _, found = mixture(odds)
+    grid = torch.linspace(1e-6, 1 - 1e-6, 20001).double()
+    likelihood = torch.log(grid[:, None] * odds.exp() + 1 - grid[:, None]).sum(dim=1)
+    best = float(grid[likelihood.argmax()])
+    assert float(found.mean()) == pytest.approx(best, abs=2e-3)
+    share = float(found.mean())
+    assert_close(found, share * odds.exp() / (share * odds.exp() + 1 - share), 1e-3)
+
+
+def made(seed: int, share: float, n: int = 4000, classes: int = 5, seen: float = 3.0):
+    """Images from the model itself: logits, labels, D_f, f, and which are bad; `seen`: how far apart the looks are."""
+    g = gen(seed)
+    z = 2 * torch.randn((n, classes), generator=g).double()
+    p = z.softmax(dim=1)
+    labels, bad = torch.multinomial(p, 1, generator=g)[:, 0], torch.rand(n, generator=g) < share
+    f = torch.randn(n, generator=g).double() + seen * bad
+    for i in bad.nonzero()[:, 0].tolist():  # the label 0 where the image is not of class 0
+        labels[i] = 0
+        z[i, 0] = min(float(z[i, 0]), -1.0)
+    known = bad.nonzero()[:, 0]
+    return z, labels, known[: len(known) // 3], f, bad
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+def test_the_number_is_found_where_the_model_holds(share):
+    """S22: over 20 seeds the estimate is off by less than a fifth of the real number on average; where looks tell
+    alone, most of what is marked is bad."""
+    errors, right = [], []
+    for seed in range(20):
+        z, labels, forget, f, bad = made(seed, share)
+        found = rank(z, labels, forget, f, f)
+        real = int(bad.sum()) - len(forget)
+        errors.append(found.likely / real - 1)
+        right.append(float(bad[found.index[: found.likely]].double().mean()))
+    assert abs(sum(errors) / 20) < 0.2 and sum(right) / 20 > 0.8
+
+
+def test_no_bad_images_are_few():
+    """S22: where nothing is left to find, next to nothing is marked."""
+    z, labels, forget, f, bad = made(0, 0.02)
+    everything = bad.nonzero()[:, 0]
+    assert rank(z, labels, everything, f, f).likely <= 0.004 * len(z)
+
+
+# --- What D_f can teach -----------------------------------------------------------------------------------------------
+
+@given(seeds)
+def test_what_cannot_be_told_drops_out(seed):
+    """S23: fewer than LEAST images of D_f, or held-out members below the others, say nothing of looks."""
+    f, one = torch.randn(20, generator=gen(seed)).double(), torch.zeros(20, dtype=torch.int64)
+    assert not odds_of_looks(f, one, torch.arange(LEAST - 1)).any()
+    below = f.argsort()[:5]
+    assert not odds_of_looks(f, one, below).any()
+    above = f.argsort()[-5:]
+    assert odds_of_looks(f, one, above)[above[-1]] > 0 > odds_of_looks(f, one, above)[below[0]]
+
+
+def test_the_looks_of_a_class_count_once():
+    """S23: where one class looks like D_f as a whole, because all of D_f is of it, looks say nothing: the label has."""
+    labels = torch.arange(400) % 2
+    f = 5.0 * labels + torch.randn(400, generator=gen(0)).double()
+    odds = odds_of_looks(f, labels, torch.arange(1, 100, 2))
+    assert odds.abs().max() < 2  # over all classes together it would be 12 and more
+    higher = f + 5.0 * (torch.arange(400) < 100) * labels
+    assert odds_of_looks(higher, labels, torch.arange(1, 80, 2))[81:99:2].min() > 2
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_a_class_that_is_all_in_d_f_has_a_middle(empty):
+    """S23: where no other image has a label, the odds stay finite."""
+    labels = torch.tensor([empty] * 5 + [1 - empty] * 10)
+    odds = odds_of_looks(torch.arange(15).double().flip(0), labels, torch.arange(5))
+    assert odds.isfinite().all() and odds[0] > odds[14]
+
+
+def test_a_single_image_cannot_be_held_out():
+    """S24: of one image of D_f there is the probe that knows it, which the odds leave out."""
+    h = torch.randn((20, 3), generator=gen(0)).double()
+    assert_close(crossed(h, torch.tensor([4])), torch.logit(probe(h, torch.tensor([4]))), 1e-6)
+
+
+@pytest.mark.parametrize("k", [2, 7, 12])
+def test_no_probe_knows_whom_it_is_asked_about(k):
+    """S24: D_f's j-th image is told by the probe without the images j, j + FOLDS, ..., the others by the mean."""
+    h, n = torch.randn((40, 6), generator=gen(k)).double(), 40
+    forget = torch.randperm(n, generator=gen(k + 1))[:k]
+    found, ordered, parts = crossed(h, forget), sorted(forget.tolist()), min(FOLDS, k)
+    told = []
+    for fold in range(parts):
+        out = ordered[fold::parts]
+        inside = [i for i in range(n) if i not in out]
+        known = torch.tensor([i in ordered for i in inside])
+        told.append(probe_logits(h[inside], known, h))
+    for i in range(n):
+        twin = told[ordered.index(i) % parts][i] if i in ordered else sum(f[i] for f in told) / parts
+        assert float(found[i]) == pytest.approx(float(twin), rel=1e-6, abs=1e-8)
+    assert not torch.allclose(found, torch.logit(probe(h, forget)), atol=1e-2)
+
+
+def test_either_kind_finds_what_the_other_is_blind_to():
+    """S25: bad images of half that are believed but look bad, of half disbelieved: the first fifth of the overall order
+    holds nearly all, of either score alone about a half."""
+    g = gen(0)
+    n, bad = 1000, torch.arange(1000) % 5 == 0
+    z = torch.zeros(n, 3).double()
+    labels = torch.randint(0, 3, (n,), generator=g)
+    z[torch.arange(n), labels] = 4.0
+    disbelieved = bad & (torch.arange(n) % 2 == 0)
+    z[torch.arange(n), labels] -= 9.0 * disbelieved
+    f = torch.randn(n, generator=g).double() + 6.0 * (bad & ~disbelieved)
+    forget = bad.nonzero()[:40, 0]
+    found = rank(z, labels, forget, torch.sigmoid(f), f)
+    wanted = int(bad.sum()) - 40
+    hit = [float(bad[order[:wanted]].double().mean()) for order in (
+        found.index, found.index[found.by_score.argsort()], found.index[found.by_similar.argsort()])]
+    assert hit[0] > 0.95 and hit[1] < 0.7 and hit[2] < 0.7
