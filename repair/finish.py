@@ -1,0 +1,134 @@
+"""Finish a repair: train the network from before it again for a little, without what is likely bad, away from D_f.
+
+    found = finish(model, repaired, data, forget, config)      # found.model, found.dropped
+
+REM takes out what D_f and the undiscovered bad images share, at a cost in accuracy; what it leaves is worth more as a
+list than as weights. So the images that it disbelieves, and those that look like D_f, are dropped, and the *original*
+network, which has lost nothing, learns the rest once more, while D_f is pushed off its labels as given, so that a
+trigger that is still in the rest is not learnt again. Measured in results/repair/README.md, beside what was tried.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from engine.checks import check_forget
+from engine.features import features
+from engine.modes import copy_of, modes_of, put_modes
+from engine.streams import stream
+from engine.updates import logits_of
+from repair.suspects import logits, probe
+from train import fit
+
+EPOCHS = 4  # over what is left
+COPIES = 5  # of each image of D_f in an epoch
+RATES = {"sgd": 0.01, "adam": 5e-4}  # peak, down to a fifth
+FOLDS = 5  # in which images of D_f are held out
+MOST = 0.25  # share of the images: where as many look like D_f, its looks tell nothing apart
+
+
+class Finished(NamedTuple):
+    """The finished network, and what it did not learn from."""
+
+    model: nn.Module
+    dropped: torch.Tensor  # (m,) int64, dataset indices outside D_f: disbelieved, alike or both
+    disbelieved: int  # how many of them the repaired network calls another class
+    alike: int  # how many of them look like D_f
+    taken: bool  # False: `model` is the repaired network, since more of D_f was believed after the finish
+
+
+def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, config, *,
+           true_labels: torch.Tensor | None = None, h: torch.Tensor | None = None) -> Finished:
+    """Train a copy of `model` on what is left of D_r, with D_f pushed off its labels or taught its true ones.
+
+    Choice: from the original network, not from the repaired one, which has lost accuracy; suspects are dropped, neither
+    pushed away nor given another label, since some of them are good. The end is by D_f: the network is taken unless
+    more of D_f gets its label as given than from the repaired one.
+    Args:
+        model: the network before the repair, repaired: after it, plain both; left as they are.
+        data: D_tr, N examples, labels as given, Data or Streamed; forget: (k,) int64, D_f.
+        config: optimiser, batch, momentum, weight decay, precision and seed, such as those of the repair.
+        true_labels: (k,) int64 in the order of `forget`, -1 where unknown; None: none is known.
+        h: (N, d) features of the untouched network, see engine/features.py; None: computed here.
+    Raises: ValueError: D_f or its true labels cannot be used; NonFiniteLoss.
+    """
+    forget, labels = check_forget(forget, len(data)).cpu(), data.labels.cpu()
+    if true_labels is not None and true_labels.shape != forget.shape:
+        raise ValueError(f"{tuple(true_labels.shape)} true labels for {len(forget)} known bad images; give one for "
+                         "each, -1 where it is unknown")
+    disbelieved = called_otherwise(logits(repaired, data)[0], labels, forget)
+    alike = looking_alike(features(model, data) if h is None else h, forget, config.seed)
+    left = ~(disbelieved | alike)
+    left[forget] = False
+    truths = torch.full((len(data),), -1)
+    truths[forget] = -1 if true_labels is None else true_labels.cpu()
+    net = copy_of(model)
+    in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
+
+    def loss(rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return finish_loss(logits_of(net, x, config.precision), y, in_forget[rows].to(x.device),
+                           truths[rows].to(x.device))
+
+    index = torch.cat([left.nonzero()[:, 0], *[forget] * COPIES])
+    fit(net, data, index, config, stream(config.seed, "finish"), epochs=EPOCHS, lr=RATES[config.optimizer], loss=loss)
+    put_modes(net, modes_of(model))
+    share = [float((logits(found, data)[0].argmax(dim=1) == labels)[forget].double().mean())
+             for found in (repaired, net)]
+    dropped = (disbelieved | alike).nonzero()[:, 0]
+    taken = share[1] <= share[0]
+    return Finished(net if taken else repaired, dropped, int(disbelieved.sum()), int(alike.sum()), taken)
+
+
+def finish_loss(z: torch.Tensor, y: torch.Tensor, in_forget: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
+    """The mean over a batch of -log p(y); of D_f -log p(truth), or -log(1 - p(y)) where the truth is unknown.
+
+    Args: z: (B, C) logits; y: (B,) labels as given; in_forget: (B,) bool; truths: (B,) true labels, -1 where unknown.
+    """
+    wanted = torch.where(in_forget & (truths >= 0), truths, y)
+    ce = F.cross_entropy(z, wanted, reduction="none")
+    # -log(1 - p_y) = log sum_k e^z_k - log sum_{k != y} e^z_k
+    off = z.logsumexp(dim=1) - z.scatter(1, y[:, None], -torch.inf).logsumexp(dim=1)
+    return torch.where(in_forget & (truths < 0), off, ce).mean()
+
+
+# --- What is dropped: (N,) bool, False for D_f ------------------------------------------------------------------------
+
+def called_otherwise(z: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
+    """The images that the repaired network, of logits z (N, C), gives another class than their label as given.
+
+    None where that is more than half of them: then it is the network that is wrong, as in `engine.scores.believed`.
+    """
+    found = (z.argmax(dim=1) != labels).index_fill(0, forget, False)
+    return found & (2 * int(found.sum()) <= len(found) - len(forget))
+
+
+def looking_alike(h: torch.Tensor, forget: torch.Tensor, seed: int) -> torch.Tensor:
+    """The images that look like D_f as much as held-out members of D_f do.
+
+    A fifth of D_f at a time is put among the others and a probe tells the rest of D_f from them, so that its held-out
+    members are found as an undiscovered bad image would be. Where a share r of them lies above a similarity, so does
+    that share of the undiscovered ones; above it lie q others, so that at most q / r are bad. The similarity is the one
+    of a held-out member at which q / r is least, among those with r >= 1/2. If that is more than MOST of all images,
+    D_f does not look like anything of its own (wrong labels do not), and none is returned.
+    Args: h: (N, d) features; forget: (k,) int64; seed: of the fifths. None is alike to fewer than four.
+    """
+    n, k, folds = len(h), len(forget), min(FOLDS, len(forget))
+    none = torch.zeros(n, dtype=torch.bool)
+    if k < 4:
+        return none
+    order = forget[torch.randperm(k, generator=stream(seed, "held-out members"))]
+    mean, own = torch.zeros(n, dtype=h.dtype), torch.zeros(n, dtype=h.dtype)
+    for fold in range(folds):
+        out = order[fold::folds]
+        similar = probe(h, order[~torch.isin(order, out)])  # (N,)
+        own[out], mean = similar[out], mean + similar / folds
+    rest = ~none.index_fill(0, forget, True)
+    best, threshold = math.inf, math.inf
+    for above, value in enumerate(own[forget].sort(descending=True).values.tolist(), 1):
+        bound = int((mean[rest] >= value).sum()) * k / above
+        if 2 * above >= k and bound <= best:
+            best, threshold = bound, value
+    return rest & (mean >= threshold) if best <= MOST * n else none
