@@ -16,7 +16,7 @@ from engine.checks import NonFiniteLoss
 from engine.modes import eval_mode
 from engine.ranks import over_ranks
 from engine.streams import stream
-from tasks import like_corrupted
+from tasks import TARGET, like_corrupted
 
 
 def predict(model: nn.Module, data, index: torch.Tensor | None = None, masks: MaskTable | None = None,
@@ -71,7 +71,8 @@ def evaluate(model: nn.Module, task, forget: torch.Tensor,
     Args: model: plain network; task: tasks.Task; forget: (k,) int64, D_f within D_c; original: the network before
         unlearning, plain or Expanded, for one score more.
     Returns: healed, healed_forget (over D_f), healed_undiscovered (over the rest of D_c; None when there is none),
-        healed_test (over test images corrupted alike, see tasks.like_corrupted; None when there is none), utility and
+        healed_test (over test images corrupted alike, see tasks.like_corrupted; None when there is none), misled (of
+        poison: the share of triggered test images of other classes that get the target label; else None), utility and
         product = healed * utility, all fractions; acc_forget, Acc(D_f) against labels as given; with `original` learnt,
         its accuracy on D_c's labels as given: what there was to unlearn.
     Raises: ValueError: an empty D_c or test set; NonFiniteLoss: a logit that is not finite.
@@ -79,18 +80,32 @@ def evaluate(model: nn.Module, task, forget: torch.Tensor,
     hits = predict(model, task.train, task.corrupted) == task.clean[task.corrupted]  # (|D_c|,)
     found = torch.isin(task.corrupted, forget.cpu())
     healed, utility = share(hits), accuracy(model, task.test)
-    alike = like_corrupted(task)
+    healed_test, misled = over_alike(model, task, utility)
     learnt = {} if original is None else {"learnt": accuracy(original, task.train, task.corrupted)}
     return {
         "healed": healed,
         "healed_forget": share(hits[found]),
         "healed_undiscovered": share(hits[~found]) if (~found).any() else None,
-        "healed_test": utility if alike is task.test else accuracy(model, alike) if len(alike) else None,
+        "healed_test": healed_test,
+        "misled": misled,
         "utility": utility,
         "product": healed * utility,
         "acc_forget": accuracy(model, task.train, forget),
         **learnt,
     }
+
+
+def over_alike(model: nn.Module, task, utility: float) -> tuple[float | None, float | None]:
+    """healed_test and misled of `evaluate`, by one pass over the test images that the task corrupts alike."""
+    alike = like_corrupted(task)
+    if alike is task.test:
+        return utility, None
+    if len(alike) == 0:
+        return None, None
+    found, labels = predict(model, alike), alike.labels.cpu()
+    others = labels != TARGET
+    misled = share(found[others] == TARGET) if task.name == "poison" and others.any() else None
+    return share(found == labels), misled
 
 
 def mean_sem(values) -> tuple[float, float | None]:

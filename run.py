@@ -174,7 +174,8 @@ def headline(config: Config, task: Task, forget: torch.Tensor, model, device: to
     """Two lines that say what is about to run."""
     parameters = sum(p.numel() for p in model.parameters())
     size = task.train.images.shape[-1]
-    return (f"{config.task} on {config.dataset}: {len(task.train)} images of {size}x{size}, "
+    trigger = f" ({config.trigger})" if config.task == "poison" and config.trigger != "patch" else ""
+    return (f"{config.task}{trigger} on {config.dataset}: {len(task.train)} images of {size}x{size}, "
             f"{len(task.corrupted)} corrupted, {len(forget)} of them discovered ({100 * config.discovery:g}%)\n"
             f"{config.arch} at {100 * config.capacity:g}% capacity, {parameters:,} parameters"
             f"{', trained with ETD' if config.etd else ''}; seed {config.seed}; {describe(device)}")
@@ -183,15 +184,16 @@ def headline(config: Config, task: Task, forget: torch.Tensor, model, device: to
 def table(rows: list[dict]) -> str:
     """The comparison, percent where a fraction is meant; a failed cell shows its error."""
     wide = max([14, *(len(row["method"]) + 2 for row in rows)])
-    lines = [f"\n{'method':<{wide}}{'Healed':>8}{'undiscovered':>14}{'Utility':>9}{'product':>9}{'seconds':>9}"]
+    scores = f"{'Healed':>8}{'undiscovered':>14}{'Utility':>9}{'product':>9}{'misled':>8}"
+    lines = [f"\n{'method':<{wide}}{scores}{'seconds':>9}"]
     for row in rows:
         if row["status"] != "ok":
             lines.append(f"{row['method']:<{wide}}  {row['error']}")
             continue
-        values = [row[key] for key in ("healed", "healed_undiscovered", "utility", "product")]
-        healed, undiscovered, utility, product = ("-" if value is None else f"{100 * value:.1f}" for value in values)
-        seconds = f"{row['seconds']:.1f}"
-        lines.append(f"{row['method']:<{wide}}{healed:>8}{undiscovered:>14}{utility:>9}{product:>9}{seconds:>9}")
+        values = [row[key] for key in ("healed", "healed_undiscovered", "utility", "product", "misled")]
+        healed, undiscovered, utility, product, misled = ("-" if v is None else f"{100 * v:.1f}" for v in values)
+        scores = f"{healed:>8}{undiscovered:>14}{utility:>9}{product:>9}{misled:>8}"
+        lines.append(f"{row['method']:<{wide}}{scores}{row['seconds']:>9.1f}")
     return "\n".join(lines)
 
 

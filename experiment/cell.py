@@ -45,7 +45,8 @@ def corrupt(config: Config, dataset: Dataset) -> Task:
     pair = config.pair and re.fullmatch(r"\s*(\d{1,20})\s*,\s*(\d{1,20})\s*", config.pair)
     if config.pair is not None and not pair:
         raise ValueError(f"pair is {clipped(config.pair)!r}; give two class numbers such as 3,5")
-    return make_task(config.task, dataset, config.n, config.seed, pair and (int(pair[1]), int(pair[2])))
+    pair = pair and (int(pair[1]), int(pair[2]))
+    return make_task(config.task, dataset, config.n, config.seed, pair, config.trigger)
 
 
 def find(config: Config, task: Task) -> torch.Tensor:

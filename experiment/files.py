@@ -95,7 +95,7 @@ def save_task(task: Task, path: str | Path) -> None:
     """Write the labels and D_c, so that unlearning sees the very labels that training saw; whole or not at all."""
     source = fingerprint(task.train) if task.source is None else task.source
     content = {"name": task.name, "seed": task.seed, "labels": task.train.labels.cpu(), "clean": task.clean,
-               "corrupted": task.corrupted, "images": source, "test": of_test(task.test)}
+               "corrupted": task.corrupted, "images": source, "test": of_test(task.test), "trigger": task.trigger}
     write_whole(path, lambda file: torch.save(content, file))
 
 
@@ -111,7 +111,8 @@ def load_task(path: str | Path, dataset: Dataset) -> Task:
         raise ValueError(f"the task in {path} was made from other {other[0]} images than {dataset.name}'s; "
                          "load the data it was made from, or begin anew elsewhere")
     clean = replace(dataset, train=replace(dataset.train, labels=content["clean"].to(dataset.train.images.device)))
-    return assemble(content["name"], content["seed"], clean, content["labels"], content["corrupted"])
+    trigger = content.get("trigger", "patch")  # older files have the only one that there was
+    return assemble(content["name"], content["seed"], clean, content["labels"], content["corrupted"], trigger)
 
 
 def other_images(content: dict, dataset: Dataset) -> list[str]:

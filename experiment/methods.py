@@ -90,9 +90,11 @@ OPTIONAL = frozenset().union(*(method.reads for method in METHODS.values()))  # 
 def reads_setting(field: str, setting: dict) -> bool:
     """Whether the numbers of a setting's method depend on this field of Config; a user-supplied method may read any.
 
-    Args: field: name of a field; setting: fields of Config, at least `method`.
+    Args: field: name of a field; setting: fields of Config, at least `method`, and `task` unless it is poison.
     """
     name = setting["method"]
+    if field == "trigger":
+        return setting.get("task", "poison") == "poison"
     if field not in OPTIONAL or ":" in name:
         return True
     if field in MASKS and setting.get("etd", False):

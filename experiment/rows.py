@@ -13,8 +13,8 @@ import torch
 from experiment.devices import processor
 from experiment.settings import VERSION, Config
 
-NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product",
-                           "acc_forget", "learnt", "passes", "gave_up"))  # of a failed cell
+NO_SCORES = dict.fromkeys(("healed", "healed_forget", "healed_undiscovered", "healed_test", "misled", "utility",
+                           "product", "acc_forget", "learnt", "passes", "gave_up"))  # of a failed cell
 
 
 def row_of(cell: Config, code: str | None, origin: dict, outcome: dict) -> dict:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 
 from rem import Settings
-from tasks import TASKS
+from tasks import TASKS, TRIGGERS
 
 VERSION = "0.2.0"  # of the code: rows and networks of another version do not count
 STAGES = {"task": "task, a cell of the 2-D task space (Sec. 4)", "network": "network (A.3)",
@@ -30,6 +30,7 @@ class Config:
 
     task: str = of_task("poison", "corruption by regularity: poison, confusion, random", choices=TASKS)
     n: int = of_task(1000, "corrupted training examples |D_c|", "[1, inf)")
+    trigger: str = of_task("patch", "of poison: patch (the paper's), blended, sinusoidal or warp", choices=TRIGGERS)
     pair: str | None = of_task(None, "confused classes A,B (default: 3,5 on cifar10, svhn; else the most alike)")
     dataset: str = of_task("fashion-mini", "fashion-mini, fashion-mnist, cifar10, svhn, imagenette or folder")
     image_size: int | None = of_task(None, "pixels each way (default: the data set's own)", "[1, inf)")

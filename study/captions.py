@@ -103,6 +103,8 @@ def counts(key: str, row: dict) -> bool:
     """Whether a run's numbers depend on this setting."""
     if key == "pair":
         return row["task"] == "confusion"
+    if key == "trigger":
+        return reads_setting(key, row)
     if key == "images":
         return row.get("images") is not None  # older rows do not say
     return not maskless(row) if key == "ratio" else reads_setting(key, {"method": row["ran"]})

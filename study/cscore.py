@@ -30,8 +30,8 @@ from tasks import TASKS, Task
 from train import fit
 
 # Those settings of run.py that have a part in a C-score; the other flags are errors here.
-FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "pair", "arch", "width", "capacity", "optimizer", "lr",
-         "momentum", "weight_decay", "seed", "device", "precision", "quiet")
+FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "trigger", "pair", "arch", "width", "capacity",
+         "optimizer", "lr", "momentum", "weight_decay", "seed", "device", "precision", "quiet")
 NO_C_SCORE = dict.fromkeys(("score", "sem", "by_size", "learned", "rates"))  # of a task that failed
 
 

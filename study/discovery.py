@@ -35,9 +35,9 @@ from study.rows import SCORES, cell_key, split
 from tasks import TASKS, Task
 
 # Those settings of run.py that have a part in it beside task, discovery and seed; the other flags are errors here.
-FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "pair", "arch", "width", "capacity", "p_mem", "ratio",
-         "epochs", "batch", "optimizer", "lr", "momentum", "weight_decay", "precision", "unlearn_epochs", "stop",
-         "unlearn_lr", "gamma", "beta", "max_passes", "device", "quiet")
+FLAGS = ("dataset", "data_dir", "download", "image_size", "n", "trigger", "pair", "arch", "width", "capacity", "p_mem",
+         "ratio", "epochs", "batch", "optimizer", "lr", "momentum", "weight_decay", "precision", "unlearn_epochs",
+         "stop", "unlearn_lr", "gamma", "beta", "max_passes", "device", "quiet")
 AXES = {f.name: f for f in fields(Config) if f.name in ("task", "seed", "discovery")}
 REPAIRED, UNTOUCHED, PROBE = "CE, repaired network", "CE, untouched network", "logistic probe, D_f against the rest"
 NEAREST, TRACIN = "cosine to the 5 nearest of D_f", "last-layer TracIn to D_f, untouched"

@@ -255,7 +255,8 @@ class Lines:
         left = (time.perf_counter() - self.begin) / self.done * (self.total - self.done)
         scores = "  ".join(f"{name} {100 * (row[name] or 0):5.1f}" for name in ("healed", "utility", "product"))
         scores = f"{scores}  {row['seconds']:8.1f} s" if row["status"] == "ok" else row["error"]
-        cell = f"{row['task']:<10} {row['discovery']:<5g} {row['method']:<12} {'etd' if row['etd'] else '':<4}"
+        task = row["trigger"] if row["task"] == "poison" and row["trigger"] != "patch" else row["task"]
+        cell = f"{task:<10} {row['discovery']:<5g} {row['method']:<12} {'etd' if row['etd'] else '':<4}"
         done = f"[{self.done:>5}/{self.total:<5}]"
         if not self.quiet:
             print_line(f"{done} {cell}seed {row['seed']}  {scores}  {left / 60:8.1f} min left")

@@ -75,7 +75,7 @@ def check_cells(cells: list[Config]) -> None:
     for method in dict.fromkeys(cell.method for cell in cells):
         find_method(method)
     device_of(cells[0])
-    for cell in {(c.dataset, c.image_size, c.task, c.n, c.pair, c.discovery): c for c in cells}.values():
+    for cell in {(c.dataset, c.image_size, c.task, c.n, c.trigger, c.pair, c.discovery): c for c in cells}.values():
         find(cell, corrupt(cell, dataset_of(cell)))
     networks = {}
     for c in cells:

@@ -26,10 +26,12 @@ from tasks import PAIRS
 
 SETTINGS = {f.name: f.default for f in fields(Config)}
 SCORES = ("healed", "utility", "product")
-SHARES = {*SCORES, "healed_test", "learnt", "acc_forget", "base", "full"}  # in [0, 1]; other numbers are at least 0
+# In [0, 1]; other numbers are at least 0.
+SHARES = {*SCORES, "healed_test", "misled", "learnt", "acc_forget", "base", "full"}
 VARIANTS = ("rem", *(name for name in METHODS if METHODS[name].part == "ablation"), "rem-no31-no32")  # of Table 2
 SWEPT = sorted(OPTIONAL - MASKS - STEP3 - {"curve"})  # of which a method may be run with several values, to choose from
-NUMBERS = ("seconds", "train_seconds", "healed_test", "learnt", "acc_forget", "passes")  # or None; old rows lack some
+# Or None; old rows lack some.
+NUMBERS = ("seconds", "train_seconds", "healed_test", "misled", "learnt", "acc_forget", "passes")
 NOT_IDENTITY = PLACE | {"curve"}  # what two rows of one run may differ in; `data` has the place of a folder of images
 IDENTITY = itemgetter("data", *(name for name in SETTINGS if name not in NOT_IDENTITY))
 
@@ -183,6 +185,10 @@ def canonical(row: dict) -> dict:
     usual = "batch" if method == "rem-no31-no32" else METHODS[row["method"]].norm if row["method"] in METHODS else ""
     idle |= {"forget_norm"} if row["forget_norm"] == usual else set()
     data = row["dataset"] + (f" {place_of(row)}" if row["dataset"] == "folder" else "")
+    if not reads_setting("trigger", row):
+        idle.add("trigger")
+    elif row["trigger"] != SETTINGS["trigger"]:  # other data, which tables and figures set apart
+        data += f" with the {row['trigger']} trigger"
     ratio = Config(capacity=row["capacity"], ratio=row["ratio"]).extra_ratio if reads_setting("p_mem", row) else None
     found = {**row, **{name: SETTINGS[name] for name in idle}, "method": method, "ran": row["method"], "ratio": ratio,
              "pair": confused(row), "precision": precision_of(row), "image_size": pixels,

@@ -25,12 +25,15 @@ ON_ETD = ("7", "8", "9")  # tables of networks trained with ETD
 BEST = ("5", "6", "7")  # whose values are "to the best method for each discovery rate - regularity pairing"
 COLUMNS = {"1": ("ETD",), "2": ("3.1", "3.2", "ETD"), "4": ("capacity", "ETD"), "5": ("capacity", "ETD")}
 # Columns on the product beside its mean over runs: name -> whether it holds (mean, SEM), and what the caption says.
-BESIDE = {"over seeds": True, "seeds": False, "minus REM": True, "pairs": False, "learnt": False, "best per cell": True}
-SOME = ("learnt", "best per cell", "gave up / idle")  # columns for which few or old rows have no numbers
+BESIDE = {"over seeds": True, "seeds": False, "minus REM": True, "pairs": False, "misled": True, "learnt": False,
+          "best per cell": True}
+SOME = ("misled", "learnt", "best per cell", "gave up / idle")  # columns for which few or old rows have no numbers
 NOTES = {"over seeds": "Over seeds: mean ± SEM of each seed's mean product over the cells (task, discovery rate) that "
                        "every seed has; seeds: seeds × cells.",
          "minus REM": "Minus REM: likewise of the product less that of REM (without ETD, where there is such a run) in "
                       "the same cell and seed; pairs: seeds × cells.",
+         "misled": "Misled: share of triggered test images of other classes that get the target label, in runs of "
+                   "poison.",
          "learnt": f"Learnt: accuracy on D_c's labels as given before unlearning ({' / '.join(TASKS)}).",
          "best per cell": "Best per cell, not ranked: at the values with the best mean product in each task and "
                           "discovery rate, chosen by the score itself, which no user could.",
@@ -107,7 +110,9 @@ def further(rows: list[dict], group: list[dict], best: list[dict] = ()) -> tuple
     rem = pick(group, method="rem", etd=False) or pick(group, method="rem")
     own = {row["method"] for row in rows} == {"rem"} and {row["etd"] for row in rows} <= {row["etd"] for row in rem}
     less = {} if own else minus(products(rows), products(rem))
-    return *mean_of_seeds(products(rows)), *mean_of_seeds(less), learnt(rows), percent(row["product"] for row in best)
+    misled = percent(row["misled"] for row in pick(rows) if row.get("misled") is not None)
+    return (*mean_of_seeds(products(rows)), *mean_of_seeds(less), misled, learnt(rows),
+            percent(row["product"] for row in best))
 
 
 def table_of(name: str, title: str, text: str, columns: dict[str, bool], lines: list[tuple], digits: int = 2) -> Table:

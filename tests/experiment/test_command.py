@@ -254,13 +254,14 @@ def test_the_printed_comparison():
     """R1: each number of a row stands in its own column, in percent; what no method could find is a dash, a failure its
     error; long names widen their column."""
     row = {"method": "rem", "status": "ok", "healed": 0.9, "healed_undiscovered": 0.8, "utility": 0.7, "product": 0.63,
-           "seconds": 4.25}
+           "misled": 0.05, "seconds": 4.25}
     failed = {"method": "cf", "status": "failed", "error": "Odd: it (x.py:1)"}
-    long = {**row, "method": "a_long_name.py:of_a_method", "healed_undiscovered": None, "seconds": 12.0}
+    long = {**row, "method": "a_long_name.py:of_a_method", "healed_undiscovered": None, "misled": None, "seconds": 12.0}
     empty, *lines = run.table([row, long, failed]).splitlines()
-    assert empty == "" and lines[0].split() == ["method", "Healed", "undiscovered", "Utility", "product", "seconds"]
-    assert lines[1].split() == ["rem", "90.0", "80.0", "70.0", "63.0", "4.2"]
-    assert lines[2].split() == ["a_long_name.py:of_a_method", "90.0", "-", "70.0", "63.0", "12.0"]
+    assert empty == "" and lines[0].split() == ["method", "Healed", "undiscovered", "Utility", "product",
+                                                       "misled", "seconds"]
+    assert lines[1].split() == ["rem", "90.0", "80.0", "70.0", "63.0", "5.0", "4.2"]
+    assert lines[2].split() == ["a_long_name.py:of_a_method", "90.0", "-", "70.0", "63.0", "-", "12.0"]
     assert lines[3].split(maxsplit=1) == ["cf", "Odd: it (x.py:1)"]
     assert len({len(line) for line in lines[:3]}) == 1
 

@@ -536,8 +536,8 @@ def test_v4_reads_task_alone(seed):
     found = metrics.evaluate(net, bare, forget)
     assert found == metrics.evaluate(net, task, forget.flip(0))
     assert torch.equal(bare.clean, task.clean) and torch.equal(bare.corrupted, task.corrupted)
-    assert set(found) == {"healed", "healed_forget", "healed_undiscovered", "healed_test", "utility", "product",
-                          "acc_forget"}
+    assert set(found) == {"healed", "healed_forget", "healed_undiscovered", "healed_test", "misled", "utility",
+                          "product", "acc_forget"}
 
 
 @pytest.mark.parametrize("name", ["poison", "confusion", "random"])

@@ -1,0 +1,243 @@
+"""The triggers of `tasks.stamp`: their formulas by loops, after crop and flip, on test images, and who is misled by them.
+
+The white patch, the paper's trigger, is in test_tasks.py.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import metrics
+import tasks
+from engine.streams import stream
+from experiment.data import Data, Dataset, batches
+from experiment.files import load_task, read_task, save_task
+from helpers import gen, make_data, make_dataset, seeds
+
+SHAPES = st.tuples(st.integers(3, 8), st.integers(3, 8), st.sampled_from([1, 3]))  # height, width, channels
+OTHERS = tasks.TRIGGERS[1:]
+
+
+def pictures(seed, n, height, width, channels) -> torch.Tensor:
+    """Random images, black and white pixels among them."""
+    values = torch.randint(-40, 296, (n, channels, height, width), generator=gen(seed))
+    return values.clamp(0, 255).to(torch.uint8)
+
+
+# --- Formulas ---------------------------------------------------------------------------------------------------------
+
+def cubic(t: float) -> float:
+    """The weight of a knot at distance t in cubic convolution, a = -0.75 (Keys 1981)."""
+    a, t = -0.75, abs(t)
+    if t <= 1:
+        return (a + 2) * t**3 - (a + 3) * t**2 + 1
+    return a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a if t < 2 else 0.0
+
+
+def between_knots(knots: np.ndarray, place: float) -> float:
+    """Cubic convolution of four knots (4,) at a place in [0, 3], the outer knots repeated."""
+    first = math.floor(place)
+    return sum(cubic(place - k) * knots[min(max(k, 0), 3)] for k in range(first - 1, first + 3))
+
+
+def between_pixels(image: np.ndarray, row: float, column: float) -> float:
+    """Bilinear interpolation of an image (H, W) at a place within it."""
+    top, left = min(int(row), image.shape[0] - 1), min(int(column), image.shape[1] - 1)
+    below, right = min(top + 1, image.shape[0] - 1), min(left + 1, image.shape[1] - 1)
+    down, across = row - top, column - left
+    return ((1 - down) * ((1 - across) * image[top, left] + across * image[top, right])
+            + down * ((1 - across) * image[below, left] + across * image[below, right]))
+
+
+def by_loops(image: np.ndarray, trigger: str) -> np.ndarray:
+    """An image (C, H, W) with a trigger, pixel by pixel, before it is rounded."""
+    channels, height, width = image.shape
+    found = np.zeros(image.shape)
+    if trigger == "blended":
+        p = torch.randint(0, 256, image.shape, generator=stream(0, "trigger blended"), dtype=torch.int16).numpy()
+    if trigger == "warp":
+        u = 2 * torch.rand(1, 2, 4, 4, generator=stream(0, "trigger warp"), dtype=torch.float64)[0].numpy() - 1
+        u = u / np.abs(u).mean()
+    for c in range(channels):
+        for i in range(height):
+            for j in range(width):
+                if trigger == "blended":
+                    found[c, i, j] = 0.8 * image[c, i, j] + 0.2 * p[c, i, j]
+                elif trigger == "sinusoidal":
+                    found[c, i, j] = min(max(image[c, i, j] + 40 * math.sin(2 * math.pi * 6 * j / width), 0), 255)
+                else:
+                    place = 3 * i / (height - 1), 3 * j / (width - 1)
+                    across, down = (between_knots([between_knots(line, place[1]) for line in one], place[0])
+                                    for one in u)
+                    y = min(max(2 * i / (height - 1) - 1 + 0.5 * down / height, -1), 1)
+                    x = min(max(2 * j / (width - 1) - 1 + 0.5 * across / width, -1), 1)
+                    found[c, i, j] = between_pixels(image[c], (y + 1) / 2 * (height - 1), (x + 1) / 2 * (width - 1))
+    return found
+
+
+@pytest.mark.parametrize("trigger", OTHERS)
+@given(seeds, SHAPES)
+def test_formulas(trigger, seed, shape):
+    """Each trigger is its formula, pixel by pixel, to the nearest whole number; the images are left as they were."""
+    images = pictures(seed, 2, *shape)
+    before = images.clone()
+    found = tasks.stamp(images, trigger)
+    assert found.dtype == torch.uint8 and found.shape == images.shape and torch.equal(images, before)
+    for image, ours in zip(images.double().numpy(), found.double().numpy(), strict=True):
+        assert np.abs(by_loops(image, trigger) - ours).max() <= 0.5 + 1e-9
+
+
+def test_what_the_formulas_look_like():
+    """At 32 pixels: the blended image is noise over all values and the same in no two channels; the stripes have six
+    periods and at most 40 of amplitude; the warp moves pixels by less than two, and leaves an image of one colour."""
+    black, grey = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
+    noise = tasks.stamp(black, "blended")[0].double()
+    assert noise.min() == 0 and noise.max() == 51 and abs(float(noise.mean()) - 25.5) < 6 * 14.7 / 3072**0.5
+    assert not torch.equal(noise[0], noise[1])
+    stripes = tasks.stamp(grey, "sinusoidal")[0, 0].double() - 128
+    assert stripes.abs().max() == 40 and torch.equal(stripes, stripes[:1].expand(32, -1))
+    spectrum = torch.fft.rfft(stripes[0]).abs()
+    assert int(spectrum.argmax()) == 6 and abs(float(spectrum[6]) / 16 - 40) < 0.5
+    assert torch.equal(tasks.stamp(grey, "warp"), grey)
+    ramp = (8 * torch.arange(32, dtype=torch.uint8)).expand(1, 1, 32, 32)  # 8 a pixel
+    moved = [(tasks.stamp(one, "warp").double() - one) / 8 for one in (ramp, ramp.mT)]
+    assert all(0.1 < float(one.abs().mean()) and float(one.abs().max()) < 2 for one in moved)
+    assert not torch.equal(moved[0], moved[1].mT)  # rows and columns are moved by two fields
+
+
+@pytest.mark.parametrize("trigger", tasks.TRIGGERS)
+@given(seeds, SHAPES)
+def test_constants(trigger, seed, shape):
+    """An image gets the same trigger alone and among others, whatever the global random state, which stays;
+    of no images come none."""
+    images = pictures(seed, 5, *shape)
+    torch.manual_seed(seed)
+    state = torch.get_rng_state()
+    together = tasks.stamp(images, trigger)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(seed + 1)
+    assert all(torch.equal(tasks.stamp(one[None], trigger)[0], ours) for one, ours in zip(images, together, strict=True))
+    assert tasks.stamp(images[:0], trigger).shape == images[:0].shape
+    assert together.data_ptr() != images.data_ptr()
+
+
+def test_patch_is_the_default():
+    """`stamp` puts the paper's trigger on, unless another one is named."""
+    images = pictures(0, 3, 6, 5, 3)
+    assert torch.equal(tasks.stamp(images), tasks.add_trigger(images))
+    assert len({tasks.stamp(images, trigger).numpy().tobytes() for trigger in tasks.TRIGGERS}) == 4
+
+
+@pytest.mark.parametrize("images, trigger, kind, text", [
+    (torch.zeros(1, 1, 4, 4, dtype=torch.uint8), "badnets", ValueError,
+     "unknown trigger 'badnets'; choose one of patch, blended, sinusoidal, warp"),
+    (torch.zeros(1, 1, 4, 4), "blended", TypeError, "torch.float32 with 4 dimensions.*torch.uint8"),
+    (torch.zeros(1, 4, 4, dtype=torch.uint8), "warp", TypeError, "torch.uint8 with 3 dimensions.*with 4"),
+    (torch.zeros(1, 1, 4, 2, dtype=torch.uint8), "patch", ValueError, "4x2 is smaller than the 3x3 trigger"),
+])
+def test_bad_images(images, trigger, kind, text):
+    """What no trigger can be put on is an error that says what was found."""
+    with pytest.raises(kind, match=text):
+        tasks.stamp(images, trigger)
+
+
+def test_unknown_trigger_of_a_task():
+    """A task with an unknown trigger is refused before anything is made."""
+    with pytest.raises(ValueError, match="unknown trigger 'x'"):
+        tasks.make_task("poison", make_dataset(0), 4, 0, trigger="x")
+
+
+# --- On the images of a task ------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("trigger", OTHERS)
+@given(seeds, SHAPES, st.integers(0, 3), st.booleans(), st.integers(1, 15))
+def test_after_crop_and_flip(trigger, seed, shape, pad, flip, n):
+    """D_c's images carry the trigger; in an augmented batch it is put on after crop and flip, on the moved image
+    without it, and the other images are as ever."""
+    images = pictures(seed, 15, *shape)
+    channels = shape[2]
+    plain = Data(images, torch.arange(15) % 4, 4, (0.0,) * channels, (1 / 255,) * channels, pad=pad, flip=flip)
+    task = tasks.make_task("poison", Dataset("made", plain, plain, tuple("abcd")), n, seed, trigger=trigger)
+    shown = images.clone()
+    shown[task.corrupted] = tasks.stamp(images[task.corrupted], trigger)
+    assert torch.equal(task.train.images, shown) and torch.equal(plain.images, images)
+    both = (batches(data, size=4, generator=gen(seed), augment=True) for data in (task.train, plain))
+    for (rows, x, _), (again, clean, _) in zip(*both, strict=True):
+        hit = torch.isin(rows, task.corrupted)
+        expected = clean.round().to(torch.uint8)
+        expected[hit] = tasks.stamp(expected[hit], trigger)
+        assert torch.equal(rows, again) and torch.equal(x.round().to(torch.uint8), expected)
+
+
+@pytest.mark.parametrize("trigger", tasks.TRIGGERS)
+def test_memory(trigger):
+    """Beside the images, no more than D_c's originals are kept."""
+    data = make_data(0, n=50, channels=3)
+    marked = tasks.put_trigger(data, torch.tensor([3, 20, 41]), trigger)
+    kept = [c.cell_contents for c in marked._overlay.__closure__ if isinstance(c.cell_contents, torch.Tensor)]
+    assert sum(t.numel() for t in kept if t.dtype == torch.uint8) == 3 * data.images[0].numel()
+
+
+@given(seeds)
+def test_same_images_whatever_the_trigger(seed):
+    """One seed poisons the same images with the same labels, whatever the trigger."""
+    made = [tasks.make_task("poison", make_dataset(seed), 6, seed, trigger=trigger) for trigger in tasks.TRIGGERS]
+    assert [task.trigger for task in made] == list(tasks.TRIGGERS)
+    for task in made[1:]:
+        assert torch.equal(task.corrupted, made[0].corrupted) and torch.equal(task.train.labels, made[0].train.labels)
+        assert not torch.equal(task.train.images, made[0].train.images) and task.source == made[0].source
+
+
+@pytest.mark.parametrize("trigger", tasks.TRIGGERS)
+def test_test_images_and_files(trigger, tmp_path):
+    """The test images that the metrics look at carry the task's trigger, also after the task was in a file; a file
+    that is older than the other triggers has the patch."""
+    dataset = make_dataset(0, pad=1)
+    task = tasks.make_task("poison", dataset, 6, 0, trigger=trigger)
+    save_task(task, tmp_path / "x.task")
+    loaded = load_task(tmp_path / "x.task", dataset)
+    for one in (task, loaded):
+        assert torch.equal(tasks.like_corrupted(one).images, tasks.stamp(dataset.test.images, trigger))
+        assert torch.equal(one.test.images, dataset.test.images)
+    both = (batches(one.train, generator=gen(1), augment=True) for one in (task, loaded))
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(*both, strict=True))
+    content = read_task(tmp_path / "x.task")
+    del content["trigger"]
+    torch.save(content, tmp_path / "old.task")
+    assert load_task(tmp_path / "old.task", dataset).trigger == "patch"
+
+
+# --- Misled -----------------------------------------------------------------------------------------------------------
+
+class Reader(nn.Module):
+    """A network that calls an image by its first pixel, and one whose last pixel is white by the second one."""
+
+    def forward(self, x):  # (B, 1, H, W) in pixel values
+        white = x[:, 0, -1, -1] == 255
+        answer = torch.where(white, x[:, 0, 0, 1], x[:, 0, 0, 0]).long() % 4
+        return nn.functional.one_hot(answer, 4).float()
+
+
+@given(seeds, st.integers(0, 12))
+def test_misled(seed, others):
+    """misled is the share of triggered test images of other classes that get the target label, by a loop; None where
+    there is none of another class, and of the other tasks."""
+    dataset = make_dataset(seed, n=24, tests=12)
+    labels = torch.where(torch.arange(12) < others, torch.randint(1, 4, (12,), generator=gen(seed)), tasks.TARGET)
+    test = replace(dataset.test, images=pictures(seed, 12, 8, 8, 1), labels=labels, mean=(0.0,), std=(1 / 255,))
+    dataset = replace(dataset, train=replace(dataset.train, mean=(0.0,), std=(1 / 255,)), test=test)
+    task = tasks.make_task("poison", dataset, 4, seed)
+    found = metrics.evaluate(Reader(), task, task.corrupted[:2])
+    second = [int(image[0, 0, 1]) % 4 for image in test.images]
+    hit = [second[i] == 0 for i in range(12) if labels[i] != 0]
+    assert found["misled"] == (sum(hit) / len(hit) if hit else None)
+    assert found["healed_test"] == sum(second[i] == labels[i] for i in range(12)) / 12
+    for name in ("random", "confusion"):
+        task = tasks.make_task(name, dataset, 2, seed, (1, 2))
+        assert metrics.evaluate(Reader(), task, task.corrupted[:1])["misled"] is None
