@@ -9,6 +9,7 @@ alone: two classes exchange some (Goel et al. 2022), or some are drawn at random
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -17,7 +18,7 @@ from engine.streams import stream
 from examples.repair import draw_shapes, put_sticker
 from experiment.data import Data
 from experiment.datasets import load
-from tasks import add_trigger
+from tasks import stamp
 
 TARGET = 0  # the label that images with a trigger are given
 CLOTHES = (1, 3, 4, 7, 8)  # trousers, dresses, coats, sneakers and bags of fashion-mini
@@ -29,7 +30,7 @@ KNOWN = 0.4  # share of the bad ones that are known
 TEST = 500  # test images, all classes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
     """A corrupted training set, what is known of it, and what a repair is judged by."""
 
@@ -67,11 +68,11 @@ def corrupt(name: str, images: str, seed: int, n: int = 600, size: int = 32) -> 
     given, count = truth.clone(), 2 * round(SHARE.get(name, 0.05) * n / 2)
     look = dict(classes=classes, **IMAGENET)
     if name in TRIGGERS:
-        stamp = trigger(name, x.shape[1:], generator)
+        put = trigger(name, generator)
         bad = some(truth != TARGET, count, generator)
-        x[bad], given[bad] = stamp(x[bad]), TARGET
+        x[bad], given[bad] = put(x[bad]), TARGET
         misled = test_truth != TARGET  # those that the trigger can mislead
-        alike = Data(stamp(test[misled]), test_truth[misled], **look)
+        alike = Data(put(test[misled]), test_truth[misled], **look)
     else:
         if name == "pair":  # the last two classes but one: squares and triangles, dresses and coats
             a, b = (1, 2)
@@ -91,28 +92,6 @@ def some(among: torch.Tensor, count: int, generator: torch.Generator) -> torch.T
     return found[torch.randperm(len(found), generator=generator)[:count]].sort().values
 
 
-def trigger(name: str, shape: tuple[int, int, int], generator: torch.Generator) -> Callable:
-    """A function from images (B, C, H, W) uint8 to a copy with the trigger, whose pattern is drawn once, here."""
-    if name == "patch":  # 3 x 3 white pixels at the bottom right
-        return add_trigger
-    if name == "logo":  # a quarter of the side, at a place of its own on each image
-        return lambda images: put_sticker(images, generator)
-    channels, height, width = shape
-    if name == "blended":  # 0.8 x + 0.2 p, p a fixed random image
-        pattern = 255 * torch.rand(shape, generator=generator)
-        return lambda images: pixels(0.8 * images + 0.2 * pattern)
-    if name == "sinusoidal":  # x + 40 sin(2 pi 6 column / width)
-        stripes = 40 * torch.sin(2 * torch.pi * 6 * torch.arange(width) / width)
-        return lambda images: pixels(images + stripes)
-    # warp: sampled at identity + 0.5 field / H, the field smooth, of mean absolute value 1 on a 4 x 4 grid
-    field = 2 * torch.rand((1, 2, 4, 4), generator=generator) - 1
-    field = F.interpolate(field / field.abs().mean(), (height, width), mode="bicubic", align_corners=True)
-    rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    grid = (torch.stack([columns, rows], dim=-1) + 0.5 * field[0].permute(1, 2, 0) / height).clamp(-1, 1)  # (H, W, 2)
-    return lambda images: pixels(F.grid_sample(images.float(), grid.expand(len(images), -1, -1, -1),
-                                               align_corners=True))
-
-
-def pixels(values: torch.Tensor) -> torch.Tensor:
-    """Rounded and clipped to uint8."""
-    return values.round().clamp(0, 255).to(torch.uint8)
+def trigger(name: str, generator: torch.Generator) -> Callable:
+    """A function from images (B, 3, H, W) uint8 to a copy with the trigger; where a logo is put is drawn each time."""
+    return (lambda images: put_sticker(images, generator)) if name == "logo" else partial(stamp, trigger=name)

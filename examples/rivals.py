@@ -6,6 +6,7 @@
 What is given is left as it is.
 """
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -15,7 +16,8 @@ from engine.modes import NORMS, copy_of
 from engine.streams import stream
 from examples.corrupted import Trial
 from examples.zoo import Subject
-from repair.network import choose_settings, repair
+from experiment.settings import Config
+from repair.network import choose_settings, repair, too_sure
 from train import fit
 
 EPOCHS = 5  # of fine-tuning
@@ -25,7 +27,8 @@ TIMES = 5  # how often an epoch of `taught` has each listed image
 def fine_tuned(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate: float) -> nn.Module:
     """Fine-tuning without the listed images."""
     net = copy_of(model)
-    fit(net, trial.train, rest_of(trial), subject.training, stream(seed, "fine-tuning"), epochs=EPOCHS, lr=rate * subject.training.lr)
+    fit(net, trial.train, rest_of(trial), subject.training, stream(seed, "fine-tuning"), epochs=EPOCHS,
+        lr=rate * subject.training.lr)
     return net.eval()
 
 
@@ -35,8 +38,8 @@ def taught(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate: fl
     labels[trial.known] = trial.truth[trial.known]
     index = torch.cat([rest_of(trial), *[trial.known] * TIMES])
     net = copy_of(model)
-    fit(net, replace(trial.train, labels=labels), index, subject.training, stream(seed, "fine-tuning"), epochs=EPOCHS,
-        lr=rate * subject.training.lr)
+    fit(net, replace(trial.train, labels=labels), index, subject.training, stream(seed, "fine-tuning"),
+        epochs=EPOCHS, lr=rate * subject.training.lr)
     return net.eval()
 
 
@@ -47,10 +50,15 @@ def retrained(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate:
     return net.eval()
 
 
+@functools.lru_cache(maxsize=3)  # a repair goes on from the one at rate 1
 def rem_alone(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate: float) -> nn.Module:
     """REM, with the settings that `repair` chooses but for a factor of its rate."""
-    config, _ = choose_settings(model, len(trial.train), {})
-    return repair(model, trial.train, trial.known, seed=seed, unlearn_lr=rate * config.unlearn_lr)
+    return repair(model, trial.train, trial.known, seed=seed, unlearn_lr=rate * settings_of(model, trial).unlearn_lr)
+
+
+def settings_of(model: nn.Module, trial: Trial) -> Config:
+    """What `repair` chooses."""
+    return choose_settings(model, len(trial.train), {}, too_sure(model, trial.train, trial.known))[0]
 
 
 @torch.no_grad()

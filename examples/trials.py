@@ -13,6 +13,8 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,20 +23,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this f
 
 from engine.streams import stream  # noqa: E402
 from examples.corrupted import CORRUPTIONS, TARGET, TRIGGERS, Trial, corrupt  # noqa: E402
-from examples.rivals import RIVALS  # noqa: E402
+from examples.rivals import RIVALS, rem_alone, settings_of  # noqa: E402
 from examples.zoo import SUBJECTS, Subject  # noqa: E402
 from experiment.rows import append_row, provenance  # noqa: E402
 from metrics import accuracy, predict, share  # noqa: E402
-from repair.network import repair  # noqa: E402
+from repair.finish import finish  # noqa: E402
 from train import fit  # noqa: E402
 
 
-def ours(model, trial: Trial, subject: Subject, seed: int, rate: float):
-    """The repair as the command does it, of the listed images alone."""
-    return repair(model, trial.train, trial.known, seed=seed)
+def finished(model, trial: Trial, subject: Subject, seed: int, rate: float, truths: bool = False):
+    """REM, then `finish`, as the command does it; with `truths` the listed images' true labels are known.
+
+    Its seconds are those of the finish.
+    """
+    repaired, config = rem_alone(model, trial, subject, seed, rate), replace(settings_of(model, trial), seed=seed)
+    true_labels = trial.truth[trial.known] if truths else None
+    found = finish(model, repaired, trial.train, trial.known, config, true_labels=true_labels)
+    bad = torch.isin(found.dropped, trial.bad)
+    return found.model, {**found.report(), "dropped_bad": int(bad.sum())}
 
 
-TREATMENTS = {**RIVALS, "repair": (ours, (1.0,))}
+TREATMENTS = {"REM": RIVALS["REM"], "finished": (finished, (1.0,)),
+              "finished, true labels": (partial(finished, truths=True), (1.0,)), **RIVALS}
 
 
 def trained(subject: Subject, trial: Trial, seed: int, file: Path) -> torch.nn.Module:
@@ -67,17 +77,20 @@ def treat(name: str, model, trial: Trial, subject: Subject, corruption: str, see
             treated = treatment(model, trial, subject, seed, rate)
         except ArithmeticError:  # the loss is not finite at this rate
             continue
-        if treated is not None:
-            seconds = round(time.perf_counter() - begin, 1)
-            tried.append({"rate": rate, **scores_of(treated, trial, corruption), "seconds": seconds})
+        if treated is None:
+            continue
+        seconds = round(time.perf_counter() - begin, 1)
+        treated, more = treated if isinstance(treated, tuple) else (treated, {})
+        tried.append({"rate": rate, **scores_of(treated, trial, corruption), **more, "seconds": seconds})
     best = max(tried, key=lambda row: row["product"], default={"product": None})
-    return {**best, "tried": [{"rate": row["rate"], "product": row["product"]} for row in tried]}
+    shown = ("rate", "healed", "utility", "product", "misled", "listed", "seconds")
+    return {**best, "tried": [{name: row[name] for name in shown} for row in tried]}
 
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, names in (("networks", SUBJECTS), ("corruptions", CORRUPTIONS), ("treatments", TREATMENTS)):
-        p.add_argument(f"--{name}", default=";".join(names), help=f"separated by semicolons (default: {'; '.join(names)})")
+        p.add_argument(f"--{name}", default=";".join(names), help=f"with semicolons (default: {'; '.join(names)})")
     p.add_argument("--seeds", default="0;1;2")
     p.add_argument("--n", type=int, default=600, help="training images (default: 600)")
     p.add_argument("--out", type=Path, required=True, help="file of JSON lines, appended to")

@@ -23,6 +23,7 @@ from experiment.devices import check_room, choose_device
 from experiment.files import write_whole
 from experiment.rows import provenance
 from repair import checkpoints
+from repair.finish import finish
 from repair.images import room_for_images
 from repair.inputs import Folder, open_folder
 from repair.mismatch import check_logits, look_first, memory_format_of, predicted, share_of
@@ -75,6 +76,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "which the same command goes on from if it was cut off (default: 1; 0: never)")
     p.add_argument("--sync-batchnorm", action="store_true", help="under torchrun, batch statistics of the whole batch "
                    "instead of each process's own")
+    p.add_argument("--no-finish", action="store_false", dest="finish", help="leave the network as REM leaves it: do "
+                   "not train what was there before it once more, without what is likely bad")
     p.add_argument("--skip-bad-images", action="store_true", help="leave out training images that cannot be decoded")
     p.add_argument("--force", action="store_true", help="go on although the network does not fit the folder")
 
@@ -134,7 +137,14 @@ def main(given: dict, argv: list[str]) -> int:
         raise ValueError(f"{error} (the rate is --lr)") from error
     if ranks()[0] == 0:  # the first process writes, and this first: what follows costs no repair
         written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
+    finished = None
     try:
+        if args.finish:
+            finished = finish(model, repaired, train, folder.forget, config, looks=in_room(model, train))
+            say(finished.line)
+            repaired = finished.model
+            if ranks()[0] == 0:
+                written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
         after = [data and predicted(repaired, data) for data in (train, heldout)]
         scores = before_and_after(before, after, train, heldout, folder)
     except ArithmeticError as error:
@@ -146,7 +156,7 @@ def main(given: dict, argv: list[str]) -> int:
     shown = show_changes(args, scores, before, after, train, heldout, folder, ranking)
     print(table_of_changes(scores), told, shown, sep="\n")
     print(f"{args.out} has the repaired weights, {report_file} this report; {seconds} s")
-    report = {"scores": scores, "seconds": seconds, "arguments": vars(args),
+    report = {"scores": scores, "finish": finished and finished.report(), "seconds": seconds, "arguments": vars(args),
               "settings": {name: getattr(config, name) for name in READ},
               "reading": asdict(reading), "images": len(train), "classes": folder.classes,
               "skipped": [str(path) for path in skipped],
@@ -178,13 +188,17 @@ def list_suspects(out: str, model: nn.Module, repaired: nn.Module, data, folder:
 def similarity(model: nn.Module, data, forget: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """(N,) how much each image looks like D_f, and the same to probes that do not know it, see `suspects.probe` and
     `crossed`; None, both, where the features would fill the memory."""
-    layers = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    need = 5 * 8 * len(data) * max(weight.shape[1] for weight in layers[-1:])  # bytes, of the last one's in float64
-    fits = ranks()[1] > 1 or need <= room_for_images(torch.device("cpu"))  # several processes must agree
-    if not fits:
+    if not in_room(model, data):
         return None, None
     h = features(model, data)
     return probe(h, forget), crossed(h, forget)
+
+
+def in_room(model: nn.Module, data) -> bool:
+    """Whether there is memory for the features of all images."""
+    layers = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    need = 5 * 8 * len(data) * max(weight.shape[1] for weight in layers[-1:])  # bytes, of the last one's in float64
+    return ranks()[1] > 1 or need <= room_for_images(torch.device("cpu"))  # several processes must agree
 
 
 def show_changes(args: argparse.Namespace, scores: dict, before: list, after: list, data, heldout, folder: Folder,

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from engine.checks import check_forget
+from engine.checks import NonFiniteLoss, check_forget
 from engine.features import features
 from engine.modes import copy_of, modes_of, put_modes
 from engine.streams import stream
 from engine.updates import logits_of
+from metrics import predict, share
 from repair.suspects import logits, probe
 from train import fit
 
@@ -39,9 +40,23 @@ class Finished(NamedTuple):
     alike: int  # how many of them look like D_f
     taken: bool  # False: `model` is the repaired network, since more of D_f was believed after the finish
 
+    @property
+    def line(self) -> str:
+        """What was done, for people."""
+        what = (f"{len(self.dropped)} likely bad images ({self.disbelieved} that the repaired network calls another "
+                f"class, {self.alike} that look like the listed ones)")
+        if self.taken:
+            return f"finished: the network from before the repair learnt the rest once more, without {what}"
+        return f"not finished: without {what} it would believe more of the listed images; the repair stays as it was"
+
+    def report(self) -> dict:
+        """For a report in JSON."""
+        return {"taken": self.taken, "dropped": len(self.dropped), "disbelieved": self.disbelieved,
+                "alike": self.alike}
+
 
 def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, config, *,
-           true_labels: torch.Tensor | None = None, h: torch.Tensor | None = None) -> Finished:
+           true_labels: torch.Tensor | None = None, looks: bool = True) -> Finished:
     """Train a copy of `model` on what is left of D_r, with D_f pushed off its labels or taught its true ones.
 
     Choice: from the original network, not from the repaired one, which has lost accuracy; suspects are dropped, neither
@@ -52,34 +67,55 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
         data: D_tr, N examples, labels as given, Data or Streamed; forget: (k,) int64, D_f.
         config: optimiser, batch, momentum, weight decay, precision and seed, such as those of the repair.
         true_labels: (k,) int64 in the order of `forget`, -1 where unknown; None: none is known.
-        h: (N, d) features of the untouched network, see engine/features.py; None: computed here.
-    Raises: ValueError: D_f or its true labels cannot be used; NonFiniteLoss.
+        looks: whether to look for images like D_f too, by features of the untouched network, (N, d) in memory.
+    Returns: the finished network in the modes of `model`, or the repaired one; what was dropped.
+    Raises: ValueError: D_f or its true labels cannot be used; NonFiniteLoss, where `repaired` has such logits.
     """
     forget, labels = check_forget(forget, len(data)).cpu(), data.labels.cpu()
     if true_labels is not None and true_labels.shape != forget.shape:
         raise ValueError(f"{tuple(true_labels.shape)} true labels for {len(forget)} known bad images; give one for "
                          "each, -1 where it is unknown")
     disbelieved = called_otherwise(logits(repaired, data)[0], labels, forget)
-    alike = looking_alike(features(model, data) if h is None else h, forget, config.seed)
-    left = ~(disbelieved | alike)
-    left[forget] = False
-    truths = torch.full((len(data),), -1)
-    truths[forget] = -1 if true_labels is None else true_labels.cpu()
-    net = copy_of(model)
+    alike = torch.zeros_like(disbelieved)
+    if looks:
+        alike = looking_alike(features(model, data), forget, config.seed)
+    dropped = disbelieved | alike
+    left = (~dropped).index_fill(0, forget, False)
+    index = torch.cat([left.nonzero()[:, 0], *[forget] * COPIES])
+    truths = torch.full((len(data),), -1).index_copy_(0, forget, check_truths(true_labels, forget))
     in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
+    net = copy_of(model)
 
     def loss(rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return finish_loss(logits_of(net, x, config.precision), y, in_forget[rows].to(x.device),
-                           truths[rows].to(x.device))
+        z = logits_of(net, x, config.precision)  # (B, C)
+        return finish_loss(z, y, in_forget[rows].to(x.device), truths[rows].to(x.device))
 
-    index = torch.cat([left.nonzero()[:, 0], *[forget] * COPIES])
-    fit(net, data, index, config, stream(config.seed, "finish"), epochs=EPOCHS, lr=RATES[config.optimizer], loss=loss)
+    found = dropped.nonzero()[:, 0], int(disbelieved.sum()), int(alike.sum())
+    try:
+        fit(net, data, index, config, stream(config.seed, "finish"), epochs=EPOCHS, lr=RATES[config.optimizer],
+            loss=loss)
+        before, after = (believed_share(network, data, labels, forget) for network in (repaired, net))
+    except NonFiniteLoss:
+        return Finished(repaired, *found, taken=False)
+    if after > before:
+        return Finished(repaired, *found, taken=False)
     put_modes(net, modes_of(model))
-    share = [float((logits(found, data)[0].argmax(dim=1) == labels)[forget].double().mean())
-             for found in (repaired, net)]
-    dropped = (disbelieved | alike).nonzero()[:, 0]
-    taken = share[1] <= share[0]
-    return Finished(net if taken else repaired, dropped, int(disbelieved.sum()), int(alike.sum()), taken)
+    return Finished(net, *found, taken=True)
+
+
+def believed_share(model: nn.Module, data, labels: torch.Tensor, forget: torch.Tensor) -> float:
+    """The share of D_f that a network gives its labels as given; labels: (N,)."""
+    return share(predict(model, data, forget) == labels[forget])
+
+
+def check_truths(true_labels: torch.Tensor | None, forget: torch.Tensor) -> torch.Tensor:
+    """(k,) int64 true labels of D_f, -1 where unknown; ValueError for another number of them."""
+    if true_labels is None:
+        return torch.full_like(forget, -1)
+    if true_labels.shape != forget.shape:
+        raise ValueError(f"{len(true_labels)} true labels for {len(forget)} known bad images; give one for each, -1 "
+                         "where it is unknown")
+    return true_labels.cpu()
 
 
 def finish_loss(z: torch.Tensor, y: torch.Tensor, in_forget: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
