@@ -139,7 +139,7 @@ def main(given: dict, argv: list[str]) -> int:
         written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
     finished = None
     try:
-        if args.finish:
+        if args.finish and config.unlearn_epochs:
             finished = finish(model, repaired, train, folder.forget, config, looks=in_room(model, train))
             say(finished.line)
             repaired = finished.model

@@ -8,7 +8,6 @@ network, which has lost nothing, learns the rest once more, while D_f is pushed 
 trigger that is still in the rest is not learnt again. Measured in results/repair/README.md, beside what was tried.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -28,7 +27,7 @@ EPOCHS = 4  # over what is left
 COPIES = 5  # of each image of D_f in an epoch
 RATES = {"sgd": 0.01, "adam": 5e-4}  # peak, down to a fifth
 FOLDS = 5  # in which images of D_f are held out
-MOST = 0.25  # share of the images: where as many look like D_f, its looks tell nothing apart
+MOST = 0.25  # share of the images: where as many may look like D_f, its looks tell nothing apart
 
 
 class Finished(NamedTuple):
@@ -72,9 +71,6 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     Raises: ValueError: D_f or its true labels cannot be used; NonFiniteLoss, where `repaired` has such logits.
     """
     forget, labels = check_forget(forget, len(data)).cpu(), data.labels.cpu()
-    if true_labels is not None and true_labels.shape != forget.shape:
-        raise ValueError(f"{tuple(true_labels.shape)} true labels for {len(forget)} known bad images; give one for "
-                         "each, -1 where it is unknown")
     disbelieved = called_otherwise(logits(repaired, data)[0], labels, forget)
     alike = torch.zeros_like(disbelieved)
     if looks:
@@ -145,10 +141,10 @@ def looking_alike(h: torch.Tensor, forget: torch.Tensor, seed: int) -> torch.Ten
     """The images that look like D_f as much as held-out members of D_f do.
 
     A fifth of D_f at a time is put among the others and a probe tells the rest of D_f from them, so that its held-out
-    members are found as an undiscovered bad image would be. Where a share r of them lies above a similarity, so does
-    that share of the undiscovered ones; above it lie q others, so that at most q / r are bad. The similarity is the one
-    of a held-out member at which q / r is least, among those with r >= 1/2. If that is more than MOST of all images,
-    D_f does not look like anything of its own (wrong labels do not), and none is returned.
+    members are found as an undiscovered bad image would be. Above a similarity lies a share r of them, and so of the
+    undiscovered ones, and a share q of the others. The similarity is that of a held-out member at which r - q is
+    largest (Youden's index): most of the bad, few of the good. There, about q / r of the others could be bad at most;
+    where that is more than MOST, D_f looks like nothing of its own (wrong labels do not), and none is returned.
     Args: h: (N, d) features; forget: (k,) int64; seed: of the fifths. None is alike to fewer than four.
     """
     n, k, folds = len(h), len(forget), min(FOLDS, len(forget))
@@ -162,9 +158,8 @@ def looking_alike(h: torch.Tensor, forget: torch.Tensor, seed: int) -> torch.Ten
         similar = probe(h, order[~torch.isin(order, out)])  # (N,)
         own[out], mean = similar[out], mean + similar / folds
     rest = ~none.index_fill(0, forget, True)
-    best, threshold = math.inf, math.inf
-    for above, value in enumerate(own[forget].sort(descending=True).values.tolist(), 1):
-        bound = int((mean[rest] >= value).sum()) * k / above
-        if 2 * above >= k and bound <= best:
-            best, threshold = bound, value
-    return rest & (mean >= threshold) if best <= MOST * n else none
+    held_out = own[forget].sort(descending=True).values  # (k,)
+    r = torch.arange(1, k + 1) / k
+    q = (mean[rest] >= held_out[:, None]).double().mean(dim=1)  # (k,)
+    best = int((r - q).argmax())
+    return rest & (mean >= held_out[best]) if q[best] <= MOST * r[best] else none
