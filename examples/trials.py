@@ -1,7 +1,8 @@
 """How well a repair heals networks and corruptions that it was not made on, beside what else one could do.
 
     python examples/trials.py --out runs/trials.jsonl                   # every network, corruption, treatment and seed
-    python examples/trials.py --out FILE --networks VGG --seeds 0 --treatments REM,CLP
+    python examples/trials.py --out FILE --networks VGG --seeds "0;1" --treatments "REM;CLP"
+    python examples/trials.py --out FILE --table                        # the table of what is there
 
 600 images of which 5 % have a trigger and a wrong label, or 10 % a wrong label; 40 % of these are known. A row is
 appended for each treatment of each trained network; one that is there is skipped, so the same command goes on. The
@@ -16,6 +17,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -94,6 +96,7 @@ def main() -> int:
     p.add_argument("--seeds", default="0;1;2")
     p.add_argument("--n", type=int, default=600, help="training images (default: 600)")
     p.add_argument("--out", type=Path, required=True, help="file of JSON lines, appended to")
+    p.add_argument("--table", action="store_true", help="print the table of the rows, and run nothing")
     args = p.parse_args()
     asked = {name: getattr(args, name).split(";") for name in ("networks", "corruptions", "treatments", "seeds")}
     for name, known in (("networks", SUBJECTS), ("corruptions", CORRUPTIONS), ("treatments", TREATMENTS)):
@@ -102,6 +105,9 @@ def main() -> int:
     torch.set_num_threads(1)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    if args.table:
+        print(table(rows))
+        return 0
     key = ("network", "corruption", "seed", "n", "treatment")
     done = {tuple(row[name] for name in key) for row in rows}
     for seed in map(int, asked["seeds"]):
@@ -130,6 +136,58 @@ def run(network: str, corruption: str, seed: int, n: int, treatments: list[str],
         shown = {name: row.get(name) for name in ("healed", "utility", "misled", "rate", "seconds")}
         print(f"{network} | {corruption} | {seed} | {treatment}: "
               f"{before['healed']:.3f}, {before['utility']:.3f} -> {shown}", flush=True)
+
+
+# --- The tables -------------------------------------------------------------------------------------------------------
+
+def table(rows: list[dict]) -> str:
+    """Markdown: means over trials by treatment, then Healed / Utility of each network and corruption, in percent.
+
+    A treatment is compared with `finished` on the trials that have both. Of a failed treatment, such as pruning without
+    BatchNorm, the network stays as it was.
+    """
+    found = {(row["treatment"], *place(row)): row if row["product"] is not None else row["before"] for row in rows}
+    names = [name for name in TREATMENTS if any(key[0] == name for key in found)]
+    places = sorted({place(row) for row in rows}, key=lambda where: (order(where), where[2]))
+    before = {place(row): row["before"] for row in rows}
+    lines = ["| treatment | trials | Healed | Utility | product | finished less it | Utility lost | worst loss |",
+             "|---|---|---|---|---|---|---|---|", means("untouched", before, found, before)]
+    lines += [means(name, {where: found[name, *where] for where in places if (name, *where) in found}, found, before)
+              for name in names]
+    cells = ["| network | corrupted | seeds | learnt | untouched | " + " | ".join(names) + " |",
+             "|---" * (5 + len(names)) + "|"]
+    for network, corruption in dict.fromkeys(where[:2] for where in places):
+        alike = [where for where in places if where[:2] == (network, corruption)]
+        learnt = fmean(before[where]["learnt"] for where in alike)
+        parts = [pair([before[where] for where in alike])]
+        parts += [pair([found[name, *where] for where in alike if (name, *where) in found]) for name in names]
+        cells.append(f"| {network} | {corruption} | {len(alike)} | {100 * learnt:.0f} | {' | '.join(parts)} |")
+    return "\n".join(lines) + "\n\n" + "\n".join(cells)
+
+
+def place(row: dict) -> tuple[str, str, int, int]:
+    """Network, corruption, seed and number of images of a row."""
+    return row["network"], row["corruption"], row["seed"], row["n"]
+
+
+def order(where: tuple) -> tuple[int, int]:
+    """Of lines: as the networks and the corruptions are listed."""
+    return list(SUBJECTS).index(where[0]), CORRUPTIONS.index(where[1])
+
+
+def means(name: str, mine: dict, found: dict, before: dict) -> str:
+    """A line: mean scores over the trials of a treatment, `finished` less it, and what it costs in Utility."""
+    shown = [f"{100 * fmean(row[key] for row in mine.values()):.1f}" for key in ("healed", "utility", "product")]
+    ahead = [found["finished", *where]["product"] - row["product"] for where, row in mine.items()
+             if ("finished", *where) in found]
+    lost = [before[where]["utility"] - row["utility"] for where, row in mine.items()]
+    lead = f"{100 * fmean(ahead):.1f}" if ahead and name != "finished" else ""
+    return f"| {name} | {len(mine)} | {' | '.join(shown)} | {lead} | {100 * fmean(lost):.1f} | {100 * max(lost):.1f} |"
+
+
+def pair(rows: list[dict]) -> str:
+    """Mean Healed / Utility in percent, empty without a row."""
+    return " / ".join(f"{100 * fmean(row[key] for row in rows):.0f}" for key in ("healed", "utility")) if rows else ""
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torchvision import models
+from torchvision.models.vgg import make_layers
 
 from examples.corrupted import IMAGES
 from experiment.settings import Config
@@ -30,21 +31,18 @@ class Subject:
             return self.make(IMAGES[self.images][1])
 
 
+PLAN = [16, "M", 32, "M", 64, 64, "M"]  # channels of the convolutions, M: halved
+
+
 def vgg(classes: int) -> nn.Module:
-    """torchvision's VGG of four convolutions without a norm, and one linear layer."""
-    return vgg_of(models.vgg.make_layers([16, "M", 32, "M", 64, 64, "M"]), classes)
+    """torchvision's layers of a VGG of four convolutions without a norm, and one linear layer."""
+    return nn.Sequential(make_layers(PLAN), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * 64, classes))
 
 
 def vgg_bn(classes: int) -> nn.Module:
     """The same with BatchNorm."""
-    return vgg_of(models.vgg.make_layers([16, "M", 32, "M", 64, 64, "M"], batch_norm=True), classes)
-
-
-def vgg_of(layers: nn.Sequential, classes: int) -> nn.Module:
-    """torchvision's VGG with a small head."""
-    net = models.VGG(layers, num_classes=classes, init_weights=False)
-    net.avgpool, net.classifier = nn.AdaptiveAvgPool2d(2), nn.Linear(4 * 64, classes)
-    return net
+    layers = make_layers(PLAN, batch_norm=True)
+    return nn.Sequential(layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * 64, classes))
 
 
 def timm_resnet(classes: int) -> nn.Module:

