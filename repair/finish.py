@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from engine.checks import NonFiniteLoss, check_forget
 from engine.features import features
 from engine.modes import copy_of, modes_of, put_modes
+from engine.ranks import over_ranks, ranks
 from engine.streams import stream
 from engine.updates import logits_of
 from metrics import predict, share
@@ -74,7 +75,7 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     disbelieved = called_otherwise(logits(repaired, data)[0], labels, forget)
     alike = torch.zeros_like(disbelieved)
     if looks:
-        alike = looking_alike(features(model, data), forget, config.seed)
+        alike = agreed(looking_alike(features(model, data), forget, config.seed), data.device)
     dropped = disbelieved | alike
     left = (~dropped).index_fill(0, forget, False)
     index = torch.cat([left.nonzero()[:, 0], *[forget] * COPIES])
@@ -97,6 +98,13 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
         return Finished(repaired, *found, taken=False)
     put_modes(net, modes_of(model))
     return Finished(net, *found, taken=True)
+
+
+def agreed(found: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """(N,) bool, what most processes of the run have found: the last digits of a probe differ between processors."""
+    votes = found.to(device, torch.float32)
+    over_ranks([votes])
+    return 2 * votes.cpu() > ranks()[1]
 
 
 def believed_share(model: nn.Module, data, labels: torch.Tensor, forget: torch.Tensor) -> float:

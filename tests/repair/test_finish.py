@@ -103,8 +103,9 @@ def test_images_that_get_another_class_are_dropped():
     assert called_otherwise(z, labels, torch.tensor([6])).nonzero()[:, 0].tolist() == [3, 7]
     labels = (z.argmax(dim=1) + 1) % 3
     assert not called_otherwise(z, labels, torch.tensor([6])).any()
-    half = torch.where(torch.arange(8) % 2 == 0, labels, z.argmax(dim=1))  # 0, 2, 4, 6 differ; without 6 three of seven
-    assert called_otherwise(z, half, torch.tensor([6])).nonzero()[:, 0].tolist() == [0, 2, 4]
+    half = torch.where(torch.arange(8) % 2 == 0, labels, z.argmax(dim=1))  # 0, 2, 4, 6 differ
+    assert called_otherwise(z, half, torch.tensor([6, 7])).nonzero()[:, 0].tolist() == [0, 2, 4]  # half of six
+    assert not called_otherwise(z, half, torch.tensor([1, 3, 7])).any()  # four of five
 
 
 @pytest.mark.parametrize("seed", range(4))
