@@ -28,7 +28,6 @@ EPOCHS = 4  # over what is left
 COPIES = 5  # of each image of D_f in an epoch
 RATES = {"sgd": 0.01, "adam": 5e-4}  # peak, down to a fifth
 FOLDS = 5  # in which images of D_f are held out
-WORTH = 20  # good images that may go for each bad one: those can be spared, but a few bad ones bring a trigger back
 MOST = 0.25  # share of the images: where as many may look like D_f, its looks tell nothing apart
 
 
@@ -151,10 +150,10 @@ def looking_alike(h: torch.Tensor, forget: torch.Tensor, seed: int) -> torch.Ten
 
     A fifth of D_f at a time is put among the others and a probe tells the rest of D_f from them, so that its held-out
     members are found as an undiscovered bad image would be. Above a similarity lies a share r of them, and so of the
-    undiscovered ones, and a share q of the M others. The similarity is that of a held-out member at which
-    r k - q M / WORTH is largest: were as many undiscovered as are known, so much more bad than good would be dropped,
-    a bad one weighed as WORTH good ones. There, about q / r of the others could be bad at most; where that is more than
-    MOST, or nothing is gained, D_f looks like nothing of its own (wrong labels do not), and none is returned.
+    undiscovered ones, and a share q of the others. The similarity is that of a held-out member at which r - q is
+    largest (Youden's index): most of the bad, few of the good, and rather too many, since three bad ones that stay can
+    bring a trigger back. There, about q / r of the others could be bad at most; where that is more than MOST, D_f looks
+    like nothing of its own (wrong labels do not), and none is returned.
     Args: h: (N, d) features; forget: (k,) int64; seed: of the fifths. None is alike to fewer than four.
     """
     n, k, folds = len(h), len(forget), min(FOLDS, len(forget))
@@ -171,6 +170,5 @@ def looking_alike(h: torch.Tensor, forget: torch.Tensor, seed: int) -> torch.Ten
     held_out = own[forget].sort(descending=True).values  # (k,)
     r = torch.arange(1, k + 1) / k
     q = (mean[rest] >= held_out[:, None]).double().mean(dim=1)  # (k,)
-    gain = r * k - q * int(rest.sum()) / WORTH
-    best = int(gain.argmax())
-    return rest & (mean >= held_out[best]) if gain[best] > 0 and q[best] <= MOST * r[best] else none
+    best = int((r - q).argmax())
+    return rest & (mean >= held_out[best]) if q[best] <= MOST * r[best] else none

@@ -29,7 +29,7 @@ CONFIG = Config(batch=16, lr=0.05, epochs=25, optimizer="sgd", unlearn_epochs=2)
 
 
 def world(seed: int = 0) -> tuple[Data, torch.Tensor, torch.Tensor, Data]:
-    """160 noisy flat images of three colours, 16 of them with a white corner and label 0; those, ten known, and tests
+    """160 noisy flat images of three colours, 16 of them with a white corner and label 0; those, eight known, and tests
     with the corner at their true labels."""
     generator = stream(seed, "finish")
 
@@ -44,7 +44,7 @@ def world(seed: int = 0) -> tuple[Data, torch.Tensor, torch.Tensor, Data]:
     labels = truth.index_fill(0, bad, 0)
     look = dict(classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
     seen = test_truth != 0
-    return (Data(images, labels, **look), bad, bad[::2].sort().values,
+    return (Data(images, labels, **look), bad, bad[torch.arange(16) % 4 < 2],  # of both classes
             Data(add_trigger(test[seen]), test_truth[seen], **look))
 
 
@@ -146,7 +146,7 @@ def test_a_finish_heals_and_changes_nothing_else(learnt):
     for net, kept in zip((model, repaired), before, strict=True):
         assert all(torch.equal(t, kept[name]) for name, t in net.state_dict().items())
     assert list(found.model.state_dict()) == list(model.state_dict()) and not found.model.training
-    assert accuracy(model, data, known) >= 0.8 and accuracy(found.model, data, known) <= 0.2
+    assert accuracy(model, data, bad) >= 0.8 and accuracy(found.model, data, known) <= 0.2
     assert accuracy(found.model, stamped) >= accuracy(model, stamped) + 0.3
     good = torch.ones(len(data), dtype=torch.bool).index_fill_(0, bad, False).nonzero()[:, 0]
     assert accuracy(found.model, data, good) >= accuracy(model, data, good) - 0.05
