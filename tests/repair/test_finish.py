@@ -22,10 +22,11 @@ from models import build
 from repair import finish as finish_module
 from repair.finish import MOST, called_otherwise, finish, finish_loss, looking_alike
 from repair.network import repair
-from tasks import add_trigger
 from train import fit
 
-CONFIG = Config(batch=16, lr=0.05, epochs=25, optimizer="sgd", unlearn_epochs=2)
+pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # REM alone does not forget this corner
+
+CONFIG = Config(batch=16, lr=0.05, epochs=15, optimizer="sgd", unlearn_epochs=2)
 
 
 def world(seed: int = 0) -> tuple[Data, torch.Tensor, torch.Tensor, Data]:
@@ -40,12 +41,13 @@ def world(seed: int = 0) -> tuple[Data, torch.Tensor, torch.Tensor, Data]:
 
     (images, truth), (test, test_truth) = draw(160), draw(60)
     bad = (truth != 0).nonzero()[:, 0][:16]
-    images[bad] = add_trigger(images[bad])
+    images[bad, :, -5:, -5:] = 255
+    test[:, :, -5:, -5:] = 255
     labels = truth.index_fill(0, bad, 0)
     look = dict(classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
     seen = test_truth != 0
     return (Data(images, labels, **look), bad, bad[torch.arange(16) % 4 < 2],  # of both classes
-            Data(add_trigger(test[seen]), test_truth[seen], **look))
+            Data(test[seen], test_truth[seen], **look))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +149,7 @@ def test_a_finish_heals_and_changes_nothing_else(learnt):
         assert all(torch.equal(t, kept[name]) for name, t in net.state_dict().items())
     assert list(found.model.state_dict()) == list(model.state_dict()) and not found.model.training
     assert accuracy(model, data, bad) >= 0.8 and accuracy(found.model, data, known) <= 0.2
-    assert accuracy(found.model, stamped) >= accuracy(model, stamped) + 0.3
+    assert accuracy(found.model, stamped) >= accuracy(model, stamped) + 0.5
     good = torch.ones(len(data), dtype=torch.bool).index_fill_(0, bad, False).nonzero()[:, 0]
     assert accuracy(found.model, data, good) >= accuracy(model, data, good) - 0.05
     again = finish(model, repaired, data, known, CONFIG)
@@ -173,13 +175,13 @@ def test_what_is_dropped_teaches_nothing(learnt):
 def test_dropped_images_are_left_out_of_training(learnt, monkeypatch):
     """The passes go over what is left once and over each listed image five times, and over nothing else."""
     data, bad, known, stamped, model, repaired = learnt
-    seen = []
+    seen, healed = [], finish(model, repaired, data, known, CONFIG).model
     monkeypatch.setattr(finish_module, "fit", lambda net, data, index, *rest, **more: seen.append(index))
-    found = finish(model, repaired, data, known, CONFIG)
+    found = finish(model, healed, data, known, CONFIG)
     times = torch.bincount(seen[0], minlength=len(data))
     expected = torch.ones(len(data), dtype=torch.int64).index_fill_(0, found.dropped, 0).index_fill_(0, known, 5)
     assert torch.equal(times, expected)
-    assert not found.taken and found.model is repaired  # untrained, it believes more of D_f than the repaired network
+    assert not found.taken and found.model is healed  # untrained, it believes more of D_f than the healed network
     assert found.line.startswith("not finished: ")
 
 
