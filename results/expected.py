@@ -249,7 +249,7 @@ def trials(labels: list[list[str]]) -> list[list[str]]:
 
 
 def candidates(labels: list[list[str]]) -> list[list[str]]:
-    """Healed / Utility of each way to finish a repair on the corruptions that it was chosen on, and its mean product."""
+    """Healed / Utility of each way to finish a repair, on the corruptions that it was chosen on, and mean product."""
     rows, lines = lines_at("results/repair/candidates.jsonl"), []
     for name in dict.fromkeys(row["candidate"] for row in rows):
         runs = {row["corruption"]: row for row in rows if row["candidate"] == name}
