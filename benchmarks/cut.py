@@ -4,7 +4,7 @@
     python benchmarks/cut.py --table results/repair/suspects.jsonl                  # the tables of results/repair
 
 Cells are the three tasks on fashion-mini at two shares of corrupted images and two discovery rates, repaired by REM as
-run.py does it, and the shapes and clothes of examples/trials.py, repaired as `run.py repair` does it. What the networks
+run.py does it, and the shapes and clothes of examples/inner_layers.py, repaired as `run.py repair` does it. What the networks
 say of each image is kept in --keep, so that another cut costs no training. Clean labels are read at the end alone, to
 count.
 """
@@ -23,7 +23,7 @@ from baselines import rem_as_set  # noqa: E402
 from engine.features import features  # noqa: E402
 from engine.streams import stream  # noqa: E402
 from examples.repair import draw_shapes, make  # noqa: E402
-from examples.trials import NETWORKS, clothes  # noqa: E402
+from examples.inner_layers import NETWORKS, clothes  # noqa: E402
 from experiment.cell import corrupt, find, new_model, train_original  # noqa: E402
 from experiment.datasets import load  # noqa: E402
 from experiment.devices import processor  # noqa: E402

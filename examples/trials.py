@@ -1,92 +1,193 @@
-"""How well `repair` heals with the settings that it chooses, also where theta_o2 stands beside inner layers alone.
+"""How well a repair heals networks and corruptions that it was not made on, beside what else one could do.
 
-    python examples/trials.py --out runs/trials.jsonl      # a JSON line per network, choice of layers and seed
+    python examples/trials.py --out runs/trials.jsonl                   # every network, corruption, treatment and seed
+    python examples/trials.py --out FILE --networks VGG --seeds "0;1" --treatments "REM;CLP"
+    python examples/trials.py --out FILE --table                        # the table of what is there
 
-30 of 600 images in three classes carry a sticker and a wrong label; 12 of the 30 are known.
+600 images of which 5 % have a trigger and a wrong label, or 10 % a wrong label; 40 % of these are known. A row is
+appended for each treatment of each trained network; one that is there is skipped, so the same command goes on. The
+trained networks are kept beside the rows, in a folder of their name. Each rival runs at three rates and is taken at the
+one with the best product *on test images*, an advantage: nothing of ours is chosen by clean labels.
 """
 
 import argparse
 import json
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
-from torch.nn import functional as F
-from torchvision import models
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this file's own folder
 
-from repair import command
-from experiment.datasets import load  # noqa: E402
-from examples.repair import draw_shapes, make, right  # noqa: E402
-from models import build  # noqa: E402
 from engine.streams import stream  # noqa: E402
-from experiment.settings import Config  # noqa: E402
+from examples.corrupted import CORRUPTIONS, TARGET, TRIGGERS, Trial, corrupt  # noqa: E402
+from examples.rivals import RIVALS, rem_alone, settings_of  # noqa: E402
+from examples.zoo import SUBJECTS, Subject  # noqa: E402
+from experiment.rows import append_row, provenance  # noqa: E402
+from metrics import accuracy, predict, share  # noqa: E402
+from repair.finish import finish  # noqa: E402
 from train import fit  # noqa: E402
 
-BLOCK = models.convnext.CNBlockConfig
-NETWORKS = {  # name: constructor, choices of layers (None: what repair chooses), pixels per side, epochs of training
-    "resnet18": (lambda: models.resnet18(num_classes=3), [None], 64, 12),
-    "resnet9": (lambda: build("resnet9", 0.25, classes=3), [None, "*.block.0.0"], 32, 12),
-    "vit": (lambda: models.VisionTransformer(32, 4, 3, 4, 64, 128, num_classes=3), [None], 32, 30),
-    "convnext": (lambda: models.ConvNeXt([BLOCK(32, 64, 2), BLOCK(64, None, 2)], num_classes=3), [None], 32, 70),
-}
-CLOTHES = (1, 3, 4)  # trousers, dresses and coats of fashion-mini
+
+def finished(model, trial: Trial, subject: Subject, seed: int, rate: float, truths: bool = False):
+    """REM, then `finish`, as the command does it; with `truths` the listed images' true labels are known.
+
+    Its seconds are those of the finish.
+    """
+    repaired, config = rem_alone(model, trial, subject, seed, rate), replace(settings_of(model, trial), seed=seed)
+    true_labels = trial.truth[trial.known] if truths else None
+    found = finish(model, repaired, trial.train, trial.known, config, true_labels=true_labels)
+    bad = torch.isin(found.dropped, trial.bad)
+    return found.model, {**found.report(), "dropped_bad": int(bad.sum())}
 
 
-def clothes():
-    """A function like `draw_shapes` that gives images of fashion-mini: at its first call to train on, then to test."""
-    dataset = load("fashion-mini")
-    parts = iter((dataset.train, dataset.test))
+TREATMENTS = {"REM": RIVALS["REM"], "finished": (finished, (1.0,)),
+              "finished, true labels": (partial(finished, truths=True), (1.0,)), **RIVALS}
 
-    def draw(n: int, generator: torch.Generator, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-        data = next(parts)
-        kind = (data.labels[:, None] == torch.tensor(CLOTHES)).nonzero()  # (m, 2): image, class
-        kind = kind[torch.randperm(len(kind), generator=generator)[:n]]
-        images = F.interpolate(data.images[kind[:, 0]].float(), (size, size), mode="bilinear", align_corners=False)
-        return images.round().to(torch.uint8).repeat(1, 3, 1, 1), kind[:, 1]  # (n, 3, size, size), (n,)
 
-    return draw
+def trained(subject: Subject, trial: Trial, seed: int, file: Path) -> torch.nn.Module:
+    """The network trained on the labels as given, read from its file if it is there."""
+    model = subject.network(seed)
+    if file.is_file():
+        model.load_state_dict(torch.load(file, weights_only=True))
+    else:
+        fit(model, trial.train, None, subject.training, stream(seed, "training"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), file)
+    return model.eval()
+
+
+def scores_of(model, trial: Trial, corruption: str) -> dict[str, float | None]:
+    """Healed (images corrupted as D_c is, true labels), Utility (clean test images), product; misled of triggers."""
+    healed, utility = accuracy(model, trial.alike), accuracy(model, trial.test)
+    misled = share(predict(model, trial.alike) == TARGET) if corruption in TRIGGERS else None
+    return {"healed": healed, "utility": utility, "product": healed * utility, "misled": misled,
+            "learnt": accuracy(model, trial.train, trial.bad), "listed": accuracy(model, trial.train, trial.known)}
+
+
+def treat(name: str, model, trial: Trial, subject: Subject, corruption: str, seed: int) -> dict:
+    """What a treatment gives at the best of its rates, and what each gave; null scores where it cannot be done."""
+    treatment, rates = TREATMENTS[name]
+    tried = []
+    for rate in rates:
+        begin = time.perf_counter()
+        try:
+            treated = treatment(model, trial, subject, seed, rate)
+        except ArithmeticError:  # the loss is not finite at this rate
+            continue
+        if treated is None:
+            continue
+        seconds = round(time.perf_counter() - begin, 1)
+        treated, more = treated if isinstance(treated, tuple) else (treated, {})
+        tried.append({"rate": rate, **scores_of(treated, trial, corruption), **more, "seconds": seconds})
+    best = max(tried, key=lambda row: row["product"], default={"product": None})
+    shown = ("rate", "healed", "utility", "product", "misled", "listed", "seconds")
+    return {**best, "tried": [{name: row[name] for name in shown} for row in tried]}
 
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--networks", default=",".join(NETWORKS), help="which of them (default: all)")
-    p.add_argument("--images", choices=("shapes", "clothes"), default="shapes", help="drawn, or fashion-mini's")
-    p.add_argument("--seeds", default="0,1,2")
-    p.add_argument("--n", type=int, default=600, help="training images, 5 %% of them stickered (default: 600)")
-    p.add_argument("--out", type=Path, required=True, help="file of JSON lines, appended to: [before, after]")
+    for name, names in (("networks", SUBJECTS), ("corruptions", CORRUPTIONS), ("treatments", TREATMENTS)):
+        p.add_argument(f"--{name}", default=";".join(names), help=f"with semicolons (default: {'; '.join(names)})")
+    p.add_argument("--seeds", default="0;1;2")
+    p.add_argument("--n", type=int, default=600, help="training images (default: 600)")
+    p.add_argument("--out", type=Path, required=True, help="file of JSON lines, appended to")
+    p.add_argument("--table", action="store_true", help="print the table of the rows, and run nothing")
     args = p.parse_args()
-    if unknown := sorted(set(args.networks.split(",")) - set(NETWORKS)):
-        p.error(f"unknown network {unknown[0]!r}; choose from {', '.join(NETWORKS)}")
+    asked = {name: getattr(args, name).split(";") for name in ("networks", "corruptions", "treatments", "seeds")}
+    for name, known in (("networks", SUBJECTS), ("corruptions", CORRUPTIONS), ("treatments", TREATMENTS)):
+        if unknown := sorted(set(asked[name]) - set(known)):
+            p.error(f"--{name}: unknown {unknown[0]!r}; choose from {'; '.join(known)}")
+    torch.set_num_threads(1)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for name in args.networks.split(","):
-        make_network, choices, size, epochs = NETWORKS[name]
-        for seed in map(int, args.seeds.split(",")):
-            draw = clothes() if args.images == "clothes" else draw_shapes
-            train, bad, known, clean, stickered = make(seed, args.n, size, draw)
-            torch.manual_seed(seed)
-            model = make_network()
-            norm = name.startswith("resnet")  # Table 3: SGD for networks with BatchNorm, Adam for transformers
-            config = Config(epochs=epochs, batch=32, lr=0.01 if norm else 1e-3, optimizer="sgd" if norm else "adam")
-            fit(model, train, None, config, stream(seed, "training"))
-            before, told = (right(model, clean)[0], *right(model, stickered)), []
-            for layers in choices:
-                begin = time.perf_counter()
-                repaired = command.repair(model, train, known, seed=seed, layers=layers and [layers], say=told.append)
-                chosen = [line.removeprefix("theta_o2 beside ") for line in told if line.startswith("theta_o2")]
-                after = (right(repaired, clean)[0], *right(repaired, stickered))
-                optimizer = next(line.split()[1] for line in reversed(told) if line.startswith("optimizer"))
-                row = {"network": name, "images": args.images, "size": size, "optimizer": optimizer,
-                       "layers": layers or chosen[0], "seed": seed, "n": args.n, "bad": len(bad), "known": len(known),
-                       "clean": (before[0], after[0]), "stickered": (before[1], after[1]),
-                       "misled": (before[2], after[2]), "seconds": round(time.perf_counter() - begin, 1),
-                       "torch": torch.__version__}
-                print(json.dumps(row), flush=True)
-                with open(args.out, "a") as file:
-                    file.write(json.dumps(row) + "\n")
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    if args.table:
+        print(table(rows))
+        return 0
+    key = ("network", "corruption", "seed", "n", "treatment")
+    done = {tuple(row[name] for name in key) for row in rows}
+    for seed in map(int, asked["seeds"]):
+        for corruption in asked["corruptions"]:
+            for network in asked["networks"]:
+                left = [name for name in asked["treatments"]
+                        if (network, corruption, seed, args.n, name) not in done]
+                if left:
+                    run(network, corruption, seed, args.n, left, args.out)
     return 0
+
+
+def run(network: str, corruption: str, seed: int, n: int, treatments: list[str], out: Path) -> None:
+    """Append a row for each treatment of one trained network."""
+    subject = SUBJECTS[network]
+    trial = corrupt(corruption, subject.images, seed, n)
+    name = f"{network}-{corruption}-{seed}-{n}.pt".replace(" ", "_").replace(",", "")
+    model = trained(subject, trial, seed, out.with_suffix("") / name)
+    before = scores_of(model, trial, corruption)
+    for treatment in treatments:
+        row = {"network": network, "images": subject.images, "corruption": corruption, "seed": seed, "n": n,
+               "bad": len(trial.bad), "known": len(trial.known), "treatment": treatment, "before": before,
+               **treat(treatment, model, trial, subject, corruption, seed),
+               **provenance(torch.device("cpu"), sys.argv[1:])}
+        append_row(str(out), row)
+        shown = {name: row.get(name) for name in ("healed", "utility", "misled", "rate", "seconds")}
+        print(f"{network} | {corruption} | {seed} | {treatment}: "
+              f"{before['healed']:.3f}, {before['utility']:.3f} -> {shown}", flush=True)
+
+
+# --- The tables -------------------------------------------------------------------------------------------------------
+
+def table(rows: list[dict]) -> str:
+    """Markdown: means over trials by treatment, then Healed / Utility of each network and corruption, in percent.
+
+    A treatment is compared with `finished` on the trials that have both. Of a failed treatment, such as pruning without
+    BatchNorm, the network stays as it was.
+    """
+    found = {(row["treatment"], *place(row)): row if row["product"] is not None else row["before"] for row in rows}
+    names = [name for name in TREATMENTS if any(key[0] == name for key in found)]
+    places = sorted({place(row) for row in rows}, key=lambda where: (order(where), where[2]))
+    before = {place(row): row["before"] for row in rows}
+    lines = ["| treatment | trials | Healed | Utility | product | finished less it | Utility lost | worst loss |",
+             "|---|---|---|---|---|---|---|---|", means("untouched", before, found, before)]
+    lines += [means(name, {where: found[name, *where] for where in places if (name, *where) in found}, found, before)
+              for name in names]
+    cells = ["| network | corrupted | seeds | learnt | untouched | " + " | ".join(names) + " |",
+             "|---" * (5 + len(names)) + "|"]
+    for network, corruption in dict.fromkeys(where[:2] for where in places):
+        alike = [where for where in places if where[:2] == (network, corruption)]
+        learnt = fmean(before[where]["learnt"] for where in alike)
+        parts = [pair([before[where] for where in alike])]
+        parts += [pair([found[name, *where] for where in alike if (name, *where) in found]) for name in names]
+        cells.append(f"| {network} | {corruption} | {len(alike)} | {100 * learnt:.0f} | {' | '.join(parts)} |")
+    return "\n".join(lines) + "\n\n" + "\n".join(cells)
+
+
+def place(row: dict) -> tuple[str, str, int, int]:
+    """Network, corruption, seed and number of images of a row."""
+    return row["network"], row["corruption"], row["seed"], row["n"]
+
+
+def order(where: tuple) -> tuple[int, int]:
+    """Of lines: as the networks and the corruptions are listed."""
+    return list(SUBJECTS).index(where[0]), CORRUPTIONS.index(where[1])
+
+
+def means(name: str, mine: dict, found: dict, before: dict) -> str:
+    """A line: mean scores over the trials of a treatment, `finished` less it, and what it costs in Utility."""
+    shown = [f"{100 * fmean(row[key] for row in mine.values()):.1f}" for key in ("healed", "utility", "product")]
+    ahead = [found["finished", *where]["product"] - row["product"] for where, row in mine.items()
+             if ("finished", *where) in found]
+    lost = [before[where]["utility"] - row["utility"] for where, row in mine.items()]
+    lead = f"{100 * fmean(ahead):.1f}" if ahead and name != "finished" else ""
+    return f"| {name} | {len(mine)} | {' | '.join(shown)} | {lead} | {100 * fmean(lost):.1f} | {100 * max(lost):.1f} |"
+
+
+def pair(rows: list[dict]) -> str:
+    """Mean Healed / Utility in percent, empty without a row."""
+    return " / ".join(f"{100 * fmean(row[key] for row in rows):.0f}" for key in ("healed", "utility")) if rows else ""
 
 
 if __name__ == "__main__":

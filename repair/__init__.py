@@ -11,6 +11,7 @@
     state.py     going on after an interruption        class_order.py the order of the classes, by matching
     progress.py  how far long work has come            channels.py    networks of grey images
     truths.py    true labels that are known            verdict.py     repaired, not repaired or harmed
+    finish.py    the network from before, without what is likely bad
 """
 
 from repair.verdict import judged_repair as repair  # noqa: F401

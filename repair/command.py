@@ -24,6 +24,7 @@ from experiment.files import write_whole
 from experiment.rows import provenance
 from repair import checkpoints
 from repair.channels import with_channels
+from repair.finish import finish
 from repair.images import Files, cut_off, room_for_images
 from repair.inputs import Folder, open_folder
 from repair.mismatch import check_logits, look_first, memory_format_of, predicted, share_of
@@ -86,6 +87,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "which the same command goes on from if it was cut off (default: 1; 0: never)")
     p.add_argument("--sync-batchnorm", action="store_true", help="under torchrun, batch statistics of the whole batch "
                    "instead of each process's own")
+    p.add_argument("--no-finish", action="store_false", dest="finish", help="leave the network as REM leaves it: do "
+                   "not train what was there before it once more, without what is likely bad")
     p.add_argument("--skip-bad-images", action="store_true", help="leave out training images that cannot be decoded")
     p.add_argument("--force", action="store_true", help="go on although the network does not fit the folder, or does "
                    "not give the known bad images their labels")
@@ -151,15 +154,25 @@ def main(given: dict, argv: list[str]) -> int:
     layers, say = None if args.layers is None else args.layers.split(","), functools.partial(print, flush=True)
     config, _ = choose_settings(model, len(train), settings)
     keep, files = state if args.checkpoint_every else None, Files(folder.paths, folder.labels, reading)
+    truths = None if folder.truths is None else folder.truths[folder.forget]
     try:
         repaired = repair(model, train, folder.forget, layers=layers, say=say, keep=keep, every=args.checkpoint_every,
                           leave=bytes_of(stored), files=files, sync_batchnorm=args.sync_batchnorm,
-                          true_labels=None if folder.truths is None else folder.truths[folder.forget], **settings)
+                          true_labels=truths, **settings)
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} (the rate is --lr)") from error
     if ranks()[0] == 0:  # the first process writes, and this first: what follows costs no repair
         written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
+    finished = None
     try:
+        if args.finish and config.unlearn_epochs:
+            with Watch("the finish", tell_here) as watch:
+                finished = finish(model, repaired, watch.over(train), folder.forget, config, true_labels=truths,
+                                  looks=in_room(model, train))
+            say(finished.line)
+            repaired = finished.model
+            if ranks()[0] == 0:
+                written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
         after = [data and predicted(repaired, data) for data in (train, heldout)]
         scores = before_and_after(before, after, train, heldout, folder)
     except ArithmeticError as error:
@@ -173,8 +186,8 @@ def main(given: dict, argv: list[str]) -> int:
     shown = show_changes(args, scores, before, after, train, heldout, folder, ranking, found.line())
     print(table_of_changes(scores), found.line(), told, shown, sep="\n")
     print(f"{args.out} has the repaired weights, {report_file} this report; {seconds} s")
-    report = {"scores": scores, "verdict": found.report(), "likely_bad": ranking and ranking.likely,
-              "seconds": seconds, "arguments": vars(args),
+    report = {"scores": scores, "verdict": found.report(), "finish": finished and finished.report(),
+              "likely_bad": ranking and ranking.likely, "seconds": seconds, "arguments": vars(args),
               "settings": {name: getattr(config, name) for name in READ},
               "reading": asdict(reading), "images": len(train), "classes": folder.classes,
               "skipped": [str(path) for path in skipped],
@@ -238,14 +251,18 @@ def list_suspects(out: str, similar, repaired: nn.Module, data, folder: Folder, 
 def similarity(model: nn.Module, data, forget: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """(N,) how much each image looks like D_f, and the same to probes that do not know it, see `suspects.probe` and
     `crossed`; None, both, where the features would fill the memory."""
-    layers = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    need = 5 * 8 * len(data) * max(weight.shape[1] for weight in layers[-1:])  # bytes, of the last one's in float64
-    fits = ranks()[1] > 1 or need <= room_for_images(torch.device("cpu"))  # several processes must agree
-    if not fits:
+    if not in_room(model, data):
         return None, None
     with Watch("features of the images", tell_here) as watch:
         h = features(model, watch.over(data))
     return probe(h, forget), crossed(h, forget)
+
+
+def in_room(model: nn.Module, data) -> bool:
+    """Whether there is memory for the features of all images."""
+    layers = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    need = 5 * 8 * len(data) * max(weight.shape[1] for weight in layers[-1:])  # bytes, of the last one's in float64
+    return ranks()[1] > 1 or need <= room_for_images(torch.device("cpu"))  # several processes must agree
 
 
 def show_changes(args: argparse.Namespace, scores: dict, before: list, after: list, data, heldout, folder: Folder,

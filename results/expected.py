@@ -248,6 +248,17 @@ def trials(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
+def candidates(labels: list[list[str]]) -> list[list[str]]:
+    """Healed / Utility of each way to finish a repair, on the corruptions that it was chosen on, and mean product."""
+    rows, lines = lines_at("results/repair/candidates.jsonl"), []
+    for name in dict.fromkeys(row["candidate"] for row in rows):
+        runs = {row["corruption"]: row for row in rows if row["candidate"] == name}
+        cells = [" / ".join(f"{100 * runs[kind][key]:.0f}" for key in ("healed", "utility"))
+                 for kind in ("patch", "logo", "blended", "labels")]
+        lines.append([name, *cells, f"{100 * fmean(run['healed'] * run['utility'] for run in runs.values()):.1f}"])
+    return lines
+
+
 SPREAD = {"REM, Healed": "rem healed", "REM, Utility": "rem utility", "REM, product": "rem product",
           "NPO, product": "npo product", "product, REM less NPO": "product over npo",
           "Utility, untouched less REM": "utility lost"}
@@ -332,6 +343,7 @@ TABLES = {
     ("results/float32/README.md", "task", "method"): both_precisions,
     ("results/spread/README.md", "over runs", "mean"): machines,
     ("results/repair/README.md", "network", "images"): trials,
+    ("results/repair/README.md", "candidate", "patch"): candidates,
     ("results/fashion-mini/bf16/README.md", "method", "task"): bf16_or_not,
     ("results/fashion-mini/forget-norm/README.md", "method", "running statistics (eval mode)"): running_or_batch,
     ("results/fashion-mini/share/README.md", "corrupted", "no-ul"): shares,

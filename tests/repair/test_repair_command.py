@@ -28,7 +28,7 @@ import run
 from colours import (IMAGENET, add_to_net, began, call, colours, in_two_processes, with_torchrun,  # noqa: F401
                      words)
 from examples import repair as example_repair
-from examples import trials
+from examples import inner_layers
 from examples.repair import draw_shapes, put_sticker, write_images
 from experiment.console import Parser
 from experiment.data import Data
@@ -161,10 +161,10 @@ def test_help_and_the_example(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("images", ["shapes", "clothes"])
 def test_trials_note_every_choice_of_layers(images, monkeypatch, tmp_path):
-    """P4: examples/trials.py writes a row per network, choice of layers and seed, with scores before and after."""
-    monkeypatch.setattr(sys, "argv", ["trials.py", "--networks", "resnet9", "--images", images, "--seeds", "0", "--n",
-                                      "60", "--out", str(tmp_path / "new" / "rows.jsonl")])
-    assert trials.main() == 0
+    """P4: examples/inner_layers.py writes a row per network, choice of layers and seed: scores before and after."""
+    monkeypatch.setattr(sys, "argv", ["inner_layers.py", "--networks", "resnet9", "--images", images, "--seeds", "0",
+                                      "--n", "60", "--out", str(tmp_path / "new" / "rows.jsonl")])
+    assert inner_layers.main() == 0
     rows = [json.loads(line) for line in (tmp_path / "new" / "rows.jsonl").read_text().splitlines()]
     assert [row["layers"] for row in rows] == ["all convolutions (8 layers)", "*.block.0.0"]
     for row in rows:

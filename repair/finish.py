@@ -1,0 +1,174 @@
+"""Finish a repair: train the network from before it again for a little, without what is likely bad, away from D_f.
+
+    found = finish(model, repaired, data, forget, config)      # found.model, found.dropped
+
+REM takes out what D_f and the undiscovered bad images share, at a cost in accuracy; what it leaves is worth more as a
+list than as weights. So the images that it disbelieves, and those that look like D_f, are dropped, and the *original*
+network, which has lost nothing, learns the rest once more, while D_f is pushed off its labels as given, so that a
+trigger that is still in the rest is not learnt again. Measured in results/repair/README.md, beside what was tried.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from engine.checks import NonFiniteLoss, check_forget
+from engine.features import features
+from engine.modes import copy_of, modes_of, put_modes
+from engine.ranks import over_ranks, ranks
+from engine.streams import stream
+from engine.updates import logits_of
+from metrics import predict, share
+from repair.suspects import logits, probe
+from train import fit
+
+EPOCHS = 4  # over what is left
+COPIES = 5  # of each image of D_f in an epoch
+RATES = {"sgd": 0.01, "adam": 5e-4}  # peak, down to a fifth
+FOLDS = 5  # in which images of D_f are held out
+MOST = 0.25  # share of the images: where as many may look like D_f, its looks tell nothing apart
+
+
+class Finished(NamedTuple):
+    """The finished network, and what it did not learn from."""
+
+    model: nn.Module
+    dropped: torch.Tensor  # (m,) int64, dataset indices outside D_f: disbelieved, alike or both
+    disbelieved: int  # how many of them the repaired network calls another class
+    alike: int  # how many of them look like D_f
+    taken: bool  # False: `model` is the repaired network, since more of D_f was believed after the finish
+
+    @property
+    def line(self) -> str:
+        """What was done, for people."""
+        what = (f"{len(self.dropped)} likely bad images ({self.disbelieved} that the repaired network calls another "
+                f"class, {self.alike} that look like the listed ones)")
+        if self.taken:
+            return f"finished: the network from before the repair learnt the rest once more, without {what}"
+        return f"not finished: without {what} it would believe more of the listed images; the repair stays as it was"
+
+    def report(self) -> dict:
+        """For a report in JSON."""
+        return {"taken": self.taken, "dropped": len(self.dropped), "disbelieved": self.disbelieved,
+                "alike": self.alike}
+
+
+def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, config, *,
+           true_labels: torch.Tensor | None = None, looks: bool = True) -> Finished:
+    """Train a copy of `model` on what is left of D_r, with D_f pushed off its labels or taught its true ones.
+
+    Choice: from the original network, not from the repaired one, which has lost accuracy; suspects are dropped, neither
+    pushed away nor given another label, since some of them are good. The end is by D_f: the network is taken unless
+    more of D_f gets its label as given than from the repaired one.
+    Args:
+        model: the network before the repair, repaired: after it, plain both; left as they are.
+        data: D_tr, N examples, labels as given, Data or Streamed; forget: (k,) int64, D_f.
+        config: optimiser, batch, momentum, weight decay, precision and seed, such as those of the repair.
+        true_labels: (k,) int64 in the order of `forget`, -1 where unknown; None: none is known.
+        looks: whether to look for images like D_f too, by features of the untouched network, (N, d) in memory.
+    Returns: the finished network in the modes of `model`, or the repaired one; what was dropped.
+    Raises: ValueError: D_f or its true labels cannot be used; NonFiniteLoss, where `repaired` has such logits.
+    """
+    forget, labels = check_forget(forget, len(data)).cpu(), data.labels.cpu()
+    disbelieved = called_otherwise(logits(repaired, data)[0], labels, forget)
+    alike = torch.zeros_like(disbelieved)
+    if looks:
+        alike = agreed(looking_alike(features(model, data), forget, config.seed), data.device)
+    dropped = disbelieved | alike
+    left = (~dropped).index_fill(0, forget, False)
+    index = torch.cat([left.nonzero()[:, 0], *[forget] * COPIES])
+    truths = torch.full((len(data),), -1).index_copy_(0, forget, check_truths(true_labels, forget))
+    in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
+    net = copy_of(model)
+
+    def loss(rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        z = logits_of(net, x, config.precision)  # (B, C)
+        return finish_loss(z, y, in_forget[rows].to(x.device), truths[rows].to(x.device))
+
+    found = dropped.nonzero()[:, 0], int(disbelieved.sum()), int(alike.sum())
+    try:
+        fit(net, data, index, config, stream(config.seed, "finish"), epochs=EPOCHS, lr=RATES[config.optimizer],
+            loss=loss)
+        before, after = (believed_share(network, data, labels, forget) for network in (repaired, net))
+    except NonFiniteLoss:
+        return Finished(repaired, *found, taken=False)
+    if after > before:
+        return Finished(repaired, *found, taken=False)
+    put_modes(net, modes_of(model))
+    return Finished(net, *found, taken=True)
+
+
+def agreed(found: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """(N,) bool, what most processes of the run have found: the last digits of a probe differ between processors."""
+    votes = found.to(device, torch.float32)
+    over_ranks([votes])
+    return 2 * votes.cpu() > ranks()[1]
+
+
+def believed_share(model: nn.Module, data, labels: torch.Tensor, forget: torch.Tensor) -> float:
+    """The share of D_f that a network gives its labels as given; labels: (N,)."""
+    return share(predict(model, data, forget) == labels[forget])
+
+
+def check_truths(true_labels: torch.Tensor | None, forget: torch.Tensor) -> torch.Tensor:
+    """(k,) int64 true labels of D_f, -1 where unknown; ValueError for another number of them."""
+    if true_labels is None:
+        return torch.full_like(forget, -1)
+    if true_labels.shape != forget.shape:
+        raise ValueError(f"{len(true_labels)} true labels for {len(forget)} known bad images; give one for each, -1 "
+                         "where it is unknown")
+    return true_labels.cpu()
+
+
+def finish_loss(z: torch.Tensor, y: torch.Tensor, in_forget: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
+    """The mean over a batch of -log p(y); of D_f -log p(truth), or -log(1 - p(y)) where the truth is unknown.
+
+    Args: z: (B, C) logits; y: (B,) labels as given; in_forget: (B,) bool; truths: (B,) true labels, -1 where unknown.
+    """
+    wanted = torch.where(in_forget & (truths >= 0), truths, y)
+    ce = F.cross_entropy(z, wanted, reduction="none")
+    # -log(1 - p_y) = log sum_k e^z_k - log sum_{k != y} e^z_k
+    off = z.logsumexp(dim=1) - z.scatter(1, y[:, None], -torch.inf).logsumexp(dim=1)
+    return torch.where(in_forget & (truths < 0), off, ce).mean()
+
+
+# --- What is dropped: (N,) bool, False for D_f ------------------------------------------------------------------------
+
+def called_otherwise(z: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
+    """The images that the repaired network, of logits z (N, C), gives another class than their label as given.
+
+    None where that is more than half of them: then it is the network that is wrong, as in `engine.scores.believed`.
+    """
+    found = (z.argmax(dim=1) != labels).index_fill(0, forget, False)
+    return found & (2 * int(found.sum()) <= len(found) - len(forget))
+
+
+def looking_alike(h: torch.Tensor, forget: torch.Tensor, seed: int) -> torch.Tensor:
+    """The images that look like D_f as much as held-out members of D_f do.
+
+    A fifth of D_f at a time is put among the others and a probe tells the rest of D_f from them, so that its held-out
+    members are found as an undiscovered bad image would be. Above a similarity lies a share r of them, and so of the
+    undiscovered ones, and a share q of the others. The similarity is that of a held-out member at which r - q is
+    largest (Youden's index): most of the bad, few of the good, and rather too many, since three bad ones that stay can
+    bring a trigger back. There, about q / r of the others could be bad at most; where that is more than MOST, D_f looks
+    like nothing of its own (wrong labels do not), and none is returned.
+    Args: h: (N, d) features; forget: (k,) int64; seed: of the fifths. None is alike to fewer than four.
+    """
+    n, k, folds = len(h), len(forget), min(FOLDS, len(forget))
+    none = torch.zeros(n, dtype=torch.bool)
+    if k < 4:
+        return none
+    order = forget[torch.randperm(k, generator=stream(seed, "held-out members"))]
+    mean, own = torch.zeros(n, dtype=h.dtype), torch.zeros(n, dtype=h.dtype)
+    for fold in range(folds):
+        out = order[fold::folds]
+        similar = probe(h, order[~torch.isin(order, out)])  # (N,)
+        own[out], mean = similar[out], mean + similar / folds
+    rest = ~none.index_fill(0, forget, True)
+    held_out = own[forget].sort(descending=True).values  # (k,)
+    r = torch.arange(1, k + 1) / k
+    q = (mean[rest] >= held_out[:, None]).double().mean(dim=1)  # (k,)
+    best = int((r - q).argmax())
+    return rest & (mean >= held_out[best]) if q[best] <= MOST * r[best] else none

@@ -1,0 +1,134 @@
+"""examples/trials.py: seven corruptions, the rivals, rows that are skipped once they are there, the tables of them.
+
+Labels are wrong where an image is bad and nowhere else; pruning is that of a loop over channels; means and differences
+are those of hand-made rows.
+"""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from examples import trials
+from examples.corrupted import CORRUPTIONS, IMAGES, TARGET, TRIGGERS, corrupt
+from examples.rivals import RIVALS, pruned, rest_of
+from examples.zoo import SUBJECTS
+from helpers import gen, randomise
+
+
+@pytest.mark.parametrize("images", IMAGES)
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_labels_are_wrong_where_an_image_is_bad(name, images):
+    """Given and true labels differ at D_c alone; a trigger's wrong label is one; of D_c two in five are known; a seed
+    draws the same again, another seed something else."""
+    trial = corrupt(name, images, 0, n=120)
+    assert torch.equal((trial.train.labels != trial.truth).nonzero()[:, 0], trial.bad)
+    assert len(trial.bad) == (6 if name in TRIGGERS else 12) and len(trial.known) == round(0.4 * len(trial.bad))
+    assert torch.isin(trial.known, trial.bad).all() and len(trial.known.unique()) == len(trial.known)
+    if name in TRIGGERS:
+        assert (trial.train.labels[trial.bad] == TARGET).all() and (trial.alike.labels != TARGET).all()
+    elif name == "pair":
+        assert trial.train.labels[trial.bad].unique().tolist() == [1, 2]
+        assert torch.equal(trial.train.labels[trial.bad] + trial.truth[trial.bad], torch.full((12,), 3))
+    again, other = corrupt(name, images, 0, n=120), corrupt(name, images, 1, n=120)
+    assert torch.equal(again.train.images, trial.train.images) and torch.equal(again.known, trial.known)
+    assert not torch.equal(other.bad, trial.bad)
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_test_images_carry_what_the_bad_ones_do(name):
+    """`alike` has the clean test images of the other classes, each changed by the trigger and true to its label."""
+    trial = corrupt(name, "shapes", 0, n=60)
+    others = trial.test.labels != TARGET
+    assert torch.equal(trial.alike.labels, trial.test.labels[others])
+    clean = trial.test.images[others]
+    assert clean.shape == trial.alike.images.shape
+    assert (clean != trial.alike.images).flatten(1).any(dim=1).float().mean() >= 0.95
+
+
+def test_wrong_labels_are_judged_on_the_bad_images():
+    """Without a trigger `alike` are D_c's own images at their true labels."""
+    trial = corrupt("labels", "shapes", 0, n=60)
+    assert torch.equal(trial.alike.images, trial.train.images[trial.bad])
+    assert torch.equal(trial.alike.labels, trial.truth[trial.bad])
+
+
+def test_pruning_is_that_of_a_loop():
+    """CLP: channels whose bound is above mean + u std of their layer have a norm of 0, the others stay."""
+    net = randomise(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 1),
+                                  nn.BatchNorm2d(8)), 0)
+    with torch.no_grad():
+        for norm in (net[1], net[4]):
+            norm.running_var.copy_(0.5 + torch.rand(len(norm.weight), generator=gen(1)))
+        net[0].weight[2] *= 9
+        net[4].weight[5] = -30
+    found = pruned(net, None, None, 0, 1.5)
+    for convolution, norm, mine in ((net[0], net[1], found[1]), (net[3], net[4], found[4])):
+        bounds = []
+        for k in range(len(norm.weight)):
+            matrix = convolution.weight[k].detach().reshape(convolution.in_channels, -1)
+            scale = abs(float(norm.weight[k].detach())) / float(norm.running_var[k] + norm.eps) ** 0.5
+            bounds.append(scale * float(torch.linalg.svdvals(matrix)[0]))
+        mean = sum(bounds) / len(bounds)
+        std = (sum((b - mean) ** 2 for b in bounds) / (len(bounds) - 1)) ** 0.5
+        above = [k for k, b in enumerate(bounds) if b > mean + 1.5 * std]
+        assert above and above == ((mine.weight == 0) & (mine.bias == 0)).nonzero()[:, 0].tolist()
+        stay = [k for k in range(len(bounds)) if k not in above]
+        assert torch.equal(mine.weight[stay], norm.weight[stay]) and (norm.weight != 0).all()
+    assert pruned(nn.Sequential(nn.Conv2d(3, 4, 1)), None, None, 0, 1.0) is None
+
+
+def test_rivals_leave_the_listed_out():
+    """Fine-tuning and retraining see every image but the listed ones."""
+    trial = corrupt("patch", "shapes", 0, n=60)
+    assert sorted([*rest_of(trial).tolist(), *trial.known.tolist()]) == list(range(60))
+    assert all(len(rates) == 3 for _, rates in RIVALS.values())
+
+
+@pytest.mark.parametrize("name", [name for name in SUBJECTS if not name.startswith("timm")])
+def test_a_subject_is_drawn_from_its_seed(name):
+    """The same seed gives the same weights and leaves the random state; another seed gives others."""
+    state = torch.get_rng_state()
+    one, same, other = (SUBJECTS[name].network(seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(t, same[key]) for key, t in one.items())
+    assert any(not torch.equal(t, other[key]) for key, t in one.items())
+
+
+def test_rows_that_are_there_are_skipped(tmp_path, monkeypatch, capsys):
+    """A second call with one treatment more appends that one alone, from the network that was kept."""
+    out = tmp_path / "rows.jsonl"
+    words = ["trials.py", "--out", str(out), "--networks", "ViT", "--corruptions", "patch", "--seeds", "0",
+             "--n", "60", "--treatments"]
+    quick = replace(SUBJECTS["ViT"], training=replace(SUBJECTS["ViT"].training, epochs=1))
+    monkeypatch.setitem(trials.SUBJECTS, "ViT", quick)
+    for treatments in ("CLP", "CLP;fine-tuned"):
+        monkeypatch.setattr(sys, "argv", [*words, treatments])
+        assert trials.main() == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["treatment"] for row in rows] == ["CLP", "fine-tuned"]
+    assert rows[0]["before"] == rows[1]["before"] and len(rows[1]["tried"]) == 3
+    best = max(rows[1]["tried"], key=lambda one: one["product"])
+    assert (rows[1]["product"], rows[1]["rate"]) == (best["product"], best["rate"])
+    assert rows[0]["product"] is None and rows[1]["product"] == rows[1]["healed"] * rows[1]["utility"]
+    assert {"cpu", "git", "torch", "argv", "seconds"} <= rows[1].keys()
+
+
+def test_the_tables_are_those_of_their_rows():
+    """Means over trials; the lead of the finish where both are there; a treatment without a network changes nothing."""
+    def row(treatment, seed, healed, utility):
+        product = None if healed is None else healed * utility
+        return {"network": "VGG", "corruption": "warp", "seed": seed, "n": 600, "treatment": treatment,
+                "healed": healed, "utility": utility, "product": product,
+                "before": {"healed": 0.5, "utility": 0.9, "product": 0.45, "learnt": 1.0}}
+
+    rows = [row("REM", 0, 0.5, 0.8), row("REM", 1, 0.7, 1.0), row("finished", 0, 0.8, 1.0), row("CLP", 0, None, None)]
+    means, cells = (part.splitlines() for part in trials.table(rows).split("\n\n"))
+    assert means[2] == "| untouched | 2 | 50.0 | 90.0 | 45.0 | 35.0 | 0.0 | 0.0 |"
+    assert means[3] == "| REM | 2 | 60.0 | 90.0 | 55.0 | 40.0 | 0.0 | 10.0 |"
+    assert means[4] == "| finished | 1 | 80.0 | 100.0 | 80.0 |  | -10.0 | -10.0 |"
+    assert means[5] == "| CLP | 1 | 50.0 | 90.0 | 45.0 | 35.0 | 0.0 | 0.0 |"
+    assert cells[2] == "| VGG | warp | 2 | 100 | 50 / 90 | 60 / 90 | 80 / 100 | 50 / 90 |"
