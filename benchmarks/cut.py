@@ -4,9 +4,9 @@
     python benchmarks/cut.py --table results/repair/suspects.jsonl                  # the tables of results/repair
 
 Cells are the three tasks on fashion-mini at two shares of corrupted images and two discovery rates, repaired by REM as
-run.py does it, and the shapes and clothes of examples/inner_layers.py, repaired as `run.py repair` does it. What the networks
-say of each image is kept in --keep, so that another cut costs no training. Clean labels are read at the end alone, to
-count.
+run.py does it, and the shapes and clothes of examples/inner_layers.py, repaired as `run.py repair` does it. What the
+networks say of each image is kept in --keep, so that another cut costs no training. Clean labels are read at the end
+alone, to count.
 """
 
 import argparse

@@ -409,7 +409,7 @@ def norm_table(runs: dict) -> str:
     return grid(["", "runs", "refreshed less lagging (cells)"], lines)
 
 
-# --- Tables of seeds that nothing was chosen on ------------------------------------------------------------------------
+# --- Tables of seeds that nothing was chosen on -----------------------------------------------------------------------
 
 NEW = "reach0.07-susb2"  # REM as it is: step 2 by engine/lines.py
 
@@ -479,7 +479,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run what is not in the file of rows yet, or print the tables of one."""
     p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     p.add_argument("--table", type=Path, metavar="ROWS", help="print the tables of these rows and run nothing")
-    p.add_argument("--data", choices=("tuning", "fashion-mini"), default="tuning", help="images to run on (%(default)s)")
+    p.add_argument("--data", choices=("tuning", "fashion-mini"), default="tuning", help="images to run on")
     p.add_argument("--variants", default=f"{CARRY},{CHOSEN}-place", help=", ".join(VARIANTS))
     p.add_argument("--seeds", default="100")
     p.add_argument("--tasks", default="poison,confusion,random")

@@ -433,6 +433,7 @@ def read_truths(lists: dict, paths: list[Path], root: Path, classes: list[str], 
                 ) -> torch.Tensor | None:
     """True labels that lists of bad images have: CSV files with a column of TRUTH_COLUMNS, of class names or numbers.
 
+    A column `label` that has the label as given in every row is what it says, and tells no true ones.
     Args: lists: contents by file, all of whose images match, see `read_bad`; labels: (N,) int64, as the folders say.
     Returns: (N,) int64 in the order of `paths`, -1 where no list says it, as where a value is empty; None: nowhere.
     Raises: ValueError for what is no class, for an image with two true labels, or with the one that it has.
@@ -445,6 +446,8 @@ def read_truths(lists: dict, paths: list[Path], root: Path, classes: list[str], 
             continue
         entries = [row[column] for row in rows]
         found, _ = match(numbered(entries) if column == "" else entries, paths, root)
+        if named == "label" and all(numbers.get(row[named]) == labels[i] for i, row in zip(found, rows, strict=True)):
+            continue
         for i, row in zip(found, rows, strict=True):
             if not row[named]:
                 continue

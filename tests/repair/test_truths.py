@@ -194,6 +194,15 @@ def test_true_labels_that_contradict(tmp_path, root, content, words):
         open_folder(root, written(tmp_path, "bad.csv", content), class_map=order)
 
 
+def test_a_column_of_labels_as_given_tells_no_true_ones(tmp_path, root):
+    """Y4: `label` in a list may be the label as given, in every row; `true_label` may not."""
+    rows = "ant/1.png,ant\nbee/1.png,bee\n"
+    folder = open_folder(root, written(tmp_path, "bad.csv", "path,label\n" + rows))
+    assert folder.truths is None and len(folder.forget) == 2
+    with pytest.raises(ValueError, match="lists 1.png as bad, and its true_label is 'ant'"):
+        open_folder(root, written(tmp_path, "bad.csv", "path,true_label\n" + rows))
+
+
 def test_two_lists_count_together(tmp_path, root):
     """Y4: true labels of one list and images of another; two that contradict each other are refused."""
     one, two = written(tmp_path, "a.csv", "path,true_label\nant/1.png,bee\n"), written(tmp_path, "b.txt", "bee/1.png\n")
