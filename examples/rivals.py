@@ -17,7 +17,7 @@ from engine.streams import stream
 from examples.corrupted import Trial
 from examples.zoo import Subject
 from experiment.settings import Config
-from repair.network import choose_settings, repair, too_sure
+from repair.network import choose_settings, repair
 from train import fit
 
 EPOCHS = 5  # of fine-tuning
@@ -58,7 +58,7 @@ def rem_alone(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate:
 
 def settings_of(model: nn.Module, trial: Trial) -> Config:
     """What `repair` chooses."""
-    return choose_settings(model, len(trial.train), {}, too_sure(model, trial.train, trial.known))[0]
+    return choose_settings(model, len(trial.train), {})[0]
 
 
 @torch.no_grad()
