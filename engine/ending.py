@@ -52,7 +52,7 @@ class Repaired:
     An epoch counts from Acc(D_f) <= gamma on, measured after step 3. The best is the first of those that get most of W
     right, the images of D_r that step 3 leaves out; after PATIENCE epochs in a row that get no more of the same images
     right than the best the loop ends. To ask for a gain above its paired standard error would end too early: W is
-    small, and its accuracy rises by a percent an epoch (1.7 points of product less, results/tuning).
+    small, and its accuracy rises by a percent an epoch (0.7 points of product less, results/tuning).
     Where no epoch counts, all run and the one that believes least of D_f is returned, with a warning; and with one,
     too, where Acc(W) of the best epoch is more than BOUND below the untouched network's. That one was trained on W,
     which flatters it by its gap to new images: repaired networks that are as good on test images lose 0.03 to 0.1
