@@ -53,9 +53,10 @@ def flags(parser: Parser, names=None):
         group = parser.add_argument_group(title)
         for f in fields(Config):
             if f.metadata["stage"] == stage and (names is None or f.name in names):
-                special = [f"; {name}: {preset[f.name]}" for name, preset in presets.items() if f.name in preset]
-                default = "" if f.default is None else f" (default: {f.default}{''.join(special)})"
-                yield group, f, (f.metadata["help"] + default).replace("%", "%%")
+                special = [f"{name}: {preset[f.name]}" for name, preset in presets.items() if f.name in preset]
+                shown = special if f.default is None else [f"default: {f.default}", *special]
+                text = f.metadata["help"] + (f" ({'; '.join(shown)})" if shown else "")
+                yield group, f, text.replace("%", "%%")
 
 
 def add_flags(parser: Parser, names=None) -> None:

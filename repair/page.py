@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 
 from experiment.files import write_whole
 
@@ -258,6 +257,8 @@ def spelt(classes: list[str]) -> list[str]:
 
 def thumbnail(image: torch.Tensor) -> str:
     """An image, (C, H, W) uint8, as a data: URI: a small one as it is, a larger one as a JPEG of SIDE pixels."""
+    from PIL import Image
+
     pixels = image.permute(1, 2, 0).contiguous().numpy()  # (H, W, C)
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     kind = "png" if max(picture.size) <= SMALL else "jpeg"

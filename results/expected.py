@@ -25,7 +25,8 @@ from study.stats import mean_of_seeds, minus, percent  # noqa: E402
 TASKS = ("poison", "confusion", "random")
 RATES = (0.1, 0.5, 1.0)
 CELLS = [(task, rate) for task in TASKS for rate in RATES]
-GRID = "results/fashion-mini/grid"
+GRID = "results/fashion-mini/grid"  # REM's rows here are of version 0.2.0, with the momentum carried over
+NOW = "results/fashion-mini/now"  # of version 0.3.0: REM, and the methods on ETD
 COPY = "results/cifar10-jpeg-16px"  # quarter width, bf16
 HALF = "results/lasting/cifar10-jpeg-16px"  # half width
 SEVEN = "results/rates/cifar10-jpeg-16px"  # the other seven rates
@@ -128,9 +129,9 @@ def seeds_difference(mine: list[dict], other: list[dict], digits: int = 1) -> st
     return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
-def plane_of(folder: str) -> dict[str, dict[str, str]]:
-    """Of the table `plane` of a folder method -> column -> cell."""
-    ((header, *lines),) = reported([folder, "--table", "plane"])
+def plane_of(*folders: str) -> dict[str, dict[str, str]]:
+    """Of the table `plane` of folders together: method -> column -> cell."""
+    ((header, *lines),) = reported([*folders, "--table", "plane"])
     return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
 
 

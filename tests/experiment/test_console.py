@@ -45,7 +45,7 @@ def test_a_flag_for_every_setting(f):
     else:
         choices = f.metadata["choices"]
         value = next(c for c in choices if c != f.default) if choices else {
-            int: 7, float: 0.75, str: "7", int | None: 7, float | None: 0.75, str | None: "0,1"}[f.type]
+            int: 8, float: 0.75, str: "7", int | None: 7, float | None: 0.75, str | None: "0,1"}[f.type]
         argv = [flag_of(f.name), str(value)]
     found = parsed(*argv)
     assert found == {f.name: value} and type(found[f.name]) is type(value)
@@ -108,13 +108,13 @@ def test_progress_is_silent_about_what_is_short(capsys, clock, quiet, least, lin
 
 
 def test_a_line_of_progress(capsys, clock):
-    """R1: the epoch, the loss, Acc(D_f) and the score where they are known, the time so far and that left."""
+    """R1: the epoch, the loss, Acc(D_f) and Acc(W) where they are known, the time so far and that left."""
     with progress("rem", False) as log:
         clock[0] += 20
-        log(1, 10, None, passes=3, score=0.25, acc_forget=0.125, loss=0.5)
+        log(1, 10, None, passes=3, acc_held_out=0.25, acc_forget=0.125, loss=0.5)
         log(2, 10, None, loss=1.0)
     assert capsys.readouterr().out.splitlines() == [
-        "rem      epoch   1/10  loss   0.5000  acc_forget   0.1250  score   0.2500    20.0 s   180.0 s left",
+        "rem      epoch   1/10  loss   0.5000  acc_forget   0.1250  acc_held_out   0.2500    20.0 s   180.0 s left",
         "rem      epoch   2/10  loss   1.0000    20.0 s    80.0 s left"]
 
 
