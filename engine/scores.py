@@ -16,6 +16,7 @@ def cross_entropy(s, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None
     return F.cross_entropy(logits, y, reduction="none")
 
 
+@torch.no_grad()
 def accuracy_of(s, index: torch.Tensor, net: torch.nn.Module | None = None) -> float:
     """Accuracy on some examples, a fraction; labels as given, eval mode, no augmentation.
 

@@ -152,7 +152,7 @@ def table(rows: list[dict]) -> str:
     before = {place(row): row["before"] for row in rows}
     lines = ["| treatment | trials | Healed | Utility | product | finished less it | Utility lost | worst loss |",
              "|---|---|---|---|---|---|---|---|", means("untouched", before, found, before)]
-    lines += [means(name, {where: found[name, *where] for where in places if (name, *where) in found}, found, before)
+    lines += [means(name, {where: found[(name, *where)] for where in places if (name, *where) in found}, found, before)
               for name in names]
     cells = ["| network | corrupted | seeds | learnt | untouched | " + " | ".join(names) + " |",
              "|---" * (5 + len(names)) + "|"]
@@ -160,8 +160,9 @@ def table(rows: list[dict]) -> str:
         alike = [where for where in places if where[:2] == (network, corruption)]
         learnt = fmean(before[where]["learnt"] for where in alike)
         parts = [pair([before[where] for where in alike])]
-        parts += [pair([found[name, *where] for where in alike if (name, *where) in found]) for name in names]
-        cells.append(f"| {network} | {corruption} | {len(alike)} | {100 * learnt:.0f} | {' | '.join(parts)} |")
+        parts += [pair([found[(name, *where)] for where in alike if (name, *where) in found]) for name in names]
+        shown = " | ".join(parts)
+        cells.append(f"| {network} | {corruption} | {len(alike)} | {100 * learnt:.0f} | {shown} |")
     return "\n".join(lines) + "\n\n" + "\n".join(cells)
 
 
@@ -178,7 +179,7 @@ def order(where: tuple) -> tuple[int, int]:
 def means(name: str, mine: dict, found: dict, before: dict) -> str:
     """A line: mean scores over the trials of a treatment, `finished` less it, and what it costs in Utility."""
     shown = [f"{100 * fmean(row[key] for row in mine.values()):.1f}" for key in ("healed", "utility", "product")]
-    ahead = [found["finished", *where]["product"] - row["product"] for where, row in mine.items()
+    ahead = [found[("finished", *where)]["product"] - row["product"] for where, row in mine.items()
              if ("finished", *where) in found]
     lost = [before[where]["utility"] - row["utility"] for where, row in mine.items()]
     lead = f"{100 * fmean(ahead):.1f}" if ahead and name != "finished" else ""

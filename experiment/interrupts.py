@@ -65,11 +65,13 @@ def answering(main, what_is_left) -> int:
         raise KeyboardInterrupt
 
     def listen() -> None:
-        while number := woken.recv(1):
-            if number[0] == signal.SIGINT and not raised.wait(GRACE):
-                leave(words_of(what_is_left))
+        with woken:
+            while number := woken.recv(1):
+                if number[0] == signal.SIGINT and not raised.wait(GRACE):
+                    leave(words_of(what_is_left))
 
-    threading.Thread(target=listen, daemon=True).start()
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
     signal.signal(signal.SIGINT, handle)
     signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
     if hasattr(os, "register_at_fork"):
@@ -79,6 +81,8 @@ def answering(main, what_is_left) -> int:
     except KeyboardInterrupt:  # before or after main's own answer
         leave(words_of(what_is_left))
     alone()  # nothing is left to do but to end
+    wakes.close()
+    listener.join(GRACE)  # it reads the end, and closes its own
     if raised.is_set():
         for stream in filter(None, (sys.stdout, sys.stderr)):
             with contextlib.suppress(OSError, ValueError):

@@ -68,7 +68,7 @@ def copy_core(folder):
 def in_folder(folder, code, name="mine.py"):
     """Run code in the folder, as its own program."""
     (folder / name).write_text(code)
-    return subprocess.run([sys.executable, "-B", "-W", "error::UserWarning:rem", name], cwd=folder, capture_output=True,
+    return subprocess.run([sys.executable, "-B", "-W", "error::UserWarning:rem", "-W", "ignore:Acc", name], cwd=folder, capture_output=True,
                           text=True, timeout=300)
 
 

@@ -280,6 +280,7 @@ def test_without_3_1_theta_o2_is_unused():
 # --- On ETD, and with an oracle ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Acc")
 @pytest.mark.parametrize("changes", [dict(seed=4), dict(p_mem=0.2), dict(seed=4, p_mem=0.2)])
 def test_rem_on_etd_refuses_other_masks(changes):
     """A28: REM on ETD under another seed or p_mem than training's would give D_r other masks: a ValueError says both;

@@ -31,7 +31,8 @@ class Case:
         self.data = make_data(seed, n=n, pad=int(augments), flip=augments)
         self.forget = torch.randperm(n, generator=gen(seed))[:5]
         self.config = Settings(**{**dict(seed=seed % 1000, unlearn_epochs=2, unlearn_lr=0.02, gamma=0.3, max_passes=3,
-                                         p_mem=0.5, weight_decay=0.01, beta=2.0, batch=4), **changes})
+                                         p_mem=0.5, weight_decay=0.01, beta=2.0, batch=4, reach=0.0, disbelieved=0.0),
+                                  **changes})
         self.net, self.seed = small_net(seed, dtype=torch.float64), seed
 
     def found(self, until=Never, log=None):

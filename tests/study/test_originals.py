@@ -205,6 +205,7 @@ def test_data_are_read_where_the_process_stands(tmp_path, monkeypatch):
     """R9: the data set that is kept in memory is that of the whole path."""
     asked = []
     monkeypatch.setattr(originals, "load", lambda name, folder, *rest: asked.append(folder) or object())
+    monkeypatch.setattr(originals, "part_of", lambda dataset, *rest: dataset)
     originals.read_dataset.cache_clear()
     found = []
     for name in ("a", "b", "a"):

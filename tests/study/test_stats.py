@@ -210,7 +210,7 @@ def other_value(method: str, name: str):
     """Another value than the default, which changes what the method does."""
     field = next(f for f in fields(Config) if f.name == name)
     same = {field.default} | ({METHODS[method].norm} if name == "forget_norm" else set())
-    values = field.metadata["choices"] or ({int: 7, float: 0.07}[field.type],)
+    values = field.metadata["choices"] or ({int: 7, float: 0.06}[field.type],)
     return next(value for value in values if value not in same)
 
 

@@ -22,6 +22,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # REM may give up, and its end may tell of harm
 QUICK = ["--image-size", "8", "--n", "4", "--width", "0.05", "--epochs", "1", "--batch", "16", "--unlearn-epochs", "1",
          "--discovery", "0.5", "--device", "cpu"]
 
