@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,7 +33,8 @@ def save_state(state: State, end, path: str | Path, *, leave: int = 0, **notes) 
     Raises: OSError: there is no room for both, or the file cannot be written.
     """
     content = notes | {"expanded": snapshot(state.expanded), "optimizer": state.optimizer.state_dict(),
-                       "epoch": state.epoch, "end": end.state_dict(), "draws": state.generator.get_state()}
+                       "epoch": state.epoch, "reach": state.config.reach, "end": end.state_dict(),
+                       "draws": state.generator.get_state()}
     check_disk(Path(path), bytes_of(content), leave)
     write_whole(path, lambda file: torch.save(content, file))
 
@@ -67,6 +69,7 @@ def load_state(state: State, end, path: str | Path) -> None:
     state.optimizer.load_state_dict(content["optimizer"])
     end.load_state_dict(content["end"])
     state.epoch = content["epoch"]
+    state.config = replace(state.config, reach=content["reach"])  # which a repair may have halved
     state.generator.set_state(content["draws"].cpu())
 
 

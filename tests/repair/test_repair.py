@@ -60,6 +60,22 @@ def test_the_rate_is_that_of_the_optimiser(norm, given, chosen):
     assert (config.optimizer, config.unlearn_lr) == chosen
 
 
+@pytest.mark.parametrize("far, times", [(2.0, 0), (-2.0, 2)])
+def test_a_removal_that_goes_too_far_is_taken_back_by_halves(monkeypatch, far, times):
+    """P4: where the first epoch leaves more harm than TOO_FAR, step 2 goes half as far from the network as it came, at
+    most twice, and says so; what comes back is that of a repair which was given that reach, and a given one stays."""
+    monkeypatch.setattr(network, "TOO_FAR", far)
+    data, forget, told = images_of(), torch.tensor([1, 5, 7]), []
+    usual = choose_settings(small_net(0), 24, {})[0].reach
+    found = repair(small_net(0), data, forget, unlearn_epochs=2, say=told.append)
+    again = [line for line in told if "went too far" in line]
+    assert [re.search(r"reach ([0-9.]+)", line)[1] for line in again] == [f"{usual / 2 ** (k + 1):.3g}"
+                                                                         for k in range(times)]
+    wanted = repair(small_net(0), data, forget, unlearn_epochs=2, reach=usual / 2**times, say=told.append)
+    assert_same_state(found, wanted)
+    assert len([line for line in told if "went too far" in line]) == times
+
+
 def test_settings_that_a_repair_does_not_read_are_refused():
     """P3: the names of training's settings are not taken for REM's and passed over in silence."""
     data, net = images_of(), small_net(0)
