@@ -276,7 +276,7 @@ def machines(labels: list[list[str]]) -> list[list[str]]:
 
 def short_table(labels: list[list[str]]) -> list[list[str]]:
     """README.md's table: product over seeds and the difference from REM on fashion-mini."""
-    plane = plane_of(GRID)
+    plane = plane_of(NOW, GRID)
     named = [(label[0], plane.get(label[0].strip("`"))) for label in labels]
     return [[name, cells["over seeds"], cells["minus REM"]] for name, cells in named if cells]
 
@@ -285,8 +285,11 @@ OVER_SEEDS = ("over seeds", "minus REM")
 
 
 def methods_of_both(labels: list[list[str]]) -> list[list[str]]:
-    """The front page's table of methods: product over seeds and difference from REM on both data sets, the paper's."""
-    small, copy, lines = plane_of(GRID), plane_of(COPY), []
+    """The front page's table of methods: product over seeds and difference from REM on both data sets, the paper's.
+
+    Of methods on ETD the seeds that were run stand in words.
+    """
+    small, copy, lines = plane_of(NOW, GRID), plane_of(COPY), []
     for (name, *_) in labels:
         sides = [found.get(name, {}).get(column, "") for found in (small, copy) for column in OVER_SEEDS]
         if name in small:
