@@ -306,7 +306,7 @@ def of_readme() -> list[tuple]:
     """README.md: the spread over machines."""
     runs = lines_at("results/spread/main.jsonl")
     over = fmean(100 * run["product over npo"] for run in runs)
-    return [("over {} runs (5 seeds", [str(len(runs))]),
+    return [("over {} runs of version 0.2.0 (5 seeds", [str(len(runs))]),
             ("REM's product is {} points above NPO's on average", [f"{over:.1f}"])]
 
 
