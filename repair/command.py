@@ -71,7 +71,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--layers", help="layers that get theta_o2: names or patterns such as '*.mlp.0', with commas")
     p.add_argument("--ratio", type=float, help="theta_o2's width over the network's (default: 0.25)")
     p.add_argument("--epochs", type=int, dest="unlearn_epochs", help="most epochs of REM, passes over all training "
-                   "images; --stop ends it before that; 0: no repair (default: 4)")
+                   "images; --stop ends it before that; 0: no repair (default: 8)")
     p.add_argument("--stop", choices=("repaired", "max"), help="repaired: at the first epoch that is no better than "
                    "the best before, by images that are held out and the known bad, and the best one is written; max: "
                    "all of --epochs, and the last one is written (default: repaired)")

@@ -37,6 +37,7 @@ READ = (*FLAGS, "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passe
         "precision")  # of Config
 NEARER = 2  # times that a removal is begun again at half the distance
 TOO_FAR = 1 / 3  # what Acc(held out) may lose in the first epoch
+TOO_NEAR = 1 / 3  # what Acc(D_f) may be after the first epoch of a removal that is nearer
 EPOCH = ("epoch {}/{}: {updates} updates of step 2, Acc(D_f) {acc_forget_before:.2f} to {acc_forget:.2f}; loss of "
          "step 3 {loss:.3f}, Acc(held out) {acc_held_out:.2f}; {:.0f} s, at most {:.0f} s left")
 
@@ -94,8 +95,12 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, tru
         return state, end
 
     def log(epoch: int, epochs: int, net, **record) -> None:
-        if epoch == 1 and nearer and end.held_out is not None and end.untouched - end.acc > TOO_FAR:
-            raise TooFar(f"Acc(held out) is {end.acc:.2f} after the first epoch, {end.untouched:.2f} before it")
+        if epoch == 1 and isinstance(end, Repaired) and end.held_out is not None:
+            if nearer and end.untouched - end.acc > TOO_FAR:
+                raise Again(reach / 2, f"Acc(held out) is {end.acc:.2f} after the first epoch, {end.untouched:.2f} "
+                            "before it: step 2 went too far")
+            if reach < config.reach and end.forgotten > TOO_NEAR:
+                raise Again(2 * reach, f"Acc(D_f) is {end.forgotten:.2f} after the first epoch: step 2 was too near")
         spent = time.perf_counter() - begin
         left, record = spent / (epoch - done) * (epochs - epoch), dict(acc_held_out=math.nan) | record
         watch.say(EPOCH.format(epoch, epochs, spent, left, **record))
@@ -117,9 +122,9 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, tru
             try:
                 repaired = rem(expanded, taught, forget, config, state.generator, until=lambda _: end, log=log,
                                state=state)
-            except TooFar as error:
-                nearer, reach = nearer - 1, reach / 2
-                say(f"{error}: step 2 went too far; once more, half as far (reach {reach:.3g})")
+            except Again as error:
+                nearer, reach = nearer - 1 if error.reach < reach else 0, error.reach
+                say(f"{error}; once more, with reach {reach:.3g}")
     if not sync_batchnorm:
         return repaired
     plain = copy.deepcopy(model)  # whose BatchNorms are of their own kind
@@ -127,14 +132,21 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, tru
     return plain
 
 
-class TooFar(Exception):
-    """The first epoch has left more harm than one step 3 can mend.
+class Again(Exception):
+    """The first epoch has left more harm than one step 3 can mend, or nothing removed: to be begun again at `reach`.
 
     Choice: how far a removal may go depends on the network: of timm's `test_resnet` reach 0.07 leaves accuracies of 0.7
     after ten epochs and 0.03 leaves 0.96, while small networks with BatchNorm lose nothing at 0.07 and keep half of the
     trigger at 0.03 (600 images). So it is taken back by halves where the first epoch ends more than TOO_FAR below the
-    untouched network on the images that step 3 left out; the first had lost 0.42 there, those others 0.1 to 0.25.
+    untouched network on the images that step 3 left out; the first had lost 0.42 there, those others 0.1 to 0.25. Bad
+    images among them count as lost, too, as they should be: so where the nearer removal has come back within an epoch,
+    the farther one it is.
     """
+
+    def __init__(self, reach: float, why: str):
+        """Args: reach: to begin again at; why: in words."""
+        super().__init__(why)
+        self.reach = reach
 
 
 def synchronised(expanded: Expanded) -> Expanded:

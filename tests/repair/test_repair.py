@@ -60,15 +60,29 @@ def test_the_rate_is_that_of_the_optimiser(norm, given, chosen):
     assert (config.optimizer, config.unlearn_lr) == chosen
 
 
+def test_a_removal_that_is_too_near_goes_as_far_as_before(monkeypatch):
+    """P4: where half the way leaves D_f believed after the first epoch, the farther removal it is, and is said."""
+    monkeypatch.setattr(network, "TOO_FAR", -2.0)
+    monkeypatch.setattr(network, "TOO_NEAR", -1.0)  # whatever D_f's accuracy is
+    data, forget, told = images_of(), torch.tensor([1, 5, 7]), []
+    found = repair(small_net(0), data, forget, unlearn_epochs=2, say=told.append)
+    assert [("too far" in line, "too near" in line) for line in told if "once more" in line] == [
+        (True, False), (True, False), (False, True), (False, True)]
+    usual = choose_settings(small_net(0), 24, {})[0].reach
+    assert_same_state(found, repair(small_net(0), data, forget, unlearn_epochs=2, reach=usual))
+
+
 @pytest.mark.parametrize("far, times", [(2.0, 0), (-2.0, 2)])
 def test_a_removal_that_goes_too_far_is_taken_back_by_halves(monkeypatch, far, times):
     """P4: where the first epoch leaves more harm than TOO_FAR, step 2 goes half as far from the network as it came, at
     most twice, and says so; what comes back is that of a repair which was given that reach, and a given one stays."""
     monkeypatch.setattr(network, "TOO_FAR", far)
+    monkeypatch.setattr(network, "TOO_NEAR", 1.0)
     data, forget, told = images_of(), torch.tensor([1, 5, 7]), []
     usual = choose_settings(small_net(0), 24, {})[0].reach
     found = repair(small_net(0), data, forget, unlearn_epochs=2, say=told.append)
     again = [line for line in told if "went too far" in line]
+    assert not [line for line in told if "too near" in line]
     assert [re.search(r"reach ([0-9.]+)", line)[1] for line in again] == [f"{usual / 2 ** (k + 1):.3g}"
                                                                          for k in range(times)]
     wanted = repair(small_net(0), data, forget, unlearn_epochs=2, reach=usual / 2**times, say=told.append)

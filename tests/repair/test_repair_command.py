@@ -138,9 +138,9 @@ def test_help_and_the_example(tmp_path, monkeypatch, capsys):
     names = [name for action in flags._actions for name in action.option_strings]
     assert len(names) > 25 and all(name in shown for name in names)
     chosen, text = choose_settings(small_net(0), 100, {})[0], " ".join(shown.split())
-    assert (chosen.gamma, chosen.ratio, chosen.unlearn_epochs, chosen.seed) == (0.05, 0.25, 4, 0)
+    assert (chosen.gamma, chosen.ratio, chosen.unlearn_epochs, chosen.seed) == (0.05, 0.25, 8, 0)
     assert "most epochs of REM, passes over all training images; --stop ends it before that" in text
-    assert "max: all of --epochs" in text and "0: no repair (default: 4)" in text
+    assert "max: all of --epochs" in text and "0: no repair (default: 8)" in text
     assert "over the network's (default: 0.25)" in text
     folder = tmp_path / "a folder"
     monkeypatch.setattr(sys, "argv", ["repair.py", "--write", str(folder)])

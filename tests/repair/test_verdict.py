@@ -209,7 +209,7 @@ def stickers(tmp_path_factory) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more, word, code", [((), "REPAIRED", 0), (("--epochs", 0), "NOT REPAIRED", 3),
-                                              (("--lr", 0.1, "--stop", "max", "--no-finish"), "HARMED", 3)])
+                                              (("--lr", 0.5, "--stop", "max", "--no-finish"), "HARMED", 3)])
 def test_the_command_says_it(stickers, capsys, more, word, code):
     """Q4: a line on stdout, a field of the report and the exit code say the verdict; weights and list are there."""
     assert call(stickers, *more) == code
