@@ -176,7 +176,7 @@ def choose_settings(model: nn.Module, n: int, given: dict) -> tuple[Config, list
               "unlearn_lr": (0.004, "near Table 3's") if sgd else (1e-4, "Table 3's rate of training; few steps"),
               "unlearn_epochs": (8, "at most: REM ends after two that are no better"),
               "gamma": (0.05, "few are known, so nearly all of them are removed"),
-              "reach": (0.07 if norm else 0.02, f"how far step 2 goes; the network has {'' if norm else 'no '}BatchNorm"),
+              "reach": (0.07 if norm else 0.02, f"how far step 2 goes {'with' if norm else 'without'} BatchNorm"),
               "ratio": (0.25, "theta_o2 as wide as a quarter of the network")}
     read = {*READ, *(f.name for f in fields(Settings))}
     if idle := [f.name for f in fields(Config) if f.name in given and f.name not in read]:
