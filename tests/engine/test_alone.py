@@ -69,7 +69,8 @@ def in_folder(folder, code, name="mine.py"):
     """Run code in the folder, as its own program."""
     (folder / name).write_text(code)
     strict = ("-W", "error::UserWarning:rem", "-W", "ignore:Acc")
-    return subprocess.run([sys.executable, "-B", *strict, name], cwd=folder, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-B", *strict, name], cwd=folder, capture_output=True, text=True,
+                          timeout=300)
 
 
 def test_the_core_in_a_project_of_ones_own(tmp_path):
