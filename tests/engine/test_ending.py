@@ -216,6 +216,7 @@ def test_two_epochs_that_are_not_better_end_it(dictated, right, epochs, best):
     ([0.99, 0.91, 0.91, 0.91, 0.91], [0.3, 0.2, 0.1, 0.2, 0.0], 4, 2),  # gamma itself counts, what is above does not
     ([0.91, 0.99, 0.91, 0.91, 0.91], [0.1, 0.3, 0.1, 0.1, 0.1], 3, 1),  # an epoch above gamma is waited for, too
     ([0.91, 0.91, 0.91, 0.92, 0.92], [0.9, 0.5, 0.6, 0.2, 0.2], 5, 4),  # no end before one counts
+    ([0.91, 0.91, 0.91, 0.91, 0.91], [0.5, 0.6, 0.7, 0.8, 0.2], 5, 5),  # and no waiting
 ])
 def test_epochs_count_once_d_f_is_forgotten(dictated, right, forgotten, epochs, best):
     """A24: an epoch above gamma is never the best where another is not, however much of W it gets right."""

@@ -120,6 +120,15 @@ def test_a26_nothing_to_unlearn(seed, reach):
     assert s.record["passes"] == 0 and not s.optimizer.state
 
 
+def test_a26_a_warning_is_of_where_the_passes_end():
+    """A32: where they end at gamma step 2 has not given up, though on their line D_f may be believed again."""
+    s, left = started(0, reach=0.5), [0.9, 0.1, 0.6]
+    with mock.patch.object(r, "accuracy_of", lambda s, index: left.pop(0)), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        r.remove(s, reach=0.5)
+    assert s.record["acc_forget"] == 0.6 and not left
+
+
 def test_a26_where_there_is_no_gradient_nothing_moves():
     """A32: a gradient of exactly 0 is no direction: the weights stay, and are numbers."""
     s = started(0, reach=0.5)
