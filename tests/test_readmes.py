@@ -18,7 +18,7 @@ from experiment.settings import PLACE, Config, resolve
 from study import plan
 
 ROOT = Path(run.__file__).resolve().parent
-PAGES = [ROOT / "README.md", ROOT / "study" / "README.md", *sorted(ROOT.glob("results/**/README.md"))]
+PAGES = [*(ROOT / place / "README.md" for place in ("", "repair", "study")), *sorted(ROOT.glob("results/**/README.md"))]
 DOCS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
 README = DOCS["README.md"]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -64,11 +64,11 @@ def test_the_first_command_runs(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:(NOT REPAIRED|HARMED)")  # the network of the example is untrained
 def test_python_blocks_run():
-    """R6: the README's Python runs as it stands."""
-    blocks = [block for kind, block in BLOCKS if kind == "python"]
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+    """R6: the READMEs' Python runs as it stands."""
+    blocks = {name: re.findall(r"```python\n(.*?)```", text, re.DOTALL) for name, text in DOCS.items()}
+    assert blocks["README.md"] and blocks["repair/README.md"]
+    for name, block in ((name, block) for name, found in blocks.items() for block in found):
+        exec(compile(block, name, "exec"), {})
 
 
 def test_the_printed_table_is_one_that_run_prints():
