@@ -22,10 +22,10 @@ from engine.streams import stream
 from engine.updates import logits_of
 from metrics import predict, share
 from repair.suspects import logits, probe
+from repair.truths import COPIES, check_truths
 from train import fit
 
 EPOCHS = 4  # over what is left
-COPIES = 5  # of each image of D_f in an epoch
 RATES = {"sgd": 0.01, "adam": 5e-4}  # peak, down to a fifth
 FOLDS = 5  # in which images of D_f are held out
 MOST = 0.25  # share of the images: where as many may look like D_f, its looks tell nothing apart
@@ -79,7 +79,9 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     dropped = disbelieved | alike
     left = (~dropped).index_fill(0, forget, False)
     index = torch.cat([left.nonzero()[:, 0], *[forget] * COPIES])
-    truths = torch.full((len(data),), -1).index_copy_(0, forget, check_truths(true_labels, forget))
+    truths, known = torch.full((len(data),), -1), check_truths(true_labels, forget, data)
+    if known is not None:
+        truths.index_copy_(0, forget, known)
     in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
     net = copy_of(model)
 
@@ -110,16 +112,6 @@ def agreed(found: torch.Tensor, device: torch.device) -> torch.Tensor:
 def believed_share(model: nn.Module, data, labels: torch.Tensor, forget: torch.Tensor) -> float:
     """The share of D_f that a network gives its labels as given; labels: (N,)."""
     return share(predict(model, data, forget) == labels[forget])
-
-
-def check_truths(true_labels: torch.Tensor | None, forget: torch.Tensor) -> torch.Tensor:
-    """(k,) int64 true labels of D_f, -1 where unknown; ValueError for another number of them."""
-    if true_labels is None:
-        return torch.full_like(forget, -1)
-    if true_labels.shape != forget.shape:
-        raise ValueError(f"{len(true_labels)} true labels for {len(forget)} known bad images; give one for each, -1 "
-                         "where it is unknown")
-    return true_labels.cpu()
 
 
 def finish_loss(z: torch.Tensor, y: torch.Tensor, in_forget: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
