@@ -139,8 +139,8 @@ class Again(Exception):
     after ten epochs and 0.03 leaves 0.96, while small networks with BatchNorm lose nothing at 0.07 and keep half of the
     trigger at 0.03 (600 images). So it is taken back by halves where the first epoch ends more than TOO_FAR below the
     untouched network on the images that step 3 left out; the first had lost 0.42 there, those others 0.1 to 0.25. Bad
-    images among them count as lost, too, as they should be: so where the nearer removal has come back within an epoch,
-    the farther one it is.
+    images among them count as lost, too, though they should be: so where the nearer removal has come undone within an
+    epoch, the farther one is taken.
     """
 
     def __init__(self, reach: float, why: str):
