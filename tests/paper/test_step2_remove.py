@@ -246,6 +246,7 @@ def test_any_sizes(seed, size, batch, optimizer, norm):
     finite."""
     with acc_forget(0.9, 0.0):
         net = unlearn(seed, n=13, size=size, batch=batch, optimizer=optimizer, unlearn_epochs=1, forget_norm=norm,
+                      until=Never,
                       net=randomise(nn.Sequential(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
                                                   nn.Linear(4, 4)), seed))
     assert all(torch.isfinite(t).all() for t in net.state_dict().values())
