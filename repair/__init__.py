@@ -12,6 +12,7 @@
     progress.py  how far long work has come            channels.py    networks of grey images
     truths.py    true labels that are known            verdict.py     repaired, not repaired or harmed
     finish.py    the network from before, without what is likely bad
+    account.py   what is told at the end
 """
 
 from repair.verdict import judged_repair as repair  # noqa: F401

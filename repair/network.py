@@ -42,10 +42,16 @@ EPOCH = ("epoch {}/{}: {updates} updates of step 2, Acc(D_f) {acc_forget_before:
          "step 3 {loss:.3f}, Acc(held out) {acc_held_out:.2f}; {:.0f} s, at most {:.0f} s left")
 
 
-def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, true_labels: torch.Tensor | None = None,
-           layers=None, say=None, keep=None, every: int = 1, leave: int | None = None, files=None,
-           sync_batchnorm: bool = False, **settings) -> nn.Module:
-    """A repaired copy of a trained classifier: REM from some known bad examples, the others unknown.
+def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, **more) -> nn.Module:
+    """A repaired copy of a trained classifier: REM from some known bad examples; arguments as of `repaired_with`."""
+    return repaired_with(model, data, forget, **more)[0]
+
+
+def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *,
+                  true_labels: torch.Tensor | None = None, layers=None, say=None, keep=None, every: int = 1,
+                  leave: int | None = None, files=None, sync_batchnorm: bool = False, **settings
+                  ) -> tuple[nn.Module, Config]:
+    """A repaired copy of a trained classifier, by REM from some known bad examples, and the settings that made it.
 
     Args:
         model: any network that `expand` takes, also inside DataParallel or compiled; left as it is.
@@ -60,7 +66,8 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, tru
         files: the images' files, by which, too, a state knows whether they are the same.
         sync_batchnorm: of several processes, batch statistics are those of the whole batch; needs GPUs.
         settings: of settings.Config, over the defaults of `choose_settings`, such as unlearn_epochs=2 or seed=1.
-    Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes.
+    Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes; the settings, whose reach is the
+        one that was used in the end, see `Again`.
     Raises: ValueError: forget, a true label or a setting cannot be used; TypeError: no choice of layers can be
         expanded; NonFiniteLoss: the rate is too high.
     """
@@ -125,11 +132,12 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, tru
             except Again as error:
                 nearer, reach = nearer - 1 if error.reach < reach else 0, error.reach
                 say(f"{error}; once more, with reach {reach:.3g}")
+    used = replace(config, reach=state.config.reach)  # which may be that of an earlier run, cut off
     if not sync_batchnorm:
-        return repaired
+        return repaired, used
     plain = copy.deepcopy(model)  # whose BatchNorms are of their own kind
     plain.load_state_dict(repaired.state_dict())
-    return plain
+    return plain, used
 
 
 class Again(Exception):

@@ -34,7 +34,7 @@ from PIL import Image
 
 from colours import call, colours  # noqa: F401
 from helpers import gen, make_data
-from repair import command, page
+from repair import account, page
 from repair.inputs import Folder, read_bad, read_labels
 from repair.page import Card, Part, is_page, page_of, spelt, thumbnail, write_page
 from repair.ranking import rank
@@ -353,7 +353,7 @@ def test_cards_are_the_first_of_the_ranking(tmp_path):
     ranking = rank(z, data.labels, folder.forget, similar)._replace(likely=4)
     before, heldout = torch.randint(0, 3, (12,), generator=g), make_data(1, channels=3, classes=3)
     args = SimpleNamespace(out=str(tmp_path / "r.pt"), model="m", checkpoint="c", data="d", bad=["b"])
-    told = command.show_changes(args, {}, [before, heldout.labels], [z.argmax(1), heldout.labels], data, heldout,
+    told = account.show_changes(args, {}, [before, heldout.labels], [z.argmax(1), heldout.labels], data, heldout,
                                 folder, ranking, verdict="HARMED: see <b>")
     assert told == f"{tmp_path / 'r.html'} shows what changed and 10 suspects to tick: open it in a browser"
     tree = Tree((tmp_path / "r.html").read_text(encoding="utf-8"))
@@ -387,7 +387,7 @@ def test_a_page_that_fails_costs_nothing_else(colours, capsys, monkeypatch):  # 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(command, "write_page", fail)
+        patched.setattr(account, "write_page", fail)
         assert call(colours, "--epochs", 0) == 0
     assert "no page to open (OSError: [Errno 28] No space left" in capsys.readouterr().out
     names = {path.name for path in colours["--out"].parent.iterdir()}

@@ -8,6 +8,7 @@ G2: SyncBatchNorm comes and goes.
 """
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,13 +76,15 @@ def test_a_removal_that_is_too_near_goes_as_far_as_before(monkeypatch):
 @pytest.mark.parametrize("far, times", [(2.0, 0), (-2.0, 2)])
 def test_a_removal_that_goes_too_far_is_taken_back_by_halves(monkeypatch, far, times):
     """P4: where the first epoch leaves more harm than TOO_FAR, step 2 goes half as far from the network as it came, at
-    most twice, and says so; what comes back is that of a repair which was given that reach, and a given one stays."""
+    most twice, and says so; what comes back is that of a repair which was given that reach, and a given one stays. The
+    settings that come back have the reach that was used in the end, not the one that was chosen first."""
     monkeypatch.setattr(network, "TOO_FAR", far)
     monkeypatch.setattr(network, "TOO_NEAR", 1.0)
     data, forget, told = images_of(), torch.tensor([1, 5, 7]), []
     usual = choose_settings(small_net(0), 24, {})[0].reach
-    found = repair(small_net(0), data, forget, unlearn_epochs=2, say=told.append)
+    found, used = network.repaired_with(small_net(0), data, forget, unlearn_epochs=2, say=told.append)
     again = [line for line in told if "went too far" in line]
+    assert used == replace(choose_settings(small_net(0), 24, {"unlearn_epochs": 2})[0], reach=usual / 2**times)
     assert not [line for line in told if "too near" in line]
     assert [re.search(r"reach ([0-9.]+)", line)[1] for line in again] == [f"{usual / 2 ** (k + 1):.3g}"
                                                                          for k in range(times)]

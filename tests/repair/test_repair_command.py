@@ -35,7 +35,7 @@ from experiment.data import Data
 from helpers import assert_close, gen, small_net
 from metrics import accuracy
 from models import build
-from repair import checkpoints, command, sheets
+from repair import account, checkpoints, command, network, sheets
 from repair.inputs import Folder, open_folder
 from repair.mismatch import predicted, share_of
 from repair.network import choose_settings
@@ -331,15 +331,23 @@ def test_the_report_counts(tmp_path):
     folder = Folder(tmp_path, ["a", "b", "c"], [], data.labels, torch.tensor([0, 1]), truth, "")
     old, new = Fixed([0, 0, 0, 1, 1, 2]), Fixed([1, 0, 2, 1, 1, 2])
     before, after = ([predicted(net, part) for part in (data, heldout)] for net in (old, new))
-    scores = command.before_and_after(before, after, data, heldout, folder)
+    scores = account.before_and_after(before, after, data, heldout, folder)
     assert scores == {"known bad, their given labels": [1.0, 0.5],
                       "other training images, given labels": [1.0, 0.75],
                       "held-out images": [0.5, 0.25], "Healed: bad images, true labels": [0.3333, 1.0],
                       "training images with another prediction": 2}
-    lines = command.table_of_changes(scores).splitlines()
+    lines = account.table_of_changes(scores).splitlines()
     assert lines[1].split()[-2:] == ["100.0", "50.0"] and lines[-1].split()[-1] == "2"
     assert share_of(torch.zeros(0)) is None
-    assert "held-out images" not in command.before_and_after([before[0], None], [after[0], None], data, None, folder)
+    assert "held-out images" not in account.before_and_after([before[0], None], [after[0], None], data, None, folder)
+
+
+def test_the_report_has_the_reach_that_was_used(colours, monkeypatch):
+    """P6: where the removal was taken back by halves, not the one that was chosen first."""
+    monkeypatch.setattr(network, "TOO_FAR", -2.0)
+    monkeypatch.setattr(network, "TOO_NEAR", 1.0)
+    assert call(colours, "--epochs", 1) in (0, 3)
+    assert report_of(colours)["settings"]["reach"] == 0.02 / 2**network.NEARER  # 0.02: without BatchNorm
 
 
 @pytest.mark.parametrize("given, optimizer, rate", [((), "adam", 1e-4), (("--optimizer", "sgd"), "sgd", 0.004)])
@@ -400,7 +408,7 @@ def test_what_fails_after_the_repair_costs_no_weights(colours, capsys, monkeypat
         raise MemoryError("no room for features")
 
     with monkeypatch.context() as patched:
-        patched.setattr(command, "probe", fail)
+        patched.setattr(account, "probe", fail)
         assert call(colours, "--epochs", 0) == 0
     assert "no list of suspects (MemoryError: no room for features)" in capsys.readouterr().out
     folder = colours["--out"].parent
@@ -408,11 +416,10 @@ def test_what_fails_after_the_repair_costs_no_weights(colours, capsys, monkeypat
     assert call(colours, "--epochs", 0) == 0
     assert "suspects.csv ranks the 70" in capsys.readouterr().out
     with monkeypatch.context() as patched:
-        patched.setattr(command, "probe", fail)
+        patched.setattr(account, "probe", fail)
         assert call(colours, "--epochs", 0) == 0
     assert re.search("features\\); \\S*suspects.csv: of an earlier repair", capsys.readouterr().out)
-    room = command.room_for_images
-    monkeypatch.setattr(command, "room_for_images", lambda device, *given: room(device, *given) if given else 0)
+    monkeypatch.setattr(account, "room_for_images", lambda device: 0)
     assert call(colours, "--epochs", 0) == 0
     header, first, *_ = (folder / "suspects.csv").read_text().splitlines()
     first = dict(zip(header.split(","), first.split(","), strict=True))

@@ -542,14 +542,14 @@ def test_widths_that_no_machine_has(folder, capsys, monkeypatch, more, words):
 
 def test_inputs_that_go_away_cost_nothing(folder, monkeypatch, capsys):
     """Point 8: the report's digests are of what was read, so that lists and weights may change or go meanwhile."""
-    digest, repaired = outputs.digest(str(folder["--checkpoint"])), network.repair
+    digest, repaired = outputs.digest(str(folder["--checkpoint"])), network.repaired_with
 
     def gone(*args, **more):
         folder["--checkpoint"].unlink()
         folder["--bad"].unlink()
         return repaired(*args, **more)
 
-    monkeypatch.setattr(command, "repair", gone)
+    monkeypatch.setattr(command, "repaired_with", gone)
     assert call({**folder, "--epochs": 1}) == 0
     report = json.loads(folder["--out"].with_suffix(".json").read_text())
     assert report["sha256"][str(folder["--checkpoint"])] == digest

@@ -115,6 +115,21 @@ torch.save(net.state_dict(), sys.argv[2])
 """
 
 
+def test_a_removal_that_was_taken_back_is_told_after_an_interruption(tmp_path, monkeypatch):
+    """A8: where an earlier run had halved the reach, the settings that come back have the halved one."""
+    cut_after(monkeypatch, 1)
+    monkeypatch.setattr(network, "TOO_FAR", -2.0)
+    monkeypatch.setattr(network, "TOO_NEAR", 1.0)
+    data, kept = images_of(), tmp_path / "x.state"
+    with pytest.raises(KeyboardInterrupt):
+        repair(small_net(0), data, FORGET, keep=kept, **SETTINGS)
+    monkeypatch.undo()
+    told = []
+    _, used = network.repaired_with(small_net(0), data, FORGET, keep=kept, say=told.append, **SETTINGS)
+    assert any("going on after epoch 1" in line for line in told)
+    assert used.reach == network.choose_settings(small_net(0), 24, {})[0].reach / 2**network.NEARER
+
+
 def test_another_process_goes_on(tmp_path, monkeypatch):
     """A8: what one process has begun another one ends, bit for bit."""
     data, keep, settings = images_of(pad=1, flip=True), tmp_path / "x.state", SETTINGS | {"stop": "max"}

@@ -26,7 +26,7 @@ from examples.repair import CLASSES, WRONG, draw_shapes, put_sticker, write_imag
 from experiment.data import Data
 from experiment.settings import Config
 from helpers import assert_same_state, gen, make_data, small_net
-from repair import command, repair
+from repair import account, repair
 from repair import network as plain
 from repair.mismatch import predicted
 from repair.suspects import logits, margin, probe
@@ -263,7 +263,7 @@ def test_the_help_has_the_exit_codes(capsys):
 
 def test_features_that_fail_cost_no_verdict(colours, capsys, monkeypatch):
     """Q4: where there is no room for features, the verdict does without them."""
-    monkeypatch.setattr(command, "probe", lambda *args: 1 / 0)  # what fails only on larger data
+    monkeypatch.setattr(account, "probe", lambda *args: 1 / 0)  # what fails only on larger data
     assert call(colours, "--epochs", 0) == 0
     assert "\nREPAIRED: " in capsys.readouterr().out
 

@@ -1,0 +1,150 @@
+"""What a repair tells at its end: the verdict, what changed, the list of suspects and the page that shows both.
+
+    found = verdict_of(model, data, heldout, before, after, forget, similar)    # before, after: what was predicted
+    scores = before_and_after(before, after, data, heldout, folder)             # print(table_of_changes(scores))
+    line, ranking = list_suspects(out, similar, repaired, data, folder, places)
+
+Whatever fails here costs no repair: its weights are there, and a line says what is missing.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine.checks import first_line
+from engine.features import features
+from engine.ranks import over_ranks, ranks
+from repair.images import room_for_images
+from repair.inputs import Folder
+from repair.mismatch import share_of
+from repair.outputs import beside_weights
+from repair.page import CARDS, Card, Part, write_page
+from repair.progress import Watch, tell_here
+from repair.ranking import Ranking, rank
+from repair.sheets import beside, named, write_suspects
+from repair.suspects import crossed, logits, probe
+from repair.verdict import REPAIRED, Verdict, judge, looked_at, undoubted
+
+
+def verdict_of(model: nn.Module, data, heldout, before: list, after: list, forget: torch.Tensor, similar) -> Verdict:
+    """The verdict on a repair.
+
+    Args: before, after: what was predicted of `data` and of `heldout`, where there is any; forget: (k,) int64, D_f;
+        similar: called without arguments, gives what `similarity` does; where it fails, the verdict does without.
+    """
+    try:
+        alike, _ = similar()
+    except Exception:
+        if ranks()[1] > 1:
+            raise  # the other processes know nothing of it
+        alike = None
+    labels = data.labels.cpu()
+    counted = undoubted(labels, forget, looked_at(model, data)[1], alike)
+    pair = None if heldout is None else (heldout.labels.cpu(), before[1], after[1])
+    return judge(labels, before[0], after[0], forget, counted, pair)
+
+
+def agreed_code(found: Verdict, model: nn.Module) -> int:
+    """The exit code of all processes: the first one's.
+
+    None leaves before the first has written all, since torchrun ends the others as soon as one has failed.
+    """
+    code = torch.tensor([0 if found.words == (REPAIRED,) or ranks()[0] else 3], device=next(model.parameters()).device)
+    over_ranks([code])
+    return int(code)
+
+
+def list_suspects(out: str, similar, repaired: nn.Module, data, folder: Folder, places: dict
+                  ) -> tuple[str, Ranking | None]:
+    """Rank the suspects and, in the first process, write them; a line that says so, or why there are none, and they.
+
+    similar: called without arguments, gives what `similarity` does.
+    """
+    try:
+        with Watch("ranking the suspects", tell_here) as watch:
+            z, labels = logits(repaired, watch.over(data))
+        ranking = rank(z, labels, folder.forget, *similar())
+        return "" if ranks()[0] else write_suspects(out, ranking, data, folder, places), ranking
+    except Exception as error:
+        if ranks()[1] > 1:
+            raise  # the other processes know nothing of it
+        stale = f"; {beside(out)}: of an earlier repair" * beside(out).exists()
+        return f"no list of suspects ({first_line(error)}){stale}", None
+
+
+def similarity(model: nn.Module, data, forget: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(N,) how much each image looks like D_f, and the same to probes that do not know it, see `suspects.probe` and
+    `crossed`; None, both, where the features would fill the memory."""
+    if not in_room(model, data):
+        return None, None
+    with Watch("features of the images", tell_here) as watch:
+        h = features(model, watch.over(data))
+    return probe(h, forget), crossed(h, forget)
+
+
+def in_room(model: nn.Module, data) -> bool:
+    """Whether there is memory for the features of all images."""
+    layers = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    need = 5 * 8 * len(data) * max(weight.shape[1] for weight in layers[-1:])  # bytes, of the last one's in float64
+    return ranks()[1] > 1 or need <= room_for_images(torch.device("cpu"))  # several processes must agree
+
+
+def show_changes(args: argparse.Namespace, scores: dict, before: list, after: list, data, heldout, folder: Folder,
+                 ranking: Ranking | None, verdict: str | None = None) -> str:
+    """Write the page that shows what changed and the first suspects; a line that says so, or why there is none.
+
+    Args: scores: of `before_and_after`; before, after: predictions of `data` and of `heldout`, where there is any;
+        verdict: see `page.page_of`.
+    """
+    file, labels = beside_weights(args.out, ".html"), data.labels.cpu()
+    try:
+        others = torch.ones(len(data), dtype=torch.bool).index_fill_(0, folder.forget, False)
+        parts = [] if heldout is None else [Part("held-out images", heldout.labels.cpu(), before[1], after[1])]
+        parts.append(Part("other training images, given labels", labels[others], before[0][others], after[0][others]))
+        first = [] if ranking is None else list(itertools.islice(ranking.suspects(), CARDS))
+        images = data.some(torch.tensor([suspect.index for suspect in first])).images.cpu() if first else []
+        cards = [Card(image, named(folder, s.index), int(labels[s.index]), int(before[0][s.index]), s.predicted,
+                      s.score, s.similar, (number, s.by_score, s.by_similar), number <= ranking.likely)
+                 for number, (s, image) in enumerate(zip(first, images, strict=True), 1)]
+        facts = [f"{args.model}, {args.checkpoint}, repaired from {len(folder.forget)} known bad images",
+                 f"{len(data)} training images below {args.data}, {len(heldout or ())} held out"]
+        write_page(file, title=Path(args.out).name, facts=facts, scores=scores, parts=parts, classes=folder.classes,
+                   cards=cards, total=0 if ranking is None else len(ranking.index),
+                   likely=0 if ranking is None else ranking.likely, bad=args.bad,
+                   saved=file.with_name(f"{file.stem}-bad.csv").name, verdict=verdict)
+    except Exception as error:  # the weights and the report are there all the same
+        stale = f"; {file} is of an earlier repair" * file.exists()
+        return f"no page to open ({first_line(error)}){stale}"
+    return f"{file} shows what changed and {len(cards)} suspects to tick: open it in a browser"
+
+
+def before_and_after(before: list, after: list, data, heldout, folder: Folder) -> dict:
+    """What the repair changed: [before, after] by the name of the row, and how many predictions changed.
+
+    Args: before, after: what was predicted of `data` and of `heldout`, where there is any.
+    """
+    pair, labels = (before[0], after[0]), data.labels.cpu()
+    known = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, folder.forget, True)
+    rows = {"known bad, their given labels": [share_of((p == labels)[known]) for p in pair]}
+    if folder.truths is not None:
+        rows["known bad, their true labels"] = [share_of((p == folder.truths)[folder.truths >= 0]) for p in pair]
+    rows["other training images, given labels"] = [share_of((p == labels)[~known]) for p in pair]
+    if heldout is not None:
+        rows["held-out images"] = [share_of(p == heldout.labels.cpu()) for p in (before[1], after[1])]
+    if folder.clean is not None:
+        wrong = (folder.clean >= 0) & (known | (folder.clean != labels))
+        rows["Healed: bad images, true labels"] = [share_of((p == folder.clean)[wrong]) for p in pair]
+    return {**rows, "training images with another prediction": int((pair[0] != pair[1]).sum())}
+
+
+def table_of_changes(scores: dict) -> str:
+    """The comparison, in percent."""
+    lines = [f"{'':<44}{'before':>8}{'after':>8}"]
+    for name, value in scores.items():
+        pair = value if isinstance(value, list) else []
+        cells = "".join(f"{'-' if v is None else f'{100 * v:.1f}':>8}" for v in pair) or f"{value:>16}"
+        lines.append(f"{name:<44}{cells}")
+    return "\n".join(lines)

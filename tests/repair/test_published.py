@@ -1,0 +1,239 @@
+"""benchmarks/published.py: the published networks' shape, their triggers, what is poisoned and listed, rows and table.
+
+The published files are not here: shapes are those that the README beside them states, triggers those of a loop over
+pixels. Weights and images of the same form are made.
+"""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import published
+from benchmarks.published import CLASSES, Network, add_pattern, poisoned, scores_of, table, trigger_of, white_square
+from experiment.data import Data
+from helpers import gen
+
+CELL = {"network": "badnets", "images": 100, "share": 0.1, "listed": 0.2, "seed": 0}
+
+
+def images_of(n: int, seed: int = 0) -> Data:
+    """n noise images of ten classes in turn, 32x32."""
+    images = torch.randint(0, 256, (n, 3, 32, 32), generator=gen(seed), dtype=torch.uint8)
+    return Data(images, torch.arange(n) % CLASSES, **published.PIXELS)
+
+
+# --- The network ------------------------------------------------------------------------------------------------------
+
+def test_the_network_has_the_published_keys_and_shapes():
+    """Six 3x3 convolutions with bias and their norms at 0, 3, 8, 11, 16, 19 of `features`, then a linear layer."""
+    shapes = {name: tuple(t.shape) for name, t in Network().state_dict().items()}
+    wanted, before = {"classifier.weight": (10, 2048), "classifier.bias": (10,)}, 3
+    for place, channels in zip((0, 3, 8, 11, 16, 19), (32, 32, 64, 64, 128, 128), strict=True):
+        wanted |= {f"features.{place}.weight": (channels, before, 3, 3), f"features.{place}.bias": (channels,)}
+        wanted |= {f"features.{place + 1}.{name}": (channels,) for name in ("weight", "bias", "running_mean",
+                                                                          "running_var")}
+        wanted |= {f"features.{place + 1}.num_batches_tracked": ()}
+        before = channels
+    assert shapes == wanted
+
+
+def test_the_network_is_that_of_a_plain_loop():
+    """Convolution, norm and ELU twice, then max pooling, three times, and a linear layer over channels, rows, columns
+    in this order; dropout of 0.3, 0.4 and 0.4 after each pair, which is nothing in eval mode."""
+    net = Network().eval()
+    with torch.no_grad():
+        for norm in (net.features[k] for k in (1, 4, 9, 12, 17, 20)):
+            norm.running_mean.copy_(torch.randn(len(norm.bias), generator=gen(1)) / 9)
+            norm.running_var.copy_(0.5 + torch.rand(len(norm.bias), generator=gen(2)))
+        x = h = torch.rand(4, 3, 32, 32, generator=gen(3))
+        for first in (0, 8, 16):
+            for k in (first, first + 3):
+                conv, norm = net.features[k], net.features[k + 1]
+                h = torch.nn.functional.conv2d(h, conv.weight, conv.bias, padding=1)
+                scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+                h = (h - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
+                h = torch.where(h > 0, h, h.exp() - 1)
+            h = torch.stack([h[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]).amax(dim=0)
+        wanted = h.reshape(4, 2048) @ net.classifier.weight.T + net.classifier.bias
+        assert torch.allclose(net(x), wanted, atol=1e-4)
+    assert [m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)] == [0.3, 0.4, 0.4]
+
+
+def test_published_weights_are_read(tmp_path):
+    """The file of a name, {net, acc, epoch}, becomes the network, in eval mode."""
+    for seed, (name, file) in enumerate(published.FILES.items()):
+        torch.manual_seed(seed)
+        net = Network()
+        torch.save({"net": net.state_dict(), "acc": 84.5, "epoch": 48}, tmp_path / file)
+        found = published.published(tmp_path, name)
+        assert not found.training
+        assert all(torch.equal(t, found.state_dict()[key]) for key, t in net.state_dict().items())
+
+
+# --- The triggers -----------------------------------------------------------------------------------------------------
+
+def test_the_square_is_white_and_the_rest_as_it_was():
+    """Rows and columns 27 to 30 of 0 to 31 are 255 in every channel; a copy."""
+    images = images_of(3).images.clamp(max=200)
+    before, found = images.clone(), white_square(images)
+    assert torch.equal(images, before)
+    for i in range(32):
+        for j in range(32):
+            inside = 27 <= i <= 30 and 27 <= j <= 30
+            assert (found[:, :, i, j] == 255).all() if inside else torch.equal(found[:, :, i, j], before[:, :, i, j])
+
+
+def test_a_pattern_is_added_and_clipped(tmp_path):
+    """min(255, x + p) for every pixel and channel, p as the file has it, rows before columns."""
+    pattern = torch.randint(0, 256, (32, 32, 3), generator=gen(5), dtype=torch.uint8)
+    Image.fromarray(pattern.numpy()).save(tmp_path / "trojan_sq.png")
+    images = images_of(2).images
+    found = trigger_of(tmp_path, "trojan")(images)
+    wanted = np.minimum(255, images.numpy().astype(int) + pattern.numpy().astype(int).transpose(2, 0, 1))
+    assert found.dtype == torch.uint8 and np.array_equal(found.numpy(), wanted)
+    assert torch.equal(add_pattern(images, torch.zeros(3, 32, 32, dtype=torch.uint8)), images)
+    assert trigger_of(tmp_path, "badnets") is white_square
+
+
+# --- What is poisoned -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", published.FILES)
+def test_what_is_poisoned_has_the_trigger_and_the_label(name):
+    """As many images of each class; a share of all, of other classes than the target, has both; the others neither; of
+    the bad ones some are listed; test images with the trigger are those of other classes. A seed draws the same."""
+    train, test, target = images_of(200), images_of(50, 1), published.TARGETS[name]
+    cell = {**CELL, "network": name}
+    trial = poisoned(train, test, white_square, target, cell)
+    assert torch.bincount(trial.truth).tolist() == [10] * 10 and len(trial.bad) == 10 and len(trial.known) == 2
+    assert torch.isin(trial.known, trial.bad).all()
+    assert torch.equal((trial.train.labels != trial.truth).nonzero()[:, 0], trial.bad)
+    assert (trial.train.labels[trial.bad] == target).all()
+    known = {image.numpy().tobytes(): int(y) for image, y in zip(train.images, train.labels, strict=True)}
+    stamped = {image.numpy().tobytes(): int(y) for image, y in zip(white_square(train.images), train.labels,
+                                                                   strict=True)}
+    for i, image in enumerate(trial.train.images):
+        among = stamped if i in trial.bad.tolist() else known
+        assert among[image.numpy().tobytes()] == trial.truth[i]
+    others = test.labels != target
+    assert torch.equal(trial.alike.images, white_square(test.images[others]))
+    assert torch.equal(trial.alike.labels, test.labels[others]) and torch.equal(trial.test.images, test.images)
+    again, other = (poisoned(train, test, white_square, target, {**cell, "seed": seed}) for seed in (0, 1))
+    assert torch.equal(again.bad, trial.bad) and torch.equal(again.known, trial.known)
+    assert not torch.equal(other.bad, trial.bad)
+    assert trial.train.mean == (0, 0, 0) and trial.train.std == (1, 1, 1)
+
+
+@pytest.mark.parametrize("more", [{"images": 5}, {"images": 300}, {"share": 0.001}, {"listed": 0.01}])
+def test_sizes_that_cannot_be_are_refused(more):
+    """Fewer images of a class than are asked for, none, or nothing that is bad or listed."""
+    with pytest.raises(ValueError, match="give "):
+        poisoned(images_of(200), images_of(20), white_square, 8, {**CELL, **more})
+
+
+class Square(torch.nn.Module):
+    """Gives the target to an image with a white square, and to others the class in its first pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.zero = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        own = (x[:, 0, 0, 0] * 255).round().long()
+        return torch.nn.functional.one_hot(torch.where((x[:, :, 27:31, 27:31] > 0.999).flatten(1).all(dim=1), 8, own),
+                                           CLASSES).float() + self.zero
+
+
+def test_scores_are_counted():
+    """A network that obeys the square alone has 1 of clean, misled, listed and unlisted, 0 of triggered."""
+    train, test = (images_of(n, n) for n in (200, 50))
+    for data in (train, test):
+        data.images[:, 0, 0, 0] = data.labels.to(torch.uint8)
+    trial = poisoned(train, test, white_square, 8, CELL)
+    found = scores_of(Square(), trial, 8)
+    assert found == {"clean": 1.0, "misled": 1.0, "triggered": 0.0, "listed": 1.0, "unlisted": 1.0}
+    test.images[:, 0, 0, 0] = (test.labels % 5).to(torch.uint8)
+    trial = poisoned(train, test, lambda images: images, 8, CELL)  # a trigger that nobody sees
+    found = scores_of(Square(), trial, 8)
+    assert found["clean"] == 0.5 and found["misled"] == 0.0
+    assert found["triggered"] == pytest.approx(25 / 45) and found["listed"] == found["unlisted"] == 0.0
+
+
+# --- Rows and the table -----------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def folders(tmp_path):
+    """A published network that was drawn, and a tree of 40 training and 20 test images."""
+    torch.manual_seed(0)
+    torch.save({"net": Network().state_dict(), "acc": 1.0, "epoch": 1}, tmp_path / published.FILES["badnets"])
+    for part, data in (("train", images_of(40)), ("test", images_of(20, 1))):
+        for i, (image, y) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
+            file = tmp_path / part / f"class{y}" / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    return ["published.py", "--published", str(tmp_path), "--data", str(tmp_path), "--images", "40", "--share", "0.2",
+            "--listed", "0.5", "--out", str(tmp_path / "rows.jsonl")]
+
+
+@pytest.mark.filterwarnings("ignore:Acc")  # a network that was drawn
+def test_rows_are_appended_once(folders, monkeypatch, capsys):
+    """A row for each treatment that is asked for and not there, with its origin; the table has a line of each."""
+    out = folders[-1]
+    for asked, count in (("REM;repair", 2), ("REM;CLP", 3), ("CLP", 3)):
+        monkeypatch.setattr(sys, "argv", [*folders, "--treatment", asked])
+        assert published.main() == 0
+        rows = [json.loads(line) for line in open(out)]
+        assert len(rows) == count
+    rem, repair, clp = rows
+    assert [row["treatment"] for row in rows] == ["REM", "repair", "CLP"]
+    assert rem["before"] == repair["before"] == clp["before"] and rem["git"] and rem["cpu"] and rem["version"]
+    assert (rem["bad"], rem["known"], rem["share"], rem["seed"]) == (8, 4, 0.2, 0)
+    assert rem["rem_seconds"] == repair["rem_seconds"] and "finish" not in rem and "reach" not in clp
+    finish = repair["finish"]
+    assert finish["left_bad"] == 4 - finish["dropped_bad"] and finish["dropped_bad"] <= finish["dropped"]
+    if not finish["taken"]:
+        assert repair["after"] == rem["after"]
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["published.py", "--table", out])
+    assert published.main() == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+@pytest.mark.parametrize("more, words", [(["--treatment", "hope"], "unknown 'hope'; choose from REM"),
+                                         (["--network", "wanet"], "invalid choice"), (["--out"], "expected one")])
+def test_what_is_unknown_is_refused(folders, monkeypatch, capsys, more, words):
+    """In a line, before anything is read."""
+    monkeypatch.setattr(sys, "argv", [*folders, *more])
+    with pytest.raises(SystemExit) as leave:
+        published.main()
+    assert leave.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_what_is_missing_is_named(monkeypatch, capsys):
+    """Without folders nothing runs."""
+    monkeypatch.setattr(sys, "argv", ["published.py"])
+    with pytest.raises(SystemExit):
+        published.main()
+    assert "give --published, --data, --out" in capsys.readouterr().err
+
+
+def row(treatment: str, seed: int, clean: float, misled: float, **more) -> dict:
+    """A hand-made row."""
+    return {"network": "badnets", "images": 5000, "share": 0.1, "listed": 0.1, "seed": seed, "bad": 500, "known": 50,
+            "treatment": treatment, "before": {"clean": 0.78, "misled": 0.98, "triggered": 0.02},
+            "after": {"clean": clean, "misled": misled, "triggered": 0.6}, "verdict": "REPAIRED", "found": 300, **more}
+
+
+def test_the_table_is_of_means():
+    """Means over seeds in percent, counts of what was dropped and left, verdicts that differ beside each other."""
+    rows = [row("repair", 0, 0.77, 0.04, finish={"dropped": 500, "dropped_bad": 400, "left_bad": 50, "taken": True}),
+            row("REM", 0, 0.7, 0.1),
+            row("repair", 1, 0.75, 0.08, verdict="HARMED",
+                finish={"dropped": 600, "dropped_bad": 420, "left_bad": 30, "taken": True})]
+    assert table(rows).splitlines()[2:] == [
+        "| badnets | 5,000 | 500 | REM | 1 | 50 | 78.0 -> 70.0 | 98 -> 10 | 2 -> 60 | 450 | 300 |  |  | repaired |",
+        "| badnets | 5,000 | 500 | repair | 2 | 50 | 78.0 -> 76.0 | 98 -> 6 | 2 -> 60 | 450 | 300 | 410 / 140 | 40 | "
+        "repaired, harmed |"]
