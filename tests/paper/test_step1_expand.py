@@ -77,7 +77,7 @@ def test_base_only_is_the_original(seed, width, ratio, norm, dtype, last):
     if expanded.width == 0:
         assert not any(isinstance(layer, ExpandedWeight) for layer in expanded.layers().values())
         x = draw(seed, 3, 1, 8, 8, dtype=dtype)
-        assert torch.equal(run(expanded, x, torch.zeros(3, 0, dtype=torch.bool)), run(net.eval(), x))
+        assert torch.equal(run(expanded.eval(), x, torch.zeros(3, 0, dtype=torch.bool)), run(net.eval(), x))
 
 
 @pytest.mark.gpu
