@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from architectures import IMAGE
+from architectures import IMAGE, Keeping
 from engine.ending import Never, Repaired
 from engine.modes import copy_of, frozen_norms, modes_of, put_modes, refresh_batchnorm, training_mode
 from etd import Expanded, drop
@@ -202,18 +202,6 @@ def test_a_refresh_has_the_papers_batches(monkeypatch):
 
 
 # --- Copies -----------------------------------------------------------------------------------------------------------
-
-
-class Keeping(nn.Module):
-    """It keeps its last activation, with the history that torch cannot copy."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = small_net(0)
-
-    def forward(self, x):
-        self.seen = self.net(x)
-        return self.seen
 
 
 def test_copies():

@@ -3,6 +3,8 @@
 - Stored values are the reference's, of both parts under each example's own mask and of theta_o1 alone   F8, M13
 - Where augmentation may move an image, and nobody says that it may not, nothing is stored               F8, L16
 - No gradient flows into it, and what it was made of may move on                                         F8, L10
+
+That REM is the same with stored values and batch by batch is in test_twins.py, which has both.
 """
 
 import pytest
@@ -11,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from engine.ending import Never
 from helpers import assert_close, gen, make_data, run, seeds, small_net
 from rem import redirect, step3_batch
-from states import Loose, acc_forget, draw_forget, make_state, unlearn
+from states import Loose, make_state
 
 
 @given(seeds, st.sampled_from([3, 5, 64]))
@@ -51,16 +52,3 @@ def test_a_source_that_says_nothing_may_augment():
     state = make_state(data=Loose(make_data(0)))
     state.reference.remember(state)
     assert state.reference.known is None
-
-
-@given(seeds, st.sampled_from([3, 5, 64]), st.sampled_from([0.5, 2.0]))
-def test_stored_or_not_is_the_same_rem(seed, batch, beta):
-    """F8: theta_u is the same with stored values and batch by batch."""
-    data, outs = make_data(seed, trigger=True), []
-    for source in (data, Loose(data)):
-        with acc_forget(0.9, 0.0):
-            outs.append(unlearn(seed, data=source, net=small_net(seed, dtype=torch.float64), batch=batch, beta=beta,
-                                forget=draw_forget(seed, 12, 5), unlearn_lr=0.01, until=Never))
-    # not bitwise: a convolution or matrix product of another batch size may add in another order (float64, 6 steps)
-    for a, b in zip(outs[0].state_dict().values(), outs[1].state_dict().values(), strict=True):
-        assert_close(a.double(), b.double(), 1e-9)

@@ -1,6 +1,6 @@
 """engine/scores.py: cross-entropy and accuracy of the network that Algorithm 1 carries.
 
-- Accuracy is a fraction of the labels as given, theta_o1 alone, whatever the batches                V1, V2, A5
+- Accuracy is a fraction of the labels as given, theta_o1 alone, whatever the batches                V1, V2, A5, F11
 - Logits that are not finite are no class                                                            A3, V8
 - Cross-entropies are in float32 at least                                                            L11, L16
 """
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import oracles_loss as oracle
 from engine.checks import NonFiniteLoss
+from engine.modes import modes_of
 from engine.scores import accuracy_of, cross_entropy
 from etd import drop, mask_rows
 from helpers import assert_close, gen, make_data, run, seeds, small_net
@@ -23,12 +24,24 @@ from states import make_state
 
 @given(seeds, st.integers(1, 30), st.sampled_from([2, 3, 64]))
 def test_accuracy(seed, size, batch):
-    """V1, V2, A5: the share of the examples of `index` whose label is the first class of the largest logit; small last
-    batches count for what they hold."""
-    data = make_data(seed, n=31)
+    """V1, V2, A5, F11: the share of the examples of `index`, in order, trigger on and without augmentation, whose label
+    as given is the first class of the largest logit of theta_o1 alone in evaluation mode; small last batches count for
+    what they hold. Modes and generator stay."""
+    data = make_data(seed, n=31, pad=2, flip=True, trigger=True)
     state, index = make_state(seed, data=data, batch=batch), torch.randperm(31, generator=gen(seed))[:size]
-    logits = run(drop(state.expanded).eval(), next(data.batches(index))[1])
+    state.expanded.train().net.norm1.eval()  # a mixed mode, to be put back
+    modes, seen, drawn = modes_of(state.expanded), [], state.generator.get_state()
+
+    def spy(module, args, kwargs):
+        assert not any(modes_of(state.expanded)) and not torch.is_grad_enabled() and not kwargs
+        seen.append(*args)
+
+    state.expanded.register_forward_pre_hook(spy, with_kwargs=True)
+    x = next(data.batches(index))[1]
+    logits = run(drop(state.expanded).eval(), x)
     assert accuracy_of(state, index) == oracle.accuracy(oracle.predictions(logits), data.labels[index])
+    assert torch.equal(torch.cat(seen), x)
+    assert modes_of(state.expanded) == modes and torch.equal(state.generator.get_state(), drawn)
 
 
 @pytest.mark.parametrize("where", [0, 2, 4])

@@ -62,7 +62,8 @@ def test_an_update_leaves_what_it_does_not_reach():
 
 
 def test_the_mean_and_the_steps_of_a_pass():
-    """A9: a pass counts its updates and, at its end, has the mean of their losses, of the weights before each."""
+    """A9: a pass counts its updates and, at its end, has the mean of their losses, of the weights before each; the log
+    gets it too."""
     state = make_state()
     weight = state.expanded.layers()["head"].base.weight
     expected = []
@@ -72,6 +73,7 @@ def test_the_mean_and_the_steps_of_a_pass():
             expected.append(float(loss.detach()))
             update(loss, torch.arange(4))
     assert update.steps == 3 and update.mean == pytest.approx(sum(expected) / 3, rel=1e-5)
+    assert state.record == {"loss": update.mean}
     assert expected[0] > expected[1] > expected[2]
 
 
@@ -111,14 +113,16 @@ def test_what_no_gradient_has_reached():
 
 
 def test_a_pass_draws_from_the_generator():
-    """A9: in a pass global random numbers come from the state's generator, which stays, as the global state does."""
+    """A9: in a pass global random numbers come from the state's generator, as far as it has been used; it stays, and so
+    does the global state."""
     drawn = []
-    for world in (0, 1):
+    for world, used in ((0, 0), (1, 0), (0, 1)):
         state = make_state()
+        torch.rand(used, generator=state.generator)
         torch.manual_seed(world)
         before = torch.get_rng_state(), state.generator.get_state()
         with one_pass(state, "here"):
             drawn.append(torch.rand(3))
         assert torch.equal(torch.get_rng_state(), before[0])
         assert torch.equal(state.generator.get_state(), before[1])
-    assert torch.equal(*drawn)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])

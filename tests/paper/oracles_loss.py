@@ -14,18 +14,6 @@ def softmax(logits) -> np.ndarray:
     return np.array(rows)
 
 
-def cross_entropy(logits, labels) -> np.ndarray:
-    """(B,) -log of the probability of the label."""
-    return np.array([-math.log(p[y]) for p, y in zip(softmax(logits), labels, strict=True)])
-
-
-def h(u: float, beta: float) -> float:
-    """h(u) = (2 / beta) log sigmoid(beta u), written with the sign of u, so that nothing overflows."""
-    v = beta * u
-    log_sigmoid = -math.log1p(math.exp(-v)) if v >= 0 else v - math.log1p(math.exp(v))
-    return 2 / beta * log_sigmoid
-
-
 def npo(p: float, p_ref: float, beta: float) -> float:
     """The NPO term from probabilities: (2 / beta) log sigmoid(-beta log(p / p_ref)) = -(2 / beta) log(1 + (p /
     p_ref)^beta)."""

@@ -11,7 +11,7 @@ from etd import ExpandedWeight
 from experiment.data import Data
 from helpers import gen, make_data, small_net
 
-# Algorithm 1 as printed: what engine/choices.py adds to it has tests of its own, test_removal_choices.py
+# Algorithm 1 as printed; what engine/choices.py adds to it is tested in tests/engine
 SMALL = rem_module.Settings(unlearn_epochs=2, batch=4, unlearn_lr=0.02, max_passes=5, gamma=0.2, precision="float32",
                             p_mem=0.5, reach=0.0, disbelieved=0.0)
 

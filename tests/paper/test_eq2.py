@@ -1,12 +1,12 @@
 """Eq. 2 and the two losses made of it (Sec. 5), with h(u) = (2 / beta) log sigmoid(beta u) and u = CE - CE_ref.
 
-- Eq. 2: the values of h, with beta outside and inside the logarithm        L1, L2, L6, L8, L16
+- Eq. 2: the values of h, with beta outside and inside the logarithm        L1
 - the ratio in Eq. 2 is that of likelihoods, so h depends on u alone        L7
-- h rises with CE, and its slope, the pull, lies between 0 and 2            L3, L4, L5
+- h rises with CE, and its slope, the pull, lies between 0 and 2            L3, L4, L5, L8
 - "ref" is a constant                                                       L10
-- Step 2.2: L_step2 = -L_remove, a mean over examples of D_f                L9, L12, L13, L16
+- Step 2.2: L_step2 = -L_remove, a mean over examples of D_f                L6, L9, L12, L13, L15, L16
 - Step 3.3: L_step3 = L_redirect - L_remove, both over the batch's size     L2, L9, L12, L14, L15, L16, L18
-- beta is above 0, 1 in Table 3; no value overflows                         L11, L17, L16
+- beta is above 0, 1 in Table 3; no value overflows                         L11, L16, L17
 """
 
 import math
@@ -82,31 +82,6 @@ def test_nine_values_of_h(ce_ref):
         assert abs(found.item() - value) < 1e-6, (beta, u, found.item())
 
 
-@given(st.floats(1e-3, 1e3), st.floats(0, 1e3))
-def test_h_at_the_reference(beta, ce):
-    """L2: u = 0 gives -2 log 2 / beta for every beta."""
-    assert_close(rem.npo_term(scalar([ce]), scalar([ce]), beta) * beta, scalar([-2 * math.log(2)]))
-
-
-@given(seeds, sizes)
-def test_h_from_probabilities(seed, size):
-    """L6: at beta = 1, h = -2 log(1 + p / p_ref)."""
-    logits, labels, _ = draw_batch(seed, size)
-    ce, ce_ref = ces(logits[:2], labels)
-    p, p_ref = (scalar(oracle.of_label(one, labels)) for one in logits[:2])
-    assert_close(rem.npo_term(ce, ce_ref, 1.0), -2 * torch.log(1 + p / p_ref))
-
-
-@given(st.floats(-30, 30), betas)
-@example(0.0, 2.0)
-def test_h_reflected(u, beta):
-    """L8: h(u) - h(-u) = 2 u for every beta."""
-    ce, ce_ref = scalar([40 + u, 40 - u]), scalar([40.0, 40.0])
-    up, down = rem.npo_term(ce, ce_ref, beta)
-    # 2 / beta multiplies the rounding of u = (40 + u) - 40, and h itself is about 1.4 / beta there
-    assert_close(up - down, (ce - ce_ref)[0] - (ce - ce_ref)[1], 1e-12 * max(1.0, 1 / beta))
-
-
 @given(seeds, betas, st.integers(1, 1000))
 @example(0, 2.0, 3)
 def test_h_reads_the_ratio_of_likelihoods(seed, beta, shift):
@@ -119,27 +94,19 @@ def test_h_reads_the_ratio_of_likelihoods(seed, beta, shift):
 
 @given(seeds, betas)
 @example(0, 2.0)
-def test_h_rises_with_ce(seed, beta):
-    """L3: h is strictly increasing in CE, strictly decreasing in CE_ref, and negative."""
-    steps = 0.01 + torch.rand(40, generator=gen(seed), dtype=torch.float64)
-    ce = steps.cumsum(0)  # 0.01 apart at least
-    middle = ce.new_full((40,), float(ce.median()))
-    up, down = rem.npo_term(ce, middle, beta), rem.npo_term(middle, ce, beta)
-    assert (up.diff() > 0).all() and (down.diff() < 0).all()
-    assert (up < 0).all() and (down < 0).all()
-
-
-@given(seeds, betas)
-@example(0, 2.0)
 def test_the_pull(seed, beta):
-    """L4: the slope is 2 sigmoid(-beta u), strictly inside (0, 2): no example pulls harder than 2 dCE."""
+    """L3, L4, L8: h is negative and rises with CE: its slope is 2 sigmoid(-beta u), strictly inside (0, 2), so no
+    example pulls harder than 2 dCE; h(u) - h(-u) = 2 u."""
     # |beta u| <= 30: beyond 36 the sigmoid rounds to 1 in float64 and the bound is met with equality
     u = (2 * torch.rand(50, generator=gen(seed), dtype=torch.float64) - 1) * 30 / beta
     ce_ref = torch.full_like(u, 30 / beta + 1)
     ce = (ce_ref + u).requires_grad_()
-    (slope,) = torch.autograd.grad(rem.npo_term(ce, ce_ref, beta).sum(), ce)
+    h = rem.npo_term(ce, ce_ref, beta)
+    (slope,) = torch.autograd.grad(h.sum(), ce)
     assert_close(slope, 2 * torch.sigmoid(-beta * (ce.detach() - ce_ref)))
-    assert (slope > 0).all() and (slope < 2).all()
+    assert (slope > 0).all() and (slope < 2).all() and (h < 0).all()
+    # 2 / beta multiplies the rounding of u
+    assert_close(h - rem.npo_term(ce_ref, ce.detach(), beta), 2 * (ce - ce_ref), 1e-12 * max(1.0, 1 / beta))
 
 
 @given(st.floats(-5, 5))
@@ -178,8 +145,10 @@ def test_gradients(seed, beta):
 @given(seeds, sizes, shares, betas)
 @example(0, 7, "some", 2.0)
 def test_losses_are_the_numpy_twins(seed, size, share, beta):
-    """L16, L14: both losses equal the numpy twin on random logits, through the code's own cross-entropy: step 3 is
-    L_redirect - L_remove, and None leaves the second term out."""
+    """L6, L12, L13, L14, L15, L16, L18: both losses are those of the numpy twin on random logits, through the code's
+    own cross-entropy. The twin knows probabilities of labels alone, so neither a constant added to the logits nor the
+    names of classes count; it adds up the terms of single examples, each over B, so neither order nor repetition counts
+    and the removal term weighs #D_f / B; step 3 is L_redirect - L_remove, and None leaves the second term out."""
     logits, labels, in_forget = draw_batch(seed, size, share)
     parts = through_code(logits, labels)
     assert_close(rem.step2_loss(*parts[2:], beta), scalar(oracle.step2_loss(logits[2], logits[3], labels, beta)))
@@ -215,26 +184,6 @@ def test_directions(seed, size, share, beta, lr):
 
 
 @given(seeds, sizes, shares, betas)
-def test_order_and_repetition(seed, size, share, beta):
-    """L12: the order of a batch changes nothing, and neither does repeating it."""
-    logits, labels, in_forget = draw_batch(seed, size, share)
-    parts = [*ces(logits, labels), in_forget]
-    once, alone = rem.step3_loss(*parts, beta), rem.step2_loss(parts[2], parts[3], beta)
-    for rows in (torch.randperm(size, generator=gen(seed)), torch.arange(size).repeat(3)):
-        again = [part[rows] for part in parts]
-        assert_close(rem.step3_loss(*again, beta), once)
-        assert_close(rem.step2_loss(again[2], again[3], beta), alone)
-
-
-def test_mean_of_terms():
-    """L13: the mean of h, not h of the mean: u = log 3 and -log 3 at beta = 1 give -1.673976, not h(0) = -1.386294."""
-    ce, ce_ref = scalar([2 + math.log(3), 2 - math.log(3)]), scalar([2.0, 2.0])
-    alone = rem.step2_loss(ce, ce_ref, 1.0)
-    redirect = rem.step3_loss(ce, ce_ref, None, None, torch.zeros(2, dtype=torch.bool), 1.0)
-    assert abs(alone.item() - 1.673976) < 1e-5 and abs(redirect.item() + 1.673976) < 1e-5
-
-
-@given(seeds, sizes, shares, betas)
 def test_step_3_at_the_reference(seed, size, share, beta):
     """L2: at u = 0 step 3 is -(2 log 2 / beta)(1 - |D_f| / |batch|), so zero where the whole batch is D_f."""
     logits, labels, in_forget = draw_batch(seed, size, share)
@@ -242,39 +191,6 @@ def test_step_3_at_the_reference(seed, size, share, beta):
     outside = 1 - int(in_forget.sum()) / size
     found = rem.step3_loss(full, full, base, base, in_forget, beta)
     assert_close(found, scalar(-2 * math.log(2) / beta * outside))
-
-
-@given(seeds, sizes, betas, st.floats(-50, 50))
-def test_logit_shift_and_relabelling(seed, size, beta, shift):
-    """L15: a constant added to the logits, or classes renamed everywhere, changes neither loss."""
-    logits, labels, in_forget = draw_batch(seed, size)
-    names = torch.randperm(5, generator=gen(seed))  # class c is called names[c] now
-    renamed = [torch.empty_like(one).index_copy_(1, names, one) for one in logits]
-    parts = through_code(logits, labels)
-    losses = rem.step2_loss(*parts[2:], beta), rem.step3_loss(*parts, in_forget, beta)
-    for other, their in (([one + shift for one in logits], labels), (renamed, names[labels])):
-        again = through_code(other, their)
-        # adding 50 costs the last six bits of the logits
-        assert_close(rem.step2_loss(*again[2:], beta), losses[0], 1e-11)
-        assert_close(rem.step3_loss(*again, in_forget, beta), losses[1], 1e-11)
-
-
-@given(seeds, sizes, shares, betas)
-@example(0, 7, "some", 2.0)
-def test_natural_share(seed, size, share, beta):
-    """L18: the removal term of step 3 is divided by the batch size: each example of D_f weighs 1 / B, others
-    nothing."""
-    logits, labels, in_forget = draw_batch(seed, size, share)
-    full, full_ref, base, base_ref = ces(logits, labels)
-    base = base.requires_grad_()
-    (grad,) = torch.autograd.grad(rem.step3_loss(full, full_ref, base, base_ref, in_forget, beta), base)
-    u = (base - base_ref).detach()
-    assert_close(grad, torch.where(in_forget, -2 * torch.sigmoid(-beta * u) / size, 0.0))
-    # one more example outside D_f shrinks the term by B / (B + 1)
-    term = removal((full, full_ref, base, base_ref), in_forget, beta)
-    more = [torch.cat([part, part[:1]]).detach() for part in (full, full_ref, base, base_ref)]
-    again = removal(more, torch.cat([in_forget, torch.tensor([False])]), beta)
-    assert_close(again, term.detach() * size / (size + 1))
 
 
 # --- Ranges -----------------------------------------------------------------------------------------------------------
@@ -294,19 +210,6 @@ def test_finite_at_the_ends():
                 for loss in (step2, step3, rem.npo_term(ce, ce_ref, beta).sum()):
                     (grad,) = torch.autograd.grad(loss, ce, retain_graph=True)
                     assert torch.isfinite(loss) and torch.isfinite(grad).all(), (dtype, beta)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_finite_from_wild_logits(dtype):
-    """L11: logits of 1e4 on the right or on the wrong class give a finite loss and gradient."""
-    logits = torch.tensor([[1e4, 0.0], [0.0, 1e4], [0.0, 0.0]], dtype=dtype, requires_grad=True)
-    labels = torch.tensor([0, 0, 1])
-    (ce,) = through_code([logits], labels)
-    assert ce.dtype == torch.float32
-    for ce_ref in (torch.zeros(3), torch.full((3,), 1e4)):
-        loss = rem.step2_loss(ce, ce_ref) + rem.step3_loss(ce, ce_ref, ce, ce_ref, labels > 0)
-        (grad,) = torch.autograd.grad(loss, logits, retain_graph=True)
-        assert torch.isfinite(loss) and torch.isfinite(grad).all()
 
 
 @pytest.mark.parametrize("beta", [0, 0.0, -1.0, float("nan"), float("-inf")])

@@ -85,13 +85,6 @@ def step_2_downhill(ce, ce_ref, beta=1.0):
     return rem.npo_term(ce, ce_ref, beta).mean()
 
 
-def both_terms_added(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta=1.0):
-    loss = rem.npo_term(ce_full, ce_full_ref, beta)
-    if ce_base is not None:
-        loss = loss + torch.where(in_forget, rem.npo_term(ce_base, ce_base_ref, beta), 0)
-    return loss.mean()
-
-
 def removal_of_all_examples(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta=1.0):
     loss = rem.npo_term(ce_full, ce_full_ref, beta)
     if ce_base is not None:
@@ -180,15 +173,6 @@ def base_statistics_move(self, x, real=etd.ExpandedBatchNorm.forward):
     return out
 
 
-def averages_what_it_drops(expanded, real=etd.drop):
-    expanded = modes.copy_of(expanded)
-    for layer in expanded.layers().values():
-        if getattr(layer, "to_extra", None) is not None:
-            extra = layer.to_extra.data[: layer.outputs, : layer.inputs]
-            layer.base.weight.data[: len(extra)] = (layer.base.weight.data[: len(extra)] + extra) / 2
-    return real(expanded)
-
-
 def keeps_the_wide_norm(expanded, real=etd.drop):
     expanded = modes.copy_of(expanded)
     for layer in expanded.layers().values():
@@ -205,12 +189,6 @@ def may_be_the_true_label(dataset, n, seed, generator):
     corrupted = tasks.sample(torch.arange(len(labels)), n, generator)
     labels[corrupted] = torch.randint(0, classes, (n,), generator=generator)
     return tasks.assemble("random", seed, dataset, labels, corrupted)
-
-
-def trigger_off_by_one(images):
-    images = images.clone()
-    images[:, :, -tasks.TRIGGER_SIZE:, -tasks.TRIGGER_SIZE - 1 : -1] = tasks.TRIGGER_VALUE
-    return images
 
 
 def another_draw_for_each_rate(task, rate, seed):
@@ -244,15 +222,14 @@ def scrub_towards_d_f(logits, teacher, temperature=1.0, real=baselines.distillat
 
 MUTANTS = [  # number, where, name, mutant, the property, its test
     (1, rem, "step2_loss", step_2_downhill, "L9", test_eq2.test_directions),
-    (2, rem, "step3_loss", both_terms_added, "L14", test_eq2.test_losses_are_the_numpy_twins),
     (3, rem, "npo_term", no_two_over_beta, "L1", test_eq2.test_nine_values_of_h),
     (4, rem, "npo_term", beta_outside_alone, "L1", test_eq2.test_nine_values_of_h),
     (5, rem, "npo_term", ratio_of_cross_entropies, "L7", test_eq2.test_h_reads_the_ratio_of_likelihoods),
-    (6, rem, "npo_term", u_inverted, "L3", test_eq2.test_h_rises_with_ce),
+    (6, rem, "npo_term", u_inverted, "L3", test_eq2.test_the_pull),
     (8, rem, "npo_term", reference_with_a_gradient, "L10", test_eq2.test_gradients),
     (10, rem, "npo_term", log_of_sigmoid, "L11", test_eq2.test_finite_at_the_ends),
-    (13, rem, "step3_loss", removal_of_all_examples, "L18", test_eq2.test_natural_share),
-    (13, rem, "step3_loss", removal_over_its_own_examples, "L18", test_eq2.test_natural_share),
+    (13, rem, "step3_loss", removal_of_all_examples, "L18", test_eq2.test_losses_are_the_numpy_twins),
+    (13, rem, "step3_loss", removal_over_its_own_examples, "L18", test_eq2.test_losses_are_the_numpy_twins),
     (9, reference.Reference, "__init__", reference_that_moves, "F8", test_algorithm.test_the_reference_never_moves),
     (11, scores, "cross_entropy", always_through_theta_o2, "F6", test_step2_remove.test_theta_o1_alone_moves),
     (12, scores, "cross_entropy", never_through_theta_o2, "F7", test_step3_redirect.test_the_channels_of_d_f_move),
@@ -269,11 +246,9 @@ MUTANTS = [  # number, where, name, mutant, the property, its test
     (27, etd.ExpandedBatchNorm, "forward", base_statistics_move, "D7",
      test_step4_drop.test_masked_passes_leave_base_statistics),
     (24, etd, "drop", keeps_the_wide_norm, "D1", test_step4_drop.test_drop_undoes_expand),
-    (25, etd, "drop", averages_what_it_drops, "D1", test_step4_drop.test_drop_undoes_expand),
     (28, metrics, "evaluate", healed_over_d_f, "V5", test_metrics.test_v5_parts),
     (29, metrics, "evaluate", healed_by_given_labels, "V4", test_metrics.test_v4_healed),
     (31, tasks, "random_labels", may_be_the_true_label, "T2", test_tasks.test_t2_never_the_same),
-    (32, tasks, "add_trigger", trigger_off_by_one, "T4", test_tasks.test_t4_poison),
     (33, tasks, "discover", another_draw_for_each_rate, "T8", test_tasks.test_t8_nested),
     (34, metrics, "accuracy", mean_of_batches, "V2", test_metrics.test_v2_the_last_batch_weighs_by_its_examples),
     (40, baselines, "distillation", scrub_towards_d_f, "A23",

@@ -1,7 +1,6 @@
-"""Networks and inputs that are rare: blocks that training skips, half precision.
+"""Networks that are rare, a lazy one and one of half precision, before and after the methods of baselines.py.
 
 - V9      a network that keeps what it made can be differentiated afterwards
-- A21     a block that one batch skips is redirected through all the same
 """
 
 import pytest
@@ -11,8 +10,7 @@ from torch.nn import functional as F
 
 import baselines
 import metrics
-from helpers import gen, make_data, randomise, small_net, tiny
-from rem import rem
+from helpers import gen, make_data, small_net, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # methods may give up
 
@@ -41,38 +39,6 @@ def test_predictions_leave_nothing_that_gradients_refuse():
     assert not net.grid.is_inference()
     net(next(data.batches(FORGET))[1]).sum().backward()
     baselines.ascent(Lazy(), data, FORGET, tiny(gamma=0.0), gen(0))
-
-
-class Skipping(nn.Module):
-    """conv - blocks that training skips at random - pool - Linear."""
-
-    def __init__(self, share, blocks=3):
-        super().__init__()
-        self.share, self.stem, self.head = share, nn.Conv2d(1, 3, 3), nn.Linear(3, 4)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Tanh(), nn.Conv2d(3, 3, 1))
-                                    for _ in range(blocks))
-
-    def forward(self, x):
-        x = self.stem(x)
-        for block in self.blocks:
-            if not self.training or torch.rand(()) >= self.share:
-                x = x + block(x)
-        return self.head(x.amax(dim=(2, 3)))
-
-
-def test_a_block_that_one_batch_skips_is_no_obstacle():
-    """A21: stochastic depth that leaves a block out of the first batch, and brings it in later, is redirected through;
-    a block that no batch of the first epoch runs is named."""
-    skipped, config = 0, tiny(gamma=1.0, unlearn_epochs=2)  # step 2 has nothing to do
-    for seed in range(6):
-        net, spied = randomise(Skipping(0.4), 0), []
-        net.blocks[0].register_forward_pre_hook(lambda module, inputs, spied=spied: spied.append(module.training))
-        out = rem(net, make_data(0, n=40), FORGET, config, gen(seed))
-        skipped += spied.count(True) < 2 * 2 * 10  # two passes a batch, ten batches an epoch
-        assert not torch.equal(out.stem.weight, net.stem.weight)
-    assert skipped == 6
-    with pytest.raises(TypeError, match="cannot redirect through 'blocks.0.0'"):
-        rem(randomise(Skipping(1.0), 0), make_data(0), FORGET, config, gen(0))
 
 
 def test_importances_of_half_precision():

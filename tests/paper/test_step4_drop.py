@@ -19,9 +19,8 @@ import baselines
 import etd
 import expand
 import train
-from architectures import IMAGE, draw
+from architectures import IMAGE, Keeping, draw
 from engine.ending import Never, Repaired
-from engine.modes import copy_of
 from helpers import assert_same_state, gen, make_data, rows, run, seeds, small_net, tiny
 from models import build
 from rem import rem
@@ -64,26 +63,23 @@ def test_drop_undoes_expand(seed, ratio, norm, width):
         assert torch.equal(run(dropped.train(mode), x), run(net.train(mode), x))
 
 
-@given(seed=seeds)
-def test_strict_load_into_a_fresh_network(seed):
-    """D2: after training a fresh plain network loads the dropped state strictly, and computes the same."""
-    dropped, fresh = etd.drop(shake(expand.expand(small_net(seed), IMAGE), seed)), small_net(seed + 1)
-    fresh.load_state_dict(dropped.state_dict(), strict=True)
-    x = draw(seed, 4, 1, 8, 8)
-    assert torch.equal(run(fresh.eval(), x), run(dropped.eval(), x))
-
-
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("capacity", [0.05, 0.09])
 def test_dropped_network_is_plain(capacity, layout):
-    """D5: no mask, hook, wrapper or index argument is left, and the file is no larger than the original's."""
+    """D5, D8: no mask, hook, wrapper or index argument is left; the file is no larger than the original's, and what it
+    holds is read back, a state dict by weights_only too."""
     net = build("resnet9", capacity, channels=1, image_size=8, seed=0).to(memory_format=layout)
     dropped = etd.drop(expand.expand(net, IMAGE))
-    files = []
-    for n in (net, dropped):
-        files.append(io.BytesIO())
-        torch.save(n, files[-1])
+    files = [io.BytesIO() for _ in range(3)]
+    for content, file in zip((net, dropped, dropped.state_dict()), files, strict=True):
+        torch.save(content, file)
     assert files[1].tell() <= 1.01 * files[0].tell()
+    for file in files:
+        file.seek(0)
+    assert_same_state(torch.load(files[1], weights_only=False), dropped)
+    fresh = build("resnet9", capacity, channels=1, image_size=8, seed=1)
+    fresh.load_state_dict(torch.load(files[2], weights_only=True), strict=True)
+    assert_same_state(fresh, dropped)
     assert [type(m) for m in dropped.modules()] == [type(m) for m in net.modules()]
     for a, b in zip(net.modules(), dropped.modules(), strict=True):
         assert a.__dict__.keys() == b.__dict__.keys()
@@ -118,27 +114,15 @@ def test_drop_of_something_else_is_refused(thing):
         etd.drop(thing)
 
 
-def test_files_of_the_dropped_network():
-    """D8: torch.save and a weights_only load give the same state; so does the whole network."""
-    dropped = etd.drop(expand.expand(build("resnet9", 0.05, channels=1, image_size=8, seed=0), IMAGE))
-    fresh = build("resnet9", 0.05, channels=1, image_size=8, seed=1)
-    for content, only in ((dropped.state_dict(), True), (dropped, False)):
-        file = io.BytesIO()
-        torch.save(content, file)
-        file.seek(0)
-        loaded = torch.load(file, weights_only=only)
-        if only:
-            fresh.load_state_dict(loaded, strict=True)
-        assert_same_state(fresh if only else loaded, dropped)
-
-
 # --- What ran without masks -------------------------------------------------------------------------------------------
 
 @given(seed=seeds, ratio=ratios, norm=st.booleans())
 def test_dropped_network_is_the_base_pass(seed, ratio, norm):
-    """D3: after updates the dropped network has the base layers' states and gives the base-only output, bit for bit."""
+    """D2, D3: after updates the dropped network has the base layers' states and gives the base-only output, bit for
+    bit; a fresh plain network loads its state strictly."""
     expanded = shake(expand.expand(small_net(seed, norm=norm), IMAGE, ratio), seed)
     dropped = etd.drop(expanded)
+    small_net(seed + 1, norm=norm).load_state_dict(dropped.state_dict(), strict=True)
     bases = {name: layer.base for name, layer in expanded.layers().items()}
     for name, module in dropped.named_modules():
         if name in bases:
@@ -170,57 +154,28 @@ def test_masked_passes_leave_base_statistics(seed):
     assert_same_state(etd.drop(expanded), plain)
 
 
-class Around(nn.Module):
-    """small_net without BatchNorm; with `keeps` it keeps its last output, with the history that torch cannot copy."""
-
-    def __init__(self, keeps):
-        super().__init__()
-        self.net, self.keeps = small_net(0, norm=False), keeps
-
-    def forward(self, x):
-        out = self.net(x)
-        if self.keeps:
-            self.seen = out
-        return out
-
-
 @pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up
 def test_a_kept_activation_is_let_go_of():
-    """D1, X1: a network that keeps an activation is unlearned, trained and dropped as one that keeps none."""
-    data, forget, net = make_data(0), torch.arange(9), Around(keeps=True)
+    """D1, X1: a network that keeps an activation is trained, unlearned and dropped, and keeps its own."""
+    data, forget, net = make_data(0), torch.arange(9), Keeping()
     net(next(data.batches(forget))[1])  # one with a history, before anything starts
-    pair = net, Around(keeps=False)
-
-    def by_etd(model):
-        return etd.train_etd(baselines.with_theta_o2(model, data, tiny()), data, tiny(), gen(0), train.fit).net
-
-    for method in (by_etd, lambda model: rem(model, data, forget, tiny(), gen(0), until=Never),
-                   lambda model: rem(model, data, forget, tiny(), gen(0), until=Repaired),
-                   lambda model: baselines.fine_tune(model, data, forget, tiny(), gen(0)),
-                   lambda model: baselines.fresh(model, tiny())):
-        assert_same_state(*map(method, pair))
-    assert net.seen.grad_fn is not None and copy_of(net).seen.grad_fn is None
+    etd.train_etd(baselines.with_theta_o2(net, data, tiny()), data, tiny(), gen(0), train.fit)
+    for until in (Never, Repaired):
+        assert type(rem(net, data, forget, tiny(), gen(0), until=until)) is Keeping
+    baselines.fine_tune(net, data, forget, tiny(), gen(0))
+    baselines.fresh(net, tiny())
+    assert net.seen.grad_fn is not None
 
 
 # --- What is discarded ------------------------------------------------------------------------------------------------
 
-@given(seed=seeds, value=st.sampled_from([0.0, -1.0, 1e30]), ratio=ratios)
+@given(seed=seeds, value=st.sampled_from([0.0, -1.0, 1e30, math.nan, math.inf]), ratio=ratios)
 def test_theta_o2_does_not_interfere(seed, value, ratio):
-    """D4: whatever finite is written into theta_o2, and whatever masks run, the dropped network stays."""
-    expanded = shake(expand.expand(small_net(seed), IMAGE, ratio), seed)
-    before = etd.drop(expanded)
-    overwrite(expanded, value)
-    run(expanded.eval(), draw(seed, 3, 1, 8, 8), rows(seed, expanded, 3))
-    assert_same_state(etd.drop(expanded), before)
-
-
-@given(seed=seeds, value=st.sampled_from([math.nan, math.inf]))
-def test_nan_in_theta_o2_does_not_spread(seed, value):
-    """D9: theta_o2 set to NaN or infinity: the base-only pass and the dropped network are finite and unchanged."""
-    net = small_net(seed).eval()
-    expanded, x = expand.expand(net, IMAGE).eval(), draw(seed, 3, 1, 8, 8)
+    """D4, D9: whatever is written into theta_o2, NaN and infinity too, and whatever masks run, the base-only pass and
+    the dropped network stay, finite."""
+    expanded, x = shake(expand.expand(small_net(seed), IMAGE, ratio), seed).eval(), draw(seed, 3, 1, 8, 8)
+    dropped, out = etd.drop(expanded), run(expanded, x)
     overwrite(expanded, value)
     run(expanded, x, rows(seed, expanded, 3))
-    dropped = etd.drop(expanded)
-    assert torch.equal(run(dropped, x), run(net, x)) and torch.equal(run(expanded, x), run(net, x))
-    assert all(t.isfinite().all() for t in dropped.state_dict().values())
+    assert_same_state(etd.drop(expanded), dropped)
+    assert torch.equal(run(expanded, x), out) and out.isfinite().all()

@@ -1,7 +1,7 @@
 """Algorithm 1 against the plain loop of twins.py, number by number: what an auditor reads first.
 
 - Algorithm 1 (Sec. 5), with Never as printed: theta_o1 after any number of epochs, any beta, gamma and batch, with and
-  without augmentation                                                                             A23, L16, D7
+  without augmentation                                                                  A6, A23, A35, L16, D7
 - With Repaired the same epochs run, on what it trains on, and the best one comes back             A24, A27
 
 Its ablations, REM on ETD, REM (IDEAL), ETD training and the other methods are in test_rivals_twins.py. All in float64,
@@ -77,8 +77,9 @@ def assert_weights(found, expected):
        st.sampled_from([4, 5, 64]), st.booleans())
 @example(1, 2.0, 0.3, 3, 4, True)
 def test_rem_is_the_plain_loop(seed, beta, gamma, epochs, batch, augments):
-    """A23, L16, D7: REM is the plain loop of Algorithm 1, one optimiser whose momentum carries over steps and
-    epochs."""
+    """A23, L16, A6, A35, D7: REM is the plain loop of Algorithm 1, one optimiser whose momentum carries over steps and
+    epochs, D_f alone in step 2 and all of D_tr in step 3, where `reach` and `disbelieved`, which the paper does not
+    have, are 0."""
     case = Case(seed, augments=augments, beta=beta, gamma=gamma, unlearn_epochs=epochs, batch=batch)
     assert_weights(case.found(), case.expected()[-1])
 

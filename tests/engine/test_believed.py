@@ -1,0 +1,137 @@
+"""engine/scores.py, `believed`: the images that step 3 leaves out, because theta_o1 disbelieves their labels.
+
+- Left out is exactly what theta_o1 disbelieves, before step 2, from epoch 2 on; to judge moves nothing     A37
+- Nothing but batches, labels as given, is read of the data                                                 A38
+
+That REM with `disbelieved` 0 is Algorithm 1 as printed is in paper/test_twins.py, that NPO ignores it in
+paper/test_algorithm.py.
+"""
+
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import rem as rem_module
+from engine.ending import Never, Repaired
+from engine.lines import copies
+from engine.scores import believed
+from etd import drop
+from helpers import assert_same_state, make_data, seeds, small_net
+from states import acc_forget, make_state, unlearn
+
+pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # the end may tell of harm
+
+FORGET = torch.tensor([7, 2, 11, 4])
+
+
+def ce_of(state) -> torch.Tensor:
+    """CE of each label as given, theta_o1 alone, in eval mode, one image at a time: the twin."""
+    net, data = drop(state.expanded).eval(), state.data
+    with torch.no_grad():
+        logits = [net(x) for _, x, _ in data.batches(size=1, dtype=torch.float64)]
+    return F.cross_entropy(torch.cat(logits), data.labels, reduction="none")
+
+
+def judged(seed: int, until, **changes):
+    """A run of three epochs: of each what step 3 was given, CE before and after step 2; then D_tr without W, and W."""
+    seen, ends = [], []
+
+    def remove(state, *given, **more):
+        before = ce_of(state)
+        real["remove"](state, *given, **more)
+        seen.append([before, ce_of(state)])
+
+    def redirect(state, loss, index):
+        seen[-1].append(index)
+        real["redirect"](state, loss, index)
+
+    def end(state):
+        ends.append(until(state))
+        return ends[0]
+
+    real = {name: getattr(rem_module, name) for name in ("remove", "redirect")}
+    data, net = make_data(seed, n=48, pad=1, flip=True), small_net(seed, dtype=torch.float64)
+    with acc_forget(*[0.9, 0.1] * 3), mock.patch.multiple(rem_module, remove=remove, redirect=redirect):
+        unlearn(seed, data=data, net=net, forget=FORGET, batch=16, unlearn_epochs=3, until=end, **changes)
+    taught = ends[0].trained_on
+    return seen, torch.arange(48) if taught is None else taught, getattr(ends[0], "held_out", None)
+
+
+def left_in(ce: torch.Tensor, taught: torch.Tensor, bound: float) -> torch.Tensor:
+    """What step 3 is to be given of `taught`: all of it where more than half of D_r is above the bound."""
+    suspect = (ce > bound) & ~torch.isin(torch.arange(len(ce)), FORGET)
+    return taught if 2 * suspect.sum() > len(ce) - len(FORGET) else taught[~suspect[taught]]
+
+
+@pytest.mark.parametrize("until", [Never, Repaired])
+def test_who_is_left_out(until):
+    """A37: from epoch 2 on step 3 lacks exactly the images of D_r whose CE before step 2 is above `disbelieved`, unless
+    that is more than half of D_r; D_f is all there, W is not."""
+    out = kept = spared = other = 0
+    for seed in range(4):
+        seen, taught, held_out = judged(seed, until, disbelieved=1.5)
+        known = torch.isin(taught, FORGET)
+        assert len(seen) >= 2 and int(known.sum()) == len(FORGET)
+        first = seen[0][2]
+        assert first is None if until is Never else torch.equal(first, taught)
+        for before, after, index in seen[1:]:
+            index = taught if index is None else index
+            assert torch.equal(index, left_in(before, taught, 1.5))
+            assert held_out is None or not torch.isin(index, held_out).any()
+            out, kept = out + len(taught) - len(index), kept + len(index)
+            spared += int((before[FORGET] > 1.5).sum())
+            other += not torch.equal(index, left_in(after, taught, 1.5))
+    assert min(out, kept, spared, other) > 0  # or this told nothing
+
+
+def test_0_leaves_none_out():
+    """A37: at 0 no image is disbelieved, and no pass is made to find out."""
+    state = make_state()
+    state.epoch = 5
+    with mock.patch.object(state.expanded, "forward", side_effect=AssertionError):
+        assert believed(state, None) is None and believed(state, FORGET) is FORGET
+
+
+@given(seeds, st.floats(0.1, 4.0))
+def test_judging_moves_nothing(seed, bound):
+    """A37: to judge draws no number and leaves weights, statistics and modes as they were; none is asked in epoch 1."""
+    state = make_state(seed, forget=FORGET, disbelieved=bound)
+    state.epoch = 1
+    state.expanded.train()
+    drawn, begin = state.generator.get_state(), copies([*state.expanded.parameters(), *state.expanded.buffers()])
+    assert believed(state, None) is None
+    state.epoch = 2
+    index = believed(state, None)
+    index = torch.arange(len(state.data)) if index is None else index
+    assert torch.isin(FORGET, index).all() and torch.equal(believed(state, index.flip(0)), index.flip(0))
+    assert torch.equal(state.generator.get_state(), drawn)
+    assert all(module.training for module in state.expanded.modules())
+    assert all(map(torch.equal, [*state.expanded.parameters(), *state.expanded.buffers()], begin))
+
+
+class Bare:
+    """D_tr of which nothing can be had but its length and its batches, labels as given."""
+
+    def __init__(self, data):
+        self.__data, self.augments = data, data.augments
+
+    def __len__(self):
+        return len(self.__data)
+
+    def batches(self, *given, **named):
+        """Those of the data."""
+        return self.__data.batches(*given, **named)
+
+
+@pytest.mark.parametrize("until", [Never, Repaired])
+def test_no_clean_label(until):
+    """A38: with `reach` and `disbelieved` the batches are all that is read of the data."""
+    nets = []
+    for data in (make_data(0, n=48), Bare(make_data(0, n=48))):
+        with acc_forget(*[0.9, 0.1, 0.1] * 3):
+            nets.append(unlearn(data=data, forget=FORGET, reach=1.0, disbelieved=1.0, unlearn_epochs=3, until=until))
+    assert_same_state(*nets)

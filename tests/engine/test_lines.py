@@ -1,0 +1,234 @@
+"""engine/lines.py: `reach`, how far the first step 2 takes theta_o1.
+
+- Updates of one length, then along their line as far as `reach`; a later step 2 ends at gamma       A32, A33
+- No state of the optimiser is carried from step 2 into step 3                                       A34
+- All versions of REM read it, and no other method does                                              A36
+- Distances in closed form                                                                           A39
+
+That REM with `reach` 0 is Algorithm 1 as printed is in paper/test_twins.py, that NPO ignores it in
+paper/test_algorithm.py.
+"""
+
+import warnings
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import rem as rem_module
+from engine.ending import Never
+from engine.lines import STEP, carry_on, copies, moved
+from etd import drop
+from experiment.methods import METHODS, reads_setting
+from helpers import assert_close, gen, seeds, small_net
+from rem import remove
+from states import acc_forget, make_state, unlearn
+
+pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up
+few = settings(max_examples=settings().max_examples * 2 // 5)  # whole unlearning runs
+
+
+def started(seed: int, epoch: int = 1, **changes):
+    """Algorithm 1 in float64 after step 1, in an epoch."""
+    state = make_state(seed, net=small_net(seed, dtype=torch.float64), **changes)
+    state.epoch = epoch
+    return state
+
+
+def vector(tensors) -> torch.Tensor:
+    """All entries, in float64."""
+    return torch.cat([t.detach().double().flatten() for t in tensors])
+
+
+def distance(tensors, begin) -> float:
+    """How far the first are from the second, over the norm of the second: the twin of engine.lines.moved."""
+    return float(torch.linalg.vector_norm(vector(tensors) - vector(begin)) / torch.linalg.vector_norm(vector(begin)))
+
+
+def noisy(state, seed: int) -> None:
+    """Move theta_o1 away from the reference, as an epoch does."""
+    with torch.no_grad():
+        for p in state.expanded.theta_o1():
+            p += 0.1 * torch.randn(p.shape, generator=gen(seed), dtype=torch.float64)
+
+
+# --- reach ------------------------------------------------------------------------------------------------------------
+
+
+def walk(state, passes: int) -> None:
+    """The twin: `passes` times theta <- theta - STEP ||theta_begin|| g / ||g||, g the gradient of L_step2 over D_f."""
+    theta = [p for p in state.expanded.theta_o1() if p.requires_grad]
+    length = STEP * float(vector(theta).norm())
+    x, y = next((x, y) for _, x, y in state.data.batches(state.forget, size=64, dtype=torch.float64))
+    with torch.no_grad():
+        ref = F.cross_entropy(state.reference.net(x), y, reduction="none")
+    state.expanded.eval()
+    for _ in range(passes):
+        ce = F.cross_entropy(state.expanded(x), y, reduction="none")
+        down = torch.autograd.grad(-2 * F.logsigmoid(ce - ref).mean(), theta)
+        norm = vector(down).norm()
+        with torch.no_grad():
+            for p, g in zip(theta, down, strict=True):
+                p -= length * g / norm
+
+
+@few
+@given(seeds, st.floats(0.05, 5.0), st.integers(1, 3), st.sampled_from(["sgd", "adam"]))
+def test_the_first_goes_as_far_as_told(seed, reach, passes, optimizer):
+    """A32: the first step 2 makes updates of one length down the gradient, whatever the rate, the momentum and the
+    optimiser of step 3, and ends `reach` times its first norm away on their line; Acc(D_f) is of there."""
+    twin = started(seed)
+    state = started(seed, unlearn_lr=7.0, optimizer=optimizer)
+    begin, theta_o2 = copies(state.expanded.theta_o1()), copies(list(state.expanded.theta_o2().values()))
+    walk(twin, passes)
+    carry_on(twin.expanded.theta_o1(), begin, reach)
+    with acc_forget(*[0.9] * passes, 0.1, 0.05):
+        remove(state, reach=reach)
+    assert distance(state.expanded.theta_o1(), begin) == pytest.approx(reach, rel=1e-9)
+    assert distance(state.expanded.theta_o1(), twin.expanded.theta_o1()) < 1e-9 * (1 + reach)
+    assert all(torch.equal(a, b) for a, b in zip(state.expanded.theta_o2().values(), theta_o2, strict=True))
+    assert (state.record["passes"], state.record["updates"], state.record["acc_forget"]) == (passes, passes, 0.05)
+
+
+@pytest.mark.parametrize("acc, shut", [(0.2, False), (0.9, True)])
+def test_where_there_is_no_line_nothing_moves(acc, shut):
+    """A32: where Acc(D_f) <= gamma from the start, or the gradient is exactly 0, there is no line to go along: the
+    weights stay, and are numbers."""
+    state = started(0, max_passes=2)
+    with torch.no_grad():
+        for p in state.expanded.theta_o1() if shut else ():
+            p.zero_()
+    begin = copies(state.expanded.theta_o1())
+    with acc_forget(acc):
+        remove(state, reach=0.5)
+    assert all(torch.equal(p, b) for p, b in zip(state.expanded.theta_o1(), begin, strict=True))
+    assert state.record["passes"] == (2 if shut else 0) and not state.optimizer.state
+
+
+def test_a_warning_is_of_where_the_passes_end():
+    """A32: where they end at gamma step 2 has not given up, though on their line D_f may be believed again."""
+    state = started(0)
+    with acc_forget(0.9, 0.1, 0.6) as asked, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        remove(state, reach=0.5)
+    assert state.record["acc_forget"] == 0.6 and len(asked) == 3
+
+
+def test_frozen_weights_do_not_count():
+    """A32: `reach` and the length of an update are of the trainable part of theta_o1: a frozen layer of large weights
+    does not lengthen them, and stays."""
+    ends = []
+    for value in (1.0, 1e4):
+        net = small_net(0)
+        net.frozen = nn.Parameter(torch.full((9,), value), requires_grad=False)
+        state = make_state(net=net)
+        state.epoch = 1
+        with acc_forget(0.9, 0.1):
+            remove(state, reach=0.3)
+        out = drop(state.expanded)
+        assert torch.equal(out.frozen, net.frozen)
+        ends.append(out.conv1.weight.detach())
+    assert torch.equal(*ends) and not torch.equal(ends[0], small_net(0).conv1.weight)
+
+
+@few
+@given(seeds, st.integers(2, 9), st.floats(1.0, 5.0))
+def test_a_later_one_ends_at_gamma(seed, epoch, reach):
+    """A33: a later step 2 ends where its passes do, wherever it begins."""
+    state, twin = started(seed, epoch), started(seed, epoch)
+    for one in (state, twin):
+        noisy(one, seed)
+    walk(twin, 2)
+    with acc_forget(0.9, 0.8, 0.1):
+        remove(state, reach=reach)
+    assert distance(state.expanded.theta_o1(), twin.expanded.theta_o1()) < 1e-9
+    assert state.record["acc_forget"] == 0.1 and state.record["passes"] == 2
+
+
+@pytest.mark.parametrize("seed, epoch", [(0, 1), (1, 2), (2, 3)])
+def test_no_pass_begins_beyond(seed, epoch):
+    """A33: the pass that comes to `reach` is the last, though Acc(D_f) > gamma, and there the weights stay."""
+    def begun(reach, most, epoch=epoch):
+        state = started(seed, epoch, max_passes=most)
+        noisy(state, seed)  # distance counts from where this step 2 begins, not from the reference
+        begin = copies(state.expanded.theta_o1())
+        with acc_forget(0.9):
+            remove(state, reach=reach)
+        return state, distance(state.expanded.theta_o1(), begin)
+
+    state, far = begun(0.9 * STEP, 5)  # one update is STEP long
+    assert state.record["passes"] == 1 and far == pytest.approx(STEP, rel=1e-9)
+    state, far = begun(1.5 * STEP, 50)  # two of them are at most twice as long, and less where they turn back
+    short = [begun(9.0, most, epoch=2)[1] for most in range(state.record["passes"])]
+    assert state.record["passes"] < 50 and max(short) < 1.5 * STEP <= far
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("reach", [0.0, 2.0])
+def test_step_3_begins_without_momentum(optimizer, reach):
+    """A34: with `reach` the optimiser has no state when step 3 follows a pass over D_f; without a pass it keeps its
+    own, as it does in every epoch without `reach`."""
+    seen = []
+
+    def redirect(state, *given):
+        seen.append((state.epoch, state.record["passes"], len(state.optimizer.state) > 0))
+        real(state, *given)
+
+    real, at_reach = rem_module.redirect, [0.1] if reach else []
+    with acc_forget(0.9, 0.1, *at_reach, 0.1, 0.9, 0.1), mock.patch.object(rem_module, "redirect", redirect):
+        unlearn(optimizer=optimizer, reach=reach, unlearn_epochs=3, unlearn_lr=1e-3, until=Never)
+    assert seen == [(1, 1, not reach), (2, 0, True), (3, 1, not reach)]
+
+
+@pytest.mark.parametrize("setting", ["reach", "disbelieved"])
+def test_who_reads_the_choices(setting):
+    """A36: REM in all its versions depends on them, and no other method does."""
+    assert {name for name in METHODS if reads_setting(setting, {"method": name})} == {
+        name for name in METHODS if name.startswith("rem")}
+
+
+# --- Distances --------------------------------------------------------------------------------------------------------
+
+
+def test_distances_in_closed_form():
+    """A39: (3, 4) and (3.3, 4.4) are a tenth apart; to 0.2 the line goes on to (3.6, 4.8), however it is cut up."""
+    for cut in ([2], [1, 1]):
+        begin = list(torch.tensor([3.0, 4.0], dtype=torch.float64).split(cut))
+        theta = list(torch.tensor([3.3, 4.4], dtype=torch.float64).split(cut))
+        assert moved(theta, begin) == pytest.approx(0.1, rel=1e-12)
+        carry_on(theta, begin, 0.2)
+        assert_close(torch.cat(theta), torch.tensor([3.6, 4.8], dtype=torch.float64))
+        assert torch.equal(torch.cat(begin), torch.tensor([3.0, 4.0], dtype=torch.float64))
+
+
+def test_who_stays():
+    """A39: weights that are as far stay, and so do those that have not moved; of no weights the distance is 0."""
+    begin = [torch.tensor([3.0, 4.0])]
+    for end, reach in (([6.0, 8.0], 0.5), ([6.0, 8.0], 1.0), ([3.0, 4.0], 0.5)):
+        theta = [torch.tensor(end)]
+        carry_on(theta, begin, reach)
+        assert theta[0].tolist() == end
+    assert moved([], []) == 0 and moved(begin, []) == 0
+
+
+@given(seeds, st.lists(st.integers(1, 5), min_size=1, max_size=4), st.floats(1e-3, 0.5), st.floats(0.6, 10))
+def test_any_weights(seed, sizes, near, reach):
+    """A39: from any point the line goes on to `reach` in the same direction; copies are no views and have no graph."""
+    theta = [nn.Parameter(torch.randn(size, generator=gen(seed + i), dtype=torch.float64))
+             for i, size in enumerate(sizes)]
+    begin = copies(theta)
+    whole = vector(begin)
+    line = torch.randn(len(whole), generator=gen(seed + 9), dtype=torch.float64)
+    line *= near * whole.norm() / line.norm()
+    with torch.no_grad():
+        for p, step in zip(theta, line.split(sizes), strict=True):
+            p += step
+    assert moved(theta, begin) == pytest.approx(near, rel=1e-9) and not any(b.requires_grad for b in begin)
+    assert torch.equal(vector(begin), whole)
+    carry_on(theta, begin, reach)
+    assert_close(vector(theta), whole + line * (reach / near), 1e-9)
+    assert all(p.requires_grad and p.is_leaf for p in theta)
