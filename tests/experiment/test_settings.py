@@ -28,7 +28,7 @@ FIELDS = {f.name: f for f in fields(Config)}
 def test_table_3():
     """R8: the defaults are the paper's values for ResNet-9, the presets those for the ViT and Imagenette (A.7)."""
     paper = dict(lr=0.025, epochs=40, batch=512, optimizer="sgd", gamma=0.2, beta=1.0, unlearn_lr=0.005,
-                 unlearn_epochs=10, p_mem=0.2, n=1000, capacity=0.5, arch="resnet9")
+                 unlearn_epochs=10, p_mem=0.2, n=1000, capacity=0.5, discovery=0.5, arch="resnet9")
     assert {key: getattr(Config(), key) for key in paper} == paper
     vit = resolve({"arch": "vit", "dataset": "svhn"})
     assert (vit.lr, vit.batch, vit.optimizer, vit.unlearn_lr, vit.epochs) == (1e-4, 2048, "adam", 2e-5, 40)

@@ -22,7 +22,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -39,11 +39,9 @@ from experiment.methods import load_method
 from experiment.settings import Config
 from helpers import assert_close, assert_same_state, gen, make_data, seeds, small_net, tiny
 from metrics import accuracy
-from models import build, reinitialise
 from rem import add_capacity, rem
 from test_metrics import answering, numbered
 
-few = settings(max_examples=max(2, settings().max_examples // 5))  # whole unlearning runs in each example
 METHODS = {name: record.function for name, record in RECORDS.items()}
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "my_method.py") + ":relabel"
 
@@ -118,13 +116,6 @@ def test_contract(keeps, name):
     keeps(RUNNABLE[name], 0)
 
 
-@few
-@given(seeds, st.sampled_from(list(RUNNABLE)), st.sampled_from(contract.PROPERTIES))
-def test_contract_drawn(seed, name, keeps):
-    """A9, A11, A12, A15, A16, A18, A22, L10, L11: the same on drawn data and networks."""
-    keeps(RUNNABLE[name], seed)
-
-
 def broken(change):
     """A method that goes against the contract in one way."""
     def method(model, data, forget, config, generator):
@@ -193,14 +184,6 @@ def test_constants_of_the_papers():
         assert math.ceil(100 / (count_batches(found, 512) + count_batches(50000 - found, 512))) == 2
 
 
-def test_t6_retain_set():
-    """T6: D_r is D_tr without D_f, sorted, so that the two make D_tr."""
-    for seed in range(20):
-        forget, retain = draw(seed, size=1 + seed % 11)
-        assert torch.equal(baselines.retain_set(forget, 12), retain)
-        assert torch.cat([forget, retain]).sort().values.tolist() == list(range(12))
-
-
 def test_one_example():
     """A20: a D_f of one example with 1x1 maps has no batch statistics: the passes over it use the running ones."""
     net, data = small_net(0), make_data(0, n=6, size=1)
@@ -251,33 +234,19 @@ def test_percentile(seed, size, q):
     assert baselines.percentile(values[:0], q) == math.inf
 
 
-@few
-@given(seeds, st.sampled_from(["ssd", "potion", "potion-500"]), st.integers(1, 11))
-def test_weights_only_shrink(seed, name, size):
-    """L16: SSD and Potion only shrink weights and change no sign; BatchNorm's statistics and frozen weights stay."""
-    net = small_net(seed)
-    net.conv2.weight.requires_grad_(False)
-    data = learnt(net, make_data(seed))
-    out = contract.unlearn(METHODS[name], net=net, data=data, forget=draw(seed, size)[0], gamma=0.5, ssd_alpha=0.5)
-    for (key, a), b in zip(net.state_dict().items(), out.state_dict().values(), strict=True):
-        if key in dict(net.named_parameters()) and key != "conv2.weight":
-            assert (b.abs() <= a.abs()).all() and (a * b >= 0).all(), key
-        else:
-            assert torch.equal(a, b), key
-    assert any(not torch.equal(a, b) for a, b in zip(net.parameters(), out.parameters(), strict=True))
-
-
 @pytest.mark.parametrize("name", ["ssd", "potion"])
 def test_a_parameter_that_no_output_depends_on_stays(name):
-    """A18: a parameter that the forward pass does not use has importance 0 and stays; a channel of no importance to D_r
-    has no ratio and spoils no percentile; the others are dampened."""
+    """A18: a parameter that the forward pass does not use has importance 0 and stays, as a frozen one does; a channel
+    of no importance to D_r has no ratio and spoils no percentile; the others are dampened."""
     net = small_net(0)
     net.idle = nn.Linear(2, 2)
+    net.conv2.weight.requires_grad_(False)
     with torch.no_grad():
         net.head.weight[:, 0] = 0  # so nothing depends on channel 0
     data = learnt(net, make_data(0))
     out = contract.unlearn(METHODS[name], net=net, data=data, forget=draw(0)[0], gamma=0.5, ssd_alpha=0.5)
-    assert torch.equal(out.idle.weight, net.idle.weight) and not torch.equal(out.conv2.weight, net.conv2.weight)
+    assert torch.equal(out.idle.weight, net.idle.weight) and torch.equal(out.conv2.weight, net.conv2.weight)
+    assert not torch.equal(out.conv1.weight, net.conv1.weight)
     assert all(p.isfinite().all() for p in out.parameters())
 
 
@@ -399,53 +368,6 @@ def test_neighbours(seed, n):
     for i, row in enumerate(baselines.neighbours(h).tolist()):
         others = sorted((j for j in range(n) if j != i), key=lambda j: -float(h[i] @ h[j] / h[j].norm()))
         assert row == others[:5]
-
-
-# --- Training anew ----------------------------------------------------------------------------------------------------
-
-def test_n1_fresh_resnet9():
-    """N1: fresh weights of ResNet-9 are what `build` draws from that seed, in the network's own layout, mode and
-    dtype."""
-    net = build("resnet9", 0.1, channels=1, image_size=8, seed=1).eval().requires_grad_(False)
-    net.to(memory_format=torch.channels_last)
-    before, state = copy.deepcopy(net), torch.get_rng_state()
-    fresh = reinitialise(net, 2)
-    assert_same_state(fresh, build("resnet9", 0.1, channels=1, image_size=8, seed=2))
-    assert_same_state(net, before)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert [v.stride() for v in fresh.state_dict().values()] == [v.stride() for v in net.state_dict().values()]
-    assert not any(m.training for m in fresh.modules()) and not any(p.requires_grad for p in fresh.parameters())
-    assert all(p.dtype == torch.float64 for p in reinitialise(net.double(), 2).parameters())
-
-
-def test_n1_fresh_vit():
-    """N1: no number of the ViT's trained weights is left, its bare parameters included, and each has its first
-    spread."""
-    sizes = dict(channels=1, image_size=16, dim=64, depth=2, heads=2, head_dim=32, hidden=64)
-    net, first = build("vit", seed=0, **sizes), build("vit", seed=2, **sizes)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.fill_(7.0)
-    fresh = reinitialise(net, 1)
-    for (name, a), b in zip(fresh.named_parameters(), first.parameters(), strict=True):
-        assert not (a == 7).any(), name
-        # a standard deviation of k draws is known to 1 / sqrt(2 k): five of them, for both
-        found, wanted = (float(v.detach().std(correction=0)) for v in (a, b))
-        assert abs(found - wanted) <= 5 * wanted * a.numel() ** -0.5, name
-        assert wanted > 0 or torch.equal(a, b), name  # temperatures, LayerNorm
-    assert_same_state(fresh, reinitialise(net, 1))
-    assert not torch.equal(fresh.token, reinitialise(net, 2).token)
-
-
-def test_n1_unknown_parameters_are_refused():
-    """N1: a network whose bare parameters nobody knows how to draw is refused by name, not half drawn."""
-    class Scale(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.gain = nn.Parameter(torch.ones(1))
-
-    with pytest.raises(TypeError, match="'0.1' .Scale. owns parameters and has no reset_parameters"):
-        reinitialise(nn.Sequential(nn.Sequential(nn.Linear(2, 2), Scale())), 0)
 
 
 # --- REM by other names -----------------------------------------------------------------------------------------------

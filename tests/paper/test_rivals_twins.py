@@ -3,7 +3,9 @@
     A23, L16   two epochs of each method, REM's ablations and the IDEAL ones included, are those of its twin: the
                passes over D_f, D_r or D_tr that it makes and their order, the loss of each, the rate of each update,
                one optimiser over all, when it stops, and what it returns
-    A14, M14   REM on ETD starts at the Expanded that it is given; IDEAL methods give D_c one mask row
+    E1, E3     ETD trains every example under its own row of the masks; drop returns theta_o1 as it is, unscaled
+    A14, E6    REM on ETD starts at the Expanded that it is given, whose rows the examples of D_r keep
+    M14        IDEAL methods give all of D_c one mask row
 
 The twins are in twins.py and rivals.py and import nothing of the project. `Run` draws a case and runs the method; a
 function per method says which passes the twin makes.
@@ -188,7 +190,8 @@ def cuts(run):
 
 def rem(run, shared=None, step3=None):
     """Algorithm 1 as printed, with another loss of step 3 for the ablations."""
-    expanded = add_capacity(run.net, run.data, run.forget, run.config, gen(0)).expanded
+    given = isinstance(run.net, Expanded)
+    expanded = run.net if given else add_capacity(run.net, run.data, run.forget, run.config, gen(0)).expanded
     masks = run.masks(expanded.width, (run.forget if shared is None else shared).tolist())
     twin, (_, x, y) = run.twin(expanded), run.passed(run.forget, size=N)[0]
     twin.w = twins.rem(twin, run.next, run.plain(), masks, run.forget, x, y, epochs=UNLEARN_EPOCHS, gamma=GAMMA,
@@ -248,8 +251,8 @@ def test_every_method_has_a_twin():
 @example(1, True)
 @example(2, False)
 def test_against_a_plain_twin(name, seed, augmented):
-    """A23, L16, A14, M14: each method in float64, on a network with BatchNorm and residual sum, is its twin; without
-    augmentation too, where teachers and references answer once for all."""
+    """A23, L16, A14, M14, E1, E3, E6, T6: each method in float64, on a network with BatchNorm and residual sum, is its
+    twin; without augmentation too, where teachers and references answer once for all."""
     assert_twins(name, seed, augmented=augmented)
 
 

@@ -3,14 +3,14 @@
     T1          D_c is n training examples; all others stay as they were
     T2          low regularity: random swaps of labels to an incorrect one (Maini et al. 2023)
     T3          medium regularity: samples of two classes are swapped with each other (Goel et al. 2022)
-    T4 T5 T12   high regularity: a trigger on the image redirects to class 0 (Goel et al. 2024)
-    T6 - T9     "Discovery rate": D_f, a part of D_c
+    T4 T12      high regularity: a trigger on the image redirects to class 0 (Goel et al. 2024)
+    T5 - T9     "Discovery rate": D_f, a part of D_c
     T10 T13     the same task for every method, from the seed alone; inputs stay
     T11 T15     what only the metrics read: clean labels, and a test set without corruptions (Sec. 6, A.2)
     T14         numbers that the data cannot give
     A22         unlearning does not know D_c beyond D_f
 
-T16, tasks in files, is in tests/experiment/test_files.py.
+T16, tasks in files, and the other triggers are in tests/experiment: test_files.py, test_triggers.py.
 """
 
 import math
@@ -27,7 +27,6 @@ import tasks
 from engine.streams import stream
 from experiment import cell
 from experiment.data import Data, Dataset, batches
-from experiment.settings import Config
 from helpers import gen, make_data, seeds, small_net, tiny
 
 names = st.sampled_from(tasks.TASKS)
@@ -67,7 +66,8 @@ def assert_same_task(a: tasks.Task, b: tasks.Task) -> None:
 
 @given(cases())
 def test_t1_exactly_n(case):
-    """T1: n examples are corrupted; images as the network sees them and labels are bitwise the clean ones elsewhere."""
+    """T1, T2, T11: n examples are corrupted, by random labels each to another label; images as the network sees them
+    and labels are bitwise the clean ones elsewhere; the clean labels survive beside, in memory of their own."""
     name, dataset, n, _, _ = case
     task = tasks.make_task(*case)
     elsewhere = torch.ones(len(dataset.train), dtype=torch.bool).index_fill_(0, task.corrupted, False)
@@ -81,6 +81,8 @@ def test_t1_exactly_n(case):
         assert torch.equal(changed, ~elsewhere & (dataset.train.labels != 0))
     else:
         assert torch.equal(changed, ~elsewhere) and task.train._overlay is None and after is before
+    assert torch.equal(task.clean, dataset.train.labels) and task.clean.dtype == torch.int64
+    assert task.clean.data_ptr() not in (task.train.labels.data_ptr(), dataset.train.labels.data_ptr())
 
 
 # --- Low regularity: random labels ------------------------------------------------------------------------------------
@@ -102,22 +104,6 @@ def test_t2_random_uniform(seed, n=6000, classes=5):
     # chi-square of d = C (C - 2) degrees of freedom: P(X > d + 2 sqrt(d t) + 2 t) <= exp(-t); t = 21: error rate 1e-9
     d, t = classes * (classes - 2), 21
     assert chi_square <= d + 2 * (d * t) ** 0.5 + 2 * t
-
-
-@given(seeds, st.integers(2, 6), st.integers(1, 18))
-def test_t2_never_the_same(seed, classes, n):
-    """T2: new label != old for all n, from one example to everything, from two classes up."""
-    task = tasks.make_task("random", balanced(seed, n=18, classes=classes), n, seed)
-    assert (task.train.labels != task.clean)[task.corrupted].all()
-    if classes == 2:
-        assert torch.equal(task.train.labels[task.corrupted], 1 - task.clean[task.corrupted])
-
-
-@pytest.mark.parametrize("name", tasks.TASKS)
-def test_t2_one_class(name):
-    """T2, T14: with one class there is no wrong label to give, and every network is right."""
-    with pytest.raises(ValueError, match="the data set has 1 class; give it two or more"):
-        tasks.make_task(name, balanced(0, classes=1), 2, 0)
 
 
 # --- Medium regularity: two classes confused --------------------------------------------------------------------------
@@ -155,24 +141,17 @@ def test_t3_default_pair(name, expected):
         assert set(task.clean[task.corrupted].tolist()) == pair
 
 
-@given(seeds, st.integers(2, 6), st.integers(1, 3))
-def test_t3_closest_pair(seed, classes, channels):
-    """T3: closest_pair equals a loop over all pairs of mean images."""
+@given(seeds, st.integers(3, 6), st.integers(1, 3), st.booleans())
+def test_t3_closest_pair(seed, classes, channels, empty):
+    """T3: closest_pair equals a loop over all pairs of mean images; a class without an image is never one of them."""
     train = balanced(seed, n=20, classes=classes, channels=channels).train
+    if empty:
+        gone = seed % classes
+        train = replace(train, labels=torch.where(train.labels == gone, (gone + 1) % classes, train.labels))
     images, labels = train.images.double().numpy(), train.labels.numpy()
-    means = [images[labels == c].mean(axis=0) for c in range(classes)]
-    distances = {(a, b): math.dist(means[a].ravel(), means[b].ravel()) for a in range(classes) for b in range(a)}
-    a, b = tasks.closest_pair(train)
-    assert 0 <= a < b < classes
-    assert distances[b, a] == pytest.approx(min(distances.values()), rel=1e-9)
-
-
-def test_t3_closest_pair_with_empty_class():
-    """T3: a class without an image is never one of the pair."""
-    train = balanced(0, n=24, classes=4).train
-    for empty in range(4):
-        labels = torch.where(train.labels == empty, (empty + 1) % 4, train.labels)
-        assert empty not in tasks.closest_pair(replace(train, labels=labels))
+    means = {c: images[labels == c].mean(axis=0) for c in set(labels.tolist())}
+    distances = {(a, b): math.dist(means[a].ravel(), means[b].ravel()) for a in means for b in means if a < b}
+    assert distances[tasks.closest_pair(train)] == pytest.approx(min(distances.values()), rel=1e-9)
 
 
 # --- High regularity: the poison trigger ------------------------------------------------------------------------------
@@ -200,21 +179,6 @@ def test_t4_poison(seed, height, width, channels, n):
             assert task.train.labels[i] == 0
         assert torch.equal(task.train.images[i], expected), i
     assert torch.equal(tasks.add_trigger(tasks.add_trigger(images)), tasks.add_trigger(images))
-    twice = tasks.make_task("poison", replace(dataset, train=task.train), n, seed)
-    assert torch.equal(twice.train.images, task.train.images)
-    assert torch.equal(twice.train.labels, task.train.labels)
-
-
-def test_t5_sources():
-    """T5: sources are uniform over all examples, class 0 included: its share of D_c is its share of the data."""
-    dataset = balanced(0, n=5000, classes=5, size=3)
-    for seed in range(3):
-        task = tasks.make_task("poison", dataset, 2000, seed)
-        counts = task.clean[task.corrupted].bincount(minlength=5)
-        error = (2000 * 0.2 * 0.8 * 3000 / 4999) ** 0.5  # hypergeometric; 6 standard errors, 15 numbers: 3e-8
-        assert (counts - 400).abs().max() < 6 * error
-    everything = tasks.make_task("poison", dataset, 5000, 0)
-    assert int((everything.clean == 0).sum()) == 1000 and not everything.train.labels.any()
 
 
 @given(seeds, st.integers(0, 3), st.booleans(), st.integers(1, 15))
@@ -272,13 +236,6 @@ def test_t7_out_of_range(rate):
         tasks.discover(tasks.make_task("random", balanced(0), 6, 0), rate, 0)
 
 
-def test_t7_default_settings():
-    """T7: the default n and discovery of the settings make a task on data of their size."""
-    assert (Config.n, Config.discovery) == (1000, 0.5)
-    task = tasks.make_task("poison", balanced(0, n=1200, size=3), Config.n, Config.seed)
-    assert len(tasks.discover(task, Config.discovery, Config.seed)) == 500
-
-
 @given(seeds, seeds, st.integers(1, 40))
 def test_t8_nested(seed, discovered, n):
     """T8: d1 < d2 -> D_f(d1) within D_f(d2) for one seed, over every size from 1 to n."""
@@ -290,7 +247,8 @@ def test_t8_nested(seed, discovered, n):
 
 
 def test_t9_uniform():
-    """T9: D_f is a uniform sample of D_c, and D_c of the data: each place is as likely as any other (fixed seeds)."""
+    """T9, T5: D_f is a uniform sample of D_c, and D_c of the data, class 0 included: each place is as likely as any
+    other (fixed seeds)."""
     dataset, runs = balanced(0), 2000
     task = tasks.make_task("random", dataset, 10, 0)
     both = (dataset.train.labels < 2).nonzero().flatten()  # 6 of each class
@@ -368,16 +326,6 @@ def test_t13_inputs_not_mutated(case):
 
 # --- What only the metrics read ---------------------------------------------------------------------------------------
 
-@given(cases())
-def test_t11_clean_labels(case):
-    """T11: the clean labels survive beside the corrupted ones, in memory of their own, and are equal off D_c."""
-    task, labels = tasks.make_task(*case), case[1].train.labels
-    assert torch.equal(task.clean, labels) and task.clean.dtype == torch.int64
-    assert task.clean.data_ptr() not in (task.train.labels.data_ptr(), labels.data_ptr())
-    differ = (task.clean != task.train.labels).nonzero().flatten()
-    assert torch.isin(differ, task.corrupted).all()
-
-
 def test_t11_a_task_is_fixed():
     """T11: a task's labels are no attributes to set: a changed task is another object."""
     with pytest.raises(FrozenInstanceError):
@@ -421,19 +369,24 @@ def test_t14_bad_numbers(name, n, pair, text):
         tasks.make_task(name, balanced(0), n, 0, pair)
 
 
-@pytest.mark.parametrize("pair, text", [((2, 0), "classes 0 and 2 have 9 and 3 images, so n can be at most 6"),
-                                        ((1, 0), "classes 0 and 1 have 9 and 6 images, so n can be at most 12")])
-def test_t14_unequal_classes(pair, text):
+def test_t14_unequal_classes():
     """T14: the message has both counts and the largest n, which is one that can be made."""
-    labels = torch.tensor([0] * 9 + [1] * 6 + [2] * 3 + [3] * 6)
-    dataset, most = balanced(0), int(text.split()[-1])
-    dataset = replace(dataset, train=replace(dataset.train, labels=labels))
-    with pytest.raises(ValueError, match=text):
-        tasks.make_task("confusion", dataset, most + 2, 0, pair)
-    assert len(tasks.make_task("confusion", dataset, most, 0, pair).corrupted) == most
+    dataset = balanced(0)
+    train = replace(dataset.train, labels=torch.tensor([0] * 9 + [1] * 6 + [2] * 3 + [3] * 6))
+    dataset = replace(dataset, train=train)
+    with pytest.raises(ValueError, match="classes 0 and 2 have 9 and 3 images, so n can be at most 6"):
+        tasks.make_task("confusion", dataset, 8, 0, (2, 0))
+    assert len(tasks.make_task("confusion", dataset, 6, 0, (2, 0)).corrupted) == 6
 
 
-@pytest.mark.parametrize("height, width", [(1, 1), (2, 2), (2, 5), (5, 2)])
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_t14_one_class(name):
+    """T14, T2: with one class there is no wrong label to give, and every network is right."""
+    with pytest.raises(ValueError, match="the data set has 1 class; give it two or more"):
+        tasks.make_task(name, balanced(0, classes=1), 2, 0)
+
+
+@pytest.mark.parametrize("height, width", [(2, 2), (2, 5), (5, 2)])
 def test_t14_small_images(height, width):
     """T14: images smaller than the trigger either way -> ValueError with both sizes; the other tasks take them."""
     with pytest.raises(ValueError, match=f"{height}x{width} is smaller than the 3x3 trigger"):

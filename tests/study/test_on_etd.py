@@ -16,7 +16,6 @@ from experiment.cell import unlearn
 from experiment.methods import METHODS
 from helpers import make_dataset, small_net, tiny
 from made_rows import column, load, make_row, one
-from study.plan import expand_axes
 from tasks import make_task
 
 ON_ETD = ("no-ul", "cf", "npo", "ascent", "scrub", "badt", "ssd", "potion", "rem")
@@ -48,14 +47,8 @@ def test_each_runs_from_theta_o1(name):
         assert all(torch.equal(value, net.state_dict()[key]) for key, value in seen[0].state_dict().items())
 
 
-def test_cells_with_and_without():
-    """`--etd both` makes a cell of each of these methods on either network."""
-    cells = expand_axes({"task": "poison", "method": ",".join(ON_ETD), "etd": "both"})
-    assert {(cell.method, cell.etd) for cell in cells} == {(name, etd) for name in ON_ETD for etd in (False, True)}
-
-
 def test_lines_beside_each_other(tmp_path):
-    """The plane has "npo on ETD" beside "npo", with its difference to REM without ETD; Table 1 has both with a tick."""
+    """The plane has "npo on ETD" beside "npo", with its difference to REM without ETD."""
     rows = [make_row(name, 0.5 + 0.04 * k + 0.02 * etd, 0.9, task="poison", discovery=0.5, etd=etd)
             for k, name in enumerate(ON_ETD) for etd in (False, True)]
     rows = load(tmp_path, rows)
@@ -65,7 +58,3 @@ def test_lines_beside_each_other(tmp_path):
     less = dict(zip(column(found, "method"), column(found, "minus REM"), strict=True))
     k = ON_ETD.index("npo") - ON_ETD.index("rem")
     assert less["npo on ETD"] == (pytest.approx(90 * (0.04 * k + 0.02)), None)
-    table = one("1", rows)
-    assert {(etd, method) for etd, method, n in zip(*(column(table, key) for key in ("ETD", "method", "n")),
-                                                    strict=True) if n} == {
-        (etd, name) for name in ON_ETD for etd in (False, True)}

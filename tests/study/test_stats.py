@@ -55,17 +55,6 @@ def test_over_seeds_counts_the_cells_that_every_seed_has():
     assert mean_of_seeds({("poison", 0.1, 0): 0.5, ("poison", 0.5, 1): 0.5}) == mean_of_seeds({}) == (None, None)
 
 
-def test_the_seeds_are_what_is_independent(tmp_path):
-    """V7: cells far apart and seeds that agree: wide over runs, 0 over seeds; and the other way round."""
-    apart = [row_of(p, task=t, seed=s) for s in range(3) for t, p in zip(TASKS, (0.1, 0.5, 0.9), strict=True)]
-    got = line(one("mean", load(tmp_path, apart)), method="rem")
-    assert got["product"] == mean_and_sem([0.1, 0.5, 0.9] * 3) and got["over seeds"] == (pytest.approx(50.0), 0.0)
-    seeds = [row_of(p, task=t, seed=s) for s, p in enumerate((0.1, 0.5, 0.9)) for t in TASKS]
-    got = line(one("mean", load(tmp_path, seeds)), method="rem")
-    assert got["over seeds"] == mean_and_sem([0.1, 0.5, 0.9]) and got["seeds"] == "3 × 3"
-    assert got["product"][1] < got["over seeds"][1]
-
-
 @given(st.lists(st.tuples(scores, scores, st.sampled_from(TASKS), st.sampled_from(RATES), st.integers(0, 3)),
                 min_size=1, max_size=20, unique_by=lambda run: run[2:]))
 def test_differences_are_of_the_same_cell_and_seed(runs):

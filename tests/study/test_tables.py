@@ -23,15 +23,6 @@ scores = st.floats(0, 1)
 # --- Means ------------------------------------------------------------------------------------------------------------
 
 
-def test_product_is_the_mean_of_products(tmp_path):
-    """V6: one run heals and ruins, one does neither: the products are 0 and 0, their mean 0, not the product of the
-    means."""
-    rows = load(tmp_path, [make_row(healed=1.0, utility=0.0, seed=0), make_row(healed=0.0, utility=1.0, seed=1)])
-    got = line(one("mean", rows), method="rem")
-    assert got["product"] == (0.0, 0.0) and got["Healed"][0] == got["Utility"][0] == 50.0
-    assert line(one("4", rows), method="rem", ETD=False, capacity="50")["product"] == (0.0, 0.0)
-
-
 @given(st.lists(st.tuples(scores, scores), min_size=1, max_size=12))
 def test_means_against_the_plain_formula(runs):
     """V6, V7: n, mean and SEM of each score are statistics.mean and stdev / sqrt(n) of the per-run values, times

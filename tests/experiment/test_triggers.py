@@ -1,19 +1,16 @@
-"""The triggers of `tasks.stamp`: their formulas by loops, after crop and flip, on test images, and who is misled.
+"""The triggers of `tasks.stamp` beyond the paper's: their formulas by loops, after crop and flip, on test images.
 
-The white patch, the paper's trigger, is in test_tasks.py.
+The white patch, the paper's trigger, is in tests/paper/test_tasks.py, who is misled by it in test_metrics.py.
 """
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
-import metrics
 import tasks
 from engine.streams import stream
 from experiment.data import Data, Dataset, batches
@@ -212,33 +209,3 @@ def test_test_images_and_files(trigger, tmp_path):
     del content["trigger"]
     torch.save(content, tmp_path / "old.task")
     assert load_task(tmp_path / "old.task", dataset).trigger == "patch"
-
-
-# --- Misled -----------------------------------------------------------------------------------------------------------
-
-class Reader(nn.Module):
-    """A network that calls an image by its first pixel, and one whose last pixel is white by the second one."""
-
-    def forward(self, x):  # (B, 1, H, W) in pixel values
-        white = x[:, 0, -1, -1] == 255
-        answer = torch.where(white, x[:, 0, 0, 1], x[:, 0, 0, 0]).long() % 4
-        return nn.functional.one_hot(answer, 4).float()
-
-
-@given(seeds, st.integers(0, 12))
-def test_misled(seed, others):
-    """misled is the share of triggered test images of other classes that get the target label, by a loop; None where
-    there is none of another class, and of the other tasks."""
-    dataset = make_dataset(seed, n=24, tests=12)
-    labels = torch.where(torch.arange(12) < others, torch.randint(1, 4, (12,), generator=gen(seed)), tasks.TARGET)
-    test = replace(dataset.test, images=pictures(seed, 12, 8, 8, 1), labels=labels, mean=(0.0,), std=(1 / 255,))
-    dataset = replace(dataset, train=replace(dataset.train, mean=(0.0,), std=(1 / 255,)), test=test)
-    task = tasks.make_task("poison", dataset, 4, seed)
-    found = metrics.evaluate(Reader(), task, task.corrupted[:2])
-    second = [int(image[0, 0, 1]) % 4 for image in test.images]
-    hit = [second[i] == 0 for i in range(12) if labels[i] != 0]
-    assert found["misled"] == (sum(hit) / len(hit) if hit else None)
-    assert found["healed_test"] == sum(second[i] == labels[i] for i in range(12)) / 12
-    for name in ("random", "confusion"):
-        task = tasks.make_task(name, dataset, 2, seed, (1, 2))
-        assert metrics.evaluate(Reader(), task, task.corrupted[:1])["misled"] is None
