@@ -444,10 +444,9 @@ def fresh_tables(rows: list[dict]) -> str:
                    key=lambda c: (c[0], c[1], c[2]))
     got = {name: {cell: runs[variant][cell][end(runs[variant][cell])] for cell in cells}
            for name, (variant, end) in CHOICES.items()}
-    shown = [[name_of(cell), str(cell[2]), *(f"{100 * found[cell]['product']:.0f}" for found in got.values()),
-              " / ".join(f"{100 * row['healed']:.0f}" for row in (got["as it is"][cell], got["as it was"][cell],
-                                                                 npo[cell])),
-              f"{100 * (got['as it is'][cell]['utility'] - untouched[cell]['utility']):+.1f}"] for cell in cells]
+    heads = ["task, discovery", "seeds", *CHOICES, "Healed, as it is (least)", "NPO", "Utility less untouched (least)"]
+    shown = [place_line(place, [cell for cell in cells if cell[:2] == place], got, untouched, npo)
+             for place in sorted({cell[:2] for cell in cells})]
     means = []
     for task in ("poison", "confusion", "random", "all"):
         mine = [cell for cell in cells if task in (cell[0], "all")]
@@ -456,9 +455,33 @@ def fresh_tables(rows: list[dict]) -> str:
         lost = signed([got["as it is"][cell]["utility"] - untouched[cell]["utility"] for cell in mine])
         means.append([task, *(f"{100 * np.mean([found[cell]['product'] for cell in mine]):.1f}"
                               for found in got.values()), *less, lost])
-    heads = ["task, discovery", "seed", *CHOICES, "Healed: as it is / as it was / NPO", "Utility less untouched"]
     return (grid(heads, shown) + "\n"
-            + grid(["task", *CHOICES, "as it is less as it was (n)", "less as printed (n)", "Utility (n)"], means))
+            + grid(["task", *CHOICES, "as it is less as it was (n)", "less as printed (n)", "Utility (n)"], means)
+            + "\n" + seeds_table(got, cells))
+
+
+def place_line(place: tuple, cells: list[tuple], got: dict, untouched: dict, npo: dict) -> list[str]:
+    """A task at a rate: mean product of each choice over the seeds, and the least of what must not fall."""
+    def mean_least(values) -> str:
+        return f"{100 * np.mean(values):.0f} ({100 * min(values):.0f})"
+
+    mine = got["as it is"]
+    means = [f"{100 * np.mean([found[cell]['product'] for cell in cells]):.0f}" for found in got.values()]
+    lost = [100 * (mine[cell]["utility"] - untouched[cell]["utility"]) for cell in cells]
+    return [name_of((*place, 0, 256)), str(len(cells)), *means, mean_least([mine[cell]["healed"] for cell in cells]),
+            f"{100 * np.mean([npo[cell]['healed'] for cell in cells]):.0f}", f"{np.mean(lost):+.1f} ({min(lost):+.1f})"]
+
+
+def seeds_table(got: dict, cells: list[tuple]) -> str:
+    """The mean over nine cells of the seeds that have all nine, and the difference over seeds."""
+    seeds = [seed for seed in sorted({cell[2] for cell in cells}) if sum(cell[2] == seed for cell in cells) == 9]
+    means = {name: [float(np.mean([found[cell]["product"] for cell in cells if cell[2] == seed])) for seed in seeds]
+             for name, found in got.items()}
+    mine = means["as it is"]
+    lines = [[name, " / ".join(f"{100 * value:.0f}" for value in found), f"{100 * np.mean(found):.1f}",
+              "" if name == "as it is" else signed([a - b for a, b in zip(mine, found, strict=True)])]
+             for name, found in means.items() if found]
+    return grid(["nine cells", f"seeds {' / '.join(map(str, seeds))}", "mean", "as it is less it (seeds)"], lines)
 
 
 def table(rows: list[dict]) -> str:

@@ -29,6 +29,9 @@ GRID = "results/fashion-mini/grid"  # REM's rows here are of version 0.2.0, with
 NOW = "results/fashion-mini/now"  # of version 0.3.0: REM, and the methods on ETD
 COPY = "results/cifar10-jpeg-16px"  # quarter width, bf16
 HALF = "results/lasting/cifar10-jpeg-16px"  # half width
+REDIRECT = "results/redirect"  # with and without the redirect term
+SIZES = "results/tuning/sizes"  # other |D_f| and batches
+EPOCHS = "results/tuning/epochs"  # at most 10 and 30 epochs
 SEVEN = "results/rates/cifar10-jpeg-16px"  # the other seven rates
 
 
@@ -274,6 +277,58 @@ def machines(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
+PRESET = dict(n=120, ratio=None, unlearn_epochs=3, arch="resnet9", batch=256)
+LOW = {**PRESET, "discovery": 0.1}
+WHERE = {  # the label of a line: what its rows are run with
+    "the nine cells": {**PRESET, "discovery": RATES},
+    "6 of 120 known (discovery 0.05)": {**PRESET, "discovery": 0.05},
+    "12 of 120 known (0.1)": LOW,
+    "60 of 600 known (0.1)": {**LOW, "n": 600},
+    "theta_o2 three times as wide as theta_o1": {**LOW, "ratio": 3.0},
+    "12 epochs, all of them": {**LOW, "unlearn_epochs": 12},
+    "small ViT": {**LOW, "arch": "vit", "unlearn_epochs": 10},
+    "5 of 50 known": {**LOW, "n": 50},
+    "12 steps an epoch": {**LOW, "batch": 512},
+    "94 steps an epoch": {**LOW, "batch": 64},
+}
+
+
+def with_and_without(labels: list[list[str]]) -> list[list[str]]:
+    """REM and the ablation without the redirect term by what the runs differ in: products, and the difference."""
+    rows, lines = rows_at(REDIRECT), []
+    for name in [label[0] for label in labels]:
+        rem, without = (pick(rows, **WHERE[name], method=method) for method in ("rem", "rem-no31"))
+        pairs = minus(products(rem), products(without))
+        tasks = [" / ".join(mean([row for row in runs if row["task"] == task]) for runs in (rem, without))
+                 for task in TASKS]
+        ((value, error), count) = mean_of_seeds(pairs)
+        less = f"{value:+.1f}" + ("" if error is None else f" ± {error:.1f}")
+        lines.append([name, count, *tasks, less])
+    return lines
+
+
+def other_sizes(labels: list[list[str]]) -> list[list[str]]:
+    """Other sizes of D_f and of an epoch: product of no unlearning, NPO and REM by task, and Utility that is lost."""
+    rows, lines = rows_at(SIZES), []
+    for name, task in [label[:2] for label in labels]:
+        runs = pick(rows, **WHERE[name], task=task)
+        before, npo, rem = (pick(runs, method=method) for method in ("no-ul", "npo", "rem"))
+        lost = fmean(row["utility"] for row in rem) - fmean(row["utility"] for row in before)
+        lines.append([name, task, str(len(rem)), *(scores(part) for part in (before, npo, rem)), f"{100 * lost:+.1f}"])
+    return lines
+
+
+def more_epochs(labels: list[list[str]]) -> list[list[str]]:
+    """REM at seed 0 with at most 3, 10 and 30 epochs: product in each cell, and their mean."""
+    at = {3: pick(rows_at(NOW), method="rem", etd=False, seed=0)}
+    at |= {most: pick(rows_at(EPOCHS), method="rem", seed=0, unlearn_epochs=most) for most in (10, 30)}
+    lines = []
+    for (label, *_) in labels:
+        cells = {(row["task"], row["discovery"]): row["product"] for row in at[int(label)]}
+        lines.append([label, *(f"{100 * cells[cell]:.0f}" for cell in CELLS), f"{100 * fmean(cells.values()):.1f}"])
+    return lines
+
+
 def short_table(labels: list[list[str]]) -> list[list[str]]:
     """README.md's table: product over seeds and the difference from REM on fashion-mini."""
     plane = plane_of(NOW, GRID)
@@ -342,6 +397,9 @@ TABLES = {
     ("results/README.md", "REM, at most", "seeds"): lasting_short,
     ("results/README.md", "score", "poison 0.1"): suspects_short,
     ("results/README.md", "over runs", "mean"): machines,
+    ("results/redirect/README.md", "what differs", "seeds × cells"): with_and_without,
+    ("results/tuning/README.md", "what differs", "task"): other_sizes,
+    ("results/tuning/README.md", "at most", "poison 0.1"): more_epochs,
     ("results/lasting/README.md", "REM, at most", "seeds"): lasting_epochs,
     ("results/lasting/README.md", "width", "task, discovery"): natural_images,
     ("results/float32/README.md", "task", "method"): both_precisions,
