@@ -5,7 +5,7 @@ for shared modules, X12 for logits and X13 for attention and the layers to name:
 - what is asked of the arguments, and of a network before anything is wrapped;
 - the dry run: errors of a forward pass become refusals, or go through where they say nothing of the network;
 - the self-check: extra channels that do not stay apart, reach no output, or miss the masks of their examples;
-- networks of torchvision, those that expand and those that are refused;
+- networks of torchvision, those that expand and those that are refused; timm's layers by name (X1, X9);
 - advice: `hidden_layers`, and what a refusal suggests.
 """
 
@@ -87,7 +87,7 @@ ANY_EXAMPLE = r"it must be a batch of inputs, a tensor \(B, ...\) with B at leas
     (dict(layers=["nothing"]), ValueError, "no layer 'nothing'; it has conv1, conv2, norm1, norm2, act, head"),
     (dict(layers=["conv1", "act"]), TypeError, "cannot expand 'act': CELU is neither a plain Conv2d nor"),
     (dict(layers=["norm1"]), TypeError, "cannot expand 'norm1': BatchNorm2d is neither"),
-    (dict(layers=[]), TypeError, "cannot expand Net: .* must be named$"),
+    (dict(layers=[]), TypeError, "cannot expand Net: no layer is named, so the layers to expand must be named$"),
     (dict(layers=["head"]), TypeError, r"it gives \(2, 8\) instead of \(2, 4\); name the layers to expand"),
     (dict(example=torch.zeros(8)), ValueError, rf"example is torch.Size\(\[8\]\); {ANY_EXAMPLE}"),
     (dict(example=torch.zeros(0, 1, 8, 8)), ValueError, rf"example is torch.Size\(\[0, 1, 8, 8\]\); {ANY_EXAMPLE}"),
@@ -232,15 +232,13 @@ def test_a_shared_module_that_cannot_fit_both_places_is_refused(order):
     assert "'twice': it runs twice with different numbers of extra channels" in text
 
 
-ROOTS = {"conv": (lambda: nn.Conv2d(1, 2, 3), None), "linear": (lambda: nn.Linear(8, 8), None),
-         "named": (lambda: nn.Linear(8, 8), [""]), "norm": (lambda: nn.BatchNorm2d(1), None)}
-
-
-@pytest.mark.parametrize("root", ROOTS)
-def test_a_single_layer_is_refused(root):
+@pytest.mark.parametrize("make, layers, text", [
+    (lambda: nn.Conv2d(1, 2, 3), None, "the network"), (lambda: nn.Linear(8, 8), [""], "the network"),
+    (lambda: nn.Linear(8, 8), None, "Linear: it has no Conv2d"),
+    (lambda: nn.BatchNorm2d(1), None, "BatchNorm2d: it has no Conv2d")])
+def test_a_single_layer_is_refused(make, layers, text):
     """X10, X12: a network that is one layer has nothing but logits, so there is no place for theta_o2."""
-    make, layers = ROOTS[root]
-    with pytest.raises(TypeError, match="^cannot expand"):
+    with pytest.raises(TypeError, match=f"^cannot expand {text}"):
         expand.expand(make(), IMAGE, layers=layers)
 
 
@@ -690,6 +688,43 @@ def test_known_networks_that_cannot_be_expanded(name, layer):
     if name == "squeezenet":  # also without the convolution that makes its logits
         layers = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and n != "classifier.1"]
         refused(net, inputs, ratio=0.5, layers=layers)
+
+
+# --- Layers of timm, by name -----------------------------------------------------------------------------------------
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm's: the norm, dropout and the activation in one module."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class Linear(nn.Linear):
+    """As timm's: the same forward pass as torch's."""
+
+
+BatchNormAct2d.__module__, Linear.__module__ = "timm.layers.norm_act", "timm.layers.linear"
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_timm_layers_are_known_by_name(ratio):
+    """X1, X9: timm's BatchNormAct2d and Linear expand as the torch layers that they stand for, statistics too."""
+    def make(norm, act, linear):
+        return nn.Sequential(nn.Conv2d(1, 4, 3), norm(4), act, nn.Conv2d(4, 4, 3), norm(4), act,
+                             nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(4, 2))
+
+    named, plain = make(BatchNormAct2d, nn.Identity(), Linear), make(nn.BatchNorm2d, nn.ReLU(), nn.Linear)
+    nets = [randomise(expand.expand(randomise(net, 0).double(), IMAGE, ratio, generator=gen(1)), 2)
+            for net in (named, plain)]
+    x = draw(0, 4, 1, 8, 8, dtype=torch.float64)
+    for mode in (True, False):
+        assert_close(*(run(net.train(mode), x, rows(0, net, 4)) for net in nets))
+        assert_close(*(run(net.train(mode), x) for net in nets))
+    assert type(etd.drop(nets[0])[1]) is BatchNormAct2d
 
 
 # --- Advice: which layers to name -------------------------------------------------------------------------------------
