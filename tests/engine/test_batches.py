@@ -19,6 +19,7 @@ from states import Loose, make_state, unlearn
 
 @given(seeds, st.integers(1, 40), st.integers(1, 12))
 @example(0, 41, 10)
+@example(0, 1, 3)
 def test_the_number_of_batches(seed, n, size):
     """A7: count_batches says how many batches a shuffled pass has, and none of several holds a single example, unless
     all do."""

@@ -54,9 +54,8 @@ def watched(seed, until, **changes):
 # --- Never and Repaired -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.2, 1.0])
-@pytest.mark.parametrize("seed, flip", [(0, False), (1, True), (2, False)])
-def test_who_decides_the_end_changes_nothing_else(seed, gamma, flip):
+@pytest.mark.parametrize("seed, flip, gamma", [(0, False, 0.2), (1, True, 0.0), (2, False, 1.0)])
+def test_who_decides_the_end_changes_nothing_else(seed, flip, gamma):
     """A27: on the same examples the epochs of Repaired are those of Never, bit for bit, statistics and records too, for
     as long as they run; what comes back is one of them."""
     data = make_data(seed, n=60, flip=flip)
@@ -93,7 +92,7 @@ def test_who_is_held_out(n, known, size):
     seed alone; step 3 trains on all others, D_f among them."""
     data, forget, found = make_data(0, n=n, size=4), torch.randperm(n, generator=gen(3))[:known], {}
     for seed, generator in ((0, 0), (0, 1), (1, 0)):
-        state = make_state(generator, data=data, net=small_net(0), forget=forget, **{"extra_ratio": 0.0})
+        state = make_state(generator, data=data, net=small_net(0), forget=forget, extra_ratio=0.0)
         state.config = type(state.config)(seed=seed)
         end = Repaired(state)
         assert len(end.held_out) == size
@@ -110,8 +109,8 @@ def test_few_examples(retained, held_out):
     data = make_data(0, n=retained + 2)
     end = Repaired(make_state(data=data, size=2))
     assert (0 if end.held_out is None else len(end.held_out)) == held_out
-    outs = [watched(0, one, data=data, size=2, gamma=1.0) for one in (Never, Repaired)]
     if not held_out:
+        outs = [watched(0, one, data=data, size=2, gamma=1.0) for one in (Never, Repaired)]
         assert_same_state(outs[0][0], outs[1][0])
         assert len(outs[1][1]) == 4 and "best" not in outs[1][1][0][0]
 
@@ -240,7 +239,7 @@ def test_harm_is_told(dictated, recwarn, untouched, after, told):
     dictated([after, 0.1, 0.1], [0.0] * 3, untouched)
     watched(0, Repaired)
     harm = [str(w.message) for w in recwarn if "Acc(W)" in str(w.message)]
-    assert len(harm) == told
+    assert len(harm) == told and not any("after the best epoch" in str(w.message) for w in recwarn)
     assert all(text.startswith("Acc(W) fell from 1.00 to 0.89, W being 13 images of D_r") for text in harm)
 
 

@@ -62,14 +62,16 @@ def test_the_global_state_comes_back(fails):
 
 
 def test_each_process_has_its_own(monkeypatch):
-    """G1, A9: of several processes each drops by numbers of its own, the same each time."""
+    """G1, A9: of several processes each drops by numbers of its own, the same each time, at every place in the stream
+    and in the stream of every seed."""
     seen = []
-    for rank in (0, 1, 1):
+    for rank in (0, 1, 2, 2):
         # a mock of the rank, because the numbers of one process must not need another one to be checked
-        monkeypatch.setattr(streams, "ranks", lambda rank=rank: (rank, 2))
-        with forked_rng(gen(3), CPU):
-            seen.append(torch.rand(4))
-    assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0], seen[1])
+        monkeypatch.setattr(streams, "ranks", lambda rank=rank: (rank, 3))
+        for seed in range(20):
+            with forked_rng(gen(seed), CPU):
+                seen.append(tuple(torch.rand(4).tolist()))
+    assert seen[40:60] == seen[60:] and len(set(seen)) == 60
 
 
 @pytest.mark.gpu

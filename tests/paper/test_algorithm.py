@@ -61,7 +61,7 @@ def test_settings_of_the_paper():
     (dict(gamma=-0.001), ValueError, "gamma is -0.001"),
     (dict(unlearn_epochs=-1), ValueError, "unlearn_epochs is -1; it must be from 0 to"),
     (dict(max_passes=-1), ValueError, "max_passes is -1; it must be from 0 to"),
-    (dict(batch=0), ValueError, "batch is 0; it must be from 1 to"),
+    (dict(batch=0), ValueError, "batch is 0; it must be from 1 to 1000000000"),
 ])
 def test_settings_without_sense(config, kind, text):
     """A26: a setting that REM does not know is an error that names it and the nearest one that it knows; one outside

@@ -8,7 +8,7 @@
   F12.
 - "The expansion works across architectures" (A.3): random ones X10, layers of many kinds X9, the ViT, "before/after FF
   in transformer blocks" and attention X13.
-Known networks, and what is refused in what words, are in tests/engine/test_admission.py.
+Networks of torchvision and layers of timm, and what is refused in what words, are in tests/engine/test_admission.py.
 """
 
 import copy
@@ -520,41 +520,6 @@ def test_linear_networks():
 
     expanded = assert_transparent(randomise(make(1), 0), IMAGE, layers=["1", "4"])
     assert_wide_twin(expanded, fill_wide(make(2), expanded), draw(0, 4, 1, 8, 8, dtype=torch.float64))
-
-
-class BatchNormAct2d(nn.BatchNorm2d):
-    """As timm's: the norm, dropout and the activation in one module."""
-
-    def __init__(self, width):
-        super().__init__(width)
-        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
-
-    def forward(self, x):
-        return self.act(self.drop(super().forward(x)))
-
-
-class Linear(nn.Linear):
-    """As timm's: the same forward pass as torch's."""
-
-
-BatchNormAct2d.__module__, Linear.__module__ = "timm.layers.norm_act", "timm.layers.linear"
-
-
-@pytest.mark.parametrize("ratio", [0.5, 1.0])
-def test_timm_layers_are_known_by_name(ratio):
-    """X1, X9: timm's BatchNormAct2d and Linear expand as the torch layers that they stand for, statistics too."""
-    def make(norm, act, linear):
-        return nn.Sequential(nn.Conv2d(1, 4, 3), norm(4), act, nn.Conv2d(4, 4, 3), norm(4), act,
-                             nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(4, 2))
-
-    known, plain = make(BatchNormAct2d, nn.Identity(), Linear), make(nn.BatchNorm2d, nn.ReLU(), nn.Linear)
-    assert_transparent(randomise(known, 0), IMAGE, ratio)
-    nets = [randomise(expand.expand(randomise(net, 0).double(), IMAGE, ratio, generator=gen(1)), 2)
-            for net in (known, plain)]
-    x = draw(0, 4, 1, 8, 8, dtype=torch.float64)
-    for mode in (True, False):
-        assert_close(*(run(net.train(mode), x, rows(0, net, 4)) for net in nets))
-    assert type(etd.drop(nets[0])[1]) is BatchNormAct2d
 
 
 # --- Transformers -----------------------------------------------------------------------------------------------------
