@@ -12,11 +12,11 @@ from study import originals
 from study.rows import read_rows, rows_by_cell
 
 QUICK = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "2", "--device",
-         "cpu"]
+         "cpu", "--image-size", "8"]
 FEW = [*QUICK, "--n", "10", "--batch", "64", "--quiet"]  # on the 128 images of `few`
 LOUD = [word for word in FEW if word != "--quiet"]
 AXES = {"epochs": "1", "unlearn_epochs": "1", "n": "10", "width": "0.1", "max_passes": "2", "batch": "64",
-        "device": "cpu", "quiet": "on"}  # FEW, as `expand_axes` takes it
+        "device": "cpu", "image_size": "8", "quiet": "on"}  # FEW, as `expand_axes` takes it
 TIMES = {"seconds", "train_seconds", "argv", "out", "quiet", "git"}  # what may differ between two runs of one cell
 
 

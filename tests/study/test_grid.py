@@ -31,7 +31,7 @@ from study.plan import expand_axes
 from study.rows import load_rows, read_rows
 
 ROOT = Path(run.__file__).resolve().parent
-REAL = [*QUICK, "--batch", "512", "--image-size", "8"]  # on all of fashion-mini, as other processes see it
+REAL = [*QUICK, "--batch", "512"]  # on all of fashion-mini, as other processes see it
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # of REM and NPO: two passes do not always remove D_f
 
 OWN = '''
