@@ -6,6 +6,7 @@ pixels. Weights and images of the same form are made.
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ def test_rows_are_appended_once(folders, monkeypatch, capsys):
     for asked, count in (("REM;repair", 2), ("REM;CLP", 3), ("CLP", 3)):
         monkeypatch.setattr(sys, "argv", [*folders, "--treatment", asked])
         assert published.main() == 0
-        rows = [json.loads(line) for line in open(out)]
+        rows = [json.loads(line) for line in Path(out).read_text(encoding="utf-8").splitlines()]
         assert len(rows) == count
     rem, repair, clp = rows
     assert [row["treatment"] for row in rows] == ["REM", "repair", "CLP"]
