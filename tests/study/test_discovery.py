@@ -27,7 +27,7 @@ from study import discovery
 from study.rows import load_rows
 from tasks import discover, make_task
 
-pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # of networks that hardly learnt a repair may do too little, or harm
+pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # a repair of networks that hardly learnt may give up, or harm
 
 
 # --- Scores and what they find ----------------------------------------------------------------------------------------
