@@ -315,6 +315,19 @@ def test_v15_majority_on_leave_one_out(half):
     assert (scores == 0).all()
 
 
+def test_v15_regular_and_irregular_labels():
+    """V15: the nearest neighbour knows labels that come in two blocks, but for the border, and none that alternate; of
+    four sizes, the untrained network's among them, each has a quarter of the score."""
+    corrupted = torch.arange(40)
+    for labels, low, high in ((corrupted // 20, 0.95, 1.0), (corrupted % 2, 0.0, 0.0)):
+        data = numbered(labels)
+        scores, _ = metrics.c_score(data, corrupted, scripted(nearest, data), [39], 40, seed=3)
+        assert low <= scores.mean() <= high
+    right_once_trained = lambda index, seed: answering((labels + (len(index) == 0)) % 4)  # noqa: E731
+    scores, _ = metrics.c_score(data, corrupted, right_once_trained, [0, 2, 4, 6], 4, seed=5)
+    assert (scores == 0.75).all()
+
+
 @given(seeds)
 def test_v16_the_seed(seed):
     """V16: a seed gives the same subsets, networks' seeds and scores again, whatever the global random states, which

@@ -132,6 +132,14 @@ def test_rounds_equal_the_plain_loop(seed, changes):
     assert [row["known"] for row in rows if row["user"] == "none"] == [7, 12]
 
 
+def test_two_rounds_with_nothing_confirmed_equal_one():
+    """S16: where nothing joins D_f, the second round's scores are exactly the first's."""
+    (one,) = rounds_of(setting(), 1)
+    first, *others = rounds_of(setting(), 2, [("looks", 0), ("none", 0)])
+    assert first == one and [row["user"] for row in others] == ["looks", "none"]
+    assert all({**row, "round": 1, "user": ""} == one for row in others)
+
+
 def test_scores_of_a_cell_are_those_of_its_networks():
     """S16: the scores have the original for the untouched network, the one repaired from D_f for the other, and the
     undiscovered are those of this D_f."""
