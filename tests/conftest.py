@@ -1,7 +1,7 @@
 """Profiles, marks and fixtures of the suite.
 
 REM_PROFILE=dev|ci|deep chooses how many examples hypothesis draws (default ci, derandomised; deep: 5,000). The whole
-suite runs in three processes where there are two cores, unless REM_ONE_CORE is set.
+suite runs in four processes where there are two cores, unless REM_ONE_CORE is set.
 """
 
 import os
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items):
 
 # --- Two cores --------------------------------------------------------------------------------------------------------
 
-BESIDE = (("experiment",), ("study", "repair"))  # rooms that a process of its own takes; they often wait for others
+BESIDE = (("experiment",), ("study",), ("repair",))  # rooms that a process of its own takes; they often wait for others
 beside = []  # (a pytest process, its output, its rooms), where there are any
 
 

@@ -132,6 +132,15 @@ def test_v1_masks_go_by_index():
         assert metrics.accuracy(ByMask(), data, asked, own, masks) == 1
 
 
+def test_v2_what_two_processes_saw_counts_once(monkeypatch):
+    """V2, G1: sums over processes that have both seen every example give each one's class, and tell of odd logits."""
+    monkeypatch.setattr(metrics, "over_ranks", lambda parts: [part.mul_(2) for part in parts])
+    logits, data, _ = draw_case(0, 12)
+    assert metrics.predict(Answers(logits), data).tolist() == predictions(logits)
+    with pytest.raises(NonFiniteLoss, match="logits are not finite"):
+        metrics.predict(Answers(logits + torch.inf), data)
+
+
 def test_v2_the_last_batch_weighs_by_its_examples():
     """V2: 76 wrong ones at the end, most of the last batch of whatever size, are 76 of 1,100."""
     guesses = torch.zeros(1100, dtype=torch.int64)
@@ -304,6 +313,19 @@ def test_v15_majority_on_leave_one_out(half):
     learn = scripted(majority, data)
     scores, _ = metrics.c_score(data, torch.arange(2 * half), learn, [2 * half - 1], 2 * half, seed=0)
     assert (scores == 0).all()
+
+
+def test_v15_regular_and_irregular_labels():
+    """V15: the nearest neighbour knows labels that come in two blocks, but for the border, and none that alternate; of
+    four sizes, the untrained network's among them, each has a quarter of the score."""
+    corrupted = torch.arange(40)
+    for labels, low, high in ((corrupted // 20, 0.95, 1.0), (corrupted % 2, 0.0, 0.0)):
+        data = numbered(labels)
+        scores, _ = metrics.c_score(data, corrupted, scripted(nearest, data), [39], 40, seed=3)
+        assert low <= scores.mean() <= high
+    right_once_trained = lambda index, seed: answering((labels + (len(index) == 0)) % 4)  # noqa: E731
+    scores, _ = metrics.c_score(data, corrupted, right_once_trained, [0, 2, 4, 6], 4, seed=5)
+    assert (scores == 0.75).all()
 
 
 @given(seeds)

@@ -76,8 +76,8 @@ def test_resnet9_takes_every_size(image_size):
 
 
 def test_resnet9_by_hand():
-    """N1: the layers of Goel et al.'s ResNet-9 one after another, CELU at 0.075, two residual sums, a head without
-    bias."""
+    """N1, N3: the layers of Goel et al.'s ResNet-9 one after another, CELU at 0.075, two residual sums, a head without
+    bias; a second pass says the same."""
     net = randomise(build("resnet9", 0.1, channels=2, classes=4, image_size=17, seed=0), 0).double().eval()
     convs, norms = ([m for m in net.modules() if isinstance(m, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d))
     assert [(c.out_channels, c.kernel_size[0], c.stride[0]) for c in convs] == [
@@ -98,6 +98,7 @@ def test_resnet9_by_hand():
     x = x + unit(unit(x, 5), 6)
     x = unit(x, 7).amax(dim=(2, 3)) @ net.head.weight.T
     assert_close(net(image), x)
+    assert torch.equal(net(image), net(image))
 
 
 def test_resnet9_initialisation():
@@ -124,7 +125,7 @@ def test_resnet9_statistics_move_by_a_tenth():
 
 def test_vit_by_hand():
     """N3: class token first, positions, then attention and feed-forward layers with residual sums; the class token's
-    logits."""
+    logits; a second pass says the same."""
     net = randomise(made("vit", 0.5, channels=1, classes=4), 0).double().eval()
 
     def norm(x, layer):
@@ -139,6 +140,7 @@ def test_vit_by_hand():
         gelu = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
         x = x + gelu @ down.weight.T + down.bias
     assert_close(net(image), norm(x[:, 0], net.norm) @ net.head.weight.T + net.head.bias)
+    assert torch.equal(net(image), net(image))
 
 
 @pytest.mark.parametrize("tokens", [2, 5])

@@ -130,7 +130,8 @@ def test_t3_order_of_the_pair():
     assert_same_task(*(tasks.make_task("confusion", balanced(0), 4, 0, pair) for pair in ((0, 1), (1, 0))))
 
 
-@pytest.mark.parametrize("name, expected", [("cifar10", {3, 5}), ("svhn", {3, 5}), ("made", None)])
+@pytest.mark.parametrize("name, expected", [("cifar10", {3, 5}), ("cifar10-small", {3, 5}), ("svhn", {3, 5}),
+                                            ("made", None)])
 def test_t3_default_pair(name, expected):
     """T3: cats and dogs on CIFAR-10, 3 and 5 on SVHN, elsewhere the two classes whose mean images are closest; a pair
     that is given wins on every data set."""

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -20,8 +21,9 @@ AXES = {"epochs": "1", "unlearn_epochs": "1", "n": "10", "width": "0.1", "max_pa
 TIMES = {"seconds", "train_seconds", "argv", "out", "quiet", "git"}  # what may differ between two runs of one cell
 
 
+@cache
 def load_few(*args):
-    """A data set, cut to its first 128 training and 40 test images."""
+    """A data set that comes with the code, cut to its first 128 training and 40 test images."""
     dataset = load(*args)
     train, test = (replace(data, images=data.images[:n], labels=data.labels[:n])
                    for data, n in ((dataset.train, 128), (dataset.test, 40)))

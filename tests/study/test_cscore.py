@@ -143,6 +143,19 @@ def test_the_command(few, tmp_path, capsys):
         assert row["sem"] == pytest.approx(float(rates.mean(dim=0).diff().abs() / 2), abs=1e-12)
 
 
+def test_the_time_that_is_left(monkeypatch, capsys):
+    """R1: the networks still to train take as long as those trained; one of size 0 takes no time."""
+    clock = iter([10.0, 11.0, 14.0, 18.0])  # at the start and after each network
+    monkeypatch.setattr(cscore, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    log = cscore.network_progress(4, quiet=False)
+    for done, size in ((1, 0), (2, 6), (3, 6)):
+        log("poison", done, 6, size, 0.25)
+    assert capsys.readouterr().out.splitlines() == [
+        "poison    network   1/6  n    0  accuracy held out 0.2500     1.0 s",
+        "poison    network   2/6  n    6  accuracy held out 0.2500     4.0 s    12.0 s left",
+        "poison    network   3/6  n    6  accuracy held out 0.2500     8.0 s     8.0 s left"]
+
+
 def test_a_quiet_run_of_one_task(few, tmp_path, capsys):
     """R1, R3, V7: --quiet leaves the table alone on stdout; what a row says of the training is a Config's, and no
     unlearning setting is in it; one run gives no SEM: null in the row, a dash in the table."""

@@ -27,7 +27,7 @@ from study import discovery
 from study.rows import load_rows
 from tasks import discover, make_task
 
-pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # of networks that hardly learnt a repair may do too little, or harm
+pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # a repair of networks that hardly learnt may give up, or harm
 
 
 # --- Scores and what they find ----------------------------------------------------------------------------------------
@@ -130,6 +130,14 @@ def test_rounds_equal_the_plain_loop(seed, changes):
     assert [(row["round"], row["user"]) for row in rows] == [(1, ""), (2, "looks"), (3, "looks"), (2, "none"),
                                                             (3, "none")]
     assert [row["known"] for row in rows if row["user"] == "none"] == [7, 12]
+
+
+def test_two_rounds_with_nothing_confirmed_equal_one():
+    """S16: where nothing joins D_f, the second round's scores are exactly the first's."""
+    (one,) = rounds_of(setting(), 1)
+    first, *others = rounds_of(setting(), 2, [("looks", 0), ("none", 0)])
+    assert first == one and [row["user"] for row in others] == ["looks", "none"]
+    assert all({**row, "round": 1, "user": ""} == one for row in others)
 
 
 def test_scores_of_a_cell_are_those_of_its_networks():

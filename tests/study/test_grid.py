@@ -100,14 +100,6 @@ def test_rows_are_those_of_a_single_run(few, tmp_path, etd):
     assert all(row["status"] == "ok" for row in ours.values()) and len(ours) >= 13
 
 
-def test_rows_of_single_runs_are_done(few, tmp_path, capsys):
-    """R5: a cell that run.py has put into the folder is not done again."""
-    out = tmp_path / "grid"
-    assert run.main([*FEW, "--method", "no-ul,npo", "--out", str(out / "cells.jsonl")]) == 0
-    assert do(out, "--method", "no-ul,npo") == 0 and not (out / "originals").exists()
-    assert capsys.readouterr().out.splitlines()[-1] == f"0 cells done, 0 of them failed; rows in {out}"
-
-
 def test_a_preset_takes_what_is_given(few, tmp_path):
     """R8: a preset's cells are done, at the values of the command line where it names some."""
     assert do(tmp_path, "--preset", "quick", "--task", "random", "--methods", "no-ul", "--discovery", "0.5,1") == 0
@@ -116,7 +108,8 @@ def test_a_preset_takes_what_is_given(few, tmp_path):
 
 
 def test_a_folder_of_images_is_one_data_set(tmp_path, monkeypatch):
-    """R5: a folder given by a relative path is the same cell and the same data set in a single run and in a grid."""
+    """R5: a cell that run.py has put into the folder is not done again, also of a folder of images that is given by a
+    relative path: it is the same cell and the same data set in a single run and in a grid."""
     for part in ("train", "test"):
         for number in range(8):
             path = tmp_path / "pics" / part / "ab"[number % 2] / f"{number}.png"
