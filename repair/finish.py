@@ -147,7 +147,7 @@ def looking_alike(h: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor, s
     image has a similarity by a probe that does not know it, as if nobody had listed it. Then the images of a label that
     D_f has are compared with its members there: an attack has one target, a mistake a class that it is taken for, and
     images of other labels say nothing of either. Of all images together a published network's 450 bad ones were not
-    told apart (10 % of 5,000; 50 listed); among those with their label, 421 of them were, and 51 good ones.
+    told apart (10 % of 5,000; 50 listed); among those with their label 422 of them were, and 51 good ones.
     None is alike to fewer than LEAST, and none is where more than MOST of all images would be: then it is the looks
     that tell nothing.
     Args: h: (N, d) features; labels: (N,) as given; forget: (k,) int64; seed: of the fifths.
