@@ -67,9 +67,9 @@ def test_whole_passes_until_forgotten(seed, above, below, size, batch, just):
 @example(0, 1.0)
 def test_equality_is_forgotten(seed, gamma):
     """A2: no update at or below gamma, whatever theta is then stays bit for bit; an update just above it."""
+    state = make_state(seed, size=3, gamma=gamma)
+    before = copy.deepcopy(state.expanded)
     for start, passes in ((gamma, 0), (math.nextafter(gamma, -1), 0), (math.nextafter(gamma, 2), 1)):
-        state = make_state(seed, size=3, gamma=gamma)
-        before = copy.deepcopy(state.expanded)
         with acc_forget(start, gamma):
             remove(state)
         assert state.record["passes"] == passes
