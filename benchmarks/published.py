@@ -259,7 +259,7 @@ def main() -> int:
     p.add_argument("--listed", type=float, default=0.1, help="share of the bad ones that is listed (default: 0.1)")
     p.add_argument("--seed", type=int, default=0, help="of which images are bad and listed, and of the repair")
     p.add_argument("--treatment", default="REM;repair", help=f"with semicolons, of {'; '.join(TREATMENTS)}")
-    p.add_argument("--out", type=Path, help="file of JSON lines, appended to; REM's states go into a folder beside it")
+    p.add_argument("--out", type=Path, help="file of JSON lines, appended to; REM's states go into FILE.states")
     p.add_argument("--table", type=Path, help="print the table of this file, and run nothing")
     args = p.parse_args()
     if args.table:
@@ -271,7 +271,7 @@ def main() -> int:
     if unknown := sorted(set(asked) - set(TREATMENTS)):
         p.error(f"--treatment: unknown {unknown[0]!r}; choose from {'; '.join(TREATMENTS)}")
     torch.set_num_threads(1)
-    keep = args.out.with_suffix("")
+    keep = args.out.with_suffix(".states")
     keep.mkdir(parents=True, exist_ok=True)
     cell = {name: getattr(args, name) for name in CELL}
     rows = map(json.loads, args.out.read_text(encoding="utf-8").splitlines() if args.out.exists() else [])

@@ -143,35 +143,38 @@ def called_otherwise(z: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor
 def looking_alike(h: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor, seed: int) -> torch.Tensor:
     """The images that look like D_f as much as its held-out members do, among images of the same label as given.
 
-    A fifth of all images at a time is held out, and a probe tells the rest of D_f from the rest of the others; so each
-    image has a similarity by a probe that does not know it, as if nobody had listed it. Then the images of a label that
-    D_f has are compared with its members there: an attack has one target, a mistake a class that it is taken for, and
-    images of other labels say nothing of either. Of all images together a published network's 450 bad ones were not
-    told apart (10 % of 5,000; 50 listed); among those with their label 422 of them were, and 51 good ones.
-    None is alike to fewer than LEAST, and none is where more than MOST of all images would be: then it is the looks
-    that tell nothing.
-    Args: h: (N, d) features; labels: (N,) as given; forget: (k,) int64; seed: of the fifths.
+    The images of a label that D_f has are compared with its members there: an attack has a target, a mistake a class
+    that it is taken for, and images of other labels say nothing of either. Of all images together a published network's
+    450 bad ones were not told apart (10 % of 5,000, 50 listed); among those of their label 434 of them were, and 45
+    good ones. None is alike to fewer than LEAST, and none is where more than MOST of all images would be: then it is
+    the looks that tell nothing.
+    Args: h: (N, d) features; labels: (N,) as given; forget: (k,) int64; seed: of what is held out together.
     """
     known = torch.zeros(len(h), dtype=torch.bool).index_fill_(0, forget, True)
     alike = torch.zeros_like(known)
     if len(forget) < LEAST:
         return alike
-    similar = held_out(h, known, min(FOLDS, len(forget)), stream(seed, "held-out members"))
+    own, mean = similarities(h, known, min(FOLDS, len(forget)), stream(seed, "held-out members"))
     for group in groups(labels, forget):
-        alike |= as_similar(similar, group & known, group & ~known)
+        if apart(own[group & known], own[group & ~known]):
+            alike |= as_similar(own, mean, group & known, group & ~known)
     return alike & (int(alike.sum()) <= MOST * len(h))
 
 
-def held_out(h: torch.Tensor, known: torch.Tensor, folds: int, generator: torch.Generator) -> torch.Tensor:
-    """(N,) how much each image looks like D_f, `known` (N,) bool, to a probe that was fitted without it."""
-    fold, similar = torch.zeros(len(h), dtype=torch.int64), torch.zeros(len(h), dtype=h.dtype)
+def similarities(h: torch.Tensor, known: torch.Tensor, folds: int, generator: torch.Generator
+                 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) how much each image looks like D_f, `known` (N,) bool, to a probe that was fitted without it, and on average
+    to all of them; a fifth of D_f and of the others is left out of each."""
+    fold, mean = torch.zeros(len(h), dtype=torch.int64), torch.zeros(len(h), dtype=h.dtype)
     for side in (known, ~known):
         rows = side.nonzero()[:, 0]
         fold[rows[torch.randperm(len(rows), generator=generator)]] = torch.arange(len(rows)) % folds
+    own = torch.zeros_like(mean)
     for k in range(folds):
         out = fold == k
-        similar[out] = probe_logits(h[~out], known[~out], h[out])
-    return similar
+        similar = probe_logits(h[~out], known[~out], h)
+        own[out], mean = similar[out], mean + similar / folds
+    return own, mean
 
 
 def groups(labels: torch.Tensor, forget: torch.Tensor):
@@ -185,22 +188,32 @@ def groups(labels: torch.Tensor, forget: torch.Tensor):
         yield ~own[labels]
 
 
-def as_similar(similar: torch.Tensor, members: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """The `others` that are as similar as most `members` are, where these stand out at all; each (N,) bool.
+def apart(members: torch.Tensor, others: torch.Tensor) -> bool:
+    """Whether members of D_f look like D_f more than others do, beyond chance: similarities (m,) and (n,), all of them
+    by probes that do not know the image, since a probe tells images apart that it knows, whatever they are.
 
-    Above a similarity lies a share r of the members, and so of the undiscovered bad images, and a share q of the
-    others. Taken is that of a member at which r - q is largest (Youden's index): most of the bad, few of the good, and
-    rather too many, since three bad ones that stay can bring a trigger back. Bad images among the others lower r - q by
-    a factor and do not move it. The largest r - q is Kolmogorov's and Smirnov's statistic: were m members drawn from
-    the same as n others, it would be above sqrt(log(1 / p) (m + n) / (2 m n)) with chance p. It has to be, at CHANCE.
+    Above a similarity lies a share r of the members and q of the others. The largest r - q is Kolmogorov's and
+    Smirnov's statistic: were all from one distribution, it would be above sqrt(log(1 / p) (m + n) / (2 m n)) with
+    chance p. It has to be, at CHANCE.
     """
-    m, n = int(members.sum()), int(others.sum())
-    if not n:
-        return others
-    at = similar[members].sort(descending=True).values  # (m,)
-    r = torch.arange(1, m + 1) / m
-    q = (similar[others] >= at[:, None]).double().mean(dim=1)  # (m,)
-    gap, best = (r - q).max(dim=0)
-    if gap <= math.sqrt(math.log(1 / CHANCE) * (m + n) / (2 * m * n)):
-        return torch.zeros_like(others)
-    return others & (similar >= at[best])
+    m, n = len(members), len(others)
+    return n > 0 and float(gaps(members, others).max()) > math.sqrt(math.log(1 / CHANCE) * (m + n) / (2 * m * n))
+
+
+def gaps(members: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """r - q at the similarity of each member, most similar first: (m,), (n,) -> (m,) float64."""
+    at, m = members.sort(descending=True).values, len(members)
+    q = (others >= at[:, None]).double().mean(dim=1)
+    return torch.arange(1, m + 1, dtype=torch.float64) / m - q
+
+
+def as_similar(own: torch.Tensor, mean: torch.Tensor, members: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """The `others` that are as similar as most `members` are to probes that do not know these; all (N,).
+
+    The others' similarity is the mean over the probes, the steadier one. Taken is the similarity of that member at
+    which r - q, see `apart`, is largest (Youden's index): most of the bad, few of the good, and rather too many, since
+    three bad ones that stay can bring a trigger back. Bad images among the others lower r - q by a factor and do not
+    move its maximum.
+    """
+    at = own[members].sort(descending=True).values  # (m,)
+    return others & (mean >= at[gaps(own[members], mean[others]).argmax()])

@@ -20,8 +20,8 @@ from helpers import gen
 from metrics import accuracy, predict
 from models import build
 from repair import finish as finish_module
-from repair.finish import (CHANCE, as_similar, called_otherwise, finish, finish_loss, groups, held_out,
-                           looking_alike)
+from repair.finish import (CHANCE, apart, as_similar, called_otherwise, finish, finish_loss, gaps, groups,
+                           looking_alike, similarities)
 from repair.network import repair
 from repair.suspects import probe_logits
 from train import fit
@@ -162,18 +162,22 @@ def test_few_known_images_have_no_looks():
 
 
 def test_no_probe_knows_the_image_that_it_judges():
-    """Held-out similarities are those of a loop over fifths, each side of which has its share of both kinds; in more
-    dimensions than images, where a probe tells any images apart that it knows, they tell nothing."""
+    """An image's own similarity is that of a loop over fifths, each of which has its share of both kinds, and the mean
+    is over all probes; in more dimensions than images, where a probe tells any images apart that it knows, the own ones
+    tell nothing."""
     h, known = torch.randn(50, 80, generator=gen(2), dtype=torch.float64), torch.arange(50) < 10
-    similar = held_out(h, known, 5, gen(0))
-    above = (similar[known][:, None] > similar[~known]).double().mean()
-    assert 0.2 < float(above) < 0.8
+    own, mean = similarities(h, known, 5, gen(0))
+    assert 0.2 < float((own[known][:, None] > own[~known]).double().mean()) < 0.8
     order = gen(0)
     parts = [side[torch.randperm(len(side), generator=order)] for side in (torch.arange(10), torch.arange(10, 50))]
+    total = torch.zeros(50, dtype=torch.float64)
     for k in range(5):
         out = torch.cat([part[k::5] for part in parts])
         inside = ~torch.isin(torch.arange(50), out)
-        assert torch.allclose(similar[out], probe_logits(h[inside], known[inside], h[out]), atol=1e-6)
+        found = probe_logits(h[inside], known[inside], h)
+        total += found
+        assert torch.allclose(own[out], found[out], atol=1e-6)
+    assert torch.allclose(mean, total / 5, atol=1e-6)
 
 
 def test_images_are_compared_with_those_of_their_label():
@@ -189,31 +193,31 @@ def test_images_are_compared_with_those_of_their_label():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_cut_is_that_of_a_loop(seed):
-    """The others above the member at which r - q is largest, if that is larger than chance would have it."""
+    """The others whose mean similarity is at least the own one of the member at which r - q is largest."""
     generator = gen(seed)
-    similar = torch.randn(120, generator=generator, dtype=torch.float64)
+    own, mean = torch.randn(2, 120, generator=generator, dtype=torch.float64)
     members, others = torch.arange(120) < 15, torch.arange(120) >= 30
-    similar[members] += seed
-    best, cut = 0.0, None
-    for value in similar[members].tolist():
-        r = sum(s >= value for s in similar[members].tolist()) / 15
-        q = sum(s >= value for s in similar[others].tolist()) / 90
+    own[members] += 2
+    best, cut = -9.0, None
+    for value in own[members].tolist():
+        r = sum(s >= value for s in own[members].tolist()) / 15
+        q = sum(s >= value for s in mean[others].tolist()) / 90
         best, cut = max((best, cut or 0.0), (r - q, value))
-    found = as_similar(similar, members, others)
-    enough = math.exp(-2 * best**2 * 15 * 90 / 105) < CHANCE
-    assert enough or seed < 3
-    assert torch.equal(found, others & (similar >= cut) if enough else torch.zeros_like(found))
-    assert not as_similar(similar, members, torch.zeros_like(members)).any()
+    assert float(gaps(own[members], mean[others]).max()) == pytest.approx(best, abs=1e-12)
+    assert torch.equal(as_similar(own, mean, members, others), others & (mean >= cut))
 
 
-def test_members_like_the_others_are_seldom_taken_for_apart():
-    """Of 400 draws from one distribution about four have a gap that is too large for CHANCE, ten in a thousand of
-    repetitions at most."""
-    taken = 0
-    for seed in range(400):
-        similar, members = torch.rand(230, generator=gen(seed)), torch.arange(230) < 30
-        taken += bool(as_similar(similar, members, ~members).any())
-    assert taken <= 10
+def test_what_is_apart_is_what_chance_does_not_make():
+    """Of 400 draws of both from one distribution about four are taken for apart; of one that lies a deviation above it,
+    nearly all. The bound is Smirnov's: exp(-2 gap^2 m n / (m + n)) = CHANCE."""
+    false = sum(apart(*torch.randn(230, generator=gen(seed)).split([30, 200])) for seed in range(400))
+    true = sum(apart(torch.randn(30, generator=gen(seed)) + 1, torch.randn(200, generator=gen(seed + 1)))
+               for seed in range(50))
+    assert false <= 10 and true >= 45
+    members, others = torch.full((4,), 1.0), (torch.arange(100) >= 50).float()  # r - q = 1 / 2 at 1
+    for m in (1, 4, 9, 20, 100):
+        assert apart(members[:1].expand(m), others) == (math.exp(-2 * 0.25 * m * 100 / (m + 100)) < CHANCE)
+    assert not apart(members, others[:0])
 
 
 # --- The whole --------------------------------------------------------------------------------------------------------
