@@ -38,6 +38,21 @@ def accuracy_of(s, index: torch.Tensor, net: torch.nn.Module | None = None) -> f
 
 
 @torch.no_grad()
+def right_on(s, index: torch.Tensor, net: torch.nn.Module | None = None) -> torch.Tensor:
+    """(k,) bool on the CPU: of which of some examples theta_o1 alone (or `net`) gets the label as given right.
+
+    In eval mode, without augmentation; index: (k,) int64 dataset indices.
+    """
+    net = s.expanded if net is None else net
+    right = torch.zeros(len(s.data), device=s.device)
+    with eval_mode(net):
+        for rows, x, y in batches_of(s, index, augment=False, size=min(1024, 4 * s.config.batch)):
+            right[rows.to(s.device)] = (net(x).argmax(dim=1) == y).to(right)
+    over_ranks([right])  # each process has seen its share, or all
+    return right.cpu()[index.cpu()] > 0
+
+
+@torch.no_grad()
 def believed(s, index: torch.Tensor | None) -> torch.Tensor | None:
     """The examples of `index`, or of D_tr, without those of D_r whose label as given theta_o1 disbelieves.
 

@@ -11,7 +11,7 @@ from functools import partial
 from rem import Settings
 from tasks import EVERY_TASK, PEOPLE, TRIGGERS
 
-VERSION = "0.3.0"  # of the code: rows and networks of another version do not count
+VERSION = "0.4.0"  # of the code: rows and networks of another version do not count
 STAGES = {"task": "task, a cell of the 2-D task space (Sec. 4)", "network": "network (A.3)",
           "training": "training (A.3, Table 3)", "unlearning": "unlearning (A.3, Table 3)", "run": "the run"}
 
@@ -67,7 +67,7 @@ class Config:
     unlearn_epochs: int = of_unlearning(Settings.unlearn_epochs, "most epochs of Alg. 1; all those of cf, scrub, badt",
                                         "[0, inf)")
     stop: str = of_unlearning("repaired", "end of REM: repaired (after two epochs that are no better, within "
-                              "--unlearn-epochs; the best is taken) or max (all of --unlearn-epochs; the last is)",
+                              "--unlearn-epochs; the latest level with the best is taken) or max (all of --unlearn-epochs; the last is)",
                               choices=("repaired", "max"))
     unlearn_lr: float = of_unlearning(Settings.unlearn_lr, "epsilon of Alg. 1", "[0, inf)")
     gamma: float = of_unlearning(Settings.gamma, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")

@@ -1,6 +1,7 @@
 """engine/scores.py: cross-entropy and accuracy of the network that Algorithm 1 carries.
 
 - Accuracy is a fraction of the labels as given, theta_o1 alone, whatever the batches                V1, V2, A5, F11
+- Which examples are right makes the accuracy                                                         V1
 - Logits that are not finite are no class                                                            A3, V8
 - Cross-entropies are in float32 at least                                                            L11, L16
 """
@@ -16,9 +17,10 @@ from torch.nn import functional as F
 import oracles_loss as oracle
 from engine.checks import NonFiniteLoss
 from engine.modes import modes_of
-from engine.scores import accuracy_of, cross_entropy
+from engine.scores import accuracy_of, cross_entropy, right_on
 from etd import drop, mask_rows
 from helpers import assert_close, gen, make_data, run, seeds, small_net
+from metrics import predict
 from states import make_state
 
 
@@ -42,6 +44,21 @@ def test_accuracy(seed, size, batch):
     assert accuracy_of(state, index) == oracle.accuracy(oracle.predictions(logits), data.labels[index])
     assert torch.equal(torch.cat(seen), x)
     assert modes_of(state.expanded) == modes and torch.equal(state.generator.get_state(), drawn)
+
+
+@given(seeds, st.integers(1, 30), st.sampled_from([2, 3, 64]))
+def test_who_is_right(seed, size, batch):
+    """V1: `right_on` says it of each example of `index`, in its order, of theta_o1 alone or of another network."""
+    data = make_data(seed, n=31, pad=2, flip=True)
+    state, index = make_state(seed, data=data, batch=batch), torch.randperm(31, generator=gen(seed))[:size]
+    state.expanded.train()
+    modes, other = modes_of(state.expanded), small_net(seed + 1)
+    for net, plain in ((None, drop(state.expanded)), (other, other)):
+        right = right_on(state, index, net)
+        assert right.dtype == torch.bool and right.shape == (size,)
+        assert torch.equal(right, predict(plain, data, index) == data.labels[index])
+        assert float(right.double().mean()) == pytest.approx(accuracy_of(state, index, net))
+    assert modes_of(state.expanded) == modes
 
 
 @pytest.mark.parametrize("where", [0, 2, 4])
