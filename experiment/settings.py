@@ -67,7 +67,7 @@ class Config:
     unlearn_epochs: int = of_unlearning(Settings.unlearn_epochs, "most epochs of Alg. 1; all those of cf, scrub, badt",
                                         "[0, inf)")
     stop: str = of_unlearning("repaired", "end of REM: repaired (after two epochs that are no better, within "
-                              "--unlearn-epochs; the latest level with the best is taken) or max (all run; the last is)",
+                              "--unlearn-epochs; the latest level with the best counts) or max (all run; the last is)",
                               choices=("repaired", "max"))
     unlearn_lr: float = of_unlearning(Settings.unlearn_lr, "epsilon of Alg. 1", "[0, inf)")
     gamma: float = of_unlearning(Settings.gamma, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")
