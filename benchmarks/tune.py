@@ -340,22 +340,24 @@ def repaired(run: dict[int, dict], gamma: float = 0.2) -> int:
     return chosen
 
 
+def right_of(row: dict) -> np.ndarray:
+    """(w,) bool, of which images of W an epoch gets the label right."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["watched_hits"]), np.uint8))
+    return bits[: row["watched"]].astype(bool)
+
+
 def paired(run: dict[int, dict], gamma: float = 0.2) -> int:
     """The epoch that a paired end with patience returns of three: images of W newly right less newly wrong.
 
     Epochs above gamma are none to return; one that beats the best by more than sqrt(changed images) is the best; two
     that do not end it.
     """
-    def right(epoch):
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(run[epoch]["watched_hits"]), np.uint8))
-        return bits[: run[epoch]["watched"]].astype(bool)
-
     best, waited = 0, 0
     for epoch in EPOCHS:
         below = run[epoch]["acc_forget"] <= gamma
         if below and best:
-            gained = int(right(epoch).sum()) - int(right(best).sum())
-            better = gained > max(1, (right(epoch) != right(best)).sum()) ** 0.5
+            ours, best_ones = right_of(run[epoch]), right_of(run[best])
+            better = int(ours.sum()) - int(best_ones.sum()) > max(1, (ours != best_ones).sum()) ** 0.5
         else:
             better = below
         best, waited = (epoch, 0) if better else (best, waited + (best > 0))
@@ -416,19 +418,21 @@ NEW = "reach0.07-susb2"  # REM as it is: step 2 by engine/lines.py
 
 def kept(run: dict[int, dict], most: int, gamma: float = 0.2) -> int:
     """The epoch that engine/ending.py returns where at most that many are allowed."""
-    best, waited = 0, 0
+    best, back, waited = 0, 0, 0
     for epoch in range(1, most + 1):
-        row, held = run[epoch], run.get(best)
-        if held is None:
-            better = True
-        elif max(row["acc_forget"], held["acc_forget"]) > gamma:
-            better = row["acc_forget"] <= max(held["acc_forget"], gamma)
+        row, held = run[epoch], run.get(back)
+        if held is None or max(row["acc_forget"], held["acc_forget"]) > gamma:
+            better = held is None or row["acc_forget"] <= max(held["acc_forget"], gamma)
+            level = False
         else:
-            better = row["acc_watched"] > held["acc_watched"]
+            right, best_ones = right_of(row), right_of(run[best])
+            lost = int(best_ones.sum()) - int(right.sum())
+            better, level = lost < 0, lost**2 <= (right != best_ones).sum()
         best, waited = (epoch, 0) if better else (best, waited + (held["acc_forget"] <= gamma))
+        back = epoch if better or level else back
         if waited == 2:
             break
-    return best
+    return back
 
 
 CHOICES = {"as it is": (NEW, lambda run: kept(run, 3)), "epoch 3": (NEW, lambda run: 3),
