@@ -3,6 +3,7 @@
 - Sums and weighted means over processes                                                              G1
 - An update: one step down the mean over all examples, the same in each process                       G1, F6
 - Of several processes nobody can tell here which examples the others have seen                       G1, A7
+- Each evaluates with the first one's statistics, and has the features of all examples                G1
 
 test_several_processes.py has two real processes, with accuracy, reference and evaluation in them.
 """
@@ -15,9 +16,11 @@ import torch
 from torch import distributed as dist, nn
 
 from engine.batches import batches_of
+from engine.features import features
+from engine.modes import eval_mode
 from engine.ranks import over_ranks, ranks
 from engine.updates import descend
-from helpers import assert_close, make_data
+from helpers import assert_close, make_data, small_net
 from states import make_state
 
 here = threading.local()
@@ -137,3 +140,22 @@ def test_shares_are_no_wrong_batches(two):
 
     first, second = two(one)
     assert first == [[0, 2], [3, 5], [6, 8]] and second == [[1], [4], [7]]
+
+
+def test_evaluation_has_the_first_ones_statistics(two):
+    """G1: in evaluation mode every process has the running statistics of the first."""
+    def one(rank):
+        norm = nn.BatchNorm1d(2)
+        norm.running_mean.fill_(rank + 1)
+        with eval_mode(norm):
+            return norm.running_mean.tolist()
+
+    assert two(one) == ([1, 1], [1, 1])
+
+
+def test_features_of_all_examples(two):
+    """G1: each process computes the features of its share, and has those of all."""
+    data = make_data(0, n=9)
+    alone = features(small_net(0), data)
+    for found in two(lambda rank: features(small_net(0), replace(data, part=(rank, 2)))):
+        assert_close(found, alone, 1e-6)
