@@ -193,7 +193,8 @@ def test_the_last_version_of_an_own_method_counts(tmp_path):
 
 
 def test_rows_of_another_version_are_told(tmp_path, capsys):
-    """R3: what `report` leaves out for the version of a user's file, or another file of its name, is a warning."""
+    """R3: what `report` leaves out for the version of a user's file, or another file of its name, or for the images, is
+    a warning."""
     first, second = ({**make_row("a.py:f"), "code": str(k) * 16} for k in (1, 2))
     other = {**make_row("a.py:f", seed=1), "code": "1" * 16}
     assert len(load(tmp_path, [first, second, other])) == 2
@@ -201,6 +202,9 @@ def test_rows_of_another_version_are_told(tmp_path, capsys):
                                        "cell the version of the last row counts, in the order of the files\n")
     assert len(load(tmp_path, [first, first, other, make_row(), make_row(healed=0.1)])) == 3
     assert capsys.readouterr().err == ""
+    assert len(load(tmp_path, [{**make_row(), "images": name * 8} for name in "ab"])) == 1
+    assert capsys.readouterr().err == ("warning: cifar10: 1 row of other images (aaaaaaaa) left out; of each cell the "
+                                       "images of the last row count, in the order of the files\n")
 
 
 def test_a_run_has_the_points_of_any_good_row(tmp_path):
