@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from experiment.data import Data, Dataset
+from experiment.data import Data, Dataset, Streamed
 from experiment.settings import Config
 from tasks import put_trigger
 
@@ -32,6 +32,12 @@ def make_dataset(seed, n=24, tests=8, **more) -> Dataset:
     """A training and a test set from make_data."""
     train = make_data(seed, n=n, **more)
     return Dataset("made", train, make_data(seed + 1, n=tests, **more), tuple(str(c) for c in range(train.classes)))
+
+
+def streamed(data: Data) -> Streamed:
+    """The same data, read sample by sample."""
+    pairs = list(zip(data.images, data.labels.tolist(), strict=True))
+    return Streamed(pairs, data.classes, data.mean, data.std, data.labels, pad=data.pad, flip=data.flip)
 
 
 def small_net(seed, channels=1, width=3, classes=4, norm=True, dtype=torch.float32) -> nn.Module:

@@ -85,7 +85,8 @@ def test_never_looks_at_nothing():
     (3000, 10, 150),  # a twentieth of 2990
     (1000, 20, 100),  # a twentieth would be 49
     (203, 3, 50),  # a quarter of 200, fewer than 100
-    (200, 160, 10),  # of D_r, not of D_tr
+    (200, 160, 10),  # a quarter of D_r, not of D_tr
+    (4000, 1000, 150),  # a twentieth of D_r, not of D_tr
 ])
 def test_who_is_held_out(n, known, size):
     """A24: W is a twentieth of D_r, at least 100 images or a quarter of it, from all over it, drawn from the settings'

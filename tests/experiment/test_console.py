@@ -2,21 +2,26 @@
 
 R2  there is a flag for every setting, of its type, in its stage, with its default and presets in the help; what is not
     given is not in the namespace; an error is one line and exit code 2
+R2  a stderr that is full or closed changes no exit code and gets nothing into stdout; long texts are cut
 R1  a line per epoch with the time left; silent about what is short, and in a terminal not silent for long
 """
 
+import errno
 import io
 import re
+import subprocess
 import sys
 import threading
 import time
+import warnings
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 import run
 from experiment import console
-from experiment.console import Parser, add_flags, progress
+from experiment.console import Parser, add_flags, clipped, progress, tell
 from experiment.settings import ARCH_PRESETS, DATASET_PRESETS, Config, resolve
 
 FIELDS = fields(Config)
@@ -83,6 +88,47 @@ def test_help_shows_every_default(capsys, monkeypatch):
         assert f.default is None or f"(default: {f.default}" in text
     for name, preset in {**ARCH_PRESETS, **DATASET_PRESETS}.items():
         assert all(f"{name}: {value}" in text for value in preset.values())
+
+
+# --- Errors that cannot be told ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_stderr_changes_no_exit_code():
+    """R2: an error that cannot be told is an error of the same kind, when Python ends, too."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, run.__file__, "--no-such-flag"]
+        assert subprocess.run(command, stderr=full, stdout=subprocess.DEVNULL).returncode == 2
+
+
+class Full:
+    """A stderr on a full disk."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "full")
+
+    flush = write
+
+    def fileno(self):
+        raise OSError("none")
+
+
+@pytest.mark.parametrize("stderr", [None, Full()])
+def test_a_stderr_that_takes_nothing(capsys, monkeypatch, stderr):
+    """R2: closed or full, it ends nothing, in the middle of the work either; print to None would take stdout."""
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert run.main(["--n", "0"]) == 2
+    tell("anything")
+    monkeypatch.setattr(run, "command", lambda argv: warnings.warn("in between", stacklevel=1) or 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run.main([]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_clipped():
+    """R2: a long text is cut, and says how long it was."""
+    assert clipped("a" * 80) == "a" * 80 and clipped("a" * 5000) == "a" * 40 + "... (5,000 letters)"
 
 
 # --- Progress ---------------------------------------------------------------------------------------------------------

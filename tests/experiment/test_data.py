@@ -10,6 +10,7 @@ M5       a pass on a GPU is that of the CPU and does not wait for the device
 
 import random
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,9 +213,10 @@ def test_index_out_of_range(bad):
     (dict(index=torch.tensor([[1]])), r"\(1, 1\)"),
     (dict(size=0), "size is 0, expected at least 1"),
     (dict(augment=True), "augment=True draws random numbers: pass generator="),
+    (dict(generator=SimpleNamespace(device=torch.device("cuda"))), "generator is on cuda"),  # it draws on the CPU
 ])
 def test_batches_refuses(arguments, text):
-    """M18, U5: bad arguments are a ValueError at the call, not at the first batch."""
+    """M18, M5, U5: bad arguments are a ValueError at the call, not at the first batch."""
     with pytest.raises(ValueError, match=text):
         batches(make_known(0), **arguments)
 

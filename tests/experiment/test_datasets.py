@@ -6,6 +6,7 @@ B4       another size is made by antialiased bilinear interpolation, as a plain 
 R2, R7   an unknown name, missing or damaged files, a failed download: one line with the path and the remedy
 """
 
+import os
 import sys
 
 import numpy as np
@@ -175,6 +176,18 @@ def test_unknown_name():
     """R2: an unknown data set lists the choices."""
     with pytest.raises(ValueError, match="unknown data set 'mnist'.*" + ".*".join(DATASETS)):
         load("mnist")
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="this system does not tell its memory")
+def test_images_that_fit_no_memory(monkeypatch):
+    """R2: images that take more than the machine's memory are refused before any is made; as much as it has will do."""
+    memory = {"SC_PAGE_SIZE": 8 * 8, "SC_PHYS_PAGES": 8000}  # for 8,000 grey images of 8x8
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sysconf", memory.__getitem__)
+        load("fashion-mini", image_size=8)
+        patch.setattr(datasets, "_resize", lambda *args: pytest.fail("an image was made"))
+        with pytest.raises(ValueError, match="8,000 images of 9x9 take 0.000648 GB .* has 0.000512: give a smaller"):
+            load("fashion-mini", image_size=9)
 
 
 @pytest.mark.parametrize("name, kind, place", [

@@ -5,13 +5,14 @@ R3  a run says which CPU or GPU it computes with, and with how many threads
 """
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from experiment import devices
-from experiment.devices import check_precision, check_room, choose_device, describe
+from experiment.devices import check_precision, check_room, choose_device, describe, processor
 from helpers import small_net, tiny
 
 
@@ -38,6 +39,14 @@ def test_the_cpu_is_described():
         told = describe(torch.device("cpu"))
         torch.set_num_threads(1)  # as conftest.py sets it
         assert told == f"cpu ({capability}, {words})"
+
+
+def test_the_processor_in_rows(monkeypatch):
+    """R3: oneDNN's limit is told where one is set; a system without /proc/cpuinfo has a name, too."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert processor()["isa"].endswith(", ONEDNN_MAX_CPU_ISA=AVX2")
+    monkeypatch.setattr(devices, "Path", lambda name: Path("/nowhere"))
+    assert processor()["cpu"]
 
 
 @pytest.mark.parametrize("machine, amx, bf16, warned", [
@@ -68,8 +77,9 @@ def test_a_theta_o2_that_fits_no_memory(monkeypatch):
     monkeypatch.setattr(os, "sysconf", memory.__getitem__)  # a machine with 1,600 bytes
     check_room(tiny(ratio=1.0), net)
     check_room(tiny(ratio=None, capacity=0.01, method="cf"), net)
-    with pytest.raises(ValueError, match="^capacity is 0.01 and so ratio 99; .*give a larger capacity, or a ratio"):
-        check_room(tiny(ratio=None, capacity=0.01, method="rem"), net)
+    for method in ("rem", "all"):
+        with pytest.raises(ValueError, match="^capacity is 0.01 and so ratio 99; .*give a larger capacity, or a ratio"):
+            check_room(tiny(ratio=None, capacity=0.01, method=method), net)
     with pytest.raises(ValueError, match=r"^ratio is 1.01; theta_o2 would take .* GB and this machine has .*smaller"):
         check_room(tiny(ratio=1.01), net)
     monkeypatch.undo()

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 import run
 from experiment.cell import counted
-from experiment.data import Data, Dataset
-from experiment.datasets import load
+from experiment.data import Dataset
 from experiment.parts import part_of
 from experiment.people import COLUMNS, in_order, read_people
 from experiment.settings import resolve
+from few_images import load_few
 from helpers import Evil, gen, make_dataset, seeds
 from tasks import PEOPLE, discover, like_corrupted, people
 
@@ -101,6 +101,7 @@ def test_nothing_is_run(write, where, tmp_path):
     ("x.pt", {"aggre_label": np.arange(3), "clean_label": np.arange(4)}, "3 labels by people and 4 clean ones"),
     ("x.csv", b"path,clean,aggregate\na,1,x\n", "is no table of labels"),
     ("x.csv", b"path,clean,aggregate\na,1\n", "is no table of labels"),
+    ("x.csv", b'path,clean,aggregate\n"a"b,1,1\n', "is no table of labels"),
     ("x.csv", b"", "has no aggre_label or aggregate"),
     ("x.csv", b"\xff\xfe", "is no table of labels"),
     ("x.npy", b"abc", "holds no array of numbers"),
@@ -211,13 +212,8 @@ def test_n_is_found(tmp_path):
 
 def test_command_line(tmp_path, monkeypatch, capsys):
     """`--task human` trains on people's labels and writes their number, column and file into the row."""
-    dataset = load("fashion-mini")
-
-    def cut(data: Data, n: int) -> Data:
-        return replace(data, images=data.images[:n], labels=data.labels[:n])
-
-    few = replace(dataset, train=cut(dataset.train, 120), test=cut(dataset.test, 40))
-    monkeypatch.setattr(run, "load", lambda *args: few)
+    few = load_few("fashion-mini")
+    monkeypatch.setattr(run, "load", load_few)
     monkeypatch.chdir(tmp_path)
     found = of_the_authors(few.train.labels.numpy(), classes=10)
     torch.save(found, "people.pt")
@@ -229,6 +225,6 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert [(row["task"], row["n"], row["human_column"], row["misled"]) for row in rows] == [
         ("human", wrong, "random2", None)] * 2
     assert rows[0]["human_labels"] == str(tmp_path.resolve() / "people.pt")
-    assert f"human (random2) on fashion-mini: 120 images of 16x16, {wrong} corrupted" in capsys.readouterr().out
+    assert f"human (random2) on fashion-mini: 128 images of 16x16, {wrong} corrupted" in capsys.readouterr().out
     assert run.main(argv) == 2
     assert "name their file with --human-labels" in capsys.readouterr().err

@@ -15,7 +15,7 @@ import pytest
 from torch import distributed as dist
 
 import run
-from experiment.processes import joined
+from experiment.processes import from_torchrun, joined
 from several import ended, start
 
 ROOT = Path(run.__file__).resolve().parent
@@ -36,6 +36,24 @@ def test_where_nothing_is_joined(monkeypatch, size, argv):
             raise KeyError("mine")
 
 
+def test_what_torchrun_sets(capsys, monkeypatch):
+    """G4, R2: what is no whole number is named, of one cell and of grid's processes, before any work."""
+    for value in ("abc", "", "-1", "1.5", "9" * 5000, "\u00b2"):
+        monkeypatch.setenv("LOCAL_RANK", value)
+        with pytest.raises(ValueError, match="^LOCAL_RANK is .* in the environment; torchrun sets it to a whole"):
+            from_torchrun("LOCAL_RANK", 0)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert from_torchrun("LOCAL_RANK", 0) == 3 and from_torchrun("NO_SUCH_NAME", 7) == 7
+    for name, argv in (("WORLD_SIZE", []), ("RANK", []), ("MASTER_PORT", []), ("WORLD_SIZE", ["grid", "--dry-run"]),
+                       ("RANK", ["grid", "--dry-run"])):
+        with monkeypatch.context() as patch:
+            patch.setenv("WORLD_SIZE", "2")
+            patch.setenv(name, "abc")
+            assert run.main(argv) == 2
+        told = capsys.readouterr()
+        assert told.out == "" and told.err.startswith(f"run.py: {name} is 'abc'") and told.err.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_a_cell_of_two_processes(tmp_path):
     """G3: two processes of one cell train and unlearn together, each on its share; the first alone prints the table and
@@ -44,27 +62,25 @@ def test_a_cell_of_two_processes(tmp_path):
     method.write_text("import os\nfrom pathlib import Path\ndef f(model, data, forget, config, generator):\n"
                       "    Path(__file__).with_name(os.environ['RANK']).write_text(repr((data.part, len(data))))\n"
                       "    return model\n")
-    argv = ["--task", "random", "--dataset", "fashion-mini", "--epochs", "1", "--capacity", "0.1", "--device", "cpu",
-            "--method", f"no-ul,cf,{method}:f", "--unlearn-epochs", "1", "--out", str(out)]
+    argv = ["--task", "random", "--per-class", "100", "--per-class-test", "20", "--epochs", "3", "--batch", "32",
+            "--capacity", "0.2", "--device", "cpu", "--method", f"no-ul,cf,{method}:f", "--unlearn-epochs", "1",
+            "--out", str(out)]
     (code, table, errors), (other, nothing, _) = ended(start(ROOT, "run.py", *argv))
     told = [line for line in nothing.splitlines() if not line.startswith("[Gloo]")]  # as some versions of torch say
     assert code == other == 0 and not told, errors
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["method"], row["status"]) for row in rows] == [(name, "ok") for name in ("no-ul", "cf", "note.py:f")]
     assert table.count("no-ul") == 1 and rows[0]["utility"] > 0.3  # one of ten by chance: both have trained one network
-    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["((0, 2), 6000)", "((1, 2), 6000)"]
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["((0, 2), 1000)", "((1, 2), 1000)"]
     assert sorted(os.listdir(tmp_path)) == ["0", "1", "note.py", "rows.jsonl"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("argv, words", [
-    (["--discovery", "2"], "discovery is 2.0; it must be in (0, 1]"),
-    (["cscore"], "cscore runs in one process; torchrun is for one cell, grid and repair")])
-def test_bad_input_is_one_line_of_all_processes(tmp_path, argv, words):
+def test_bad_input_is_one_line_of_all_processes(tmp_path):
     """G4, R2: what all processes refuse one alone tells, in one line; all exit with code 2; nothing is written."""
-    found = ended(start(tmp_path, str(ROOT / "run.py"), *argv))
+    found = ended(start(tmp_path, str(ROOT / "run.py"), "cscore"))
     told = [line for _, _, errors in found for line in errors]
     lines = [line for line in told if line.startswith("run.py") or "Traceback" in line]  # others are torch's own log
     assert [(code, out) for code, out, _ in found] == [(2, "")] * 2
-    assert len(lines) == 1 and lines[0].startswith("run.py: ") and words in lines[0]
+    assert len(lines) == 1 and lines[0].startswith("run.py: ") and "cscore runs in one process; torchrun is" in lines[0]
     assert not list(tmp_path.iterdir())

@@ -36,6 +36,16 @@ def test_table_3():
     assert resolve({"dataset": "cifar10"}) == Config(dataset="cifar10")  # no preset touches the paper's main setting
 
 
+@pytest.mark.parametrize("dataset, images, width", [("cifar10", 50_000, 1.0), ("fashion-mini", 6_000, 0.5),
+                                                    ("cifar10-small", 10_000, 0.5)])
+def test_smaller_settings_keep_the_papers_proportions(dataset, images, width):
+    """R8: 2 % of the training images are corrupted, and unlearning has a fifth of the rate and a quarter of the epochs
+    of training, of networks half as wide on small images."""
+    config = resolve({"dataset": dataset})
+    assert config.n == 0.02 * images and config.width == width
+    assert config.unlearn_lr == pytest.approx(config.lr / 5) and config.unlearn_epochs == config.epochs / 4
+
+
 def test_rem_reads_the_same_defaults():
     """R8: what REM takes from a default Config are its own default Settings, one by one."""
     assert settings_from(Config(), rem.Settings) == rem.Settings()
@@ -98,6 +108,7 @@ WRONG = [("p_mem", float("nan"), ValueError, "p-mem is nan; it must be in [0, 1]
          ("lr", float("inf"), ValueError, "lr is inf; it must be a finite number at least 0"),
          ("width", 10**400, ValueError, "a finite number above 0"),
          ("n", 0, ValueError, "a finite number at least 1"),
+         ("seed", 2**63, ValueError, "seed is 9223372036854775808; it must be in [0, 9223372036854775808)"),
          ("redirect", "foo", ValueError, "redirect is 'foo'; choose from npo, ce"),
          ("beta", "1", TypeError, "beta is '1'; it must be float"),
          ("n", 2.0, TypeError, "n is 2.0; it must be int"),

@@ -177,11 +177,10 @@ def test_shares_have_the_random_transforms_of_the_whole():
 NAMES = [name for name, method in METHODS.items() if method.etd != "only" and not method.twin]
 
 
-@pytest.mark.parametrize("augmented", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_method_runs_on_it(name, augmented):
+def test_every_method_runs_on_it(name):
     """U4: every method gives on a Streamed, bit for bit, the network that it gives on the Data."""
-    data, config = make_data(1, n=14, pad=int(augmented), flip=augmented), tiny(gamma=0.4)
+    data, config = make_data(1, n=14, pad=1, flip=True), tiny(gamma=0.4)
     forget = torch.tensor([2, 5, 7])
     more = {"corrupted": torch.tensor([2, 5, 7, 9])} if name.endswith("ideal") else {}
     one, other = (METHODS[name].function(small_net(1), source, forget, config, gen(3), **more)

@@ -1,17 +1,14 @@
-"""What lies around a run: a GPU that is not used, no git, generators elsewhere, no code in files (R1, R3, M5, A8)."""
+"""What lies around a run: a GPU that is not used, no git, no code in files (R1, R3, A8)."""
 
 import ast
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
 
 from experiment import cell, rows
-from experiment.data import batches
-from helpers import make_data
 
 ROOT = Path(cell.__file__).resolve().parent.parent
 
@@ -31,13 +28,6 @@ def test_no_git_is_no_error(error):
     """R3: without git, or with one that hangs, a row's commit is None."""
     with mock.patch.object(subprocess, "run", side_effect=error):
         assert rows.git_hash() is None
-
-
-def test_generators_of_other_devices_are_refused():
-    """M5: batches draws on the CPU, so a generator that is elsewhere is a ValueError that says where it is."""
-    elsewhere = SimpleNamespace(device=torch.device("cuda"))
-    with pytest.raises(ValueError, match="generator is on cuda"):
-        batches(make_data(0), generator=elsewhere)
 
 
 SHIPPED = [path for folder in (".", "engine", "experiment", "study", "repair", "benchmarks", "examples", "results")

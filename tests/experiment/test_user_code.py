@@ -149,10 +149,17 @@ def test_names_that_a_row_could_not_tell_apart(names, text):
     check_names(["cf", "a/x.py:f", "b/x.py:g", "b/y.py:f", "a/x.py:f"])
 
 
+class Callable:
+    """A method that is no function."""
+
+    def __call__(self, model, data, forget, config, generator, log=None, corrupted=None):
+        return model
+
+
 def test_which_parameters_a_method_may_have():
     """R2: five arguments, log= and corrupted= if it likes, others only with a default."""
-    for good in (lambda m, d, f, c, g: m, lambda m, d, f, c, g, log=None, corrupted=None: m, lambda *all: all[0],
-                 lambda m, d, f, c, g, *, corrupted: m, lambda m, d, f, c, g, tries=3: m):
+    for good in (Callable(), lambda m, d, f, c, g: m, lambda m, d, f, c, g, log=None, corrupted=None: m,
+                 lambda *all: all[0], lambda m, d, f, c, g, *, corrupted: m, lambda m, d, f, c, g, tries=3: m):
         check_signature("mine.py:f", good)
     for bad in (lambda m, d, f, c: m, lambda m, d, f, c, g, more: m, lambda m, d, f, c, g, *, more: m):
         with pytest.raises(ValueError, match=r"^mine.py:f takes \(m, d, .*; a method takes \(model, data, "):

@@ -2,15 +2,18 @@
 
 K7   an error in the middle of a write leaves the old file as it was and no other beside it
 R14  two processes that write one path at the same time each leave a whole file, and neither fails
-R10  results go to regular files that can be written, a link's target among them; anything else is refused in a line
+R10  results go to regular files that can be written, a link's target among them; anything else is refused in a line,
+     and names of every length that a file can have are taken
 """
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiment import files
 from experiment.files import check_writable, write_whole
@@ -44,7 +47,7 @@ def test_a_step_that_fails_leaves_the_old_file(tmp_path, monkeypatch, step):
 
 
 @pytest.mark.parametrize("old", [None, b"old"])
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [OSError, RuntimeError, KeyboardInterrupt])
 def test_an_error_leaves_the_old_file(tmp_path, old, error):
     """K7: what fails or is interrupted in the middle changes nothing, and the error is told."""
     def half(file):
@@ -59,6 +62,23 @@ def test_an_error_leaves_the_old_file(tmp_path, old, error):
     with pytest.raises(error, match="in the middle"):
         write_whole(path, half)
     assert list(tmp_path.iterdir()) == ([path] if old else []) and (old is None or path.read_bytes() == old)
+
+
+@pytest.mark.parametrize("write", [lambda file: torch.save({"w": torch.zeros(9000)}, file),
+                                   lambda file: file.write(bytes(9000))])
+def test_a_write_that_fails_names_its_file(tmp_path, write):
+    """K7: an OSError with the file, of torch.save too, which makes a RuntimeError of it; the old file stays."""
+    resource = pytest.importorskip("resource")
+    path, before = tmp_path / "x.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    path.write_text("old")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))  # as a disk that fills up; no root is needed
+    try:
+        with pytest.raises(OSError) as told:
+            write_whole(path, write)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert told.value.errno == errno.EFBIG and told.value.filename == str(path)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x.pt", "old")]
 
 
 WRITER = """
@@ -102,11 +122,13 @@ def test_what_can_be_written(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no pipes and devices there")
-@pytest.mark.parametrize("kind", ["device", "link to a device", "pipe", "folder", "below a file", "circle", "", "null"])
+@pytest.mark.parametrize("kind", ["device", "link to a device", "pipe", "folder", "below a file", "circle", "", "null",
+                                  ".", "new/", "long"])
 def test_results_go_to_regular_files_alone(tmp_path, monkeypatch, kind):
     """R10: a device, a pipe, a folder, a link to itself, no name: each is refused in one line and stays as it is."""
     monkeypatch.chdir(tmp_path)
-    out = {"device": "/dev/null", "": "", "null": "a\0b", "below a file": "file/x"}.get(kind, str(tmp_path / "x"))
+    out = {"device": "/dev/null", "": "", "null": "a\0b", "below a file": "file/x", ".": ".", "new/": "new/",
+           "long": "a" * 256}.get(kind, str(tmp_path / "x"))
     make = {"pipe": lambda: os.mkfifo(out), "folder": lambda: os.mkdir(out), "circle": lambda: os.symlink(out, out),
             "link to a device": lambda: os.symlink("/dev/null", out), "below a file": Path("file").touch}
     make.get(kind, lambda: None)()
@@ -116,6 +138,19 @@ def test_results_go_to_regular_files_alone(tmp_path, monkeypatch, kind):
     told = str(caught.value)
     assert told.startswith(f"cannot write results to {out} (") and told.endswith("give another --out")
     assert "\n" not in told and before == {path.name: os.lstat(path).st_mode for path in tmp_path.iterdir()}
+
+
+def test_names_of_every_length(tmp_path):
+    """R10: of the longest name that a file can have the temporary one fits, too; looking creates nothing."""
+    for length in (1, 240, 246, 255):
+        path = tmp_path / ("a" * length)
+        check_writable(str(path))
+        assert not list(tmp_path.iterdir())
+        write_whole(path, lambda file: file.write(b"x"))
+        assert [found.name for found in tmp_path.iterdir()] == [path.name]
+        path.unlink()
+    with pytest.raises(ValueError, match="too long"):
+        check_writable(str(tmp_path / ("é" * 128)))
 
 
 @pytest.mark.parametrize("exists", [False, True])

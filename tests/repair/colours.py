@@ -5,7 +5,6 @@
 """
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 
 import run
 from repair.networks import build_network
+from several import ended, start
 
 ROOT = Path(run.__file__).resolve().parent
 COLOURS = torch.tensor([[r, g, b] for r in (40, 120, 200) for g in (60, 180) for b in (30, 230)])  # class k is colour k
@@ -94,24 +94,14 @@ def began(told: str) -> bool:
     return "theta_o2 beside" in told
 
 
-def ours(errors: str) -> list[str]:
+def ours(errors: list[str]) -> list[str]:
     """The lines of stderr that are the project's, or a traceback's; torch writes a log of its own."""
-    return [line for line in errors.splitlines() if line.startswith(("run.py", "warning")) or "Traceback" in line]
+    return [line for line in errors if line.startswith(("run.py", "warning")) or "Traceback" in line]
 
 
 def in_two_processes(*argv: str) -> list[tuple[int, str, list[str]]]:
     """Run `run.py ARGV` as torchrun does with two processes: exit code, stdout and the lines of stderr of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
-             "OMP_NUM_THREADS": "1"}
-    started = [subprocess.Popen([sys.executable, "-B", "run.py", *argv], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, env={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-               for rank in range(2)]
-    outputs = [process.communicate(timeout=300) for process in started]
-    return [(process.returncode, out, ours(errors))
-            for process, (out, errors) in zip(started, outputs, strict=True)]
+    return [(code, out, ours(errors)) for code, out, errors in ended(start(ROOT, "run.py", *argv))]
 
 
 def with_torchrun(*argv: str) -> subprocess.CompletedProcess:

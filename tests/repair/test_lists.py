@@ -15,7 +15,8 @@ from PIL import Image
 
 from image_tree import CLASSES, root, training, written  # noqa: F401
 from repair.images import Reading
-from repair.inputs import open_folder, read_bad, read_labels
+from repair.inputs import numbered, open_folder, read_bad, read_labels
+from repair.mismatch import natural
 
 # --- Lists of bad images ----------------------------------------------------------------------------------------------
 
@@ -48,6 +49,7 @@ LISTS = {
                    "alone.png,True,true\n",  # what the user typed counts
     "both.json": json.dumps({"indices": [0], "paths": ["ant/1.png", "bee/1.png", "alone.png"]}),
     "a score.csv": "path,score,label,is_bad\nant/1.png,0.5,0,\nbee/1.png,1,1,true\nalone.png,0,0,1\n",  # no verdict
+    "one class.csv": "path,label\nant/1.png,0\nbee/1.png,0\nalone.png,0\n",  # nor is this
 }
 
 
@@ -88,7 +90,13 @@ def test_every_kind_of_list_finds_the_same_images(tmp_path, root, name):
     ("a.json", "[1.5]", "neither a list of paths"),
     ("a.json", "[true]", "neither a list of paths"),
     ("a.json", "[-1]", "0 matched.*-1"),
-    ("a.json", "[" * 100_000, "is no JSON"),
+    ("a.json", "[" * 100_000, "a.json is no JSON that can be read: it holds too many lists"),
+    ("a.json", "[" + "9" * 5000 + "]", "a.json: a number of 5,000 digits, at most 20 are read"),
+    ("a.json", "[-" + "9" * 21 + "]", "a.json: a number of 21 digits"),
+    ("a.txt", "9" * 5000, r"a.txt: 1 lines, 0 matched.*999\.\.\. \(5,000 letters\)"),
+    ("a.csv", ",\n0," + "9" * 5000, r"a.csv has the columns 0, 999\S* \(5,000 letters\)"),
+    ("a.csv", "filename,bad\nant/1.png,True\nant/2.png,\nant/3.png,yes\n", "line 4: bad is 'yes'; it must be True"),
+    ("a.csv", "filename,bad\nant/1.png,1\n", "line 2: bad is '1'; it must be True or False"),
     ("a.npy", np.array([True, False]), "holds bool of shape"),
     ("a.npy", np.array([[1]]), r"shape \(1, 1\)"),
     ("a.npy", np.array(["x"], dtype=object), "cannot read the list"),
@@ -114,6 +122,13 @@ def test_numbers_that_are_names(tmp_path):
     with pytest.raises(ValueError, match="b.txt: 3 may be an index or 3.png; give names with their suffix, or ind"):
         read("b.txt", "3\n0")
     assert read("b.txt", "3.png\n0002.png") == [0, 2] and read("b.json", "[3, 0]") == [0, 3]
+
+
+def test_numbers_of_twenty_digits_are_numbers():
+    """B1: the bound itself, in lists and in class names."""
+    assert numbered(["1" * 20, "7"]) == [int("1" * 20), 7]
+    assert numbered(["1" * 21, "7"]) == ["1" * 21, "7"]
+    assert sorted(["9" * 5000, "10", "9", "a"], key=natural) == ["9", "10", "9" * 5000, "a"]
 
 
 def test_links_are_looked_up_last(tmp_path, root):

@@ -33,11 +33,10 @@ import torch
 from PIL import Image
 
 from colours import call, colours  # noqa: F401
-from helpers import gen, make_data
+from helpers import gen
 from repair import account, page
-from repair.inputs import Folder, read_bad, read_labels
+from repair.inputs import read_bad, read_labels
 from repair.page import Card, Part, is_page, page_of, spelt, thumbnail, write_page
-from repair.ranking import rank
 
 CLASSES = ["<script>alert(1)</script>", "a \"quoted\" & 'b'", "=cmd|' /C calc'!A0", "{{suspects}}", "</title>", "猫",
            "lone\udc80", " blank", "0", "a,b;c\td", "-->", "cr\rlf\nend"]
@@ -154,14 +153,6 @@ def test_many_classes_are_folded():
         assert sum(int(cell or 0) for row in matrix[1:] for cell in row[1:]) == 500
     many = given(classes=[f"class number {k}" for k in range(1000)], cards=100)
     assert len(page_of(**many)) < 1_000_000
-
-
-def test_shades_grow_with_the_share():
-    """S30: no wrong answer has no shade, a few have the first, all have the last; right ones have another colour."""
-    assert [page.shade(share, False) for share in (0.0, 1e-6, 0.25, 1.0)] == ["w0", "w1", "w3", "w6"]
-    assert page.shade(1.0, True) == "r6"
-    style = page.FRAME.read_text(encoding="utf-8")
-    assert all(f".{kind}{step} {{" in style for kind in "rw" for step in range(1, page.SHADES + 1))
 
 
 def test_a_suspect_is_shown_as_it_is():
@@ -329,7 +320,10 @@ def test_the_command_writes_it_beside_the_weights(colours, capsys):  # noqa: F81
     at = {name: k for k, name in enumerate(rows[0])}
     values, shown = [e.text for e in tree.all("dd")], tree.all("li")
     assert len(shown) == 70
-    for i, (row, element) in enumerate(zip(rows[1:], shown, strict=True)):
+    assert [int(e.text.split()[2]) for e in tree.all("summary")] == [72, 70]  # held out; training without D_f
+    for i, (row, element, image) in enumerate(zip(rows[1:], shown, tree.all("img"), strict=True)):
+        with Image.open(colours["--data"] / row[at["filename"]]) as picture:
+            assert image.at["src"] == thumbnail(torch.tensor(np.asarray(picture)).permute(2, 0, 1))
         assert element.at["data-file"] == row[at["filename"]] and element.at["data-rank"] == row[0] == str(i + 1)
         assert element.at["data-score-rank"] == row[at["rank_by_score"]]
         assert element.at["data-similar-rank"] == row[at["rank_by_similar"]]
@@ -341,44 +335,8 @@ def test_the_command_writes_it_beside_the_weights(colours, capsys):  # noqa: F81
         assert float(similar) == pytest.approx(float(row[at["similar"]]), rel=1e-2, abs=1e-3)
     marked = sum(row[at["likely"]] == "true" for row in rows[1:])
     assert f"About {marked} of the 70 images" in tree.all("main")[0].text and report["likely_bad"] == marked
+    assert report["verdict"]["word"] == tree.all("strong")[0].text
     assert call(colours, "--epochs", 0) == 0 and is_page(file) and file.read_text(encoding="utf-8") != source
-
-
-def test_cards_are_the_first_of_the_ranking(tmp_path):
-    """S30: image, file, given, earlier and later label, scores, ranks and mark of each suspect are its own."""
-    data, g = make_data(0, channels=3, classes=3), gen(0)
-    folder = Folder(tmp_path, ["a", "b", "c"], [tmp_path / "train" / "a" / f"{i}.png" for i in range(12)], data.labels,
-                    torch.tensor([2, 5]), None, "")
-    z, similar = torch.randn(12, 3, generator=g).double(), torch.rand(12, generator=g).double()
-    ranking = rank(z, data.labels, folder.forget, similar)._replace(likely=4)
-    before, heldout = torch.randint(0, 3, (12,), generator=g), make_data(1, channels=3, classes=3)
-    args = SimpleNamespace(out=str(tmp_path / "r.pt"), model="m", checkpoint="c", data="d", bad=["b"])
-    told = account.show_changes(args, {}, [before, heldout.labels], [z.argmax(1), heldout.labels], data, heldout,
-                                folder, ranking, verdict="HARMED: see <b>")
-    assert told == f"{tmp_path / 'r.html'} shows what changed and 10 suspects to tick: open it in a browser"
-    tree = Tree((tmp_path / "r.html").read_text(encoding="utf-8"))
-    values, shown, images = [e.text for e in tree.all("dd")], tree.all("li"), tree.all("img")
-    assert "HARMED" in tree.all("main")[0].text and "About 4 of the 10 images" in tree.all("main")[0].text
-    assert [int(e.text.split()[2]) for e in tree.all("summary")] == [12, 10]  # held out; training without D_f
-    for number, (i, element) in enumerate(zip(ranking.index.tolist(), shown, strict=True), 1):
-        names = [folder.classes[k] for k in (data.labels[i], before[i], z[i].argmax())]
-        score = float(-z[i].log_softmax(0)[data.labels[i]])
-        k = number - 1
-        assert values[5 * k : 5 * k + 5] == [*names, f"{score:.3g}", f"{float(similar[i]):.3g}"]
-        assert element.at["data-file"] == f"train/a/{i}.png" and element.at["data-rank"] == str(number)
-        assert element.at["data-score-rank"] == str(int(ranking.by_score[k]))
-        assert ("is-likely" in element.at["class"]) == (number <= 4)
-        assert images[k].at["src"] == thumbnail(data.images[i])
-
-
-def test_another_page_is_not_replaced(colours, capsys):  # noqa: F811
-    """S34: an .html beside --out that no repair has written stays, and nothing is begun."""
-    other = colours["--out"].with_suffix(".html")
-    other.parent.mkdir()
-    other.write_text("<!doctype html>\n<title>mine</title>")
-    assert call(colours, "--epochs", 0) == 2
-    assert f"{other} is no page of a repair and would be replaced" in capsys.readouterr().err
-    assert other.read_text().endswith("mine</title>") and not colours["--out"].exists()
 
 
 def test_a_page_that_fails_costs_nothing_else(colours, capsys, monkeypatch):  # noqa: F811

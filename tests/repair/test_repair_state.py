@@ -6,22 +6,23 @@ P9: the state of another repair is not gone on from; one that cannot be written 
 
 import copy
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from colours import ROOT, call, colours, words  # noqa: F401
-from experiment.data import Streamed
+from colours import ROOT, call, colours  # noqa: F401
 from experiment.settings import Config
-from helpers import Evil, assert_same_state, make_data, small_net
+from helpers import assert_same_state, make_data, small_net, streamed
 from repair import network
+from repair.images import Reading, load_images
 from repair.network import repair
-from repair.state import repair_key
+from repair.state import marks_of, repair_key, same_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whether a cap is reached
 
@@ -102,6 +103,29 @@ def test_the_best_epoch_is_carried_over(tmp_path, monkeypatch):
         if seen:
             break
     assert seen
+
+
+def test_a_repair_that_went_less_far_goes_on_as_far(tmp_path, monkeypatch):
+    """A8, P4: cut off after an epoch that was begun again at half the distance, twice, a repair has that distance in
+    the epochs that are left, does not begin again, and ends as the one that was not cut off."""
+    def rem(*args, inner=network.rem, **more):
+        reaches.append(more["state"].config.reach)
+        return inner(*args, **more)
+
+    data, keep, told, reaches = images_of(60), tmp_path / "x.state", [], []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(network, "TOO_FAR", -2.0)  # whatever Acc(held out) is
+        patched.setattr(network, "TOO_NEAR", 1.0)
+        patched.setattr(network, "rem", rem)  # the distance shows in no output
+        wanted = repair(small_net(0), data, FORGET, **SETTINGS)
+        cut_after(monkeypatch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            repair(small_net(0), data, FORGET, keep=keep, **SETTINGS)
+        cut_after(monkeypatch, 0)
+        found = repair(small_net(0), data, FORGET, keep=keep, say=told.append, **SETTINGS)
+    assert f"going on after epoch 1, from {keep}" in told and not any("once more" in line for line in told)
+    assert reaches == [0.07, 0.035, 0.0175] * 2 + [0.0175]
+    assert_same_state(found, wanted)
 
 
 OTHER_PROCESS = """
@@ -222,6 +246,12 @@ def frozen(net: nn.Module) -> nn.Module:
     return net
 
 
+def held(net: nn.Module) -> nn.Module:
+    """A network of which one weight stays as it is."""
+    net.conv1.weight.requires_grad_(False)
+    return net
+
+
 def rectified(net: nn.Module) -> nn.Module:
     """A network of the same weights that computes something else."""
     net.act = nn.ReLU()
@@ -231,6 +261,7 @@ def rectified(net: nn.Module) -> nn.Module:
 OTHERS = {
     "network": lambda: dict(model=small_net(1)),
     "frozen norm": lambda: dict(model=frozen(small_net(0))),
+    "frozen weight": lambda: dict(model=held(small_net(0))),
     "activation": lambda: dict(model=rectified(small_net(0))),
     "forget": lambda: dict(forget=FORGET[:1]),
     "labels": lambda: dict(data=replace(images_of(), labels=(images_of().labels + 1) % 4)),
@@ -275,42 +306,15 @@ def test_two_repairs_beside_each_other_with_one_state_file(tmp_path):
     assert f"{keep} is the state of another repair and will be replaced" in told
 
 
-@pytest.mark.slow
-def test_two_commands_at_once_in_one_folder(colours):
-    """P9, K7: two processes that repair at once into one folder write the weights and reports that each writes alone;
-    the list of suspects, whose name they share, is whole and one of theirs; nothing else stays."""
-    (colours["--data"] / "other.txt").write_text("2-5.png\n3-3.png\n")
-    more, worlds = ("--epochs", 2, "--batch-size", 16, "--lr", 0.01, "--device", "cpu"), []
-    for name, bad in (("a.pt", "bad.txt"), ("b.pt", "other.txt")):
-        worlds.append({**colours, "--out": colours["--out"].with_name(name), "--bad": colours["--data"] / bad})
-    alone, lists, listed = [], [], colours["--out"].with_name("suspects.csv")
-    for world in worlds:
-        assert call(world, *more) in (0, 3)  # the network has not learnt the listed images, so any verdict will do
-        alone.append(world["--out"].read_bytes())
-        lists.append(listed.read_bytes())
-    names = {path.name for path in listed.parent.iterdir()}
-    shutil.rmtree(listed.parent)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = [subprocess.Popen([sys.executable, "-B", ROOT / "run.py", *words(world, *more)], env=environment,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for world in worlds]
-    assert {process.wait(timeout=300) for process in started} <= {0, 3}
-    assert [world["--out"].read_bytes() for world in worlds] == alone
-    assert listed.read_bytes() in lists and lists[0] != lists[1]
-    assert {path.name for path in listed.parent.iterdir()} == names
-
-
-@pytest.mark.parametrize("content", ["evil", b"PK", b"", b"something else", {"epoch": 1}, [1]])
+@pytest.mark.parametrize("content", [{"epoch": 1}, [1]])
 def test_a_file_of_something_else_is_refused(tmp_path, content):
-    """P9, A8: what is no state is refused and stays as it was, and no code in it is run."""
+    """P9: what is no state is refused and stays as it was; hostile files are in test_repair_faults.py."""
     keep = tmp_path / "x.state"
-    if isinstance(content, bytes):
-        keep.write_bytes(content)
-    else:
-        torch.save({"key": Evil(tmp_path / "ran")} if content == "evil" else content, keep)
+    torch.save(content, keep)
     before = keep.read_bytes()
     with pytest.raises(ValueError, match="x.state is no state of this repair .*; move it away"):
         repair(small_net(0), images_of(), FORGET, keep=keep, **SETTINGS)
-    assert keep.read_bytes() == before and not (tmp_path / "ran").exists()
+    assert keep.read_bytes() == before
 
 
 def test_a_state_with_this_repairs_key_and_less_in_it_is_refused(tmp_path):
@@ -333,14 +337,11 @@ def test_the_command_refuses_a_state_of_something_else(colours, capsys):
     assert "move it away" in capsys.readouterr().err and state.read_text() == "something else"
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-def test_a_state_knows_how_images_were_read(streamed):
+@pytest.mark.parametrize("read", [lambda data: data, streamed])
+def test_a_state_knows_how_images_were_read(read):
     """P9: a state made with another size, mean or std, or of other pixels, is not gone on from; the same is."""
     def key(data):
-        if streamed:
-            pairs = list(zip(data.images, data.labels.tolist(), strict=True))
-            data = Streamed(pairs, data.classes, data.mean, data.std, data.labels)
-        return repair_key(net, data, FORGET, Config(), None)
+        return repair_key(net, read(data), FORGET, Config(), None)
 
     data, net = images_of(), small_net(0)
     images = data.images.clone()
@@ -350,3 +351,73 @@ def test_a_state_knows_how_images_were_read(streamed):
               replace(data, std=(0.5,)), replace(data, labels=(data.labels + 1) % 4)]
     assert key(data) == key(replace(data)) == repair_key(net, data, FORGET, Config(), None)
     assert len({key(data), *map(key, others)}) == len(others) + 1
+
+
+# --- Whose images -----------------------------------------------------------------------------------------------------
+
+def test_one_changed_pixel_of_any_image_begins_anew(tmp_path, monkeypatch):
+    """P9: of images in memory every byte counts, also of those that the key does not look at; the same go on."""
+    data, keep, told = images_of(64), tmp_path / "x.state", []
+    pixels = data.images.clone()
+    pixels[33, 0, 2, 3] ^= 1
+    other = replace(data, images=pixels)
+    assert repair_key(small_net(0), data, FORGET) == repair_key(small_net(0), other, FORGET)
+    cut_after(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        repair(small_net(0), data, FORGET, keep=keep, **SETTINGS)
+    cut_after(monkeypatch, 0)
+    kept = keep.read_bytes()
+    found = repair(small_net(0), other, FORGET, keep=keep, say=told.append, **SETTINGS)
+    assert not any("going on" in line for line in told) and any("other images and will be" in line for line in told)
+    assert_same_state(found, repair(small_net(0), other, FORGET, **SETTINGS))
+    keep.write_bytes(kept)
+    repair(small_net(0), data, FORGET, keep=keep, say=told.append, **SETTINGS)
+    assert any("going on after epoch 1" in line for line in told)
+
+
+@pytest.mark.parametrize("memory", [1, 0])
+def test_the_command_goes_on_with_the_same_files_alone(colours, capsys, monkeypatch, memory):
+    """P9: killed after epoch 1, the same files go on, read anew where there is no room for them any more; some that
+    were overwritten do not: in memory their pixels tell, streamed their times."""
+    state, more = colours["--out"].with_suffix(".state"), ("--epochs", 2, "--batch-size", 16, "--workers", 0)
+    cut_after(monkeypatch, 1)
+    assert call(colours, *more, "--max-memory", memory) == 130
+    cut_after(monkeypatch, 0)
+    kept = state.read_bytes()
+    assert call(colours, *more, "--max-memory", 0) == 0
+    assert "going on after epoch 1" in capsys.readouterr().out
+    for path in (colours["--data"] / "train" / "7").iterdir():
+        Image.fromarray(np.full((32, 32, 3), 99, np.uint8)).save(path)
+    state.write_bytes(kept)
+    assert call(colours, *more, "--max-memory", memory) == 0
+    told = capsys.readouterr().out
+    assert "going on" not in told and "will be replaced" in told
+
+
+def test_marks_of_images():
+    """P9: pixels count where both runs had them, else files; a state that says nothing is of other images."""
+    pixels, files = {"pixels": "p", "files": "f"}, {"files": "f"}
+    assert same_images(pixels, {"pixels": "p", "files": "touched"})
+    assert not same_images(pixels, {"pixels": "q", "files": "f"})
+    assert same_images(pixels, files) and not same_images(files, {"files": "g"})
+    assert same_images({}, {}) and not same_images({}, pixels)
+    assert marks_of(streamed(images_of())) == {} and set(marks_of(images_of())) == {"pixels"}
+
+
+def test_marks_of_files(tmp_path):
+    """P9: path, size and time of every file of a streamed folder."""
+    paths = [tmp_path / f"{i}.png" for i in range(40)]
+    for path in paths:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    reading = Reading(8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    data, _ = load_images(paths, torch.arange(40) % 2, 2, reading, workers=0, room=0)
+    before = marks_of(data)
+    assert set(before) == {"files"} and marks_of(data) == before
+    status = paths[17].stat()
+    os.utime(paths[17], ns=(status.st_atime_ns, status.st_mtime_ns + 1000))
+    touched = marks_of(data)
+    os.utime(paths[17], ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert touched != before and marks_of(data) == before
+    paths[3].rename(tmp_path / "x.png")
+    with pytest.raises(FileNotFoundError):
+        marks_of(data)

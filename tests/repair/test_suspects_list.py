@@ -136,14 +136,6 @@ def test_the_second_round_starts_from_the_original(world, capsys):
     assert filled.read_bytes() == before
 
 
-@pytest.mark.parametrize("word", ["maybe", "1", "yes", "x", "truefalse"])
-def test_answers_that_are_none_are_refused_by_line(tmp_path, word):
-    """S15: a value of `bad` but true, false or nothing is an error that names the line."""
-    (tmp_path / "s.csv").write_text(f"filename,bad\na.png,True\nb.png,\nc.png,{word}\n")
-    with pytest.raises(ValueError, match=f"s.csv, line 4: bad is {word!r}; it must be True or False"):
-        read_bad(tmp_path / "s.csv", [tmp_path / "train" / "a" / f"{name}.png" for name in "abc"], tmp_path)
-
-
 def small_list(folder: Path, classes: list[str]):
     """What write_suspects is given of twelve images of two classes: out, ranking, data, folder, places.
 
@@ -192,12 +184,6 @@ def test_a_list_of_an_earlier_version_comes_back(tmp_path):
     assert not sheets.answered(file)
     with pytest.raises(ValueError, match="lists suspects, bad or not; add a column `bad`"):
         read_bad(file, paths, tmp_path)
-
-
-def test_what_is_likely_bad_is_not_called_bad(world):
-    """S15: the column `likely` alone makes no list of bad images: a user must say so."""
-    with pytest.raises(ValueError, match="lists suspects, bad or not; add a column `bad`"):
-        open_folder(world["--data"], world["--out"].parent / "suspects.csv")
 
 
 def test_a_name_is_no_formula(tmp_path):

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 import claims
-import run
 from colours import began, call, colours, in_two_processes, words  # noqa: F401
 from engine.checks import NonFiniteLoss
 from engine.features import features
@@ -25,10 +24,13 @@ from engine.streams import stream
 from examples.repair import CLASSES, WRONG, draw_shapes, put_sticker, write_images
 from experiment.data import Data
 from experiment.settings import Config
-from helpers import assert_same_state, gen, make_data, small_net
+from helpers import assert_close, assert_same_state, gen, make_data, small_net
+from metrics import accuracy
 from repair import account, repair
 from repair import network as plain
+from repair.inputs import open_folder
 from repair.mismatch import predicted
+from repair.networks import build_network
 from repair.suspects import logits, margin, probe
 from repair.verdict import (ARGUMENTS, HARMED, NOT_REPAIRED, REPAIRED, Change, changed, check_believed, judge,
                             looked_at, lowest, undoubted)
@@ -211,11 +213,18 @@ def stickers(tmp_path_factory) -> dict:
 @pytest.mark.parametrize("more, word, code", [((), "REPAIRED", 0), (("--epochs", 0), "NOT REPAIRED", 3),
                                               (("--lr", 0.5, "--stop", "max", "--no-finish"), "HARMED", 3)])
 def test_the_command_says_it(stickers, capsys, more, word, code):
-    """Q4: a line on stdout, a field of the report and the exit code say the verdict; weights and list are there."""
+    """Q4, P6: a line on stdout, a field of the report and the exit code say the verdict; weights and list are there,
+    and the report's numbers are of these weights."""
     assert call(stickers, *more) == code
     told = capsys.readouterr().out
     out = stickers["--out"]
-    found = json.loads(out.with_suffix(".json").read_text())["verdict"]
+    report = json.loads(out.with_suffix(".json").read_text())
+    found, net = report["verdict"], claims.network(0, 3, 3)
+    net.load_state_dict(torch.load(out, weights_only=True))
+    model, train, *_, test = learnt(0, 0.05, 0.4)
+    changed_predictions = int((predicted(model, train) != predicted(net, train)).sum())
+    assert report["scores"]["training images with another prediction"] == changed_predictions
+    assert found["held-out"]["after"] == accuracy(net, test)
     assert found["word"] == word and f"\n{word}: " in told and ("Next, " in told) == (code == 3)
     assert found["held-out"]["images"] == 300 and found["listed"]["images"] == 12
     assert out.exists() and out.with_name("suspects.csv").exists()
@@ -224,11 +233,29 @@ def test_the_command_says_it(stickers, capsys, more, word, code):
 @pytest.mark.slow
 def test_two_processes_agree(stickers, tmp_path):
     """Q6, Q4: both end with the code of the verdict, and the first has written everything before either is gone."""
-    for more, code in ((("--epochs", 0), 3), (("--epochs", 2), 0)):
-        world = {**stickers, "--out": tmp_path / str(code) / "repaired.pt"}
-        found = in_two_processes(*words(world, *more))
-        assert [each[0] for each in found] == [code, code], found
-        assert {"repaired.pt", "repaired.json", "suspects.csv"} <= {p.name for p in world["--out"].parent.iterdir()}
+    found = in_two_processes(*words({**stickers, "--out": tmp_path / "out" / "repaired.pt"}, "--epochs", 0))
+    assert [each[0] for each in found] == [3, 3], found
+    assert {"repaired.pt", "repaired.json", "suspects.csv"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_the_command_doubts_as_the_untouched_network_does(colours, monkeypatch):
+    """Q2: the margins and looks by which images count are those of the network before the repair."""
+    seen = []
+
+    def noted(*args):  # the numbers themselves show in no output
+        seen.append(args)
+        return undoubted(*args)
+
+    monkeypatch.setattr(account, "undoubted", noted)
+    assert call(colours, "--epochs", 1) in (0, 3)
+    net, reading = build_network(colours["--model"], 12, 32)
+    net.load_state_dict(torch.load(colours["--checkpoint"], weights_only=True))
+    folder = open_folder(colours["--data"], colours["--bad"], class_map=colours["--class-map"])
+    train, *_ = folder.load(reading)
+    (labels, forget, margins, similar), = seen
+    assert torch.equal(labels, train.labels) and torch.equal(forget, folder.forget)
+    assert_close(margins, looked_at(net, train)[1], 1e-5)
+    assert_close(similar, probe(features(net, train), forget), 1e-5)
 
 
 def test_what_is_not_believed_is_not_touched(colours, capsys):
@@ -248,17 +275,10 @@ def test_when_nothing_is_believed(believed, of, refused):
     labels, before = torch.zeros(2, 20, dtype=torch.int64)
     before[believed:of] = 1
     if refused:
-        with pytest.raises(ValueError, match=f"% of the {of} known bad images"):
+        with pytest.raises(ValueError, match=rf"gives {100 * believed / of:.1f} % of the {of} known bad images"):
             check_believed(labels, before, torch.arange(of))
     else:
         check_believed(labels, before, torch.arange(of))
-
-
-def test_the_help_has_the_exit_codes(capsys):
-    """Q4: run.py repair --help says what 3 is."""
-    with pytest.raises(SystemExit):
-        run.main(["repair", "--help"])
-    assert "3 NOT REPAIRED or HARMED" in " ".join(capsys.readouterr().out.split())
 
 
 def test_features_that_fail_cost_no_verdict(colours, capsys, monkeypatch):
@@ -285,6 +305,27 @@ def test_the_function_refuses_and_warns():
     heldout.labels[:] = predicted(net, heldout)
     with pytest.warns(UserWarning, match="accuracy on 40 held-out images"):
         repair(net, data, forget, heldout=heldout, unlearn_epochs=0)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_the_function_compares_with_the_untouched_network(monkeypatch, held_out):
+    """Q2, Q4: what counts is what the untouched network gives no reason to doubt, and it is what was right before."""
+    data, net, other, forget = make_data(0, n=240, classes=4), small_net(0), small_net(1), torch.arange(6)
+    data.labels[:] = predicted(net, data)
+    held = make_data(1, n=40, classes=4) if held_out else None
+    if held_out:
+        held.labels[:] = predicted(net, held)
+    monkeypatch.setattr(plain, "repair", lambda *args, **more: other)  # a network that is known to be worse
+
+    def wanted(one, after):
+        counted = undoubted(data.labels, forget, looked_at(one, data)[1], probe(features(one, data), forget))
+        pair = held and (held.labels, predicted(net, held), predicted(after, held))
+        return judge(data.labels, predicted(net, data), predicted(after, data), forget, counted, pair)
+
+    with pytest.warns(UserWarning) as told:
+        repair(net, data, forget, heldout=held)
+    assert [str(one.message) for one in told] == [wanted(net, other).line(ARGUMENTS)]
+    assert HARMED in str(told[0].message) and wanted(net, other).counted != wanted(other, other).counted
 
 
 @pytest.mark.slow
