@@ -46,7 +46,7 @@ class Never:
 
 
 class Repaired:
-    """End when the repair is done, and return the best epoch.
+    """End when the repair is done, and return the latest epoch that is level with the best.
 
     Choice: step 3 is there to restore utility. Once it has, further epochs cost healing.
     An epoch counts from Acc(D_f) <= gamma on, measured after step 3. The best is the first of those that get most of W
