@@ -18,7 +18,7 @@ from engine.features import features
 from engine.streams import stream
 from experiment.data import Data
 from experiment.settings import Config
-from helpers import assert_same_state, gen
+from helpers import assert_close, assert_same_state, gen
 from metrics import accuracy, predict
 from models import build
 from repair import finish as finish_module
@@ -267,6 +267,10 @@ def test_dropped_images_are_left_out_of_training(learnt, monkeypatch):
     seen, healed = [], finish(model, repaired, data, known, CONFIG).model
     monkeypatch.setattr(finish_module, "fit", lambda net, data, index, *rest, **more: seen.append((index, net)))
     assert finish(model, model, data, known, CONFIG).taken  # as much of it
+    blank = copy.deepcopy(repaired)
+    for parameter in blank.parameters():
+        parameter.data.zero_()
+    assert finish(model, blank, data, known, CONFIG).alike > 0  # looks are those of the network before the repair
     found = finish(model, healed, data, known, CONFIG)
     index, net = seen[-1]
     assert_same_state(net, model)
@@ -277,7 +281,7 @@ def test_dropped_images_are_left_out_of_training(learnt, monkeypatch):
     assert found.line.startswith("not finished: ")
 
 
-def test_known_labels_are_taught(learnt):
+def test_known_labels_are_taught(learnt, monkeypatch):
     """The listed images whose true label is given get it, and those with -1 get anything but the wrong one, whatever
     order they are listed in."""
     data, bad, known, stamped, model, repaired = learnt
@@ -288,6 +292,13 @@ def test_known_labels_are_taught(learnt):
     hits = predict(found.model, data)[known]
     assert (hits == truth[known])[told >= 0].double().mean() >= 0.7
     assert (hits != data.labels[known]).double().mean() >= 0.7
+    losses, ((rows, x, y),) = [], data.batches(known)
+    with monkeypatch.context() as patched:  # each label is that of its image
+        patched.setattr(finish_module, "fit", lambda *args, loss, **more: losses.append(loss))
+        finish(model, repaired, data, known, CONFIG, true_labels=told)
+    with torch.no_grad():
+        wanted = finish_loss(model(x), y, torch.ones(len(known), dtype=torch.bool), told)
+        assert_close(losses[0](rows, x, y), wanted, 1e-5)
     silent, nothing = (finish(model, repaired, data, known, CONFIG, true_labels=labels).model.state_dict()
                        for labels in (None, torch.full_like(told, -1)))
     assert all(torch.equal(t, nothing[name]) for name, t in silent.items())

@@ -114,6 +114,18 @@ def test_when_a_network_is_refused(monkeypatch, capsys, known, best, refused):
         assert f"given: {known:.3f} without the known bad, 1.000 on these" in capsys.readouterr().out
 
 
+def test_an_order_that_is_no_better_ends_no_search(monkeypatch):
+    """P2: where another order of classes gives as many labels as the given one, other sizes are tried all the same."""
+    labels, asked = torch.arange(104) % 4, []
+    before, some = labels.clone(), (labels >= 2) & (torch.arange(104) % 8 < 4)
+    before[some] = 5 - labels[some]  # a half of two classes, which timm has the other way round
+    data = Data(torch.zeros(104, 1, 2, 2, dtype=torch.uint8), labels, 4, (0.5,), (0.5,))
+    folder = Folder(Path(), ["0", "1", "10", "2"], [Path()] * 104, labels, torch.tensor([0, 1]), None, "")
+    monkeypatch.setattr(mismatch, "readings", lambda *args, sizes: asked.append(sizes) or [])  # it learns what is tried
+    mismatch.look_first(None, data, before, folder, Reading(2), False)
+    assert asked == [True]
+
+
 def test_other_readings_are_judged_on_the_images_they_were_tried_on(monkeypatch):
     """P2: where only some images are tried, another reading must beat the given one on these, not on all images."""
     labels, chosen = torch.zeros(40, dtype=torch.int64), []
