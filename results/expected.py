@@ -32,6 +32,7 @@ HALF = "results/lasting/cifar10-jpeg-16px"  # half width
 REDIRECT = "results/redirect"  # with and without the redirect term
 SIZES = "results/tuning/sizes"  # other |D_f| and batches
 EPOCHS = "results/tuning/epochs"  # at most 10 and 30 epochs
+ANEW = "results/tuning/copy"  # the copy of CIFAR-10 with REM of version 0.4.0
 SEVEN = "results/rates/cifar10-jpeg-16px"  # the other seven rates
 
 
@@ -318,6 +319,17 @@ def other_sizes(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
+def copy_anew(labels: list[list[str]]) -> list[list[str]]:
+    """The copy of CIFAR-10 at seed 0, cell by cell: scores of no unlearning, and of REM of version 0.2.0 and now."""
+    old, new, lines = pick(rows_at(COPY), etd=False, seed=0), rows_at(ANEW), []
+    for task, rate in CELLS:
+        cell = dict(task=task, discovery=rate)
+        runs = [pick(old, method="no-ul", **cell), pick(old, method="rem", **cell), pick(new, method="rem", **cell)]
+        if runs[-1]:
+            lines.append([f"{task} {rate:g}", *(scores(part, 1) for part in runs)])
+    return lines
+
+
 def more_epochs(labels: list[list[str]]) -> list[list[str]]:
     """REM at seed 0 with at most 3, 10 and 30 epochs: product in each cell, and their mean."""
     at = {3: pick(rows_at(NOW), method="rem", etd=False, seed=0)}
@@ -400,6 +412,7 @@ TABLES = {
     ("results/redirect/README.md", "what differs", "seeds × cells"): with_and_without,
     ("results/tuning/README.md", "what differs", "task"): other_sizes,
     ("results/tuning/README.md", "at most", "poison 0.1"): more_epochs,
+    ("results/tuning/README.md", "task, discovery", "untouched"): copy_anew,
     ("results/lasting/README.md", "REM, at most", "seeds"): lasting_epochs,
     ("results/lasting/README.md", "width", "task, discovery"): natural_images,
     ("results/float32/README.md", "task", "method"): both_precisions,
