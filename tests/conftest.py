@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items):
 
 # --- Two cores --------------------------------------------------------------------------------------------------------
 
-BESIDE = (("experiment", "engine"), ("study", "repair"))  # rooms that a process of its own takes; they often wait for others
+BESIDE = (("experiment", "engine"), ("study", "repair"))  # rooms that a process of its own takes
 beside = []  # (a pytest process, its output, its rooms), where there are any
 
 
