@@ -203,8 +203,9 @@ def test_weights_of_another_shape_are_explained():
         load_into(small_net(0), {**WEIGHTS, "conv1.weight": torch.zeros(1).expand(10**6, 10**6)})
     with pytest.raises(ValueError, match=r"conv1.bias of shape \(\), this network \(3,\)"):
         load_into(small_net(0), {**WEIGHTS, "conv1.bias": torch.tensor(0.0)})
-    with pytest.raises(ValueError, match="head.weight that are not finite"):
-        load_into(small_net(0), {**WEIGHTS, "head.weight": torch.full_like(WEIGHTS["head.weight"], torch.nan)})
+    lost = {name: torch.full_like(WEIGHTS[name], torch.nan) for name in ("conv1.bias", "head.weight")}
+    with pytest.raises(ValueError, match="conv1.bias that are not finite"):  # the first
+        load_into(small_net(0), {**WEIGHTS, **lost})
 
 
 def test_only_a_mask_may_hold_infinities():

@@ -264,6 +264,7 @@ OTHERS = {
     "frozen weight": lambda: dict(model=held(small_net(0))),
     "activation": lambda: dict(model=rectified(small_net(0))),
     "forget": lambda: dict(forget=FORGET[:1]),
+    "order of D_f": lambda: dict(forget=FORGET.flip(0)),
     "labels": lambda: dict(data=replace(images_of(), labels=(images_of().labels + 1) % 4)),
     "images": lambda: dict(data=replace(images_of(), images=255 - images_of().images)),
     "flip": lambda: dict(data=images_of(flip=True)),
