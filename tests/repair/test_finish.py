@@ -252,7 +252,8 @@ def test_what_is_dropped_teaches_nothing(learnt):
     found = finish(model, repaired, data, known, CONFIG, looks=False)
     assert torch.equal(found.dropped, wrong.nonzero()[:, 0]) and found.alike == 0
     assert found.disbelieved == int(wrong.sum()) == len(found.dropped)
-    looked, alike = finish(model, repaired, data, known, CONFIG), looking_alike(features(model, data), known, 0)
+    looked = finish(model, repaired, data, known, CONFIG)
+    alike = looking_alike(features(model, data), data.labels, known, 0)
     assert torch.equal(looked.dropped, (wrong | alike).nonzero()[:, 0]) and looked.alike == int(alike.sum()) > 0
     assert not torch.isin(looked.dropped, known).any() and looked.disbelieved == found.disbelieved
     assert looked.report() == {"taken": True, "dropped": len(looked.dropped), "disbelieved": looked.disbelieved,
