@@ -300,8 +300,7 @@ def with_and_without(labels: list[list[str]]) -> list[list[str]]:
     for name in [label[0] for label in labels]:
         rem, without = (pick(rows, **WHERE[name], method=method) for method in ("rem", "rem-no31"))
         pairs = minus(products(rem), products(without))
-        tasks = [" / ".join(mean([row for row in runs if row["task"] == task]) for runs in (rem, without))
-                 for task in TASKS]
+        tasks = [" / ".join(mean(pick(runs, task=task)) for runs in (rem, without)).strip(" /") for task in TASKS]
         ((value, error), count) = mean_of_seeds(pairs)
         less = f"{value:+.1f}" + ("" if error is None else f" ± {error:.1f}")
         lines.append([name, count, *tasks, less])
