@@ -278,16 +278,15 @@ def machines(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
-PRESET = dict(n=120, ratio=None, unlearn_epochs=3, arch="resnet9", batch=256)
+PRESET = dict(n=120, unlearn_epochs=3, arch="resnet9", batch=256)
 LOW = {**PRESET, "discovery": 0.1}
 WHERE = {  # the label of a line: what its rows are run with
     "the nine cells": {**PRESET, "discovery": RATES},
     "6 of 120 known (discovery 0.05)": {**PRESET, "discovery": 0.05},
     "12 of 120 known (0.1)": LOW,
     "60 of 600 known (0.1)": {**LOW, "n": 600},
-    "theta_o2 three times as wide as theta_o1": {**LOW, "ratio": 3.0},
     "12 epochs, all of them": {**LOW, "unlearn_epochs": 12},
-    "small ViT": {**LOW, "arch": "vit", "unlearn_epochs": 10},
+    "small ViT": {**LOW, "arch": "vit", "unlearn_epochs": 10, "batch": 128},
     "5 of 50 known": {**LOW, "n": 50},
     "12 steps an epoch": {**LOW, "batch": 512},
     "94 steps an epoch": {**LOW, "batch": 64},
@@ -311,7 +310,7 @@ def other_sizes(labels: list[list[str]]) -> list[list[str]]:
     """Other sizes of D_f and of an epoch: product of no unlearning, NPO and REM by task, and Utility that is lost."""
     rows, lines = rows_at(SIZES), []
     for name, task in [label[:2] for label in labels]:
-        runs = pick(rows, **WHERE[name], task=task)
+        runs = pick(rows, n=WHERE[name]["n"], batch=WHERE[name]["batch"], task=task)
         before, npo, rem = (pick(runs, method=method) for method in ("no-ul", "npo", "rem"))
         lost = fmean(row["utility"] for row in rem) - fmean(row["utility"] for row in before)
         lines.append([name, task, str(len(rem)), *(scores(part) for part in (before, npo, rem)), f"{100 * lost:+.1f}"])
