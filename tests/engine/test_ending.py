@@ -222,7 +222,8 @@ def test_two_epochs_that_are_not_better_end_it(dictated, right, epochs, best):
     assert max(number for number, (record, _) in enumerate(seen, 1) if record["best"]) == best
 
 
-@pytest.mark.parametrize("lost, gained, level", [(0, 0, True), (6, 3, True), (6, 2, False), (1, 0, True), (2, 0, False)])
+@pytest.mark.parametrize("lost, gained, level", [(0, 0, True), (6, 3, True), (6, 2, False), (1, 0, True),
+                                                 (2, 0, False)])
 def test_level_is_within_the_paired_error(lost, gained, level):
     """A24: images that only the best gets right less those that only the other does are at most the root of both."""
     end = Repaired(make_state(n=60, size=5))
@@ -250,7 +251,8 @@ def test_epochs_count_once_d_f_is_forgotten(dictated, right, forgotten, epochs, 
 def test_nothing_is_ever_forgotten(dictated, forgotten, best):
     """A24: where no epoch counts all run, and of those that believe least of D_f the last comes back; it is told."""
     dictated([12, 10, 8, 10], forgotten)
-    with pytest.warns(UserWarning, match=f"is {forgotten[best - 1]:.2f} after the returned epoch, above gamma = 0.2"):
+    told = f"is {forgotten[best - 1]:.2f} after the returned epoch, above gamma = 0.2"
+    with pytest.warns(UserWarning, match=told):
         out, seen = watched(0, Repaired)
     assert len(seen) == 4 and number_of(out, seen) == [best]
 
