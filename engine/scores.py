@@ -16,39 +16,29 @@ def cross_entropy(s, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None
     return F.cross_entropy(logits, y, reduction="none")
 
 
-@torch.no_grad()
 def accuracy_of(s, index: torch.Tensor, net: torch.nn.Module | None = None) -> float:
-    """Accuracy on some examples, a fraction; labels as given, eval mode, no augmentation.
-
-    Args: s: Algorithm 1's state; index: (k,) int64 dataset indices; net: None: theta_o1 alone.
-    Raises: NonFiniteLoss: a logit is not finite.
-    """
-    net = s.expanded if net is None else net
-    counts = torch.zeros(3, dtype=torch.int64, device=s.device)  # looked at once, at the end
-    with eval_mode(net):
-        for _, x, y in batches_of(s, index, augment=False, size=min(1024, 4 * s.config.batch)):
-            logits = net(x)  # (B, classes)
-            counts[:2] += torch.stack([(logits.argmax(dim=1) == y).sum(), (~logits.isfinite()).sum()])
-            counts[2] += len(y)
-    over_ranks([counts])  # each rank may give its share or all examples
-    hits, odd, number = counts.tolist()
-    if odd:
-        raise NonFiniteLoss(f"{odd} logits are not finite; lower the rate, or if no update was made look at the inputs")
-    return hits / number
+    """Accuracy on some examples, a fraction; arguments and errors as of `right_on`."""
+    return float(right_on(s, index, net).double().mean())
 
 
 @torch.no_grad()
 def right_on(s, index: torch.Tensor, net: torch.nn.Module | None = None) -> torch.Tensor:
-    """(k,) bool on the CPU: of which of some examples theta_o1 alone (or `net`) gets the label as given right.
+    """Which of some examples get their label as given: eval mode, no augmentation.
 
-    In eval mode, without augmentation; index: (k,) int64 dataset indices.
+    Args: s: Algorithm 1's state; index: (k,) int64 dataset indices; net: None: theta_o1 alone.
+    Returns: (k,) bool on the CPU. Raises: NonFiniteLoss: a logit is not finite.
     """
     net = s.expanded if net is None else net
     right = torch.zeros(len(s.data), device=s.device)
+    odd = torch.zeros((), dtype=torch.int64, device=s.device)  # looked at once, at the end
     with eval_mode(net):
         for rows, x, y in batches_of(s, index, augment=False, size=min(1024, 4 * s.config.batch)):
-            right[rows.to(s.device)] = (net(x).argmax(dim=1) == y).to(right)
-    over_ranks([right])  # each process has seen its share, or all
+            logits = net(x)  # (B, classes)
+            right[rows.to(s.device)] = (logits.argmax(dim=1) == y).to(right)
+            odd += (~logits.isfinite()).sum()
+    over_ranks([right, odd])  # each process has seen its share, or all
+    if odd:
+        raise NonFiniteLoss(f"{odd} logits are not finite; lower the rate, or if no update was made look at the inputs")
     return right.cpu()[index.cpu()] > 0
 
 
