@@ -119,10 +119,10 @@ def rem(model: torch.nn.Module, data, forget: torch.Tensor, config, generator: t
     Raises: ValueError for a forget set or setting without sense; TypeError: it cannot be expanded; NonFiniteLoss.
     """
     s = state or add_capacity(model, data, forget, config, generator, shared)  # Step 1
-    s.reference.remember(s)
     end = until(s)  # Choice: max epochs is only an upper bound
     while s.epoch < s.config.unlearn_epochs and not end.reached:  # while current epoch <= max epochs
         s.epoch += 1
+        s.reference.remember(s)
         index = believed(s, end.trained_on)
         remove(s, s.config.forget_norm == "batch", s.config.reach)  # Step 2
         redirect(s, step3 or step3_batch, index)  # Step 3

@@ -168,6 +168,13 @@ def test_no_epoch(seed, gamma, end):
     assert_same_state(unlearn(seed, net=net, n=40, unlearn_epochs=0, gamma=gamma, until=ENDS[end]), net)
 
 
+def test_a_finished_run_goes_on_with_nothing():
+    """A10: a state whose epochs have all run gives its network at once, without a look at D_tr."""
+    state = make_state()
+    state.epoch, state.data = state.config.unlearn_epochs, types.SimpleNamespace(augments=False)
+    assert_same_state(rem(*[None] * 5, until=Never, state=state), small_net(0))
+
+
 @few
 @given(seeds, st.sampled_from(["sgd", "adam"]), st.booleans())
 def test_rate_zero(seed, optimizer, norm):
