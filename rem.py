@@ -164,8 +164,9 @@ def remove(s: State, training: bool = False, reach: float = 0.0) -> None:
     follows (NPO); of one example there are no batch statistics.
     Raises: NonFiniteLoss.
     """
-    config, passes, updates, line = s.config, 0, 0, Line(s, reach)
+    config, passes, updates = s.config, 0, 0
     before = acc = accuracy_of(s, s.forget)
+    line = Line(s, reach, before)
     while acc > config.gamma and passes < config.max_passes and not line.ended():  # stop condition: Acc(D_f) <= gamma
         passing_mode(s, training)
         with one_pass(s, "step 2", optimizer=line.optimizer) as update:

@@ -10,16 +10,21 @@ class Line:
 
     Choice: at gamma the known images are forgotten, but what they share is not; distance in weight space takes that
     out. So the first step 2 goes on along its line until theta_o1 is `reach` of its norm away; a later one ends at
-    gamma, and no pass begins that far out. Its updates have one length, STEP, and no momentum: where the network is
-    sure of D_f the gradient is next to nothing, and a hundred updates at the rate of step 3 move nothing; where it is
-    not, the first such update goes so far that of two confused classes one swallows the other, and there its gradient
-    is nothing too. The optimiser of step 3 begins anew after it.
+    gamma, and no pass begins that far out. Where little of D_f was learnt there is little to take out, and going as far
+    does harm: below Acc(D_f) = 2 gamma it goes on by the share Acc(D_f) / gamma - 1 of `reach` alone.
+    Its updates have one length, STEP, and no momentum: where the network is sure of D_f the gradient is next to
+    nothing, and a hundred updates at the rate of step 3 move nothing; where it is not, the first such update goes so
+    far that of two confused classes one swallows the other, and there its gradient is nothing too. The optimiser of
+    step 3 begins anew after it.
     With reach 0 nothing of this happens: Algorithm 1 as printed, one optimiser for both steps, momentum carried over.
     """
 
-    def __init__(self, s, reach: float):
-        """Args: s: Algorithm 1's state as step 2 begins; reach: >= 0, over the norm of theta_o1."""
+    def __init__(self, s, reach: float, believed: float):
+        """Args: s: Algorithm 1's state as step 2 begins; reach: >= 0, over the norm of theta_o1; believed: Acc(D_f)."""
+        gamma = s.config.gamma
         self.s, self.reach = s, reach
+        # goal = reach min(1, (Acc(D_f) - gamma) / gamma)
+        self.goal = reach * min(1.0, (believed - gamma) / gamma) if gamma else reach
         self.theta_o1 = [p for p in s.expanded.theta_o1() if p.requires_grad]
         self.begin = copies(self.theta_o1) if reach else []
         self.optimizer = steps_of(self.theta_o1, STEP) if reach else s.optimizer  # of the passes over D_f
@@ -34,7 +39,7 @@ class Line:
             return False
         self.s.optimizer.state.clear()
         if self.s.epoch == 1:
-            carry_on(self.theta_o1, self.begin, self.reach)
+            carry_on(self.theta_o1, self.begin, self.goal)
         return self.s.epoch == 1
 
 

@@ -109,6 +109,17 @@ def test_where_there_is_no_line_nothing_moves(acc, shut):
     assert state.record["passes"] == (2 if shut else 0) and not state.optimizer.state
 
 
+@pytest.mark.parametrize("acc, gamma, share", [(0.3, 0.2, 0.5), (0.25, 0.2, 0.25), (0.4, 0.2, 1.0), (0.9, 0.2, 1.0),
+                                               (0.15, 0.1, 0.5), (0.01, 0.0, 1.0)])
+def test_little_learnt_is_little_to_take_out(acc, gamma, share):
+    """A32: below Acc(D_f) = 2 gamma it goes on by the share Acc(D_f) / gamma - 1 of `reach`."""
+    state = started(0, gamma=gamma)
+    begin = copies(state.expanded.theta_o1())
+    with acc_forget(acc, 0.0):
+        remove(state, reach=0.3)
+    assert distance(state.expanded.theta_o1(), begin) == pytest.approx(0.3 * share, rel=1e-9)
+
+
 def test_a_warning_is_of_where_the_passes_end():
     """A32: where they end at gamma step 2 has not given up, though on their line D_f may be believed again."""
     state = started(0)
