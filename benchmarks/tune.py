@@ -29,6 +29,7 @@ import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 from baselines import npo  # noqa: E402
 from data.make_fashion_mini import CLASSES, PER_CLASS, SOURCE, read_idx  # noqa: E402
 from engine.batches import batches_of  # noqa: E402
-from engine.lines import carry_on, copies, moved  # noqa: E402
+from engine.lines import Line, carry_on, copies, moved  # noqa: E402
 from engine.modes import eval_mode, refresh_batchnorm  # noqa: E402
 from engine.scores import accuracy_of, cross_entropy  # noqa: E402
 from engine.streams import stream  # noqa: E402
@@ -62,8 +63,8 @@ FIXED = dict(optimizer="sgd", momentum=0.9, unlearn_lr=0.01, max_passes=100, pre
 #   rule: what follows once Acc(D_f) <= gamma: "carry" (nothing: the momentum runs on into step 3), "coast" (it runs out
 #       in closed form), "ray" (theta_o1 goes on along the displacement of this step 2 until that is `reach` times its
 #       norm), "away" (the same until theta_o1 is that far from the reference; a later step 2 that makes passes goes on
-#       as far, where rem.py's ends at gamma), "rem" (step 2 as rem.py has it); after all but "carry" the optimiser's
-#       state is cleared
+#       as far, where rem.py's ends at gamma), "rem" (step 2 as rem.py has it), "whole" (the same, but for all of
+#       `reach` however little of D_f was learnt); after all but "carry" the optimiser's state is cleared
 #   refresh: of BatchNorm's base statistics after each epoch: "place", or "copy" (on what is judged alone)
 #   suspects: CE of the given label above which an image of D_r is left out of step 3; None: none is
 #   from_epoch: the first epoch that leaves suspects out; looked: their CE is that "after" step 2, or "before" it, as
@@ -88,9 +89,11 @@ VARIANTS = {
     "reach0.05": dict(rule="rem", reach=0.05, refresh="place"),
     "reach0.07": dict(rule="rem", reach=0.07, refresh="place"),
     "reach0.07-susb2": dict(rule="rem", reach=0.07, suspects=2.0, refresh="place", **BEFORE),
+    "reach0.07-susb2-whole": dict(rule="whole", reach=0.07, suspects=2.0, refresh="place", **BEFORE),
     "carry-susb2": dict(suspects=2.0, refresh="place", **BEFORE),
 }
-KEY = ("variant", "task", "discovery", "seed", "n", "batch", "epochs")  # what tells a run from another
+KEY = ("variant", "task", "discovery", "seed", "n", "batch", "epochs", "train_epochs")  # what tells a run from another
+TRAINED = 12  # epochs of training, fashion-mini's preset: rows that do not say have these
 
 
 def tuning_data(source: Path) -> Dataset:
@@ -113,7 +116,8 @@ def tuning_data(source: Path) -> Dataset:
 
 def original_of(config, task, dataset: Dataset, folder: Path):
     """The trained network of a task and seed, read from `folder` or trained, in batches of 256, and left there."""
-    path, model = folder / f"{config.task}-n{config.n}-{config.seed}.pt", new_model(config, dataset)
+    epochs = "" if config.epochs == TRAINED else f"-{config.epochs}"
+    path, model = folder / f"{config.task}-n{config.n}-{config.seed}{epochs}.pt", new_model(config, dataset)
     if path.is_file():
         model.load_state_dict(torch.load(path, weights_only=True))
         return model
@@ -131,12 +135,20 @@ def ce_of(s: State, index: torch.Tensor | None) -> torch.Tensor:
         return torch.cat([cross_entropy(s, x, y) for _, x, y in batches_of(s, index, augment=False, size=1024)])
 
 
+class Whole(Line):
+    """A line along which the first step 2 goes `reach` far, however little of D_f was learnt."""
+
+    def __init__(self, s: State, reach: float, believed: float):
+        super().__init__(s, reach, believed=1.0)
+
+
 def remove(s: State, v: dict) -> dict:
     """Step 2 by a variant's rule; what it did."""
     theta_o1, path, passes = s.expanded.theta_o1(), [], 0
     begin = copies(theta_o1)
-    if v["rule"] == "rem":
-        rem.remove(s, reach=v["reach"])
+    if v["rule"] in ("rem", "whole"):
+        with mock.patch.object(rem, "Line", Whole if v["rule"] == "whole" else Line):
+            rem.remove(s, reach=v["reach"])
         return dict(passes=s.record["passes"], acc_forget_gamma=s.record["acc_forget"], moved=moved(theta_o1, begin))
     s.expanded.eval()
     while (acc := accuracy_of(s, s.forget)) > s.config.gamma and passes < s.config.max_passes:
@@ -263,7 +275,7 @@ def runs_of(rows: list[dict]) -> dict[str, dict[tuple, dict[int, dict]]]:
     each epoch once: the rate is constant, and the first three epochs are the same to the last digit. CHOSEN is
     "-place" where that was run, else with the refresh on a copy.
     """
-    last = {tuple(row[name] for name in (*KEY, "epoch")): row for row in rows}
+    last = {tuple({"train_epochs": TRAINED, **row}[name] for name in (*KEY, "epoch")): row for row in rows}
     runs = {}
     for row in last.values():
         cell = row["task"], row["discovery"], row["seed"], row["batch"]
@@ -512,6 +524,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--tasks", default="poison,confusion,random")
     p.add_argument("--rates", default="0.1,0.5,1", help="discovery rates")
     p.add_argument("--epochs", type=int, default=3)
+    p.add_argument("--train-epochs", type=int, default=TRAINED, help="of the network; fewer learn less of D_c")
     p.add_argument("--batch", type=int, default=256)
     p.add_argument("--n", type=int, default=120, help="corrupted images")
     p.add_argument("--source", type=Path, default=SOURCE, help="folder of Fashion-MNIST's .gz files (%(default)s)")
@@ -534,11 +547,12 @@ def main(argv: list[str] | None = None) -> int:
         v = {**BASE, **VARIANTS[name]}
         last = {"npo": 1, "untouched": 0}.get(v["rule"], args.epochs)
         cell = dict(variant=name, **v, **FIXED, task=kind, discovery=rate, seed=seed, n=args.n, batch=args.batch,
-                    epochs=args.epochs)
-        if any(all(row[k] == cell[k] for k in KEY) and row["epoch"] >= last for row in read(args.out)):
+                    epochs=args.epochs, train_epochs=args.train_epochs)
+        done = [{"train_epochs": TRAINED, **row} for row in read(args.out) if row["epoch"] >= last]
+        if any(all(row[k] == cell[k] for k in KEY) for row in done):
             continue
         config = resolve(dict(dataset="fashion-mini", task=kind, seed=seed, discovery=rate, n=args.n, batch=args.batch,
-                              unlearn_epochs=args.epochs, quiet=True, **FIXED))
+                              epochs=args.train_epochs, unlearn_epochs=args.epochs, quiet=True, **FIXED))
         task = corrupt(config, dataset)
         original = original_of(config, task, dataset, args.originals)
 
