@@ -23,7 +23,7 @@ from metrics import accuracy, predict
 from models import build
 from repair import finish as finish_module
 from repair.finish import (CHANCE, apart, as_similar, called_otherwise, finish, finish_loss, gaps, groups,
-                           looking_alike, similarities)
+                           looking_alike, similarities, taught)
 from repair.network import repair
 from repair.suspects import probe_logits
 from train import fit
@@ -283,8 +283,8 @@ def test_dropped_images_are_left_out_of_training(learnt, monkeypatch):
 
 
 def test_known_labels_are_taught(learnt, monkeypatch):
-    """The listed images whose true label is given get it, and those with -1 get anything but the wrong one, whatever
-    order they are listed in."""
+    """The listed images whose true label is given are taught it, and those with -1 what the repaired network calls
+    them, unless it is the wrong one, whatever order they are listed in."""
     data, bad, known, stamped, model, repaired = learnt
     known, truth = known.flip(0), torch.arange(len(data)) % 3
     told = truth[known].clone()
@@ -298,13 +298,22 @@ def test_known_labels_are_taught(learnt, monkeypatch):
         patched.setattr(finish_module, "fit", lambda *args, loss, **more: losses.append(loss))
         finish(model, repaired, data, known, CONFIG, true_labels=told)
     with torch.no_grad():
-        wanted = finish_loss(model(x), y, torch.ones(len(known), dtype=torch.bool), told)
+        says = repaired(x).argmax(dim=1)
+        answers = torch.where(told >= 0, told, torch.where(says == y, -1, says))
+        wanted = finish_loss(model(x), y, torch.ones(len(known), dtype=torch.bool), answers)
         assert_close(losses[0](rows, x, y), wanted, 1e-5)
     silent, nothing = (finish(model, repaired, data, known, CONFIG, true_labels=labels).model.state_dict()
                        for labels in (None, torch.full_like(told, -1)))
     assert all(torch.equal(t, nothing[name]) for name, t in silent.items())
     with pytest.raises(ValueError, match="3 true labels for 8 known bad images; give one for each"):
         finish(model, repaired, data, known, CONFIG, true_labels=told[:3])
+
+
+@pytest.mark.parametrize("truths, wanted", [(None, [2, -1, 0]), ([-1, 2, 1], [2, 2, 1]), ([-1, -1, -1], [2, -1, 0])])
+def test_what_the_listed_are_taught(truths, wanted):
+    """The true label wins over the repaired network's answer, and the label as given is never taught."""
+    z, given = torch.tensor([[0.0, 1.0, 2.0], [0.0, 3.0, 2.0], [5.0, 1.0, 4.0]]), torch.tensor([1, 1, 2])
+    assert taught(z, given, truths and torch.tensor(truths)).tolist() == wanted
 
 
 def test_a_finish_that_is_not_finite_leaves_the_repair(learnt, monkeypatch):
