@@ -4,9 +4,9 @@
 
 REM takes out what D_f and the undiscovered bad images share, at a cost in accuracy; what it leaves is worth more as a
 list than as weights. So the images that it disbelieves, and those that look like D_f, are dropped, and the *original*
-network, which has lost nothing, learns the rest once more, and of D_f what the repaired network says, or the true
-labels where they are known, so that a trigger that is still in the rest is not learnt again. Measured in
-results/repair/README.md, beside what was tried.
+network, which has lost nothing, learns the rest once more, while D_f is pushed off its labels as given (or taught its
+true ones), so that a trigger that is still in the rest is not learnt again. Measured in results/repair/README.md,
+beside what was tried.
 """
 
 import math
@@ -31,6 +31,7 @@ EPOCHS = 4  # over what is left
 RATES = {"sgd": 0.01, "adam": 5e-4}  # peak, down to a fifth
 FOLDS = 5  # in which images are held out
 LEAST = 4  # members of D_f that can be compared with others
+SAME = 1 / 3  # of D_f: where fewer get the repaired network's answers they have gone to some third class
 CHANCE = 0.01  # at which members of D_f that look like all others may be taken for apart
 MOST = 0.25  # share of the images: where more look like D_f, its looks tell nothing apart
 
@@ -43,6 +44,7 @@ class Finished(NamedTuple):
     disbelieved: int  # how many of them the repaired network calls another class
     alike: int  # how many of them look like D_f
     taken: bool  # False: `model` is the repaired network, since more of D_f was believed after the finish
+    answers: bool = False  # whether D_f was taught what the repaired network says of it
 
     @property
     def line(self) -> str:
@@ -50,25 +52,27 @@ class Finished(NamedTuple):
         what = (f"{len(self.dropped)} likely bad images ({self.disbelieved} that the repaired network calls another "
                 f"class, {self.alike} that look like the listed ones)")
         if self.taken:
-            return f"finished: the network from before the repair learnt the rest once more, without {what}"
+            more = ", and what the repaired network says of the listed ones" if self.answers else ""
+            return f"finished: the network from before the repair learnt the rest once more{more}, without {what}"
         return f"not finished: without {what} it would believe more of the listed images; the repair stays as it was"
 
     def report(self) -> dict:
         """For a report in JSON."""
         return {"taken": self.taken, "dropped": len(self.dropped), "disbelieved": self.disbelieved,
-                "alike": self.alike}
+                "alike": self.alike, "answers": self.answers}
 
 
 def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, config, *,
            true_labels: torch.Tensor | None = None, looks: bool = True) -> Finished:
-    """Train a copy of `model` on what is left of D_r, and D_f at other labels.
+    """Train a copy of `model` on what is left of D_r, with D_f pushed off its labels or taught its true ones.
 
     Choice: from the original network, not from the repaired one, which has lost accuracy; suspects are dropped, neither
-    pushed away nor given another label, since some of them are good. An image of D_f is taught its true label where it
-    is known, else the repaired network's answer, and pushed off its label where that answer is it. (Pushed off alone,
-    a published network called its triggered images some third class, and got 12 % of them right in place of 74 %:
-    `trojan` in results/repair.) The end is by D_f: the network is taken unless more of D_f gets its label as given than
-    from the repaired one.
+    pushed away nor given another label, since some of them are good. An image of D_f whose true label is unknown may
+    go to any class but its own. Where fewer than SAME of D_f get what the repaired network says they have gone to
+    some third class, as a trigger that means another label now, and it is done once more, teaching them what the
+    repaired network says. (A published network, `trojan` in results/repair, gets 12 % of its triggered images right
+    after the first and 74 % after the second; elsewhere the second is level or worse, since such answers err.)
+    The end is by D_f: the network is taken unless more of D_f gets its label as given than from the repaired one.
     Args:
         model: the network before the repair, repaired: after it, plain both; left as they are.
         data: D_tr, N examples, labels as given, Data or Streamed; forget: (k,) int64, D_f.
@@ -87,26 +91,53 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     dropped = disbelieved | alike
     left = (~dropped).index_fill(0, forget, False)
     index = torch.cat([left.nonzero()[:, 0], *[forget] * COPIES])
-    known = check_truths(true_labels, forget, data)
-    answers = torch.full((len(data),), -1).index_copy_(0, forget, taught(z[forget], labels[forget], known))
-    in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
-    net = copy_of(model)
-
-    def loss(rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        z = logits_of(net, x, config.precision)  # (B, C)
-        return finish_loss(z, y, in_forget[rows].to(x.device), answers[rows].to(x.device))
-
+    truths = check_truths(true_labels, forget, data)
+    truths = torch.full((len(forget),), -1) if truths is None else truths
     found = dropped.nonzero()[:, 0], int(disbelieved.sum()), int(alike.sum())
     try:
-        fit(net, data, index, config, stream(config.seed, "finish"), epochs=EPOCHS, lr=RATES[config.optimizer],
-            loss=loss)
+        net = taught(model, data, index, forget, truths, config)
+        says = what_it_says(z[forget], labels[forget], truths)
+        if again := same_answers(predict(net, data, forget), says) < SAME:
+            net = taught(model, data, index, forget, says, config)
         before, after = (believed_share(network, data, labels, forget) for network in (repaired, net))
     except NonFiniteLoss:
         return Finished(repaired, *found, taken=False)
     if after > before:
         return Finished(repaired, *found, taken=False)
     put_modes(net, modes_of(model))
-    return Finished(net, *found, taken=True)
+    return Finished(net, *found, taken=True, answers=again)
+
+
+def taught(model: nn.Module, data, index: torch.Tensor, forget: torch.Tensor, answers: torch.Tensor, config
+           ) -> nn.Module:
+    """A copy of `model` that has learnt the images of `index`, (m,) int64, at their labels as given but for D_f, whose
+    answers are (k,) int64; -1 is any class but its own. Raises: NonFiniteLoss."""
+    net = copy_of(model)
+    in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
+    answer = torch.full((len(data),), -1).index_copy_(0, forget, answers)
+
+    def loss(rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        z = logits_of(net, x, config.precision)  # (B, C)
+        return finish_loss(z, y, in_forget[rows].to(x.device), answer[rows].to(x.device))
+
+    fit(net, data, index, config, stream(config.seed, "finish"), epochs=EPOCHS, lr=RATES[config.optimizer], loss=loss)
+    return net
+
+
+def what_it_says(z: torch.Tensor, given: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
+    """What D_f is taught where it is taught all: the true label, else what the repaired network says.
+
+    Args: z: (k, C) its logits of D_f; given: (k,) labels as given, which are no answer; truths: (k,), -1 where unknown.
+    Returns: (k,) int64 labels, -1 for none.
+    """
+    answers = z.argmax(dim=1)
+    return torch.where(truths >= 0, truths, torch.where(answers == given, -1, answers))
+
+
+def same_answers(found: torch.Tensor, says: torch.Tensor) -> float:
+    """The share of D_f that gets the answer in `says`, (k,) both, among those that have one; 1 where none has."""
+    told = says >= 0
+    return share(found[told] == says[told]) if told.any() else 1.0
 
 
 def agreed(found: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -121,22 +152,10 @@ def believed_share(model: nn.Module, data, labels: torch.Tensor, forget: torch.T
     return share(predict(model, data, forget) == labels[forget])
 
 
-def taught(z: torch.Tensor, given: torch.Tensor, truths: torch.Tensor | None) -> torch.Tensor:
-    """What each image of D_f is taught: its true label, else what the repaired network calls it.
-
-    Args: z: (k, C) the repaired network's logits of D_f; given: (k,) labels as given, of which none is taught; truths:
-        (k,) true labels, -1 where unknown; None: none is known.
-    Returns: (k,) int64 labels, -1 for none.
-    """
-    answers = z.argmax(dim=1)
-    answers = torch.where(answers == given, -1, answers)
-    return answers if truths is None else torch.where(truths >= 0, truths, answers)
-
-
 def finish_loss(z: torch.Tensor, y: torch.Tensor, in_forget: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
     """The mean over a batch of -log p(y); of D_f -log p(answer), or -log(1 - p(y)) where there is none.
 
-    Args: z: (B, C) logits; y: (B,) labels as given; in_forget: (B,) bool; answers: (B,) as of `taught`, -1 where none.
+    Args: z: (B, C) logits; y: (B,) labels as given; in_forget: (B,) bool; answers: (B,), -1 where none.
     """
     wanted = torch.where(in_forget & (answers >= 0), answers, y)
     ce = F.cross_entropy(z, wanted, reduction="none")

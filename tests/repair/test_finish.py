@@ -23,7 +23,7 @@ from metrics import accuracy, predict
 from models import build
 from repair import finish as finish_module
 from repair.finish import (CHANCE, apart, as_similar, called_otherwise, finish, finish_loss, gaps, groups,
-                           looking_alike, similarities, taught)
+                           looking_alike, same_answers, similarities, what_it_says)
 from repair.network import repair
 from repair.suspects import probe_logits
 from train import fit
@@ -257,7 +257,7 @@ def test_what_is_dropped_teaches_nothing(learnt):
     assert torch.equal(looked.dropped, (wrong | alike).nonzero()[:, 0]) and looked.alike == int(alike.sum()) > 0
     assert not torch.isin(looked.dropped, known).any() and looked.disbelieved == found.disbelieved
     assert looked.report() == {"taken": True, "dropped": len(looked.dropped), "disbelieved": looked.disbelieved,
-                               "alike": looked.alike}
+                               "alike": looked.alike, "answers": False}
     assert f"without {len(looked.dropped)} likely bad images" in looked.line
 
 
@@ -283,8 +283,8 @@ def test_dropped_images_are_left_out_of_training(learnt, monkeypatch):
 
 
 def test_known_labels_are_taught(learnt, monkeypatch):
-    """The listed images whose true label is given are taught it, and those with -1 what the repaired network calls
-    them, unless it is the wrong one, whatever order they are listed in."""
+    """The listed images whose true label is given get it, and those with -1 get anything but the wrong one, whatever
+    order they are listed in."""
     data, bad, known, stamped, model, repaired = learnt
     known, truth = known.flip(0), torch.arange(len(data)) % 3
     told = truth[known].clone()
@@ -298,9 +298,7 @@ def test_known_labels_are_taught(learnt, monkeypatch):
         patched.setattr(finish_module, "fit", lambda *args, loss, **more: losses.append(loss))
         finish(model, repaired, data, known, CONFIG, true_labels=told)
     with torch.no_grad():
-        says = repaired(x).argmax(dim=1)
-        answers = torch.where(told >= 0, told, torch.where(says == y, -1, says))
-        wanted = finish_loss(model(x), y, torch.ones(len(known), dtype=torch.bool), answers)
+        wanted = finish_loss(model(x), y, torch.ones(len(known), dtype=torch.bool), told)
         assert_close(losses[0](rows, x, y), wanted, 1e-5)
     silent, nothing = (finish(model, repaired, data, known, CONFIG, true_labels=labels).model.state_dict()
                        for labels in (None, torch.full_like(told, -1)))
@@ -309,11 +307,35 @@ def test_known_labels_are_taught(learnt, monkeypatch):
         finish(model, repaired, data, known, CONFIG, true_labels=told[:3])
 
 
-@pytest.mark.parametrize("truths, wanted", [(None, [2, -1, 0]), ([-1, 2, 1], [2, 2, 1]), ([-1, -1, -1], [2, -1, 0])])
-def test_what_the_listed_are_taught(truths, wanted):
-    """The true label wins over the repaired network's answer, and the label as given is never taught."""
+@pytest.mark.parametrize("truths, wanted", [([-1, -1, -1], [2, -1, 0]), ([-1, 2, 1], [2, 2, 1])])
+def test_what_the_repaired_network_says(truths, wanted):
+    """The true label wins over the repaired network's answer, and the label as given is no answer."""
     z, given = torch.tensor([[0.0, 1.0, 2.0], [0.0, 3.0, 2.0], [5.0, 1.0, 4.0]]), torch.tensor([1, 1, 2])
-    assert taught(z, given, truths and torch.tensor(truths)).tolist() == wanted
+    assert what_it_says(z, given, torch.tensor(truths)).tolist() == wanted
+
+
+@pytest.mark.parametrize("found, share", [([0, 1, 2, 0], 1 / 3), ([1, 0, 2, 2], 1.0), ([0, 0, 0, 0], 0.0)])
+def test_the_same_answers(found, share):
+    """Images for which there is no answer count neither way."""
+    assert same_answers(torch.tensor(found), torch.tensor([1, -1, 2, 2])) == pytest.approx(share)
+    assert same_answers(torch.tensor(found), torch.full((4,), -1)) == 1
+
+
+@pytest.mark.parametrize("to, again", [(9, True), (None, False)])
+def test_a_third_class_is_no_finish(learnt, monkeypatch, to, again):
+    """Where the first finish sends D_f to a class that the repaired network does not name, it is done once more from
+    the network before the repair, with the repaired network's answers; else not."""
+    data, bad, known, stamped, model, repaired = learnt
+    seen, says = [], predict(repaired, data, known)
+    found = {1: says if to is None else torch.full_like(says, to), 2: says}
+    monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or model)
+    monkeypatch.setattr(finish_module, "predict", lambda net, data, index: found[min(2, len(seen))])
+    done = finish(model, repaired, data, known, CONFIG)
+    assert len(seen) == 1 + again and done.answers == again and done.report()["answers"] == again
+    assert (seen[0][4] == -1).all() and all(args[0] is model for args in seen)
+    if again:
+        assert torch.equal(seen[1][4], torch.where(says == data.labels[known], -1, says))
+        assert "and what the repaired network says of the listed ones, without" in done.line
 
 
 def test_a_finish_that_is_not_finite_leaves_the_repair(learnt, monkeypatch):
