@@ -11,7 +11,7 @@ class Line:
     Choice: at gamma the known images are forgotten, but what they share is not; distance in weight space takes that
     out. So the first step 2 goes on along its line until theta_o1 is `reach` of its norm away; a later one ends at
     gamma, and no pass begins that far out. Where little of D_f was learnt there is little to take out, and going as far
-    does harm: below Acc(D_f) = 2 gamma it goes on by the share Acc(D_f) / gamma - 1 of `reach` alone.
+    does harm (results/tuning): below Acc(D_f) = 2 gamma it goes on by the share Acc(D_f) / gamma - 1 of `reach` alone.
     Its updates have one length, STEP, and no momentum: where the network is sure of D_f the gradient is next to
     nothing, and a hundred updates at the rate of step 3 move nothing; where it is not, the first such update goes so
     far that of two confused classes one swallows the other, and there its gradient is nothing too. The optimiser of
