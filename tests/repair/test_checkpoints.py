@@ -208,6 +208,21 @@ def test_weights_of_another_shape_are_explained():
         load_into(small_net(0), {**WEIGHTS, **lost})
 
 
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int64, torch.float8_e4m3fn])
+def test_weights_that_could_not_be_kept(kind):
+    """K4: complex, whole and 8-bit weights, of which a repair would lose something, are refused by name; a frozen one
+    may be anything but complex."""
+    net, frozen = small_net(0), small_net(0)
+    frozen.head.weight.requires_grad_(False)
+    stored = {**WEIGHTS, "head.weight": WEIGHTS["head.weight"].to(kind)}
+    for model in (net, frozen) if kind.is_complex else (net,):
+        with pytest.raises(ValueError, match=f"head.weight as {kind}, which a repair cannot keep"):
+            load_into(model, stored)
+    if not kind.is_complex:
+        load_into(frozen, stored)
+    load_into(net, {**WEIGHTS, "head.weight": WEIGHTS["head.weight"].to(torch.bfloat16)})
+
+
 def test_only_a_mask_may_hold_infinities():
     """K4: a buffer that is a mask, or a frozen parameter, may hold -inf but no NaN; weights and running statistics must
     be finite."""
