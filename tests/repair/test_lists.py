@@ -87,11 +87,9 @@ def archive() -> bytes:
     ("a.csv", "path,is_label_issue\nant/1.png,False\n", "lists no image"),
     ("a.csv", "", "has the columns"),
     ("a.csv", "rank,filename,label_score\n1,ant/1.png,0.1\n", "lists suspects, bad or not; add a column `bad`"),
-    ("a.csv", "Rank;Filename;Label_score;similar\n1;ant/1.png;0,1;0\n", "add a column `bad`"),
     ("a.csv", "path,bad,Bad\nant/1.png,true,\n", "the column 'bad' twice"),
     ("a.csv", "path,mine\nant/1.png,True\nant/2.png,False\n", "column 'mine' seems to say which are bad; call it bad"),
     ("a.csv", "path,mislabeled\nant/1.png,1\nant/2.png,0\n", "column 'mislabeled' seems"),
-    ("a.csv", "path,poison_indicator\nant/1.png,0\n", "column 'poison_indicator' seems"),
     ("a.csv", "path,is_flagged\nant/1.png,yes\nant/3.png,\nant/2.png,no\n", "column 'is_flagged' seems"),
     ("a.txt", "1\n5\n007\n", r"for '1' \(2 images have this name\), '5', '007'"),  # 1.png is there twice
     ("a.json", "{", "is no JSON"),
