@@ -94,12 +94,13 @@ def test_an_order_that_explains_a_part_is_none():
 
 def test_two_classes_change_places_by_more_than_chance():
     """P2: of two classes a half of the predictions fits by chance, so that Cohen's kappa tells: 0.4 is none, 0.6 is an
-    order; of one class alone nothing can be told."""
+    order; of one class alone, and of one image or none, nothing can be told."""
     labels = torch.arange(400) % 2
     for right, found in ((7, False), (8, True)):
         predicted = torch.where(torch.arange(400) // 2 % 10 < right, 1 - labels, labels)
         assert (another_order(predicted, labels, 2) is not None) == found
-    assert another_order(torch.ones(40, dtype=torch.int64), torch.zeros(40, dtype=torch.int64), 2) is None
+    for n in (40, 1, 0):
+        assert another_order(torch.ones(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64), 2) is None
 
 
 def test_the_split_is_alike_whatever_the_order_of_the_images():
