@@ -34,8 +34,8 @@ def test_networks_by_name(tmp_path):
     (tmp_path / "a:b").mkdir()
     (tmp_path / "a:b" / "net.py").write_text(FILE)
     assert build_network(f"{tmp_path / 'a:b' / 'net.py'}:fixed", 4, 32)[0].out_features == 7
-    given = build_network("resnet18", 5, 64, 0.875, [0.5] * 3, [0.2] * 3)[1]
-    assert given == Reading(64, 0.875, (0.5,) * 3, (0.2,) * 3)
+    given = build_network("resnet18", 5, 64, 0.875, [0.0, 0.5, 1.0], [0.2] * 3)[1]
+    assert given == Reading(64, 0.875, (0.0, 0.5, 1.0), (0.2,) * 3)
     path = tmp_path / "net.py"
     path.write_text(FILE)
     for name, outputs in (("sized", 4), ("named", 4), ("fixed", 7)):
@@ -52,7 +52,8 @@ def test_networks_by_name(tmp_path):
     ("resnet18", {"crop_pct": 0.0}, "--crop-pct 0.0"),
     ("resnet18", {"mean": (0.5,) * 3}, "--std None"),
     ("resnet18", {"mean": (0.5,) * 3, "std": (0.5,)}, "three numbers each"),
-    ("resnet18", {"mean": (9.0,) * 3, "std": (0.5,) * 3}, "three numbers each, for pixels in"),
+    ("resnet18", {"mean": (0.5, 0.5, 1.1), "std": (0.5,) * 3}, "three numbers each, for pixels in"),
+    ("resnet18", {"mean": (-0.1, 0.5, 0.5), "std": (0.5,) * 3}, "three numbers each, for pixels in"),
     ("resnet18", {"mean": (0.5,) * 3, "std": (0.5, 0.5, 0.0)}, "std above 0"),
     ("vit", {"size": 30}, "patch size 8 do not fit"),
     ("vit_b_16", {"size": 33}, "vit_b_16 cannot be built at 33 pixels, --image-size"),
