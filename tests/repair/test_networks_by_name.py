@@ -36,6 +36,7 @@ def test_networks_by_name(tmp_path):
     assert build_network(f"{tmp_path / 'a:b' / 'net.py'}:fixed", 4, 32)[0].out_features == 7
     given = build_network("resnet18", 5, 64, 0.875, [0.0, 0.5, 1.0], [0.2] * 3)[1]
     assert given == Reading(64, 0.875, (0.0, 0.5, 1.0), (0.2,) * 3)
+    assert build_network("resnet9:0.125", 3, 16, mean=[0.5], std=[0.2])[1] == Reading(16, 1.0, (0.5,), (0.2,))  # grey
     path = tmp_path / "net.py"
     path.write_text(FILE)
     for name, outputs in (("sized", 4), ("named", 4), ("fixed", 7)):
@@ -52,6 +53,7 @@ def test_networks_by_name(tmp_path):
     ("resnet18", {"crop_pct": 0.0}, "--crop-pct 0.0"),
     ("resnet18", {"mean": (0.5,) * 3}, "--std None"),
     ("resnet18", {"mean": (0.5,) * 3, "std": (0.5,)}, "three numbers each"),
+    ("resnet18", {"mean": (0.5,), "std": (0.5,) * 3}, "three numbers each"),
     ("resnet18", {"mean": (0.5, 0.5, 1.1), "std": (0.5,) * 3}, "three numbers each, for pixels in"),
     ("resnet18", {"mean": (-0.1, 0.5, 0.5), "std": (0.5,) * 3}, "three numbers each, for pixels in"),
     ("resnet18", {"mean": (0.5,) * 3, "std": (0.5, 0.5, 0.0)}, "std above 0"),
