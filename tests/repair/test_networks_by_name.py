@@ -1,6 +1,7 @@
 """Networks by name (repair/networks.py): ours, torchvision's, timm's or a function of a file, and how images are read.
 
 B6: each is built for the data's classes, and a swap or a name that is none is told in words.
+K4: one without real weights is refused.
 """
 
 import sys
