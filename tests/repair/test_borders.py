@@ -52,6 +52,8 @@ def test_what_is_cut_off_is_counted(tmp_path):
     assert line.endswith("--resize squash")
     assert cut_off(paths[3:], Reading(20), 1) is cut_off(paths, Reading(20, resize="squash"), 1) is None
     assert cut_off([], Reading(20), 1) is None
+    near = striped(tmp_path / "near.png", 1000, 1026)  # a pixel of 21 where the crop is of images of 20
+    assert "5 to 5 %" in cut_off([near], Reading(16, 0.8), 1) and cut_off([near], Reading(16), 1) is None
 
 
 def test_of_many_files_some_are_looked_at(tmp_path, monkeypatch):
