@@ -126,6 +126,18 @@ def test_a_class_map_replaces_nothing(tmp_path):
     assert not (tmp_path / "y.txt").exists()
 
 
+def test_one_process_writes_the_class_map_for_all(tmp_path, monkeypatch):
+    """P2: of several processes the first one writes it and the others, which wait for that, find it."""
+    steps = []
+    monkeypatch.setattr(mismatch, "over_ranks", lambda tensors: steps.append("meet"))  # in place of another process
+    monkeypatch.setattr(mismatch, "write_order", lambda *args: steps.append("write"))
+    for rank, wanted in ((0, ["write", "meet"]), (1, ["meet", "write"])):
+        monkeypatch.setattr(mismatch, "ranks", lambda rank=rank: (rank, 2))
+        mismatch.told_order(["a"], tmp_path / "x.txt", torch.device("cpu"))
+        assert steps == wanted
+        steps.clear()
+
+
 def scramble(world: dict, order: list[int]) -> None:
     """Give the world's network its classes in another order."""
     stored = torch.load(world["--checkpoint"], weights_only=True)

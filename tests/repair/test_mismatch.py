@@ -106,7 +106,8 @@ def test_when_a_network_is_refused(monkeypatch, capsys, known, best, refused):
 
 
 def test_an_order_that_is_no_better_ends_no_search(monkeypatch):
-    """P2: where another order of classes gives as many labels as the given one, other sizes are tried all the same."""
+    """P2: where another order of classes gives as many labels as the given one, other sizes are tried all the same;
+    where it gives nearly all, nothing else is."""
     labels, asked = torch.arange(104) % 4, []
     before, some = labels.clone(), (labels >= 2) & (torch.arange(104) % 8 < 4)
     before[some] = 5 - labels[some]  # a half of two classes, which timm has the other way round
@@ -114,6 +115,10 @@ def test_an_order_that_is_no_better_ends_no_search(monkeypatch):
     folder = Folder(Path(), ["0", "1", "10", "2"], [Path()] * 104, labels, torch.tensor([0, 1]), None, "")
     monkeypatch.setattr(mismatch, "readings", lambda *args, sizes: asked.append(sizes) or [])  # it learns what is tried
     mismatch.look_first(None, data, before, folder, Reading(2), False)
+    assert asked == [True]
+    before[labels >= 2] = 5 - labels[labels >= 2]
+    with pytest.raises(ValueError, match="it gives 100.0% with timm's order of classes"):
+        mismatch.look_first(None, data, before, folder, Reading(2), False)
     assert asked == [True]
 
 
