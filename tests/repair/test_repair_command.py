@@ -307,15 +307,6 @@ def test_the_report_has_the_reach_that_was_used(colours, monkeypatch):
     assert report_of(colours)["settings"]["reach"] == 0.02 / 2**network.NEARER  # 0.02: without BatchNorm
 
 
-@pytest.mark.parametrize("given, optimizer, rate", [((), "adam", 1e-4), (("--optimizer", "sgd"), "sgd", 0.004)])
-def test_the_report_has_the_settings_that_ran(colours, capsys, given, optimizer, rate):
-    """P6, P4: what was chosen stands in the report as it ran, and what was given beside it."""
-    assert call(colours, "--epochs", 0, "--ratio", 0.75, *given) == 0
-    settings = report_of(colours)["settings"]
-    assert (settings["optimizer"], settings["unlearn_lr"], settings["ratio"]) == (optimizer, rate, 0.75)
-    assert (f"optimizer {optimizer} (" in capsys.readouterr().out) == (not given)
-
-
 def test_true_labels_change_nothing_but_the_report(colours):
     """P6: with --clean the repaired weights are bit for bit the same, and the report has Healed."""
     (colours["--data"] / "clean.csv").write_text("path,label\n0-5.png,0\n2-5.png,2\n3-0.png,3\n")
