@@ -99,6 +99,8 @@ def test_two_classes_change_places_by_more_than_chance():
     for right, found in ((7, False), (8, True)):
         predicted = torch.where(torch.arange(400) // 2 % 10 < right, 1 - labels, labels)
         assert (another_order(predicted, labels, 2) is not None) == found
+    for n, found in ((16, True), (14, False)):  # all change places: four standard deviations above chance, or less
+        assert (another_order(1 - labels[:n], labels[:n], 2) is not None) == found
     for n in (40, 1, 0):
         assert another_order(torch.ones(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64), 2) is None
 

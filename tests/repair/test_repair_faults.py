@@ -141,11 +141,12 @@ def test_room_is_made_once(tmp_path):
 
 
 def test_the_room_of_a_state_is_not_underrated(tmp_path):
-    """P9: the estimate is at least the file, and not far above it."""
+    """P9: the estimate is at least the file, and not far above it; a folder that is not there yet is made."""
     content = {"a": {"b": [torch.zeros(1000), torch.zeros(3, dtype=torch.int64)]}, "c": torch.zeros(50_000), "d": "x"}
     torch.save(content, tmp_path / "x")
     size = (tmp_path / "x").stat().st_size
     assert size <= state.bytes_of(content) <= size + 2**17
+    state.check_disk(tmp_path / "a" / "new" / "folder" / "x.state", size, 0)
 
 
 # --- What never ends, and what goes away ------------------------------------------------------------------------------
