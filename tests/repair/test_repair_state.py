@@ -24,7 +24,7 @@ from helpers import assert_same_state, make_data, small_net, streamed
 from repair import network
 from repair.images import Reading, load_images
 from repair.network import repair
-from repair.state import marks_of, repair_key, same_images
+from repair.state import marks_of, repair_key, resume, same_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whether a cap is reached
 
@@ -237,6 +237,13 @@ def test_the_state_of_another_repair_is_not_used(tmp_path, name):
     assert f"{keep} is the state of another repair and will be replaced" in told
     assert_same_state(found, repair(**other))
     assert keep.read_bytes() != kept
+
+
+def test_the_state_of_any_other_key_is_not_used(tmp_path):
+    """P9: whichever of the two keys is the larger."""
+    torch.save({"key": "b", "marks": {}}, tmp_path / "x.state")
+    for key in ("a", "c"):
+        assert "is the state of another repair and will be" in resume(None, None, tmp_path / "x.state", key, {})
 
 
 def test_two_repairs_beside_each_other_with_one_state_file(tmp_path):
