@@ -36,6 +36,8 @@ def written(folder: Path, name: str, content, root: Path = Path()) -> Path:
     path = folder / name
     if isinstance(content, np.ndarray):
         np.save(path, content)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
     else:
         path.write_text(content.replace("ROOT", str(root)), encoding="utf-8", newline="")
     return path

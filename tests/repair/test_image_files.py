@@ -1,17 +1,17 @@
 """Image files (repair/images.py): decoded by their contents, cropped, left out if asked; in memory where there is room.
 
-B4: crop and normalisation are what flags say, for every kind of image.
-B5: truncated, empty, foreign and monstrous images are refused by name, or left out where asked; no program is started.
+B4: normalisation is what flags say, and every kind of image is read; crops are in test_borders.py.
+B5: truncated, empty, foreign and monstrous images are refused by name, or left out where asked.
 P8: images take at most the room there is: half of what is free, in a container too.
 """
 
 import math
+import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import EpsImagePlugin, Image
+from PIL import Image
 
 from experiment.data import Data, Streamed
 from image_tree import root, training, written  # noqa: F401
@@ -22,51 +22,40 @@ from repair.inputs import open_folder
 # --- Damaged and foreign files ----------------------------------------------------------------------------------------
 
 def damage(root: Path) -> None:
-    """Make four training images undecodable, each in its way, one of them in D_f, and a held-out one."""
+    """Make five training images undecodable, each in its way, one of them in D_f, and a held-out one."""
     whole = (root / "train/ant/0.png").read_bytes()
     (root / "train/ant/0.png").write_bytes(whole[:40])
     (root / "train/ant/1.png").write_bytes(b"")
     (root / "train/bee/1.png").write_bytes(b"no image at all")
     Image.new("1", (20_000, 20_000)).save(root / "train/bee/2.png")  # 50 kB that would be 1.2 GB
+    (root / "train/bee/3.png").unlink()
+    os.mkfifo(root / "train/bee/3.png")  # which would be waited for
     (root / "val/bee/8.png").write_bytes(whole[:40])
 
 
 def test_images_that_cannot_be_decoded(tmp_path, root, monkeypatch):
-    """B5: truncated, empty, foreign and monstrous images are refused by name, or left out of everything if asked."""
+    """B5: truncated, empty, foreign and monstrous images and pipes are refused by name, or left out of everything if
+    asked."""
     damage(root)
     bad = written(tmp_path, "b.txt", "1\n4\n9")
     clean = written(tmp_path, "c.csv", "path,label\nalone.png,ant\nant/1.png,bee\n")
-    with pytest.raises(ValueError, match=r"4 images cannot be decoded, .*ant/0.png .* first; .*--skip-bad-images"):
+    with pytest.raises(ValueError, match=r"5 images cannot be decoded, .*ant/0.png .* first; .*--skip-bad-images"):
         open_folder(root, bad).load(Reading(8))
     folder = open_folder(root, bad, clean)
     train, heldout, skipped = folder.load(Reading(8), skip=True)
     kept = [path for path in training(root) if path.relative_to(root / "train").as_posix() not in
-            ("ant/0.png", "ant/1.png", "bee/1.png", "bee/2.png")]
-    assert folder.paths == kept and len(train) == 6 and len(heldout) == 1 and len(skipped) == 5
+            ("ant/0.png", "ant/1.png", "bee/1.png", "bee/2.png", "bee/3.png")]
+    assert folder.paths == kept and len(train) == 5 and len(heldout) == 1 and len(skipped) == 6
     assert [kept[i].name for i in folder.forget] == ["4.png", "alone.png"]
-    assert folder.clean.tolist() == [-1] * 5 + [0]
+    assert folder.clean.tolist() == [-1] * 4 + [0]
     assert train.images[0, 0].eq(20).all()  # ant/2.png is first now
-    assert train.labels.tolist() == [0] * 3 + [1] * 3 and heldout.labels.tolist() == [1]
+    assert train.labels.tolist() == [0] * 3 + [1] * 2 and heldout.labels.tolist() == [1]
     monkeypatch.setattr(images, "PART", 4)  # files that are decoded at a time where none is kept
     folder = open_folder(root, bad, clean)
     streamed, _, left_out = folder.load(Reading(8), workers=0, skip=True, room=0)
     assert isinstance(streamed, Streamed) and folder.paths == kept and left_out == skipped
     assert torch.equal(streamed.labels, train.labels) and streamed.mean == pytest.approx(train.mean)
-    assert torch.equal(streamed.some(torch.arange(6)).images, train.images)
-
-
-def test_no_program_is_started_for_an_image(tmp_path, root, monkeypatch):
-    """B5: what is PostScript behind an image's name, for which Pillow starts Ghostscript, is no image."""
-    started, im = [], Image.new("RGB", (8, 8)).im
-    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **more: started.append(1) or im)
-    path = root / "train" / "ant" / "0.png"
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
-    with pytest.raises(ValueError, match="ant/0.png .*cannot identify image file"):
-        decode([path], Reading(8))
-    assert not started
-    with Image.open(path) as image:  # a control
-        image.load()
-    assert started
+    assert torch.equal(streamed.some(torch.arange(5)).images, train.images)
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "jp2", "png", "ppm", "pgm", "tif", "webp"])
@@ -79,14 +68,15 @@ def test_images_of_every_kind_that_is_read(tmp_path, suffix):
     assert (images.int() - 200).abs().max() <= 2
 
 
-def test_the_crop(tmp_path):
-    """B4: with crop_pct 0.5 the middle half of each side is left."""
-    pixels = np.zeros((16, 16, 3), np.uint8)
-    pixels[4:12, 4:12] = 255
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    images, kept = decode([tmp_path / "a.png"], Reading(8, 0.5))
-    assert images.shape == (1, 3, 8, 8) and images.eq(255).all() and kept.tolist() == [0]
-    assert decode([tmp_path / "a.png"], Reading(16))[0].float().mean() == 255 / 4
+@pytest.mark.parametrize("size, crop_pct, words", [
+    (8, 0.0005, "--crop-pct 0.0005 of 8 pixels asks for images resized to 16,000, at most 8192"),
+    (8, 5e-324, "resized to inf"), (4096, 0.4999, "at most 8192"), (4097, 1.0, "is 4097; .* from 1 to 4096 pixels"),
+    (10**30, 1.0, "from 1 to 4096 pixels"), (0, 1.0, "the image size is 0")])
+def test_sizes_are_bounded(size, crop_pct, words):
+    """B5: images of no size, or that would fill the memory; the largest size and the smallest crop are taken."""
+    with pytest.raises(ValueError, match=words):
+        Reading(size, crop_pct)
+    assert Reading(4096, 0.5).size == 4096 and Reading(1, 1 / 8192).crop_pct == 1 / 8192
 
 
 # --- Room in memory ---------------------------------------------------------------------------------------------------
@@ -119,10 +109,13 @@ def test_mean_and_std_are_the_given_ones_or_those_of_the_training_images(root):
 
 
 def test_room_for_images(monkeypatch):
-    """P8: half of what is free, shared by the processes, or the given number of GB; a bad number is refused."""
+    """P8: half of what is free, on a GPU too, shared by the processes, or the given number of GB; a bad number is
+    refused."""
     cpu = torch.device("cpu")
     # in place of /proc/meminfo, which is another one on every machine
     monkeypatch.setattr(images.Path, "read_text", lambda path: "MemFree: 1 kB\nMemAvailable:   4000 kB\n")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3000, 9000))  # free, and all of it
+    assert room_for_images(torch.device("cuda")) == 1500
     assert room_for_images(cpu) == 4000 * 1024 / 2 and room_for_images(cpu, None, 4) == 4000 * 1024 / 8
     monkeypatch.setattr(images.Path, "read_text", lambda path: "what")
     assert room_for_images(cpu) == float("inf") and room_for_images(cpu, 1.5) == 1.5e9

@@ -6,6 +6,7 @@ B3: true labels by class name or number; a label that is a class's name means th
 B4: images, labels and class order are what folders and flags say; nothing is written there.
 """
 
+import io
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from image_tree import CLASSES, root, training, written  # noqa: F401
+from repair import inputs
 from repair.images import Reading
 from repair.inputs import numbered, open_folder, read_bad, read_labels
 from repair.mismatch import natural
@@ -63,6 +65,13 @@ def test_every_kind_of_list_finds_the_same_images(tmp_path, root, name):
     assert ("1 of them twice" in said) == (lines == 4)
 
 
+def archive() -> bytes:
+    """What numpy saves of two arrays together."""
+    with io.BytesIO() as file:
+        np.savez(file, a=[1], b=[2])
+        return file.getvalue()
+
+
 @pytest.mark.parametrize("name, content, words", [
     ("a.txt", "ant/1.png\nant/77.png\nval/bee/9.png\n", r"3 lines, 1 matched.*'ant/77.png', 'val/bee/9.png'"),
     ("a.txt", "1\n10\n", r"2 lines, 1 matched.* for 10$"),
@@ -78,11 +87,9 @@ def test_every_kind_of_list_finds_the_same_images(tmp_path, root, name):
     ("a.csv", "path,is_label_issue\nant/1.png,False\n", "lists no image"),
     ("a.csv", "", "has the columns"),
     ("a.csv", "rank,filename,label_score\n1,ant/1.png,0.1\n", "lists suspects, bad or not; add a column `bad`"),
-    ("a.csv", "Rank;Filename;Label_score;similar\n1;ant/1.png;0,1;0\n", "add a column `bad`"),
     ("a.csv", "path,bad,Bad\nant/1.png,true,\n", "the column 'bad' twice"),
     ("a.csv", "path,mine\nant/1.png,True\nant/2.png,False\n", "column 'mine' seems to say which are bad; call it bad"),
     ("a.csv", "path,mislabeled\nant/1.png,1\nant/2.png,0\n", "column 'mislabeled' seems"),
-    ("a.csv", "path,poison_indicator\nant/1.png,0\n", "column 'poison_indicator' seems"),
     ("a.csv", "path,is_flagged\nant/1.png,yes\nant/3.png,\nant/2.png,no\n", "column 'is_flagged' seems"),
     ("a.txt", "1\n5\n007\n", r"for '1' \(2 images have this name\), '5', '007'"),  # 1.png is there twice
     ("a.json", "{", "is no JSON"),
@@ -95,11 +102,13 @@ def test_every_kind_of_list_finds_the_same_images(tmp_path, root, name):
     ("a.json", "[-" + "9" * 21 + "]", "a.json: a number of 21 digits"),
     ("a.txt", "9" * 5000, r"a.txt: 1 lines, 0 matched.*999\.\.\. \(5,000 letters\)"),
     ("a.csv", ",\n0," + "9" * 5000, r"a.csv has the columns 0, 999\S* \(5,000 letters\)"),
-    ("a.csv", "filename,bad\nant/1.png,True\nant/2.png,\nant/3.png,yes\n", "line 4: bad is 'yes'; it must be True"),
     ("a.csv", "filename,bad\nant/1.png,1\n", "line 2: bad is '1'; it must be True or False"),
     ("a.npy", np.array([True, False]), "holds bool of shape"),
     ("a.npy", np.array([[1]]), r"shape \(1, 1\)"),
     ("a.npy", np.array(["x"], dtype=object), "cannot read the list"),
+    ("a.npy", archive(), "holds <U1 of shape .*give a vector of indices"),
+    ("a.npy", archive()[:99], "cannot read the list"),
+    ("a.npz", archive(), "cannot read .*it must be a text file"),
     ("none.txt", None, "cannot read"),
 ])
 def test_a_line_that_matches_nothing_stops(tmp_path, root, name, content, words):
@@ -107,6 +116,14 @@ def test_a_line_that_matches_nothing_stops(tmp_path, root, name, content, words)
     path = tmp_path / name if content is None else written(tmp_path, name, content)
     with pytest.raises(ValueError, match=words):
         read_bad(path, training(root), root)
+
+
+def test_a_list_is_bounded(tmp_path, root, monkeypatch):
+    """B2: no more than LARGEST bytes are read, of what a shell gives too."""
+    monkeypatch.setattr(inputs, "LARGEST", 9)
+    assert read_bad(written(tmp_path, "a.txt", b"ant/1.png"), training(root), root)[0].tolist() == [1]
+    with pytest.raises(ValueError, match="a.txt has more than 0 MB"):
+        read_bad(written(tmp_path, "a.txt", b"ant/1.png\n"), training(root), root)
 
 
 def test_numbers_that_are_names(tmp_path):

@@ -1,14 +1,18 @@
 """Networks by name (repair/networks.py): ours, torchvision's, timm's or a function of a file, and how images are read.
 
 B6: each is built for the data's classes, and a swap or a name that is none is told in words.
+K4: one without real weights is refused.
 """
 
 import sys
 import types
 
 import pytest
+import torch
 from torch import nn
 
+from helpers import make_data
+from repair import network
 from repair.images import Reading
 from repair.networks import build_network
 
@@ -31,8 +35,9 @@ def test_networks_by_name(tmp_path):
     (tmp_path / "a:b").mkdir()
     (tmp_path / "a:b" / "net.py").write_text(FILE)
     assert build_network(f"{tmp_path / 'a:b' / 'net.py'}:fixed", 4, 32)[0].out_features == 7
-    given = build_network("resnet18", 5, 64, 0.875, [0.5] * 3, [0.2] * 3)[1]
-    assert given == Reading(64, 0.875, (0.5,) * 3, (0.2,) * 3)
+    given = build_network("resnet18", 5, 64, 0.875, [0.0, 0.5, 1.0], [0.2] * 3)[1]
+    assert given == Reading(64, 0.875, (0.0, 0.5, 1.0), (0.2,) * 3)
+    assert build_network("resnet9:0.125", 3, 16, mean=[0.5], std=[0.2])[1] == Reading(16, 1.0, (0.5,), (0.2,))  # grey
     path = tmp_path / "net.py"
     path.write_text(FILE)
     for name, outputs in (("sized", 4), ("named", 4), ("fixed", 7)):
@@ -46,11 +51,18 @@ def test_networks_by_name(tmp_path):
     ("resnet9", {}, "image size is None; give --image-size"),
     ("resnet18", {"size": 0}, "image size is 0"),
     ("resnet18", {"crop_pct": 1.5}, "--crop-pct 1.5"),
+    ("resnet18", {"crop_pct": 0.0}, "--crop-pct 0.0"),
     ("resnet18", {"mean": (0.5,) * 3}, "--std None"),
     ("resnet18", {"mean": (0.5,) * 3, "std": (0.5,)}, "three numbers each"),
-    ("resnet18", {"mean": (9.0,) * 3, "std": (0.5,) * 3}, "three numbers each, for pixels in"),
+    ("resnet18", {"mean": (0.5,), "std": (0.5,) * 3}, "three numbers each"),
+    ("resnet18", {"mean": (0.5, 0.5, 1.1), "std": (0.5,) * 3}, "three numbers each, for pixels in"),
+    ("resnet18", {"mean": (-0.1, 0.5, 0.5), "std": (0.5,) * 3}, "three numbers each, for pixels in"),
     ("resnet18", {"mean": (0.5,) * 3, "std": (0.5, 0.5, 0.0)}, "std above 0"),
     ("vit", {"size": 30}, "patch size 8 do not fit"),
+    ("vit_b_16", {"size": 33}, "vit_b_16 cannot be built at 33 pixels, --image-size"),
+    ("resnet18:2", {}, "unknown --model 'resnet18:2'"),
+    *((f"resnet9:{widths}", {"size": 8}, "such as resnet9:0.5") for widths in ("half", "1e-1", ".", "1.2.3", "-1")),
+    ("resnet9:" + "9" * 60, {"size": 8}, "cannot be built at 8 pixels"),
     ("timm:resnet18", {}, "needs timm: pip install timm"),
 ])
 def test_networks_that_cannot_be_built(monkeypatch, name, more, words):
@@ -64,21 +76,27 @@ def test_networks_that_cannot_be_built(monkeypatch, name, more, words):
     ("def make(): raise KeyError('what')", r"make of \S*net.py does not run \(KeyError: 'what'\)"),
     ("def make(depth): pass", r"make of \S*net.py does not run \(TypeError: .*depth.*\); it is called with"),
     ("def make(): return 'resnet'", "make of .*net.py returns a str, not a torch.nn.Module"),
-    ("def make(): pass", "make of .*net.py returns a NoneType, not a torch.nn.Module"),
+    ("from torch import nn\ndef make(): return nn.AdaptiveAvgPool2d(1)", "net.py:make has no parameters"),
+    ("import torch\ndef make(): return torch.nn.Linear(1, 3, dtype=torch.complex64)", "net.py:make has complex param"),
 ])
 def test_files_that_build_no_network(tmp_path, source, words):
-    """B6: a function that raises or makes something else: one line that names it and its file. What is wrong with the
-    file itself is in experiment/test_user_code.py."""
+    """B6, K4: a function that raises, makes something else, or a network without real weights: one line that names it
+    and its file. What is wrong with the file itself is in experiment/test_user_code.py."""
     (tmp_path / "net.py").write_text(source)
     with pytest.raises(ValueError, match=words) as caught:
         build_network(f"{tmp_path / 'net.py'}:make", 3, 32)
     assert "\n" not in str(caught.value) and "net.py" in str(caught.value)
 
 
+def test_the_function_repair_asks_for_parameters():
+    """K4: in the library too."""
+    with pytest.raises(ValueError, match="the network has no parameters"):
+        network.repair(nn.AdaptiveAvgPool2d(1), make_data(0), torch.tensor([1]))
+
+
 def test_memory_that_runs_out_is_told_as_such(tmp_path):
-    """B6: a function for which there is no memory is no wrong function; dataclasses know the file by name."""
-    source = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Made: n: int\n"
-    (tmp_path / "net.py").write_text(f"{source}def make(): raise MemoryError('all of it')")
+    """B6: a function for which there is no memory is no wrong function."""
+    (tmp_path / "net.py").write_text("def make(): raise MemoryError('all of it')")
     with pytest.raises(MemoryError, match="all of it"):
         build_network(f"{tmp_path / 'net.py'}:make", 3, 32)
 

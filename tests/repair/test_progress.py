@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,14 @@ def test_watched_data_is_the_data(read):
         assert watch.done == watch.total == (24 if index is None else 3)
     with pytest.raises(ValueError, match="out of range"):
         seen.batches(torch.tensor([24]))
+
+
+def test_a_process_counts_its_share_of_a_pass():
+    """P1: of several processes each tells of the images that it takes itself."""
+    data, watch = replace(make_data(0, n=25, classes=4), part=(1, 2)), Watch("work", None)
+    for index, total in ((None, 13), (torch.arange(6), 3)):
+        next(watch.over(data).batches(index, size=4))
+        assert watch.total == total
 
 
 class Slow(nn.Module):

@@ -24,7 +24,7 @@ from helpers import assert_same_state, make_data, small_net, streamed
 from repair import network
 from repair.images import Reading, load_images
 from repair.network import repair
-from repair.state import marks_of, repair_key, same_images
+from repair.state import marks_of, repair_key, resume, same_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whether a cap is reached
 
@@ -109,7 +109,8 @@ def test_the_epoch_that_comes_back_is_carried_over(tmp_path, monkeypatch):
 
 def test_a_repair_that_went_less_far_goes_on_as_far(tmp_path, monkeypatch):
     """A8, P4: cut off after an epoch that was begun again at half the distance, twice, a repair has that distance in
-    the epochs that are left, does not begin again, and ends as the one that was not cut off."""
+    the epochs that are left, does not begin again, and ends as the one that was not cut off; the settings that come
+    back have that distance."""
     def rem(*args, inner=network.rem, **more):
         reaches.append(more["state"].config.reach)
         return inner(*args, **more)
@@ -124,7 +125,8 @@ def test_a_repair_that_went_less_far_goes_on_as_far(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             repair(small_net(0), data, FORGET, keep=keep, **SETTINGS)
         cut_after(monkeypatch, 0)
-        found = repair(small_net(0), data, FORGET, keep=keep, say=told.append, **SETTINGS)
+        found, used = network.repaired_with(small_net(0), data, FORGET, keep=keep, say=told.append, **SETTINGS)
+    assert used.reach == 0.0175
     assert f"going on after epoch 1, from {keep}" in told and not any("once more" in line for line in told)
     assert reaches == [0.07, 0.035, 0.0175] * 2 + [0.0175]
     assert_same_state(found, wanted)
@@ -139,21 +141,6 @@ data = make_data(0, n=24, classes=4, pad=1, flip=True)
 net = repair(small_net(0), data, torch.tensor([1, 5]), keep=sys.argv[1], say=print, stop="max", **SETTINGS)
 torch.save(net.state_dict(), sys.argv[2])
 """
-
-
-def test_a_removal_that_was_taken_back_is_told_after_an_interruption(tmp_path, monkeypatch):
-    """A8: where an earlier run had halved the reach, the settings that come back have the halved one."""
-    cut_after(monkeypatch, 1)
-    monkeypatch.setattr(network, "TOO_FAR", -2.0)
-    monkeypatch.setattr(network, "TOO_NEAR", 1.0)
-    data, kept = images_of(), tmp_path / "x.state"
-    with pytest.raises(KeyboardInterrupt):
-        repair(small_net(0), data, FORGET, keep=kept, **SETTINGS)
-    monkeypatch.undo()
-    told = []
-    _, used = network.repaired_with(small_net(0), data, FORGET, keep=kept, say=told.append, **SETTINGS)
-    assert any("going on after epoch 1" in line for line in told)
-    assert used.reach == network.choose_settings(small_net(0), 24, {})[0].reach / 2**network.NEARER
 
 
 def test_another_process_goes_on(tmp_path, monkeypatch):
@@ -200,19 +187,6 @@ def test_buffers_that_a_state_dict_leaves_out_are_carried_over(tmp_path, monkeyp
     assert torch.equal(found.scale, wanted.scale) and found.scale < 1
 
 
-@pytest.mark.parametrize("every, epoch", [(1, 3), (2, 2), (3, 3), (4, None), (0, None)])
-def test_the_state_is_written_every_so_many_epochs(tmp_path, every, epoch):
-    """P9: a state after each `every` epochs, of the last of them; 0 keeps none."""
-    keep, told = tmp_path / "x.state", []
-    settings = SETTINGS | {"stop": "max", "unlearn_epochs": 3}
-    wanted = repair(small_net(0), images_of(), FORGET, **settings)
-    assert_same_state(repair(small_net(0), images_of(), FORGET, keep=keep, every=every, **settings), wanted)
-    assert keep.exists() == (epoch is not None)
-    assert_same_state(repair(small_net(0), images_of(), FORGET, keep=keep, say=told.append, **settings), wanted)
-    assert any(f"going on after epoch {epoch}, from" in line for line in told) == (epoch is not None)
-    assert len(epochs_of(told)) == 3 - (epoch or 0)
-
-
 def test_a_command_that_is_cut_off_goes_on(colours, capsys, monkeypatch):
     """P9: the command repeated goes on from its state, ends with the same file and leaves no state; one state is one
     file, and nothing else is written; --checkpoint-every 2 writes one every second epoch, 0 neither reads nor writes
@@ -242,34 +216,9 @@ def test_a_command_that_is_cut_off_goes_on(colours, capsys, monkeypatch):
 
 # --- Whose state it is ------------------------------------------------------------------------------------------------
 
-def frozen(net: nn.Module) -> nn.Module:
-    """A network whose BatchNorms are frozen by their mode."""
-    net.norm1.eval()
-    return net
-
-
-def held(net: nn.Module) -> nn.Module:
-    """A network of which one weight stays as it is."""
-    net.conv1.weight.requires_grad_(False)
-    return net
-
-
-def rectified(net: nn.Module) -> nn.Module:
-    """A network of the same weights that computes something else."""
-    net.act = nn.ReLU()
-    return net
-
-
 OTHERS = {
     "network": lambda: dict(model=small_net(1)),
-    "frozen norm": lambda: dict(model=frozen(small_net(0))),
-    "frozen weight": lambda: dict(model=held(small_net(0))),
-    "activation": lambda: dict(model=rectified(small_net(0))),
-    "forget": lambda: dict(forget=FORGET[:1]),
     "order of D_f": lambda: dict(forget=FORGET.flip(0)),
-    "labels": lambda: dict(data=replace(images_of(), labels=(images_of().labels + 1) % 4)),
-    "images": lambda: dict(data=replace(images_of(), images=255 - images_of().images)),
-    "flip": lambda: dict(data=images_of(flip=True)),
     "seed": lambda: dict(seed=1),
     "rate": lambda: dict(unlearn_lr=0.01),
     "layers": lambda: dict(layers=["conv1", "conv2"]),
@@ -288,6 +237,13 @@ def test_the_state_of_another_repair_is_not_used(tmp_path, name):
     assert f"{keep} is the state of another repair and will be replaced" in told
     assert_same_state(found, repair(**other))
     assert keep.read_bytes() != kept
+
+
+def test_the_state_of_any_other_key_is_not_used(tmp_path):
+    """P9: whichever of the two keys is the larger."""
+    torch.save({"key": "b", "marks": {}}, tmp_path / "x.state")
+    for key in ("a", "c"):
+        assert "is the state of another repair and will be" in resume(None, None, tmp_path / "x.state", key, {})
 
 
 def test_two_repairs_beside_each_other_with_one_state_file(tmp_path):
@@ -309,17 +265,6 @@ def test_two_repairs_beside_each_other_with_one_state_file(tmp_path):
     assert f"{keep} is the state of another repair and will be replaced" in told
 
 
-@pytest.mark.parametrize("content", [{"epoch": 1}, [1]])
-def test_a_file_of_something_else_is_refused(tmp_path, content):
-    """P9: what is no state is refused and stays as it was; hostile files are in test_repair_faults.py."""
-    keep = tmp_path / "x.state"
-    torch.save(content, keep)
-    before = keep.read_bytes()
-    with pytest.raises(ValueError, match="x.state is no state of this repair .*; move it away"):
-        repair(small_net(0), images_of(), FORGET, keep=keep, **SETTINGS)
-    assert keep.read_bytes() == before
-
-
 def test_a_state_with_this_repairs_key_and_less_in_it_is_refused(tmp_path):
     """P9: a state that lacks a part, such as one of an older version, is refused and not half used."""
     keep = tmp_path / "x.state"
@@ -332,7 +277,7 @@ def test_a_state_with_this_repairs_key_and_less_in_it_is_refused(tmp_path):
 
 
 def test_the_command_refuses_a_state_of_something_else(colours, capsys):
-    """P9: beside --out too, in one line; the file stays."""
+    """P9: in one line, and the file stays; hostile files are in test_repair_faults.py."""
     state = colours["--out"].with_suffix(".state")
     state.parent.mkdir()
     state.write_text("something else")
@@ -340,48 +285,43 @@ def test_the_command_refuses_a_state_of_something_else(colours, capsys):
     assert "move it away" in capsys.readouterr().err and state.read_text() == "something else"
 
 
-@pytest.mark.parametrize("read", [lambda data: data, streamed])
-def test_a_state_knows_how_images_were_read(read):
-    """P9: a state made with another size, mean or std, or of other pixels, is not gone on from; the same is."""
-    def key(data):
-        return repair_key(net, read(data), FORGET, Config(), None)
+def net_with(change) -> nn.Module:
+    """The same network after a change."""
+    net = small_net(0)
+    change(net)
+    return net
 
-    data, net = images_of(), small_net(0)
+
+@pytest.mark.parametrize("read", [lambda data: data, streamed])
+def test_the_key_tells_repairs_apart(read):
+    """P9: a network of other weights, or one that is frozen in its mode or in a weight, or computes something else;
+    images of another size, mean or std, of other pixels or labels, or augmented otherwise; another D_f or setting: each
+    has a key of its own, and the same repair the same key, in memory or streamed."""
+    data = images_of()
     images = data.images.clone()
     images[-1, 0, 3, 3] += 1
     others = [replace(data, images=images), replace(data, images=data.images[:, :, 1:, 1:].contiguous()),
               replace(data, images=data.images.view(24, 1, 4, 16)), replace(data, mean=(0.4,)),
-              replace(data, std=(0.5,)), replace(data, labels=(data.labels + 1) % 4)]
-    assert key(data) == key(replace(data)) == repair_key(net, data, FORGET, Config(), None)
-    assert len({key(data), *map(key, others)}) == len(others) + 1
+              replace(data, std=(0.5,)), replace(data, labels=(data.labels + 1) % 4), images_of(flip=True),
+              images_of(pad=1)]
+    nets = [small_net(1), net_with(lambda net: net.norm1.eval()),
+            net_with(lambda net: net.conv1.weight.requires_grad_(False)),
+            net_with(lambda net: setattr(net, "act", nn.ReLU()))]
+    same = repair_key(small_net(0), data, FORGET, Config(), None)
+    assert same == repair_key(small_net(0), read(replace(data)), FORGET, Config(), None)
+    keys = [*(repair_key(small_net(0), read(other), FORGET, Config(), None) for other in others),
+            *(repair_key(net, read(data), FORGET, Config(), None) for net in nets),
+            repair_key(small_net(0), read(data), FORGET[:1], Config(), None),
+            repair_key(small_net(0), read(data), FORGET, Config(), ["conv1"])]
+    assert len({same, *keys}) == len(keys) + 1
 
 
 # --- Whose images -----------------------------------------------------------------------------------------------------
 
-def test_one_changed_pixel_of_any_image_begins_anew(tmp_path, monkeypatch):
-    """P9: of images in memory every byte counts, also of those that the key does not look at; the same go on."""
-    data, keep, told = images_of(64), tmp_path / "x.state", []
-    pixels = data.images.clone()
-    pixels[33, 0, 2, 3] ^= 1
-    other = replace(data, images=pixels)
-    assert repair_key(small_net(0), data, FORGET) == repair_key(small_net(0), other, FORGET)
-    cut_after(monkeypatch, 1)
-    with pytest.raises(KeyboardInterrupt):
-        repair(small_net(0), data, FORGET, keep=keep, **SETTINGS)
-    cut_after(monkeypatch, 0)
-    kept = keep.read_bytes()
-    found = repair(small_net(0), other, FORGET, keep=keep, say=told.append, **SETTINGS)
-    assert not any("going on" in line for line in told) and any("other images and will be" in line for line in told)
-    assert_same_state(found, repair(small_net(0), other, FORGET, **SETTINGS))
-    keep.write_bytes(kept)
-    repair(small_net(0), data, FORGET, keep=keep, say=told.append, **SETTINGS)
-    assert any("going on after epoch 1" in line for line in told)
-
-
 @pytest.mark.parametrize("memory", [1, 0])
 def test_the_command_goes_on_with_the_same_files_alone(colours, capsys, monkeypatch, memory):
-    """P9: killed after epoch 1, the same files go on, read anew where there is no room for them any more; some that
-    were overwritten do not: in memory their pixels tell, streamed their times."""
+    """P9: killed after epoch 1, the same files go on, read anew where there is no room for them any more; where one was
+    overwritten, at which the key does not look, they do not: in memory its pixels tell, streamed its time."""
     state, more = colours["--out"].with_suffix(".state"), ("--epochs", 2, "--batch-size", 16, "--workers", 0)
     cut_after(monkeypatch, 1)
     assert call(colours, *more, "--max-memory", memory) == 130
@@ -389,22 +329,29 @@ def test_the_command_goes_on_with_the_same_files_alone(colours, capsys, monkeypa
     kept = state.read_bytes()
     assert call(colours, *more, "--max-memory", 0) == 0
     assert "going on after epoch 1" in capsys.readouterr().out
-    for path in (colours["--data"] / "train" / "7").iterdir():
-        Image.fromarray(np.full((32, 32, 3), 99, np.uint8)).save(path)
+    Image.fromarray(np.full((32, 32, 3), 99, np.uint8)).save(colours["--data"] / "train" / "0" / "0-1.png")
     state.write_bytes(kept)
     assert call(colours, *more, "--max-memory", memory) == 0
     told = capsys.readouterr().out
-    assert "going on" not in told and "will be replaced" in told
+    assert "of a repair of other images and will be replaced" in told
+    assert "going on" not in told and "epoch 1/2: " in told  # it begins anew
 
 
 def test_marks_of_images():
-    """P9: pixels count where both runs had them, else files; a state that says nothing is of other images."""
+    """P9: pixels count where both runs had them, else files; a state that says nothing is of other images. Of images in
+    memory every byte counts, also of those that the key does not look at."""
     pixels, files = {"pixels": "p", "files": "f"}, {"files": "f"}
     assert same_images(pixels, {"pixels": "p", "files": "touched"})
     assert not same_images(pixels, {"pixels": "q", "files": "f"})
     assert same_images(pixels, files) and not same_images(files, {"files": "g"})
     assert same_images({}, {}) and not same_images({}, pixels)
-    assert marks_of(streamed(images_of())) == {} and set(marks_of(images_of())) == {"pixels"}
+    assert marks_of(streamed(images_of())) == {}
+    data = images_of(600)
+    changed = data.images.clone()
+    changed[590, 0, 2, 3] ^= 1
+    other = replace(data, images=changed)
+    assert repair_key(small_net(0), data, FORGET) == repair_key(small_net(0), other, FORGET)
+    assert set(marks_of(data)) == {"pixels"} and marks_of(data) == marks_of(replace(data)) != marks_of(other)
 
 
 def test_marks_of_files(tmp_path):
