@@ -6,7 +6,7 @@ S31: names of classes and files are text, whatever they hold: no tag, attribute 
 S32: the page asks for nothing: no reference leads out of it, its policy forbids all but images in the page and the one
      style and script by their digests.
 S33: the list that the script saves is one that inputs.py reads back, names and true labels included (by node, where it
-     is installed; the columns by the script's text).
+     is installed).
 S34: the command writes it beside the weights, under their name; it replaces its own page and nobody else's.
 S35: all works without a mouse: what can be used is an element of HTML's own that has a name.
 
@@ -284,13 +284,6 @@ def test_the_saved_list_comes_back(tmp_path):
     (tmp_path / "labels.csv").write_bytes(saved_list([row for row in rows if row[1]]).encode())
     labels = read_labels(tmp_path / "labels.csv", paths, tmp_path, CLASSES)
     assert labels.tolist() == [(i * 5) % len(CLASSES) if i % 4 else -1 for i in range(len(FILES))] + [-1]
-
-
-def test_the_columns_are_those_that_are_read():
-    """S33: the header, the word for bad and a quote around everything stand in the script."""
-    source = page.FRAME.read_text(encoding="utf-8")
-    assert '[["filename", "bad", "true_label"], ...rows.map(([file, label]) => [file, "true", label])]' in source
-    assert """'"' + value.replaceAll('"', '""') + '"'""" in source
 
 
 def test_a_class_is_spelt_by_its_number_where_its_name_is_lost():

@@ -4,6 +4,7 @@ Labels are wrong where an image is bad and nowhere else; pruning is that of a lo
 are those of hand-made rows.
 """
 
+import copy
 import json
 import sys
 from dataclasses import replace
@@ -12,11 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from examples import trials
+from examples import rivals, trials
 from examples.corrupted import CORRUPTIONS, IMAGES, TARGET, TRIGGERS, corrupt
-from examples.rivals import RIVALS, pruned, rest_of
+from examples.rivals import RIVALS, pruned
 from examples.zoo import SUBJECTS
-from helpers import gen, randomise
+from helpers import assert_same_state, gen, randomise
+from repair.network import repair
 
 
 @pytest.mark.parametrize("images", IMAGES)
@@ -71,11 +73,36 @@ def test_pruning_is_that_of_a_loop():
     assert pruned(nn.Sequential(nn.Conv2d(3, 4, 1)), None, None, 0, 1.0) is None
 
 
-def test_rivals_leave_the_listed_out():
-    """Fine-tuning and retraining see every image but the listed ones."""
-    trial = corrupt("patch", "shapes", 0, n=60)
-    assert sorted([*rest_of(trial).tolist(), *trial.known.tolist()]) == list(range(60))
-    assert all(len(rates) == 3 for _, rates in RIVALS.values())
+@pytest.mark.parametrize("name, epochs, times", [("fine-tuned", 5, 0), ("taught", 5, 5), ("retrained", None, 0)])
+def test_what_rivals_train_on(monkeypatch, name, epochs, times):
+    """Every image but the listed ones once, at its given label, at half the training's rate where that is asked for;
+    `taught` has the listed ones five times each, at their true labels. Retraining begins with other weights than the
+    training did and takes as many epochs, the others go on from the network for five. What is given stays."""
+    trial, subject, seen = corrupt("labels", "clothes", 0, n=60), SUBJECTS["VGG"], []
+    model, labels = subject.network(0), trial.train.labels.clone()
+
+    def fit(net, data, index, config, generator, epochs=None, lr=None):  # in place of training, which hides all of it
+        seen.append((copy.deepcopy(net), torch.bincount(index, minlength=60), data.labels, config, epochs, lr))
+        net[-1].bias.data.fill_(9.0)
+
+    monkeypatch.setattr(rivals, "fit", fit)
+    found = RIVALS[name][0](model, trial, subject, 0, 0.5)
+    (net, count, given, *how), = seen
+    assert how == [subject.training, epochs, 0.5 * subject.training.lr]
+    assert torch.equal(count, torch.ones(60, dtype=torch.int64).index_fill_(0, trial.known, times))
+    assert torch.equal(given, labels.scatter(0, trial.known, trial.truth[trial.known]) if times else labels)
+    assert torch.equal(trial.train.labels, labels) and not torch.equal(found[-1].bias, model[-1].bias)
+    assert not found.training and torch.equal(net[-1].weight, model[-1].weight) == (name != "retrained")
+    assert len(RIVALS[name][1]) == 3
+
+
+def test_rem_among_the_rivals_is_the_repair():
+    """At rate 1 it is what `repair` gives with its own settings and that seed; at another rate it is not."""
+    trial, subject = corrupt("labels", "clothes", 0, n=60), SUBJECTS["VGG"]
+    model = subject.network(0)
+    found, faster = (rivals.rem_alone(model, trial, subject, 1, rate) for rate in (1.0, 2.0))
+    assert_same_state(found, repair(model, trial.train, trial.known, seed=1))
+    assert not torch.equal(found[-1].weight, faster[-1].weight)
 
 
 @pytest.mark.parametrize("name", [name for name in SUBJECTS if not name.startswith("timm")])
