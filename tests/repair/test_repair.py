@@ -19,7 +19,6 @@ import claims
 from engine.modes import modes_of
 from etd import ExpandedWeight
 from expand import expand
-from experiment.data import Streamed
 from experiment.settings import Config
 from helpers import assert_close, assert_same_state, make_data, small_net
 from models import build
@@ -231,16 +230,6 @@ def test_wrapped_networks_and_inputs_stay(capsys):
     assert list(plain.state_dict()) == list(before) and not any(modes_of(plain))
     assert any(not torch.equal(plain.state_dict()[name], t) for name, t in before.items())
     assert capsys.readouterr().out == ""
-
-
-def test_streamed_float_images_are_repaired():
-    """P7, U1: samples that the user's transforms have normalised are repaired as uint8 ones are."""
-    data, net = images_of(), small_net(0)
-    whole = next(data.batches(size=24))[1]
-    floats = Streamed([(x.clone(), int(y)) for x, y in zip(whole, data.labels, strict=True)], 4)
-    pairs = Streamed([(x, int(y)) for x, y in zip(data.images, data.labels, strict=True)], 4, data.mean, data.std)
-    found, wanted = (repair(net, source, FORGET, unlearn_epochs=2, gamma=1.0) for source in (floats, pairs))
-    assert_same_state(found, wanted)
 
 
 def test_progress_says_what_each_step_did():
