@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torchvision.models import ResNet18_Weights
 
 from examples import rivals, trials
 from examples.corrupted import CORRUPTIONS, IMAGES, TARGET, TRIGGERS, corrupt
@@ -19,6 +20,8 @@ from examples.rivals import RIVALS, pruned
 from examples.zoo import SUBJECTS
 from helpers import assert_same_state, gen, randomise
 from repair.network import repair
+
+IMAGENET = ResNet18_Weights.DEFAULT.transforms()
 
 
 @pytest.mark.parametrize("images", IMAGES)
@@ -40,9 +43,13 @@ def test_labels_are_wrong_where_an_image_is_bad(name, images):
     else:
         assert torch.equal(trial.alike.images, trial.train.images[trial.bad])
         assert torch.equal(trial.alike.labels, trial.truth[trial.bad])
+    if name == "labels":  # images of every class
+        assert trial.truth[trial.bad].unique().tolist() == list(range(trial.train.classes))
     if name == "pair":
         assert trial.train.labels[trial.bad].unique().tolist() == [1, 2]
         assert torch.equal(trial.train.labels[trial.bad] + trial.truth[trial.bad], torch.full((12,), 3))
+    for data in (trial.train, trial.test, trial.alike):
+        assert (list(data.mean), list(data.std)) == (IMAGENET.mean, IMAGENET.std)
     again, other = corrupt(name, images, 0, n=120), corrupt(name, images, 1, n=120)
     assert torch.equal(again.train.images, trial.train.images) and torch.equal(again.known, trial.known)
     assert not torch.equal(other.bad, trial.bad)
