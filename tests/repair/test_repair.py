@@ -7,8 +7,10 @@ P7: wrapped networks are unwrapped; network, data and modes stay; running statis
 G2: SyncBatchNorm comes and goes.
 """
 
+import itertools
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,6 +208,39 @@ def test_layers_that_are_named_overrule(make_net, layers, grown):
         expand_any(net, EXAMPLE, HALF, [*layers, "nothing"], None)
 
 
+class InTurn(nn.Module):
+    """Layers that run in the order in which they are given, and are registered in the other."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.run = list(layers.values())
+        for name, layer in reversed(layers.items()):
+            self.add_module(name, layer)
+
+    def forward(self, x):
+        return nn.Sequential(*self.run)(x)
+
+
+def test_what_layers_are_chosen_from():
+    """P5: all; then without grouped convolutions, those that feed them, gates and the one that makes the logits, while
+    depthwise ones stay; then the inner layers of each family that is there, in the order in which they run."""
+    def conv(inputs=4, outputs=4, **more):
+        return nn.Conv2d(inputs, outputs, 1, **more)
+
+    layers = {"stem": conv(3), "depthwise": conv(groups=4), "feeds": conv(), "grouped": conv(groups=2),
+              "se": nn.Sequential(conv()), "mlp": nn.Sequential(conv(), nn.ReLU(), conv()), "squeeze": conv(),
+              "head": conv(outputs=3)}
+    net = InTurn(layers)
+    names = [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d)]
+    (_, every), (grouped, inner), *families = layer_choices(net, names, EXAMPLE)
+    assert every is None and "but grouped ones, those that feed them" in grouped
+    assert inner == ["stem", "depthwise", "mlp.0", "mlp.2", "squeeze"]
+    assert [(words.split(",")[0], found) for words, found in families] == [
+        ("the inner layers *mlp.0", ["mlp.0"]), ("the inner layers *squeeze", ["squeeze"])]
+    plain = InTurn({"stem": conv(3), "mlp": nn.Sequential(conv(outputs=3))})
+    assert [found for _, found in layer_choices(plain, ["mlp.0", "stem"], EXAMPLE)] == [None, ["stem"]]
+
+
 def test_a_network_without_any_choice_is_refused():
     """P5: the refusal is the first one, and says how many choices were tried and what to do."""
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4 * 900, 3))
@@ -232,15 +267,18 @@ def test_wrapped_networks_and_inputs_stay(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_progress_says_what_each_step_did():
-    """P1: a line per epoch with the updates of step 2 and the time left, with or without a share that is held out."""
-    data, told = images_of(), []
+def test_progress_says_what_each_step_did(monkeypatch):
+    """P1: a line per epoch with the updates of step 2, the time and, by the mean of the epochs, what is left of it at
+    most; with or without a share that is held out."""
+    data, told, ticks = images_of(), [], itertools.count(step=10)  # a clock that is looked at once an epoch
+    monkeypatch.setattr(network, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     for stop in ("max", "repaired"):
-        repair(small_net(0), data, FORGET, unlearn_epochs=2, stop=stop, say=told.append)
+        repair(small_net(0), data, FORGET, unlearn_epochs=3, stop=stop, say=told.append)
     lines = [line for line in told if line.startswith("epoch ")]
-    assert lines[0].startswith("epoch 1/2: ") and lines[1].startswith("epoch 2/2: ") and len(lines) >= 3
-    assert all("updates of step 2, Acc(D_f)" in line and "s left" in line for line in lines)
-    assert "Acc(held out) nan" in lines[0] and "nan" not in lines[2]
+    assert all("updates of step 2, Acc(D_f)" in line for line in lines) and len(lines) >= 4
+    assert "Acc(held out) nan" in lines[0] and "nan" not in lines[3]
+    for k, line in enumerate(lines[:3], 1):
+        assert line.startswith(f"epoch {k}/3: ") and line.endswith(f"; {10 * k} s, at most {10 * (3 - k)} s left")
 
 
 def test_running_statistics_are_those_of_the_repaired_weights():
