@@ -188,17 +188,6 @@ def test_rows_are_appended_once(folders, monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
-@pytest.mark.parametrize("more, words", [(["--treatment", "hope"], "unknown 'hope'; choose from REM"),
-                                         ([], "give --published, --data, --out")])
-def test_what_is_unknown_or_missing_is_refused(monkeypatch, capsys, more, words):
-    """In a line, before anything is read."""
-    folders = ["--published", "none", "--data", "none", "--out", "none"] if more else []
-    monkeypatch.setattr(sys, "argv", ["published.py", *folders, *more])
-    with pytest.raises(SystemExit) as leave:
-        published.main()
-    assert leave.value.code == 2 and words in capsys.readouterr().err
-
-
 def row(treatment: str, seed: int, clean: float, misled: float, **more) -> dict:
     """A hand-made row."""
     return {"network": "badnets", "images": 5000, "share": 0.1, "listed": 0.1, "seed": seed, "bad": 500, "known": 50,

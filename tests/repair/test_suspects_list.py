@@ -17,7 +17,7 @@ from colours import call as run_repair
 from engine.features import features
 from helpers import make_data, small_net
 from models import build
-from repair import networks, sheets
+from repair import account, networks, sheets
 from repair.inputs import Folder, open_folder, read_bad
 from repair.ranking import rank
 from repair.suspects import crossed, given_loss, logits, probe
@@ -153,6 +153,16 @@ def test_a_list_where_some_things_are_missing(tmp_path):
     assert sorted(int(row["rank_by_score"]) for row in rows) == list(range(1, 11))
     labels = {row[key] for row in rows for key in ("given_label", "predicted_label")}
     assert labels == {"'=HYPERLINK(\"x\")", "a=b"}
+
+
+@pytest.mark.parametrize("missing, similar", [(0, True), (1, False)])
+def test_features_that_would_fill_the_memory_are_left_out(monkeypatch, missing, similar):
+    """S15: five copies of them, 20 rows of the three inputs of the last layer in float64, have to fit into what is
+    free."""
+    data, net, forget = make_data(0, n=20), small_net(0), torch.tensor([2, 5])
+    monkeypatch.setattr(account, "room_for_images", lambda device: 5 * 20 * 3 * 8 - missing)
+    found = account.similarity(net, data, forget)
+    assert [column is not None for column in found] == [similar, similar]
 
 
 def test_a_list_of_an_earlier_version_comes_back(tmp_path):
