@@ -231,8 +231,8 @@ def test_what_layers_are_chosen_from():
         return nn.Conv2d(inputs, outputs, 1, **more)
 
     layers = {"stem": conv(3), "depthwise": conv(groups=4), "feeds": conv(), "grouped": conv(groups=2),
-              "se": nn.Sequential(conv()), "mlp": nn.Sequential(conv(), nn.ReLU(), conv()), "squeeze": conv(),
-              "head": conv(outputs=3)}
+              "se": nn.Sequential(conv()), "split": conv(groups=2), "mlp": nn.Sequential(conv(), nn.ReLU(), conv()),
+              "squeeze": conv(), "head": conv(outputs=3)}
     net = InTurn(layers)
     names = [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d)]
     (_, every), (grouped, inner), *families = layer_choices(net, names, EXAMPLE)
