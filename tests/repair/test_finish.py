@@ -117,8 +117,8 @@ def test_images_that_get_another_class_are_dropped():
 
 @pytest.mark.parametrize("bad, known", [(30, 6), (30, 15), (100, 10), (200, 20)])
 def test_however_many_are_bad_they_are_told_from_the_others(bad, known):
-    """A tenth to a half of the bad ones is known; 200 good ones have the same label: nearly all are found. Of 810 images
-    of other labels ten lie where the bad ones do: they are not taken for bad, since D_f has none of these labels."""
+    """A tenth to a half of the bad ones is known; 200 good ones have the same label: nearly all are found. Of 810
+    images of other labels ten lie where the bad ones do: they are not taken for bad, since D_f has none of these."""
     h = torch.randn(1010 + bad, 8, generator=gen(bad), dtype=torch.float64)
     h[:bad, 0] += 5
     h[-10:, 0] += 5
@@ -140,8 +140,8 @@ def test_looks_that_say_nothing_drop_nothing(seed):
 
 @pytest.mark.parametrize("alike, known, some", [(100, 20, False), (60, 20, True), (14, 8, True), (14, 3, False)])
 def test_looks_that_are_not_used(alike, known, some):
-    """Where a third of 300 images look like D_f, they are not dropped; where a fifth do, they are. Fewer than four known
-    images cannot be held out in turn."""
+    """Where a third of 300 images look like D_f, they are not dropped; where a fifth do, they are. Fewer than four
+    known images cannot be held out in turn."""
     h = torch.randn(300, 4, generator=gen(0), dtype=torch.float64)
     h[:alike] += 9
     assert looking_alike(h, torch.zeros(300, dtype=torch.int64), torch.arange(known), 0).any() == some

@@ -32,8 +32,8 @@ def images_of(n: int, seed: int = 0) -> Data:
 
 def test_the_network_is_that_of_a_plain_loop():
     """Six 3x3 convolutions with bias and their norms, under the published keys and in the published shapes; ELU after
-    each, max pooling after each pair, and a linear layer over channels, rows, columns in this order. Dropout of 0.3, 0.4
-    and 0.4 after each pair is nothing in eval mode."""
+    each, max pooling after each pair, and a linear layer over channels, rows, columns in this order. Dropout of 0.3,
+    0.4 and 0.4 after each pair is nothing in eval mode."""
     net, channels, keys = Network().eval(), 3, {"classifier.weight", "classifier.bias"}
     stored = randomise(net, 1).state_dict()
     x = h = torch.rand(4, 3, 32, 32, generator=gen(3))
@@ -154,7 +154,8 @@ def test_scores_are_counted():
 @pytest.fixture
 def folders(tmp_path):
     """A published network that was drawn, and a tree of 40 training and 20 test images."""
-    torch.save({"net": randomise(Network(), 0).state_dict(), "acc": 1.0, "epoch": 1}, tmp_path / published.FILES["badnets"])
+    content = {"net": randomise(Network(), 0).state_dict(), "acc": 1.0, "epoch": 1}
+    torch.save(content, tmp_path / published.FILES["badnets"])
     for part, data in (("train", images_of(40)), ("test", images_of(20, 1))):
         for i, (image, y) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
             file = tmp_path / part / f"class{y}" / f"{i}.png"

@@ -140,8 +140,8 @@ def test_the_second_round_starts_from_the_original(world, capsys):
 
 def test_a_list_where_some_things_are_missing(tmp_path):
     """S15: images that could not be decoded, here every second one, count in the index. Where nothing says what looks
-    like D_f, both of its columns are empty. A class's name that a spreadsheet would compute stands behind an apostrophe,
-    others as they are."""
+    like D_f, both of its columns are empty. A class's name that a spreadsheet would compute stands behind an
+    apostrophe, others as they are."""
     data, net = make_data(0, channels=3, classes=2), small_net(1, channels=3, classes=2)
     paths = [tmp_path / "train" / "a" / f"{i}.png" for i in range(12)]
     folder = Folder(tmp_path, ['=HYPERLINK("x")', "a=b"], paths, data.labels, torch.tensor([2, 5]), None, "")
