@@ -102,7 +102,8 @@ def test_what_is_advised(stay, wrong, word, advice):
     found = judge(*world_of(10, stay, 100, wrong))
     error = wrong**0.5  # points, of 100 images
     numbers = (f"{word}: {10 * stay:.1f} % of the listed images get their given labels, 100.0 % before; accuracy on "
-               f"100 other training images {100 - wrong:.1f} %, 100.0 % before ({-1.0 * wrong:+.1f} +- {error:.1f} points)")
+               f"100 other training images {100 - wrong:.1f} %, 100.0 % before "
+               f"({-1.0 * wrong:+.1f} +- {error:.1f} points)")
     assert found.word == word and found.line().startswith(numbers) and ("Next" in found.line()) == (advice is not None)
     for names in (FLAGS, ARGUMENTS):
         assert advice is None or f". Next, {advice.format(**names)}" in found.line(names)
