@@ -123,6 +123,8 @@ def test_classes_and_confusions_are_counts(seed):
     world = given(seed)
     found = tables(page_of(**world))[1:]
     names = [plain(name) for name in CLASSES]
+    captions = [e.text for e in Tree(page_of(**world)).all("caption")]
+    assert captions == ["accuracy of each class, %", "before", "after"] * 2
     for part, (accuracy, before, after) in zip(world["parts"], (found[:3], found[3:]), strict=True):
         triples = list(zip(*(values.tolist() for values in (part.labels, part.before, part.after)), strict=True))
         for k, row in enumerate(accuracy[1:]):
@@ -137,18 +139,24 @@ def test_classes_and_confusions_are_counts(seed):
                 assert row == [names[k], *(str(count or "") for count in counts)]
 
 
+@pytest.mark.parametrize("share, step", [(0, 0), (1e-6, 1), (0.027, 1), (0.03, 2), (0.25, 3), (0.26, 4), (1, 6)])
+def test_a_cell_is_as_dark_as_the_root_of_its_share(share, step):
+    """S30: in six steps, rounded up, so that few wrong answers are seen; wrong answers in another colour."""
+    assert (page.shade(share, True), page.shade(share, False)) == (f"r{step}", f"w{step}")
+
+
 def test_many_classes_are_folded():
     """S30: of 50 classes those with the most wrong answers have rows of their own, the others one together; no image is
     lost, and a page of a thousand classes stays small."""
     labels = torch.arange(500) % 50
-    after = torch.where(labels < 3, (labels + 1) % 3, labels)
-    parts = [Part("p", labels, labels, after)]
+    before, after = torch.where(labels == 40, 41, labels), torch.where(labels < 3, (labels + 1) % 3, labels)
+    parts = [Part("p", labels, before, after)]
     world = {**given(), "classes": [f"c{k}" for k in range(50)], "parts": parts, "cards": []}
     _, accuracy, before, after = tables(page_of(**world))
     assert all("open" not in e.at for e in Tree(page_of(**world)).all("details"))
     assert all("open" in e.at for e in Tree(page_of(**given())).all("details"))
     assert len(accuracy) == 51 and len(before) == len(after) == page.SHOWN + 2
-    assert after[0][1:4] == ["c0", "c1", "c2"] and after[0][-1] == "others"
+    assert after[0][1:4] == ["c0", "c1", "c2"] and after[0][-3:] == ["c40", "c41", "others"]
     for matrix in (before, after):
         assert sum(int(cell or 0) for row in matrix[1:] for cell in row[1:]) == 500
     many = given(classes=[f"class number {k}" for k in range(1000)], cards=100)
