@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from engine import features as module
 from engine.features import features, gather
 from engine.modes import modes_of
 from engine.streams import forked_rng
@@ -39,15 +40,15 @@ HEADS = {
     "tokens": (lambda: nn.Sequential(nn.Flatten(2), nn.Linear(64, 5), nn.GELU(), nn.Linear(5, 4), nn.Flatten()),
                lambda net, x: net[2](net[1](net[0](x))).mean(dim=1)),
     "rows": (Dense, lambda net, x: net.conv(x).mean(dim=(2, 3))),
-    "axes": (lambda: Dense(axes=True), lambda net, x: net.conv(x).mean(dim=(2, 3))),
+    "axes": (lambda: Dense(axes=True).double(), lambda net, x: net.conv(x).mean(dim=(2, 3))),
     "dropout": (lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 4)), lambda net, x: x.flatten(1)),
 }
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_features_are_what_the_last_layer_is_given(name):
-    """S13, S12: the penultimate layer, averaged over places and tokens, in eval mode without augmentation; modes,
-    random states and weights stay, and no hook does."""
+    """S13, S12: the penultimate layer, averaged over places and tokens, in eval mode without augmentation, in the
+    network's dtype; modes and random states stay, and no hook does."""
     make_net, twin = HEADS[name]
     with forked_rng(gen(0), torch.device("cpu")):
         net = make_net()
@@ -57,17 +58,9 @@ def test_features_are_what_the_last_layer_is_given(name):
     assert found.dtype == torch.float64 and not found.requires_grad
     assert modes_of(net) == modes and torch.equal(torch.get_rng_state(), state)
     assert not any(m._forward_pre_hooks for m in net.modules())
-    x = (data.images / 255 - 0.5) / 0.25
+    x = ((data.images / 255 - 0.5) / 0.25).to(next(net.parameters()).dtype)
     with torch.no_grad():
         assert_close(found, twin(net.eval(), x).double(), 1e-5)
-
-
-def test_the_last_layer_of_the_features_gives_the_logits():
-    """S13: where the last layer is linear without a bias, features times its weights are the logits."""
-    data, net = make_data(0, pad=2, flip=True), small_net(0, dtype=torch.float64)
-    x = (data.images.double() / 255 - 0.5) / 0.25
-    with torch.no_grad():
-        assert_close(features(net, data) @ net.head.weight.T, net.eval()(x))
 
 
 def test_features_of_the_layer_before():
@@ -121,14 +114,19 @@ def test_rows_belong_to_the_index_that_the_data_gives():
         features(net, data, torch.tensor([300]))
 
 
-def test_what_comes_twice_counts_once():
-    """S10: of images that a source yields several times, as processes that each read all do, the last rows stand."""
+def test_what_comes_twice_counts_once(monkeypatch):
+    """S10: of images that a source yields several times the last rows stand; of those that each of two processes reads
+    the rows are one process's, zeros among them too."""
     class Twice(Turned):
         def batches(self, index=None, **more):
             yield from self.data.batches(index, **more)
             yield from self.data.batches(index, **more)
 
     data, net = make_data(0), small_net(0)
-    rows = gather(net, data, None, lambda x, y: y[:, None].double())
-    assert torch.equal(rows[:, 0], data.labels.double())
-    assert_close(features(net, Twice(data)), features(net, data), 1e-6)
+    wanted = torch.stack([data.labels, 0 * data.labels], dim=1).double()
+    assert torch.equal(gather(net, data, None, lambda x, y: torch.stack([y, 0 * y], dim=1).double()), wanted)
+    alone = features(net, data)
+    assert_close(features(net, Twice(data)), alone, 1e-6)
+    monkeypatch.setattr(module, "ranks", lambda: (0, 2))
+    monkeypatch.setattr(module, "over_ranks", lambda sums: sums[0].mul_(2))  # the other process has the same rows
+    assert_close(features(net, data), alone, 1e-6)

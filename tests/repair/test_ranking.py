@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 
 from helpers import assert_close, gen, seeds
-from repair.ranking import LEAST, mixture, odds_of_labels, odds_of_looks, rank
+from repair.ranking import mixture, odds_of_labels, odds_of_looks, rank
 from repair.suspects import FOLDS, crossed, given_loss, probe, probe_logits
 
 
@@ -33,7 +33,9 @@ def drawn(seed: int, n: int = 12, classes: int = 3):
 
 @given(seeds)
 def test_the_order_is_that_of_the_printed_odds(seed):
-    """S20: log q_y (1 - p_y) / p_y + log N(f; m_y + d, v) / N(f; m_y, v), by loops in Python's numbers."""
+    """S20, S23: log q_y (1 - p_y) / p_y + log N(f; m_y + d, v) / N(f; m_y, v), by loops in Python's numbers. The second
+    is 0 where D_f has fewer than four images or its held-out members lie below the others; the middle of a class that
+    is all in D_f is that of all others."""
     z, labels, forget, similar, f = drawn(seed)
     n, classes = z.shape
     known = sorted(set(forget.tolist()))
@@ -48,7 +50,7 @@ def test_the_order_is_that_of_the_printed_odds(seed):
         p = math.exp(z[i, labels[i]]) / sum(math.exp(value) for value in z[i])
         q = (sum(int(labels[j] == labels[i]) for j in known) + 1) / (len(known) + classes)
         odds[i] = math.log(q * (1 - p) / p)
-        if len(known) >= LEAST and d > 0:
+        if len(known) >= 4 and d > 0:
             v = (sum((x - d) ** 2 for x in inside) / (len(inside) - 1)
                  + sum((x - mean) ** 2 for x in outside) / len(outside)) / 2
             odds[i] += (above[i] ** 2 - (above[i] - d) ** 2) / (2 * max(v, 1e-9))
@@ -141,17 +143,6 @@ def test_no_bad_images_are_few():
 
 # --- What D_f can teach -----------------------------------------------------------------------------------------------
 
-@given(seeds)
-def test_what_cannot_be_told_drops_out(seed):
-    """S23: fewer than LEAST images of D_f, or held-out members below the others, say nothing of looks."""
-    f, one = torch.randn(20, generator=gen(seed)).double(), torch.zeros(20, dtype=torch.int64)
-    assert not odds_of_looks(f, one, torch.arange(LEAST - 1)).any()
-    below = f.argsort()[:5]
-    assert not odds_of_looks(f, one, below).any()
-    above = f.argsort()[-5:]
-    assert odds_of_looks(f, one, above)[above[-1]] > 0 > odds_of_looks(f, one, above)[below[0]]
-
-
 def test_the_looks_of_a_class_count_once():
     """S23: where one class looks like D_f as a whole, because all of D_f is of it, looks say nothing: the label has."""
     labels = torch.arange(400) % 2
@@ -160,14 +151,6 @@ def test_the_looks_of_a_class_count_once():
     assert odds.abs().max() < 2  # over all classes together it would be 12 and more
     higher = f + 5.0 * (torch.arange(400) < 100) * labels
     assert odds_of_looks(higher, labels, torch.arange(1, 80, 2))[81:99:2].min() > 2
-
-
-@pytest.mark.parametrize("empty", [0, 1])
-def test_a_class_that_is_all_in_d_f_has_a_middle(empty):
-    """S23: where no other image has a label, the odds stay finite."""
-    labels = torch.tensor([empty] * 5 + [1 - empty] * 10)
-    odds = odds_of_looks(torch.arange(15).double().flip(0), labels, torch.arange(5))
-    assert odds.isfinite().all() and odds[0] > odds[14]
 
 
 def test_a_single_image_cannot_be_held_out():

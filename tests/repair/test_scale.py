@@ -2,6 +2,7 @@
 
 import json
 import math
+from multiprocessing import dummy
 
 import pytest
 
@@ -32,32 +33,10 @@ def test_the_table_adds_up():
     assert scale.table([row]).splitlines()[-1] == "| 1,500 | m | 1.0 | 2.0 | 400 | 100 |"
 
 
-class Inline:
-    """In place of multiprocessing's forked processes: the work is done here, at once."""
-
-    def __init__(self, target, args):
-        self.work = lambda: target(*args)
-
-    def start(self):
-        self.work()
-
-    def join(self):
-        pass
-
-    @staticmethod
-    def Pipe(duplex):
-        sent = []
-        end = type("End", (), {"send": sent.append, "recv": sent.pop, "close": lambda *_: None})()
-        return end, end
-
-
-Inline.Process = Inline
-
-
 @pytest.mark.filterwarnings("ignore:Acc")  # ten passes are not enough
 def test_growth_is_measured(tmp_path, capsys, monkeypatch):
     """G6: a row per value and work, table and picture; what is measured is not measured again."""
-    monkeypatch.setattr(growth.multiprocessing, "get_context", lambda kind: Inline)
+    monkeypatch.setattr(growth.multiprocessing, "get_context", lambda kind: dummy)  # a thread in place of a fork
     monkeypatch.setitem(growth.BASE, "images", 300)
     how = ["--axes", "ratio", "--most", "0.5", "--what", "expand", "training", "--out", str(tmp_path / "growth")]
     assert growth.main(how) == 0

@@ -17,7 +17,7 @@ from colours import call as run_repair
 from engine.features import features
 from helpers import make_data, small_net
 from models import build
-from repair import networks, sheets
+from repair import account, networks, sheets
 from repair.inputs import Folder, open_folder, read_bad
 from repair.ranking import rank
 from repair.suspects import crossed, given_loss, logits, probe
@@ -120,7 +120,9 @@ def test_the_second_round_starts_from_the_original(world, capsys):
     assert call({**second, "--bad": [world["--bad"], nothing]}) == 0
     told = capsys.readouterr().out
     assert f"{nothing}: nothing bad in it" in told
-    assert f"{second['--out'].parent / 'suspects.csv'} ranks the 17 images that no list names, most suspect" in told
+    likely = [row["likely"] for row in rows_of(listed)].count("true")
+    assert (f"{second['--out'].parent / 'suspects.csv'} ranks the 17 images that no list names, most suspect first; "
+            f"about {likely} of them are likely bad") in told
     assert second["--out"].read_bytes() == first
     some = answer(listed, world["--data"] / "some.csv", {"train/ant, red/plain.png": "true"})
     assert call({**second, "--bad": [world["--bad"], some]}) == 0
@@ -136,39 +138,31 @@ def test_the_second_round_starts_from_the_original(world, capsys):
     assert filled.read_bytes() == before
 
 
-def small_list(folder: Path, classes: list[str]):
-    """What write_suspects is given of twelve images of two classes: out, ranking, data, folder, places.
-
-    Every second file of the folder could not be decoded.
-    """
+def test_a_list_where_some_things_are_missing(tmp_path):
+    """S15: images that could not be decoded, here every second one, count in the index. Where nothing says what looks
+    like D_f, both of its columns are empty. A class's name that a spreadsheet would compute stands behind an
+    apostrophe, others as they are."""
     data, net = make_data(0, channels=3, classes=2), small_net(1, channels=3, classes=2)
-    paths = [folder / "train" / "a" / f"{i}.png" for i in range(12)]
-    known = Folder(folder, classes, paths, data.labels, torch.tensor([2, 5]), None, "")
-    h = features(small_net(0, channels=3, classes=2), data)
-    ranking = rank(*logits(net, data), known.forget, probe(h, known.forget), crossed(h, known.forget))
-    places = {path: 2 * i for i, path in enumerate(paths)}
-    return folder / "r.pt", ranking, data, known, places
-
-
-def test_the_index_is_that_of_the_whole_folder(tmp_path):
-    """S15: images that could not be decoded count in the index; a line says how many there are and how many likely."""
-    given = small_list(tmp_path, ["a", "b"])
-    told = sheets.write_suspects(*given)
+    paths = [tmp_path / "train" / "a" / f"{i}.png" for i in range(12)]
+    folder = Folder(tmp_path, ['=HYPERLINK("x")', "a=b"], paths, data.labels, torch.tensor([2, 5]), None, "")
+    ranking, places = rank(*logits(net, data), folder.forget), {path: 2 * i for i, path in enumerate(paths)}
+    sheets.write_suspects(tmp_path / "r.pt", ranking, data, folder, places)
     rows = rows_of(tmp_path / "suspects.csv")
-    assert len(rows) == 10
-    assert all(row["filename"] == f"train/a/{int(row['index']) // 2}.png" for row in rows)
-    likely = given[1].likely
-    assert f"ranks the 10 images that no list names, most suspect first; about {likely} of them are likely" in told
-    assert [row["likely"] for row in rows] == ["true"] * likely + ["false"] * (10 - likely)
-
-
-def test_without_features_there_is_one_ranking(tmp_path):
-    """S15: where nothing says what looks like D_f, both of its columns are empty."""
-    out, ranking, *rest = small_list(tmp_path, ["a", "b"])
-    sheets.write_suspects(out, ranking._replace(similar=None, by_similar=None), *rest)
-    rows = rows_of(tmp_path / "suspects.csv")
+    assert len(rows) == 10 and all(row["filename"] == f"train/a/{int(row['index']) // 2}.png" for row in rows)
     assert {row["similar"] for row in rows} == {row["rank_by_similar"] for row in rows} == {""}
     assert sorted(int(row["rank_by_score"]) for row in rows) == list(range(1, 11))
+    labels = {row[key] for row in rows for key in ("given_label", "predicted_label")}
+    assert labels == {"'=HYPERLINK(\"x\")", "a=b"}
+
+
+@pytest.mark.parametrize("missing, similar", [(0, True), (1, False)])
+def test_features_that_would_fill_the_memory_are_left_out(monkeypatch, missing, similar):
+    """S15: five copies of them, 20 rows of the three inputs of the last layer in float64, have to fit into what is
+    free."""
+    data, net, forget = make_data(0, n=20), small_net(0), torch.tensor([2, 5])
+    monkeypatch.setattr(account, "room_for_images", lambda device: 5 * 20 * 3 * 8 - missing)
+    found = account.similarity(net, data, forget)
+    assert [column is not None for column in found] == [similar, similar]
 
 
 def test_a_list_of_an_earlier_version_comes_back(tmp_path):
@@ -184,13 +178,6 @@ def test_a_list_of_an_earlier_version_comes_back(tmp_path):
     assert not sheets.answered(file)
     with pytest.raises(ValueError, match="lists suspects, bad or not; add a column `bad`"):
         read_bad(file, paths, tmp_path)
-
-
-def test_a_name_is_no_formula(tmp_path):
-    """S15: a folder's name that a spreadsheet would compute stands behind an apostrophe, others as they are."""
-    sheets.write_suspects(*small_list(tmp_path, ['=HYPERLINK("x")', "a=b"]))
-    labels = {row[key] for row in rows_of(tmp_path / "suspects.csv") for key in ("given_label", "predicted_label")}
-    assert labels == {"'=HYPERLINK(\"x\")", "a=b"}
 
 
 def test_names_in_another_encoding_come_back(tmp_path):

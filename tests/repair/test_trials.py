@@ -4,6 +4,7 @@ Labels are wrong where an image is bad and nowhere else; pruning is that of a lo
 are those of hand-made rows.
 """
 
+import copy
 import json
 import sys
 from dataclasses import replace
@@ -11,49 +12,47 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torchvision.models import ResNet18_Weights
 
-from examples import trials
+from examples import rivals, trials
 from examples.corrupted import CORRUPTIONS, IMAGES, TARGET, TRIGGERS, corrupt
-from examples.rivals import RIVALS, pruned, rest_of
+from examples.rivals import RIVALS, pruned
 from examples.zoo import SUBJECTS
-from helpers import gen, randomise
+from helpers import assert_same_state, gen, randomise
+from repair.network import repair
+
+IMAGENET = ResNet18_Weights.DEFAULT.transforms()
 
 
 @pytest.mark.parametrize("images", IMAGES)
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_labels_are_wrong_where_an_image_is_bad(name, images):
-    """Given and true labels differ at D_c alone; a trigger's wrong label is one; of D_c two in five are known; a seed
-    draws the same again, another seed something else."""
+    """Given and true labels differ at D_c alone; a trigger's wrong label is one; of D_c two in five are known. `alike`
+    has the clean test images of the other classes, each changed by the trigger and true to its label; without a trigger
+    D_c's own images at their true labels. A seed draws the same again, another seed something else."""
     trial = corrupt(name, images, 0, n=120)
     assert torch.equal((trial.train.labels != trial.truth).nonzero()[:, 0], trial.bad)
     assert len(trial.bad) == (6 if name in TRIGGERS else 12) and len(trial.known) == round(0.4 * len(trial.bad))
     assert torch.isin(trial.known, trial.bad).all() and len(trial.known.unique()) == len(trial.known)
     if name in TRIGGERS:
-        assert (trial.train.labels[trial.bad] == TARGET).all() and (trial.alike.labels != TARGET).all()
-    elif name == "pair":
+        others = trial.test.labels != TARGET
+        assert (trial.train.labels[trial.bad] == TARGET).all()
+        assert torch.equal(trial.alike.labels, trial.test.labels[others])
+        clean = trial.test.images[others]
+        assert (clean != trial.alike.images).flatten(1).any(dim=1).float().mean() >= 0.95
+    else:
+        assert torch.equal(trial.alike.images, trial.train.images[trial.bad])
+        assert torch.equal(trial.alike.labels, trial.truth[trial.bad])
+    if name == "labels":  # images of every class
+        assert trial.truth[trial.bad].unique().tolist() == list(range(trial.train.classes))
+    if name == "pair":
         assert trial.train.labels[trial.bad].unique().tolist() == [1, 2]
         assert torch.equal(trial.train.labels[trial.bad] + trial.truth[trial.bad], torch.full((12,), 3))
+    for data in (trial.train, trial.test, trial.alike):
+        assert (list(data.mean), list(data.std)) == (IMAGENET.mean, IMAGENET.std)
     again, other = corrupt(name, images, 0, n=120), corrupt(name, images, 1, n=120)
     assert torch.equal(again.train.images, trial.train.images) and torch.equal(again.known, trial.known)
     assert not torch.equal(other.bad, trial.bad)
-
-
-@pytest.mark.parametrize("name", TRIGGERS)
-def test_test_images_carry_what_the_bad_ones_do(name):
-    """`alike` has the clean test images of the other classes, each changed by the trigger and true to its label."""
-    trial = corrupt(name, "shapes", 0, n=60)
-    others = trial.test.labels != TARGET
-    assert torch.equal(trial.alike.labels, trial.test.labels[others])
-    clean = trial.test.images[others]
-    assert clean.shape == trial.alike.images.shape
-    assert (clean != trial.alike.images).flatten(1).any(dim=1).float().mean() >= 0.95
-
-
-def test_wrong_labels_are_judged_on_the_bad_images():
-    """Without a trigger `alike` are D_c's own images at their true labels."""
-    trial = corrupt("labels", "shapes", 0, n=60)
-    assert torch.equal(trial.alike.images, trial.train.images[trial.bad])
-    assert torch.equal(trial.alike.labels, trial.truth[trial.bad])
 
 
 def test_pruning_is_that_of_a_loop():
@@ -81,11 +80,36 @@ def test_pruning_is_that_of_a_loop():
     assert pruned(nn.Sequential(nn.Conv2d(3, 4, 1)), None, None, 0, 1.0) is None
 
 
-def test_rivals_leave_the_listed_out():
-    """Fine-tuning and retraining see every image but the listed ones."""
-    trial = corrupt("patch", "shapes", 0, n=60)
-    assert sorted([*rest_of(trial).tolist(), *trial.known.tolist()]) == list(range(60))
-    assert all(len(rates) == 3 for _, rates in RIVALS.values())
+@pytest.mark.parametrize("name, epochs, times", [("fine-tuned", 5, 0), ("taught", 5, 5), ("retrained", None, 0)])
+def test_what_rivals_train_on(monkeypatch, name, epochs, times):
+    """Every image but the listed ones once, at its given label, at half the training's rate where that is asked for;
+    `taught` has the listed ones five times each, at their true labels. Retraining begins with other weights than the
+    training did and takes as many epochs, the others go on from the network for five. What is given stays."""
+    trial, subject, seen = corrupt("labels", "clothes", 0, n=60), SUBJECTS["VGG"], []
+    model, labels = subject.network(0), trial.train.labels.clone()
+
+    def fit(net, data, index, config, generator, epochs=None, lr=None):  # in place of training, which hides all of it
+        seen.append((copy.deepcopy(net), torch.bincount(index, minlength=60), data.labels, config, epochs, lr))
+        net[-1].bias.data.fill_(9.0)
+
+    monkeypatch.setattr(rivals, "fit", fit)
+    found = RIVALS[name][0](model, trial, subject, 0, 0.5)
+    (net, count, given, *how), = seen
+    assert how == [subject.training, epochs, 0.5 * subject.training.lr]
+    assert torch.equal(count, torch.ones(60, dtype=torch.int64).index_fill_(0, trial.known, times))
+    assert torch.equal(given, labels.scatter(0, trial.known, trial.truth[trial.known]) if times else labels)
+    assert torch.equal(trial.train.labels, labels) and not torch.equal(found[-1].bias, model[-1].bias)
+    assert not found.training and torch.equal(net[-1].weight, model[-1].weight) == (name != "retrained")
+    assert len(RIVALS[name][1]) == 3
+
+
+def test_rem_among_the_rivals_is_the_repair():
+    """At rate 1 it is what `repair` gives with its own settings and that seed; at another rate it is not."""
+    trial, subject = corrupt("labels", "clothes", 0, n=60), SUBJECTS["VGG"]
+    model = subject.network(0)
+    found, faster = (rivals.rem_alone(model, trial, subject, 1, rate) for rate in (1.0, 2.0))
+    assert_same_state(found, repair(model, trial.train, trial.known, seed=1))
+    assert not torch.equal(found[-1].weight, faster[-1].weight)
 
 
 @pytest.mark.parametrize("name", [name for name in SUBJECTS if not name.startswith("timm")])

@@ -32,8 +32,8 @@ from repair.inputs import open_folder
 from repair.mismatch import predicted
 from repair.networks import build_network
 from repair.suspects import logits, margin, probe
-from repair.verdict import (ARGUMENTS, HARMED, NOT_REPAIRED, REPAIRED, Change, changed, check_believed, judge,
-                            looked_at, lowest, undoubted)
+from repair.verdict import (ARGUMENTS, FLAGS, HARMED, NOT_REPAIRED, REPAIRED, changed, check_believed, judge, looked_at,
+                            lowest, undoubted)
 from train import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # what ends a repair has a say of its own
@@ -92,22 +92,25 @@ def test_images_that_do_not_count():
     assert found.words == (REPAIRED,) and found.counted.images == 60
 
 
-def test_both_words_and_what_they_advise():
-    """Q1, Q4: both may hold; the line has the numbers and what to try next, by flags or by settings; JSON takes it."""
-    both = judge(*world_of(10, 5, 100, 30))
-    assert both.word == "NOT REPAIRED, HARMED"
-    line = both.line()
-    assert line.startswith("NOT REPAIRED, HARMED: 50.0 % of the listed images get their given labels, 100.0 % before; ")
-    assert "accuracy on 100 other training images 70.0 %, 100.0 % before (-30.0 +- 5.5 points)" in line
-    assert "check that what --bad lists is bad; then try a lower --lr" in line
-    assert "what forget lists is bad" in both.line(ARGUMENTS) and "unlearn_lr" in both.line(ARGUMENTS)
-    assert "try a higher --lr, --optimizer adam" in judge(*world_of(10, 5, 100, 0)).line()
-    assert "try a lower --lr or fewer --epochs" in judge(*world_of(10, 0, 100, 30)).line()
-    assert "Next" not in judge(*world_of(10, 0, 100, 0)).line()
-    told = json.loads(json.dumps(both.report()))
-    assert told["word"] == both.word and told["listed"]["after"] == 0.5 and "held-out" not in told
-    assert told["others that count"]["newly_wrong"] == 30 and told["others that count"]["fall"] == pytest.approx(0.3)
-    assert Change(0, 0, 0, None, None).harmed() is False
+@pytest.mark.parametrize("stay, wrong, word, advice", [
+    (5, 30, "NOT REPAIRED, HARMED", "check that what {bad} lists is bad; then try a lower {rate}"),
+    (5, 0, "NOT REPAIRED", "try a higher {rate}, {optimizer} adam"),
+    (0, 30, "HARMED", "try a lower {rate} or fewer {epochs}"), (0, 0, "REPAIRED", None)])
+def test_what_is_advised(stay, wrong, word, advice):
+    """Q1, Q4: both words may hold; the line has the numbers and what to try next, by flags or by settings; JSON takes
+    it."""
+    found = judge(*world_of(10, stay, 100, wrong))
+    error = wrong**0.5  # points, of 100 images
+    numbers = (f"{word}: {10 * stay:.1f} % of the listed images get their given labels, 100.0 % before; accuracy on "
+               f"100 other training images {100 - wrong:.1f} %, 100.0 % before "
+               f"({-1.0 * wrong:+.1f} +- {error:.1f} points)")
+    assert found.word == word and found.line().startswith(numbers) and ("Next" in found.line()) == (advice is not None)
+    for names in (FLAGS, ARGUMENTS):
+        assert advice is None or f". Next, {advice.format(**names)}" in found.line(names)
+    told = json.loads(json.dumps(found.report()))
+    assert (told["word"], told["listed"]["after"], "held-out" in told) == (word, stay / 10, False)
+    assert told["others that count"]["newly_wrong"] == wrong
+    assert (told["others that count"]["fall"], told["others that count"]["error"]) == (wrong / 100, error / 100)
 
 
 def test_those_that_count_are_chosen_in_every_class():
@@ -190,8 +193,6 @@ def test_bad_repairs_are_told():
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
-
-
 
 @pytest.fixture(scope="module")
 def stickers(tmp_path_factory) -> dict:
