@@ -3,7 +3,7 @@
 - The kind of a layer                                                         X10
 - Fresh weights, and a layer run with others                                  X4, X6, E4
 - The mask of a layer: 1 for the base, the first bits of each row beside it   M11, M17
-- What is put in whose place, and what is there before theta_o2 grows         D1, X11, E5
+- What is put in whose place                                                  D1, X11
 """
 
 import itertools
@@ -15,10 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import etd
-from architectures import IMAGE, draw
+from architectures import draw
 from engine.layers import MaskedPass, channels_of, initialiser, run_with, swap
-from helpers import assert_close, gen, run, seeds, small_net
+from helpers import assert_close, gen, seeds
 
 # --- The kind of a layer ----------------------------------------------------------------------------------------------
 
@@ -88,10 +87,3 @@ def test_swap_keeps_order_and_shares():
     assert root[0] is new and root[2][0] is new and list(root.state_dict()) == keys
     swap(root, {root: nn.ReLU()})
     assert root[0] is new
-
-
-def test_what_is_there_before_theta_o2_grows():
-    """E5: a network that is not expanded yet has masks of no bit and runs as it is."""
-    net = small_net(0)
-    assert etd.Expanded(net).width == 0 == etd.ExpandedBatchNorm(nn.BatchNorm2d(3)).extra_out
-    assert torch.equal(run(etd.Expanded(net).eval(), IMAGE, torch.zeros(2, 0, dtype=torch.bool)), run(net, IMAGE))

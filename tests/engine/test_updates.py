@@ -110,19 +110,3 @@ def test_what_no_gradient_has_reached():
         update(state.expanded.layers()["head"].base.weight.sum(), torch.arange(4))
     with one_pass(state, "here", {"a.never": nn.Parameter(torch.ones(1))}):
         pass  # without an update nothing could be reached
-
-
-def test_a_pass_draws_from_the_generator():
-    """A9: in a pass global random numbers come from the state's generator, as far as it has been used; it stays, and so
-    does the global state."""
-    drawn = []
-    for world, used in ((0, 0), (1, 0), (0, 1)):
-        state = make_state()
-        torch.rand(used, generator=state.generator)
-        torch.manual_seed(world)
-        before = torch.get_rng_state(), state.generator.get_state()
-        with one_pass(state, "here"):
-            drawn.append(torch.rand(3))
-        assert torch.equal(torch.get_rng_state(), before[0])
-        assert torch.equal(state.generator.get_state(), before[1])
-    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
