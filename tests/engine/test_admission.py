@@ -416,27 +416,17 @@ HIDDEN = {"running statistics": (hidden_by_running_statistics, "'4'"),
 
 @pytest.mark.parametrize("case", HIDDEN)
 def test_a_hidden_leak_is_refused(case):
-    """X10: a leak that the network's present weights, statistics or scale hide, so that its outputs change by less than
-    1e-8 when its channels change places, is refused: training would bring it out."""
+    """X10: a leak that the network's present weights, statistics or scale hide is refused: training would bring it
+    out."""
     make, name = HIDDEN[case]
     assert refused(make()).startswith(LEAKS.format(name))
-    net, x = make().double().eval(), draw(0, 4, 1, 8, 8, dtype=torch.float64)
-    straight = copy.deepcopy(net)
-    straight[[getattr(m, "function", None) is flip for m in net].index(True)] = nn.Identity()
-    assert (run(net, x) - run(straight, x)).abs().max() < 1e-8
 
 
-def deep(mix, width=1, depth=24):
-    """A deep narrow network: a random draw shuts one of its ReLUs, and nothing that lies behind it shows."""
-    body = [part for _ in range(depth) for part in (nn.Conv2d(width, width, 1, bias=False), nn.ReLU())]
-    return nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.ReLU(), *body, mix,
+def deep(width):
+    """A deep narrow network: a random draw shuts one of its ReLUs, and no leak that lies behind it shows."""
+    body = [part for _ in range(24) for part in (nn.Conv2d(width, width, 1, bias=False), nn.ReLU())]
+    return nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.ReLU(), *body, Does(flip),
                          nn.Conv2d(width, width, 1, bias=False), *pooled(width, bias=False))
-
-
-@pytest.mark.parametrize("width, depth", [(1, 2), (1, 24), (3, 24)])
-def test_a_leak_behind_shut_relus_is_refused(width, depth):
-    """X10: where random weights let ReLU after ReLU shut every signal off, a positive draw shows the leak."""
-    assert refused(deep(Does(flip), width, depth)).startswith(LEAKS.format(repr(str(2 * depth + 3))))
 
 
 def gate(x):
@@ -451,12 +441,13 @@ def lift(x):
 
 @pytest.mark.parametrize("pool", [None, 101])
 def test_each_draw_of_the_self_check_counts(pool):
-    """X10: what one kind of draw cannot see, the other does: a leak that only signed signals show, two that only
+    """X10: what one kind of draw cannot see, the other does: a leak that only signed signals show, some that only
     positive ones show, and gates that only signed ones pass; also where more weights are drawn than the pool has
     numbers, which are then used again."""
     with mock.patch.object(admission, "POOL", pool or admission.POOL):  # a network of 10^6 weights takes too long
-        for leaking in (chain(Does(gate)), deep(Does(flip)), chain(Does(lift), width=40)):
-            assert "its base outputs still change" in refused(leaking)
+        leaking = ((chain(Does(gate)), "2"), (deep(1), "51"), (deep(3), "51"), (chain(Does(lift), width=40), "2"))
+        for net, name in leaking:
+            assert refused(net).startswith(LEAKS.format(repr(name)))
         for bounded in (nn.Hardtanh(), nn.ReLU6()):
             assert expand.expand(chain(nn.ReLU(), Does(lambda x: 10 * x), bounded), IMAGE).width == 3
 

@@ -73,15 +73,6 @@ def test_who_decides_the_end_changes_nothing_else(seed, flip, gamma):
     assert number_of(out, some)
 
 
-def test_never_looks_at_nothing():
-    """A25: Never measures nothing, reads no example and leaves none out."""
-    state = make_state()
-    end, before = Never(state), copy.deepcopy(state.expanded)
-    end.look(state)
-    assert not end.reached and end.trained_on is None and state.record == {} and end.best(state) is state.expanded
-    assert_same_state(state.expanded, before)
-
-
 # --- W ----------------------------------------------------------------------------------------------------------------
 
 

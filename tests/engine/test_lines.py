@@ -213,22 +213,3 @@ def test_who_stays():
         carry_on(theta, begin, reach)
         assert theta[0].tolist() == end
     assert moved([], []) == 0 and moved(begin, []) == 0
-
-
-@given(seeds, st.lists(st.integers(1, 5), min_size=1, max_size=4), st.floats(1e-3, 0.5), st.floats(0.6, 10))
-def test_any_weights(seed, sizes, near, reach):
-    """A39: from any point the line goes on to `reach` in the same direction; copies are no views and have no graph."""
-    theta = [nn.Parameter(torch.randn(size, generator=gen(seed + i), dtype=torch.float64))
-             for i, size in enumerate(sizes)]
-    begin = copies(theta)
-    whole = vector(begin)
-    line = torch.randn(len(whole), generator=gen(seed + 9), dtype=torch.float64)
-    line *= near * whole.norm() / line.norm()
-    with torch.no_grad():
-        for p, step in zip(theta, line.split(sizes), strict=True):
-            p += step
-    assert moved(theta, begin) == pytest.approx(near, rel=1e-9) and not any(b.requires_grad for b in begin)
-    assert torch.equal(vector(begin), whole)
-    carry_on(theta, begin, reach)
-    assert_close(vector(theta), whole + line * (reach / near), 1e-9)
-    assert all(p.requires_grad and p.is_leaf for p in theta)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from architectures import IMAGE, Keeping
-from engine.modes import copy_of, frozen_norms, modes_of, put_modes, refresh_batchnorm, training_mode
+from engine.modes import copy_of, modes_of, put_modes, refresh_batchnorm
 from etd import Expanded
 from expand import expand
 from experiment.data import Data, batches
@@ -59,21 +59,10 @@ HOW = ["eval in a training network", "no gradient", "both, in evaluation mode", 
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_which_norms_are_frozen(how):
-    """A30: frozen is a BatchNorm in evaluation mode in a network that trains, or one none of whose parameters has a
-    gradient; not one of a network that came in evaluation mode as a whole."""
-    net, names = frozen(how)
-    modes, found = modes_of(net), dict(net.named_modules())
-    net.eval()  # what counts is how the network came
-    assert frozen_norms(net, modes) == [found[name] for name in names]
-    training_mode(net, modes)
-    assert [name for name, m in net.named_modules() if not m.training] == names
-
-
-@pytest.mark.parametrize("how", HOW)
 def test_frozen_norms_keep_their_statistics(how):
-    """A30, D7: through steps 2 and 3, the refresh and the end of the repair the statistics of frozen BatchNorms are bit
-    for bit the network's own, those of masked passes too; those of the others move."""
+    """A30, D7: frozen is a BatchNorm in evaluation mode in a network that trains, or one none of whose parameters has a
+    gradient; not one of a network that came in evaluation mode as a whole. Through steps 2 and 3, the refresh and the
+    end of the repair its statistics are bit for bit the network's own, those of masked passes too; others move."""
     (net, names), seen = frozen(how), []
     with acc_forget(0.9, 0.0):
         out = unlearn(net=net, n=60, size=5, forget_norm="batch",

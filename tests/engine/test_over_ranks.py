@@ -97,23 +97,6 @@ def test_sums_and_means(two, weights, expected):
         assert values[2].shape == (2, 0, 3) and values[1].dtype == torch.float64
 
 
-def test_one_process_has_its_own_numbers():
-    """G1: without other processes nothing changes, whatever the weight."""
-    value = torch.tensor([1.0, 2.0])
-    over_ranks([value], 7)
-    assert value.tolist() == [1, 2]
-
-
-def test_counts_are_whole_numbers(two):
-    """G1: sums of integers stay integers, whatever their size."""
-    def one(rank):
-        value = torch.tensor([2**40 + rank, rank])
-        over_ranks([value])
-        return value.tolist()
-
-    assert two(one) == ([2**41 + 1, 1], [2**41 + 1, 1])
-
-
 def test_one_step_down_the_mean_of_all(two):
     """G1, F6: each process takes the step of the mean loss over all examples; a parameter that one process alone
     reaches moves in both, one that none reaches in neither."""
