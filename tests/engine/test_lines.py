@@ -94,19 +94,15 @@ def test_the_first_goes_as_far_as_told(seed, reach, passes, optimizer):
     assert (state.record["passes"], state.record["updates"], state.record["acc_forget"]) == (passes, passes, 0.05)
 
 
-@pytest.mark.parametrize("acc, shut", [(0.2, False), (0.9, True)])
-def test_where_there_is_no_line_nothing_moves(acc, shut):
-    """A32: where Acc(D_f) <= gamma from the start, or the gradient is exactly 0, there is no line to go along: the
-    weights stay, and are numbers."""
+def test_where_there_is_no_line_nothing_moves():
+    """A32: where the gradient is exactly 0 there is no line to go along: the weights stay, and are numbers."""
     state = started(0, max_passes=2)
     with torch.no_grad():
-        for p in state.expanded.theta_o1() if shut else ():
+        for p in state.expanded.theta_o1():
             p.zero_()
-    begin = copies(state.expanded.theta_o1())
-    with acc_forget(acc):
+    with acc_forget(0.9):
         remove(state, reach=0.5)
-    assert all(torch.equal(p, b) for p, b in zip(state.expanded.theta_o1(), begin, strict=True))
-    assert state.record["passes"] == (2 if shut else 0) and not state.optimizer.state
+    assert state.record["passes"] == 2 and not vector(state.expanded.theta_o1()).any()
 
 
 def test_a_warning_is_of_where_the_passes_end():
