@@ -24,6 +24,7 @@ from helpers import small_net
 
 @pytest.mark.parametrize("index, text", [
     (torch.tensor([6]), "index 6 out of range for 6 examples"),
+    (torch.tensor([5, 8, -1]), "index 8 out of range for 6 examples"),
     (torch.tensor([5, -1]), "index -1 out of range for 6 examples"),
     (torch.tensor([1.0]), r"torch.float32 of shape \(1,\); they must be an int64 tensor"),
     (torch.tensor([1, 2], dtype=torch.int32), "torch.int32"),
@@ -105,7 +106,7 @@ def test_settings_from_records(record, expected):
     assert settings_from(record, Some) == expected
 
 
-@pytest.mark.parametrize("record", [dict(rates=0.1), SimpleNamespace(rates=0.1),
+@pytest.mark.parametrize("record", [dict(rates=0.1, kinds="wide"), SimpleNamespace(rates=0.1),
                                     dict(rate=0.1, kind="wide", rates=0.1)])
 def test_unknown_settings(record):
     """A26: a record that lacks some settings and has another name is taken for misspelt: the error has the name and the
@@ -135,14 +136,15 @@ def test_nearest(name, known, expected):
     (dict(kind="no"), "kind is 'no'; choose from plain, wide"),
     (dict(rate=1.001), "rate is 1.001; it must be from 0 to 1"),
     (dict(rate=-0.001), "rate is -0.001"), (dict(rate=math.nan), "rate is nan"),
+    (dict(passes=-1), "passes is -1; it must be from 0 to inf"),
 ])
 def test_values_without_sense(changes, text):
-    """A26: a value that is no choice, or outside its range, is a ValueError with what is allowed; both ends are, and a
-    record's values are looked at too."""
+    """A26: a value that is no choice, or outside its range, is a ValueError with what is allowed; both ends are, and 0
+    where no range is told; a record's values are looked at too."""
     for make in (lambda: Some(**changes), lambda: settings_from(changes, Some), lambda: replace(Some(), **changes)):
         with pytest.raises(ValueError, match=text):
             make()
-    assert Some(rate=0).rate == 0 and Some(rate=1).rate == 1
+    assert Some(rate=0, passes=0).rate == 0 and Some(rate=1).rate == 1
 
 
 def test_positive():
