@@ -25,7 +25,7 @@ from engine.lines import STEP, carry_on, copies, moved
 from etd import drop
 from experiment.methods import METHODS, reads_setting
 from helpers import assert_close, gen, seeds, small_net
-from rem import remove
+from rem import Settings, remove
 from states import acc_forget, make_state, unlearn
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up
@@ -185,6 +185,12 @@ def test_who_reads_the_choices(setting):
     """A36: REM in all its versions depends on them, and no other method does."""
     assert {name for name in METHODS if reads_setting(setting, {"method": name})} == {
         name for name in METHODS if name.startswith("rem")}
+
+
+def test_the_choices_of_every_table():
+    """A36: REM by default has the values that the tables were made with."""
+    values = dict(max_passes=100, reach=0.07, disbelieved=2.0, forget_norm="auto", precision="auto")
+    assert {name: getattr(Settings(), name) for name in values} == values
 
 
 # --- Distances --------------------------------------------------------------------------------------------------------
