@@ -185,8 +185,8 @@ def test_two_epochs_that_are_not_better_end_it(dictated, right, epochs, best):
     assert max(number for number, (record, _) in enumerate(seen, 1) if record["best"]) == best
 
 
-@pytest.mark.parametrize("lost, gained, level", [(0, 0, True), (6, 3, True), (6, 2, False), (1, 0, True),
-                                                 (2, 0, False)])
+@pytest.mark.parametrize("lost, gained, level", [(0, 0, True), (6, 4, True), (6, 3, True), (6, 2, False),
+                                                 (1, 0, True), (2, 0, False)])
 def test_level_is_within_the_paired_error(lost, gained, level):
     """A24: images that only the best gets right less those that only the other does are at most the root of both."""
     end = Repaired(make_state(n=60, size=5))

@@ -3,7 +3,7 @@
 - Sums and weighted means over processes                                                              G1
 - An update: one step down the mean over all examples, the same in each process                       G1, F6
 - Of several processes nobody can tell here which examples the others have seen                       G1, A7
-- Each evaluates with the first one's statistics, and has the features of all examples                G1
+- Each evaluates with the first one's statistics, and has references and features of all examples     G1
 
 test_several_processes.py has two real processes, with accuracy, reference and evaluation in them.
 """
@@ -134,6 +134,22 @@ def test_evaluation_has_the_first_ones_statistics(two):
             return norm.running_mean.tolist()
 
     assert two(one) == ([1, 1], [1, 1])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_references_of_all_examples(two, processes):
+    """G1: each process computes the reference's cross-entropies of its share, or of all examples, and has those of
+    all."""
+    data = make_data(0, n=9)
+
+    def stored(part):
+        state = make_state(data=replace(data, part=part), size=3)
+        state.reference.remember(state)
+        return state.reference.known
+
+    alone = stored((0, 1))
+    for found in two(lambda rank: stored((rank % processes, processes))):
+        assert_close(found, alone, 1e-6)
 
 
 def test_features_of_all_examples(two):

@@ -39,10 +39,11 @@ def test_stored_values(seed, batch):
                                           (make_data(0, flip=True), False), (Loose(make_data(0)), False)])
 def test_stored_only_without_augmentation(data, stored):
     """F8, L16: with augmentation, which a source that says nothing may have, the reference sees each batch as the
-    network does."""
+    network does; to store draws no number."""
     state = make_state(data=data)
+    drawn = state.generator.get_state()
     state.reference.remember(state)
-    assert (state.reference.known is not None) == stored
+    assert (state.reference.known is not None) == stored and torch.equal(state.generator.get_state(), drawn)
     rows, x, y = next(iter(data.batches(generator=gen(0), augment=True)))
     moved = state.reference.base(rows, x, y), F.cross_entropy(run(state.reference.net, x), y, reduction="none")
     assert_close(*moved, 1e-6)
