@@ -16,7 +16,7 @@ import torch
 from torch import distributed as dist, nn
 
 from engine.batches import batches_of
-from engine.features import features
+from engine.features import features, gather
 from engine.modes import eval_mode
 from engine.ranks import over_ranks, ranks
 from engine.updates import descend
@@ -153,8 +153,9 @@ def test_references_of_all_examples(two, processes):
 
 
 def test_features_of_all_examples(two):
-    """G1: each process computes the features of its share, and has those of all."""
+    """G1: each process computes the features of its share, and has those of all; what is 0 is not what nobody saw."""
     data = make_data(0, n=9)
     alone = features(small_net(0), data)
+    assert not gather(small_net(0), data, None, lambda x, y: x.new_zeros(len(x), 2)).any()
     for found in two(lambda rank: features(small_net(0), replace(data, part=(rank, 2)))):
         assert_close(found, alone, 1e-6)
