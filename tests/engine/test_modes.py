@@ -111,6 +111,15 @@ def test_a_refresh_reads_no_label_and_keeps_modes():
     assert_same_state(*results)
 
 
+def test_a_refresh_asks_how_the_network_came():
+    """A30: which BatchNorms are frozen is told by the modes that the network came with, not by those that it is in."""
+    net, before = frozen(HOW[0])[0], frozen(HOW[0])[0]
+    modes = modes_of(net)
+    refresh_batchnorm(net.eval(), make_data(0), modes=modes)
+    assert torch.equal(net.norm1.running_mean, before.norm1.running_mean)
+    assert not torch.equal(net.norm2.running_mean, before.norm2.running_mean)
+
+
 def test_a_refresh_that_fails():
     """E1, F11: an exception in the middle of the refresh leaves no norm with another momentum or mode."""
     expanded = expand(small_net(0), IMAGE)
