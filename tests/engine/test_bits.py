@@ -1,8 +1,8 @@
 """engine/bits.py: a table of bits, eight to a byte, drawn block by block.
 
-- Its rows are those that were drawn, for every kind of index                          M1, M3, M13
-- Its size is an eighth of a byte a bit, and so is the memory that filling it takes    M16
-- It is an object of its own                                                           M1
+- Its rows are those that were drawn, in blocks, for every kind of index         M1, M3, M13
+
+That it takes an eighth of a byte a bit (M16) is in tests/paper/test_etd.py.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import bits
-from engine.bits import MaskTable, draw_bits
+from engine.bits import draw_bits
 from helpers import gen, seeds
 
 
@@ -37,18 +37,3 @@ def test_rows_are_what_was_drawn(seed, n, width, block):
         for at in (0, -1, torch.tensor(n - 1), index, slice(None, None, 2), torch.arange(n) > 2, [0, 0]):
             assert torch.equal(table[at], whole[at])
     assert torch.equal(table.to("cpu")[:], whole)
-
-
-def test_size():
-    """M16: eight bits a byte: 1,000 rows of 20 bits take 3,000 bytes."""
-    table = draw_bits(1000, 20, lambda rows: torch.ones(rows, 20, dtype=torch.bool))
-    assert table.packed.dtype == torch.uint8 and table.packed.nbytes == 3000
-    assert table[:].all()
-
-
-def test_tables_are_told_apart_as_objects():
-    """M1: mask tables are compared and hashed as objects, not by their bits; moving one leaves it and its width."""
-    one, same = (draw_bits(6, 4, lambda rows: torch.ones(rows, 4, dtype=torch.bool)) for _ in range(2))
-    assert one == one and one != same and len({one, same}) == 2 and torch.equal(one.packed, same.packed)
-    moved = one.to("cpu")
-    assert type(moved) is MaskTable and moved.width == 4 and torch.equal(moved[:], one[:])

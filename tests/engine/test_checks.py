@@ -17,21 +17,20 @@ from hypothesis import strategies as st
 
 from engine.checks import (NonFiniteLoss, check_forget, check_index, check_sets, checked, finite, finite_weights,
                            first_line, nearest, positive, settings_from)
-from helpers import gen, small_net
+from helpers import small_net
 
 # --- Index sets -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("index, text", [
     (torch.tensor([6]), "index 6 out of range for 6 examples"),
+    (torch.tensor([5, 8, -1]), "index 8 out of range for 6 examples"),
     (torch.tensor([5, -1]), "index -1 out of range for 6 examples"),
     (torch.tensor([1.0]), r"torch.float32 of shape \(1,\); they must be an int64 tensor"),
     (torch.tensor([1, 2], dtype=torch.int32), "torch.int32"),
-    (torch.tensor([True, False, False, False, False, False]), "torch.bool"),
     (torch.tensor([[1, 2]]), r"torch.int64 of shape \(1, 2\)"),
     (torch.tensor(3), r"of shape \(\)"),
     ([1, 2], "dataset indices are list"),
-    (torch.empty(0), "torch.float32"),
 ])
 def test_indices(index, text):
     """A16, M18: what is no int64 vector within the data is a ValueError that says what it is; negative ones never
@@ -47,17 +46,16 @@ def test_indices_that_are_right():
         assert check_index(index, 6) is index
 
 
-@pytest.mark.parametrize("n", [3, 300])
-def test_forget_sets(n):
+def test_forget_sets():
     """A15, A16: D_f is neither empty nor all examples, and names each once; the text has the numbers."""
     with pytest.raises(ValueError, match="the forget set is empty; nothing was discovered"):
-        check_forget(torch.empty(0, dtype=torch.int64), n)
-    with pytest.raises(ValueError, match=f"all {n} training examples; the retain set must not be empty"):
-        check_forget(torch.randperm(n, generator=gen(n)), n)
+        check_forget(torch.empty(0, dtype=torch.int64), 5)
+    with pytest.raises(ValueError, match="all 5 training examples; the retain set must not be empty"):
+        check_forget(torch.tensor([3, 0, 4, 1, 2]), 5)
     with pytest.raises(ValueError, match="names 3 examples twice"):
-        check_forget(torch.tensor([1, 1, 2, 2, 2]), n)
-    assert check_forget(torch.tensor([2, 0]), n).tolist() == [2, 0]
-    assert len(check_forget(torch.arange(n - 1), n)) == n - 1
+        check_forget(torch.tensor([1, 1, 2, 2, 2]), 5)
+    for right in ([2, 0], [3, 0, 4, 1]):
+        assert check_forget(torch.tensor(right), 5).tolist() == right
 
 
 def test_forget_and_shared_sets():
@@ -108,7 +106,7 @@ def test_settings_from_records(record, expected):
     assert settings_from(record, Some) == expected
 
 
-@pytest.mark.parametrize("record", [dict(rates=0.1), SimpleNamespace(rates=0.1),
+@pytest.mark.parametrize("record", [dict(rates=0.1, kinds="wide"), SimpleNamespace(rates=0.1),
                                     dict(rate=0.1, kind="wide", rates=0.1)])
 def test_unknown_settings(record):
     """A26: a record that lacks some settings and has another name is taken for misspelt: the error has the name and the
@@ -138,14 +136,15 @@ def test_nearest(name, known, expected):
     (dict(kind="no"), "kind is 'no'; choose from plain, wide"),
     (dict(rate=1.001), "rate is 1.001; it must be from 0 to 1"),
     (dict(rate=-0.001), "rate is -0.001"), (dict(rate=math.nan), "rate is nan"),
+    (dict(passes=-1), "passes is -1; it must be from 0 to inf"),
 ])
 def test_values_without_sense(changes, text):
-    """A26: a value that is no choice, or outside its range, is a ValueError with what is allowed; both ends are, and a
-    record's values are looked at too."""
+    """A26: a value that is no choice, or outside its range, is a ValueError with what is allowed; both ends are, and 0
+    where no range is told; a record's values are looked at too."""
     for make in (lambda: Some(**changes), lambda: settings_from(changes, Some), lambda: replace(Some(), **changes)):
         with pytest.raises(ValueError, match=text):
             make()
-    assert Some(rate=0).rate == 0 and Some(rate=1).rate == 1
+    assert Some(rate=0, passes=0).rate == 0 and Some(rate=1).rate == 1
 
 
 def test_positive():

@@ -1,9 +1,10 @@
 """engine/layers.py: what a layer's kind is, and how a masked pass goes through a network.
 
 - The kind of a layer                                                         X10
-- Fresh weights, and a layer run with others                                  X4, X6, E4
+- Fresh weights                                                               X4, X6
 - The mask of a layer: 1 for the base, the first bits of each row beside it   M11, M17
-- What is put in whose place, and what is there before theta_o2 grows         D1, X11, E5
+
+Memory formats, layers run with wider weights, and what is put in whose place are in tests/paper/test_step1_expand.py.
 """
 
 import itertools
@@ -15,10 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import etd
-from architectures import IMAGE, draw
-from engine.layers import MaskedPass, channels_of, initialiser, run_with, swap
-from helpers import assert_close, gen, run, seeds, small_net
+from engine.layers import MaskedPass, channels_of, initialiser
+from helpers import assert_close, gen, seeds
 
 # --- The kind of a layer ----------------------------------------------------------------------------------------------
 
@@ -44,24 +43,6 @@ def test_fresh_weights_are_torchs_default(make, inputs, dtype):
     assert fresh(0, 6).shape == (0, 6, *weight.shape[2:]) and isinstance(fresh(1, 1), nn.Parameter)
 
 
-def test_fresh_weights_have_the_layers_memory_format():
-    """X6: channels_last where the weight is that and not plain at the same time, as a 1x1 kernel is."""
-    for kernel, last in ((3, True), (3, False), (1, True)):
-        conv = nn.Conv2d(2, 3, kernel)
-        conv = conv.to(memory_format=torch.channels_last) if last else conv
-        w = initialiser(conv.weight, 2, gen(0))(4, 5)
-        assert w.is_contiguous(memory_format=torch.channels_last) == last or kernel == 1
-        assert w.is_contiguous() == (not last or kernel == 1)
-
-
-def test_running_with_other_weights_leaves_the_layer():
-    """E4: base(x) with wider weights and more groups is what a layer of that size computes; the layer stays."""
-    base, wide = nn.Conv2d(2, 2, 3, padding=1, groups=2), nn.Conv2d(5, 5, 3, padding=1, groups=5)
-    x, before = draw(0, 2, 5, 4, 4), base.weight.clone()
-    out = run_with(base, dict(wide.named_parameters()), x, groups=3)
-    assert torch.equal(out, wide(x)) and base.groups == 2 and torch.equal(base.weight, before)
-
-
 # --- A masked pass ----------------------------------------------------------------------------------------------------
 
 @given(seed=seeds, outputs=st.integers(1, 3), extra=st.integers(1, 4))
@@ -75,23 +56,3 @@ def test_the_mask_of_a_layer(seed, outputs, extra):
         assert found.dtype == dtype and found.shape == (3, base + more)
         for row, bits in zip(found.tolist(), mask.tolist(), strict=True):
             assert row == [1.0] * base + [float(bit) for bit in bits[:more]]
-
-
-# --- Putting layers in place of others --------------------------------------------------------------------------------
-
-def test_swap_keeps_order_and_shares():
-    """D1, X11: new modules stand wherever the old ones stood, under every name, in the old order; the root stays."""
-    shared = nn.Linear(2, 2)
-    root = nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared, nn.Linear(2, 1)))
-    keys, new = list(root.state_dict()), nn.Linear(2, 2)
-    swap(root, {shared: new})
-    assert root[0] is new and root[2][0] is new and list(root.state_dict()) == keys
-    swap(root, {root: nn.ReLU()})
-    assert root[0] is new
-
-
-def test_what_is_there_before_theta_o2_grows():
-    """E5: a network that is not expanded yet has masks of no bit and runs as it is."""
-    net = small_net(0)
-    assert etd.Expanded(net).width == 0 == etd.ExpandedBatchNorm(nn.BatchNorm2d(3)).extra_out
-    assert torch.equal(run(etd.Expanded(net).eval(), IMAGE, torch.zeros(2, 0, dtype=torch.bool)), run(net, IMAGE))

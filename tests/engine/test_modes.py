@@ -12,23 +12,14 @@ import torch
 from torch import nn
 
 from architectures import IMAGE, Keeping
-from engine.ending import Never, Repaired
-from engine.modes import copy_of, frozen_norms, modes_of, put_modes, refresh_batchnorm, training_mode
-from etd import Expanded, drop
+from engine.modes import copy_of, modes_of, put_modes, refresh_batchnorm
+from etd import Expanded
 from expand import expand
 from experiment.data import Data, batches
 from helpers import assert_close, assert_same_state, gen, make_data, randomise, run, small_net
-from rem import redirect, remove, step3_batch
-from states import acc_forget, extra_tensors, make_state, unlearn
+from states import acc_forget, extra_tensors, unlearn
 
 # --- Modes ------------------------------------------------------------------------------------------------------------
-
-
-def mix(net, seed):
-    """Give every module a mode of its own; returns them."""
-    modes = [bool(torch.randint(2, (), generator=gen(seed + number))) for number, _ in enumerate(net.modules())]
-    put_modes(net, modes)
-    return modes
 
 
 class Both(nn.Module):
@@ -68,50 +59,20 @@ HOW = ["eval in a training network", "no gradient", "both, in evaluation mode", 
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_which_norms_are_frozen(how):
-    """A30: frozen is a BatchNorm in evaluation mode in a network that trains, or one none of whose parameters has a
-    gradient; not one of a network that came in evaluation mode as a whole."""
-    net, names = frozen(how)
-    modes, found = modes_of(net), dict(net.named_modules())
-    net.eval()  # what counts is how the network came
-    assert frozen_norms(net, modes) == [found[name] for name in names]
-    training_mode(net, modes)
-    assert [name for name, m in net.named_modules() if not m.training] == names
-
-
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("end", [Never, Repaired])
-def test_frozen_norms_keep_their_statistics(how, end):
-    """A30, D7: through steps 2 and 3, the refresh and the end of the repair the statistics of frozen BatchNorms are bit
-    for bit the network's own, those of the others move."""
-    net, names = frozen(how)
+def test_frozen_norms_keep_their_statistics(how):
+    """A30, D7: frozen is a BatchNorm in evaluation mode in a network that trains, or one none of whose parameters has a
+    gradient; not one of a network that came in evaluation mode as a whole. Through steps 2 and 3, the refresh and the
+    end of the repair its statistics are bit for bit the network's own, those of masked passes too; others move."""
+    (net, names), seen = frozen(how), []
     with acc_forget(0.9, 0.0):
-        out = unlearn(net=net, n=60, size=5, forget_norm="batch", until=end)
+        out = unlearn(net=net, n=60, size=5, forget_norm="batch",
+                      log=lambda epoch, epochs, model, **record: seen.append(extra_tensors(model)))
     for name in ("norm1", "norm2", "plain"):
         for kind in ("running_mean", "running_var", "num_batches_tracked"):
-            same = torch.equal(getattr(getattr(out, name), kind), getattr(getattr(net, name), kind))
-            assert same == (name in names), (name, kind)
+            own, masked = getattr(getattr(net, name), kind), seen[0][f"{name}.{kind}"]
+            assert torch.equal(getattr(getattr(out, name), kind), own) == (name in names), (name, kind)
+            assert torch.equal(masked[:4] if masked.dim() else masked, own) == (name in names), (name, kind)
     assert modes_of(out) == modes_of(net)
-
-
-@pytest.mark.parametrize("how", HOW[:3])
-def test_each_step_leaves_frozen_norms(how):
-    """A30: step 2 in training mode, step 3 and the refresh, each by itself; masked passes use a frozen BatchNorm's
-    statistics too, and leave theta_o2's."""
-    net, _ = frozen(how)
-    state = make_state(net=net, size=5)
-    steps = (lambda: remove(state, training=True), lambda: redirect(state, step3_batch),
-             lambda: refresh_batchnorm(state.expanded.eval(), state.data, 4, modes=state.modes))
-    before = copy.deepcopy(net.norm2)
-    for step in steps:
-        with acc_forget(0.9, 0.0):
-            step()
-        now = drop(state.expanded)
-        for kind in ("running_mean", "running_var"):
-            assert torch.equal(getattr(now.norm1, kind), getattr(net.norm1, kind))
-            assert torch.equal(extra_tensors(state.expanded)[f"norm1.{kind}"][:4], getattr(net.norm1, kind))
-            assert not torch.equal(getattr(now.norm2, kind), getattr(before, kind))
-        before = now.norm2
 
 
 # --- Refresh ----------------------------------------------------------------------------------------------------------
@@ -150,10 +111,20 @@ def test_a_refresh_reads_no_label_and_keeps_modes():
     assert_same_state(*results)
 
 
+def test_a_refresh_asks_how_the_network_came():
+    """A30: which BatchNorms are frozen is told by the modes that the network came with, not by those that it is in."""
+    net, before = frozen(HOW[0])[0], frozen(HOW[0])[0]
+    modes = modes_of(net)
+    refresh_batchnorm(net.eval(), make_data(0), modes=modes)
+    assert torch.equal(net.norm1.running_mean, before.norm1.running_mean)
+    assert not torch.equal(net.norm2.running_mean, before.norm2.running_mean)
+
+
 def test_a_refresh_that_fails():
     """E1, F11: an exception in the middle of the refresh leaves no norm with another momentum or mode."""
     expanded = expand(small_net(0), IMAGE)
-    modes = mix(expanded, 0)
+    modes = [number % 3 > 0 for number, _ in enumerate(expanded.modules())]
+    put_modes(expanded, modes)
     expanded.net.head.register_forward_pre_hook(lambda m, args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         refresh_batchnorm(expanded, make_data(0))
@@ -185,20 +156,6 @@ def test_a_refresh_of_norms_that_run_never_or_twice():
     means = 1.5 * torch.stack([run(net.eval().none, run(net.conv, x)).mean(dim=(0, 2, 3)) * len(x) / 6
                                for _, x, _ in batches(data, size=4, generator=gen(0), augment=True)]).sum(dim=0)
     assert_close(net.twice.running_mean, means, 1e-5)  # float32
-
-
-def test_a_refresh_has_the_papers_batches(monkeypatch):
-    """E1: unless told otherwise a refresh runs in batches of 512."""
-    asked, ours = [], Data.batches
-
-    def noting(data, index=None, size=512, **more):
-        asked.append(size)
-        return ours(data, index, size, **more)
-
-    monkeypatch.setattr(Data, "batches", noting)
-    refresh_batchnorm(small_net(0), make_data(0))
-    refresh_batchnorm(small_net(0), make_data(0), 7)
-    assert asked == [512, 7]
 
 
 # --- Copies -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 - Sums and weighted means over processes                                                              G1
 - An update: one step down the mean over all examples, the same in each process                       G1, F6
 - Of several processes nobody can tell here which examples the others have seen                       G1, A7
-- Each evaluates with the first one's statistics, and has the features of all examples                G1
+- Each evaluates with the first one's statistics, and has references and features of all examples     G1
 
 test_several_processes.py has two real processes, with accuracy, reference and evaluation in them.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import distributed as dist, nn
 
 from engine.batches import batches_of
-from engine.features import features
+from engine.features import features, gather
 from engine.modes import eval_mode
 from engine.ranks import over_ranks, ranks
 from engine.updates import descend
@@ -97,23 +97,6 @@ def test_sums_and_means(two, weights, expected):
         assert values[2].shape == (2, 0, 3) and values[1].dtype == torch.float64
 
 
-def test_one_process_has_its_own_numbers():
-    """G1: without other processes nothing changes, whatever the weight."""
-    value = torch.tensor([1.0, 2.0])
-    over_ranks([value], 7)
-    assert value.tolist() == [1, 2]
-
-
-def test_counts_are_whole_numbers(two):
-    """G1: sums of integers stay integers, whatever their size."""
-    def one(rank):
-        value = torch.tensor([2**40 + rank, rank])
-        over_ranks([value])
-        return value.tolist()
-
-    assert two(one) == ([2**41 + 1, 1], [2**41 + 1, 1])
-
-
 def test_one_step_down_the_mean_of_all(two):
     """G1, F6: each process takes the step of the mean loss over all examples; a parameter that one process alone
     reaches moves in both, one that none reaches in neither."""
@@ -153,9 +136,26 @@ def test_evaluation_has_the_first_ones_statistics(two):
     assert two(one) == ([1, 1], [1, 1])
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_references_of_all_examples(two, processes):
+    """G1: each process computes the reference's cross-entropies of its share, or of all examples, and has those of
+    all."""
+    data = make_data(0, n=9)
+
+    def stored(part):
+        state = make_state(data=replace(data, part=part), size=3)
+        state.reference.remember(state)
+        return state.reference.known
+
+    alone = stored((0, 1))
+    for found in two(lambda rank: stored((rank % processes, processes))):
+        assert_close(found, alone, 1e-6)
+
+
 def test_features_of_all_examples(two):
-    """G1: each process computes the features of its share, and has those of all."""
+    """G1: each process computes the features of its share, and has those of all; what is 0 is not what nobody saw."""
     data = make_data(0, n=9)
     alone = features(small_net(0), data)
+    assert not gather(small_net(0), data, None, lambda x, y: x.new_zeros(len(x), 2)).any()
     for found in two(lambda rank: features(small_net(0), replace(data, part=(rank, 2)))):
         assert_close(found, alone, 1e-6)
