@@ -22,12 +22,12 @@ import torch
 from PIL import Image
 
 import run
-from experiment import files
 from experiment.methods import METHODS
 from few_images import AXES, FEW, LOUD, QUICK, do, few, forget, numbers, statuses  # noqa: F401
 from study import grid, originals
 from study.grid import Workers
-from study.plan import expand_axes
+from study.originals import original_path
+from study.plan import by_original, expand_axes
 from study.rows import load_rows, read_rows
 
 ROOT = Path(run.__file__).resolve().parent
@@ -54,10 +54,6 @@ def hanging(model, data, forget, config, generator):
 def picky(model, data, forget, config, generator):
     if config.task == "poison":
         raise RuntimeError("no poison")
-    return model
-
-def talking(model, data, forget, config, generator, log=None):
-    log(0, 0, model, passes="three" if config.task == "poison" else __import__("numpy").int64(3))
     return model
 '''
 
@@ -263,16 +259,6 @@ def test_a_failed_cell_is_a_row_and_the_grid_goes_on(few, tmp_path, monkeypatch,
     assert {row["status"] for row in numbers(tmp_path).values()} == {"ok"} and do(tmp_path, *axes) == 0
 
 
-def test_what_a_method_logs_ends_no_grid(few, tmp_path, own):
-    """R3: passes that are numpy's are a good row, passes that are no number a failed one; the grid gets past both."""
-    axes = ["--tasks", "poison,random", "--method", f"{own}:talking,no-ul"]
-    assert do(tmp_path / "x", *axes) == 1
-    assert statuses(tmp_path / "x") == {("own.py:talking", "failed"): 1, ("own.py:talking", "ok"): 1,
-                                        ("no-ul", "ok"): 2}
-    assert {row["passes"] for row in read_rows(tmp_path / "x") if row["method"] != "no-ul"} == {None, 3}
-    assert do(tmp_path / "x", *axes) == 1 and len(read_rows(tmp_path / "x")) == 4
-
-
 # --- What is printed --------------------------------------------------------------------------------------------------
 
 
@@ -360,24 +346,18 @@ def test_ranks_share_the_work(few, tmp_path, capsys, monkeypatch):
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 BAD = [
-    (["--no-such-flag"], "run.py grid: unrecognized arguments: --no-such-flag"),
     (["--disc", "0.5"], "run.py grid: unrecognized arguments: --disc 0.5"),
     (["--jobs", "0"], "--jobs is 0; it must be at least 1"),
     (["--out", ""], "--out is empty; name the folder of the grid"),
-    (["--method", "no/such.py:f"], "no file no/such.py for method no/such.py:f"),
-    (["--method", "run.py:nothing"], "run.py has no function 'nothing'"),
+    (["--method", "no-ul,run.py:nothing"], "run.py has no function 'nothing'"),
     (["--discovery", "0.5,0.01"], "discovery 0.01 of 20 corrupted examples finds none"),
     (["--n", "20,6001"], "n is 6001; it must be from 1 to 6000"),
-    (["--tasks", "all", "--n", "21"], "n is 21; confusion swaps n / 2 examples of each class, so it must be even"),
-    (["--task", "confusion", "--n", "1400"], "can be at most 1200"),
-    (["--task", "confusion", "--pair", "3"], "pair is '3'"),
-    (["--dataset", "mnist"], "unknown data set 'mnist'"),
-    (["--dataset", "folder", "--data-dir", "no/such", "--image-size", "16"], "no/such"),
+    (["--tasks", "all", "--pair", "3"], "pair is '3'"),
     (["--dataset", "fashion-mini,cifar10", "--data-dir", "no/such"], "--download"),
-    (["--image-size", "6,16"], "smaller than ResNet-9 takes"),
+    (["--image-size", "16,6"], "smaller than ResNet-9 takes"),
+    (["--method", "no-ul,rem", "--ratio", "1e300"], "ratio is 1e+300"),
     (["--device", "toaster"], "device 'toaster' is not there"),
     (["--out", "run.py"], "cannot write results to run.py"),
-    (["--out", "run.py/x"], "cannot write results to run.py/x"),
 ]
 
 
@@ -405,24 +385,16 @@ def test_ranks_out_of_the_world(monkeypatch, tmp_path, capsys, rank, world):
     assert capsys.readouterr().err.startswith("run.py: ") and not (tmp_path / "x").exists()
 
 
-def test_unwritable_folder(few, tmp_path, monkeypatch, capsys):
-    """R2: a folder without write permission is refused before training (root may write anywhere, so the check is
-    asked)."""
-    monkeypatch.setattr(files.os, "access", lambda *args: False)
+def test_originals_that_cannot_be_written(few, tmp_path, monkeypatch, capsys):
+    """R2: what lies in the place of their folder, or of a task's file, is told before training."""
     monkeypatch.setattr(originals, "train_original", lambda *args: pytest.fail("training began"))
-    assert do(tmp_path, "--method", "no-ul", size=QUICK) == 2
-    assert "permission denied" in capsys.readouterr().err
-
-
-def test_help_of_the_grid(capsys):
-    """R2: --help names every axis, the plurals and the presets."""
-    with pytest.raises(SystemExit) as stop:
-        run.main(["grid", "--help"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0
-    for word in ("--tasks", "--methods", "--seeds", "--discovery", "--capacity", "--p-mem", "--jobs", "--dry-run",
-                 "table9"):
-        assert word in text
+    (original,) = [original for original, _ in by_original(expand_axes({**AXES, "method": "no-ul"}))]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "originals").touch()
+    original_path(tmp_path / "b", original).with_suffix(".task").mkdir(parents=True)
+    for name in "ab":
+        assert do(tmp_path / name, "--method", "no-ul") == 2
+        assert f"cannot write results to {tmp_path / name / 'originals'}" in capsys.readouterr().err
 
 
 # --- Processes --------------------------------------------------------------------------------------------------------

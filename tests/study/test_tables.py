@@ -264,6 +264,15 @@ def test_captions_warn_of_two_versions_of_an_own_method(tmp_path):
     assert f"NOT ONE EXPERIMENT: the runs differ in code ({'a' * 16}, {'c' * 16})." in caption
 
 
+def test_captions_warn_of_other_images(tmp_path):
+    """V19: so are runs on other images, and not those that do not say on which."""
+    rows = [{**make_row(seed=k), "images": images} for k, images in enumerate(("1" * 8, None, "1" * 8, "2" * 8))]
+    assert "NOT ONE" not in one("mean", load(tmp_path, rows[:3])).caption
+    assert "the runs differ in images (11111111, 22222222)." in one("mean", load(tmp_path, rows)).caption
+    (table,) = make_tables("1", load(tmp_path, [rows[0], {**make_row(dataset="svhn", arch="vit"), "images": "2" * 8}]))
+    assert "NOT ONE" not in table.caption  # of two data sets
+
+
 def test_captions_name_the_commits(tmp_path):
     """V19: rows of more than one commit are pointed out by its first seven characters."""
     rows = [{**make_row(seed=k), "git": git} for k, git in enumerate(("1234567890", "abcdefghij-dirty", None,
