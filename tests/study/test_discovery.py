@@ -19,7 +19,7 @@ from baselines import rem_as_set
 from engine.features import features
 from engine.streams import stream
 from etd import mask_table
-from few_images import few  # noqa: F401
+from few_images import few, fresh  # noqa: F401
 from helpers import assert_same_state, gen, make_data, make_dataset, small_net, tiny
 from metrics import evaluate, predict
 from repair.suspects import given_loss, logits, margin, nearest, probe, suspects, tracin

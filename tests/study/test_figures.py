@@ -124,20 +124,29 @@ NEEDED = {"1": "rem, scrub", "3": "resnet9", "4": "rem with --etd", "5": "--curv
 
 
 @pytest.mark.parametrize("number", DRAW)
-def test_missing_rows_are_named(tmp_path, capsys, monkeypatch, number):
-    """R2: a figure asked for by number says which rows it lacks, exit 2; among all of them it is skipped with a
-    note."""
-    monkeypatch.setattr(report, "save", lambda *args: None)  # drawing is enough here
+def test_missing_rows_are_named(tmp_path, number):
+    """R2: a figure says which rows it lacks."""
     methods = {"9": ("no-ul", "etd"), "1": ("no-ul",), "10": ("no-ul",)}.get(number, ("no-ul", "rem"))
     rows = grid(methods, arch="vit" if number == "3" else "resnet9")
     rows = [{**row, "healed_test": None} for row in rows] if number == "6" else rows
-    source = str(write(tmp_path / "x.jsonl", rows))
-    assert main([source, "--figure", number, "--out", str(tmp_path / "o")]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and len(err.splitlines()) == 1 and err.startswith(f"run.py report: figure {number} needs rows of ")
-    assert NEEDED[number] in err and not (tmp_path / "o").exists()
-    assert main([source, "--figure", "all", "--out", str(tmp_path / "o")]) == 0
-    assert f"run.py report: skipped: figure {number} needs" in capsys.readouterr().err
+    with pytest.raises(Missing, match=f"figure {number} needs rows of .*{NEEDED[number]}"):
+        draw(number, load(tmp_path, rows), Figure)
+
+
+def test_figures_that_cannot_be_drawn(tmp_path, capsys, monkeypatch):
+    """R2: a figure asked for by number that lacks its rows is one line and exit 2, with nothing written; among all of
+    them it is skipped with a note."""
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda folder, name, figure: drawn.append(name))  # drawing is enough here
+    source, out = str(write(tmp_path / "x.jsonl", grid(("no-ul", "rem")))), str(tmp_path / "o")
+    assert main([source, "--figure", "3,9", "--out", out]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and len(told.err.splitlines()) == 1 and not drawn
+    assert told.err.startswith("run.py report: figure 9 needs rows of ")
+    assert main([source, "--figure", "all", "--out", out]) == 0
+    notes = [line.split()[4] for line in capsys.readouterr().err.splitlines()]
+    assert notes == ["4", "5", "7", "8", "9", "lasting", "11"]
+    assert drawn == [f"figure-{number}-cifar10-n1000" for number in DRAW if number not in notes]
 
 
 # --- What is in them --------------------------------------------------------------------------------------------------

@@ -19,20 +19,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 import run
 from experiment.methods import METHODS
-from few_images import AXES, FEW, LOUD, QUICK, do, few, forget, numbers, statuses  # noqa: F401
+from few_images import AXES, FEW, LOUD, QUICK, do, few, fresh, numbers, statuses  # noqa: F401
 from study import grid, originals
 from study.grid import Workers
 from study.originals import original_path
 from study.plan import by_original, expand_axes
-from study.rows import load_rows, read_rows
+from study.rows import read_rows
 
 ROOT = Path(run.__file__).resolve().parent
 REAL = [*QUICK, "--batch", "512"]  # on all of fashion-mini, as other processes see it
-pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # of REM and NPO: two passes do not always remove D_f
+# REM and NPO warn: two passes do not always remove D_f.
+pytestmark = [pytest.mark.usefixtures("fresh"), pytest.mark.filterwarnings("ignore:Acc")]
 
 OWN = '''
 import fcntl, os, signal, time
@@ -56,16 +56,6 @@ def picky(model, data, forget, config, generator):
         raise RuntimeError("no poison")
     return model
 '''
-
-
-@pytest.fixture(autouse=True)
-def fresh_process(monkeypatch):
-    """Nothing is kept from another test, and no rank is set."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    forget()
-    yield
-    forget()
 
 
 @pytest.fixture
@@ -94,31 +84,6 @@ def test_rows_are_those_of_a_single_run(few, tmp_path, etd):
     for key, row in ours.items():
         assert json.dumps(row, sort_keys=True) == json.dumps(theirs[key], sort_keys=True)
     assert all(row["status"] == "ok" for row in ours.values()) and len(ours) >= 13
-
-
-def test_a_preset_takes_what_is_given(few, tmp_path):
-    """R8: a preset's cells are done, at the values of the command line where it names some."""
-    assert do(tmp_path, "--preset", "quick", "--task", "random", "--methods", "no-ul", "--discovery", "0.5,1") == 0
-    assert [(row["task"], row["method"], row["discovery"], row["n"]) for row in read_rows(tmp_path)] == [
-        ("random", "no-ul", rate, 10) for rate in (0.5, 1.0)]
-
-
-def test_a_folder_of_images_is_one_data_set(tmp_path, monkeypatch):
-    """R5: a cell that run.py has put into the folder is not done again, also of a folder of images that is given by a
-    relative path: it is the same cell and the same data set in a single run and in a grid."""
-    for part in ("train", "test"):
-        for number in range(8):
-            path = tmp_path / "pics" / part / "ab"[number % 2] / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8), (30 * number, 0, 99)).save(path)
-    monkeypatch.chdir(tmp_path)
-    axes = ["--dataset", "folder", "--data-dir", "pics", "--image-size", "8", "--n", "4", "--batch", "4"]
-    assert run.main([*FEW, *axes, "--method", "no-ul", "--out", "x/cells.jsonl"]) == 0
-    assert do("x", *axes, "--method", "no-ul,cf") == 0
-    rows = read_rows("x")
-    assert [row["method"] for row in rows] == ["no-ul", "cf"]
-    assert {row["data_dir"] for row in rows} == {str(tmp_path / "pics")}
-    assert len({row["data"] for row in load_rows(["x"])}) == 1
 
 
 # --- Killed, resumed, and beside another ------------------------------------------------------------------------------
@@ -210,8 +175,9 @@ def test_two_grids_on_one_folder(few, tmp_path):
 
 
 def test_done_cells_are_skipped(few, tmp_path, capsys):
-    """R5: the same command again does nothing; a wider one does what is new."""
-    axes = ["--task", "random", "--method", "no-ul,npo"]
+    """R5, R8: the same command again does nothing; a wider one does what is new. A preset's cells are done, at the
+    values of the command line where it names some."""
+    axes = ["--preset", "quick", "--task", "random", "--method", "no-ul,npo"]
     assert do(tmp_path, *axes, "--discovery", "0.5") == 0
     bytes_before = (tmp_path / "cells.jsonl").read_bytes()
     assert do(tmp_path, *axes, "--discovery", "0.5") == 0

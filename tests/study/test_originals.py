@@ -15,7 +15,7 @@ from etd import Expanded
 from experiment import cell as experiment
 from experiment.methods import METHODS
 from experiment.settings import Config
-from few_images import AXES, do, few, numbers, statuses  # noqa: F401
+from few_images import AXES, do, few, fresh, numbers, statuses  # noqa: F401
 from helpers import assert_same_state
 from study import grid, originals
 from study.originals import load_original, make_original

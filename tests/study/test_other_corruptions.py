@@ -12,7 +12,7 @@ import pytest
 
 import run
 from experiment.settings import resolve
-from few_images import FEW, LOUD, do, few, load_few  # noqa: F401
+from few_images import FEW, LOUD, do, few, fresh, load_few  # noqa: F401
 from made_rows import column, load, make_row, one
 from study.plan import by_original, expand_axes, original_of, overview
 from study.rows import cell_key, read_rows

@@ -41,11 +41,10 @@ def axis(name, text):
 
 
 def test_discovery_rates_of_the_paper():
-    """R2: 0.1:1.0:0.1 is the ten rates of Sec. 4 as typed, without the rounding that adding 0.1 ten times gives."""
+    """R2: 0.1:1.0:0.1 is the ten rates of Sec. 4 as typed, without the rounding that adding 0.1 ten times gives; values
+    and ranges mix."""
     assert axis("discovery", "0.1:1.0:0.1") == RATES
-    assert axis("discovery", "0.1:0.3:0.1") == [0.1, 0.2, 0.3]
-    assert axis("seed", "0:2:1") == [0, 1, 2] == axis("seed", "0,1,2")
-    assert axis("seed", "7,0:2:1,1,9") == [7, 0, 1, 2, 9]  # values and ranges mix
+    assert axis("seed", "7,0:2:1,1,9") == [7, 0, 1, 2, 9]
     assert len(axis("seed", "1:100000:1")) == 100_000  # the most, see BAD_AXES
 
 

@@ -1,6 +1,7 @@
-"""What images that change between two commands do: nothing of the old ones counts for the new, and nothing is lost.
+"""Cells of a folder of images: the folder is one data set by any path, and another one once its images change.
 
-R9  rows and originals hold the fingerprint of their images; R5  rows of before count again once the images are back.
+R9  rows and originals hold the fingerprint of their images, and nothing of the old ones counts for the new; R5  rows of
+before count again once the images are back.
 """
 
 import json
@@ -12,6 +13,7 @@ from PIL import Image
 
 import run
 from few_images import forget
+from study.rows import load_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # REM may give up, and its end may tell of harm
 QUICK = ["--dataset", "folder", "--data-dir", "data", "--image-size", "8", "--n", "4", "--width", "0.05", "--epochs", "1",
@@ -49,6 +51,15 @@ def lines(path="runs/cells.jsonl") -> list[dict]:
 def change(name="train/a/06.png") -> None:
     """Another image under the same name."""
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(Path("data", name))
+
+
+def test_a_folder_is_one_data_set():
+    """R5, R9: a cell that run.py has put into the grid's folder is not done again, also of images that are given by a
+    relative path: it is the same cell and the same data set in a single run and in a grid."""
+    assert run.main([*QUICK, "--method", "no-ul", "--out", "runs/cells.jsonl"]) == 0
+    assert run_grid("0") == 0 and [row["method"] for row in lines()] == ["no-ul", "cf"]
+    assert {row["data_dir"] for row in lines()} == {str(Path("data").resolve())}
+    assert len({row["data"] for row in load_rows(["runs"])}) == 1
 
 
 def test_a_grid_does_not_mix_two_data_sets(capsys):
