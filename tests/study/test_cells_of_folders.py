@@ -16,8 +16,8 @@ from few_images import forget
 from study.rows import load_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # REM may give up, and its end may tell of harm
-QUICK = ["--dataset", "folder", "--data-dir", "data", "--image-size", "8", "--n", "4", "--width", "0.05", "--epochs", "1",
-         "--batch", "16", "--unlearn-epochs", "1", "--task", "poison", "--discovery", "0.5", "--device", "cpu"]
+QUICK = ["--dataset", "folder", "--data-dir", "data", "--image-size", "8", "--n", "4", "--width", "0.05", "--epochs",
+         "1", "--batch", "16", "--unlearn-epochs", "1", "--task", "poison", "--discovery", "0.5", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)

@@ -271,7 +271,7 @@ def test_rows_that_are_damaged_are_made_again(few, tmp_path, capsys):
 
 
 def test_a_cell_that_fails_is_told_and_the_others_go_on(few, tmp_path, capsys):
-    """S17, R12: a damaged original fails its own cells, whose rows stay away; without its files the cells are played."""
+    """S17, R12: a damaged original fails its own cells, whose rows stay away; without its files they are played."""
     out = tmp_path / "s.jsonl"
     argv = ("--task", "poison,random", "--discovery", "0.5", "--out", out)
     assert command(*argv) == 0

@@ -44,13 +44,16 @@ def parse_csv(text, stats) -> list[list[str]]:
     return [[header[k] for k in keep], *([cell(row, k) for k in keep] for row in lines)]
 
 
-@pytest.mark.parametrize("name", ["mean", "1", "2", "plane"])
+@pytest.mark.parametrize("name", ["mean", "cells", "1", "2", "plane"])
 def test_formats_say_the_same(tmp_path, name):
     """V6: Markdown, LaTeX and CSV parse back to the same cells, in as many decimals as the table has, ticks and
     empty ones included."""
     rows = load(tmp_path, grid(["rem", "npo", "rem-no31", "my_a|b.py:f_1"], seeds=(0, 1)) + [make_row("cf", 0.25, 0.5)])
     table = one(name, rows)
     assert len(set(table.header)) == len(table.header)
+    for k, column_name in enumerate(table.header):  # in CSV columns of means, and no others, have SEMs beside them
+        if cells := [row[k] for row in table.rows if row[k] is not None]:
+            assert (column_name in table.stats) == any(isinstance(cell, tuple) for cell in cells)
     want = [[report.show(cell, table.digits) for cell in row] for row in (table.header, *table.rows)]
     assert parse_markdown(report.markdown(table)) == want
     assert parse_latex(report.latex(table)) == want
@@ -132,7 +135,8 @@ def test_no_file_takes_the_place_of_another(tmp_path, capsys):
 
 def test_folders_of_odd_names(tmp_path, capsys):
     """R9: images that lie far down, or in a folder whose name has bytes that are no letters, have their tables."""
-    rows = [make_row(dataset="folder", data_dir=place, image_size=16) for place in ("/" + "b/" * 200, "/pictures\udcff")]
+    places = "/" + "b/" * 200, "/pictures\udcff"
+    rows = [make_row(dataset="folder", data_dir=place, image_size=16) for place in places]
     source = str(write(tmp_path / "x.jsonl", rows))
     assert main([source, "--out", str(tmp_path / "tables")]) == 0 and capsys.readouterr().err == ""
     assert len(list((tmp_path / "tables").iterdir())) == 2 * 3

@@ -106,6 +106,7 @@ def test_what_auto_and_the_own_size_come_to(tmp_path):
     assert "NOT ONE EXPERIMENT" not in one("mean", found).caption
     apart = load(tmp_path, [make_row(seed=0), {**make_row(seed=1), "device": "NVIDIA H100"}])
     assert "differ in precision (bf16, float32)" in one("mean", apart).caption
+    assert "; NVIDIA H100, torch 2.6.0; cpu, threads 2, torch 2.6.0." in one("mean", apart).caption
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------

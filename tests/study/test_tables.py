@@ -37,6 +37,7 @@ def test_failed_runs_are_counted_and_named(tmp_path):
     got = line(table, method="rem")
     assert (got["n"], got["failed"]) == (1, 1) and got["product"] == (pytest.approx(72.0), None)
     assert "Failed, not averaged: 2 of 3 runs (rem poison 0.5 seed 1; npo poison 0.5 seed 2)" in table.caption
+    assert "; 1 run; " in table.caption
     empty = dict.fromkeys(table.header)
     assert line(table, method="npo") == {**empty, "method": "npo", "n": 0, "failed": 1, "time % (paper)": "0.2"}
 
@@ -49,7 +50,8 @@ def test_descending_order_then_what_was_not_run(tmp_path):
     table = one("4", rows)
     assert column(table, "method")[:3] == ["npo", "rem", "cf"]
     rest = [(f"{100 * r['capacity']:g}", r["etd"], r["method"]) for r in PAPER["tables"]["4"]["rows"]]
-    assert [row[:3] for row in table.rows[3:]] == [key for key in rest if key not in {row[:3] for row in table.rows[:3]}]
+    ran = {row[:3] for row in table.rows[:3]}
+    assert [row[:3] for row in table.rows[3:]] == [key for key in rest if key not in ran]
     assert all(set(row[4:10:2]) == {None} and row[10] is None and row[9] is not None for row in table.rows[3:])
     assert line(table, method="ascent", ETD=False, capacity="50")["n"] == 0
 
@@ -124,7 +126,8 @@ def test_cells(tmp_path):
     assert [row[:2] for row in table.rows] == [("poison", "cf"), ("poison", "rem"), ("random", "rem")]
     got = line(table, task="poison", method="rem")
     assert got["0.1"] == pytest.approx((18.0, 9.0)) and got["1"] == (pytest.approx(45.0), None)
-    assert line(table, task="random", method="rem")["0.1"] is None and "runs per cell: 1 to 2" in table.caption
+    assert line(table, task="random", method="rem")["0.1"] is None and "runs per cell: 1 to 2." in table.caption
+    assert "runs per cell: 0." in one("cells", load(tmp_path, [make_row(status="failed")])).caption
 
 
 # --- Which rows go where ----------------------------------------------------------------------------------------------
@@ -183,7 +186,10 @@ def test_table_1_has_svhn_beside_cifar10(tmp_path):
     assert few["ViT product"] == (pytest.approx(63.0), None) and few["ViT difference"] is None
     alone = one("1", load(tmp_path, [vit, make_row("npo", arch="vit", dataset="svhn")]))
     assert alone.title.startswith("Table 1: svhn") and line(alone, method="rem", ETD=False)["n"] is None
-    assert len(make_tables("1", load(tmp_path, [make_row(), make_row(dataset="fashion-mini", n=1000), vit]))) == 2
+    others = [make_row(dataset="fashion-mini", n=1000), make_row(dataset="svhn"), make_row(arch="vit")]
+    titles = [table.title.split()[2] for table in make_tables("1", load(tmp_path, [make_row(), *others, vit]))]
+    assert titles == ["cifar10,", "fashion-mini,", "svhn,"]
+    assert len(make_tables("5", load(tmp_path, [*others, vit]))) == 2  # other tables have one data set each
 
 
 def test_plain_retrain_in_tables_7_to_9(tmp_path):
@@ -193,8 +199,8 @@ def test_plain_retrain_in_tables_7_to_9(tmp_path):
     for number, place in places.items():
         plain = [make_row(method, **place) for method in ("retrain", "cf")]
         assert not make_tables(number, load(tmp_path, plain))
-        table = one(number, load(tmp_path, [*plain, make_row("no-ul", etd=True, p_mem=PAPER["tables"][number]["p_mem"],
-                                                             **place)]))
+        trained = make_row("scrub", etd=True, p_mem=PAPER["tables"][number]["p_mem"], **place)
+        table = one(number, load(tmp_path, [*plain, trained]))
         assert line(table, method="retrain")["n"] == 1 and [n for n in column(table, "n") if n] == [1, 1]
         assert "the paper does not say how its is trained" in table.caption
         before = {"8": "4", "9": "5"}.get(number, number)
