@@ -4,7 +4,6 @@ V21  a figure draws the means of its rows, in the right places and under their n
 out; R2  rows that a figure lacks are named.
 """
 
-import itertools
 import math
 import os
 import statistics

@@ -116,6 +116,8 @@ def test_networks_without_masks_stand_beside_every_p_mem(tmp_path):
     assert "NOT ONE EXPERIMENT: the runs differ in ratio (0.5, 1.0)." in mixed[0].caption
     trained = make_tables("mean", load(tmp_path, [make_row("cf", etd=True), make_row("cf", etd=True, p_mem=0.05)]))
     assert [column(t, "n") for t in trained] == [[1], [1]]
+    trained = load(tmp_path, [make_row("cf", etd=True, ratio=ratio, seed=k) for k, ratio in enumerate((0.5, 0.7))])
+    assert "the runs differ in ratio (0.5, 0.7)." in one("mean", trained).caption
 
 
 def test_cells(tmp_path):
