@@ -48,9 +48,14 @@ def test_a_good_row_is_kept_before_a_failed_one():
 
 
 def test_rows_of_another_version_are_not_done():
-    """R5: a row of another version of the code, or of none, does not count."""
-    rows = [ran(Config(method="rem"), version="0.0.0"), ran(Config(method="npo"), version=None)]
-    assert rows_by_cell(rows) == {} and len(rows_by_cell([*rows, ran(Config(method="npo"))])) == 1
+    """R5: a row of another version of the code, or of none, does not count; nor does one of other images than its
+    cell's, though they be another cell's."""
+    rem, npo = Config(method="rem"), Config(method="npo")
+    rows = [ran(rem, version="0.0.0"), ran(npo, version=None)]
+    assert rows_by_cell(rows) == {} and len(rows_by_cell([*rows, ran(npo)])) == 1
+    images, others = {cell_key(rem): "1" * 8, cell_key(npo): "2" * 8}, []
+    found = rows_by_cell([ran(cell, images="2" * 8) for cell in (rem, npo)], images, others)
+    assert set(found) == {cell_key(npo)} and others == [cell_key(rem)]
 
 
 def test_own_method_is_told_by_its_code(tmp_path):

@@ -168,6 +168,7 @@ def test_the_value_compared_is_chosen_by_no_score(tmp_path):
     assert {row["alpha"] for row in sweep(load(tmp_path, rows)) if row["kept"]} == {0.1}
     found = sweep(load(tmp_path, [*rows, row_of(0.0, "scrub", alpha=0.01)]))
     assert [(row["alpha"], row["best"]) for row in found if row["kept"]] == [(0.01, False)]
+    assert {row["alpha"] for row in found} == {0.01, 0.1}  # what is neither compared nor the best is left out
     mixture = load(tmp_path, [row_of(0.9, "scrub", alpha=10.0), row_of(0.1, "scrub", alpha=0.1, seed=1)])
     assert all(row["kept"] and not row["best"] for row in sweep(mixture))
     assert "the runs differ in alpha (0.1, 10.0)" in one("mean", mixture).caption
