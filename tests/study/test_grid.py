@@ -316,7 +316,7 @@ BAD = [
     (["--jobs", "0"], "--jobs is 0; it must be at least 1"),
     (["--out", ""], "--out is empty; name the folder of the grid"),
     (["--method", "no-ul,run.py:nothing"], "run.py has no function 'nothing'"),
-    (["--discovery", "0.5,0.01"], "discovery 0.01 of 20 corrupted examples finds none"),
+    (["--discovery", "0.01,0.5"], "discovery 0.01 of 20 corrupted examples finds none"),
     (["--n", "20,6001"], "n is 6001; it must be from 1 to 6000"),
     (["--tasks", "all", "--pair", "3"], "pair is '3'"),
     (["--dataset", "fashion-mini,cifar10", "--data-dir", "no/such"], "--download"),
