@@ -31,15 +31,20 @@ def load_few(*args):
 
 
 @pytest.fixture
-def few(monkeypatch):
-    """The built-in data cut short, so that a cell takes a blink; nothing is kept from another test."""
-    monkeypatch.setattr(run, "load", load_few)
-    monkeypatch.setattr(originals, "load", load_few)
+def fresh(monkeypatch):
+    """As in a process of its own: no rank is set, and nothing is kept from another test."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     forget()
     yield
     forget()
+
+
+@pytest.fixture
+def few(fresh, monkeypatch):
+    """The built-in data cut short, so that a cell takes a blink."""
+    monkeypatch.setattr(run, "load", load_few)
+    monkeypatch.setattr(originals, "load", load_few)
 
 
 def forget() -> None:

@@ -1,8 +1,12 @@
 """Result rows as run.py writes them, made without a run, and how to look into the tables made of them."""
 
 import json
+import math
+import statistics
 from dataclasses import asdict
 from pathlib import Path
+
+import pytest
 
 import run
 from experiment.settings import VERSION, resolve
@@ -74,3 +78,10 @@ def line(table, **wanted) -> dict:
     lines = [dict(zip(table.header, row, strict=True)) for row in table.rows]
     (found,) = [row for row in lines if all(row[key] == value for key, value in wanted.items())]
     return found
+
+
+def mean_and_sem(values) -> tuple:
+    """In percent, from the definition."""
+    values = [100 * value for value in values]
+    return (pytest.approx(statistics.mean(values), abs=1e-9),
+            pytest.approx(statistics.stdev(values) / math.sqrt(len(values)), abs=1e-6) if len(values) > 1 else None)

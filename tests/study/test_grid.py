@@ -19,20 +19,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 import run
-from experiment import files
 from experiment.methods import METHODS
-from few_images import AXES, FEW, LOUD, QUICK, do, few, forget, numbers, statuses  # noqa: F401
+from few_images import AXES, FEW, LOUD, QUICK, do, few, fresh, numbers, statuses  # noqa: F401
 from study import grid, originals
 from study.grid import Workers
-from study.plan import expand_axes
-from study.rows import load_rows, read_rows
+from study.originals import original_path
+from study.plan import by_original, expand_axes
+from study.rows import read_rows
 
 ROOT = Path(run.__file__).resolve().parent
 REAL = [*QUICK, "--batch", "512"]  # on all of fashion-mini, as other processes see it
-pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # of REM and NPO: two passes do not always remove D_f
+# REM and NPO warn: two passes do not always remove D_f.
+pytestmark = [pytest.mark.usefixtures("fresh"), pytest.mark.filterwarnings("ignore:Acc")]
 
 OWN = '''
 import fcntl, os, signal, time
@@ -55,21 +55,7 @@ def picky(model, data, forget, config, generator):
     if config.task == "poison":
         raise RuntimeError("no poison")
     return model
-
-def talking(model, data, forget, config, generator, log=None):
-    log(0, 0, model, passes="three" if config.task == "poison" else __import__("numpy").int64(3))
-    return model
 '''
-
-
-@pytest.fixture(autouse=True)
-def fresh_process(monkeypatch):
-    """Nothing is kept from another test, and no rank is set."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    forget()
-    yield
-    forget()
 
 
 @pytest.fixture
@@ -98,31 +84,6 @@ def test_rows_are_those_of_a_single_run(few, tmp_path, etd):
     for key, row in ours.items():
         assert json.dumps(row, sort_keys=True) == json.dumps(theirs[key], sort_keys=True)
     assert all(row["status"] == "ok" for row in ours.values()) and len(ours) >= 13
-
-
-def test_a_preset_takes_what_is_given(few, tmp_path):
-    """R8: a preset's cells are done, at the values of the command line where it names some."""
-    assert do(tmp_path, "--preset", "quick", "--task", "random", "--methods", "no-ul", "--discovery", "0.5,1") == 0
-    assert [(row["task"], row["method"], row["discovery"], row["n"]) for row in read_rows(tmp_path)] == [
-        ("random", "no-ul", rate, 10) for rate in (0.5, 1.0)]
-
-
-def test_a_folder_of_images_is_one_data_set(tmp_path, monkeypatch):
-    """R5: a cell that run.py has put into the folder is not done again, also of a folder of images that is given by a
-    relative path: it is the same cell and the same data set in a single run and in a grid."""
-    for part in ("train", "test"):
-        for number in range(8):
-            path = tmp_path / "pics" / part / "ab"[number % 2] / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8), (30 * number, 0, 99)).save(path)
-    monkeypatch.chdir(tmp_path)
-    axes = ["--dataset", "folder", "--data-dir", "pics", "--image-size", "8", "--n", "4", "--batch", "4"]
-    assert run.main([*FEW, *axes, "--method", "no-ul", "--out", "x/cells.jsonl"]) == 0
-    assert do("x", *axes, "--method", "no-ul,cf") == 0
-    rows = read_rows("x")
-    assert [row["method"] for row in rows] == ["no-ul", "cf"]
-    assert {row["data_dir"] for row in rows} == {str(tmp_path / "pics")}
-    assert len({row["data"] for row in load_rows(["x"])}) == 1
 
 
 # --- Killed, resumed, and beside another ------------------------------------------------------------------------------
@@ -214,8 +175,9 @@ def test_two_grids_on_one_folder(few, tmp_path):
 
 
 def test_done_cells_are_skipped(few, tmp_path, capsys):
-    """R5: the same command again does nothing; a wider one does what is new."""
-    axes = ["--task", "random", "--method", "no-ul,npo"]
+    """R5, R8: the same command again does nothing; a wider one does what is new. A preset's cells are done, at the
+    values of the command line where it names some."""
+    axes = ["--preset", "quick", "--task", "random", "--method", "no-ul,npo"]
     assert do(tmp_path, *axes, "--discovery", "0.5") == 0
     bytes_before = (tmp_path / "cells.jsonl").read_bytes()
     assert do(tmp_path, *axes, "--discovery", "0.5") == 0
@@ -261,16 +223,6 @@ def test_a_failed_cell_is_a_row_and_the_grid_goes_on(few, tmp_path, monkeypatch,
     assert "0 cells done, 0 of them failed, 3 failed before (--retry-failed does them anew)" in capsys.readouterr().out
     assert do(tmp_path, *axes, "--retry-failed") == 0 and len(read_rows(tmp_path)) == 7
     assert {row["status"] for row in numbers(tmp_path).values()} == {"ok"} and do(tmp_path, *axes) == 0
-
-
-def test_what_a_method_logs_ends_no_grid(few, tmp_path, own):
-    """R3: passes that are numpy's are a good row, passes that are no number a failed one; the grid gets past both."""
-    axes = ["--tasks", "poison,random", "--method", f"{own}:talking,no-ul"]
-    assert do(tmp_path / "x", *axes) == 1
-    assert statuses(tmp_path / "x") == {("own.py:talking", "failed"): 1, ("own.py:talking", "ok"): 1,
-                                        ("no-ul", "ok"): 2}
-    assert {row["passes"] for row in read_rows(tmp_path / "x") if row["method"] != "no-ul"} == {None, 3}
-    assert do(tmp_path / "x", *axes) == 1 and len(read_rows(tmp_path / "x")) == 4
 
 
 # --- What is printed --------------------------------------------------------------------------------------------------
@@ -360,24 +312,18 @@ def test_ranks_share_the_work(few, tmp_path, capsys, monkeypatch):
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 BAD = [
-    (["--no-such-flag"], "run.py grid: unrecognized arguments: --no-such-flag"),
     (["--disc", "0.5"], "run.py grid: unrecognized arguments: --disc 0.5"),
     (["--jobs", "0"], "--jobs is 0; it must be at least 1"),
     (["--out", ""], "--out is empty; name the folder of the grid"),
-    (["--method", "no/such.py:f"], "no file no/such.py for method no/such.py:f"),
-    (["--method", "run.py:nothing"], "run.py has no function 'nothing'"),
-    (["--discovery", "0.5,0.01"], "discovery 0.01 of 20 corrupted examples finds none"),
+    (["--method", "no-ul,run.py:nothing"], "run.py has no function 'nothing'"),
+    (["--discovery", "0.01,0.5"], "discovery 0.01 of 20 corrupted examples finds none"),
     (["--n", "20,6001"], "n is 6001; it must be from 1 to 6000"),
-    (["--tasks", "all", "--n", "21"], "n is 21; confusion swaps n / 2 examples of each class, so it must be even"),
-    (["--task", "confusion", "--n", "1400"], "can be at most 1200"),
-    (["--task", "confusion", "--pair", "3"], "pair is '3'"),
-    (["--dataset", "mnist"], "unknown data set 'mnist'"),
-    (["--dataset", "folder", "--data-dir", "no/such", "--image-size", "16"], "no/such"),
+    (["--tasks", "all", "--pair", "3"], "pair is '3'"),
     (["--dataset", "fashion-mini,cifar10", "--data-dir", "no/such"], "--download"),
-    (["--image-size", "6,16"], "smaller than ResNet-9 takes"),
+    (["--image-size", "16,6"], "smaller than ResNet-9 takes"),
+    (["--method", "no-ul,rem", "--ratio", "1e300"], "ratio is 1e+300"),
     (["--device", "toaster"], "device 'toaster' is not there"),
     (["--out", "run.py"], "cannot write results to run.py"),
-    (["--out", "run.py/x"], "cannot write results to run.py/x"),
 ]
 
 
@@ -405,24 +351,16 @@ def test_ranks_out_of_the_world(monkeypatch, tmp_path, capsys, rank, world):
     assert capsys.readouterr().err.startswith("run.py: ") and not (tmp_path / "x").exists()
 
 
-def test_unwritable_folder(few, tmp_path, monkeypatch, capsys):
-    """R2: a folder without write permission is refused before training (root may write anywhere, so the check is
-    asked)."""
-    monkeypatch.setattr(files.os, "access", lambda *args: False)
+def test_originals_that_cannot_be_written(few, tmp_path, monkeypatch, capsys):
+    """R2: what lies in the place of their folder, or of a task's file, is told before training."""
     monkeypatch.setattr(originals, "train_original", lambda *args: pytest.fail("training began"))
-    assert do(tmp_path, "--method", "no-ul", size=QUICK) == 2
-    assert "permission denied" in capsys.readouterr().err
-
-
-def test_help_of_the_grid(capsys):
-    """R2: --help names every axis, the plurals and the presets."""
-    with pytest.raises(SystemExit) as stop:
-        run.main(["grid", "--help"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0
-    for word in ("--tasks", "--methods", "--seeds", "--discovery", "--capacity", "--p-mem", "--jobs", "--dry-run",
-                 "table9"):
-        assert word in text
+    (original,) = [original for original, _ in by_original(expand_axes({**AXES, "method": "no-ul"}))]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "originals").touch()
+    original_path(tmp_path / "b", original).with_suffix(".task").mkdir(parents=True)
+    for name in "ab":
+        assert do(tmp_path / name, "--method", "no-ul") == 2
+        assert f"cannot write results to {tmp_path / name / 'originals'}" in capsys.readouterr().err
 
 
 # --- Processes --------------------------------------------------------------------------------------------------------

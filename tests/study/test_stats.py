@@ -7,17 +7,15 @@ same; R3  what a run notes of its end is counted by method.
 """
 
 import itertools
-import math
 import statistics
-from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from experiment.methods import METHODS
-from experiment.settings import Config
-from made_rows import column, every_cell, grid, line, load, make_row, one, row_of
+from made_cells import other
+from made_rows import column, every_cell, grid, line, load, make_row, mean_and_sem, one, row_of
 from study.rows import SWEPT, products, sweep
 from study.stats import learnt, mean_of_seeds, minus
 from study.tables import PAPER, make_tables
@@ -25,13 +23,6 @@ from tasks import TASKS
 
 RATES = (0.1, 0.5, 1.0)
 scores = st.floats(0, 1)
-
-
-def mean_and_sem(values) -> tuple:
-    """In percent, from the definition."""
-    values = [100 * value for value in values]
-    return (pytest.approx(statistics.mean(values), abs=1e-9),
-            pytest.approx(statistics.stdev(values) / math.sqrt(len(values)), abs=1e-6) if len(values) > 1 else None)
 
 
 # --- Over seeds -------------------------------------------------------------------------------------------------------
@@ -50,7 +41,7 @@ def test_over_seeds_against_the_plain_formula(seeds, rates, data):
 def test_over_seeds_counts_the_cells_that_every_seed_has():
     """V6: cells that one seed alone has do not move it; without a cell in common there is no such mean."""
     level = {("poison", 0.1, seed): 0.4 + 0.1 * seed for seed in range(3)}
-    want = (pytest.approx(50.0), pytest.approx(10 / math.sqrt(3)))
+    want = mean_and_sem((0.4, 0.5, 0.6))
     assert mean_of_seeds(level) == mean_of_seeds({**level, ("random", 0.1, 0): 0.0}) == (want, "3 × 1")
     assert mean_of_seeds({("poison", 0.1, 0): 0.5, ("poison", 0.5, 1): 0.5}) == mean_of_seeds({}) == (None, None)
 
@@ -58,15 +49,13 @@ def test_over_seeds_counts_the_cells_that_every_seed_has():
 @given(st.lists(st.tuples(scores, scores, st.sampled_from(TASKS), st.sampled_from(RATES), st.integers(0, 3)),
                 min_size=1, max_size=20, unique_by=lambda run: run[2:]))
 def test_differences_are_of_the_same_cell_and_seed(runs):
-    """V6: mine less the other's wherever both ended well, nowhere else; the sign turns with the order."""
+    """V6: mine less the other's wherever both ended well, nowhere else."""
     mine = [row_of(a, "npo", task=t, discovery=d, seed=s) for a, _, t, d, s in runs]
     rem = [row_of(b, task=t, discovery=d, seed=s) for _, b, t, d, s in runs]
     want = {(t, d, s): pytest.approx(a - b, abs=1e-12) for a, b, t, d, s in runs}
     assert minus(products(mine), products(rem)) == want
-    assert minus(products(rem), products(mine)) == {key: -value for key, value in
-                                                    minus(products(mine), products(rem)).items()}
     alone = make_row("npo", task="poison", discovery=0.7)
-    assert minus(products([*mine, alone]), products(rem)) == want
+    assert minus(products([*mine, alone]), products(rem)) == want == minus(products(mine), products([*rem, alone]))
     failed = [{**row, "status": "failed"} for row in rem[:1]]
     assert len(minus(products(mine), products(failed + rem[1:]))) == len(runs) - 1
 
@@ -81,8 +70,8 @@ def test_what_reads_no_forget_set_is_paired_at_every_rate(tmp_path):
 
 
 def test_minus_rem_in_the_tables(tmp_path):
-    """V6: product less REM's over seeds, none for REM itself or where there is none; one seed has no SEM; with ETD it
-    is less REM without where that was run."""
+    """V6: product less REM's over seeds, none for REM itself or where there is none; with ETD it is less REM without
+    where that was run."""
     rows = grid(["npo", "rem"], seeds=(0, 1, 2), rates=RATES)
     by = {(r["method"], r["task"], r["discovery"], r["seed"]): r["product"] for r in rows}
     want = mean_and_sem([statistics.mean(by["npo", t, d, s] - by["rem", t, d, s] for t in TASKS for d in RATES)
@@ -94,15 +83,13 @@ def test_minus_rem_in_the_tables(tmp_path):
         got = line(table, method="rem", **more)
         assert (got["minus REM"], got["pairs"], got["seeds"]) == (None, None, "3 × 9"), name
         assert "in the same cell and seed" in table.caption
-    seed = line(one("mean", load(tmp_path, [row for row in rows if row["seed"] == 0])), method="npo")
-    assert seed["minus REM"][1] is None and seed["over seeds"][1] is None and seed["pairs"] == "1 × 9"
     assert line(one("mean", load(tmp_path, rows[:27])), method="npo")["minus REM"] is None
     both = load(tmp_path, [row_of(0.7), row_of(0.5, etd=True), row_of(0.4, "npo", etd=True)])
     got = {m: line(one("4", both), method=m, ETD=True, capacity="50")["minus REM"] for m in ("rem", "npo")}
     assert got == {"rem": (pytest.approx(-20.0), None), "npo": (pytest.approx(-30.0), None)}
+    assert line(one("plane", both), method="npo on ETD")["minus REM"] == got["npo"]
     both = load(tmp_path, [row_of(0.5, etd=True), row_of(0.4, "npo", etd=True)])
-    alone = line(one("4", both), method="npo", ETD=True)
-    assert alone["minus REM"] == (pytest.approx(-10.0), None)
+    assert line(one("4", both), method="npo", ETD=True)["minus REM"] == (pytest.approx(-10.0), None)
     wide = load(tmp_path, [row_of(0.7), row_of(0.4, "npo", capacity=1.0)])
     assert line(one("4", wide), method="npo", capacity="100")["minus REM"] is None  # of another capacity
 
@@ -157,30 +144,21 @@ def test_the_papers_best_per_cell_is_compared_with_ours(tmp_path, number, settin
     assert ("best method for each discovery rate" in table.caption) == (number == "6")
 
 
-@pytest.mark.parametrize("score", ["healed", "utility", "seconds"])
-def test_values_are_told_apart_by_product(tmp_path, score):
-    """V6: the best value is that of the best mean product, though another heals more, is more useful, or faster."""
-    best = {"healed": 0.6, "utility": 0.6, "product": 0.36, "seconds": 5.0}
-    other = {"healed": 0.9, "utility": 0.1, "product": 0.09, "seconds": 9.0} if score == "healed" else {
-        "healed": 0.1, "utility": 0.9, "product": 0.09, "seconds": 9.0 if score == "utility" else 1.0}
-    rows = [{**make_row("scrub", alpha=0.1), **best}, {**make_row("scrub", alpha=10.0), **other}]
-    for order in (rows, rows[::-1]):
-        assert [row["alpha"] for row in sweep(load(tmp_path, order)) if row["best"]] == [0.1]
+def test_the_best_is_that_of_the_mean_product(tmp_path):
+    """V6, V19: in each task and rate by itself, though another value heals more, is more useful, or is faster; one that
+    ended well in one seed of two is not the best against one that did in both, however good the one."""
+    def best(rows):
+        return [sorted({(row["discovery"], row["alpha"]) for row in sweep(load(tmp_path, order)) if row["best"]})
+                for order in (rows, rows[::-1])]
 
-
-def test_the_best_is_of_each_task_and_rate(tmp_path):
-    """V19: another value may be the best at another rate of the same task, whatever is best over the rates."""
-    found = {(0.1, 0.5): 0.9, (10.0, 0.5): 0.2, (0.1, 1.0): 0.3, (10.0, 1.0): 0.4}  # (alpha, rate): product
-    rows = load(tmp_path, [row_of(p, "scrub", alpha=alpha, discovery=d) for (alpha, d), p in found.items()])
-    assert {(row["discovery"], row["alpha"]) for row in sweep(rows) if row["best"]} == {(0.5, 0.1), (1.0, 10.0)}
-
-
-def test_no_value_wins_by_failing(tmp_path):
-    """V19: one that ended well in one seed of two is not the best against one that did in both, however good the
-    one."""
+    rows = [make_row("scrub", 0.6, 0.6, alpha=0.1), make_row("scrub", 0.9, 0.1, alpha=10.0),
+            {**make_row("scrub", 0.1, 0.9, alpha=1.0), "seconds": 1.0}]
+    assert best(rows) == [[(0.5, 0.1)]] * 2
+    others = [row_of(0.3, "scrub", alpha=0.1, discovery=1.0), row_of(0.4, "scrub", alpha=10.0, discovery=1.0)]
+    assert best(rows + others) == [[(0.5, 0.1), (1.0, 10.0)]] * 2
     rows = [make_row("scrub", 0.9, alpha=0.1), make_row("scrub", status="failed", alpha=0.1, seed=1),
             make_row("scrub", 0.3, alpha=10.0), make_row("scrub", 0.3, alpha=10.0, seed=1)]
-    assert [row["alpha"] for row in sweep(load(tmp_path, rows)) if row["best"]] == [10.0] * 2
+    assert best(rows) == [[(0.5, 10.0)]] * 2
 
 
 def test_the_value_compared_is_chosen_by_no_score(tmp_path):
@@ -190,28 +168,21 @@ def test_the_value_compared_is_chosen_by_no_score(tmp_path):
     assert {row["alpha"] for row in sweep(load(tmp_path, rows)) if row["kept"]} == {0.1}
     found = sweep(load(tmp_path, [*rows, row_of(0.0, "scrub", alpha=0.01)]))
     assert [(row["alpha"], row["best"]) for row in found if row["kept"]] == [(0.01, False)]
+    assert {row["alpha"] for row in found} == {0.01, 0.1}  # what is neither compared nor the best is left out
     mixture = load(tmp_path, [row_of(0.9, "scrub", alpha=10.0), row_of(0.1, "scrub", alpha=0.1, seed=1)])
     assert all(row["kept"] and not row["best"] for row in sweep(mixture))
     assert "the runs differ in alpha (0.1, 10.0)" in one("mean", mixture).caption
 
 
-def other_value(method: str, name: str):
-    """Another value than the default, which changes what the method does."""
-    field = next(f for f in fields(Config) if f.name == name)
-    same = {field.default} | ({METHODS[method].norm} if name == "forget_norm" else set())
-    values = field.metadata["choices"] or ({int: 7, float: 0.06}[field.type],)
-    return next(value for value in values if value not in same)
-
-
-@pytest.mark.parametrize("method, name", [(method, name) for method in METHODS for name in SWEPT
-                                          if name in METHODS[method].reads and method != "rem-on-etd"])
-def test_every_setting_that_a_method_reads_may_be_swept(tmp_path, method, name):
-    """V19: No list of methods: whatever setting of its own a method reads, the default is compared and the best
-    beside."""
-    usual, other = make_row(method)[name], other_value(method, name)
-    found = sweep(load(tmp_path, [row_of(0.2, method), row_of(0.6, method, **{name: other})]))
-    assert {(row[name], row["kept"], row["best"]) for row in found} == {(usual, True, False), (other, False, True)}
-    assert {key: set(values) for key, values in found[0]["tried"].items()} == {name: {usual, other}}
+@pytest.mark.parametrize("name", SWEPT)
+def test_every_setting_that_a_method_reads_may_be_swept(tmp_path, name):
+    """V19: whatever setting of its own a method reads, the default is compared and the best beside."""
+    method = next(method for method in METHODS if name in METHODS[method].reads)
+    usual = make_row(method)[name]
+    new = "running" if name == "forget_norm" else other(name, usual)  # "batch" is what "auto" comes to there
+    found = sweep(load(tmp_path, [row_of(0.2, method), row_of(0.6, method, **{name: new})]))
+    assert {(row[name], row["kept"], row["best"]) for row in found} == {(usual, True, False), (new, False, True)}
+    assert {key: set(values) for key, values in found[0]["tried"].items()} == {name: {usual, new}}
 
 
 def test_presets_of_a_data_set_are_its_defaults(tmp_path):

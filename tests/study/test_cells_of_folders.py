@@ -1,0 +1,111 @@
+"""Cells of a folder of images: the folder is one data set by any path, and another one once its images change.
+
+R9  rows and originals hold the fingerprint of their images, and nothing of the old ones counts for the new; R5  rows of
+before count again once the images are back.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import run
+from few_images import forget
+from study.rows import load_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # REM may give up, and its end may tell of harm
+QUICK = ["--dataset", "folder", "--data-dir", "data", "--image-size", "8", "--n", "4", "--width", "0.05", "--epochs",
+         "1", "--batch", "16", "--unlearn-epochs", "1", "--task", "poison", "--discovery", "0.5", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def pictures(tmp_path, monkeypatch):
+    """A folder of images, in a folder of its own where the commands run."""
+    generator = np.random.default_rng(0)
+    for part, n in (("train", 32), ("test", 8)):
+        for i in range(n):
+            path = tmp_path / "data" / part / "ab"[i % 2] / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    monkeypatch.chdir(tmp_path)
+
+
+def command(word: str, *argv) -> int:
+    """run.py in this process, which has read no data set yet, as a process of its own has not."""
+    forget()
+    return run.main([word, *QUICK, *map(str, argv)])
+
+
+def run_grid(seeds: str, *more) -> int:
+    """Two methods on the folder."""
+    return command("grid", "--methods", "no-ul,cf", "--seeds", seeds, "--out", "runs", *more)
+
+
+def lines(path="runs/cells.jsonl") -> list[dict]:
+    """The rows of a file."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def change(name="train/a/06.png") -> None:
+    """Another image under the same name."""
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(Path("data", name))
+
+
+def test_a_folder_is_one_data_set():
+    """R5, R9: a cell that run.py has put into the grid's folder is not done again, also of images that are given by a
+    relative path: it is the same cell and the same data set in a single run and in a grid."""
+    assert run.main([*QUICK, "--method", "no-ul", "--out", "runs/cells.jsonl"]) == 0
+    assert run_grid("0") == 0 and [row["method"] for row in lines()] == ["no-ul", "cf"]
+    assert {row["data_dir"] for row in lines()} == {str(Path("data").resolve())}
+    assert len({row["data"] for row in load_rows(["runs"])}) == 1
+
+
+def test_a_grid_does_not_mix_two_data_sets(capsys):
+    """R9, R5: after a change of one image no row of before counts, which one warning says; the originals of before
+    stay; with the image put back rows and originals count again. Rows without a fingerprint count as they always
+    did."""
+    images = {path: path.read_bytes() for path in Path("data").rglob("*.png")}
+    assert run_grid("0") == 0
+    first, before = lines(), {path.name: path.read_bytes() for path in Path("runs/originals").iterdir()}
+    old = [{name: value for name, value in row.items() if name != "images"} for row in first]
+    for rows in (first, old):
+        Path("runs/cells.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert run_grid("0") == 0 and lines() == rows
+    Path("runs/cells.jsonl").write_text("".join(json.dumps(row) + "\n" for row in first))
+    assert "other images" not in capsys.readouterr().err
+    change()
+    assert run_grid("0,1", "--dry-run") == 0
+    assert run_grid("0,1") == 0
+    told = capsys.readouterr()
+    assert told.err.count("warning: 2 cells have rows in runs that are of other images") == 2  # once a command
+    new = lines()[2:]
+    assert sorted((row["method"], row["seed"]) for row in new) == [("cf", 0), ("cf", 1), ("no-ul", 0), ("no-ul", 1)]
+    assert len({row["images"] for row in new}) == 1 and new[0]["images"] != first[0]["images"]
+    assert all(row["status"] == "ok" for row in new)
+    after = {path.name: path.read_bytes() for path in Path("runs/originals").iterdir()}
+    assert before.items() <= after.items() and len(after) == len(before) + 4
+    assert run_grid("0,1") == 0 and len(lines()) == 6  # all is done
+    assert "other images" not in capsys.readouterr().err
+    change("test/a/00.png")  # a test image counts as well
+    assert run_grid("1") == 0 and len(lines()) == 8
+    for path, content in images.items():
+        path.write_bytes(content)
+    assert run_grid("0") == 0 and len(lines()) == 8
+
+
+def test_suspects_do_not_mix_two_data_sets(capsys):
+    """R9: their rows hold the fingerprint, too, and are made anew of other images, which one warning says."""
+    asked = ["--seed", "0", "--out", "runs/scores.jsonl"]
+    assert command("suspects", *asked) == 0
+    first = lines("runs/scores.jsonl")
+    assert command("suspects", *asked) == 0 and lines("runs/scores.jsonl") == first
+    change()
+    capsys.readouterr()
+    assert command("suspects", *asked) == 0
+    told, new = capsys.readouterr().err, lines("runs/scores.jsonl")[len(first):]
+    assert f"warning: {len(first)} rows in runs/scores.jsonl are of other images" in told
+    assert len(new) == len(first)
+    assert {row["fingerprint"] for row in new}.isdisjoint(row["fingerprint"] for row in first)
+    assert command("suspects", *asked) == 0 and len(lines("runs/scores.jsonl")) == 2 * len(first)

@@ -1,0 +1,128 @@
+"""Poison with another trigger, and people's mistakes: cells of their own in grids, originals, rows and tables.
+
+R9  the trigger tells cells of poison apart and no others, the labels' file and column those of people, whose number is
+found; V19  tables set them apart and say which they are.
+"""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import run
+from experiment.settings import resolve
+from few_images import FEW, LOUD, do, few, fresh, load_few  # noqa: F401
+from made_rows import column, load, make_row, one
+from study.plan import by_original, expand_axes, original_of, overview
+from study.rows import cell_key, read_rows
+from study.tables import make_tables
+from tasks import TASKS, TRIGGERS
+
+# --- Triggers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_triggers_tell_cells_apart(task):
+    """R9: triggers tell cells and originals of poison apart, and no others; as an axis they multiply poison alone."""
+    cells = [resolve({"task": task, "trigger": trigger, "method": "rem"}) for trigger in TRIGGERS]
+    for key in (cell_key, lambda cell: cell_key(original_of(cell))):
+        assert len({key(cell) for cell in cells}) == (4 if task == "poison" else 1)
+    groups = by_original(expand_axes({"task": task, "trigger": "patch,warp", "method": "no-ul,rem"}))
+    assert [original.trigger for original, _ in groups] == (["patch", "warp"] if task == "poison" else ["patch"])
+    assert overview(groups, groups, {}).count("trigger warp") == (task == "poison")
+
+
+def test_tables_of_triggers(tmp_path):
+    """V19: tables set the triggers apart, and say which; other tasks stay with the patch, without a warning."""
+    rows = [make_row(method, 0.5 + 0.1 * k, 0.9, task=task, discovery=0.5, trigger=trigger)
+            for k, trigger in enumerate(("patch", "warp")) for task in TASKS for method in ("rem", "npo")]
+    rows = load(tmp_path, rows)
+    assert len(rows) == 2 * (2 + 1 + 1)  # runs of tasks without a trigger are one
+    usual, warped = make_tables("plane", rows)
+    assert "with the warp trigger" in warped.title and "trigger" not in usual.title and usual.name != warped.name
+    for table, tasks in ((usual, TASKS), (warped, ("poison",))):
+        assert [name for name in table.header if name.endswith(" 0.5")] == [f"{task} 0.5" for task in tasks]
+        assert "NOT ONE" not in table.caption
+
+
+def test_misled_in_tables(tmp_path):
+    """V19: where rows have it, tables show the mean of misled over the runs of poison; else there is no such column."""
+    rows = [{**make_row("rem", task="poison", discovery=0.5, seed=seed), "misled": value}
+            for seed, value in enumerate((0.1, 0.3))]
+    rows += [{**make_row("rem", task="random", discovery=0.5, seed=seed), "misled": None} for seed in (0, 1)]
+    (found,) = column(one("plane", load(tmp_path, rows)), "misled")
+    assert found == pytest.approx((20.0, 10.0))
+    assert "misled" not in one("plane", load(tmp_path, rows[2:])).header
+
+
+def test_a_trigger_of_the_command(few, tmp_path, capsys):  # noqa: F811
+    """`--trigger` reaches the images and the row; the headline and the table show it."""
+    out = tmp_path / "x.jsonl"
+    assert run.main([*LOUD, "--method", "no-ul", "--trigger", "sinusoidal", "--out", str(out)]) == 0
+    shown, row = capsys.readouterr().out, json.loads(out.read_text())
+    assert shown.startswith("poison (sinusoidal) on fashion-mini") and row["trigger"] == "sinusoidal"
+    assert f"{100 * row['misled']:.1f}" in shown.splitlines()[-2].split()
+
+
+# --- People -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labels(tmp_path):
+    """A file of labels by people for the 128 images of `few`, the first twelve of them wrong."""
+    found = load_few("fashion-mini").train.labels.numpy().copy()
+    found[:12] = (found[:12] + 1) % 10
+    path = tmp_path / "people.npy"
+    np.save(path, found)
+    return path
+
+
+def test_a_grid_of_people(few, labels, tmp_path):  # noqa: F811
+    """R5, R9: a grid has cells of people's labels, whose number is found; a second call does nothing; another file is
+    another cell."""
+    out = tmp_path / "grid"
+    argv = ["--task", "human", "--methods", "no-ul,npo", "--discovery", "0.5", "--human-labels", str(labels)]
+    assert do(out, *argv) == 0
+    rows = read_rows(out)
+    assert [(row["task"], row["n"], row["status"]) for row in rows] == [("human", 12, "ok")] * 2
+    assert do(out, *argv) == 0 and len(read_rows(out)) == 2
+    assert run.main(["report", str(out), "--table", "plane", "--out", str(tmp_path / "report")]) == 0
+    other = labels.with_name("other.npy")
+    other.write_bytes(labels.read_bytes())
+    assert do(out, *argv[:-1], str(other)) == 0 and len(read_rows(out)) == 4
+
+
+def test_people_tell_cells_apart():
+    """R9: of people's labels the column and the file tell cells apart, and n does not, since it is found; of the other
+    tasks it is the other way round. "all" tasks are the paper's."""
+    base = resolve({"task": "human", "human_labels": "a.pt", "method": "rem"})
+    changed = [replace(base, human_column="worse"), replace(base, human_labels="b.pt"), replace(base, n=7)]
+    assert [cell_key(cell) == cell_key(base) for cell in changed] == [False, False, True]
+    for task in TASKS:
+        keys = [cell_key(replace(cell, task=task)) for cell in (base, *changed)]
+        assert [key == keys[0] for key in keys[1:]] == [True, True, False]
+    assert {cell.task for cell in expand_axes({"task": "all", "method": "rem"})} == set(TASKS)
+    columns = expand_axes({"task": "human", "human_column": "aggre,worse", "method": "rem"})
+    assert [cell.human_column for cell in columns] == ["aggre", "worse"]
+
+
+def test_tables_of_people(tmp_path):
+    """V19: a table of people's mistakes stands apart, names their column, and has one number of what was learnt."""
+    rows = [{**make_row(method, score, 0.9, task="human", human_column="worse", n=31, discovery=rate), "learnt": 0.4}
+            for method, score in (("rem", 0.8), ("no-ul", 0.3)) for rate in (0.1, 0.5)]
+    found = one("plane", load(tmp_path, rows))
+    assert "cifar10 with labels worse" in found.title and found.header[1:3] == ("human 0.1", "human 0.5")
+    assert column(found, "learnt") == [None, "40"]
+    assert len(make_tables("plane", load(tmp_path, rows + [make_row("rem", task="random", n=31, discovery=0.1)]))) == 2
+
+
+def test_suspects_of_people(few, labels, tmp_path, capsys):  # noqa: F811
+    """R9: `run.py suspects` ranks what people mislabelled and nobody has found, and shows it as a column of its own."""
+    out = tmp_path / "x" / "scores.jsonl"
+    argv = ["suspects", "--task", "human", "--discovery", "0.5", "--human-labels", str(labels), *FEW]
+    assert run.main([*argv, "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["n"] for row in rows} == {12}
+    assert {row["undiscovered"] for row in rows if "score" in row} == {6}
+    assert "| score | human 0.5 | all |" in capsys.readouterr().out
