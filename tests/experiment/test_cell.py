@@ -88,13 +88,25 @@ def test_the_pair_is_two_numbers(pair):
     assert set(task.clean[task.corrupted].tolist()) == set(task.train.labels[task.corrupted].tolist()) == {0, 2}
 
 
-@pytest.mark.parametrize("arch", ["resnet9", "vit"])
+@pytest.mark.parametrize("sizes, as_built", [
+    (dict(arch="resnet9"), {}), (dict(arch="vit"), {}),
+    (dict(arch="vit", patch=4, dim=64, depth=2), dict(patch=4, dim=64, depth=2, head_dim=8, hidden=192))])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_network_is_that_of_the_settings(arch, seed):
-    """R4, X3, N1: a new network is `width` times `capacity` as wide, its weights drawn by a stream of the seed."""
-    config, dataset = made(seed, arch=arch, width=0.5, capacity=0.25)
-    like = build(arch, 0.125, channels=1, classes=4, image_size=16, seed=stream(seed, "weights").initial_seed())
+def test_a_network_is_that_of_the_settings(seed, sizes, as_built):
+    """R4, X3, N1: a new network is `width` times `capacity` as wide, its weights drawn by a stream of the seed; a ViT
+    has Table 3's sizes, or those of the settings with 8 heads and three times the dimension as hidden units."""
+    config, dataset = made(seed, width=0.5, capacity=0.25, **sizes)
+    like = build(config.arch, 0.125, channels=1, classes=4, image_size=16,
+                 seed=stream(seed, "weights").initial_seed(), **as_built)
     assert_same_state(new_model(config, dataset), like)
+
+
+def test_a_network_takes_square_images():
+    """R2: images that are not square are refused, with both sides."""
+    config, dataset = made()
+    flat = replace(dataset.train, images=dataset.train.images[:, :, :8])
+    with pytest.raises(ValueError, match="images are 8x16; the networks take square ones"):
+        new_model(config, replace(dataset, train=flat))
 
 
 @pytest.mark.parametrize("etd", [False, True])
@@ -334,6 +346,16 @@ def test_errors_of_one_process_of_several(monkeypatch, capsys):
         assert "NonFiniteLoss: too high" in attempt(lambda: raised(NonFiniteLoss("too high")))[2]
     with pytest.raises(RuntimeError, match="mine alone"):
         attempt(lambda: raised(RuntimeError("mine alone")))
+
+
+def test_a_gpu_that_is_not_used_spoils_nothing(monkeypatch):
+    """R1: a CPU run does not wait for a GPU that it never touched, so a broken one costs no result."""
+    # a broken GPU is at hand nowhere, so torch's answers are put in its place
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: raised(RuntimeError("CUDA error: device busy")))
+    result, _, failure = attempt(lambda: 1)
+    assert (result, failure) == (1, None)
 
 
 def test_too_few_outputs_are_told_before_any_work():

@@ -132,11 +132,12 @@ def test_fashion_mnist(tmp_path):
     assert of_recipe(dataset) == ((0.2860,), (0.3530,), 0, True)
 
 
-@pytest.mark.parametrize("size, pad", [(None, 4), (16, 2)])
-def test_cifar10(tmp_path, monkeypatch, size, pad):
-    """B4, R8: CIFAR-10's rows of 3 x 32 x 32 bytes come out as (C, H, W) in the files' order, cropped, flipped."""
+@pytest.mark.parametrize("name, size, pad", [("cifar10", None, 4), ("cifar10", 16, 2), ("cifar10-small", None, 4)])
+def test_cifar10(tmp_path, monkeypatch, name, size, pad):
+    """B4, R8: CIFAR-10's rows of 3 x 32 x 32 bytes come out as (C, H, W) in the files' order, cropped, flipped; the
+    small one, of which settings draw a part, reads the same files."""
     rows, labels = write_cifar10(tmp_path, monkeypatch)
-    dataset, train = load("cifar10", tmp_path, size), [f"data_batch_{k}" for k in range(1, 6)]
+    dataset, train = load(name, tmp_path, size), [f"data_batch_{k}" for k in range(1, 6)]
     if size is None:
         assert np.array_equal(dataset.train.images.flatten(1).numpy(), np.concatenate([rows[k] for k in train]))
         assert np.array_equal(dataset.test.images.flatten(1).numpy(), rows["test_batch"])
@@ -144,6 +145,7 @@ def test_cifar10(tmp_path, monkeypatch, size, pad):
     assert dataset.train.labels.tolist() == sum((labels[k] for k in train), [])
     assert dataset.test.labels.tolist() == labels["test_batch"] and dataset.names == tuple("abcdefghij")
     assert of_recipe(dataset) == ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), pad, True)
+    assert dataset.name == name
 
 
 def test_svhn(tmp_path, monkeypatch):

@@ -108,19 +108,15 @@ def test_nothing_is_run(write, where, tmp_path):
     ("none.pt", None, "cannot read .*none.pt .No such file"),
 ])
 def test_odd_files(name, content, text, tmp_path):
-    """A file of something else is an error that says what it is and what is wanted."""
+    """A file of something else is an error that says what it is and what is wanted; so is a column that none has."""
     if isinstance(content, bytes):
         (tmp_path / name).write_bytes(content)
     elif content is not None:
         torch.save(content, tmp_path / name)
     with pytest.raises(ValueError, match=text):
         read_people(tmp_path / name)
-
-
-def test_unknown_column(tmp_path):
-    """A column that the files do not have is an error with those that there are."""
     with pytest.raises(ValueError, match="human-column is 'best'; choose from aggre, worse, random1"):
-        read_people(tmp_path / "x.pt", "best")
+        read_people(tmp_path / name, "best")
 
 
 # --- Order ------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ R3   the commit that it names is HEAD's, "-dirty" once a tracked file differs
 R10  a row is appended whole or not at all: in the same file, behind torn lines, beside other writers, through kills
 """
 
+import errno
 import json
 import os
 import re
@@ -90,6 +91,16 @@ def test_the_commit_of_the_code(tmp_path, monkeypatch):
     assert git_hash() == git("rev-parse", "HEAD") != head
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 10)])
+def test_no_git_is_no_error(monkeypatch, error):
+    """R3: without git, or with one that hangs, a row's commit is None."""
+    def fail(*args, **more):
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", fail)  # a git that hangs is at hand nowhere
+    assert git_hash() is None
+
+
 # --- How it gets into the file ----------------------------------------------------------------------------------------
 
 
@@ -121,34 +132,24 @@ def test_a_torn_line_is_kept_apart(tmp_path):
     assert out.read_text() == '{"a": 1}\n{"torn": \n{"a": 2}\n'
 
 
-def test_a_row_that_does_not_reach_the_disk_is_taken_back(tmp_path, monkeypatch):
-    """R3, R10: then the old rows stand, nothing lies beside them, and the next row is appended to them."""
-    def fail(*args):
-        raise OSError("disk full")
-
-    out = tmp_path / "x"
-    append_row(str(out), {"a": 1})
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(os, "fsync", fail)  # no disk is full when a test wants it
-        append_row(str(out), {"a": 2})
-    assert read(out) == [{"a": 1}] and list(tmp_path.iterdir()) == [out]
-    append_row(str(out), {"a": 3})
-    assert read(out) == [{"a": 1}, {"a": 3}]
-
-
-def test_a_short_write_is_taken_back(tmp_path):
-    """R3, R10: a row of which the disk takes a part alone is an error, and none of it stays."""
+@pytest.mark.parametrize("room, code", [(10, errno.ENOSPC), (0, errno.EFBIG)])
+def test_a_row_that_does_not_reach_the_disk_is_taken_back(tmp_path, room, code):
+    """R3, R10: a row of which the disk takes a part alone, or none, is an error that names the file; none of it stays,
+    nothing lies beside, and the next row is appended."""
     resource = pytest.importorskip("resource")
     out = tmp_path / "x"
-    out.write_bytes(b'{"a": 1}\n')
+    append_row(str(out), {"a": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + 10, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + room, hard))  # as a disk that fills up
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(OSError) as told:
             append_row(str(out), {"b": "x" * 100})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert out.read_bytes() == b'{"a": 1}\n'
+    assert (told.value.errno, told.value.filename) == (code, str(out))
+    assert read(out) == [{"a": 1}] and list(tmp_path.iterdir()) == [out]
+    append_row(str(out), {"a": 3})
+    assert read(out) == [{"a": 1}, {"a": 3}]
 
 
 APPENDER = """
