@@ -26,7 +26,7 @@ from experiment.methods import METHODS
 from experiment.rows import provenance
 from experiment.settings import Config, resolve
 from few_images import load_few
-from helpers import make_dataset
+from helpers import make_dataset, rows_of
 from pictures import write_tree
 from tasks import TASKS
 
@@ -47,21 +47,10 @@ def few(monkeypatch):
     monkeypatch.setattr(run, "load", load_few)
 
 
-def rows_of(path) -> list[dict]:
-    """The rows of a result file."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
-
-
-def started(*command, **more) -> subprocess.Popen:
+def started(*command, cwd) -> subprocess.Popen:
     """The real command line, in a process of its own."""
     return subprocess.Popen([sys.executable, ROOT / "run.py", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            **{"text": True, "env": ENVIRONMENT} | more)
-
-
-def ended(process) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr."""
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+                            text=True, env=ENVIRONMENT, cwd=cwd)
 
 
 # --- What is loaded ---------------------------------------------------------------------------------------------------
@@ -72,7 +61,6 @@ import run
 
 def there():
     return sorted(name for name in sys.modules if name.partition(".")[0] in ("study", "repair"))
-
 
 def loaded(argv):
     for name in there():
@@ -139,27 +127,17 @@ def test_an_unknown_flag_behind_a_word(capsys, word):
 
 
 WATCHED_IMPORT = """
-import importlib, os, sys
-from pathlib import Path
+import importlib, json, os, sys
 import numpy, torch, torch.nn.functional
 
-root, names, seen = Path(sys.argv[1]), sys.argv[2:], []
-sys.addaudithook(lambda event, args: seen.append((event, args)) if event == "open" or event.startswith((
-    "os.", "shutil.", "socket.", "subprocess.", "tempfile.")) else None)
-for name in names:
+seen, watched = [], ("open", "os.", "shutil.", "socket.", "subprocess.", "tempfile.")
+sys.addaudithook(lambda event, args: seen.append((event, args)) if event.startswith(watched) else None)
+for name in sys.argv[1:]:
     importlib.import_module(name)
-events, seen = seen, []
-opened = [(Path(os.fsdecode(args[0])), args[2]) for event, args in events
-          if event == "open" and not isinstance(args[0], int)]
-print(*{event for event, args in events
-        if event not in ("open", "os.listdir", "os.scandir", "os.putenv", "os.unsetenv")})
-print(*[path for path, flags in opened if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)])
-print(*{path.relative_to(root) for path, flags in opened if path.is_relative_to(root)
-        and path.suffix not in (".py", ".pyc") and "site-packages" not in path.parts})
+seen, events = [], seen
+opened = [(os.fsdecode(args[0]), args[2]) for event, args in events if event == "open" and not isinstance(args[0], int)]
 listed = [str(args[0]) for event, args in events if event in ("os.listdir", "os.scandir")]
-print(*[folder for folder in listed if folder.startswith(str(root / "data"))])
-print(*{"matplotlib", "torchvision", "PIL"} & set(sys.modules))
-print(len(opened))
+print(json.dumps([opened, listed, sorted({event for event, _ in events}), sorted(sys.modules)]))
 """
 
 
@@ -170,13 +148,18 @@ def test_import_reads_and_writes_nothing(tmp_path):
     names = sorted([path.stem for path in ROOT.glob("*.py")]
                    + [f"{folder}.{path.stem}" for folder in folders for path in (ROOT / folder).glob("*.py")])
     assert {"run", "rem", "engine.ranks", "experiment.cell", "repair.command", "study.tables"} <= set(names)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", WATCHED_IMPORT, ROOT, *names], cwd=tmp_path, text=True,
+    done = subprocess.run([sys.executable, "-W", "error", "-c", WATCHED_IMPORT, *names], cwd=tmp_path, text=True,
                           env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300)
-    assert done.stderr == ""
-    others, written, read, listed, heavy, opened = done.stdout.splitlines()
-    assert (others, written, listed, heavy) == ("", "", "", "")
-    assert read in ("", "study/paper.json")  # the paper's numbers, a source of tables.py like its code
-    assert int(opened) >= len(names) and not list(tmp_path.iterdir())
+    assert done.stderr == "" and done.stdout.count("\n") == 1 and not list(tmp_path.iterdir())
+    opened, listed, events, modules = json.loads(done.stdout)
+    assert set(events) <= {"open", "os.listdir", "os.scandir", "os.putenv", "os.unsetenv"}
+    assert not [path for path, flags in opened if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)]
+    assert not [path for path in listed if Path(path).is_relative_to(ROOT / "data")]
+    read = {Path(path) for path, _ in opened if Path(path).is_relative_to(ROOT) and "site-packages" not in path}
+    assert len(read) >= len(names)
+    # the paper's numbers are a source of tables.py like its code
+    assert {path for path in read if path.suffix not in (".py", ".pyc")} <= {ROOT / "study" / "paper.json"}
+    assert not {"matplotlib", "torchvision", "PIL"} & set(modules)
 
 
 # --- Running ----------------------------------------------------------------------------------------------------------
@@ -185,7 +168,7 @@ def test_import_reads_and_writes_nothing(tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_and_method_runs(few, tmp_path, capsys, task):
     """R1, R3: every task and method runs on the built-in data and leaves one good row each, of which the table shows
-    the scores; it knows the images before the corruption. With --etd in test_registry.py."""
+    the scores; it knows the images before the corruption. With --etd in tests/study/test_grid.py."""
     out, methods = tmp_path / "cells.jsonl", "all" if task == "random" else "no-ul,cf,npo,rem"
     assert run.main(["--task", task, "--method", methods, "--out", str(out), *QUICK]) == 0
     rows, printed = rows_of(out), capsys.readouterr().out
@@ -203,8 +186,9 @@ def test_the_command_itself(tmp_path):
     out = tmp_path / "new" / "cells.jsonl"
     # at gamma 1 step 2 makes no pass, so nothing can warn on any CPU
     argv = ["--task", "poison", "--discovery", "0.5", *QUICK, *PART, "--n", "60", "--gamma", "1", "--out", str(out)]
-    code, printed, errors = ended(started(*argv, cwd=tmp_path))
-    assert (code, errors) == (0, "")
+    process = started(*argv, cwd=tmp_path)
+    printed, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, "")
     first, second, training, *_ = lines = printed.splitlines()
     size = sum(p.numel() for p in new_model(resolve({"width": 0.05}), load("fashion-mini")).parameters())
     assert first == "poison on fashion-mini: 300 images of 16x16, 60 corrupted, 30 of them discovered (50%)"
@@ -322,7 +306,6 @@ def test_an_interrupt_keeps_the_rows(few, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("main, argv, words", [
     ("repair.command.main", "repair --out new.pt --checkpoint-every 1", "the same command goes on from new.state, if"),
     ("repair.command.main", "repair --out new.pt --checkpoint-every 0", "no state is kept, so the same command begins"),
-    ("repair.command.main", "repair --out other.pt", "no state is kept, so the same command begins anew"),
     ("study.report.main", "report results", "what was written is whole"),
     ("study.grid.main", "grid", "the rows of finished cells are in the result file")])
 def test_what_an_interrupt_leaves(tmp_path, monkeypatch, capsys, main, argv, words):

@@ -4,7 +4,6 @@ Nothing in a file is run, and a file of another data set or order is refused bef
 """
 
 import csv
-import json
 import pickle
 from dataclasses import replace
 
@@ -21,7 +20,7 @@ from experiment.parts import part_of
 from experiment.people import COLUMNS, in_order, read_people
 from experiment.settings import resolve
 from few_images import load_few
-from helpers import Evil, gen, make_dataset, seeds
+from helpers import Evil, gen, make_dataset, rows_of, seeds
 from tasks import PEOPLE, discover, like_corrupted, people
 
 KEYS = ("aggre_label", "worse_label", "random_label1", "random_label2", "random_label3")
@@ -217,7 +216,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
             "--max-passes", "1", "--gamma", "1", "--out", "x.jsonl"]
     assert run.main([*argv, "--human-labels", "people.pt", "--human-column", "random2"]) == 0
     wrong = int((found["random_label2"] != found["clean_label"]).sum())
-    rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    rows = rows_of("x.jsonl")
     assert [(row["task"], row["n"], row["human_column"], row["misled"]) for row in rows] == [
         ("human", wrong, "random2", None)] * 2
     assert rows[0]["human_labels"] == str(tmp_path.resolve() / "people.pt")

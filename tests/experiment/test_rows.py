@@ -24,13 +24,9 @@ import torch
 from experiment import rows
 from experiment.rows import NO_SCORES, append_row, failure_of, git_hash, provenance, row_of
 from experiment.settings import VERSION, Config
+from helpers import rows_of
 
 ROOT = Path(rows.__file__).resolve().parents[1]
-
-
-def read(path) -> list[dict]:
-    """The rows of a file."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 # --- What a row holds -------------------------------------------------------------------------------------------------
@@ -114,7 +110,7 @@ def test_a_row_is_appended(tmp_path):
     for number in (1, 2):
         append_row(str(link), {"a": number})
     assert link.is_symlink() and out.stat().st_ino == before[0] and out.read_bytes().startswith(before[1])
-    assert read(out) == [{"a": number} for number in range(3)] and sorted(tmp_path.iterdir()) == [link, out]
+    assert rows_of(out) == [{"a": number} for number in range(3)] and sorted(tmp_path.iterdir()) == [link, out]
 
 
 def test_a_number_that_json_lacks_is_refused(tmp_path):
@@ -147,9 +143,9 @@ def test_a_row_that_does_not_reach_the_disk_is_taken_back(tmp_path, room, code):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (told.value.errno, told.value.filename) == (code, str(out))
-    assert read(out) == [{"a": 1}] and list(tmp_path.iterdir()) == [out]
+    assert rows_of(out) == [{"a": 1}] and list(tmp_path.iterdir()) == [out]
     append_row(str(out), {"a": 3})
-    assert read(out) == [{"a": 1}, {"a": 3}]
+    assert rows_of(out) == [{"a": 1}, {"a": 3}]
 
 
 APPENDER = """
