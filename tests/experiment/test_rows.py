@@ -120,12 +120,13 @@ def test_a_number_that_json_lacks_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_torn_line_is_kept_apart(tmp_path):
-    """R3: a file that ends without a newline does not swallow the next row."""
+@pytest.mark.parametrize("torn", ['{"a": 1}\n{"torn": ', "{"])
+def test_a_torn_line_is_kept_apart(tmp_path, torn):
+    """R3: a file that ends without a newline, be it of one letter, does not swallow the next row."""
     out = tmp_path / "x"
-    out.write_text('{"a": 1}\n{"torn": ')
+    out.write_text(torn)
     append_row(str(out), {"a": 2})
-    assert out.read_text() == '{"a": 1}\n{"torn": \n{"a": 2}\n'
+    assert out.read_text() == torn + '\n{"a": 2}\n'
 
 
 @pytest.mark.parametrize("room, code", [(10, errno.ENOSPC), (0, errno.EFBIG)])

@@ -24,7 +24,7 @@ FIELDS = {f.name: f for f in fields(Config)}
 def test_table_3():
     """R8: the defaults are the paper's values for ResNet-9, the presets those for the ViT and Imagenette (A.7)."""
     paper = dict(lr=0.025, epochs=40, batch=512, optimizer="sgd", gamma=0.2, beta=1.0, unlearn_lr=0.005,
-                 unlearn_epochs=10, p_mem=0.2, n=1000, capacity=0.5, discovery=0.5, arch="resnet9")
+                 unlearn_epochs=10, p_mem=0.2, n=1000, capacity=0.5, discovery=0.5, arch="resnet9", augment=True)
     assert {key: getattr(Config(), key) for key in paper} == paper
     vit = resolve({"arch": "vit", "dataset": "svhn"})
     assert (vit.lr, vit.batch, vit.optimizer, vit.unlearn_lr, vit.epochs) == (1e-4, 2048, "adam", 2e-5, 40)
@@ -43,10 +43,11 @@ def test_smaller_settings_keep_the_papers_proportions(dataset, images, width):
 
 
 def test_a_smaller_vit_keeps_the_papers_proportions():
-    """R8: on fashion-mini a patch is a quarter of the image's side, as 8 pixels are of 32, and unlearning has a fifth
-    of the rate and a quarter of the epochs of training."""
+    """R8: on fashion-mini a patch is a quarter of the image's side, as 8 pixels are of 32, the dimension an eighth of
+    Table 3's, and unlearning has a fifth of the rate and a quarter of the epochs of training."""
     config = resolve({"arch": "vit"})
     assert config.patch / 16 == Config.patch / 32 and (config.n, config.optimizer) == (120, "adam")
+    assert (config.dim, config.depth, config.width) == (Config.dim / 8, Config.depth, Config.width)
     assert config.unlearn_lr == pytest.approx(config.lr / 5) and config.unlearn_epochs == config.epochs / 4
 
 
