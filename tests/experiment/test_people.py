@@ -157,6 +157,7 @@ def test_a_part_has_its_own_labels(tmp_path_factory, seed):
 @pytest.mark.parametrize("change, text", [
     (lambda found: {key: values[:-1] for key, values in found.items()}, "has 19 labels and the data set 20 training"),
     (lambda found: {**found, "aggre_label": found["aggre_label"] + 1}, "run from 1 to 4, expected 0 to 3"),
+    (lambda found: {**found, "aggre_label": found["aggre_label"] + 2}, "run from 2 to 5, expected 0 to 3"),
     (lambda found: {**found, "aggre_label": found["aggre_label"] - 1}, "run from -1 to 2, expected 0 to 3"),
     (lambda found: {**found, "clean_label": np.arange(20) % 3}, "differ from the data set's at 14 of 20"),
     (lambda found: {**found, "clean_label": np.zeros(20, int)}, "differ from the data set's at 15 of 20"),
