@@ -127,6 +127,7 @@ def test_results_go_to_regular_files_alone(tmp_path, monkeypatch, kind):
         check_writable(out)
     told = str(caught.value)
     assert told.startswith(f"cannot write results to {out} (") and told.endswith("give another --out")
+    assert ("it is a folder" in told) == (kind in ("folder", ".", ""))
     assert "\n" not in told and before == {path.name: os.lstat(path).st_mode for path in tmp_path.iterdir()}
 
 
