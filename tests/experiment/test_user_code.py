@@ -133,7 +133,8 @@ def test_the_world_is_as_it_was_found():
 
 @pytest.mark.parametrize("names, text", [
     ([], "no method given; choose from no-ul"), (["rme"], "unknown method 'rme'; choose from no-ul.*FILE.py:FUNCTION"),
-    (["cf", "a/x.py:f", "b/x.py:f"], "two methods are called x.py:f; give one of the files another name")])
+    (["cf", "a/x.py:f", "b/x.py:f"], "two methods are called x.py:f; give one of the files another name"),
+    (["b/x.py:f", "a/x.py:f"], "two methods are called x.py:f")])
 def test_names_that_a_row_could_not_tell_apart(names, text):
     """R2: no method, an unknown one, or two files of one name and function."""
     with pytest.raises(ValueError, match=text):
