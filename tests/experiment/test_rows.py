@@ -181,7 +181,7 @@ def test_a_row_waits_for_another_writer(tmp_path):
     out = tmp_path / "x"
     writer = threading.Thread(target=append_row, args=(str(out), {"a": 1}))
     with open(out, "ab") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        fcntl.flock(held, fcntl.LOCK_SH)  # for which a writer waits unless it shares its own lock, too
         writer.start()
         writer.join(0.3)  # without the lock it is done long before
         assert out.read_bytes() == b""
