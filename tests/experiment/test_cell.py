@@ -290,6 +290,8 @@ ODD = {  # what a method does with its network, and the error in its row (None: 
     "lines": (lambda model: raised(ValueError("\n\nfirst\nsecond")), "ValueError: first"),
     "nothing": (lambda model: None, "TypeError: odd.py:f returned NoneType; a method returns the unlearned network"),
     "outputs": (wider, "ValueError: odd.py:f returned a network of 5 outputs; the one that it was given has 4"),
+    "head": (lambda model: setattr(model, "head", nn.Linear(3, 5)) or model,
+             "ValueError: odd.py:f returned a network of 5 outputs; the one that it was given has 4"),
     "folder": (lambda model: os.chdir("/") or model, None),
     "dtype": (lambda model: torch.set_default_dtype(torch.float64) or model, None),
     "device": (lambda model: torch.set_default_device("meta") or model, None),

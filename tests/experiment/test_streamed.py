@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.utils.data import IterableDataset
 
@@ -135,6 +135,7 @@ def test_random_states_stay():
 
 
 @given(seeds, st.integers(1, 13), st.integers(2, 5), st.integers(1, 3), st.booleans())
+@example(0, 8, 4, 2, True)  # two for each are enough
 def test_shares_of_a_batch(seed, n, size, ranks, shuffle):
     """U3: the processes' shares of each batch are the batch, the examples of one process in their order; a shuffled
     batch of fewer than two for each is everyone's, and a share that is empty is left out."""
