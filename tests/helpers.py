@@ -1,5 +1,6 @@
 """Small data, networks, settings and assertions that the tests share; every tensor is drawn from a seeded generator."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,11 @@ def assert_close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-12) -> 
     assert a.shape == b.shape, (a.shape, b.shape)
     scale = max(1.0, float(a.abs().max()) if a.numel() else 1.0)
     assert a.numel() == 0 or float((a - b).abs().max()) <= tolerance * scale, float((a - b).abs().max())
+
+
+def rows_of(path) -> list[dict]:
+    """The rows of a result file, which has nothing else in it."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 class Evil:

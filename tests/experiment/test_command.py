@@ -23,9 +23,10 @@ from experiment.cell import new_model
 from experiment.datasets import load
 from experiment.files import fingerprints
 from experiment.methods import METHODS
-from experiment.settings import VERSION, Config, resolve
+from experiment.rows import provenance
+from experiment.settings import Config, resolve
 from few_images import load_few
-from helpers import make_dataset
+from helpers import make_dataset, rows_of
 from pictures import write_tree
 from tasks import TASKS
 
@@ -46,21 +47,10 @@ def few(monkeypatch):
     monkeypatch.setattr(run, "load", load_few)
 
 
-def rows_of(path) -> list[dict]:
-    """The rows of a result file."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
-
-
-def started(*command, **more) -> subprocess.Popen:
+def started(*command, cwd) -> subprocess.Popen:
     """The real command line, in a process of its own."""
     return subprocess.Popen([sys.executable, ROOT / "run.py", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            **{"text": True, "env": ENVIRONMENT} | more)
-
-
-def ended(process) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr."""
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+                            text=True, env=ENVIRONMENT, cwd=cwd)
 
 
 # --- What is loaded ---------------------------------------------------------------------------------------------------
@@ -137,27 +127,17 @@ def test_an_unknown_flag_behind_a_word(capsys, word):
 
 
 WATCHED_IMPORT = """
-import importlib, os, sys
-from pathlib import Path
+import importlib, json, os, sys
 import numpy, torch, torch.nn.functional
 
-root, names, seen = Path(sys.argv[1]), sys.argv[2:], []
-sys.addaudithook(lambda event, args: seen.append((event, args)) if event == "open" or event.startswith((
-    "os.", "shutil.", "socket.", "subprocess.", "tempfile.")) else None)
-for name in names:
+seen, watched = [], ("open", "os.", "shutil.", "socket.", "subprocess.", "tempfile.")
+sys.addaudithook(lambda event, args: seen.append((event, args)) if event.startswith(watched) else None)
+for name in sys.argv[1:]:
     importlib.import_module(name)
-events, seen = seen, []
-opened = [(Path(os.fsdecode(args[0])), args[2]) for event, args in events
-          if event == "open" and not isinstance(args[0], int)]
-print(*{event for event, args in events
-        if event not in ("open", "os.listdir", "os.scandir", "os.putenv", "os.unsetenv")})
-print(*[path for path, flags in opened if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)])
-print(*{path.relative_to(root) for path, flags in opened if path.is_relative_to(root)
-        and path.suffix not in (".py", ".pyc") and "site-packages" not in path.parts})
+seen, events = [], seen
+opened = [(os.fsdecode(args[0]), args[2]) for event, args in events if event == "open" and not isinstance(args[0], int)]
 listed = [str(args[0]) for event, args in events if event in ("os.listdir", "os.scandir")]
-print(*[folder for folder in listed if folder.startswith(str(root / "data"))])
-print(*{"matplotlib", "torchvision", "PIL"} & set(sys.modules))
-print(len(opened))
+print(json.dumps([opened, listed, sorted({event for event, _ in events}), sorted(sys.modules)]))
 """
 
 
@@ -168,13 +148,18 @@ def test_import_reads_and_writes_nothing(tmp_path):
     names = sorted([path.stem for path in ROOT.glob("*.py")]
                    + [f"{folder}.{path.stem}" for folder in folders for path in (ROOT / folder).glob("*.py")])
     assert {"run", "rem", "engine.ranks", "experiment.cell", "repair.command", "study.tables"} <= set(names)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", WATCHED_IMPORT, ROOT, *names], cwd=tmp_path, text=True,
+    done = subprocess.run([sys.executable, "-W", "error", "-c", WATCHED_IMPORT, *names], cwd=tmp_path, text=True,
                           env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300)
-    assert done.stderr == ""
-    others, written, read, listed, heavy, opened = done.stdout.splitlines()
-    assert (others, written, listed, heavy) == ("", "", "", "")
-    assert read in ("", "study/paper.json")  # the paper's numbers, a source of tables.py like its code
-    assert int(opened) >= len(names) and not list(tmp_path.iterdir())
+    assert done.stderr == "" and done.stdout.count("\n") == 1 and not list(tmp_path.iterdir())
+    opened, listed, events, modules = json.loads(done.stdout)
+    assert set(events) <= {"open", "os.listdir", "os.scandir", "os.putenv", "os.unsetenv"}
+    assert not [path for path, flags in opened if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)]
+    assert not [path for path in listed if Path(path).is_relative_to(ROOT / "data")]
+    read = {Path(path) for path, _ in opened if Path(path).is_relative_to(ROOT) and "site-packages" not in path}
+    assert len(read) >= len(names)
+    # the paper's numbers are a source of tables.py like its code
+    assert {path for path in read if path.suffix not in (".py", ".pyc")} <= {ROOT / "study" / "paper.json"}
+    assert not {"matplotlib", "torchvision", "PIL"} & set(modules)
 
 
 # --- Running ----------------------------------------------------------------------------------------------------------
@@ -183,7 +168,7 @@ def test_import_reads_and_writes_nothing(tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_and_method_runs(few, tmp_path, capsys, task):
     """R1, R3: every task and method runs on the built-in data and leaves one good row each, of which the table shows
-    the scores; it knows the images before the corruption. With --etd in test_registry.py."""
+    the scores; it knows the images before the corruption. With --etd in tests/study/test_grid.py."""
     out, methods = tmp_path / "cells.jsonl", "all" if task == "random" else "no-ul,cf,npo,rem"
     assert run.main(["--task", task, "--method", methods, "--out", str(out), *QUICK]) == 0
     rows, printed = rows_of(out), capsys.readouterr().out
@@ -201,8 +186,9 @@ def test_the_command_itself(tmp_path):
     out = tmp_path / "new" / "cells.jsonl"
     # at gamma 1 step 2 makes no pass, so nothing can warn on any CPU
     argv = ["--task", "poison", "--discovery", "0.5", *QUICK, *PART, "--n", "60", "--gamma", "1", "--out", str(out)]
-    code, printed, errors = ended(started(*argv, cwd=tmp_path))
-    assert (code, errors) == (0, "")
+    process = started(*argv, cwd=tmp_path)
+    printed, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, "")
     first, second, training, *_ = lines = printed.splitlines()
     size = sum(p.numel() for p in new_model(resolve({"width": 0.05}), load("fashion-mini")).parameters())
     assert first == "poison on fashion-mini: 300 images of 16x16, 60 corrupted, 30 of them discovered (50%)"
@@ -227,16 +213,12 @@ def test_same_command_same_numbers(few, tmp_path, capsys):
 
 
 def test_row_holds_what_reproduces_it(few, tmp_path):
-    """R3: a row has every setting, the versions, the commit, the command; the settings read back make the same
-    Config."""
+    """R3: a row has where it comes from, the command and both times; its settings read back make the same Config."""
     out = tmp_path / "cells.jsonl"
     argv = ["--task", "random", "--discovery", "0.3", "--method", "no-ul", "--out", str(out), *QUICK]
     assert run.main(argv) == 0
-    row = rows_of(out)[0]
-    wanted = "healed healed_undiscovered utility product seconds train_seconds status error torch version git argv"
-    assert set(wanted.split()) <= set(row) and row["seconds"] > 0 and row["train_seconds"] > 0
-    assert row["torch"] == torch.__version__ and row["version"] == VERSION and row["argv"] == argv
-    assert row["cpu"] and row["isa"].startswith(torch.backends.cpu.get_cpu_capability())
+    row, origin = rows_of(out)[0], provenance(torch.device("cpu"), argv)
+    assert {**row, **origin} == row and row["seconds"] > 0 and row["train_seconds"] > 0
     again = resolve({key: value for key, value in row.items() if key in {f.name for f in fields(Config)}})
     assert asdict(again) == asdict(resolve(vars(run.parser().parse_args(argv)))) and again.n == 20
 
@@ -324,7 +306,6 @@ def test_an_interrupt_keeps_the_rows(few, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("main, argv, words", [
     ("repair.command.main", "repair --out new.pt --checkpoint-every 1", "the same command goes on from new.state, if"),
     ("repair.command.main", "repair --out new.pt --checkpoint-every 0", "no state is kept, so the same command begins"),
-    ("repair.command.main", "repair --out other.pt", "no state is kept, so the same command begins anew"),
     ("study.report.main", "report results", "what was written is whole"),
     ("study.grid.main", "grid", "the rows of finished cells are in the result file")])
 def test_what_an_interrupt_leaves(tmp_path, monkeypatch, capsys, main, argv, words):
@@ -355,37 +336,29 @@ def test_a_reader_that_has_enough(tmp_path, argv, read):
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
-BAD = [
-    (["--discovery", "1.5"], "discovery is 1.5; it must be in (0, 1]"),
-    (["--discovery", "0.01", "--n", "20"], "discovery 0.01 of 20 corrupted examples finds none"),
-    (["--n", "6001"], "n is 6001; it must be from 1 to 6000"),
-    (["--n", "6000", "--discovery", "1"], "all 6000 training examples"),
-    (["--task", "confusion", "--n", "21"], "n is 21; confusion swaps n / 2 examples of each class, so it must be even"),
-    (["--task", "confusion", "--n", "1400"], "can be at most 1200"),
-    (["--task", "confusion", "--pair", "3"], "pair is '3'; give two class numbers such as 3,5"),
-    (["--task", "confusion", "--pair", "3,3"], "pair is 3,3"),
-    (["--task", "confusion", "--pair", "3,10"], "pair is 3,10"),
+BAD = [  # one for each place that refuses something before training; what else each of them refuses is in its tests
+    (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
     (["--task", "nonsense"], "invalid choice: 'nonsense'"),
+    (["--discovery", "1.5"], "discovery is 1.5; it must be in (0, 1]"),
     (["--method", "rme"], "unknown method 'rme'; choose from no-ul"),
-    (["--method", ","], "no method given"),
+    (["--device", "toaster"], "device 'toaster' is not there"),
+    (["--out", "run.py/x"], "cannot write results to run.py/x"),
     (["--dataset", "mnist"], "unknown data set 'mnist'"),
     (["--dataset", "folder", "--data-dir", "no/such", "--image-size", "16"], "no/such"),
-    (["--dataset", "folder"], "image_size"),
     (["--dataset", "cifar10", "--data-dir", "no/such"], "--download"),
-    (["--image-size", "2"], "smaller than"),
-    (["--image-size", "6"], "smaller than ResNet-9 takes"),
-    (["--arch", "vit", "--image-size", "18"], "image size 18 and patch size 4"),
-    (["--device", "toaster"], "device 'toaster' is not there"),
-    (["--width", "1e12"], "bytes asked for; take a smaller network"),  # more memory than there is
-    (["--width", "1e300"], "resnet9 of width 1e+300 at capacity 0.5 cannot be built"),
     (["--image-size", "4097"], "at most 4096"),
     (["--image-size", "1" + 30 * "0"], "at most 4096"),
-    (["--ratio", "1e5"], "ratio is 100000; theta_o2 would take"),
-    (["--ratio", "1e300"], "ratio is 1e+300; theta_o2 would take inf GB"),
-    (["--capacity", "1e-300"], "capacity is 1e-300 and so ratio 1e+300"),
+    (["--per-class", "601"], "--per-class is 601; class T-shirt/top has 600 training images"),
+    (["--n", "6001"], "n is 6001; it must be from 1 to 6000"),
+    (["--task", "confusion", "--pair", "3"], "pair is '3'; give two class numbers such as 3,5"),
+    (["--task", "confusion", "--pair", "3,10"], "pair is 3,10"),
     (["--task", "confusion", "--pair", 5000 * "9" + ",1"], "(5,002 letters)'; give"),
-    (["--out", "run.py/x"], "cannot write results to run.py/x"),
-    (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+    (["--discovery", "0.01", "--n", "20"], "discovery 0.01 of 20 corrupted examples finds none"),
+    (["--n", "6000", "--discovery", "1"], "all 6000 training examples"),
+    (["--image-size", "6"], "smaller than ResNet-9 takes"),
+    (["--arch", "vit", "--image-size", "18"], "image size 18 and patch size 4"),
+    (["--width", "1e12"], "bytes asked for; take a smaller network"),  # more memory than there is
+    (["--capacity", "1e-300"], "capacity is 1e-300 and so ratio 1e+300; theta_o2 would take inf GB"),
 ]
 
 
@@ -404,15 +377,6 @@ def test_bad_input(monkeypatch, tmp_path, capsys, argv, words):
     assert not (tmp_path / "x").exists()
 
 
-def test_rectangular_images_are_refused(monkeypatch, tmp_path, capsys):
-    """R2: images that are not square are refused before training."""
-    dataset = make_dataset(0)
-    tall = replace(dataset.train, images=torch.cat([dataset.train.images, dataset.train.images], dim=2))
-    monkeypatch.setattr(run, "load", lambda *a: replace(dataset, train=tall))
-    assert run.main(["--n", "4", "--out", str(tmp_path / "x")]) == 2
-    assert "16x8" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("text, told", [
     ("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
      "1152 bytes. Error code 12", "out of memory, 1152 bytes asked for; take a smaller network, image size or batch"),
@@ -424,16 +388,13 @@ def test_what_went_wrong(text, told):
     assert run.what_went_wrong(RuntimeError(text)) == told
 
 
-TINY = ["--n", "4", "--width", "0.05", "--epochs", "1", "--unlearn-epochs", "1", "--batch", "4", "--max-passes", "1",
-        "--device", "cpu", "--image-size", "8"]
-
-
 @pytest.mark.parametrize("how", ["closed", "ascii"])
 def test_odd_processes(tmp_path, how):
     """R2: a closed stdout and an encoding without the letters of a path both run to the end."""
     folder, out = tmp_path / "d\u00e4ta", tmp_path / "r\u00f6ws"
     write_tree(folder)
-    argv = [ROOT / "run.py", "--dataset", "folder", "--data-dir", folder, *TINY, "--method", "no-ul,rem", "--out", out]
+    argv = [ROOT / "run.py", "--dataset", "folder", "--data-dir", folder, *QUICK, "--n", "4", "--batch", "4",
+            "--image-size", "8", "--method", "no-ul,rem", "--out", out]
     command = [sys.executable, *map(str, argv)]
     if how == "closed":
         command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
@@ -442,11 +403,3 @@ def test_odd_processes(tmp_path, how):
     assert (done.returncode, done.stderr.replace(b"warning: Acc", b"").count(b"\n") <= 1) == (0, True), done.stderr
     assert [row["status"] for row in rows_of(out)] == ["ok", "ok"]
     assert (b"r\\xf6ws" if how == "ascii" else b"") in done.stdout
-
-
-def test_bad_input_of_a_real_process(tmp_path):
-    """R2: no traceback reaches the user, whatever letters a path has and whatever the encoding; nothing is written."""
-    argv = ["--dataset", "folder", "--data-dir", tmp_path / "\u00e4", *TINY, "--out", tmp_path / "x"]
-    code, out, err = ended(started(*argv, text=False, env=ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}))
-    assert (code, out, err.count(b"\n")) == (2, b"", 1) and b"no folder" in err and b"Traceback" not in err
-    assert not list(tmp_path.iterdir())

@@ -5,7 +5,6 @@ R3  a run says which CPU or GPU it computes with, and with how many threads
 """
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ def test_the_device_that_is_there():
 
 
 # torch knows "meta", which has no values, and wants a module for "hpu"
-@pytest.mark.parametrize("name", ["cuda:99", "toaster", "meta", "hpu"])
+@pytest.mark.parametrize("name", ["cuda:99", "toaster", "meta", "hpu", ""])
 def test_a_device_that_is_not_there(name):
     """R2: a device that is not there, or that has no values to give, is one line with its name and the choices."""
     with pytest.raises(ValueError, match=f"^device '{name}' is not there (.*); use cpu, cuda or auto$") as caught:
@@ -41,12 +40,17 @@ def test_the_cpu_is_described():
         assert told == f"cpu ({capability}, {words})"
 
 
-def test_the_processor_in_rows(monkeypatch):
-    """R3: oneDNN's limit is told where one is set; a system without /proc/cpuinfo has a name, too."""
+def test_the_processor_in_rows(monkeypatch, tmp_path):
+    """R3: the model is that of /proc/cpuinfo; a system without the file, or without a name in it, has one, too.
+    oneDNN's limit is told where one is set."""
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert processor()["isa"].endswith(", ONEDNN_MAX_CPU_ISA=AVX2")
-    monkeypatch.setattr(devices, "Path", lambda name: Path("/nowhere"))
-    assert processor()["cpu"]
+    monkeypatch.setattr(devices, "Path", lambda name: tmp_path / "cpuinfo")  # each machine has another one
+    unknown = processor()["cpu"]
+    assert unknown
+    for line, found in (("model\t: 143\nmodel name\t: Made 3\n", "Made 3"), ("model\t: 143\n", unknown)):
+        (tmp_path / "cpuinfo").write_text(line)
+        assert processor()["cpu"] == found
 
 
 @pytest.mark.parametrize("machine, amx, bf16, warned", [
@@ -77,10 +81,10 @@ def test_a_theta_o2_that_fits_no_memory(monkeypatch):
     monkeypatch.setattr(os, "sysconf", memory.__getitem__)  # a machine with 1,600 bytes
     check_room(tiny(ratio=1.0), net)
     check_room(tiny(ratio=None, capacity=0.01, method="cf"), net)
-    for method in ("rem", "all"):
+    for method in ("rem", "cf, all"):
         with pytest.raises(ValueError, match="^capacity is 0.01 and so ratio 99; .*give a larger capacity, or a ratio"):
             check_room(tiny(ratio=None, capacity=0.01, method=method), net)
-    with pytest.raises(ValueError, match=r"^ratio is 1.01; theta_o2 would take .* GB and this machine has .*smaller"):
+    with pytest.raises(ValueError, match="^ratio is 1.01; theta_o2 would take 1.62e-06 GB .* has 1.6e-06; .*smaller"):
         check_room(tiny(ratio=1.01), net)
     monkeypatch.undo()
     check_room(tiny(ratio=1.0), small_net(0))

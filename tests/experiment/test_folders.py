@@ -94,23 +94,16 @@ def test_thin_images_are_resized_around_their_middle(tmp_path, monkeypatch, shap
         assert np.abs(found[:, [0, -1]] - middle).max() <= 6
 
 
-def test_jpegs_of_every_kind(tmp_path):
-    """B4: large and grey JPEGs decode to within a few grey levels of a plain PIL resize."""
-    across = np.tile(np.linspace(0, 255, 100).astype(np.uint8), (100, 1))
-    pixels = np.stack([across, across.T, np.full_like(across, 90)], -1)
-    for name, saved, wanted in (("rgb", pixels, pixels), ("grey", across, np.repeat(across[:, :, None], 3, 2))):
-        Image.fromarray(saved).save(tmp_path / f"{name}.jpg", quality=95)
-        plain = np.asarray(Image.fromarray(wanted).resize((10, 10), Image.Resampling.BILINEAR)).astype(int)
-        # a 10x10 pixel box of the ramp spans 26 levels
-        assert np.abs(decoded(tmp_path / f"{name}.jpg", 10) - plain).max() <= 10
-
-
-def test_large_jpegs_keep_their_detail(tmp_path):
-    """B4: a JPEG is decoded at no less than twice the size asked for, so that single blocks of 5 pixels are told."""
-    blocks = np.random.default_rng(0).integers(0, 256, (32, 32, 1), dtype=np.uint8)
-    image = Image.fromarray(np.kron(blocks, np.ones((5, 5, 3), np.uint8)))
-    image.save(tmp_path / "a.jpg", quality=95)
-    plain = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
+@pytest.mark.parametrize("mode, width, height", [("RGB", 64, 32), ("L", 32, 64)])
+def test_large_jpegs_keep_their_detail(tmp_path, mode, width, height):
+    """B4: a JPEG, in colours or grey, is decoded at no less than twice the size asked for, so that single blocks of 5
+    pixels are told."""
+    blocks = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(np.kron(blocks, np.ones((5, 5, 1), np.uint8))).convert(mode)
+    image.save(tmp_path / "a.jpg", quality=95, subsampling=0)
+    left, top = (width - 32) // 2, (height - 32) // 2
+    plain = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    plain = np.asarray(plain.crop((left, top, left + 32, top + 32))).astype(int)
     assert np.abs(decoded(tmp_path / "a.jpg", 32) - plain).mean() < 5  # at a quarter: 26
 
 
@@ -142,14 +135,17 @@ def decodes(folder, size=8) -> bool:
     return bool(calls)
 
 
-def test_a_second_load_reads_the_cache(tmp_path):
-    """R9: the second load decodes nothing and gives the same; another size is decoded."""
+def test_a_second_load_reads_the_cache(tmp_path, monkeypatch):
+    """R9: the second load decodes nothing and gives the same; another size is decoded; so is all where an older decoder
+    wrote the cache."""
     write_tree(tmp_path)
     first = read(tmp_path)
     assert not decodes(tmp_path)
     assert_same_dataset(first, read(tmp_path))
     assert decodes(tmp_path, size=4) and not decodes(tmp_path, size=4) and not decodes(tmp_path)
     assert_same_dataset(first, read(tmp_path))
+    monkeypatch.setattr(datasets, "DECODER", datasets.DECODER + 1)
+    assert decodes(tmp_path)
 
 
 def test_a_changed_folder_is_decoded_anew(tmp_path):
@@ -206,14 +202,6 @@ def test_a_damaged_cache_is_decoded_anew(tmp_path, kind):
     assert_same_dataset(first, read(tmp_path))
 
 
-def test_a_cache_of_another_decoder_is_not_read(tmp_path, monkeypatch):
-    """R9: nor is a cache that an older decoder wrote."""
-    write_tree(tmp_path)
-    read(tmp_path)
-    monkeypatch.setattr(datasets, "DECODER", datasets.DECODER + 1)
-    assert decodes(tmp_path)
-
-
 @pytest.mark.parametrize("step", ["os.fsync", "os.replace", "torch.save"])
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, step):
     """R9: it loads all the same, and nothing is left behind (root may write anywhere, so the step is made to fail)."""
@@ -265,10 +253,7 @@ def bomb(path):
 ODD_FILES = {
     "bomb": (bomb, "cannot decode .*odd.png .*pixels"),
     "pipe": (lambda path: os.mkfifo(path), "odd.png is no regular file"),
-    "device": (lambda path: path.symlink_to("/dev/zero"), "odd.png is no regular file"),
     "link to itself": (lambda path: path.symlink_to(path), "cannot read .*odd.png .*symbolic links"),
-    "link to nothing": (lambda path: path.symlink_to("nothing"), "cannot read .*odd.png"),
-    "random bytes": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(500)), "cannot decode .*odd.png"),
     "program": (lambda path: Image.new("L", (8, 8)).save(path, format="EPS"), "cannot decode .*cannot identify"),
     "circle": (lambda path: path.with_suffix("").symlink_to("."), "links to another one of them"),
 }
@@ -277,8 +262,8 @@ ODD_FILES = {
 @pytest.mark.skipif(os.name == "nt", reason="no pipes and links there")
 @pytest.mark.parametrize("kind", ODD_FILES)
 def test_odd_image_files(tmp_path, kind):
-    """R7: a decompression bomb, a pipe, a device, a link to itself or to nothing, garbage, PostScript, for which a
-    program would be started, a circle of folders: named in a line, none waited for."""
+    """R7: a decompression bomb, a pipe, a link to itself, PostScript, for which a program would be started, a circle of
+    folders: named in a line, none waited for."""
     make, text = ODD_FILES[kind]
     write_tree(tmp_path)
     make(tmp_path / "train" / "bee" / "odd.png")

@@ -20,16 +20,6 @@ import hashlib, os, sys, time
 from experiment.interrupts import answer_while_importing, answering
 def ready(): print("ready", flush=True)
 """
-PYTHON = HEAD + """
-def main():
-    try:
-        ready()
-        while True: pass
-    except KeyboardInterrupt:
-        print("run.py: interrupted; told by main", file=sys.stderr)
-        return 130
-sys.exit(answering(main, lambda: "the words"))
-"""
 LONG_STEP = HEAD + """
 def main():
     ready()
@@ -97,19 +87,19 @@ def interrupted(code: str, times: int = 1, group: bool = False, ignored: bool = 
 
 
 @pytest.mark.parametrize("code, words, times", [
-    (PYTHON, "told by main", 1), (LONG_STEP.replace("WORDS", "'the words'"), "the words", 1),
+    (LONG_STEP.replace("WORDS", "'the words'"), "the words", 1),
     (LONG_STEP.replace("WORDS", "time.sleep(60)"), "what was written is whole", 1),
     (LONG_STEP.replace("WORDS", "1 / 0"), "what was written is whole", 1),
     (STUCK, "the words", 2), (OUTSIDE, "the words", 1), (IMPORTING, "nothing had begun", 1)],
-    ids=["python", "long step", "words that wait", "words that fail", "twice", "outside", "importing"])
+    ids=["long step", "words that wait", "words that fail", "twice", "outside", "importing"])
 def test_an_interrupt_is_one_line_and_130(code, words, times):
-    """R3: between steps of Python main answers; in one long step, where main does not come back or has no answer, and
-    while libraries load, the process ends all the same."""
+    """R3: in one long step, where main does not come back or has no answer, and while libraries load, the process ends
+    all the same."""
     assert interrupted(code, times) == (130, f"run.py: interrupted; {words}\n")
 
 
 def test_an_interrupt_of_all_processes():
-    """R3: a terminal sends Ctrl-C to the workers that decode too, which leave the answer to the main process."""
+    """R3: a terminal sends Ctrl-C to the workers that decode too, which leave the answer to main, in its process."""
     assert interrupted(WORKERS, group=True) == (130, "run.py: interrupted; told by main\n")
 
 

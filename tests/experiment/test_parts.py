@@ -7,14 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiment.cell import corrupt
-from experiment.datasets import load
+from engine.streams import stream
 from experiment.parts import part_of
 from experiment.settings import resolve
 from helpers import gen, make_dataset, seeds
-from pictures import write_cifar10, write_tree
+from pictures import write_tree
 from study.originals import dataset_of
-from study.rows import cell_key
 from tasks import make_task
 
 
@@ -58,7 +56,7 @@ def test_nothing_asked():
 
 def test_which_images():
     """Copies whose classes have the same images in the same order have the same part, whatever the order of classes
-    among each other; the draw is by chance, not the first ones, and differs from class to class."""
+    among each other: each class's images are drawn by a stream of its own, the same for every seed of a task."""
     mixed = classes_of(3, [20, 20, 20], [2, 2, 2])
     order = mixed.train.labels.argsort(stable=True)
     train = mixed.train
@@ -66,8 +64,9 @@ def test_which_images():
     one, other = part_of(mixed, 6), part_of(tree, 6)
     again = one.train.labels.argsort(stable=True)
     assert torch.equal(one.train.images[again], other.train.images)
-    places = [(other.rows[other.train.labels == c] - 20 * c).tolist() for c in range(3)]
-    assert len({tuple(place) for place in places}) == 3 and list(range(6)) not in places
+    for c in range(3):
+        drawn = torch.randperm(20, generator=stream(0, f"part training class {c}"))[:6]
+        assert torch.equal(other.rows[other.train.labels == c] - 20 * c, drawn.sort().values)
 
 
 @pytest.mark.parametrize("numbers, text", [
@@ -81,26 +80,9 @@ def test_too_many(numbers, text):
 
 
 def test_settings(tmp_path):
-    """Cells of a part, or without augmentation, are others; both reach the data set of a grid, and the task."""
+    """The part that is asked for, and training without augmentation, reach the data set of a grid."""
     write_tree(tmp_path, per_class=6)
     base = resolve({"dataset": "folder", "data_dir": str(tmp_path), "image_size": 8, "method": "no-ul"})
-    changed = [replace(base, per_class=4), replace(base, per_class_test=2), replace(base, augment=False)]
-    assert len({cell_key(cell) for cell in (base, *changed)}) == 4
-    sizes = [(len(data.train), len(data.test), data.train.augments) for data in map(dataset_of, (base, *changed))]
+    cells = base, replace(base, per_class=4), replace(base, per_class_test=2), replace(base, augment=False)
+    sizes = [(len(data.train), len(data.test), data.train.augments) for data in map(dataset_of, cells)]
     assert sizes == [(12, 12, True), (8, 12, True), (12, 4, True), (12, 12, False)]
-    part = dataset_of(changed[0])
-    assert len(corrupt(replace(base, task="random", n=3), part).train) == 8
-
-
-def test_cifar10_small(tmp_path, monkeypatch):
-    """`cifar10-small` reads CIFAR-10's own files, with its pixels' mean, size, augmentation and pair of classes; its
-    settings draw 1,000 and 200 images a class, of which 2 % are corrupted."""
-    write_cifar10(tmp_path, monkeypatch, per_file=20)
-    small, whole = load("cifar10-small", tmp_path), load("cifar10", tmp_path)
-    assert torch.equal(small.train.images, whole.train.images) and small.name == "cifar10-small"
-    assert [getattr(small.train, name) for name in ("mean", "std", "pad", "flip")] == [
-        getattr(whole.train, name) for name in ("mean", "std", "pad", "flip")]
-    config = resolve({"dataset": "cifar10-small"})
-    assert (config.per_class, config.per_class_test, config.n, config.width) == (1000, 200, 200, 0.5)
-    task = make_task("confusion", small, 4, 0)
-    assert set(task.clean[task.corrupted].tolist()) == {3, 5}

@@ -4,7 +4,6 @@ Nothing in a file is run, and a file of another data set or order is refused bef
 """
 
 import csv
-import json
 import pickle
 from dataclasses import replace
 
@@ -21,7 +20,7 @@ from experiment.parts import part_of
 from experiment.people import COLUMNS, in_order, read_people
 from experiment.settings import resolve
 from few_images import load_few
-from helpers import Evil, gen, make_dataset, seeds
+from helpers import Evil, gen, make_dataset, rows_of, seeds
 from tasks import PEOPLE, discover, like_corrupted, people
 
 KEYS = ("aggre_label", "worse_label", "random_label1", "random_label2", "random_label3")
@@ -108,19 +107,15 @@ def test_nothing_is_run(write, where, tmp_path):
     ("none.pt", None, "cannot read .*none.pt .No such file"),
 ])
 def test_odd_files(name, content, text, tmp_path):
-    """A file of something else is an error that says what it is and what is wanted."""
+    """A file of something else is an error that says what it is and what is wanted; so is a column that none has."""
     if isinstance(content, bytes):
         (tmp_path / name).write_bytes(content)
     elif content is not None:
         torch.save(content, tmp_path / name)
     with pytest.raises(ValueError, match=text):
         read_people(tmp_path / name)
-
-
-def test_unknown_column(tmp_path):
-    """A column that the files do not have is an error with those that there are."""
     with pytest.raises(ValueError, match="human-column is 'best'; choose from aggre, worse, random1"):
-        read_people(tmp_path / "x.pt", "best")
+        read_people(tmp_path / name, "best")
 
 
 # --- Order ------------------------------------------------------------------------------------------------------------
@@ -162,6 +157,7 @@ def test_a_part_has_its_own_labels(tmp_path_factory, seed):
 @pytest.mark.parametrize("change, text", [
     (lambda found: {key: values[:-1] for key, values in found.items()}, "has 19 labels and the data set 20 training"),
     (lambda found: {**found, "aggre_label": found["aggre_label"] + 1}, "run from 1 to 4, expected 0 to 3"),
+    (lambda found: {**found, "aggre_label": found["aggre_label"] + 2}, "run from 2 to 5, expected 0 to 3"),
     (lambda found: {**found, "aggre_label": found["aggre_label"] - 1}, "run from -1 to 2, expected 0 to 3"),
     (lambda found: {**found, "clean_label": np.arange(20) % 3}, "differ from the data set's at 14 of 20"),
     (lambda found: {**found, "clean_label": np.zeros(20, int)}, "differ from the data set's at 15 of 20"),
@@ -221,7 +217,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
             "--max-passes", "1", "--gamma", "1", "--out", "x.jsonl"]
     assert run.main([*argv, "--human-labels", "people.pt", "--human-column", "random2"]) == 0
     wrong = int((found["random_label2"] != found["clean_label"]).sum())
-    rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    rows = rows_of("x.jsonl")
     assert [(row["task"], row["n"], row["human_column"], row["misled"]) for row in rows] == [
         ("human", wrong, "random2", None)] * 2
     assert rows[0]["human_labels"] == str(tmp_path.resolve() / "people.pt")

@@ -5,7 +5,6 @@ G4  of bad input one process tells, in one line; words that run in one process a
     `grid`, are not joined at all
 """
 
-import json
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from torch import distributed as dist
 
 import run
 from experiment.processes import from_torchrun, joined
+from helpers import rows_of
 from several import ended, start
 
 ROOT = Path(run.__file__).resolve().parent
@@ -68,7 +68,7 @@ def test_a_cell_of_two_processes(tmp_path):
     (code, table, errors), (other, nothing, _) = ended(start(ROOT, "run.py", *argv))
     told = [line for line in nothing.splitlines() if not line.startswith("[Gloo]")]  # as some versions of torch say
     assert code == other == 0 and not told, errors
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = rows_of(out)
     assert [(row["method"], row["status"]) for row in rows] == [(name, "ok") for name in ("no-ul", "cf", "note.py:f")]
     assert table.count("no-ul") == 1 and rows[0]["utility"] > 0.3  # one of ten by chance: both have trained one network
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["((0, 2), 1000)", "((1, 2), 1000)"]

@@ -5,6 +5,7 @@ R3   the commit that it names is HEAD's, "-dirty" once a tracked file differs
 R10  a row is appended whole or not at all: in the same file, behind torn lines, beside other writers, through kills
 """
 
+import errno
 import json
 import os
 import re
@@ -23,13 +24,9 @@ import torch
 from experiment import rows
 from experiment.rows import NO_SCORES, append_row, failure_of, git_hash, provenance, row_of
 from experiment.settings import VERSION, Config
+from helpers import rows_of
 
 ROOT = Path(rows.__file__).resolve().parents[1]
-
-
-def read(path) -> list[dict]:
-    """The rows of a file."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 # --- What a row holds -------------------------------------------------------------------------------------------------
@@ -90,6 +87,16 @@ def test_the_commit_of_the_code(tmp_path, monkeypatch):
     assert git_hash() == git("rev-parse", "HEAD") != head
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 10)])
+def test_no_git_is_no_error(monkeypatch, error):
+    """R3: without git, or with one that hangs, a row's commit is None."""
+    def fail(*args, **more):
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", fail)  # a git that hangs is at hand nowhere
+    assert git_hash() is None
+
+
 # --- How it gets into the file ----------------------------------------------------------------------------------------
 
 
@@ -103,7 +110,7 @@ def test_a_row_is_appended(tmp_path):
     for number in (1, 2):
         append_row(str(link), {"a": number})
     assert link.is_symlink() and out.stat().st_ino == before[0] and out.read_bytes().startswith(before[1])
-    assert read(out) == [{"a": number} for number in range(3)] and sorted(tmp_path.iterdir()) == [link, out]
+    assert rows_of(out) == [{"a": number} for number in range(3)] and sorted(tmp_path.iterdir()) == [link, out]
 
 
 def test_a_number_that_json_lacks_is_refused(tmp_path):
@@ -113,42 +120,33 @@ def test_a_number_that_json_lacks_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_torn_line_is_kept_apart(tmp_path):
-    """R3: a file that ends without a newline does not swallow the next row."""
+@pytest.mark.parametrize("torn", ['{"a": 1}\n{"torn": ', "{"])
+def test_a_torn_line_is_kept_apart(tmp_path, torn):
+    """R3: a file that ends without a newline, be it of one letter, does not swallow the next row."""
     out = tmp_path / "x"
-    out.write_text('{"a": 1}\n{"torn": ')
+    out.write_text(torn)
     append_row(str(out), {"a": 2})
-    assert out.read_text() == '{"a": 1}\n{"torn": \n{"a": 2}\n'
+    assert out.read_text() == torn + '\n{"a": 2}\n'
 
 
-def test_a_row_that_does_not_reach_the_disk_is_taken_back(tmp_path, monkeypatch):
-    """R3, R10: then the old rows stand, nothing lies beside them, and the next row is appended to them."""
-    def fail(*args):
-        raise OSError("disk full")
-
-    out = tmp_path / "x"
-    append_row(str(out), {"a": 1})
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(os, "fsync", fail)  # no disk is full when a test wants it
-        append_row(str(out), {"a": 2})
-    assert read(out) == [{"a": 1}] and list(tmp_path.iterdir()) == [out]
-    append_row(str(out), {"a": 3})
-    assert read(out) == [{"a": 1}, {"a": 3}]
-
-
-def test_a_short_write_is_taken_back(tmp_path):
-    """R3, R10: a row of which the disk takes a part alone is an error, and none of it stays."""
+@pytest.mark.parametrize("room, code", [(10, errno.ENOSPC), (0, errno.EFBIG)])
+def test_a_row_that_does_not_reach_the_disk_is_taken_back(tmp_path, room, code):
+    """R3, R10: a row of which the disk takes a part alone, or none, is an error that names the file; none of it stays,
+    nothing lies beside, and the next row is appended."""
     resource = pytest.importorskip("resource")
     out = tmp_path / "x"
-    out.write_bytes(b'{"a": 1}\n')
+    append_row(str(out), {"a": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + 10, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + room, hard))  # as a disk that fills up
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(OSError) as told:
             append_row(str(out), {"b": "x" * 100})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert out.read_bytes() == b'{"a": 1}\n'
+    assert (told.value.errno, told.value.filename) == (code, str(out))
+    assert rows_of(out) == [{"a": 1}] and list(tmp_path.iterdir()) == [out]
+    append_row(str(out), {"a": 3})
+    assert rows_of(out) == [{"a": 1}, {"a": 3}]
 
 
 APPENDER = """
@@ -183,7 +181,7 @@ def test_a_row_waits_for_another_writer(tmp_path):
     out = tmp_path / "x"
     writer = threading.Thread(target=append_row, args=(str(out), {"a": 1}))
     with open(out, "ab") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        fcntl.flock(held, fcntl.LOCK_SH)  # for which a writer waits unless it shares its own lock, too
         writer.start()
         writer.join(0.3)  # without the lock it is done long before
         assert out.read_bytes() == b""

@@ -13,22 +13,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.utils.data import IterableDataset
 
 import baselines
-from etd import train_etd
 from experiment.cell import unlearn
 from experiment.data import Data, Streamed
 from experiment.methods import METHODS
 from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
 from metrics import accuracy, evaluate, predict
-from rem import rem
 from repair.network import repair
 from repair.suspects import suspects
 from tasks import Task
-from train import fit
 
 # On random data rounding decides whether a cap is reached.
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")
@@ -119,8 +116,8 @@ def test_any_number_of_workers_gives_the_same_pass():
     rows, x = (torch.cat([batch[k] for batch in found[0]]) for k in (0, 1))
     noise = (x - data.images[rows])[:, 0, 0, 0]
     assert len(noise.unique()) == 10  # the same image twice has noise of its own each time
-    other = torch.cat([x for _, x, _ in twin.batches(rows, size=10, generator=gen(2), augment=True)])
-    assert not torch.equal(x.sort(dim=0).values, other.sort(dim=0).values)
+    drawn = {float(next(twin.batches(rows, size=10, generator=gen(seed), augment=True))[1].sum()) for seed in range(9)}
+    assert len(drawn) == 9
     assert torch.equal(next(twin.batches(rows, size=10))[1], data.images[rows].float())
 
 
@@ -138,6 +135,7 @@ def test_random_states_stay():
 
 
 @given(seeds, st.integers(1, 13), st.integers(2, 5), st.integers(1, 3), st.booleans())
+@example(0, 8, 4, 2, True)  # two for each are enough
 def test_shares_of_a_batch(seed, n, size, ranks, shuffle):
     """U3: the processes' shares of each batch are the batch, the examples of one process in their order; a shuffled
     batch of fewer than two for each is everyone's, and a share that is empty is left out."""
@@ -188,17 +186,6 @@ def test_every_method_runs_on_it(name):
     assert_same_state(one, other)
 
 
-def test_the_held_out_share_and_etd_run_on_it():
-    """U4: REM that ends by itself, and REM on an ETD-trained network, are bit for bit the same."""
-    data, forget, config = make_data(2, n=40, pad=1), torch.tensor([2, 5, 7]), tiny(unlearn_epochs=3)
-    assert_same_state(*(rem(small_net(2), source, forget, config, gen(0)) for source in (data, streamed(data))))
-    nets = []
-    for source in (data, streamed(data)):
-        expanded = baselines.with_theta_o2(small_net(2), source, config)
-        nets.append(rem(train_etd(expanded, source, config, gen(1), fit), source, forget, config, gen(0)))
-    assert_same_state(*nets)
-
-
 def test_metrics_and_a_row_of_results_are_the_same():
     """U4: predictions, the scores of a task and a cell's row are those of Data, with workers too."""
     data, test = make_data(1, n=16), make_data(2, n=8)
@@ -215,7 +202,7 @@ def test_metrics_and_a_row_of_results_are_the_same():
 
 
 def test_repair_and_suspects_are_the_same():
-    """U4: repair gives the same weights and lines, and suspects the same list."""
+    """U4: repair, whose REM ends by itself, gives the same weights and lines, and suspects the same list."""
     data, forget, told = make_data(0, n=32), torch.tensor([1, 5]), ([], [])
     nets = [repair(small_net(0), source, forget, unlearn_epochs=1, say=lines.append)
             for source, lines in zip((data, streamed(data)), told, strict=True)]
@@ -292,10 +279,13 @@ def test_wrong_arguments_are_refused():
     data = make_data(0, n=8)
     with pytest.raises(TypeError, match="Endless has no length"):
         Streamed(Endless(), 4)
-    with pytest.raises(TypeError, match="Samples has no length, or none above 0, or not dataset's"):
-        Streamed(Samples(data), 4, augmented=Samples(make_data(0, n=7)))
+    for n in (7, 9):
+        with pytest.raises(TypeError, match="Samples has no length, or none above 0, or not dataset's"):
+            Streamed(Samples(data), 4, augmented=Samples(make_data(0, n=n)))
     with pytest.raises(TypeError, match="none above 0"):
         Streamed([], 4)
+    with pytest.raises(ValueError, match=r"image of sample 0 is Tensor \(8, 8\), expected a uint8 or float tensor"):
+        Streamed([(data.images[0, 0], 0)], 4)
     with pytest.raises(ValueError, match="label of sample 2 is 4, expected 0 to 3"):
         Streamed(Samples(data), 4, labels=torch.tensor([0, 0, 4, 0, 0, 0, 0, 9]))
     with pytest.raises(ValueError, match="labels has 3 entries for 8 images"):

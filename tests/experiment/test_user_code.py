@@ -6,9 +6,7 @@ R11  what such a file does where it is imported reaches no other method
 R3   a row names the contents that the file had when it was loaded
 """
 
-import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ import run
 from experiment.methods import check_names, check_signature, code_of, load_method
 from experiment.user_code import function_of, same_world
 from few_images import forget
-from helpers import make_dataset
+from helpers import make_dataset, rows_of
 from repair.networks import file_network
 from study import originals
 
@@ -26,7 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Acc")
 
 SMALL = ["--n", "6", "--width", "0.1", "--epochs", "1", "--unlearn-epochs", "1", "--batch", "8", "--max-passes", "2",
          "--device", "cpu", "--quiet"]
-SCORES = ("healed", "healed_undiscovered", "utility", "acc_forget", "learnt", "passes", "gave_up", "error")
 METHOD = "def f(model, data, forget, config, generator): return model\n"
 
 
@@ -38,11 +35,6 @@ def made(monkeypatch):
     forget()
     yield
     forget()
-
-
-def rows_of(path) -> list[dict]:
-    """The rows of a result file."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def of_a_method(path, name):
@@ -129,7 +121,7 @@ def test_files_of_one_name(tmp_path):
 
 
 def test_the_world_is_as_it_was_found():
-    """R11: what was off before stays off; the rest is in test_cell.py."""
+    """R11: what was off before stays off; the rest, and that no method changes another's row, is in test_cell.py."""
     with torch.no_grad():
         with same_world():
             torch.set_grad_enabled(True)
@@ -141,7 +133,8 @@ def test_the_world_is_as_it_was_found():
 
 @pytest.mark.parametrize("names, text", [
     ([], "no method given; choose from no-ul"), (["rme"], "unknown method 'rme'; choose from no-ul.*FILE.py:FUNCTION"),
-    (["cf", "a/x.py:f", "b/x.py:f"], "two methods are called x.py:f; give one of the files another name")])
+    (["cf", "a/x.py:f", "b/x.py:f"], "two methods are called x.py:f; give one of the files another name"),
+    (["b/x.py:f", "a/x.py:f"], "two methods are called x.py:f")])
 def test_names_that_a_row_could_not_tell_apart(names, text):
     """R2: no method, an unknown one, or two files of one name and function."""
     with pytest.raises(ValueError, match=text):
@@ -176,24 +169,6 @@ def test_the_code_of_a_file(tmp_path):
 
 
 # --- From the command line --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("word", [[], ["grid"]], ids=["run", "grid"])
-def test_what_an_odd_file_does_reaches_no_other(made, tmp_path, monkeypatch, word):
-    """R11, A11: neither what a file does where it is imported, nor a method that writes into what it is given, changes
-    the rows of other methods."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "odd.py").write_text("import os, torch\nos.chdir('/')\ntorch.set_default_dtype(torch.float64)\n"
-                                     "def f(model, data, forget, config, generator, corrupted):\n"
-                                     "    corrupted[:] = corrupted[0]\n    data.labels.zero_()\n    forget.zero_()\n"
-                                     "    return model\n")
-    found = []
-    for names in ("no-ul,cf,npo", "odd.py:f,no-ul,cf,npo"):
-        out = tmp_path / f"with-{names[0]}"
-        assert run.main([*word, "--method", names, "--out", str(out), *SMALL]) == 0
-        rows = rows_of(out / "cells.jsonl" if word else out)
-        found.append([[row[key] for key in SCORES] for row in rows if row["method"] != "odd.py:f"])
-    assert found[0] == found[1] and len(found[0]) == 3
 
 
 @pytest.mark.parametrize("word, body", [([], "path.write_text('')"), (["grid"], "path.unlink()")],
