@@ -278,7 +278,7 @@ def machines(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
-PRESET = dict(n=120, unlearn_epochs=3, arch="resnet9", batch=256)
+PRESET = dict(n=120, unlearn_epochs=3, arch="resnet9", batch=256, ratio=None)
 LOW = {**PRESET, "discovery": 0.1}
 WHERE = {  # the label of a line: what its rows are run with
     "the nine cells": {**PRESET, "discovery": RATES},
@@ -289,7 +289,9 @@ WHERE = {  # the label of a line: what its rows are run with
     "small ViT": {**LOW, "arch": "vit", "unlearn_epochs": 10, "batch": 128},
     "5 of 50 known": {**LOW, "n": 50},
     "12 steps an epoch": {**LOW, "batch": 512},
+    "12 steps, at most 10 epochs": {**LOW, "batch": 512, "unlearn_epochs": 10},
     "94 steps an epoch": {**LOW, "batch": 64},
+    "theta_o2 three times as wide": {**LOW, "ratio": 3.0},
 }
 
 
@@ -311,7 +313,8 @@ def other_sizes(labels: list[list[str]]) -> list[list[str]]:
     rows, lines = rows_at(SIZES), []
     for name, task in [label[:2] for label in labels]:
         runs = pick(rows, n=WHERE[name]["n"], batch=WHERE[name]["batch"], task=task)
-        before, npo, rem = (pick(runs, method=method) for method in ("no-ul", "npo", "rem"))
+        before, npo = (pick(runs, method=method) for method in ("no-ul", "npo"))
+        rem = pick(runs, method="rem", unlearn_epochs=WHERE[name]["unlearn_epochs"])
         lost = fmean(row["utility"] for row in rem) - fmean(row["utility"] for row in before)
         lines.append([name, task, str(len(rem)), *(scores(part) for part in (before, npo, rem)), f"{100 * lost:+.1f}"])
     return lines
