@@ -35,7 +35,8 @@ MISSING = (ValueError, LookupError, TypeError, OSError)  # what rows that are no
 # Leading columns that name a line rather than measure something.
 LABELS = {"", "method", "ETD", "task", "score", "discovery", "round", "user", "images", "mode", "what grows", "of",
           "measured", "REM, at most", "seeds", "width", "task, discovery", "over runs", "network", "theta_o2 beside",
-          "corrupted", "seed", "variant", "data", "treatment", "candidate", "what differs", "at most", "nine cells"}
+          "corrupted", "seed", "variant", "data", "treatment", "candidate", "what differs", "at most", "nine cells",
+          "confusion, discovery"}
 
 
 # --- Pages ------------------------------------------------------------------------------------------------------------

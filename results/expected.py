@@ -278,7 +278,7 @@ def machines(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
-PRESET = dict(n=120, unlearn_epochs=3, arch="resnet9", batch=256, ratio=None)
+PRESET = dict(n=120, unlearn_epochs=3, arch="resnet9", batch=256, ratio=(None, 1.0))
 LOW = {**PRESET, "discovery": 0.1}
 WHERE = {  # the label of a line: what its rows are run with
     "the nine cells": {**PRESET, "discovery": RATES},
@@ -291,7 +291,7 @@ WHERE = {  # the label of a line: what its rows are run with
     "12 steps an epoch": {**LOW, "batch": 512},
     "12 steps, at most 10 epochs": {**LOW, "batch": 512, "unlearn_epochs": 10},
     "94 steps an epoch": {**LOW, "batch": 64},
-    "theta_o2 three times as wide": {**LOW, "ratio": 3.0},
+    "theta_o2 three times as wide": {**LOW, "ratio": (None, 3.0)},
 }
 
 
