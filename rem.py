@@ -122,7 +122,7 @@ def rem(model: torch.nn.Module, data, forget: torch.Tensor, config, generator: t
     end = until(s)  # Choice: max epochs is only an upper bound
     while s.epoch < s.config.unlearn_epochs and not end.reached:  # while current epoch <= max epochs
         s.epoch += 1
-        s.reference.remember(s)
+        s.reference.remember(s)  # in the first of them
         index = believed(s, end.trained_on)
         remove(s, s.config.forget_norm == "batch", s.config.reach)  # Step 2
         redirect(s, step3 or step3_batch, index)  # Step 3
