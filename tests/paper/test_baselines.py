@@ -335,6 +335,15 @@ def test_cuts_takes_the_nearest_of_equal_steps():
     assert_same_state(out, net)
 
 
+def test_cuts_may_go_all_the_way_back():
+    """R8: of its 21 steps the last is a whole one away from the wrong labels, and is taken where it agrees best."""
+    data, net, steps = make_data(0), small_net(0), []
+    with mock.patch.object(baselines, "agreement", lambda *_: len(steps)), \
+            mock.patch.object(baselines, "walk", lambda net, start, end, step: steps.append(step)):
+        METHODS["cuts"](net, data, draw(0)[0], tiny(unlearn_lr=0.01), gen(0))
+    assert steps == [-k / 20 for k in range(21)] + [-1.0]
+
+
 def test_cuts_passes_over_what_is_not_finite():
     """A3: a step whose network gives infinite logits is not taken, even where its classes would score the highest."""
     net, data, index = small_net(0), make_data(0), torch.arange(12)
