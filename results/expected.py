@@ -342,22 +342,6 @@ def utility_gained(runs: list[dict], before: list[dict]) -> str:
     return f"{fmean(gains):+.1f} ({min(gains):+.1f})"
 
 
-def little_learnt(labels: list[list[str]]) -> list[list[str]]:
-    """Tuning cells where little of D_f was learnt: Acc(D_f) and scores of no unlearning, the product after epochs 1 to
-    3 with all of `reach`, and with the share of it that step 2 goes; last their means and differences."""
-    runs = {(row["variant"], row["discovery"], row["seed"], row["epoch"]): row
-            for row in lines_at("results/tuning/little.jsonl")}
-    lines, products_of = [], {name: [] for name in ("reach0.07-susb2-whole", "reach0.07-susb2")}
-    for rate, seed in itertools.product(RATES, (100, 101)):
-        before, cells = runs["untouched", rate, seed, 0], []
-        for name, found in products_of.items():
-            found.append([100 * runs[name, rate, seed, epoch]["product"] for epoch in (1, 2, 3)])
-            cells.append(" / ".join(f"{value:.1f}" for value in found[-1]))
-        lines.append([f"{rate:g}", str(seed), f"{before['acc_forget']:.2f}", scores([before], 1), *cells])
-    means = [[fmean(values) for values in zip(*found)] for found in products_of.values()]
-    return [*lines, ["mean", "", "", "", *(" / ".join(f"{value:.1f}" for value in values) for values in means)]]
-
-
 def more_epochs(labels: list[list[str]]) -> list[list[str]]:
     """REM at seed 0 with at most 3, 10 and 30 epochs: product in each cell, and their mean."""
     at = {most: pick(rows_at(EPOCHS), method="rem", seed=0, unlearn_epochs=most) for most in (3, 10, 30)}
@@ -440,7 +424,6 @@ TABLES = {
     ("results/tuning/README.md", "what differs", "task"): other_sizes,
     ("results/tuning/README.md", "at most", "poison 0.1"): more_epochs,
     ("results/tuning/README.md", "task, discovery", "runs"): copy_anew,
-    ("results/tuning/README.md", "confusion, discovery", "seed"): little_learnt,
     ("results/lasting/README.md", "REM, at most", "seeds"): lasting_epochs,
     ("results/lasting/README.md", "width", "task, discovery"): natural_images,
     ("results/float32/README.md", "task", "method"): both_precisions,
