@@ -169,10 +169,14 @@ def test_no_epoch(seed, gamma, end):
 
 
 def test_a_finished_run_goes_on_with_nothing():
-    """A10: a state whose epochs have all run gives its network at once, without a look at D_tr."""
+    """A10: a state whose epochs have all run gives its network at once, without a look at D_tr; where one is left the
+    reference looks, once and for all."""
     state = make_state()
     state.epoch, state.data = state.config.unlearn_epochs, types.SimpleNamespace(augments=False)
     assert_same_state(rem(*[None] * 5, until=Never, state=state), small_net(0))
+    other = make_state()
+    rem(*[None] * 5, until=Never, state=other)
+    assert state.reference.known is None and other.reference.known is not None
 
 
 @few

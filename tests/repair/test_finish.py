@@ -308,20 +308,24 @@ def test_the_same_answers(found, share):
     assert same_answers(torch.tensor(found), torch.full((4,), -1)) == 1
 
 
-@pytest.mark.parametrize("to, again", [(9, True), (None, False)])
-def test_a_third_class_is_no_finish(learnt, monkeypatch, to, again):
+@pytest.mark.parametrize("third, again", [(True, True), (False, False)])
+def test_a_third_class_is_no_finish(learnt, monkeypatch, third, again):
     """Where the first finish sends D_f to a class that the repaired network does not name, it is done once more from
-    the network before the repair, with the repaired network's answers; else not."""
+    the network before the repair, with the repaired network's answers; else not. What it names is dictated, so that
+    of D_f some get the label as given."""
     data, bad, known, stamped, model, repaired = learnt
-    seen, says = [], predict(repaired, data, known)
-    found = {1: says if to is None else torch.full_like(says, to), 2: says}
-    monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or model)
-    monkeypatch.setattr(finish_module, "predict", lambda net, data, index: found[min(2, len(seen))])
+    named, seen = data.labels.index_copy(0, known, torch.arange(len(known)) % 3), []
+    says = torch.where(named == data.labels, -1, named)[known]
+    assert 0 < int((says < 0).sum()) < len(says)
+    z = torch.nn.functional.one_hot(named, 3).double()
+    monkeypatch.setattr(finish_module, "logits", lambda network, data: (z, data.labels))
+    monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or copy.deepcopy(model))
+    monkeypatch.setattr(finish_module, "predict", lambda *_: torch.full_like(says, 9) if third else named[known])
     done = finish(model, repaired, data, known, CONFIG)
     assert len(seen) == 1 + again and done.answers == again and done.report()["answers"] == again
     assert (seen[0][4] == -1).all() and all(args[0] is model for args in seen)
     if again:
-        assert torch.equal(seen[1][4], torch.where(says == data.labels[known], -1, says))
+        assert torch.equal(seen[1][4], says)
         assert "and what the repaired network says of the listed ones, without" in done.line
 
 
