@@ -314,6 +314,7 @@ def test_a_third_class_is_no_finish(learnt, monkeypatch, third, again):
     the network before the repair, with the repaired network's answers; else not. What it names is dictated, so that
     of D_f some get the label as given."""
     data, bad, known, stamped, model, repaired = learnt
+    data = replace(data, labels=data.labels.index_fill(0, torch.tensor([0, 3]), 1))  # not of D_f, and not its label
     named, seen = data.labels.index_copy(0, known, torch.arange(len(known)) % 3), []
     says = torch.where(named == data.labels, -1, named)[known]
     assert 0 < int((says < 0).sum()) < len(says)
