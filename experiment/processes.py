@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 
 import torch
 from torch import distributed as dist
@@ -54,9 +55,25 @@ def joined(argv: list[str], alone):
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             reason = first_line(error, kind=False).rpartition("] ")[2]  # without the line of torch's source
             error = RuntimeError(f"a process of this run has ended ({reason})")
-        with contextlib.suppress(RuntimeError):  # the store is gone with the process that had it
-            if store.add("told", 1) > 1:
-                sys.exit(2)
+        if not first_to_tell(store, rank, size):
+            sys.exit(2)
         raise error
     finally:
         dist.destroy_process_group()
+
+
+def first_to_tell(store, rank: int, size: int, patience: float = 10.0) -> bool:
+    """Whether this process is the first of the run to end with an error, so that it is the one which tells.
+
+    The first process may be the one that holds the store, and a slower one still has to ask there: so it stays until
+    all have asked, or for `patience` seconds, since one that was killed never asks.
+    Args: store: torch.distributed's, shared by the `size` processes; rank: this one's.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, once a faster process has left: this one ends by itself
+    first = True  # where the store is gone, with a process that was killed, each one tells
+    with contextlib.suppress(RuntimeError):
+        first = store.add("told", 1) == 1
+        end = time.monotonic() + patience
+        while rank == 0 and store.add("told", 0) < size and time.monotonic() < end:
+            time.sleep(0.02)
+    return first

@@ -453,10 +453,19 @@ def test_a_process_that_dies_ends_the_run_with_one_line(colours):
     assert list(colours["--out"].parent.iterdir()) == []
 
 
+LATE = """
+import os, time
+def late(classes):
+    time.sleep(3 * (os.environ.get("RANK") == "1"))  # by then a process that does not wait has ended
+    return colours(classes)
+"""
+
+
 @pytest.mark.slow
 def test_bad_input_is_one_line_of_all_processes(colours):
-    """G4, P3: what all processes refuse once the folder is read one alone tells."""
-    found = in_two_processes(*words(colours, "--batch-size", 1))
+    """G4, P3: what all processes refuse once the folder is read one alone tells, however late the others come to it."""
+    path = add_to_net(colours, LATE)
+    found = in_two_processes(*words({**colours, "--model": f"{path}:late"}, "--batch-size", 1))
     lines = [line for _, _, errors in found for line in errors]
     assert [code for code, _, _ in found] == [2, 2]
     assert len(lines) == 1 and "batch is 1" in lines[0]
