@@ -7,7 +7,8 @@
 600 images of which 5 % have a trigger and a wrong label, or 10 % a wrong label; 40 % of these are known. A row is
 appended for each treatment of each trained network; one that is there is skipped, so the same command goes on. The
 trained networks are kept beside the rows, in a folder of their name. Each rival runs at three rates and is taken at the
-one with the best product *on test images*, an advantage: nothing of ours is chosen by clean labels.
+one with the best product *on test images*, an advantage: nothing of ours is chosen by clean labels. Every network is
+judged as `run.py repair` judges its own, by labels as given, so that a row tells whether a failure would be announced.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this file's own folder
 
+from engine.features import features  # noqa: E402
 from engine.streams import stream  # noqa: E402
 from examples.corrupted import CORRUPTIONS, TARGET, TRIGGERS, Trial, corrupt  # noqa: E402
 from examples.rivals import RIVALS, rem_alone, settings_of  # noqa: E402
@@ -30,6 +32,8 @@ from examples.zoo import SUBJECTS, Subject  # noqa: E402
 from experiment.rows import append_row, provenance  # noqa: E402
 from metrics import accuracy, predict, share  # noqa: E402
 from repair.finish import finish  # noqa: E402
+from repair.suspects import probe  # noqa: E402
+from repair.verdict import REPAIRED, judge, looked_at, undoubted  # noqa: E402
 from train import fit  # noqa: E402
 
 
@@ -45,6 +49,7 @@ def finished(model, trial: Trial, subject: Subject, seed: int, rate: float, trut
     return found.model, {**found.report(), "dropped_bad": int(bad.sum())}
 
 
+COSTLY = 0.02  # Utility lost that a user should be told of
 TREATMENTS = {"REM": RIVALS["REM"], "finished": (finished, (1.0,)),
               "finished, true labels": (partial(finished, truths=True), (1.0,)), **RIVALS}
 
@@ -69,10 +74,17 @@ def scores_of(model, trial: Trial, corruption: str) -> dict[str, float | None]:
             "learnt": accuracy(model, trial.train, trial.bad), "listed": accuracy(model, trial.train, trial.known)}
 
 
+def judging(model, trial: Trial):
+    """A function that gives the verdict of `run.py repair` on a network made of `model`, in a word."""
+    labels, (before, margins) = trial.train.labels, looked_at(model, trial.train)
+    counted = undoubted(labels, trial.known, margins, probe(features(model, trial.train), trial.known))
+    return lambda treated: judge(labels, before, looked_at(treated, trial.train)[0], trial.known, counted).word
+
+
 def treat(name: str, model, trial: Trial, subject: Subject, corruption: str, seed: int) -> dict:
     """What a treatment gives at the best of its rates, and what each gave; null scores where it cannot be done."""
     treatment, rates = TREATMENTS[name]
-    tried = []
+    tried, verdict = [], judging(model, trial)
     for rate in rates:
         begin = time.perf_counter()
         try:
@@ -83,9 +95,10 @@ def treat(name: str, model, trial: Trial, subject: Subject, corruption: str, see
             continue
         seconds = round(time.perf_counter() - begin, 1)
         treated, more = treated if isinstance(treated, tuple) else (treated, {})
-        tried.append({"rate": rate, **scores_of(treated, trial, corruption), **more, "seconds": seconds})
+        tried.append({"rate": rate, **scores_of(treated, trial, corruption), "verdict": verdict(treated), **more,
+                      "seconds": seconds})
     best = max(tried, key=lambda row: row["product"], default={"product": None})
-    shown = ("rate", "healed", "utility", "product", "misled", "listed", "seconds")
+    shown = ("rate", "healed", "utility", "product", "misled", "listed", "verdict", "seconds")
     return {**best, "tried": [{name: row[name] for name in shown} for row in tried]}
 
 
@@ -144,14 +157,16 @@ def table(rows: list[dict]) -> str:
     """Markdown: means over trials by treatment, then Healed / Utility of each network and corruption, in percent.
 
     A treatment is compared with `finished` on the trials that have both. Of a failed treatment, such as pruning without
-    BatchNorm, the network stays as it was.
+    BatchNorm, the network stays as it was. The last two columns count trials that lost more than 2 points of Utility,
+    and those whose Healed ends below half of it, and how many of them have another verdict than REPAIRED.
     """
     found = {(row["treatment"], *place(row)): row if row["product"] is not None else row["before"] for row in rows}
     names = [name for name in TREATMENTS if any(key[0] == name for key in found)]
     places = sorted({place(row) for row in rows}, key=lambda where: (order(where), where[2]))
     before = {place(row): row["before"] for row in rows}
-    lines = ["| treatment | trials | Healed | Utility | product | finished less it | Utility lost | worst loss |",
-             "|---|---|---|---|---|---|---|---|", means("untouched", before, found, before)]
+    lines = ["| treatment | trials | Healed | Utility | product | finished less it | Utility lost | worst loss "
+             "| over 2 lost (announced) | not healed (announced) |",
+             "|---" * 10 + "|", means("untouched", before, found, before)]
     lines += [means(name, {where: found[(name, *where)] for where in places if (name, *where) in found}, found, before)
               for name in names]
     cells = ["| network | corrupted | seeds | learnt | untouched | " + " | ".join(names) + " |",
@@ -183,7 +198,15 @@ def means(name: str, mine: dict, found: dict, before: dict) -> str:
              if ("finished", *where) in found]
     lost = [before[where]["utility"] - row["utility"] for where, row in mine.items()]
     lead = f"{100 * fmean(ahead):.1f}" if ahead and name != "finished" else ""
-    return f"| {name} | {len(mine)} | {' | '.join(shown)} | {lead} | {100 * fmean(lost):.1f} | {100 * max(lost):.1f} |"
+    costly = [row for row, points in zip(mine.values(), lost, strict=True) if points > COSTLY]
+    unhealed = [row for row in mine.values() if 2 * row["healed"] < row["utility"]]
+    return (f"| {name} | {len(mine)} | {' | '.join(shown)} | {lead} | {100 * fmean(lost):.1f} | {100 * max(lost):.1f} "
+            f"| {announced(costly)} | {announced(unhealed)} |")
+
+
+def announced(rows: list[dict]) -> str:
+    """How many rows there are and, in brackets, how many have a verdict that is not REPAIRED."""
+    return f"{len(rows)} ({sum(row.get('verdict', REPAIRED) != REPAIRED for row in rows)})"
 
 
 def pair(rows: list[dict]) -> str:

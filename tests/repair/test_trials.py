@@ -141,18 +141,43 @@ def test_rows_that_are_there_are_skipped(tmp_path, monkeypatch, capsys):
     assert {"cpu", "git", "torch", "argv", "seconds"} <= rows[1].keys()
 
 
+def test_a_row_has_the_verdict_of_the_command():
+    """An unchanged network is NOT REPAIRED; one that gives every listed image another label and keeps the others is
+    REPAIRED; one that gives all images one class is HARMED as well. `judging` reads no true label."""
+    class Fixed(nn.Module):
+        """A network that knows the images, with given answers."""
+
+        def __init__(self, answers):
+            super().__init__()
+            self.head, self.answers = nn.Linear(1, 1), answers
+
+        def forward(self, x):
+            rows = (x[:, None] == shown[None]).flatten(2).all(dim=2).long().argmax(dim=1)
+            return self.head(torch.zeros(len(x), 1)) * 0 + 9 * nn.functional.one_hot(self.answers[rows], 5).float()
+
+    trial = replace(corrupt("labels", "clothes", 0, n=60), truth=None, test=None, alike=None)
+    shown = torch.cat([x for _, x, _ in trial.train.batches()])
+    labels = trial.train.labels
+    verdict = trials.judging(Fixed(labels), trial)
+    mended = labels.index_copy(0, trial.known, (labels[trial.known] + 1) % 5)
+    assert verdict(Fixed(labels)) == "NOT REPAIRED" and verdict(Fixed(mended)) == "REPAIRED"
+    assert verdict(Fixed(torch.full((60,), int(labels[trial.known][0])))) == "NOT REPAIRED, HARMED"
+
+
 def test_the_tables_are_those_of_their_rows():
     """Means over trials; the lead of the finish where both are there; a treatment without a network changes nothing."""
-    def row(treatment, seed, healed, utility):
+    def row(treatment, seed, healed, utility, verdict="REPAIRED"):
         product = None if healed is None else healed * utility
         return {"network": "VGG", "corruption": "warp", "seed": seed, "n": 600, "treatment": treatment,
-                "healed": healed, "utility": utility, "product": product,
+                "healed": healed, "utility": utility, "product": product, "verdict": verdict,
                 "before": {"healed": 0.5, "utility": 0.9, "product": 0.45, "learnt": 1.0}}
 
-    rows = [row("REM", 0, 0.5, 0.8), row("REM", 1, 0.7, 1.0), row("finished", 0, 0.8, 1.0), row("CLP", 0, None, None)]
+    rows = [row("REM", 0, 0.5, 0.8, "HARMED"), row("REM", 1, 0.7, 1.0), row("finished", 0, 0.8, 1.0),
+            row("CLP", 0, None, None), row("taught", 0, 0.3, 0.87), row("taught", 1, 0.4, 0.89, "NOT REPAIRED")]
     means, cells = (part.splitlines() for part in trials.table(rows).split("\n\n"))
-    assert means[2] == "| untouched | 2 | 50.0 | 90.0 | 45.0 | 35.0 | 0.0 | 0.0 |"
-    assert means[3] == "| REM | 2 | 60.0 | 90.0 | 55.0 | 40.0 | 0.0 | 10.0 |"
-    assert means[4] == "| finished | 1 | 80.0 | 100.0 | 80.0 |  | -10.0 | -10.0 |"
-    assert means[5] == "| CLP | 1 | 50.0 | 90.0 | 45.0 | 35.0 | 0.0 | 0.0 |"
-    assert cells[2] == "| VGG | warp | 2 | 100 | 50 / 90 | 60 / 90 | 80 / 100 | 50 / 90 |"
+    assert means[2] == "| untouched | 2 | 50.0 | 90.0 | 45.0 | 35.0 | 0.0 | 0.0 | 0 (0) | 0 (0) |"
+    assert means[3] == "| REM | 2 | 60.0 | 90.0 | 55.0 | 40.0 | 0.0 | 10.0 | 1 (1) | 0 (0) |"
+    assert means[4] == "| finished | 1 | 80.0 | 100.0 | 80.0 |  | -10.0 | -10.0 | 0 (0) | 0 (0) |"
+    assert means[5] == "| taught | 2 | 35.0 | 88.0 | 30.9 | 53.9 | 2.0 | 3.0 | 1 (0) | 2 (1) |"
+    assert means[6] == "| CLP | 1 | 50.0 | 90.0 | 45.0 | 35.0 | 0.0 | 0.0 | 0 (0) | 0 (0) |"
+    assert cells[2] == "| VGG | warp | 2 | 100 | 50 / 90 | 60 / 90 | 80 / 100 | 35 / 88 | 50 / 90 |"
