@@ -5,8 +5,9 @@
 REM takes out what D_f and the undiscovered bad images share, at a cost in accuracy; what it leaves is worth more as a
 list than as weights. So the images that it disbelieves, and those that look like D_f, are dropped, and the *original*
 network, which has lost nothing, learns the rest once more, while D_f is pushed off its labels as given (or taught its
-true ones), so that a trigger that is still in the rest is not learnt again. Measured in results/repair/README.md,
-beside what was tried.
+true ones), so that a trigger that is still in the rest is not learnt again. That network is asked for a second opinion:
+what it believes again was disbelieved for the accuracy that REM had lost, and comes back for a second such training,
+which gives the network that is returned. Measured in results/repair/README.md, beside what was tried.
 """
 
 import math
@@ -41,7 +42,7 @@ class Finished(NamedTuple):
 
     model: nn.Module
     dropped: torch.Tensor  # (m,) int64, dataset indices outside D_f: disbelieved, alike or both
-    disbelieved: int  # how many of them the repaired network calls another class
+    disbelieved: int  # how many of them are called another class, by the repaired network and by the first training
     alike: int  # how many of them look like D_f
     taken: bool  # False: `model` is the repaired network, since more of D_f was believed after the finish
     answers: bool = False  # whether D_f was taught what the repaired network says of it
@@ -49,8 +50,8 @@ class Finished(NamedTuple):
     @property
     def line(self) -> str:
         """What was done, for people."""
-        what = (f"{len(self.dropped)} likely bad images ({self.disbelieved} that the repaired network calls another "
-                f"class, {self.alike} that look like the listed ones)")
+        what = (f"{len(self.dropped)} likely bad images ({self.disbelieved} that are called another class, "
+                f"{self.alike} that look like the listed ones)")
         if self.taken:
             more = ", and what the repaired network says of the listed ones" if self.answers else ""
             return f"finished: the network from before the repair learnt the rest once more{more}, without {what}"
@@ -64,14 +65,17 @@ class Finished(NamedTuple):
 
 def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, config, *,
            true_labels: torch.Tensor | None = None, looks: bool = True) -> Finished:
-    """Train a copy of `model` on what is left of D_r, with D_f pushed off its labels or taught its true ones.
+    """Train a copy of `model` on what is left of D_r, with D_f pushed off its labels or taught its true ones; twice.
 
     Choice: from the original network, not from the repaired one, which has lost accuracy; suspects are dropped, neither
     pushed away nor given another label, since some of them are good. An image of D_f whose true label is unknown may
-    go to any class but its own. Where fewer than SAME of D_f get what the repaired network says they have gone to
-    some third class, as a trigger that means another label now, and it is done once more, teaching them what the
-    repaired network says. (A published network, `trojan` in results/repair, gets 12 % of its triggered images right
-    after the first and 74 % after the second; elsewhere the second is level or worse, since such answers err.)
+    go to any class but its own.
+    The second training begins with the original again and differs in two things. What the repaired network disbelieves
+    is dropped only where the first training's network, which has lost less, does so too. And where fewer than SAME of
+    D_f get what the repaired network says after the first, they have gone to some third class, as a trigger that means
+    another label now: then they are taught what the repaired network says. (A published network, `trojan` in
+    results/repair, gets 12 % of its triggered images right without that and 74 % with it; elsewhere it is level or
+    worse, since such answers err.)
     The end is by D_f: the network is taken unless more of D_f gets its label as given than from the repaired one.
     Args:
         model: the network before the repair, repaired: after it, plain both; left as they are.
@@ -88,31 +92,36 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     alike = torch.zeros_like(disbelieved)
     if looks:
         alike = agreed(looking_alike(features(model, data), labels, forget, config.seed), data.device)
-    dropped = disbelieved | alike
-    left = (~dropped).index_fill(0, forget, False)
-    index = torch.cat([left.nonzero()[:, 0], *[forget] * COPIES])
     truths = check_truths(true_labels, forget, data)
     truths = torch.full((len(forget),), -1) if truths is None else truths
-    found = dropped.nonzero()[:, 0], int(disbelieved.sum()), int(alike.sum())
+    says = what_it_says(z[forget], labels[forget], truths)
     try:
-        net = taught(model, data, index, forget, truths, config)
-        says = what_it_says(z[forget], labels[forget], truths)
-        if again := same_answers(predict(net, data, forget), says) < SAME:
-            net = taught(model, data, index, forget, says, config)
+        first = taught(model, data, disbelieved | alike, forget, truths, config)
+        said = predict(first, data)  # (N,)
+        disbelieved = disbelieved & (said != labels)  # a second opinion
+        third = same_answers(said[forget], says) < SAME
+        net = taught(model, data, disbelieved | alike, forget, says if third else truths, config)
         before, after = (believed_share(network, data, labels, forget) for network in (repaired, net))
     except NonFiniteLoss:
-        return Finished(repaired, *found, taken=False)
+        return Finished(repaired, *counted(disbelieved, alike), taken=False)
     if after > before:
-        return Finished(repaired, *found, taken=False)
+        return Finished(repaired, *counted(disbelieved, alike), taken=False)
     put_modes(net, modes_of(model))
-    return Finished(net, *found, taken=True, answers=again)
+    return Finished(net, *counted(disbelieved, alike), taken=True, answers=third)
 
 
-def taught(model: nn.Module, data, index: torch.Tensor, forget: torch.Tensor, answers: torch.Tensor, config
+def counted(disbelieved: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """Which images are in either, (m,) int64, and how many are in each, (N,) bool both."""
+    return (disbelieved | alike).nonzero()[:, 0], int(disbelieved.sum()), int(alike.sum())
+
+
+def taught(model: nn.Module, data, dropped: torch.Tensor, forget: torch.Tensor, answers: torch.Tensor, config
            ) -> nn.Module:
-    """A copy of `model` that has learnt the images of `index`, (m,) int64, at their labels as given but for D_f, whose
-    answers are (k,) int64; -1 is any class but its own. Raises: NonFiniteLoss."""
+    """A copy of `model` that has learnt the images that are not dropped, (N,) bool, at their labels as given, and D_f
+    COPIES times an epoch at its answers, (k,) int64; -1 is any class but its own. Raises: NonFiniteLoss."""
     net = copy_of(model)
+    left = (~dropped).index_fill(0, forget, False)
+    index = torch.cat([left.nonzero()[:, 0], *[forget] * COPIES])
     in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
     answer = torch.full((len(data),), -1).index_copy_(0, forget, answers)
 

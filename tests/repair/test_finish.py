@@ -1,8 +1,8 @@
 """The finish of a repair (repair/finish.py): what is dropped, what is learnt, and when the repair stays as it was.
 
 The loss is that of a naive loop; D_f is never dropped and always pushed off its labels, or taught its true ones; looks
-that tell nothing apart drop nothing; what goes in stays as it is. The world is flat colours with a white corner on the
-bad ones, and a small network that has learnt them.
+that tell nothing apart drop nothing; what the first training believes again comes back; what goes in stays as it is.
+The world is flat colours with a white corner on the bad ones, and a small network that has learnt them.
 """
 
 import copy
@@ -231,20 +231,27 @@ def test_a_finish_heals_and_changes_nothing_else(learnt):
     assert not again.model.training
 
 
-def test_what_is_dropped(learnt, finished):
-    """Images outside D_f that the repaired network gives another class, and those that look like D_f to the network
-    before the repair, counted by what they were found by."""
+def test_what_is_dropped(learnt, finished, monkeypatch):
+    """First the images outside D_f that the repaired network gives another class, and those that look like D_f to the
+    network before the repair; in the second training, of the former those that the first one's network does not believe
+    either: these are returned, counted by what they were found by."""
     data, bad, known, stamped, model, repaired = learnt
-    wrong = predict(repaired, data) != data.labels
-    wrong[known] = False
-    found = finish(model, repaired, data, known, CONFIG, looks=False)
-    assert torch.equal(found.dropped, wrong.nonzero()[:, 0]) and found.alike == 0
-    assert found.disbelieved == int(wrong.sum()) == len(found.dropped)
+    wrong = (predict(repaired, data) != data.labels).index_fill(0, known, False)
     alike = looking_alike(features(model, data), data.labels, known, 0)
-    assert torch.equal(finished.dropped, (wrong | alike).nonzero()[:, 0]) and finished.alike == int(alike.sum()) > 0
-    assert not torch.isin(finished.dropped, known).any() and finished.disbelieved == found.disbelieved
+    opinion, seen = copy.deepcopy(model), []  # the network before the repair, which believes the bad ones
+    monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or opinion)
+    found = finish(model, repaired, data, known, CONFIG, looks=False)
+    left = wrong & (predict(opinion, data) != data.labels)
+    assert 0 < int(wrong.sum()) and not torch.equal(left, wrong)
+    assert torch.equal(seen[0][2], wrong) and torch.equal(seen[1][2], left) and len(seen) == 2
+    assert torch.equal(found.dropped, left.nonzero()[:, 0]) and found.disbelieved == int(left.sum())
+    assert found.alike == 0
+    monkeypatch.undo()
+    assert torch.isin(alike.nonzero()[:, 0], finished.dropped).all() and finished.alike == int(alike.sum()) > 0
+    assert torch.isin(finished.dropped, (wrong | alike).nonzero()[:, 0]).all()
+    assert not torch.isin(finished.dropped, known).any()
     assert finished.report() == {"taken": True, "dropped": len(finished.dropped), "disbelieved": finished.disbelieved,
-                               "alike": finished.alike, "answers": False}
+                                 "alike": finished.alike, "answers": False}
     assert f"without {len(finished.dropped)} likely bad images" in finished.line
 
 
@@ -308,26 +315,25 @@ def test_the_same_answers(found, share):
     assert same_answers(torch.tensor(found), torch.full((4,), -1)) == 1
 
 
-@pytest.mark.parametrize("third, again", [(True, True), (False, False)])
-def test_a_third_class_is_no_finish(learnt, monkeypatch, third, again):
-    """Where the first finish sends D_f to a class that the repaired network does not name, it is done once more from
-    the network before the repair, with the repaired network's answers; else not. What it names is dictated, so that
-    of D_f some get the label as given."""
+@pytest.mark.parametrize("third", [True, False])
+def test_a_third_class_is_no_finish(learnt, monkeypatch, third):
+    """Where the first training sends D_f to a class that the repaired network does not name, the second one has the
+    repaired network's answers; else, like the first, none. Both begin with the network before the repair. What it names
+    is dictated, so that of D_f some get the label as given."""
     data, bad, known, stamped, model, repaired = learnt
     data = replace(data, labels=data.labels.index_fill(0, torch.tensor([0, 3]), 1))  # not of D_f, and not its label
     named, seen = data.labels.index_copy(0, known, torch.arange(len(known)) % 3), []
     says = torch.where(named == data.labels, -1, named)[known]
     assert 0 < int((says < 0).sum()) < len(says)
-    z = torch.nn.functional.one_hot(named, 3).double()
-    monkeypatch.setattr(finish_module, "logits", lambda network, data: (z, data.labels))
+    first = torch.full_like(named, 9) if third else named
+    monkeypatch.setattr(finish_module, "logits", lambda network, data: (torch.eye(3)[named].double(), data.labels))
     monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or copy.deepcopy(model))
-    monkeypatch.setattr(finish_module, "predict", lambda *_: torch.full_like(says, 9) if third else named[known])
+    monkeypatch.setattr(finish_module, "predict", lambda network, data, index=slice(None): first[index])
     done = finish(model, repaired, data, known, CONFIG)
-    assert len(seen) == 1 + again and done.answers == again and done.report()["answers"] == again
+    assert len(seen) == 2 and done.answers == third and done.report()["answers"] == third
     assert (seen[0][4] == -1).all() and all(args[0] is model for args in seen)
-    if again:
-        assert torch.equal(seen[1][4], says)
-        assert "and what the repaired network says of the listed ones, without" in done.line
+    assert torch.equal(seen[1][4], says if third else seen[0][4])
+    assert ("and what the repaired network says of the listed ones, without" in done.line) == third
 
 
 def test_a_finish_that_is_not_finite_leaves_the_repair(learnt, monkeypatch):

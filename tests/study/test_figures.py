@@ -119,13 +119,13 @@ def test_figures_warn(tmp_path):
 
 NEEDED = {"1": "rem, scrub", "3": "resnet9", "4": "rem with --etd", "5": "--curve", "6": "healed_test", "7": "rem-no31",
           "8": "two capacities", "9": "etd-ideal", "10": "methods other than no-ul", "11": "vit",
-          "lasting": "--stop max"}
+          "lasting": "--stop max", "seeds": "methods that read D_f"}
 
 
 @pytest.mark.parametrize("number", DRAW)
 def test_missing_rows_are_named(tmp_path, number):
     """R2: a figure says which rows it lacks."""
-    methods = {"9": ("no-ul", "etd"), "1": ("no-ul",), "10": ("no-ul",)}.get(number, ("no-ul", "rem"))
+    methods = {"9": ("no-ul", "etd"), **dict.fromkeys(("1", "10", "seeds"), ("no-ul",))}.get(number, ("no-ul", "rem"))
     rows = grid(methods, arch="vit" if number == "3" else "resnet9")
     rows = [{**row, "healed_test": None} for row in rows] if number == "6" else rows
     with pytest.raises(Missing, match=f"figure {number} needs rows of .*{NEEDED[number]}"):
@@ -424,3 +424,20 @@ def test_points_that_lack_a_number_are_not_drawn(tmp_path):
             only(number, load(tmp_path, [plain, later]))
     whole = {**plain, "seed": 2, "points": [{**point, "full": 1.0} for point in plain["points"]]}
     assert "1 run" in only("5", load(tmp_path, [plain, later, whole])).get_suptitle()
+
+
+def test_every_seed_is_a_point(tmp_path):
+    """The points of a column are the runs at the lowest discovery rate in the order of their seeds, its line is their
+    mean; methods that read no D_f have no column."""
+    found = {"rem": {2: 0.9, 0: 0.7, 1: 0.8}, "npo": {0: 0.5, 1: 0.1}}
+    rows = [make_row(method, healed, 0.9, task="poison", discovery=0.1, seed=seed)
+            for method, healings in found.items() for seed, healed in healings.items()]
+    rows += [make_row("rem", 0.2, 0.9, task="poison", discovery=0.5, seed=5),
+             make_row("no-ul", 0.1, 0.9, task="poison")]
+    (axes,) = only("seeds", load(tmp_path, rows)).axes
+    points = [part.get_offsets().tolist() for part in axes.collections]
+    assert [[y for _, y in part] for part in points] == [pytest.approx([70, 80, 90]), pytest.approx([50, 10])]
+    assert [[round(x) for x, _ in part] for part in points] == [[0, 0, 0], [1, 1]]
+    assert all(part == sorted(part) for part in ([x for x, _ in column] for column in points))
+    assert [line.get_ydata()[0] for line in axes.lines] == pytest.approx([80, 30])
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["REM", "NPO"]
