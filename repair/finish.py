@@ -26,12 +26,14 @@ from engine.updates import logits_of
 from metrics import predict, share
 from repair.suspects import logits, probe_logits
 from repair.truths import COPIES, check_truths
+from repair.verdict import BELIEVED
 from train import fit
 
 EPOCHS = 4  # over what is left
 RATES = {"sgd": 0.01, "adam": 5e-4}  # peak, down to a fifth
 FOLDS = 5  # in which images are held out
 LEAST = 4  # members of D_f that can be compared with others
+GONE = 0.9  # share of a label's images: where more are called another class, the repaired network has lost that class
 SAME = 1 / 3  # of D_f: where fewer get the repaired network's answers they have gone to some third class
 CHANCE = 0.01  # at which members of D_f that look like all others may be taken for apart
 MOST = 0.25  # share of the images: where more look like D_f, its looks tell nothing apart
@@ -70,13 +72,14 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     Choice: from the original network, not from the repaired one, which has lost accuracy; suspects are dropped, neither
     pushed away nor given another label, since some of them are good. An image of D_f whose true label is unknown may
     go to any class but its own.
-    The second training begins with the original again and differs in two things. What the repaired network disbelieves
-    is dropped only where the first training's network, which has lost less, does so too. And where fewer than SAME of
-    D_f get what the repaired network says after the first, they have gone to some third class, as a trigger that means
-    another label now: then they are taught what the repaired network says. (A published network, `trojan` in
-    results/repair, gets 12 % of its triggered images right without that and 74 % with it; elsewhere it is level or
-    worse, since such answers err.)
-    The end is by D_f: the network is taken unless more of D_f gets its label as given than from the repaired one.
+    The second training begins with the original again and differs in one thing. Where fewer than SAME of D_f get what
+    the repaired network says after the first, they have gone to some third class, as a trigger that means another label
+    now: then they are taught what the repaired network says. (A published network, `trojan` in results/repair, gets
+    12 % of its triggered images right without that and 74 % with it; elsewhere it is level or worse, since such answers
+    err.) Else what the repaired network disbelieves is dropped only where the first training's network, which has lost
+    less, does so too.
+    The end is by D_f: the network is taken unless more of D_f gets its label as given than from the repaired one, and
+    more than a repair may leave (BELIEVED).
     Args:
         model: the network before the repair, repaired: after it, plain both; left as they are.
         data: D_tr, N examples, labels as given, Data or Streamed; forget: (k,) int64, D_f.
@@ -98,13 +101,14 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     try:
         first = taught(model, data, disbelieved | alike, forget, truths, config)
         said = predict(first, data)  # (N,)
-        disbelieved = disbelieved & (said != labels)  # a second opinion
         third = same_answers(said[forget], says) < SAME
+        if not third:
+            disbelieved = disbelieved & (said != labels)  # a second opinion
         net = taught(model, data, disbelieved | alike, forget, says if third else truths, config)
         before, after = (believed_share(network, data, labels, forget) for network in (repaired, net))
     except NonFiniteLoss:
         return Finished(repaired, *counted(disbelieved, alike), taken=False)
-    if after > before:
+    if after > max(before, BELIEVED):
         return Finished(repaired, *counted(disbelieved, alike), taken=False)
     put_modes(net, modes_of(model))
     return Finished(net, *counted(disbelieved, alike), taken=True, answers=third)
@@ -178,10 +182,17 @@ def finish_loss(z: torch.Tensor, y: torch.Tensor, in_forget: torch.Tensor, answe
 def called_otherwise(z: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
     """The images that the repaired network, of logits z (N, C), gives another class than their label as given.
 
-    None where that is more than half of them: then it is the network that is wrong, as in `engine.scores.believed`.
+    None where that is more than half of them: then it is the network that is wrong, as in `engine.scores.believed`. And
+    none of a label of which more than GONE get another class: the network has lost that class, as one repair of a small
+    ViT has (Utility 0.91, then 0.64, and 0.65 without that class's images, 0.89 with them), since a label with nine
+    wrong images for each right one is not what training would have made a classifier of. No less than GONE: of the
+    label of a published backdoor 66 % may be bad (a fifth of all images), and those that look like D_f are not all.
     """
     found = (z.argmax(dim=1) != labels).index_fill(0, forget, False)
-    return found & (2 * int(found.sum()) <= len(found) - len(forget))
+    others = torch.ones_like(found).index_fill_(0, forget, False)
+    images, wrong = (torch.bincount(labels[part], minlength=z.shape[1]) for part in (others, found))
+    found &= (wrong <= GONE * images)[labels]
+    return found & (2 * int(found.sum()) <= int(others.sum()))
 
 
 def looking_alike(h: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor, seed: int) -> torch.Tensor:

@@ -103,16 +103,19 @@ def test_the_loss_of_what_is_believed_beyond_doubt_is_finite():
 
 # --- What is dropped --------------------------------------------------------------------------------------------------
 
-def test_images_that_get_another_class_are_dropped():
-    """Those outside D_f whose largest logit is not the given label's; none where they are more than half."""
-    z = torch.eye(3, dtype=torch.float64)[torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])]
-    labels = torch.tensor([0, 1, 2, 1, 1, 2, 1, 0])  # 3, 6 and 7 differ
-    assert called_otherwise(z, labels, torch.tensor([6])).nonzero()[:, 0].tolist() == [3, 7]
-    labels = (z.argmax(dim=1) + 1) % 3
-    assert not called_otherwise(z, labels, torch.tensor([6])).any()
-    half = torch.where(torch.arange(8) % 2 == 0, labels, z.argmax(dim=1))  # 0, 2, 4, 6 differ
-    assert called_otherwise(z, half, torch.tensor([6, 7])).nonzero()[:, 0].tolist() == [0, 2, 4]  # half of six
-    assert not called_otherwise(z, half, torch.tensor([1, 3, 7])).any()  # four of five
+@pytest.mark.parametrize("wrong, dropped", [((3, 0, 5), True), ((12, 12, 6), True), ((12, 12, 7), False),
+                                            ((18, 0, 5), True), ((19, 0, 5), (0,)), ((20, 0, 20), (0, 2))])
+def test_images_that_get_another_class_are_dropped(wrong, dropped):
+    """Those outside D_f whose largest logit is not the given label's: so many of each label's twenty, and two of D_f
+    beside them that are not counted. None where they are more than half of all, and none of a label of which they are
+    more than nine tenths, which the network has lost."""
+    labels = torch.arange(66) % 3
+    place = torch.arange(66) // 3  # of an image among those of its label; the last two are D_f
+    called = torch.where((place < torch.tensor(wrong)[labels]) | (place >= 20), (labels + 1) % 3, labels)
+    lost = {True: (), False: (0, 1, 2)}.get(dropped, dropped)
+    expected = (called != labels) & (place < 20) & ~torch.isin(labels, torch.tensor(lost, dtype=torch.int64))
+    forget = (place >= 20).nonzero()[:, 0]
+    assert torch.equal(called_otherwise(torch.eye(3, dtype=torch.float64)[called], labels, forget), expected)
 
 
 @pytest.mark.parametrize("bad, known", [(30, 6), (30, 15), (100, 10), (200, 20)])
@@ -240,6 +243,7 @@ def test_what_is_dropped(learnt, finished, monkeypatch):
     alike = looking_alike(features(model, data), data.labels, known, 0)
     opinion, seen = copy.deepcopy(model), []  # the network before the repair, which believes the bad ones
     monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or opinion)
+    monkeypatch.setattr(finish_module, "same_answers", lambda *_: 1.0)  # D_f has not gone to a third class
     found = finish(model, repaired, data, known, CONFIG, looks=False)
     left = wrong & (predict(opinion, data) != data.labels)
     assert 0 < int(wrong.sum()) and not torch.equal(left, wrong)
@@ -318,14 +322,15 @@ def test_the_same_answers(found, share):
 @pytest.mark.parametrize("third", [True, False])
 def test_a_third_class_is_no_finish(learnt, monkeypatch, third):
     """Where the first training sends D_f to a class that the repaired network does not name, the second one has the
-    repaired network's answers; else, like the first, none. Both begin with the network before the repair. What it names
-    is dictated, so that of D_f some get the label as given."""
+    repaired network's answers, and no second opinion; else, like the first, none. Both begin with the network before
+    the repair. What it names is dictated, so that of D_f some get the label as given."""
     data, bad, known, stamped, model, repaired = learnt
     data = replace(data, labels=data.labels.index_fill(0, torch.tensor([0, 3]), 1))  # not of D_f, and not its label
     named, seen = data.labels.index_copy(0, known, torch.arange(len(known)) % 3), []
+    named[[0, 3]] = 0  # disbelieved by the repaired network, and not by the first training's
     says = torch.where(named == data.labels, -1, named)[known]
     assert 0 < int((says < 0).sum()) < len(says)
-    first = torch.full_like(named, 9) if third else named
+    first = data.labels.index_copy(0, known, torch.full_like(known, 9) if third else named[known])
     monkeypatch.setattr(finish_module, "logits", lambda network, data: (torch.eye(3)[named].double(), data.labels))
     monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or copy.deepcopy(model))
     monkeypatch.setattr(finish_module, "predict", lambda network, data, index=slice(None): first[index])
@@ -333,7 +338,20 @@ def test_a_third_class_is_no_finish(learnt, monkeypatch, third):
     assert len(seen) == 2 and done.answers == third and done.report()["answers"] == third
     assert (seen[0][4] == -1).all() and all(args[0] is model for args in seen)
     assert torch.equal(seen[1][4], says if third else seen[0][4])
+    assert seen[0][2][[0, 3]].all() and (seen[1][2][[0, 3]] == third).all()
     assert ("and what the repaired network says of the listed ones, without" in done.line) == third
+
+
+@pytest.mark.parametrize("before, after, taken", [(0.0, 0.1, True), (0.0, 0.11, False), (0.5, 0.5, True),
+                                                  (0.5, 0.6, False)])
+def test_when_a_finish_is_taken(learnt, monkeypatch, before, after, taken):
+    """It may believe as much of D_f as the repaired network does, or a tenth, which a repair may leave."""
+    data, bad, known, stamped, model, repaired = learnt
+    shares = iter([before, after])
+    monkeypatch.setattr(finish_module, "taught", lambda *args: copy.deepcopy(model))
+    monkeypatch.setattr(finish_module, "believed_share", lambda *_: next(shares))
+    found = finish(model, repaired, data, known, CONFIG, looks=False)
+    assert found.taken == taken and (found.model is repaired) != taken
 
 
 def test_a_finish_that_is_not_finite_leaves_the_repair(learnt, monkeypatch):
