@@ -264,6 +264,24 @@ def candidates(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
+def second_opinions(labels: list[list[str]]) -> list[list[str]]:
+    """Means over trials of how a repair ends, the product less that of one training (± SEM), and trials that lost over
+    two points of Utility."""
+    rows, lines = lines_at("results/repair/second.jsonl"), []
+    once = [row["healed"] * row["utility"] for row in rows if row["finish"] == "once"]
+    for name in dict.fromkeys(row["finish"] for row in rows):
+        runs = [row for row in rows if row["finish"] == name]
+        found = [row["healed"] * row["utility"] for row in runs]
+        ahead = [100 * (one - other) for one, other in zip(found, once, strict=True)]
+        error = stdev(ahead) / len(ahead) ** 0.5
+        lost = [row["before"][1] - row["utility"] for row in runs]
+        scores = [100 * fmean(row[key] for row in runs) for key in ("healed", "utility")] + [100 * fmean(found)]
+        lines.append([name, str(len(runs)), *(f"{score:.1f}" for score in scores),
+                      f"{fmean(ahead):+.1f} ± {error:.1f}" if error else "", str(sum(x > 0.02001 for x in lost)),
+                      f"{100 * max(lost):.0f}"])
+    return lines
+
+
 SPREAD = {"REM, Healed": "rem healed", "REM, Utility": "rem utility", "REM, product": "rem product",
           "NPO, product": "npo product", "product, REM less NPO": "product over npo",
           "Utility, untouched less REM": "utility lost"}
@@ -430,6 +448,7 @@ TABLES = {
     ("results/spread/README.md", "over runs", "mean"): machines,
     ("results/repair/README.md", "network", "images"): trials,
     ("results/repair/README.md", "candidate", "patch"): candidates,
+    ("results/repair/README.md", "candidate", "trials"): second_opinions,
     ("results/fashion-mini/bf16/README.md", "method", "task"): bf16_or_not,
     ("results/fashion-mini/forget-norm/README.md", "method", "running statistics (eval mode)"): running_or_batch,
     ("results/fashion-mini/share/README.md", "corrupted", "no-ul"): shares,
