@@ -8,13 +8,14 @@ G4  of bad input one process tells, in one line; words that run in one process a
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from torch import distributed as dist
 
 import run
-from experiment.processes import from_torchrun, joined
+from experiment.processes import first_to_tell, from_torchrun, joined
 from helpers import rows_of
 from several import ended, start
 
@@ -52,6 +53,20 @@ def test_what_torchrun_sets(capsys, monkeypatch):
             assert run.main(argv) == 2
         told = capsys.readouterr()
         assert told.out == "" and told.err.startswith(f"run.py: {name} is 'abc'") and told.err.count("\n") == 1
+
+
+def test_who_tells():
+    """G4: the first that asks tells, whoever it is; the first process, which may hold the store, stays until all have
+    asked, or for its patience, and torchrun's SIGTERM ends none of them before."""
+    handler, store = signal.getsignal(signal.SIGTERM), dist.HashStore()
+    try:
+        told = [first_to_tell(store, 1, 3)]
+        threading.Timer(0.3, lambda: told.append(store.add("told", 1))).start()  # the third process is late
+        told.append(first_to_tell(store, 0, 3, patience=60))
+        assert told == [True, 3, False] and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        assert first_to_tell(dist.HashStore(), 0, 2, patience=0.1)  # the other one was killed
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.mark.slow
