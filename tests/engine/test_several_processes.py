@@ -7,7 +7,6 @@ G2  with BatchNorm, whose statistics are each process's own, the change of the w
 As a script, `python test_several_processes.py FOLDER`, this file is one of the processes.
 """
 
-import copy
 import sys
 import warnings
 from dataclasses import replace
@@ -73,25 +72,7 @@ def networks() -> dict:
     found["suspects"] = {"index": listed.index, "score": listed.score, "features": features(net, data),
                          "some": features(net, data, asked.unique())}
     found["suspects, norm"] = {"score": suspects(trained, more, FORGET).score}  # and no process waits for another
-    found["skipping"] = train_skipping(data).state_dict()
     return found
-
-
-def train_skipping(data) -> torch.nn.Module:
-    """Four equal blocks, each of which training skips half the time, in every process by numbers of its own."""
-    net = small_net(5, norm=False, dtype=torch.float64)
-    net.blocks = torch.nn.ModuleList(copy.deepcopy(net.conv2) for _ in range(4))
-
-    def forward(x):
-        x = net.conv1(x)
-        for block in net.blocks:
-            if torch.rand(()) < 0.5:
-                x = x + block(x).tanh()
-        return net.head(x.amax(dim=(2, 3)))
-
-    net.forward = forward
-    fit(net, data, None, tiny(epochs=3), gen(0))
-    return net
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@
 U1  for the same transforms a pass is that of Data: order, crop, flip, pixels, state of the generator
 U2  a pass is the same with 0, 2 and 4 workers, random transforms included; global random states stay
 U3  the shares that several processes take of a batch make the batch
-U4  every method, the metrics, a cell's row, repair and suspects give what they give on the Data
+U4  every method, the metrics and a cell's row give what they give on the Data; a repair in
+    tests/repair/test_repair_command.py
 U5  what is no Dataset, and what is wrong with a sample, is told in one line that names it
 """
 
@@ -23,8 +24,6 @@ from experiment.data import Data, Streamed
 from experiment.methods import METHODS
 from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
 from metrics import accuracy, evaluate, predict
-from repair.network import repair
-from repair.suspects import suspects
 from tasks import Task
 
 # On random data rounding decides whether a cap is reached.
@@ -105,8 +104,10 @@ def noisy(image):
 
 
 def test_any_number_of_workers_gives_the_same_pass():
-    """U2: with random transforms 0, 2 and 4 workers give the same samples; another generator or place gives others."""
+    """U2: with random transforms 0, 2 and 4 workers give the same samples; another generator or place gives others. The
+    global generators stay as they are."""
     data, index = make_data(0, n=12), torch.tensor([3, 3, 5, 0, 1, 2, 7, 8, 9, 10])
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     found = [list(Streamed(Samples(data, plain), 4, augmented=Samples(data, noisy), labels=data.labels, workers=workers)
                   .batches(index, size=2, generator=gen(1), augment=True)) for workers in (0, 2, 4)]
     assert_same_pass(found[0], found[1])
@@ -119,17 +120,6 @@ def test_any_number_of_workers_gives_the_same_pass():
     drawn = {float(next(twin.batches(rows, size=10, generator=gen(seed), augment=True))[1].sum()) for seed in range(9)}
     assert len(drawn) == 9
     assert torch.equal(next(twin.batches(rows, size=10))[1], data.images[rows].float())
-
-
-def test_random_states_stay():
-    """U2: a pass leaves the global generators as they are and draws from its own what Data draws."""
-    data = make_data(0, n=6)
-    twin = Streamed(Samples(data, plain), 4, augmented=Samples(data, noisy))
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    used, wanted = gen(5), gen(5)
-    list(twin.batches(size=4, generator=used, augment=True))
-    list(data.batches(size=4, generator=wanted, augment=True))
-    assert torch.equal(used.get_state(), wanted.get_state())
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
     assert (np.random.get_state()[1] == before[2]).all()
 
@@ -199,17 +189,6 @@ def test_metrics_and_a_row_of_results_are_the_same():
     rows = [unlearn(tiny(), "rem", METHODS["rem"].function, net, each, forget) for each in (task, twin)]
     assert rows[0]["status"] == "ok"
     assert {**rows[0], "seconds": 0} == {**rows[1], "seconds": 0}
-
-
-def test_repair_and_suspects_are_the_same():
-    """U4: repair, whose REM ends by itself, gives the same weights and lines, and suspects the same list."""
-    data, forget, told = make_data(0, n=32), torch.tensor([1, 5]), ([], [])
-    nets = [repair(small_net(0), source, forget, unlearn_epochs=1, say=lines.append)
-            for source, lines in zip((data, streamed(data)), told, strict=True)]
-    assert_same_state(*nets)
-    assert [line.split(";")[:2] for line in told[0]] == [line.split(";")[:2] for line in told[1]]
-    pairs = zip(suspects(nets[0], data, forget), suspects(nets[0], streamed(data), forget), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
