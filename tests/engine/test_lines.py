@@ -2,11 +2,11 @@
 
 - Updates of one length, then along their line as far as `reach`; a later step 2 ends at gamma       A32, A33
 - No state of the optimiser is carried from step 2 into step 3                                       A34
-- All versions of REM read it, and no other method does                                              A36
+- The values that the tables were made with                                                          A36
 - Distances in closed form                                                                           A39
 
 That REM with `reach` 0 is Algorithm 1 as printed is in paper/test_twins.py, that NPO ignores it in
-paper/test_algorithm.py.
+paper/test_algorithm.py; which methods read it in study/test_plan.py.
 """
 
 import warnings
@@ -23,7 +23,6 @@ import rem as rem_module
 from engine.ending import Never
 from engine.lines import STEP, carry_on, copies, moved
 from etd import drop
-from experiment.methods import METHODS, reads_setting
 from helpers import assert_close, gen, seeds, small_net
 from rem import Settings, remove
 from states import acc_forget, make_state, unlearn
@@ -189,13 +188,6 @@ def test_step_3_begins_without_momentum(optimizer, reach):
     with acc_forget(0.9, 0.1, *at_reach, 0.1, 0.9, 0.1), mock.patch.object(rem_module, "redirect", redirect):
         unlearn(optimizer=optimizer, reach=reach, unlearn_epochs=3, unlearn_lr=1e-3, until=Never)
     assert seen == [(1, 1, not reach), (2, 0, True), (3, 1, not reach)]
-
-
-@pytest.mark.parametrize("setting", ["reach", "disbelieved"])
-def test_who_reads_the_choices(setting):
-    """A36: REM in all its versions depends on them, and no other method does."""
-    assert {name for name in METHODS if reads_setting(setting, {"method": name})} == {
-        name for name in METHODS if name.startswith("rem")}
 
 
 def test_the_choices_of_every_table():
