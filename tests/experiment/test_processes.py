@@ -55,9 +55,16 @@ def test_what_torchrun_sets(capsys, monkeypatch):
         assert told.out == "" and told.err.startswith(f"run.py: {name} is 'abc'") and told.err.count("\n") == 1
 
 
+class Gone:
+    """A store whose process was killed."""
+
+    def add(self, name, number):
+        raise RuntimeError("no one is there")
+
+
 def test_who_tells():
     """G4: the first that asks tells, whoever it is; the first process, which may hold the store, stays until all have
-    asked, or for its patience, and torchrun's SIGTERM ends none of them before."""
+    asked, or for its patience, and torchrun's SIGTERM ends none of them before. Where there is no store, each tells."""
     handler, store = signal.getsignal(signal.SIGTERM), dist.HashStore()
     try:
         told = [first_to_tell(store, 1, 3)]
@@ -65,6 +72,7 @@ def test_who_tells():
         told.append(first_to_tell(store, 0, 3, patience=60))
         assert told == [True, 3, False] and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
         assert first_to_tell(dist.HashStore(), 0, 2, patience=0.1)  # the other one was killed
+        assert first_to_tell(Gone(), 1, 2)
     finally:
         signal.signal(signal.SIGTERM, handler)
 
