@@ -102,31 +102,6 @@ def test_an_unknown_flag_behind_a_word(capsys, word):
     assert capsys.readouterr().err == f"run.py {word}: unrecognized arguments: --no-such-flag\n"
 
 
-IMPORT = """
-import importlib, sys
-import torch
-
-written = []
-sys.addaudithook(lambda event, args: written.append(args) if event == "open" and args[1] not in ("r", "rb") else None)
-for name in sys.argv[1:]:
-    importlib.import_module(name)
-assert not written, written
-assert not {"matplotlib", "torchvision", "PIL"} & set(sys.modules)
-"""
-
-
-def test_import_writes_nothing(tmp_path):
-    """R7: importing every shipped module, in one process, prints and writes nothing, and leaves matplotlib, torchvision
-    and PIL alone."""
-    folders = ("engine", "experiment", "repair", "study")
-    names = sorted([path.stem for path in ROOT.glob("*.py")]
-                   + [f"{folder}.{path.stem}" for folder in folders for path in (ROOT / folder).glob("*.py")])
-    assert {"run", "rem", "engine.ranks", "experiment.cell", "repair.command", "study.tables"} <= set(names)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", IMPORT, *names], cwd=tmp_path, text=True,
-                          env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
-
-
 # --- Running ----------------------------------------------------------------------------------------------------------
 
 

@@ -48,7 +48,7 @@ def test_what_torchrun_sets(capsys, monkeypatch):
     for name, argv in (("WORLD_SIZE", []), ("RANK", []), ("MASTER_PORT", []), ("WORLD_SIZE", ["grid", "--dry-run"]),
                        ("RANK", ["grid", "--dry-run"])):
         with monkeypatch.context() as patch:
-            patch.setenv("WORLD_SIZE", "2")
+            patch.setenv("WORLD_SIZE", "3")
             patch.setenv(name, "abc")
             assert run.main(argv) == 2
         told = capsys.readouterr()
@@ -69,7 +69,7 @@ def test_who_tells():
     try:
         told = [first_to_tell(store, 1, 3)]
         threading.Timer(0.3, lambda: told.append(store.add("told", 1))).start()  # the third process is late
-        told.append(first_to_tell(store, 0, 3, patience=60))
+        told.append(first_to_tell(store, 0, 3, patience=20))
         assert told == [True, 3, False] and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
         assert first_to_tell(dist.HashStore(), 0, 2, patience=0.1)  # the other one was killed
         assert first_to_tell(Gone(), 1, 2)
