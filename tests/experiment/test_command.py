@@ -283,7 +283,7 @@ BAD = [  # one for each place that refuses something before training; what else 
     (["--method", "rme"], "unknown method 'rme'; choose from no-ul"),
     (["--device", "toaster"], "device 'toaster' is not there"),
     (["--out", "run.py/x"], "cannot write results to run.py/x"),
-    (["--dataset", "mnist"], "unknown data set 'mnist'"),
+    (["--dataset", "mnist"], "unknown data set 'mnist': choose from fashion-mini, fashion-mnist, "),
     (["--dataset", "cifar10", "--data-dir", "no/such"], "--download"),
     (["--image-size", "4097"], "at most 4096"),
     (["--per-class", "601"], "--per-class is 601; class T-shirt/top has 600 training images"),
