@@ -2,11 +2,10 @@
 
 - Updates of one length, then along their line as far as `reach`; a later step 2 ends at gamma       A32, A33
 - No state of the optimiser is carried from step 2 into step 3                                       A34
-- The values that the tables were made with                                                          A36
 - Distances in closed form                                                                           A39
 
 That REM with `reach` 0 is Algorithm 1 as printed is in paper/test_twins.py, that NPO ignores it in
-paper/test_algorithm.py; which methods read it in study/test_plan.py.
+paper/test_algorithm.py; which methods read it is in study/test_plan.py, its default in experiment/test_settings.py.
 """
 
 import warnings
@@ -24,7 +23,7 @@ from engine.ending import Never
 from engine.lines import STEP, carry_on, copies, moved
 from etd import drop
 from helpers import assert_close, gen, seeds, small_net
-from rem import Settings, remove
+from rem import remove
 from states import acc_forget, make_state, unlearn
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up
@@ -188,12 +187,6 @@ def test_step_3_begins_without_momentum(optimizer, reach):
     with acc_forget(0.9, 0.1, *at_reach, 0.1, 0.9, 0.1), mock.patch.object(rem_module, "redirect", redirect):
         unlearn(optimizer=optimizer, reach=reach, unlearn_epochs=3, unlearn_lr=1e-3, until=Never)
     assert seen == [(1, 1, not reach), (2, 0, True), (3, 1, not reach)]
-
-
-def test_the_choices_of_every_table():
-    """A36: REM by default has the values that the tables were made with."""
-    values = dict(max_passes=100, reach=0.07, disbelieved=2.0, forget_norm="auto", precision="auto")
-    assert {name: getattr(Settings(), name) for name in values} == values
 
 
 # --- Distances --------------------------------------------------------------------------------------------------------
