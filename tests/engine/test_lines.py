@@ -157,11 +157,11 @@ def test_a_later_one_ends_at_gamma(seed, epoch, reach):
 @pytest.mark.parametrize("seed, epoch", [(0, 1), (1, 2), (2, 3)])
 def test_no_pass_begins_beyond(seed, epoch):
     """A33: the pass that comes to `reach` is the last, though Acc(D_f) > gamma, and there the weights stay."""
-    def begun(reach, most, epoch=epoch):
+    def begun(reach, most, epoch=epoch, believed=0.9):
         state = started(seed, epoch, max_passes=most)
         noisy(state, seed)  # distance counts from where this step 2 begins, not from the reference
         begin = copies(state.expanded.theta_o1())
-        with acc_forget(0.9):
+        with acc_forget(believed):
             remove(state, reach=reach)
         return state, distance(state.expanded.theta_o1(), begin)
 
@@ -170,6 +170,8 @@ def test_no_pass_begins_beyond(seed, epoch):
     state, far = begun(1.5 * STEP, 50)  # two of them are at most twice as long, and less where they turn back
     short = [begun(9.0, most, epoch=2)[1] for most in range(state.record["passes"])]
     assert state.record["passes"] < 50 and max(short) < 1.5 * STEP <= far
+    little, _ = begun(1.5 * STEP, 50, believed=0.25)  # for which its line alone goes on less far
+    assert little.record["passes"] == state.record["passes"]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
