@@ -273,8 +273,9 @@ def test_what_a_forward_pass_raises(error, told):
             raise error
         return x
 
-    with pytest.raises(TypeError if told else type(error), match="^cannot expand the network Through: " * told):
+    with pytest.raises(TypeError if told else type(error)) as found:
         expand.expand(Through(then), IMAGE)
+    assert str(found.value).startswith("cannot expand the network Through: ") == told
 
 
 @pytest.mark.parametrize("kwargs, width", [(dict(layers=["2"]), 3), (dict(ratio=0.0), 0)])
