@@ -1,4 +1,7 @@
-"""rem.py, etd.py, expand.py and engine/ by themselves, in a folder of somebody else's project (R13)."""
+"""rem.py, etd.py, expand.py and engine/ by themselves, in a folder of somebody else's project (R13).
+
+That they import torch alone, and in no circle, so that any may be the first, is in test_imports.py.
+"""
 
 import shutil
 import subprocess
@@ -58,44 +61,16 @@ assert local - {"__main__", "__mp_main__"} == {"rem", "etd", "expand", "engine"}
 """
 
 
-def copy_core(folder):
-    """The core's files, and nothing else of the project."""
-    for name in CORE:
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "engine", folder / "engine", ignore=shutil.ignore_patterns("__pycache__"))
-
-
-def in_folder(folder, code, name="mine.py"):
-    """Run code in the folder, as its own program."""
-    (folder / name).write_text(code)
-    strict = ("-W", "error::UserWarning:rem", "-W", "ignore:Acc")
-    return subprocess.run([sys.executable, "-B", *strict, name], cwd=folder, capture_output=True, text=True,
-                          timeout=300)
-
-
 def test_the_core_in_a_project_of_ones_own(tmp_path):
     """R13, A11, A18: beside somebody else's data.py and train.py the core unlearns from a user's class around a
     DataLoader with a Settings or any object with some of its attributes, ETD's parts are there, and nothing else is
     imported."""
-    copy_core(tmp_path)
+    for name in CORE:
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "engine", tmp_path / "engine", ignore=shutil.ignore_patterns("__pycache__"))
     for name in FOREIGN:
         (tmp_path / name).write_text("raise ImportError('this is somebody else\\'s')\n")
-    done = in_folder(tmp_path, BEFORE + SNIPPET + f"FOLDER = {str(tmp_path)!r}\n" + AFTER)
-    assert done.returncode == 0, done.stderr
-
-
-def test_each_module_first(tmp_path):
-    """R13: every module of the core can be the first one that is imported, with nothing beside it."""
-    copy_core(tmp_path)
-    names = [name.removesuffix(".py") for name in CORE]
-    names += sorted(f"engine.{path.stem}" for path in (ROOT / "engine").glob("[a-z]*.py"))
-    done = in_folder(tmp_path, f"""\
-import importlib, sys
-import torch
-for name in {names}:
-    for old in [old for old in sys.modules if old.partition(".")[0] in ("rem", "etd", "expand", "engine")]:
-        del sys.modules[old]
-    importlib.import_module(name)
-assert not {{"torchvision", "experiment", "train"}} & set(sys.modules)
-""")
+    (tmp_path / "mine.py").write_text(BEFORE + SNIPPET + f"FOLDER = {str(tmp_path)!r}\n" + AFTER)
+    command = [sys.executable, "-B", "-W", "error::UserWarning:rem", "-W", "ignore:Acc", "mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

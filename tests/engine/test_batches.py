@@ -2,7 +2,7 @@
 
 - The number of batches of a shuffled pass, whose last one is never a single example            A7
 - A source of one's own: what it yields is checked, a lone last example joins the batch before,
-  and its batches may live in memory that is used again                                          A7, A29, M13
+  and its batches may live in memory that is used again; nothing else of it is read              A7, A29, A38, M13
 """
 
 import pytest
@@ -31,13 +31,16 @@ def test_the_number_of_batches(seed, n, size):
     assert [len(rows) for rows, _, _ in batches_of(state, torch.arange(n))] == parts
 
 
-def test_the_same_weights_from_a_source_of_ones_own():
-    """A29: a source with 171 rows at batch 10, whose last batch is one example, gives the weights and statistics that
-    Data gives: the refresh of BatchNorm merges it too."""
+@pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up
+@pytest.mark.parametrize("more", [dict(gamma=1.0), dict(gamma=0.3, reach=0.5, disbelieved=1.4)])
+def test_the_same_weights_from_a_source_of_ones_own(more):
+    """A29, A38: a source with 171 rows at batch 10, whose last batch is one example, gives the weights and statistics
+    that Data gives: the refresh of BatchNorm merges it too. Its length and its batches are all that is read of it, with
+    `reach` and `disbelieved` too."""
     data = make_data(0, n=171)
     forget = torch.arange(9)  # so that step 3 trains on 163 or 171 examples
     for end in (Never, Repaired):
-        how = dict(forget=forget, batch=10, gamma=1.0, net=small_net(0, dtype=torch.float64), until=end)
+        how = dict(forget=forget, batch=10, net=small_net(0, dtype=torch.float64), until=end, **more)
         nets = [unlearn(data=source, **how) for source in (data, Loose(data))]
         for a, b in zip(*(net.state_dict().values() for net in nets), strict=True):
             assert_close(a.double(), b.double(), 1e-9)  # Data's reference is computed once, in batches of another size

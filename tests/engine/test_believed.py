@@ -1,8 +1,8 @@
 """engine/scores.py, `believed`: the images that step 3 leaves out, because theta_o1 disbelieves their labels.
 
 - Left out is exactly what theta_o1 disbelieves, before step 2, from epoch 2 on; to judge moves nothing     A37
-- Nothing but batches, labels as given, is read of the data                                                 A38
 
+That nothing but batches, labels as given, is read of the data is in test_batches.py.
 That REM with `disbelieved` 0 is Algorithm 1 as printed is in paper/test_twins.py, that NPO ignores it in
 paper/test_algorithm.py.
 """
@@ -21,7 +21,7 @@ from engine.ending import Never, Repaired
 from engine.lines import copies
 from engine.scores import believed
 from etd import drop
-from helpers import assert_same_state, make_data, seeds, small_net
+from helpers import make_data, seeds, small_net
 from states import acc_forget, make_state, unlearn
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # the end may tell of harm
@@ -108,27 +108,3 @@ def test_judging_moves_nothing(seed, bound):
     assert torch.equal(state.generator.get_state(), drawn) and graphs and not any(graphs)
     assert all(module.training for module in state.expanded.modules())
     assert all(map(torch.equal, [*state.expanded.parameters(), *state.expanded.buffers()], begin))
-
-
-class Bare:
-    """D_tr of which nothing can be had but its length and its batches, labels as given."""
-
-    def __init__(self, data):
-        self.__data, self.augments = data, data.augments
-
-    def __len__(self):
-        return len(self.__data)
-
-    def batches(self, *given, **named):
-        """Those of the data."""
-        return self.__data.batches(*given, **named)
-
-
-@pytest.mark.parametrize("until", [Never, Repaired])
-def test_no_clean_label(until):
-    """A38: with `reach` and `disbelieved` the batches are all that is read of the data."""
-    nets = []
-    for data in (make_data(0, n=48), Bare(make_data(0, n=48))):
-        with acc_forget(*[0.9, 0.1, 0.1] * 3):
-            nets.append(unlearn(data=data, forget=FORGET, reach=1.0, disbelieved=1.0, unlearn_epochs=3, until=until))
-    assert_same_state(*nets)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.checks import (NonFiniteLoss, check_forget, check_index, check_sets, checked, finite, finite_weights,
-                           first_line, nearest, positive, settings_from)
+                           first_line, positive, settings_from)
 from helpers import small_net
 
 # --- Index sets -------------------------------------------------------------------------------------------------------
@@ -121,15 +121,6 @@ def test_unknown_arguments():
         with pytest.raises(TypeError, match="Some has no setting 'pases'; did you mean 'passes'"):
             make()
     assert replace(Some(), passes=1) == Some(0.5, "plain", 1)
-
-
-@pytest.mark.parametrize("name, known, expected", [
-    ("unlearn_epoch", ["epochs", "unlearn_epochs", "unlearn_lr"], "unlearn_epochs"),
-    ("gama", ["beta", "gamma"], "gamma"), ("x", ["y"], "y"),
-])
-def test_nearest(name, known, expected):
-    """A26: the known name that is most like the given one, whatever their order."""
-    assert nearest(name, known) == nearest(name, known[::-1]) == expected
 
 
 @pytest.mark.parametrize("changes, text", [

@@ -295,11 +295,3 @@ def test_healing_lasts():
     """A24: at discovery 0.1, Healed after ten times the epochs is that after the preset's, within the spread."""
     assert claims.mean("lasting", "healed") >= 0.1  # 0.47, SD 0.12: k = 5.1
     assert claims.mean("lasting", "change in 10x") >= -0.1  # 0.00, SD 0.01: k = 13; with Never -0.22
-
-
-def test_no_random_number_is_drawn():
-    """A9, A27: who decides the end draws nothing from the run's generator or the global one."""
-    state = make_state(n=60, size=5)
-    before = state.generator.get_state(), torch.get_rng_state()
-    Repaired(state).look(state)
-    assert torch.equal(state.generator.get_state(), before[0]) and torch.equal(torch.get_rng_state(), before[1])

@@ -2,6 +2,7 @@
 
 - The core needs torch alone (R13): engine/, etd.py, expand.py and rem.py import torch, each other and Python's own.
 - Imports point downwards (R13): engine, the paper's files, experiment, repair, study, run.py; and in no circle.
+- Libraries that are slow to import, or need not be there, are imported inside functions (R7).
 - The oldest Python that requirements.txt allows can parse every file (R13).
 """
 
@@ -70,6 +71,14 @@ def test_the_core_imports_torch_alone(name):
     """R13: nothing but torch, Python's own modules and the core itself."""
     allowed = {"torch", *CORE, *sys.stdlib_module_names}
     assert {module.partition(".")[0] for module in imported(TREES[name])} <= allowed
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_slow_libraries_are_imported_where_they_are_needed(name):
+    """R7: no file imports matplotlib, which need not be there, torchvision or PIL before a function asks for it."""
+    top = [node for node in TREES[name].body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    top = imported(ast.Module(top, []))
+    assert not {module.partition(".")[0] for module in top} & {"matplotlib", "torchvision", "PIL"}
 
 
 WHOLE = sorted(ROOT.glob("*.py")) + sorted(path for path in ROOT.glob("[a-z]*/**/*.py") if "venv" not in path.parts)

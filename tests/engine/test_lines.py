@@ -2,11 +2,10 @@
 
 - Updates of one length, then along their line as far as `reach`; a later step 2 ends at gamma       A32, A33
 - No state of the optimiser is carried from step 2 into step 3                                       A34
-- All versions of REM read it, and no other method does                                              A36
 - Distances in closed form                                                                           A39
 
 That REM with `reach` 0 is Algorithm 1 as printed is in paper/test_twins.py, that NPO ignores it in
-paper/test_algorithm.py.
+paper/test_algorithm.py; which methods read it is in study/test_plan.py, its default in experiment/test_settings.py.
 """
 
 import warnings
@@ -23,9 +22,8 @@ import rem as rem_module
 from engine.ending import Never
 from engine.lines import STEP, carry_on, copies, moved
 from etd import drop
-from experiment.methods import METHODS, reads_setting
 from helpers import assert_close, gen, seeds, small_net
-from rem import Settings, remove
+from rem import remove
 from states import acc_forget, make_state, unlearn
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up
@@ -159,11 +157,11 @@ def test_a_later_one_ends_at_gamma(seed, epoch, reach):
 @pytest.mark.parametrize("seed, epoch", [(0, 1), (1, 2), (2, 3)])
 def test_no_pass_begins_beyond(seed, epoch):
     """A33: the pass that comes to `reach` is the last, though Acc(D_f) > gamma, and there the weights stay."""
-    def begun(reach, most, epoch=epoch):
+    def begun(reach, most, epoch=epoch, believed=0.9):
         state = started(seed, epoch, max_passes=most)
         noisy(state, seed)  # distance counts from where this step 2 begins, not from the reference
         begin = copies(state.expanded.theta_o1())
-        with acc_forget(0.9):
+        with acc_forget(believed):
             remove(state, reach=reach)
         return state, distance(state.expanded.theta_o1(), begin)
 
@@ -172,6 +170,8 @@ def test_no_pass_begins_beyond(seed, epoch):
     state, far = begun(1.5 * STEP, 50)  # two of them are at most twice as long, and less where they turn back
     short = [begun(9.0, most, epoch=2)[1] for most in range(state.record["passes"])]
     assert state.record["passes"] < 50 and max(short) < 1.5 * STEP <= far
+    little, _ = begun(1.5 * STEP, 50, believed=0.25)  # for which its line alone goes on less far
+    assert little.record["passes"] == state.record["passes"]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -189,19 +189,6 @@ def test_step_3_begins_without_momentum(optimizer, reach):
     with acc_forget(0.9, 0.1, *at_reach, 0.1, 0.9, 0.1), mock.patch.object(rem_module, "redirect", redirect):
         unlearn(optimizer=optimizer, reach=reach, unlearn_epochs=3, unlearn_lr=1e-3, until=Never)
     assert seen == [(1, 1, not reach), (2, 0, True), (3, 1, not reach)]
-
-
-@pytest.mark.parametrize("setting", ["reach", "disbelieved"])
-def test_who_reads_the_choices(setting):
-    """A36: REM in all its versions depends on them, and no other method does."""
-    assert {name for name in METHODS if reads_setting(setting, {"method": name})} == {
-        name for name in METHODS if name.startswith("rem")}
-
-
-def test_the_choices_of_every_table():
-    """A36: REM by default has the values that the tables were made with."""
-    values = dict(max_passes=100, reach=0.07, disbelieved=2.0, forget_norm="auto", precision="auto")
-    assert {name: getattr(Settings(), name) for name in values} == values
 
 
 # --- Distances --------------------------------------------------------------------------------------------------------

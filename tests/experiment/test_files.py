@@ -125,11 +125,14 @@ def test_a_task_that_asks_for_code(tmp_path):
 def test_what_is_looked_at_of_a_pickle(tmp_path, monkeypatch):
     """A8: a pickle is looked at as far as STEPS opcodes, and its notes; names neither flood a terminal nor steer it."""
     (tmp_path / "long").write_bytes(b"\x80\x02" + b"N" * 97 + b"cos\nsystem\n.")  # 100 opcodes
-    for steps, found in ((100, "os.system"), (99, None)):
-        monkeypatch.setattr(files, "STEPS", steps)
-        assert asks_for_code(tmp_path / "long", ValueError()) == found
-    (tmp_path / "noted").write_bytes(b"\x80\x04\x8c\x01a\x94\x8c\x02os\x94h\x01\x8c\x06system\x93.")
+    for steps, found in ((files.STEPS, "os.system"), (100, "os.system"), (99, None)):
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "STEPS", steps)
+            assert asks_for_code(tmp_path / "long", ValueError()) == found
+    (tmp_path / "noted").write_bytes(b"\x80\x04\x8c\x01b\x8c\x01a\x94\x8c\x02os\x94h\x01\x8c\x06system\x93.")
     assert asks_for_code(tmp_path / "noted", ValueError()) == "os.system"  # by a name that was noted before
+    (tmp_path / "cut").write_bytes(b"\x80\x02cos\nsystem\nN")
+    assert asks_for_code(tmp_path / "cut", ValueError()) == "os.system"
     (tmp_path / "odd").write_bytes(b"\x80\x02cos\x1b[2J\n" + b"s" * 5000 + b"\n.")
     asked = asks_for_code(tmp_path / "odd", ValueError())
     assert asked.startswith("os?[2J.sss") and asked.isprintable() and len(asked) < 100

@@ -78,7 +78,7 @@ def interrupted(code: str, times: int = 1, group: bool = False, ignored: bool = 
                                env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         for _ in range(times):
-            process.stdout.readline()
+            assert process.stdout.readline(), "it has ended before it was ready"
             (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
         return process.wait(timeout=60), process.stderr.read()
     finally:
@@ -96,6 +96,12 @@ def test_an_interrupt_is_one_line_and_130(code, words, times):
     """R3: in one long step, where main does not come back or has no answer, and while libraries load, the process ends
     all the same."""
     assert interrupted(code, times) == (130, f"run.py: interrupted; {words}\n")
+
+
+def test_of_several_processes_the_first_tells(monkeypatch):
+    """R3: another one, as torchrun numbers them, ends without a word."""
+    monkeypatch.setenv("RANK", "1")
+    assert interrupted(IMPORTING) == (130, "")
 
 
 def test_an_interrupt_of_all_processes():

@@ -8,13 +8,14 @@ G4  of bad input one process tells, in one line; words that run in one process a
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from torch import distributed as dist
 
 import run
-from experiment.processes import from_torchrun, joined
+from experiment.processes import first_to_tell, from_torchrun, joined
 from helpers import rows_of
 from several import ended, start
 
@@ -47,11 +48,33 @@ def test_what_torchrun_sets(capsys, monkeypatch):
     for name, argv in (("WORLD_SIZE", []), ("RANK", []), ("MASTER_PORT", []), ("WORLD_SIZE", ["grid", "--dry-run"]),
                        ("RANK", ["grid", "--dry-run"])):
         with monkeypatch.context() as patch:
-            patch.setenv("WORLD_SIZE", "2")
+            patch.setenv("WORLD_SIZE", "3")
             patch.setenv(name, "abc")
             assert run.main(argv) == 2
         told = capsys.readouterr()
         assert told.out == "" and told.err.startswith(f"run.py: {name} is 'abc'") and told.err.count("\n") == 1
+
+
+class Gone:
+    """A store whose process was killed."""
+
+    def add(self, name, number):
+        raise RuntimeError("no one is there")
+
+
+def test_who_tells():
+    """G4: the first that asks tells, whoever it is; the first process, which may hold the store, stays until all have
+    asked, or for its patience, and torchrun's SIGTERM ends none of them before. Where there is no store, each tells."""
+    handler, store = signal.getsignal(signal.SIGTERM), dist.HashStore()
+    try:
+        told = [first_to_tell(store, 1, 3)]
+        threading.Timer(0.3, lambda: told.append(store.add("told", 1))).start()  # the third process is late
+        told.append(first_to_tell(store, 0, 3, patience=20))
+        assert told == [True, 3, False] and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        assert first_to_tell(dist.HashStore(), 0, 2, patience=0.1)  # the other one was killed
+        assert first_to_tell(Gone(), 1, 2)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ R11  what such a file does where it is imported reaches no other method
 R3   a row names the contents that the file had when it was loaded
 """
 
+import os
 import sys
 
 import pytest
@@ -74,27 +75,55 @@ def test_what_is_wrong_with_a_file(tmp_path, get, purpose, kind):
     assert purpose.format(path) in told or "does not import" in told
 
 
+def world():
+    """What `same_world` puts back."""
+    return (os.getcwd(), torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
+            torch.get_num_threads(), torch.get_rng_state().tolist())
+
+
+CHANGES = """import os, torch
+os.chdir("/")
+torch.set_default_dtype(torch.float64)
+torch.set_default_device("meta")
+torch.set_grad_enabled(not torch.is_grad_enabled())
+torch.set_num_threads(3)
+torch.manual_seed(5)
+"""
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_world_is_as_it_was_found(device):
+    """R11: folder, dtype, device, gradients, threads and random numbers are put back to what they were, after an error
+    too, be they the usual ones or not."""
+    torch.set_default_device(device)
+    torch.set_grad_enabled(device == "cpu")
+    torch.set_num_threads(1 if device == "cpu" else 4)
+    before = world()
+    with pytest.raises(ZeroDivisionError), same_world():
+        exec(CHANGES.replace("meta", "cpu" if device == "meta" else "meta") + "1 / 0")
+    assert world() == before
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+    torch.set_num_threads(1)  # as conftest.py sets it
+
+
 @pytest.mark.parametrize("get", [of_a_method, of_a_model])
 def test_importing_a_file_leaves_the_world_alone(tmp_path, get):
-    """R16, R11: what a file changes where it is imported is put back, whether it imports or not; the function is the
-    file's own, and finds what its module has."""
+    """R16, R11: what a file changes where it is imported is put back, whether it imports or not."""
+    path, before = tmp_path / "mine.py", world()
+    path.write_text(CHANGES + METHOD)
+    assert callable(get(path, "f")) and world() == before
+    path.write_text(CHANGES + "1 / 0\n")
+    with pytest.raises(ValueError, match="does not import"):
+        get(path, "f")
+    assert world() == before
+
+
+def test_a_file_may_have_dataclasses(tmp_path):
+    """R16: a dataclass, which looks its module up by name, may be what is asked for."""
     path = tmp_path / "mine.py"
-    changes = ("from __future__ import annotations\nfrom dataclasses import dataclass\n"
-               "import os, torch\nos.chdir('/')\n"
-               "torch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\ntorch.set_num_threads(3)\n"
-               "torch.manual_seed(5)\ntorch.set_default_device('meta')\n"
-               "@dataclass\nclass Kept:\n    value: int = 3\n")  # a dataclass looks its module up by name
-    state = torch.get_rng_state()
-    for end in ("", "1 / 0\n"):
-        path.write_text(changes + METHOD + end)
-        if end:
-            with pytest.raises(ValueError, match="does not import"):
-                get(path, "f")
-        else:
-            assert callable(get(path, "f"))
-        assert torch.get_default_device().type == "cpu" and torch.equal(torch.get_rng_state(), state)
-        # the other flags and the folder are looked at by conftest.py
-    path.write_text(changes)
+    path.write_text("from __future__ import annotations\nfrom dataclasses import dataclass\n"
+                    "@dataclass\nclass Kept:\n    value: int = 3\n")
     assert function_of(f"{path}:Kept", "a test")().value == 3
 
 
@@ -118,14 +147,6 @@ def test_files_of_one_name(tmp_path):
         (tmp_path / folder / "rem.py").write_text(f"NAME = '{folder}'\ndef f(): return NAME\n")
         found.append(function_of(f"{tmp_path / folder / 'rem.py'}:f", "a test"))
     assert [f() for f in found] == ["a", "b"] and sys.modules["rem"] is ours
-
-
-def test_the_world_is_as_it_was_found():
-    """R11: what was off before stays off; the rest, and that no method changes another's row, is in test_cell.py."""
-    with torch.no_grad():
-        with same_world():
-            torch.set_grad_enabled(True)
-        assert not torch.is_grad_enabled()
 
 
 # --- Names and parameters ---------------------------------------------------------------------------------------------
