@@ -4,7 +4,6 @@ R9  the trigger tells cells of poison apart and no others, the labels' file and 
 found; V19  tables set them apart and say which they are.
 """
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 import run
 from experiment.settings import resolve
 from few_images import FEW, LOUD, do, few, fresh, load_few  # noqa: F401
+from helpers import rows_of
 from made_rows import column, load, make_row, one
 from study.plan import by_original, expand_axes, original_of, overview
 from study.rows import cell_key, read_rows
@@ -60,7 +60,7 @@ def test_a_trigger_of_the_command(few, tmp_path, capsys):  # noqa: F811
     """`--trigger` reaches the images and the row; the headline and the table show it."""
     out = tmp_path / "x.jsonl"
     assert run.main([*LOUD, "--method", "no-ul", "--trigger", "sinusoidal", "--out", str(out)]) == 0
-    shown, row = capsys.readouterr().out, json.loads(out.read_text())
+    shown, (row,) = capsys.readouterr().out, rows_of(out)
     assert shown.startswith("poison (sinusoidal) on fashion-mini") and row["trigger"] == "sinusoidal"
     assert f"{100 * row['misled']:.1f}" in shown.splitlines()[-2].split()
 
@@ -122,7 +122,7 @@ def test_suspects_of_people(few, labels, tmp_path, capsys):  # noqa: F811
     out = tmp_path / "x" / "scores.jsonl"
     argv = ["suspects", "--task", "human", "--discovery", "0.5", "--human-labels", str(labels), *FEW]
     assert run.main([*argv, "--out", str(out)]) == 0
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = rows_of(out)
     assert {row["n"] for row in rows} == {12}
     assert {row["undiscovered"] for row in rows if "score" in row} == {6}
     assert "| score | human 0.5 | all |" in capsys.readouterr().out
