@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import run
+from experiment.cell import corrupt
 from experiment.settings import resolve
-from few_images import FEW, LOUD, do, few, fresh, load_few  # noqa: F401
+from few_images import FEW, do, few, fresh, load_few  # noqa: F401
 from helpers import rows_of
 from made_rows import column, load, make_row, one
 from study.plan import by_original, expand_axes, original_of, overview
@@ -24,10 +25,13 @@ from tasks import TASKS, TRIGGERS
 
 @pytest.mark.parametrize("task", TASKS)
 def test_triggers_tell_cells_apart(task):
-    """R9: triggers tell cells and originals of poison apart, and no others; as an axis they multiply poison alone."""
-    cells = [resolve({"task": task, "trigger": trigger, "method": "rem"}) for trigger in TRIGGERS]
+    """R9: triggers tell cells and originals of poison apart, and no others, and the settings' one is on the images; as
+    an axis they multiply poison alone."""
+    cells = [resolve({"task": task, "trigger": trigger, "method": "rem", "n": 12}) for trigger in TRIGGERS]
     for key in (cell_key, lambda cell: cell_key(original_of(cell))):
         assert len({key(cell) for cell in cells}) == (4 if task == "poison" else 1)
+    images = {corrupt(cell, load_few("fashion-mini")).train.images.sum().item() for cell in cells}
+    assert len(images) == (4 if task == "poison" else 1)
     groups = by_original(expand_axes({"task": task, "trigger": "patch,warp", "method": "no-ul,rem"}))
     assert [original.trigger for original, _ in groups] == (["patch", "warp"] if task == "poison" else ["patch"])
     assert overview(groups, groups, {}).count("trigger warp") == (task == "poison")
@@ -54,15 +58,6 @@ def test_misled_in_tables(tmp_path):
     (found,) = column(one("plane", load(tmp_path, rows)), "misled")
     assert found == pytest.approx((20.0, 10.0))
     assert "misled" not in one("plane", load(tmp_path, rows[2:])).header
-
-
-def test_a_trigger_of_the_command(few, tmp_path, capsys):  # noqa: F811
-    """`--trigger` reaches the images and the row; the headline and the table show it."""
-    out = tmp_path / "x.jsonl"
-    assert run.main([*LOUD, "--method", "no-ul", "--trigger", "sinusoidal", "--out", str(out)]) == 0
-    shown, (row,) = capsys.readouterr().out, rows_of(out)
-    assert shown.startswith("poison (sinusoidal) on fashion-mini") and row["trigger"] == "sinusoidal"
-    assert f"{100 * row['misled']:.1f}" in shown.splitlines()[-2].split()
 
 
 # --- People -----------------------------------------------------------------------------------------------------------
