@@ -210,8 +210,8 @@ def test_numbers_stand_out(tmp_path):
 
 
 def test_bars(tmp_path):
-    """V21: Fig. 3: a bar per method and capacity, best first, with mean, SEM and hatch; with ETD alone, without REM on
-    ETD."""
+    """V21: Fig. 3: a bar per method and capacity, best first, beside each other around their name, with mean, SEM and
+    hatch; with ETD alone, without REM on ETD."""
     rows = [make_row("rem", h, 1.0, seed=s) for s, h in enumerate((0.6, 0.8))] + [make_row("cf", 0.3, 1.0)]
     rows += [make_row("cf", 0.2, 1.0, capacity=1.0), make_row("no-ul", 0.4, 1.0, etd=True), make_row("rem", etd=True)]
     rows += [make_row("rem-no31"), make_row("no-ul", capacity=0.1)]
@@ -221,6 +221,7 @@ def test_bars(tmp_path):
     half, full = (bars for bars in axes.containers if hasattr(bars, "patches"))
     assert [bar.get_width() for bar in half] == pytest.approx([70, 40, 30])
     assert [bar.get_width() for bar in full] == pytest.approx([20])
+    assert [bar.get_y() + bar.get_height() / 2 for bar in (*half, *full)] == pytest.approx([0, 1, 1.8, 2.2])
     assert half.errorbar[2][0].get_segments()[0][:, 0] == pytest.approx([60, 80])
     assert {bar.get_hatch() for bar in half} != {bar.get_hatch() for bar in full}
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["50 % capacity", "100 % capacity"]
