@@ -80,11 +80,12 @@ def test_every_figure_is_written_without_a_display(tmp_path):
         assert content.startswith(b"\x89PNG") if path.suffix == ".png" else b"</svg>" in content
 
 
-def test_same_rows_same_bytes(tmp_path):
+def test_same_rows_same_bytes(tmp_path, capsys):
     """V21: a figure drawn again is the same file, byte for byte."""
     source = str(write(tmp_path / "x.jsonl", grid(("no-ul", "rem"))))
     for name in ("a", "b"):
         assert main([source, "--figure", "3", "--out", str(tmp_path / name)]) == 0
+        assert capsys.readouterr().out == f"0 files of tables and 2 of figures in {tmp_path / name}\n"
     for kind in ("png", "svg"):
         assert len({(tmp_path / name / f"figure-3-cifar10-n1000.{kind}").read_bytes() for name in ("a", "b")}) == 1
     assert "matplotlib.pyplot" not in sys.modules  # which keeps every figure open

@@ -82,7 +82,6 @@ def test_a_grid_of_people(few, labels, tmp_path):  # noqa: F811
     rows = read_rows(out)
     assert [(row["task"], row["n"], row["status"]) for row in rows] == [("human", 12, "ok")] * 2
     assert do(out, *argv) == 0 and len(read_rows(out)) == 2
-    assert run.main(["report", str(out), "--table", "plane", "--out", str(tmp_path / "report")]) == 0
     other = labels.with_name("other.npy")
     other.write_bytes(labels.read_bytes())
     assert do(out, *argv[:-1], str(other)) == 0 and len(read_rows(out)) == 4
