@@ -293,18 +293,20 @@ def test_rem_on_and_off_etd(tmp_path):
 
 
 def test_redirection(tmp_path):
-    """V21: Fig. 5: accuracy by epoch, mean over seeds, at the discovery rate next to one half."""
+    """V21: Fig. 5: accuracy by epoch, mean over seeds, at the discovery rate next to one half; of the runs that failed
+    those that were to note it are counted."""
     def curve(seed, base, **more):
         points = [{"epoch": e, "base": b, "full": 1.0} for e, b in enumerate(base)]
         return {**make_row(seed=seed, unlearn_epochs=5, **more), "curve": True, "points": points}
 
     rows = [curve(0, [1.0, 0.2]), curve(1, [0.8, 0.0]), curve(0, [0.0, 0.0], discovery=1.0), make_row()]
+    rows += [make_row(status="failed", seed=2, curve=True), make_row(status="failed", seed=3)]
     figure = only("5", load(tmp_path, rows))
     (axes,) = figure.axes
     base, full = [lines[0] for lines in axes.containers]
     assert list(base.get_xdata()) == [0, 1] and list(base.get_ydata()) == pytest.approx([90, 10])
     assert list(full.get_ydata()) == [100, 100] and base.get_linestyle() != full.get_linestyle()
-    assert "discovery rate 0.5\ncifar10, 1000 corrupted images, 2 runs" in figure.get_suptitle()
+    assert "discovery rate 0.5\ncifar10, 1000 corrupted images, 2 runs\n1 failed run" in figure.get_suptitle()
     assert labels(figure)[0] == "the repaired network"
 
 

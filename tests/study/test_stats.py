@@ -231,6 +231,8 @@ def test_runs_that_gave_up_or_did_nothing_are_counted(tmp_path):
         assert words in one(name, rows).caption, name
     found = dict(zip(column(one("plane", rows), "method"), column(one("plane", rows), "gave up / idle"), strict=True))
     assert found == {"npo": "1 / 1", "rem": "0 / 0", "cf": "0 / 0", "potion": "0 / 1", "a.py:f": "0 / 0"}
+    both = one("4", load(tmp_path, [ended("npo", True, 9), ended("npo", False, 9, etd=True)]))
+    assert "npo 1 of 1 runs. Did nothing" in both.caption  # of the two trainings each by itself
     none = one("mean", load(tmp_path, [ended("rem", False, 4)]))
     assert "Gave up with Acc(D_f) above gamma: none. Did nothing, Acc(D_f) being at most gamma: none." in none.caption
     old = one("plane", load(tmp_path, [row_of(0.5)]))

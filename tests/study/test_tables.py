@@ -38,6 +38,8 @@ def test_failed_runs_are_counted_and_named(tmp_path):
     assert (got["n"], got["failed"]) == (1, 1) and got["product"] == (pytest.approx(72.0), None)
     assert "Failed, not averaged: 2 of 3 runs (rem poison 0.5 seed 1; npo poison 0.5 seed 2)" in table.caption
     assert "; 1 run; " in table.caption
+    on_etd = one("4", load(tmp_path, [make_row(), make_row(etd=True, status="failed")]))
+    assert "1 of 2 runs (rem with ETD poison 0.5 seed 0)" in on_etd.caption
     empty = dict.fromkeys(table.header)
     assert line(table, method="npo") == {**empty, "method": "npo", "n": 0, "failed": 1, "time % (paper)": "0.2"}
 
