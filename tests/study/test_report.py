@@ -78,10 +78,10 @@ def test_latex_escapes():
     assert r"\caption{A\&B. 50 \% of \#1 \{x\}}" in text
 
 
-def test_the_plane_shows_one_decimal(tmp_path):
-    """V6: one decimal, and two in the others; a mean of 0 is a number too."""
-    rows = load(tmp_path, [row_of(0.50068), row_of(0.0, seed=1)])
-    for name, shown in (("mean", "25.03"), ("plane", "25.0")):
+def test_decimals(tmp_path):
+    """V6: one in the plane and of the ablations, and two in the others; a mean of 0 is a number too."""
+    rows = load(tmp_path, [row_of(p, m, seed=s) for m in ("rem", "rem-ce") for s, p in enumerate((0.50068, 0.0))])
+    for name, shown in (("mean", "25.03"), ("plane", "25.0"), ("ablations", "25.0")):
         assert f"| {shown} ± {shown} |" in report.markdown(one(name, rows))
     assert report.as_csv(one("mean", load(tmp_path, [row_of(0.0)]))).splitlines()[1].count(",0.00,") == 3
 
