@@ -125,13 +125,13 @@ def test_the_time_that_is_left(monkeypatch, capsys):
 
 def test_a_quiet_run_of_one_task(few, tmp_path, capsys):
     """R1, R3, V7: --quiet leaves the table alone on stdout; what a row says of the training is a Config's, and no
-    unlearning setting is in it; one run gives no SEM: null in the row, a dash in the table."""
+    unlearning setting is in it; one run gives no SEM: null in the row, a dash in the table; size 0 trains no network."""
     out = tmp_path / "x"
     argv = ["--task", "confusion", "--quiet", "--out", str(out), *QUICK, "--sizes", "0", "--runs", "1"]
     assert run.main(["cscore", *argv]) == 0
     ([row], (told, err)) = rows_of(out), capsys.readouterr()
     assert [line.split()[0] for line in told.splitlines() if line] == ["task", "confusion"] and err == ""
-    assert row["sem"] is None and told.split()[8] == "-"
+    assert row["sem"] is None and told.split()[8] == "-" and row["networks"] == 0
     assert set(cscore.FLAGS) <= set(row) & set(asdict(Config())) and not {"method", "gamma", "epochs"} & set(row)
     assert row["batch"] == 16 and row["lr"] == 0.05  # the preset of fashion-mini
 
@@ -170,6 +170,7 @@ def test_diverging_training_is_recorded(few, tmp_path, capsys):
 
 BAD_FLAGS = [
     (["--sizes", "0,1"], "sizes is '0,1'; give shares of D_c from 0 to below 1, such as 0,0.2,0.8"),
+    (["--sizes", "0,1.5"], "sizes is '0,1.5'"),
     (["--sizes", "0,-0.1"], "sizes is '0,-0.1'"),
     (["--sizes", "half"], "sizes is 'half'"),
     (["--sizes", "0,nan"], "sizes is '0,nan'"),
