@@ -125,7 +125,7 @@ def test_the_time_that_is_left(monkeypatch, capsys):
 
 def test_a_quiet_run_of_one_task(few, tmp_path, capsys):
     """R1, R3, V7: --quiet leaves the table alone on stdout; what a row says of the training is a Config's, and no
-    unlearning setting is in it; one run gives no SEM: null in the row, a dash in the table; size 0 trains no network."""
+    unlearning setting is in it; one run gives no SEM: null in the row, a dash in the table; size 0 trains nothing."""
     out = tmp_path / "x"
     argv = ["--task", "confusion", "--quiet", "--out", str(out), *QUICK, "--sizes", "0", "--runs", "1"]
     assert run.main(["cscore", *argv]) == 0
