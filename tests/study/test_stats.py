@@ -259,11 +259,13 @@ def test_the_plane_has_the_cells_of_all_seeds(tmp_path):
     assert got["over seeds"] == mean_and_sem([statistics.mean(row["product"] for row in mine if row["seed"] == s)
                                               for s in (0, 1)])
     assert (got["seeds"], got["Table 4"]) == ("2 × 6", "73.4") and len(table.rows) == 3
-    for number, capacity, others in (("4", 1.0, {}), ("5", 0.5, {"dataset": "svhn", "arch": "vit"})):
-        other = one("plane", load(tmp_path, grid(["npo", "rem"], capacity=capacity, **others)))
+    # Potion's is larger at 100 % than at 50 %
+    vit = dict(dataset="svhn", arch="vit")
+    for number, capacity, method, others in (("4", 1.0, "potion", {}), ("5", 0.5, "rem", vit)):
+        other = one("plane", load(tmp_path, grid(["npo", method], capacity=capacity, **others)))
         theirs, = (r["product"][0] for r in PAPER["tables"][number]["rows"]
-                   if (r["method"], r["etd"], r["capacity"]) == ("rem", False, capacity))
-        assert line(other, method="rem")[f"Table {number}"] == f"{theirs:.1f}" != "73.4"
+                   if (r["method"], r["etd"], r["capacity"]) == (method, False, capacity))
+        assert line(other, method=method)[f"Table {number}"] == f"{theirs:.1f}" != "73.4"
     alone = line(table, method="ETD alone")
     assert (alone["mean"], alone["Table 4"], alone["pairs"]) == (mean_and_sem([0.1] * 6), "50.1", "2 × 6")
     assert not make_tables("plane", load(tmp_path, [make_row(seed=0), make_row(task="random", seed=1)]))

@@ -102,6 +102,7 @@ def test_mean_tables_by_group(tmp_path):
     other = [dict(arch="vit"), dict(capacity=1.0), dict(etd=True), dict(p_mem=0.05), dict(dataset="svhn"), dict(n=500)]
     found = make_tables("mean", load(tmp_path, [make_row(), *(make_row(**more) for more in other)]))
     assert len(found) == 7 == len({t.name for t in found}) and all(column(t, "n") == [1] for t in found)
+    assert "Means: cifar10, 1000 corrupted, resnet9, capacity 100 %, no ETD, p_mem 0.2" in {t.title for t in found}
 
 
 def test_networks_without_masks_stand_beside_every_p_mem(tmp_path):
