@@ -1,4 +1,4 @@
-"""spread.py: runs are made once, a killed run is made again, and the table's numbers are those of the rows."""
+"""spread.py: runs are made once, a killed run is made again, and the bounds of outcomes lie out of its reach."""
 
 import itertools
 import json
@@ -34,22 +34,6 @@ def test_runs_are_made_once(tmp_path, monkeypatch, capsys):
     assert len(rows(out)) == 8
     assert spread.main(argv) == 0 and len(made) == 6
     assert "left out of" in capsys.readouterr().err
-
-
-def test_the_table(tmp_path, capsys):
-    """Mean, SD, range, what one seed moves by between machines, and the mean of three seeds with K standard errors."""
-    values = {("AVX2", 0): 0.5, ("AVX2", 1): 0.9, ("default", 0): 0.7, ("default", 1): 0.8}
-    origin = {"threads": 1, "torch": "2.13.0", "native": "AVX512", "seconds": 1.0}
-    out = tmp_path / "rows.jsonl"
-    out.write_text("".join(json.dumps({"kind": "poison", "healed": value, "isa": isa, "seed": seed} | origin) + "\n"
-                           for (isa, seed), value in values.items()))
-    assert spread.main(["--out", str(out), "--table"]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("Made on: AVX512, torch 2.13.0. ISA: AVX2, default.")
-    mean, sd = fmean(values.values()), stdev(values.values())
-    half = spread.K * sd / math.sqrt(spread.TESTED)
-    assert told.splitlines()[-1] == (f"| poison: healed | 4 | {mean:.3f} | {sd:.3f} | 0.500 | 0.900 | 0.200 | "
-                                     f"{mean - half:.2f} to {mean + half:.2f} |")
 
 
 def test_a_run_is_another_machine(monkeypatch):

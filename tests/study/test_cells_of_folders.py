@@ -13,11 +13,13 @@ from PIL import Image
 
 import run
 from few_images import forget
+from helpers import rows_of
 from study.rows import load_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # REM may give up, and its end may tell of harm
 QUICK = ["--dataset", "folder", "--data-dir", "data", "--image-size", "8", "--n", "4", "--width", "0.05", "--epochs",
          "1", "--batch", "16", "--unlearn-epochs", "1", "--task", "poison", "--discovery", "0.5", "--device", "cpu"]
+CELLS, SCORES = "runs/cells.jsonl", "runs/scores.jsonl"
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +45,6 @@ def run_grid(seeds: str, *more) -> int:
     return command("grid", "--methods", "no-ul,cf", "--seeds", seeds, "--out", "runs", *more)
 
 
-def lines(path="runs/cells.jsonl") -> list[dict]:
-    """The rows of a file."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
-
-
 def change(name="train/a/06.png") -> None:
     """Another image under the same name."""
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(Path("data", name))
@@ -56,9 +53,9 @@ def change(name="train/a/06.png") -> None:
 def test_a_folder_is_one_data_set():
     """R5, R9: a cell that run.py has put into the grid's folder is not done again, also of images that are given by a
     relative path: it is the same cell and the same data set in a single run and in a grid."""
-    assert run.main([*QUICK, "--method", "no-ul", "--out", "runs/cells.jsonl"]) == 0
-    assert run_grid("0") == 0 and [row["method"] for row in lines()] == ["no-ul", "cf"]
-    assert {row["data_dir"] for row in lines()} == {str(Path("data").resolve())}
+    assert run.main([*QUICK, "--method", "no-ul", "--out", CELLS]) == 0
+    assert run_grid("0") == 0 and [row["method"] for row in rows_of(CELLS)] == ["no-ul", "cf"]
+    assert {row["data_dir"] for row in rows_of(CELLS)} == {str(Path("data").resolve())}
     assert len({row["data"] for row in load_rows(["runs"])}) == 1
 
 
@@ -68,44 +65,44 @@ def test_a_grid_does_not_mix_two_data_sets(capsys):
     did."""
     images = {path: path.read_bytes() for path in Path("data").rglob("*.png")}
     assert run_grid("0") == 0
-    first, before = lines(), {path.name: path.read_bytes() for path in Path("runs/originals").iterdir()}
+    first, before = rows_of(CELLS), {path.name: path.read_bytes() for path in Path("runs/originals").iterdir()}
     old = [{name: value for name, value in row.items() if name != "images"} for row in first]
     for rows in (first, old):
-        Path("runs/cells.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        assert run_grid("0") == 0 and lines() == rows
-    Path("runs/cells.jsonl").write_text("".join(json.dumps(row) + "\n" for row in first))
+        Path(CELLS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert run_grid("0") == 0 and rows_of(CELLS) == rows
+    Path(CELLS).write_text("".join(json.dumps(row) + "\n" for row in first))
     assert "other images" not in capsys.readouterr().err
     change()
     assert run_grid("0,1", "--dry-run") == 0
     assert run_grid("0,1") == 0
     told = capsys.readouterr()
     assert told.err.count("warning: 2 cells have rows in runs that are of other images") == 2  # once a command
-    new = lines()[2:]
+    new = rows_of(CELLS)[2:]
     assert sorted((row["method"], row["seed"]) for row in new) == [("cf", 0), ("cf", 1), ("no-ul", 0), ("no-ul", 1)]
     assert len({row["images"] for row in new}) == 1 and new[0]["images"] != first[0]["images"]
     assert all(row["status"] == "ok" for row in new)
     after = {path.name: path.read_bytes() for path in Path("runs/originals").iterdir()}
     assert before.items() <= after.items() and len(after) == len(before) + 4
-    assert run_grid("0,1") == 0 and len(lines()) == 6  # all is done
+    assert run_grid("0,1") == 0 and len(rows_of(CELLS)) == 6  # all is done
     assert "other images" not in capsys.readouterr().err
     change("test/a/00.png")  # a test image counts as well
-    assert run_grid("1") == 0 and len(lines()) == 8
+    assert run_grid("1") == 0 and len(rows_of(CELLS)) == 8
     for path, content in images.items():
         path.write_bytes(content)
-    assert run_grid("0") == 0 and len(lines()) == 8
+    assert run_grid("0") == 0 and len(rows_of(CELLS)) == 8
 
 
 def test_suspects_do_not_mix_two_data_sets(capsys):
     """R9: their rows hold the fingerprint, too, and are made anew of other images, which one warning says."""
-    asked = ["--seed", "0", "--out", "runs/scores.jsonl"]
+    asked = ["--seed", "0", "--out", SCORES]
     assert command("suspects", *asked) == 0
-    first = lines("runs/scores.jsonl")
-    assert command("suspects", *asked) == 0 and lines("runs/scores.jsonl") == first
+    first = rows_of(SCORES)
+    assert command("suspects", *asked) == 0 and rows_of(SCORES) == first
     change()
     capsys.readouterr()
     assert command("suspects", *asked) == 0
-    told, new = capsys.readouterr().err, lines("runs/scores.jsonl")[len(first):]
+    told, new = capsys.readouterr().err, rows_of(SCORES)[len(first):]
     assert f"warning: {len(first)} rows in runs/scores.jsonl are of other images" in told
     assert len(new) == len(first)
     assert {row["fingerprint"] for row in new}.isdisjoint(row["fingerprint"] for row in first)
-    assert command("suspects", *asked) == 0 and len(lines("runs/scores.jsonl")) == 2 * len(first)
+    assert command("suspects", *asked) == 0 and len(rows_of(SCORES)) == 2 * len(first)

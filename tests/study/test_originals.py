@@ -28,14 +28,14 @@ pytestmark = [pytest.mark.usefixtures("few"), pytest.mark.filterwarnings("ignore
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Counts the original networks that are trained, by task, seed and ETD: a count that no output tells."""
-    count, inner = Counter(), originals.train_original
+    """Counts the networks that are trained, by task, seed, ETD and method: a count that no output tells."""
+    count, inner = Counter(), originals.train
 
     def counting(config, *args):
-        count[config.task, config.seed, config.etd] += 1
+        count[config.task, config.seed, config.etd, config.method] += 1
         return inner(config, *args)
 
-    monkeypatch.setattr(originals, "train_original", counting)
+    monkeypatch.setattr(originals, "train", counting)
     return count
 
 
@@ -103,17 +103,12 @@ def test_originals_are_trained_once(tmp_path, trained):
     assert do(tmp_path, "--task", "random", "--methods", "no-ul", "--weight-decay", "0") == 0 and trained.total() == 6
 
 
-def test_methods_that_train_alone_do_so_once(tmp_path, monkeypatch):
+def test_methods_that_train_alone_do_so_once(tmp_path, trained):
     """R9: etd and etd-ideal read no D_f: one training serves every discovery rate, also where all images are
     corrupted."""
-    count = Counter()
-    for name in ("etd", "etd-ideal"):
-        def counting(*args, name=name, inner=METHODS[name].function, **more):
-            count[name] += 1
-            return inner(*args, **more)
-        monkeypatch.setitem(METHODS, name, replace(METHODS[name], function=counting))
     assert do(tmp_path, "--task", "random", "--discovery", "0.1,0.5", "--method", "etd,etd-ideal", "--n", "128") == 0
-    assert count == {"etd": 1, "etd-ideal": 1} and set(statuses(tmp_path)) == {("etd", "ok"), ("etd-ideal", "ok")}
+    assert trained == {("random", 0, False, name): 1 for name in ("etd", "etd-ideal")}
+    assert statuses(tmp_path) == {("etd", "ok"): 2, ("etd-ideal", "ok"): 2}
 
 
 def test_a_last_update_that_ruins_the_weights_is_a_failed_training(tmp_path):
@@ -184,18 +179,9 @@ def test_a_damaged_original_says_what_to_do(tmp_path):
 
 def test_data_are_read_where_the_process_stands(tmp_path, monkeypatch):
     """R9: the data set that is kept in memory is that of the whole path."""
-    asked = []
-    monkeypatch.setattr(originals, "load", lambda name, folder, *rest: asked.append(folder) or object())
-    monkeypatch.setattr(originals, "part_of", lambda dataset, *rest: dataset)
-    originals.read_dataset.cache_clear()
-    found = []
-    for name in ("a", "b", "a"):
-        (tmp_path / name).mkdir(exist_ok=True)
-        monkeypatch.chdir(tmp_path / name)
-        found.append(originals.dataset_of(Config(dataset="folder", data_dir="images")))
-    originals.read_dataset.cache_clear()
-    assert asked == [str(tmp_path / name / "images") for name in ("a", "b")]
-    assert found[0] is found[2] is not found[1]
+    monkeypatch.chdir(tmp_path)
+    where = originals.where_of(Config(dataset="folder", data_dir="images"))
+    assert where[:2] == ("folder", str(tmp_path / "images"))
 
 
 def test_each_rank_has_its_gpu(monkeypatch):

@@ -4,15 +4,16 @@ R9  the trigger tells cells of poison apart and no others, the labels' file and 
 found; V19  tables set them apart and say which they are.
 """
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import run
+from experiment.cell import corrupt
 from experiment.settings import resolve
-from few_images import FEW, LOUD, do, few, fresh, load_few  # noqa: F401
+from few_images import FEW, do, few, fresh, load_few  # noqa: F401
+from helpers import rows_of
 from made_rows import column, load, make_row, one
 from study.plan import by_original, expand_axes, original_of, overview
 from study.rows import cell_key, read_rows
@@ -24,10 +25,13 @@ from tasks import TASKS, TRIGGERS
 
 @pytest.mark.parametrize("task", TASKS)
 def test_triggers_tell_cells_apart(task):
-    """R9: triggers tell cells and originals of poison apart, and no others; as an axis they multiply poison alone."""
-    cells = [resolve({"task": task, "trigger": trigger, "method": "rem"}) for trigger in TRIGGERS]
+    """R9: triggers tell cells and originals of poison apart, and no others, and the settings' one is on the images; as
+    an axis they multiply poison alone."""
+    cells = [resolve({"task": task, "trigger": trigger, "method": "rem", "n": 12}) for trigger in TRIGGERS]
     for key in (cell_key, lambda cell: cell_key(original_of(cell))):
         assert len({key(cell) for cell in cells}) == (4 if task == "poison" else 1)
+    images = {corrupt(cell, load_few("fashion-mini")).train.images.sum().item() for cell in cells}
+    assert len(images) == (4 if task == "poison" else 1)
     groups = by_original(expand_axes({"task": task, "trigger": "patch,warp", "method": "no-ul,rem"}))
     assert [original.trigger for original, _ in groups] == (["patch", "warp"] if task == "poison" else ["patch"])
     assert overview(groups, groups, {}).count("trigger warp") == (task == "poison")
@@ -56,15 +60,6 @@ def test_misled_in_tables(tmp_path):
     assert "misled" not in one("plane", load(tmp_path, rows[2:])).header
 
 
-def test_a_trigger_of_the_command(few, tmp_path, capsys):  # noqa: F811
-    """`--trigger` reaches the images and the row; the headline and the table show it."""
-    out = tmp_path / "x.jsonl"
-    assert run.main([*LOUD, "--method", "no-ul", "--trigger", "sinusoidal", "--out", str(out)]) == 0
-    shown, row = capsys.readouterr().out, json.loads(out.read_text())
-    assert shown.startswith("poison (sinusoidal) on fashion-mini") and row["trigger"] == "sinusoidal"
-    assert f"{100 * row['misled']:.1f}" in shown.splitlines()[-2].split()
-
-
 # --- People -----------------------------------------------------------------------------------------------------------
 
 
@@ -87,7 +82,6 @@ def test_a_grid_of_people(few, labels, tmp_path):  # noqa: F811
     rows = read_rows(out)
     assert [(row["task"], row["n"], row["status"]) for row in rows] == [("human", 12, "ok")] * 2
     assert do(out, *argv) == 0 and len(read_rows(out)) == 2
-    assert run.main(["report", str(out), "--table", "plane", "--out", str(tmp_path / "report")]) == 0
     other = labels.with_name("other.npy")
     other.write_bytes(labels.read_bytes())
     assert do(out, *argv[:-1], str(other)) == 0 and len(read_rows(out)) == 4
@@ -122,7 +116,7 @@ def test_suspects_of_people(few, labels, tmp_path, capsys):  # noqa: F811
     out = tmp_path / "x" / "scores.jsonl"
     argv = ["suspects", "--task", "human", "--discovery", "0.5", "--human-labels", str(labels), *FEW]
     assert run.main([*argv, "--out", str(out)]) == 0
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = rows_of(out)
     assert {row["n"] for row in rows} == {12}
     assert {row["undiscovered"] for row in rows if "score" in row} == {6}
     assert "| score | human 0.5 | all |" in capsys.readouterr().out

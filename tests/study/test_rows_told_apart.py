@@ -16,7 +16,6 @@ from experiment.methods import code_of, reads_setting
 from experiment.settings import VERSION, Config
 from made_cells import cells
 from made_rows import column, grid, line, load, make_row, one, write
-from study import grid as grid_module
 from study.plan import expand_axes
 from study.rows import cell_key, load_rows, measured, networks, read_rows, rows_by_cell, without_extra_curves
 from study.tables import make_tables
@@ -74,23 +73,15 @@ def test_own_method_is_told_by_its_code(tmp_path):
 
 
 def test_a_relative_path_is_another_one_elsewhere(tmp_path, monkeypatch):
-    """R9, R5: one relative data path in two working directories is two data sets of images, and a row of the one is no
-    row of the other; the grid's rows hold the whole path."""
-    keys = []
+    """R9, R5: one relative data path in two working directories is two data sets of images, each the one of its whole
+    path, which a grid's rows hold (see test_cells_of_folders.py); so a row of the one is no row of the other."""
+    cell, keys = Config(method="rem", dataset="folder", data_dir="images"), []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
-        asked = {"dataset": "folder", "data_dir": "images", "image_size": "16", "method": "rem"}
-        _, (cell,) = grid_module.cells_of(asked, None, 0, 1)
         keys.append(cell_key(cell))
-        assert cell.data_dir == str(tmp_path / name / "images")
-        assert cell_key(replace(cell, data_dir="images")) == keys[-1]
-        for known in ("cifar10", "svhn"):
-            assert cell_key(replace(cell, data_dir="images", dataset=known)) == cell_key(replace(cell, dataset=known))
-        row = ran(cell)
-    assert keys[0] != keys[1] and set(rows_by_cell([row])) == {keys[1]}
-    monkeypatch.chdir(tmp_path / "a")
-    assert set(rows_by_cell([row])) == {keys[1]}
+        assert set(rows_by_cell([ran(replace(cell, data_dir=str(tmp_path / name / "images")))])) == {keys[-1]}
+    assert keys[0] != keys[1]
 
 
 def test_what_auto_and_the_own_size_come_to(tmp_path):
