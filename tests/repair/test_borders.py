@@ -6,7 +6,6 @@ better. P9: a state of the one is not gone on from by the other.
 
 import json
 import os
-import re
 
 import numpy as np
 import pytest
@@ -112,13 +111,3 @@ def test_the_command_says_what_is_cut_off_and_offers_to_squash(wide, capsys):
     assert "not square" not in told and "labels as given: 0.986" in told
     report = json.loads(wide["--out"].with_suffix(".json").read_text())
     assert report["reading"]["resize"] == "squash" and report["scores"]["held-out images"][0] == round(69 / 72, 4)
-
-
-def test_crop_is_offered_to_who_squashes(colours, capsys):
-    """P2: the other way round: squashed, the network's middle shows what a crop leaves out."""
-    for path in (colours["--data"] / "train").rglob("*.png"):
-        image = np.asarray(Image.open(path))
-        sides = np.full_like(image, 0)
-        Image.fromarray(np.concatenate([sides, image, 255 - sides], axis=1)).save(path)
-    assert call({**colours, "--force": None}, "--resize", "squash") == 2
-    assert re.search(r"98.6% with --resize crop", capsys.readouterr().err)

@@ -43,6 +43,7 @@ TRAPS = {
     "size": ({"--image-size": 64}, (), "98.6% with --image-size 32 --crop-pct 1"),
     "crop": ({}, (), "98.6% with --image-size 32 --crop-pct 0.875"),
     "bgr": ({}, (), "98.6% with BGR images"),
+    "squash": ({}, ("--resize", "squash"), "98.6% with --resize crop"),
 }
 CORNER = """
 class Corner(nn.Module):
@@ -56,7 +57,7 @@ def at_the_corner(classes):
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_traps_are_told_before_any_work(colours, capsys, trap):
-    """P2: another class order, mean and std, image size or colour order stops the run, which says what fits."""
+    """P2: another class order, mean and std, image size, crop or colour order stops the run, which says what fits."""
     changed, more, words = TRAPS[trap]
     if trap == "size":
         changed = {**changed, "--model": f"{colours['--data'] / 'net.py'}:at_the_middle"}
@@ -70,6 +71,8 @@ def test_traps_are_told_before_any_work(colours, capsys, trap):
             image = np.pad(image[20:24, 20:24], ((20, 8), (20, 8), (0, 0)))
         if trap == "crop":  # with a black frame, which the corner does not see in a crop
             image = np.pad(image[1:-1, 1:-1], ((1, 1), (1, 1), (0, 0)))
+        if trap == "squash":  # between sides that a crop leaves out
+            image = np.concatenate([0 * image, image, 255 + 0 * image], axis=1)
         Image.fromarray(np.ascontiguousarray(image)).save(path)
     assert call({**colours, "--force": None, **changed}, *more) == 2
     told = capsys.readouterr()

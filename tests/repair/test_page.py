@@ -34,7 +34,7 @@ from PIL import Image
 
 from colours import call, colours  # noqa: F401
 from helpers import gen
-from repair import account, page
+from repair import page
 from repair.inputs import read_bad, read_labels
 from repair.page import Card, Part, is_page, page_of, spelt, thumbnail, write_page
 
@@ -339,19 +339,6 @@ def test_the_command_writes_it_beside_the_weights(colours, capsys):  # noqa: F81
     assert f"About {marked} of the 70 images" in tree.all("main")[0].text and report["likely_bad"] == marked
     assert report["verdict"]["word"] == tree.all("strong")[0].text
     assert call(colours, "--epochs", 0) == 0 and is_page(file) and file.read_text(encoding="utf-8") != source
-
-
-def test_a_page_that_fails_costs_nothing_else(colours, capsys, monkeypatch):  # noqa: F811
-    """S34: where the page cannot be made a line says why; weights, report and list are there."""
-    def fail(*args, **more):  # in place of what only a full disk does
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(account, "write_page", fail)
-        assert call(colours, "--epochs", 0) == 0
-    assert "no page to open (OSError: [Errno 28] No space left" in capsys.readouterr().out
-    names = {path.name for path in colours["--out"].parent.iterdir()}
-    assert names == {"repaired.pt", "repaired.json", "suspects.csv"}
 
 
 def test_a_page_is_written_whole(tmp_path):

@@ -139,15 +139,16 @@ def test_the_second_round_starts_from_the_original(world, capsys):
 
 
 def test_a_list_where_some_things_are_missing(tmp_path):
-    """S15: images that could not be decoded, here every second one, count in the index. Where nothing says what looks
-    like D_f, both of its columns are empty. A class's name that a spreadsheet would compute stands behind an
-    apostrophe, others as they are."""
+    """S15: images that could not be decoded, here every second one, count in the index; as many are marked as are
+    likely. Where nothing says what looks like D_f, both of its columns are empty. A class's name that a spreadsheet
+    would compute stands behind an apostrophe, others as they are."""
     data, net = make_data(0, channels=3, classes=2), small_net(1, channels=3, classes=2)
     paths = [tmp_path / "train" / "a" / f"{i}.png" for i in range(12)]
     folder = Folder(tmp_path, ['=HYPERLINK("x")', "a=b"], paths, data.labels, torch.tensor([2, 5]), None, "")
-    ranking, places = rank(*logits(net, data), folder.forget), {path: 2 * i for i, path in enumerate(paths)}
-    sheets.write_suspects(tmp_path / "r.pt", ranking, data, folder, places)
+    ranking = rank(*logits(net, data), folder.forget)._replace(likely=3)
+    sheets.write_suspects(tmp_path / "r.pt", ranking, data, folder, {path: 2 * i for i, path in enumerate(paths)})
     rows = rows_of(tmp_path / "suspects.csv")
+    assert [row["likely"] for row in rows] == ["true"] * 3 + ["false"] * 7
     assert len(rows) == 10 and all(row["filename"] == f"train/a/{int(row['index']) // 2}.png" for row in rows)
     assert {row["similar"] for row in rows} == {row["rank_by_similar"] for row in rows} == {""}
     assert sorted(int(row["rank_by_score"]) for row in rows) == list(range(1, 11))

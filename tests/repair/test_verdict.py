@@ -282,13 +282,6 @@ def test_when_nothing_is_believed(believed, of, refused):
         check_believed(labels, before, torch.arange(of))
 
 
-def test_features_that_fail_cost_no_verdict(colours, capsys, monkeypatch):
-    """Q4: where there is no room for features, the verdict does without them."""
-    monkeypatch.setattr(account, "probe", lambda *args: 1 / 0)  # what fails only on larger data
-    assert call(colours, "--epochs", 0) == 0
-    assert "\nREPAIRED: " in capsys.readouterr().out
-
-
 # --- In Python --------------------------------------------------------------------------------------------------------
 
 def test_the_function_refuses_and_warns():
