@@ -139,12 +139,6 @@ def test_classes_and_confusions_are_counts(seed):
                 assert row == [names[k], *(str(count or "") for count in counts)]
 
 
-@pytest.mark.parametrize("share, step", [(0, 0), (1e-6, 1), (0.027, 1), (0.03, 2), (0.25, 3), (0.26, 4), (1, 6)])
-def test_a_cell_is_as_dark_as_the_root_of_its_share(share, step):
-    """S30: in six steps, rounded up, so that few wrong answers are seen; wrong answers in another colour."""
-    assert (page.shade(share, True), page.shade(share, False)) == (f"r{step}", f"w{step}")
-
-
 def test_many_classes_are_folded():
     """S30: of 50 classes those with the most wrong answers have rows of their own, the others one together; no image is
     lost, and a page of a thousand classes stays small."""

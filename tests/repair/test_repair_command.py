@@ -235,10 +235,10 @@ def test_a_rate_that_is_too_high_is_told_as_the_flag(colours, capsys):
 
 @pytest.mark.parametrize("content", ["rank,filename,Bad\n1,0-0.png,true\n", "rank;filename; BAD\n1;0-0.png;true\n",
                                      "rank\tfilename\tbad\n1\t0-0.png\ttrue\n", "OURS,wrong\n1,,,,,,,,,,,x\n",
-                                     "OURS\n1,,,,,,,,,,,true\n", "a,b,c,d,e,f,g,h,i,j,k\n",
+                                     "OURS\n1,,,,,,,,,,,true\n", "OURS\nask Eve\n", "a,b,c,d,e,f,g,h,i,j,k\n",
                                      b"rank,filename,b\xe4d\n",
                                      "rank,filename,bad\n".encode("utf-16")],
-                         ids=["Bad", "semicolons", "tabs", "wrong", "unnamed", "eleven", "latin", "utf-16"])
+                         ids=["Bad", "semicolons", "tabs", "wrong", "unnamed", "note", "eleven", "latin", "utf-16"])
 def test_answers_are_never_written_over(tmp_path, content):
     """S15: a suspects.csv with typed answers counts as such, whatever the case, delimiter or encoding; one without does
     not. That the command keeps it is in test_suspects_list.py."""
