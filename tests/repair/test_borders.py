@@ -87,16 +87,7 @@ def wide(colours):
         grey = np.full_like(image, 128)
         Image.fromarray(np.concatenate([image, grey, image], axis=1)).save(path)
     (colours["--data"] / "val").symlink_to(colours["--data"] / "train")
-    path = colours["--data"] / "net.py"
-    path.write_text(path.read_text() + """
-class Edge(nn.Module):
-    def forward(self, x): return x[:, :, :, :8]
-def at_the_edge(classes):
-    net = colours(classes)
-    net[0] = Edge()
-    return net
-""")
-    return {**colours, "--model": f"{path}:at_the_edge"}
+    return {**colours, "--model": f"{colours['--data'] / 'net.py'}:at_the_edge"}
 
 
 def test_the_command_says_what_is_cut_off_and_offers_to_squash(wide, capsys):

@@ -423,7 +423,7 @@ class Dying(nn.Module):
         CALLS.append(1)
         if os.environ.get("RANK") == "1" and len(CALLS) == 60: os._exit(9)
         return x
-def dying(classes): return nn.Sequential(Dying(), *colours(classes))
+def dying(classes): return colours(classes, Dying())
 """
 
 
@@ -431,9 +431,6 @@ def dying(classes): return nn.Sequential(Dying(), *colours(classes))
 def test_a_process_that_dies_ends_the_run_with_one_line(colours):
     """G4: where one of two processes is killed, the other says so in one line; no output is there, whole or half."""
     path = add_to_net(colours, DYING)
-    stored = torch.load(colours["--checkpoint"], weights_only=True)
-    shifted = {re.sub(r"^\d+", lambda m: str(int(m[0]) + 1), k): v for k, v in stored.items()}
-    torch.save(shifted, colours["--checkpoint"])
     argv = words({**colours, "--model": f"{path}:dying"}, "--epochs", 9, "--device", "cpu", "--checkpoint-every", 0,
                  "--batch-size", 4)
     for _ in range(3):  # now and then gloo itself aborts a process whose peer has gone, before Python is told
