@@ -4,6 +4,7 @@
     assert call(colours, "--epochs", 0) == 0
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -93,6 +94,11 @@ def call(world: dict, *more) -> int:
         return run.main(words(world, *more))
     except SystemExit as leave:  # of argparse
         return leave.code
+
+
+def report_of(world: dict) -> dict:
+    """The report that a repair in such a world has written."""
+    return json.loads(world["--out"].with_suffix(".json").read_text())
 
 
 def began(told: str) -> bool:

@@ -4,7 +4,6 @@ B4: either way, for training and held-out images. P2: the other way is named whe
 better. P9: a state of the one is not gone on from by the other.
 """
 
-import json
 import os
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from colours import began, call, colours  # noqa: F401
+from colours import began, call, colours, report_of  # noqa: F401
 from helpers import make_data
 from repair.images import Files, Reading, cut_off, decode, load_images
 from repair.state import marks_of, same_images
@@ -100,5 +99,5 @@ def test_the_command_says_what_is_cut_off_and_offers_to_squash(wide, capsys):
     assert call(wide, "--resize", "squash", "--epochs", 0) == 0
     told = capsys.readouterr().out
     assert "not square" not in told and "labels as given: 0.986" in told
-    report = json.loads(wide["--out"].with_suffix(".json").read_text())
+    report = report_of(wide)
     assert report["reading"]["resize"] == "squash" and report["scores"]["held-out images"][0] == round(69 / 72, 4)

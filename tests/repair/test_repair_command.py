@@ -24,8 +24,8 @@ import torchvision
 from torch import nn
 
 import run
-from colours import (IMAGENET, add_to_net, began, call, colours, in_two_processes, with_torchrun,  # noqa: F401
-                     words)
+from colours import (IMAGENET, add_to_net, began, call, colours, in_two_processes, report_of,  # noqa: F401
+                     with_torchrun, words)
 from examples import repair as example_repair
 from examples import inner_layers
 from examples.repair import draw_shapes, put_sticker, write_images
@@ -42,11 +42,6 @@ from repair.networks import build_network
 from repair.outputs import beside_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whether a cap is reached
-
-
-def report_of(world: dict) -> dict:
-    """The report of a repair."""
-    return json.loads(world["--out"].with_suffix(".json").read_text())
 
 
 # --- End to end -------------------------------------------------------------------------------------------------------

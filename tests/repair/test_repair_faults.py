@@ -8,7 +8,6 @@ K5: code in a checkpoint or a state is called code, and never run; no advice of 
 import collections
 import errno
 import hashlib
-import json
 import os
 import pickle
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from colours import call, colours  # noqa: F401
+from colours import call, colours, report_of  # noqa: F401
 from helpers import Evil, assert_same_state, make_data, small_net
 from repair import checkpoints, command, network, outputs, state
 from test_repair_state import cut_after
@@ -183,7 +182,7 @@ def test_lists_from_a_shell_are_read_once(colours, capsys, lists):
         if b"" in lists:
             assert code == 2 and "1 lines, 0 matched" in told.err
             return
-        report = json.loads(colours["--out"].with_suffix(".json").read_text())
+        report = report_of(colours)
         assert code == 0 and "2 known bad" in told.out
         assert {report["sha256"][path] for path in paths} == {hashlib.sha256(content).hexdigest() for content in lists}
     finally:
@@ -202,7 +201,7 @@ def test_inputs_that_go_away_cost_nothing(colours, monkeypatch):
 
     monkeypatch.setattr(command, "repaired_with", gone)
     assert call(colours, "--epochs", 1) == 0
-    report = json.loads(colours["--out"].with_suffix(".json").read_text())
+    report = report_of(colours)
     assert report["sha256"][str(colours["--checkpoint"])] == digest
     assert report["cpu"] and report["isa"] and report["threads"]
 

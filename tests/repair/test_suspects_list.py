@@ -4,7 +4,6 @@ S15: suspects.csv says what the network believes and comes back whatever the nam
 """
 
 import csv
-import json
 import math
 import os
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from colours import call as run_repair
+from colours import call as run_repair, report_of
 from engine.features import features
 from helpers import make_data, small_net
 from models import build
@@ -126,7 +125,7 @@ def test_the_second_round_starts_from_the_original(world, capsys):
     assert second["--out"].read_bytes() == first
     some = answer(listed, world["--data"] / "some.csv", {"train/ant, red/plain.png": "true"})
     assert call({**second, "--bad": [world["--bad"], some]}) == 0
-    report = json.loads(second["--out"].with_suffix(".json").read_text())
+    report = report_of(second)
     assert str(some) in report["sha256"] and second["--out"].read_bytes() != first
     assert {"train/ant, red/plain.png", "train/bëe/plain.png"}.isdisjoint(
         row["filename"] for row in rows_of(second["--out"].parent / "suspects.csv"))

@@ -7,14 +7,13 @@ Y4: a list's column says them by name or number, for all or some rows; a contrad
 Y5: the state knows them; the report says how many reach them.
 """
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 import claims
-from colours import call, colours  # noqa: F401
+from colours import call, colours, report_of  # noqa: F401
 from engine.streams import stream
 from examples.repair import make
 from experiment.data import Data
@@ -218,6 +217,6 @@ def test_the_command_teaches_them(colours, capsys, monkeypatch):
     (colours["--data"] / "train" / "0" / "0-0.png").write_bytes(b"\x89PNG")  # the one before them all
     assert call({**colours, "--bad": bad}, "--epochs", 0, "--skip-bad-images") in (0, 3)
     assert "1 of these with a true label" in capsys.readouterr().out
-    scores = json.loads(colours["--out"].with_suffix(".json").read_text())["scores"]
+    scores = report_of(colours)["scores"]
     assert list(scores)[:2] == ["known bad, their given labels", "known bad, their true labels"]
     assert scores["known bad, their true labels"][0] == 1.0  # of 0-5.png alone, which the network calls 0
