@@ -38,12 +38,6 @@ def test_the_matching_is_the_best_of_all(seed, n, most, product):
     assert worth(found) == max(worth(columns) for columns in itertools.permutations(range(n)))
 
 
-def test_rows_and_columns_of_the_confusion():
-    """P2: a row a label, a column a prediction."""
-    counts = confusion(np.array([2, 2, 0]), np.array([1, 1, 1]), 3)
-    assert counts.tolist() == [[0, 0, 0], [1, 0, 2], [0, 0, 0]]
-
-
 def predictions(seed: int, classes: int, n: int, right: float):
     """Labels, an order of the classes, and predictions that are right in it for a share of the images."""
     g = gen(seed)

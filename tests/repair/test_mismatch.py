@@ -72,9 +72,9 @@ def test_traps_are_told_before_any_work(colours, capsys, trap):
 
 
 def test_natural_order():
-    """P2: timm's order: numbers by value, letters without case."""
-    names = ["10", "2", "b10", "B9", "ant", "Cat"]
-    assert sorted(names, key=mismatch.natural) == ["2", "10", "ant", "B9", "b10", "Cat"]
+    """P2: timm's order: numbers by value, of any length, letters without case."""
+    names = ["9" * 5000, "10", "2", "b10", "B9", "ant", "Cat"]
+    assert sorted(names, key=mismatch.natural) == ["2", "10", "9" * 5000, "ant", "B9", "b10", "Cat"]
 
 
 @pytest.mark.parametrize("known, best, refused", [(0.92, 1.0, False), (0.7, 0.75, False), (0.7, 0.85, True),
