@@ -28,7 +28,7 @@ from colours import (IMAGENET, add_to_net, began, call, colours, in_two_processe
                      with_torchrun, words)
 from examples import repair as example_repair
 from examples import inner_layers
-from examples.repair import draw_shapes, put_sticker, write_images
+from examples.repair import draw_shapes, write_images
 from experiment.console import Parser
 from experiment.data import Data
 from helpers import assert_close, gen, small_net
@@ -143,10 +143,6 @@ def test_help_and_the_example(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         example_repair.main()
     assert "has images already" in capsys.readouterr().err
-    shapes, labels = draw_shapes(9, gen(0))
-    assert shapes.shape == (9, 3, 32, 32) and labels.tolist() == [0, 1, 2] * 3
-    stuck = put_sticker(shapes, gen(1))
-    assert (stuck != shapes).any(1).sum(dim=(1, 2)).eq(64).all()  # a quarter of each side
 
 
 def test_trials_note_every_choice_of_layers(monkeypatch, tmp_path):

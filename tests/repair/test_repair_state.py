@@ -1,12 +1,11 @@
 """Going on after an interruption (repair/state.py): the state is all that REM's next epoch depends on.
 
-A8: k epochs, a state, another process and the other epochs give what all epochs at once give, bit for bit.
+A8: k epochs, a state and the other epochs give what all epochs at once give, bit for bit; that another process goes on
+is in test_progress.py.
 P9: the state of another repair is not gone on from; one that cannot be written costs no repair.
 """
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from unittest import mock
 
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from colours import ROOT, call, colours  # noqa: F401
+from colours import call, colours  # noqa: F401
 from engine import ending
 from experiment.settings import Config
 from helpers import assert_same_state, make_data, small_net, streamed
@@ -125,32 +124,6 @@ def test_a_repair_that_went_less_far_goes_on_as_far(tmp_path, monkeypatch):
     assert used.reach == 0.0175
     assert f"going on after epoch 1, from {keep}" in told and not any("once more" in line for line in told)
     assert reaches == [0.07, 0.035, 0.0175] * 2 + [0.0175]
-    assert_same_state(found, wanted)
-
-
-OTHER_PROCESS = """
-import sys, torch
-from helpers import make_data, small_net
-from repair.network import repair
-torch.set_num_threads(1)
-data = make_data(0, n=24, classes=4, pad=1, flip=True)
-net = repair(small_net(0), data, torch.tensor([1, 5]), keep=sys.argv[1], say=print, stop="max", **SETTINGS)
-torch.save(net.state_dict(), sys.argv[2])
-"""
-
-
-def test_another_process_goes_on(tmp_path, monkeypatch):
-    """A8: what one process has begun another one ends, bit for bit."""
-    data, keep, settings = images_of(pad=1, flip=True), tmp_path / "x.state", SETTINGS | {"stop": "max"}
-    wanted = repair(small_net(0), data, FORGET, **settings)
-    cut_off(monkeypatch, 2, small_net(0), data, keep=keep, **settings)
-    code = OTHER_PROCESS.replace("SETTINGS", repr(SETTINGS))
-    world = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, keep, tmp_path / "net.pt"], cwd=tmp_path,
-                          env=world, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "going on after epoch 2" in done.stdout, done.stderr
-    found = small_net(1)
-    found.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
     assert_same_state(found, wanted)
 
 
