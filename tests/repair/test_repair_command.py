@@ -9,6 +9,7 @@ G3, G4: under torchrun the files of one process; a process that dies ends the ru
 
 import csv
 import hashlib
+import itertools
 import json
 import re
 import shlex
@@ -17,6 +18,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,6 +194,7 @@ def test_trials_note_every_choice_of_layers(monkeypatch, tmp_path):
     ({}, ("--device", "cuda:99"), "device"),
     ({}, ("--epochs", "2.5"), "invalid int value"),
     ({}, ("--what",), "unrecognized arguments"),
+    *(({flag: None}, (), f"required: {flag}") for flag in ("--data", "--model", "--checkpoint", "--bad", "--out")),
 ])
 def test_bad_input_is_one_line_before_any_image_is_decoded(colours, capsys, monkeypatch, changed, more, words):
     """P3: one line on stderr, exit code 2, nothing written, no work."""
@@ -281,12 +284,15 @@ def test_the_report_counts(tmp_path):
     assert "held-out images" not in account.before_and_after([before[0], None], [after[0], None], data, None, folder)
 
 
-def test_the_report_has_the_reach_that_was_used(colours, monkeypatch):
-    """P6: where the removal was taken back by halves, not the one that was chosen first."""
+def test_the_report_has_the_reach_that_was_used_and_the_time(colours, monkeypatch):
+    """P6: where the removal was taken back by halves, not the one that was chosen first; the seconds of all of it."""
+    ticks = itertools.count(100, step=7)  # a clock that is looked at when it begins and when it ends
+    monkeypatch.setattr(command, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     monkeypatch.setattr(network, "TOO_FAR", -2.0)
     monkeypatch.setattr(network, "TOO_NEAR", 1.0)
     assert call(colours, "--epochs", 1) in (0, 3)
-    assert report_of(colours)["settings"]["reach"] == 0.02 / 2**network.NEARER  # 0.02: without BatchNorm
+    report = report_of(colours)
+    assert report["settings"]["reach"] == 0.02 / 2**network.NEARER and report["seconds"] == 7  # 0.02: without BatchNorm
 
 
 def test_true_labels_change_nothing_but_the_report(colours):
