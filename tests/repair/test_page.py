@@ -302,8 +302,8 @@ def test_the_command_writes_it_beside_the_weights(colours, capsys):  # noqa: F81
     suspects of suspects.csv, and the held-out images; a second repair replaces it."""
     shutil.copytree(colours["--data"] / "train", colours["--data"] / "val")
     (colours["--data"] / "val" / "0" / "0-0.png").unlink()  # so that no held-out image has its place in training
-    out = colours["--out"]
-    assert call(colours, "--epochs", 1) == 0
+    out, changed = colours["--out"], 0
+    assert call(colours, "--epochs", 1, "--lr", 0.5, "--stop", "max", "--no-finish") in (0, 3)  # answers change
     file = out.with_suffix(".html")
     assert f"{file} shows what changed and 70 suspects to tick" in capsys.readouterr().out
     source = file.read_text(encoding="utf-8")
@@ -327,8 +327,10 @@ def test_the_command_writes_it_beside_the_weights(colours, capsys):  # noqa: F81
         given_label, before, after, score, similar = values[5 * i : 5 * i + 5]
         assert (given_label, after) == (row[at["given_label"]], row[at["predicted_label"]])
         assert before == str(Path(row[at["filename"]]).name).split("-")[0]  # the network knew every colour
+        changed += before != after
         assert float(score) == pytest.approx(float(row[at["score"]]), rel=1e-2, abs=1e-3)
         assert float(similar) == pytest.approx(float(row[at["similar"]]), rel=1e-2, abs=1e-3)
+    assert changed
     marked = sum(row[at["likely"]] == "true" for row in rows[1:])
     assert f"About {marked} of the 70 images" in tree.all("main")[0].text and report["likely_bad"] == marked
     assert report["verdict"]["word"] == tree.all("strong")[0].text

@@ -66,16 +66,20 @@ def test_a_line_says_how_far_it_is():
 
 def test_lines_become_rare_and_short_work_is_silent():
     """P1: nothing before the first seconds are over, then ever longer pauses; a line of the work's own counts."""
-    lines = Lines()
-    assert Watch("work", lines).patience == progress.FIRST == 5
-    with Watch("work", lines, first=0.01) as watch:
-        for factor in (2, 4, 8):
-            lines.wait()
-            time.sleep(0.005)
-            assert watch.patience == pytest.approx(0.01 * factor)
-        before = watch.last
-        watch.say("mine")
-        assert lines[-1] == "mine" and watch.last > before
+    said, enough = [], threading.Event()
+
+    def say(line):  # with the pause that came before it
+        said.append((line, watch.patience))
+        if len(said) == 4:
+            enough.set()
+
+    assert Watch("work", say).patience == progress.FIRST == 5
+    with Watch("work", say, first=0.01) as watch:
+        assert enough.wait(30)
+    assert [pause for _, pause in said[:4]] == pytest.approx([0.01, 0.02, 0.04, 0.08])
+    before = watch.last
+    watch.say("mine")
+    assert said[-1][0] == "mine" and watch.last > before
     with Watch("work", None, first=0.01) as silent:
         silent.say("nobody hears it")
     assert not silent.thread.is_alive()
