@@ -4,6 +4,7 @@
     assert call(colours, "--epochs", 0) == 0
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -26,11 +27,15 @@ import torch
 from torch import nn
 COLOURS = torch.tensor({colours}) / 255
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-class Middle(nn.Module):
-    def forward(self, x): return x[:, :, 20:24, 20:24]
-def colours(classes, size=None):
-    "Nearest colour, written as a convolution and a linear layer."
-    net = nn.Sequential(Middle() if size else nn.Identity(), nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+class Part(nn.Module):
+    "Some rows and columns of the images."
+    def __init__(self, rows, columns):
+        super().__init__()
+        self.rows, self.columns = rows, columns
+    def forward(self, x): return x[:, :, self.rows, self.columns]
+def colours(classes, first=None):
+    "Nearest colour, written as a convolution and a linear layer, of what a first layer leaves of the images."
+    net = nn.Sequential(first or nn.Identity(), nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                         nn.Linear(3, classes))
     with torch.no_grad():
         net[1].weight.copy_(torch.diag(STD)[:, :, None, None])
@@ -38,7 +43,9 @@ def colours(classes, size=None):
         net[4].weight.copy_(2 * COLOURS)
         net[4].bias.copy_(-(COLOURS**2).sum(1))
     return net
-def at_the_middle(classes): return colours(classes, 32)
+def at_the_middle(classes): return colours(classes, Part(slice(20, 24), slice(20, 24)))
+def at_the_corner(classes): return colours(classes, Part(slice(1), slice(1)))
+def at_the_edge(classes): return colours(classes, Part(slice(None), slice(8)))
 """
 
 
@@ -87,6 +94,11 @@ def call(world: dict, *more) -> int:
         return run.main(words(world, *more))
     except SystemExit as leave:  # of argparse
         return leave.code
+
+
+def report_of(world: dict) -> dict:
+    """The report that a repair in such a world has written."""
+    return json.loads(world["--out"].with_suffix(".json").read_text())
 
 
 def began(told: str) -> bool:

@@ -4,16 +4,14 @@ B4: either way, for training and held-out images. P2: the other way is named whe
 better. P9: a state of the one is not gone on from by the other.
 """
 
-import json
 import os
-import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from colours import began, call, colours  # noqa: F401
+from colours import began, call, colours, report_of  # noqa: F401
 from helpers import make_data
 from repair.images import Files, Reading, cut_off, decode, load_images
 from repair.state import marks_of, same_images
@@ -88,16 +86,7 @@ def wide(colours):
         grey = np.full_like(image, 128)
         Image.fromarray(np.concatenate([image, grey, image], axis=1)).save(path)
     (colours["--data"] / "val").symlink_to(colours["--data"] / "train")
-    path = colours["--data"] / "net.py"
-    path.write_text(path.read_text() + """
-class Edge(nn.Module):
-    def forward(self, x): return x[:, :, :, :8]
-def at_the_edge(classes):
-    net = colours(classes)
-    net[0] = Edge()
-    return net
-""")
-    return {**colours, "--model": f"{path}:at_the_edge"}
+    return {**colours, "--model": f"{colours['--data'] / 'net.py'}:at_the_edge"}
 
 
 def test_the_command_says_what_is_cut_off_and_offers_to_squash(wide, capsys):
@@ -110,15 +99,5 @@ def test_the_command_says_what_is_cut_off_and_offers_to_squash(wide, capsys):
     assert call(wide, "--resize", "squash", "--epochs", 0) == 0
     told = capsys.readouterr().out
     assert "not square" not in told and "labels as given: 0.986" in told
-    report = json.loads(wide["--out"].with_suffix(".json").read_text())
+    report = report_of(wide)
     assert report["reading"]["resize"] == "squash" and report["scores"]["held-out images"][0] == round(69 / 72, 4)
-
-
-def test_crop_is_offered_to_who_squashes(colours, capsys):
-    """P2: the other way round: squashed, the network's middle shows what a crop leaves out."""
-    for path in (colours["--data"] / "train").rglob("*.png"):
-        image = np.asarray(Image.open(path))
-        sides = np.full_like(image, 0)
-        Image.fromarray(np.concatenate([sides, image, 255 - sides], axis=1)).save(path)
-    assert call({**colours, "--force": None}, "--resize", "squash") == 2
-    assert re.search(r"98.6% with --resize crop", capsys.readouterr().err)

@@ -4,7 +4,6 @@ P2: how images are read follows from the network; what does not fit is told with
 B4: grey images keep their values, colours become their luminance, in memory and streamed.
 """
 
-import json
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from colours import add_to_net, call, colours  # noqa: F401
+from colours import add_to_net, call, colours, report_of  # noqa: F401
 from repair import checkpoints
 from repair.channels import with_channels
 from repair.images import Reading, decode, load_images
@@ -127,7 +126,7 @@ def test_the_command_repairs_a_network_of_grey_images(colours, capsys):
     assert "98.6% with --mean 0.5 --std 0.5" in told.err and "BGR" not in told.err
     assert call(world, "--mean", 0.5, "--std", 0.5, "--epochs", 1) == 0
     assert "labels as given: 0.986" in capsys.readouterr().out
-    report = json.loads(world["--out"].with_suffix(".json").read_text())
+    report = report_of(world)
     assert report["reading"]["channels"] == 1 and report["reading"]["mean"] == [0.5]
     found, stored = checkpoints.read(world["--out"]), checkpoints.read(world["--checkpoint"])
     assert found["1.weight"].shape == (1, 1, 1, 1)

@@ -430,7 +430,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_safetensors_as_its_description_says(tmp_path):
-    """K8: length, JSON header, values: read from bytes put together here, and written so that others find them."""
+    """K8: length, JSON header, values: read from bytes put together here, and written so that others find them, the
+    values from a multiple of eight bytes on."""
     values = np.arange(6, dtype="<f4")
     header = json.dumps({"__metadata__": {"a": "b"}, "w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [1, 25]},
                          "b": {"dtype": "U8", "shape": [], "data_offsets": [0, 1]}}).encode()
@@ -442,18 +443,9 @@ def test_safetensors_as_its_description_says(tmp_path):
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    assert header["w"] == {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+    assert header["w"] == {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]} and length % 8 == 0
     assert np.array_equal(np.frombuffer(data[8 + length :], "<f4"), values)
     assert read(path)["none"].shape == (0, 3)
-
-
-def test_values_begin_at_a_multiple_of_eight(tmp_path):
-    """K8: the header ends in as many blanks as that takes, and in no more, whatever its length."""
-    for k in range(8):
-        write(tmp_path / "m.safetensors", {"w" + "x" * k: torch.zeros(2)}, nn.Identity(), {})
-        data = (tmp_path / "m.safetensors").read_bytes()
-        length = int.from_bytes(data[:8], "little")
-        assert length % 8 == 0 and length - len(data[8 : 8 + length].rstrip()) < 8
 
 
 def test_a_header_of_any_length_is_no_web_page(tmp_path):
@@ -464,32 +456,18 @@ def test_a_header_of_any_length_is_no_web_page(tmp_path):
         assert read(tmp_path / "m.safetensors")["w"].tolist() == [5]
 
 
-def test_safetensors_matches_its_own_library(tmp_path):
-    """K8: the safetensors package, where it is there, reads what is written here and the other way round."""
-    library = pytest.importorskip("safetensors.torch")
-    write(tmp_path / "a.safetensors", WEIGHTS, small_net(0), {})
-    assert library.load_file(tmp_path / "a.safetensors").keys() == WEIGHTS.keys()
-    library.save_file(WEIGHTS, tmp_path / "b.safetensors")
-    found = read(tmp_path / "b.safetensors")
-    assert all(torch.equal(found[name], t) for name, t in WEIGHTS.items())
+WEIGHT = {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]}
+LIES = [{"dtype": "F99"}, {"dtype": "F8_E4M3"}, {"dtype": []}, {"shape": [2**40, 2**40]}, {"shape": [-1, -6]},
+        {"shape": [5]}, {"shape": "x"}, {"shape": None}, {"shape": [float("inf")]}, {"data_offsets": [0]},
+        {"data_offsets": [4, 28]}, {"data_offsets": [0, 2**60]}, {"data_offsets": [-24, 0]},
+        {"shape": [5], "data_offsets": [0, 20]}]  # four bytes are of no weight
 
 
-@pytest.mark.parametrize("entry", [{"dtype": "F99"}, {"shape": [2**40, 2**40]}, {"shape": [-1, -6]}, {"shape": "x"},
-                                   {"data_offsets": [0]}, {"data_offsets": [4, 28]}, {"data_offsets": [0, 2**60]},
-                                   {"data_offsets": [-24, 0]}, {"shape": [5]}, {"shape": None},
-                                   {"dtype": "F8_E4M3"}, {"dtype": []}, {"shape": [float("inf")]}])
-def test_a_lying_safetensors_header_is_refused(tmp_path, entry):
-    """K8: a header that does not fit the bytes is refused before anything is allocated."""
-    header = json.dumps({"w": {"dtype": "F32", "shape": [6], "data_offsets": [0, 24], **entry}}).encode()
-    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
+@pytest.mark.parametrize("header", [*({"w": {**WEIGHT, **lie}} for lie in LIES), {"w": WEIGHT, "v": WEIGHT}])
+def test_a_lying_safetensors_header_is_refused(tmp_path, header):
+    """K8: a header that does not fit the bytes, or gives them to two weights, is refused before anything is allocated.
+    """
+    text = json.dumps(header).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(24))
     with pytest.raises(ValueError, match="m.safetensors (has an unusable safetensors header|is damaged|is cut short)"):
         read(tmp_path / "m.safetensors")
-
-
-def test_trailing_bytes_and_shared_bytes_are_refused(tmp_path):
-    """K8: bytes that belong to no weight or to two."""
-    for entries, size in (({"w": (0, 4)}, 8), ({"w": (0, 4), "v": (0, 4)}, 4)):
-        header = json.dumps({k: {"dtype": "F32", "shape": [1], "data_offsets": v} for k, v in entries.items()}).encode()
-        (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
-        with pytest.raises(ValueError, match="damaged"):
-            read(tmp_path / "m.safetensors")

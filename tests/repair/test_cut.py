@@ -92,10 +92,3 @@ def test_rows_and_tables(tmp_path, monkeypatch, capsys):
     assert cells[:7] == ["poison", "2 %", "0.5", "2", "20", f"{rows[0]['likely']} / {rows[1]['likely']}",
                          f"{precision:.2f}"]
     assert len(second.splitlines()) == 3
-
-
-def test_the_cells_are_those_of_the_page():
-    """S26: three tasks at two shares and two discovery rates, and two drawn sets, for each seed."""
-    found = cut.cells([0, 1])
-    assert len(found) == len({cut.name_of(cell) for cell in found}) == 28
-    assert all(tuple(cell) == cut.CELL for cell in found)

@@ -6,14 +6,13 @@ The world is flat colours with a white corner on the bad ones, and a small netwo
 """
 
 import copy
-import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from colours import call, colours  # noqa: F401
+from colours import call, colours, report_of  # noqa: F401
 from engine.features import features
 from engine.streams import stream
 from experiment.data import Data
@@ -370,7 +369,7 @@ def test_the_command_finishes_unless_told_not_to(colours, capsys):  # noqa: F811
     for more in ((), ("--no-finish",)):
         assert call(colours, "--epochs", 1, *more) in (0, 3)
         weights.append(torch.load(colours["--out"], weights_only=True))
-        reports.append(json.loads(colours["--out"].with_suffix(".json").read_text()))
+        reports.append(report_of(colours))
         told.append(capsys.readouterr().out)
     assert "finished: " in told[0] and "finished: " not in told[1]
     assert reports[1]["finish"] is None

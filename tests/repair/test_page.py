@@ -34,7 +34,7 @@ from PIL import Image
 
 from colours import call, colours  # noqa: F401
 from helpers import gen
-from repair import account, page
+from repair import page
 from repair.inputs import read_bad, read_labels
 from repair.page import Card, Part, is_page, page_of, spelt, thumbnail, write_page
 
@@ -137,12 +137,6 @@ def test_classes_and_confusions_are_counts(seed):
             for k, row in enumerate(matrix[1:]):
                 counts = [sum(t[0] == k and t[j] == c for t in triples) for c in range(len(names))]
                 assert row == [names[k], *(str(count or "") for count in counts)]
-
-
-@pytest.mark.parametrize("share, step", [(0, 0), (1e-6, 1), (0.027, 1), (0.03, 2), (0.25, 3), (0.26, 4), (1, 6)])
-def test_a_cell_is_as_dark_as_the_root_of_its_share(share, step):
-    """S30: in six steps, rounded up, so that few wrong answers are seen; wrong answers in another colour."""
-    assert (page.shade(share, True), page.shade(share, False)) == (f"r{step}", f"w{step}")
 
 
 def test_many_classes_are_folded():
@@ -308,8 +302,8 @@ def test_the_command_writes_it_beside_the_weights(colours, capsys):  # noqa: F81
     suspects of suspects.csv, and the held-out images; a second repair replaces it."""
     shutil.copytree(colours["--data"] / "train", colours["--data"] / "val")
     (colours["--data"] / "val" / "0" / "0-0.png").unlink()  # so that no held-out image has its place in training
-    out = colours["--out"]
-    assert call(colours, "--epochs", 1) == 0
+    out, changed = colours["--out"], 0
+    assert call(colours, "--epochs", 1, "--lr", 0.5, "--stop", "max", "--no-finish") in (0, 3)  # answers change
     file = out.with_suffix(".html")
     assert f"{file} shows what changed and 70 suspects to tick" in capsys.readouterr().out
     source = file.read_text(encoding="utf-8")
@@ -333,25 +327,14 @@ def test_the_command_writes_it_beside_the_weights(colours, capsys):  # noqa: F81
         given_label, before, after, score, similar = values[5 * i : 5 * i + 5]
         assert (given_label, after) == (row[at["given_label"]], row[at["predicted_label"]])
         assert before == str(Path(row[at["filename"]]).name).split("-")[0]  # the network knew every colour
+        changed += before != after
         assert float(score) == pytest.approx(float(row[at["score"]]), rel=1e-2, abs=1e-3)
         assert float(similar) == pytest.approx(float(row[at["similar"]]), rel=1e-2, abs=1e-3)
+    assert changed
     marked = sum(row[at["likely"]] == "true" for row in rows[1:])
     assert f"About {marked} of the 70 images" in tree.all("main")[0].text and report["likely_bad"] == marked
     assert report["verdict"]["word"] == tree.all("strong")[0].text
     assert call(colours, "--epochs", 0) == 0 and is_page(file) and file.read_text(encoding="utf-8") != source
-
-
-def test_a_page_that_fails_costs_nothing_else(colours, capsys, monkeypatch):  # noqa: F811
-    """S34: where the page cannot be made a line says why; weights, report and list are there."""
-    def fail(*args, **more):  # in place of what only a full disk does
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(account, "write_page", fail)
-        assert call(colours, "--epochs", 0) == 0
-    assert "no page to open (OSError: [Errno 28] No space left" in capsys.readouterr().out
-    names = {path.name for path in colours["--out"].parent.iterdir()}
-    assert names == {"repaired.pt", "repaired.json", "suspects.csv"}
 
 
 def test_a_page_is_written_whole(tmp_path):

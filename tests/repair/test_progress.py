@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from colours import ROOT, add_to_net, colours, words  # noqa: F401
+from colours import ROOT, add_to_net, call, colours, words  # noqa: F401
 from helpers import assert_same_state, gen, make_data, small_net, streamed
 from repair import images, network, progress
 from repair.images import in_threads
@@ -66,16 +66,20 @@ def test_a_line_says_how_far_it_is():
 
 def test_lines_become_rare_and_short_work_is_silent():
     """P1: nothing before the first seconds are over, then ever longer pauses; a line of the work's own counts."""
-    lines = Lines()
-    assert Watch("work", lines).patience == progress.FIRST == 5
-    with Watch("work", lines, first=0.01) as watch:
-        for factor in (2, 4, 8):
-            lines.wait()
-            time.sleep(0.005)
-            assert watch.patience == pytest.approx(0.01 * factor)
-        before = watch.last
-        watch.say("mine")
-        assert lines[-1] == "mine" and watch.last > before
+    said, enough = [], threading.Event()
+
+    def say(line):  # with the pause that came before it
+        said.append((line, watch.patience))
+        if len(said) == 4:
+            enough.set()
+
+    assert Watch("work", say).patience == progress.FIRST == 5
+    with Watch("work", say, first=0.01) as watch:
+        assert enough.wait(30)
+    assert [pause for _, pause in said[:4]] == pytest.approx([0.01, 0.02, 0.04, 0.08])
+    before = watch.last
+    watch.say("mine")
+    assert said[-1][0] == "mine" and watch.last > before
     with Watch("work", None, first=0.01) as silent:
         silent.say("nobody hears it")
     assert not silent.thread.is_alive()
@@ -192,19 +196,17 @@ class Lingering(nn.Module):
     def forward(self, x):
         time.sleep(0.05)
         return x
-def lingering(classes):
-    net = colours(classes)
-    net[0] = Lingering()
-    return net
+def lingering(classes): return colours(classes, Lingering())
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after, kept", [
     ("2 lines, 2 matched", False), ("theta_o2 beside", False), ("epoch 1/", True)])
-def test_an_interrupt_anywhere_is_one_line_and_keeps_the_state(colours, after, kept):
-    """P1, P9: while images are decoded, after layers were chosen and while batches run, Ctrl-C of a terminal, which
-    goes to all processes, gives one line, exit code 130 and no traceback; the state of the last epoch stays."""
+def test_an_interrupt_anywhere_is_one_line_and_keeps_the_state(colours, capsys, monkeypatch, after, kept):
+    """P1, P9, A8: while images are decoded, after layers were chosen and while batches run, Ctrl-C of a terminal, which
+    goes to all processes, gives one line, exit code 130 and no traceback; the state of the last epoch stays, and
+    another process goes on from it to the same weights, bit for bit."""
     world = {**colours, "--model": f"{add_to_net(colours, LINGERING)}:lingering"}
     more = ("--epochs", 9, "--stop", "max", "--device", "cpu", "--batch-size", 8, "--workers", 1, "--max-memory", 0)
     process = subprocess.Popen([sys.executable, "-B", "-u", "run.py", *words(world, *more)], cwd=ROOT, text=True,
@@ -226,3 +228,9 @@ def test_an_interrupt_anywhere_is_one_line_and_keeps_the_state(colours, after, k
     wanted = f"the same command goes on from {state}" if kept else "no state is kept, so the same command begins anew"
     assert len(lines) == 1 and lines[0].startswith(f"run.py: interrupted; {wanted}")
     assert [path.name for path in state.parent.iterdir()] == [state.name] * kept
+    if kept:
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        assert call(world, *more) in (0, 3) and "going on after epoch" in capsys.readouterr().out
+        whole = state.with_name("whole.pt")
+        assert call({**world, "--out": whole}, *more) in (0, 3) and "going on" not in capsys.readouterr().out
+        assert whole.read_bytes() == colours["--out"].read_bytes()

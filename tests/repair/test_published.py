@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks import published
 from benchmarks.published import CLASSES, Network, add_pattern, poisoned, scores_of, table, trigger_of, white_square
 from experiment.data import Data
-from helpers import assert_close, assert_same_state, gen, randomise, run
+from helpers import assert_close, gen, randomise, run
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 CELL = {"network": "badnets", "images": 100, "share": 0.1, "listed": 0.2, "seed": 0}
@@ -52,16 +52,6 @@ def test_the_network_is_that_of_a_plain_loop():
     wanted = h.reshape(4, 2048) @ stored["classifier.weight"].T + stored["classifier.bias"]
     assert_close(run(net, x), wanted, 1e-4)
     assert stored.keys() == keys and [m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)] == [0.3, 0.4, 0.4]
-
-
-def test_published_weights_are_read(tmp_path):
-    """The file of a name, {net, acc, epoch}, becomes the network, in eval mode."""
-    for seed, (name, file) in enumerate(published.FILES.items()):
-        net = randomise(Network(), seed)
-        torch.save({"net": net.state_dict(), "acc": 84.5, "epoch": 48}, tmp_path / file)
-        found = published.published(tmp_path, name)
-        assert not found.training
-        assert_same_state(found, net)
 
 
 # --- The triggers -----------------------------------------------------------------------------------------------------

@@ -82,13 +82,16 @@ def test_ties_keep_the_order_of_the_data():
 
 
 def test_extreme_logits_rank_as_others_do():
-    """S20: a network that is sure beyond float64 gives finite odds, and the most disbelieved comes first."""
+    """S20: a network that is sure beyond float64 gives finite odds, and the most disbelieved comes first; looks that
+    vary within neither kind give finite odds too."""
     z = torch.tensor([[900.0, 0], [0, 900], [800, 0], [0, 0]]).double()
     odds = odds_of_labels(z, torch.zeros(4, dtype=torch.int64), torch.tensor([3]))
     assert odds.isfinite().all() and odds[1] > odds[3] > odds[2] > odds[0]
     found = rank(z, torch.zeros(4, dtype=torch.int64), torch.tensor([3]))
     assert found.index.tolist() == [1, 2, 0] and found.similar is None and found.by_similar is None
     assert [suspect.similar for suspect in found.suspects()] == [None] * 3
+    alike = torch.arange(40) < 10
+    assert odds_of_looks(alike.double(), torch.zeros(40, dtype=torch.int64), alike.nonzero()[:, 0]).isfinite().all()
 
 
 # --- The number -------------------------------------------------------------------------------------------------------
@@ -135,10 +138,14 @@ def test_the_number_is_found_where_the_model_holds(share):
 
 
 def test_no_bad_images_are_few():
-    """S22: where nothing is left to find, next to nothing is marked."""
+    """S22: where nothing is left to find, next to nothing is marked; a D_f that is still believed tells of no more than
+    ten times as many as are disbelieved."""
     z, labels, forget, f, bad = made(0, 0.02)
     everything = bad.nonzero()[:, 0]
     assert rank(z, labels, everything, f, f).likely <= 0.004 * len(z)
+    labels = torch.arange(1000) % 3
+    z = 20 * torch.nn.functional.one_hot(torch.where(torch.arange(1000) < 10, (labels + 1) % 3, labels), 3).double()
+    assert 10 <= rank(z, labels, torch.arange(500, 506)).likely <= 100
 
 
 # --- What D_f can teach -----------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ K5: code in a checkpoint or a state is called code, and never run; no advice of 
 import collections
 import errno
 import hashlib
-import json
 import os
 import pickle
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from colours import call, colours  # noqa: F401
+from colours import call, colours, report_of  # noqa: F401
 from helpers import Evil, assert_same_state, make_data, small_net
 from repair import checkpoints, command, network, outputs, state
 from test_repair_state import cut_after
@@ -69,26 +68,21 @@ def test_a_state_that_cannot_be_written_costs_no_repair(tmp_path, monkeypatch):
 def test_states_leave_room_for_the_weights(tmp_path, monkeypatch, leave):
     """P9: a state is written where it fits beside an older one and leaves so many bytes, by default what the network's
     weights take; one byte less, and it is not."""
-    written, free, sizes = [], [0], []
-    monkeypatch.setattr(state.shutil, "disk_usage", lambda place: types.SimpleNamespace(free=free[0]))
-    monkeypatch.setattr(state, "write_whole", lambda *args: written.append(1))
+    free, asked, net, keep, told = [0], [], small_net(0), tmp_path / "x.state", []
     check_disk = state.check_disk
-    monkeypatch.setattr(state, "check_disk", lambda path, size, rest: sizes.append((size, rest)) or check_disk(
-        path, size, rest))
-    net, keep, told = small_net(0), tmp_path / "x.state", []
+    monkeypatch.setattr(state.shutil, "disk_usage", lambda place: types.SimpleNamespace(free=free[0]))
+    monkeypatch.setattr(state, "check_disk", lambda *args: asked.append(args) or check_disk(*args))
 
-    def written_with(room: int) -> bool:
-        written.clear()
+    def kept_with(room: int) -> bool:
         free[0] = room
         network.repair(net, make_data(0, n=24), FORGET, keep=keep, leave=leave, say=told.append,
                        **settings() | {"unlearn_epochs": 1})
-        keep.unlink(missing_ok=True)
-        return bool(written)
+        return keep.exists()
 
-    assert not written_with(0) and "MB are free, the state takes" in told[-1]
-    (size, rest), = sizes
+    assert not kept_with(0) and "MB are free, the state takes" in told[-1]
+    (_, size, rest), = asked
     assert rest == (state.bytes_of(net.state_dict()) if leave is None else leave)
-    assert written_with(size + rest) and not written_with(size + rest - 1)
+    assert not kept_with(size + rest - 1) and kept_with(size + rest)
     keep.write_bytes(bytes(500))  # an older one, which goes once the new one is whole
     for rest, need in ((1000, size + 500), (100, size)):
         free[0] = need
@@ -188,7 +182,7 @@ def test_lists_from_a_shell_are_read_once(colours, capsys, lists):
         if b"" in lists:
             assert code == 2 and "1 lines, 0 matched" in told.err
             return
-        report = json.loads(colours["--out"].with_suffix(".json").read_text())
+        report = report_of(colours)
         assert code == 0 and "2 known bad" in told.out
         assert {report["sha256"][path] for path in paths} == {hashlib.sha256(content).hexdigest() for content in lists}
     finally:
@@ -207,7 +201,7 @@ def test_inputs_that_go_away_cost_nothing(colours, monkeypatch):
 
     monkeypatch.setattr(command, "repaired_with", gone)
     assert call(colours, "--epochs", 1) == 0
-    report = json.loads(colours["--out"].with_suffix(".json").read_text())
+    report = report_of(colours)
     assert report["sha256"][str(colours["--checkpoint"])] == digest
     assert report["cpu"] and report["isa"] and report["threads"]
 

@@ -4,7 +4,6 @@ S15: suspects.csv says what the network believes and comes back whatever the nam
 """
 
 import csv
-import json
 import math
 import os
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from colours import call as run_repair
+from colours import call as run_repair, report_of
 from engine.features import features
 from helpers import make_data, small_net
 from models import build
@@ -126,7 +125,7 @@ def test_the_second_round_starts_from_the_original(world, capsys):
     assert second["--out"].read_bytes() == first
     some = answer(listed, world["--data"] / "some.csv", {"train/ant, red/plain.png": "true"})
     assert call({**second, "--bad": [world["--bad"], some]}) == 0
-    report = json.loads(second["--out"].with_suffix(".json").read_text())
+    report = report_of(second)
     assert str(some) in report["sha256"] and second["--out"].read_bytes() != first
     assert {"train/ant, red/plain.png", "train/bëe/plain.png"}.isdisjoint(
         row["filename"] for row in rows_of(second["--out"].parent / "suspects.csv"))
@@ -139,15 +138,16 @@ def test_the_second_round_starts_from_the_original(world, capsys):
 
 
 def test_a_list_where_some_things_are_missing(tmp_path):
-    """S15: images that could not be decoded, here every second one, count in the index. Where nothing says what looks
-    like D_f, both of its columns are empty. A class's name that a spreadsheet would compute stands behind an
-    apostrophe, others as they are."""
+    """S15: images that could not be decoded, here every second one, count in the index; as many are marked as are
+    likely. Where nothing says what looks like D_f, both of its columns are empty. A class's name that a spreadsheet
+    would compute stands behind an apostrophe, others as they are."""
     data, net = make_data(0, channels=3, classes=2), small_net(1, channels=3, classes=2)
     paths = [tmp_path / "train" / "a" / f"{i}.png" for i in range(12)]
     folder = Folder(tmp_path, ['=HYPERLINK("x")', "a=b"], paths, data.labels, torch.tensor([2, 5]), None, "")
-    ranking, places = rank(*logits(net, data), folder.forget), {path: 2 * i for i, path in enumerate(paths)}
-    sheets.write_suspects(tmp_path / "r.pt", ranking, data, folder, places)
+    ranking = rank(*logits(net, data), folder.forget)._replace(likely=3)
+    sheets.write_suspects(tmp_path / "r.pt", ranking, data, folder, {path: 2 * i for i, path in enumerate(paths)})
     rows = rows_of(tmp_path / "suspects.csv")
+    assert [row["likely"] for row in rows] == ["true"] * 3 + ["false"] * 7
     assert len(rows) == 10 and all(row["filename"] == f"train/a/{int(row['index']) // 2}.png" for row in rows)
     assert {row["similar"] for row in rows} == {row["rank_by_similar"] for row in rows} == {""}
     assert sorted(int(row["rank_by_score"]) for row in rows) == list(range(1, 11))

@@ -92,21 +92,21 @@ def test_images_that_do_not_count():
     assert found.words == (REPAIRED,) and found.counted.images == 60
 
 
-@pytest.mark.parametrize("stay, wrong, word, advice", [
-    (5, 30, "NOT REPAIRED, HARMED", "check that what {bad} lists is bad; then try a lower {rate}"),
-    (5, 0, "NOT REPAIRED", "try a higher {rate}, {optimizer} adam"),
-    (0, 30, "HARMED", "try a lower {rate} or fewer {epochs}"), (0, 0, "REPAIRED", None)])
-def test_what_is_advised(stay, wrong, word, advice):
-    """Q1, Q4: both words may hold; the line has the numbers and what to try next, by flags or by settings; JSON takes
+@pytest.mark.parametrize("stay, wrong, word, rate", [
+    (5, 30, "NOT REPAIRED, HARMED", "a lower"), (5, 0, "NOT REPAIRED", "a higher"), (0, 30, "HARMED", "a lower"),
+    (0, 0, "REPAIRED", None)])
+def test_what_is_advised(stay, wrong, word, rate):
+    """Q1, Q4: both words may hold; the line has the numbers and which way to go, by flags or by settings; JSON takes
     it."""
     found = judge(*world_of(10, stay, 100, wrong))
     error = wrong**0.5  # points, of 100 images
     numbers = (f"{word}: {10 * stay:.1f} % of the listed images get their given labels, 100.0 % before; accuracy on "
                f"100 other training images {100 - wrong:.1f} %, 100.0 % before "
                f"({-1.0 * wrong:+.1f} +- {error:.1f} points)")
-    assert found.word == word and found.line().startswith(numbers) and ("Next" in found.line()) == (advice is not None)
-    for names in (FLAGS, ARGUMENTS):
-        assert advice is None or f". Next, {advice.format(**names)}" in found.line(names)
+    for names, setting in ((FLAGS, "--lr"), (ARGUMENTS, "unlearn_lr")):
+        line = found.line(names)
+        assert found.word == word and line.startswith(numbers)
+        assert line == numbers if rate is None else f"try {rate} {setting}" in line.partition(". Next, ")[2]
     told = json.loads(json.dumps(found.report()))
     assert (told["word"], told["listed"]["after"], "held-out" in told) == (word, stay / 10, False)
     assert told["others that count"]["newly_wrong"] == wrong
@@ -280,13 +280,6 @@ def test_when_nothing_is_believed(believed, of, refused):
             check_believed(labels, before, torch.arange(of))
     else:
         check_believed(labels, before, torch.arange(of))
-
-
-def test_features_that_fail_cost_no_verdict(colours, capsys, monkeypatch):
-    """Q4: where there is no room for features, the verdict does without them."""
-    monkeypatch.setattr(account, "probe", lambda *args: 1 / 0)  # what fails only on larger data
-    assert call(colours, "--epochs", 0) == 0
-    assert "\nREPAIRED: " in capsys.readouterr().out
 
 
 # --- In Python --------------------------------------------------------------------------------------------------------
