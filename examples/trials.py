@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 
@@ -32,21 +33,27 @@ from examples.zoo import SUBJECTS, Subject  # noqa: E402
 from experiment.rows import append_row, provenance  # noqa: E402
 from metrics import accuracy, predict, share  # noqa: E402
 from repair.finish import finish  # noqa: E402
-from repair.suspects import probe  # noqa: E402
+from repair.ranking import rank  # noqa: E402
+from repair.suspects import crossed, logits, probe  # noqa: E402
 from repair.verdict import REPAIRED, judge, looked_at, undoubted  # noqa: E402
 from train import fit  # noqa: E402
 
 
 def finished(model, trial: Trial, subject: Subject, seed: int, rate: float, truths: bool = False):
-    """REM, then `finish`, as the command does it; with `truths` the listed images' true labels are known.
+    """REM, then `finish` and the cut of the suspects, as the command does it; with `truths` the listed images' true
+    labels are known.
 
-    Its seconds are those of the finish.
+    Its seconds are those of the finish and the cut.
     """
     repaired, config = rem_alone(model, trial, subject, seed, rate), replace(settings_of(model, trial), seed=seed)
     true_labels = trial.truth[trial.known] if truths else None
     found = finish(model, repaired, trial.train, trial.known, config, true_labels=true_labels)
-    bad = torch.isin(found.dropped, trial.bad)
-    return found.model, {**found.report(), "dropped_bad": int(bad.sum())}
+    h = features(model, trial.train)
+    ranking = rank(*logits(found.model, trial.train), trial.known, probe(h, trial.known), crossed(h, trial.known))
+    marked = ranking.index[:ranking.likely]
+    return found.model, {**found.report(), "dropped_bad": int(torch.isin(found.dropped, trial.bad).sum()),
+                         "hidden": len(trial.bad) - len(trial.known), "likely": len(marked),
+                         "likely_bad": int(torch.isin(marked, trial.bad).sum())}
 
 
 COSTLY = 0.02  # Utility lost that a user should be told of
@@ -154,7 +161,7 @@ def run(network: str, corruption: str, seed: int, n: int, treatments: list[str],
 # --- The tables -------------------------------------------------------------------------------------------------------
 
 def table(rows: list[dict]) -> str:
-    """Markdown: means over trials by treatment, then Healed / Utility of each network and corruption, in percent.
+    """Markdown: means over trials by treatment, Healed / Utility of each network and corruption in percent, and `cuts`.
 
     A treatment is compared with `finished` on the trials that have both. Of a failed treatment, such as pruning without
     BatchNorm, the network stays as it was. The last two columns count trials that lost more than 2 points of Utility,
@@ -178,7 +185,24 @@ def table(rows: list[dict]) -> str:
         parts += [pair([found[(name, *where)] for where in alike if (name, *where) in found]) for name in names]
         shown = " | ".join(parts)
         cells.append(f"| {network} | {corruption} | {len(alike)} | {100 * learnt:.0f} | {shown} |")
-    return "\n".join(lines) + "\n\n" + "\n".join(cells)
+    return "\n\n".join("\n".join(part) for part in (lines, cells, cuts(rows)))
+
+
+def cuts(rows: list[dict]) -> list[str]:
+    """Lines: by corruption, how many bad images the finish had to find, dropped and marked as likely bad, means over
+    trials; and of the marked ones' number its error, the mean of |marked - to find| / to find."""
+    done = [row for row in rows if row["treatment"] == "finished" and "likely" in row]
+    lines = ["| corrupted | trials | to find | dropped, bad | dropped, good | marked, bad | marked, good | error, % |",
+             "|---" * 8 + "|"]
+    for name in [name for name in CORRUPTIONS if any(row["corruption"] == name for row in done)]:
+        mine = [row for row in done if row["corruption"] == name]
+        counts = [fmean(count(row) for row in mine) for count in (
+            itemgetter("hidden"), itemgetter("dropped_bad"), lambda row: row["dropped"] - row["dropped_bad"],
+            itemgetter("likely_bad"), lambda row: row["likely"] - row["likely_bad"])]
+        error = fmean(abs(row["likely"] - row["hidden"]) / row["hidden"] for row in mine)
+        shown = " | ".join(f"{value:.1f}" for value in counts)
+        lines.append(f"| {name} | {len(mine)} | {shown} | {100 * error:.0f} |")
+    return lines
 
 
 def place(row: dict) -> tuple[str, str, int, int]:
