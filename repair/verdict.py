@@ -28,9 +28,9 @@ NEXT = {  # what to try next, by the words that hold; in braces the names of fla
     (HARMED,): "try a lower {rate} or fewer {epochs}, and check that what {bad} lists is bad",
     (NOT_REPAIRED, HARMED): "check that what {bad} lists is bad; then try a lower {rate} or more of the bad images"}
 FLAGS = {"rate": "--lr", "optimizer": "--optimizer", "epochs": "--epochs", "bad": "--bad", "force": "--force",
-         "file": "--checkpoint, the order of classes (--class-map) and --bad"}
+         "file": "--checkpoint, the order of classes (--class-map) and --bad", "heldout": "test/ or val/ in --data"}
 ARGUMENTS = {"rate": "unlearn_lr", "optimizer": "optimizer", "epochs": "unlearn_epochs", "bad": "forget",
-             "force": "force=True", "file": "the weights, the order of classes and forget"}
+             "force": "force=True", "file": "the weights, the order of classes and forget", "heldout": "heldout"}
 
 
 class Change(NamedTuple):
@@ -77,6 +77,8 @@ class Verdict(NamedTuple):
         change, what = (self.counted, "other training") if self.heldout is None else (self.heldout, "held-out")
         parts.append(f"accuracy on {change.images} {what} images {percent(change.after)}, {percent(change.before)} "
                      f"before ({-100 * change.fall:+.1f} +- {100 * change.error:.1f} points)")
+        if self.heldout is None:
+            parts.append(f"no images are held out ({names['heldout']}), so what new ones lose is not seen")
         advice = NEXT.get(self.words)
         return f"{self.word}: {'; '.join(parts)}" + (f". Next, {advice.format(**names)}" if advice else "")
 

@@ -103,10 +103,12 @@ def test_what_is_advised(stay, wrong, word, rate):
     numbers = (f"{word}: {10 * stay:.1f} % of the listed images get their given labels, 100.0 % before; accuracy on "
                f"100 other training images {100 - wrong:.1f} %, 100.0 % before "
                f"({-1.0 * wrong:+.1f} +- {error:.1f} points)")
-    for names, setting in ((FLAGS, "--lr"), (ARGUMENTS, "unlearn_lr")):
-        line = found.line(names)
-        assert found.word == word and line.startswith(numbers)
-        assert line == numbers if rate is None else f"try {rate} {setting}" in line.partition(". Next, ")[2]
+    for names, setting, part in ((FLAGS, "--lr", "test/"), (ARGUMENTS, "unlearn_lr", "heldout")):
+        line, unseen = found.line(names), f"; no images are held out ({part}"
+        assert found.word == word and line.startswith(numbers + unseen)
+        assert (". Next, " in line) == (rate is not None)
+        assert rate is None or f"try {rate} {setting}" in line.partition(". Next, ")[2]
+        assert unseen not in found._replace(heldout=found.counted).line(names)
     told = json.loads(json.dumps(found.report()))
     assert (told["word"], told["listed"]["after"], "held-out" in told) == (word, stay / 10, False)
     assert told["others that count"]["newly_wrong"] == wrong
