@@ -394,6 +394,7 @@ def seeds(figure, rows: list[dict]) -> Drawn:
     rate = min((row["discovery"] for row in rows), default=None)
     rows = need(pick(rows, discovery=rate), "methods that read D_f (resnet9, capacity 0.5)")
     kinds = list(by_product(split(rows, "etd", "method")))
+    upright = len(kinds) > 4  # or the names would lie over each other
     for task, (axes,) in panels_of(figure, rows):
         for k, (etd, method) in enumerate(kinds):
             runs = sorted(pick(rows, task=task, method=method, etd=etd), key=lambda row: row["seed"])
@@ -405,7 +406,8 @@ def seeds(figure, rows: list[dict]) -> Drawn:
             mean = 100 * mean_sem(row["healed"] for row in runs)[0]
             axes.plot([k - 0.4, k + 0.4], [mean, mean], color="black", linewidth=1)
         axes.set(xlim=(-0.6, len(kinds) - 0.4), xticks=range(len(kinds)))
-        axes.set_xticklabels([name_of(method, etd) for etd, method in kinds], rotation=20 * (len(kinds) > 3))
+        axes.set_xticklabels([name_of(method, etd) for etd, method in kinds], rotation=90 * upright)
+    figure.set_figheight(4.4 + 2 * upright)
     figure.axes[0].set_ylabel("Healed, %")
     return f"every seed at discovery rate {rate:g}, and the mean", rows
 
