@@ -165,23 +165,27 @@ def test_a_row_has_the_verdict_of_the_command():
 
 
 def test_the_tables_are_those_of_their_rows():
-    """Means over trials; the lead of the finish where both are there; a treatment without a network changes nothing;
-    what the finish dropped and what is marked, bad and good."""
+    """Means over trials; the lead of the finish where both are there; a treatment without a network changes nothing,
+    nor does a rate that gave none; what the finish dropped and what is marked, bad and good."""
     def row(treatment, seed, healed, utility, verdict="REPAIRED"):
         product = None if healed is None else healed * utility
         return {"network": "VGG", "corruption": "warp", "seed": seed, "n": 600, "treatment": treatment,
                 "healed": healed, "utility": utility, "product": product, "verdict": verdict,
                 "before": {"healed": 0.5, "utility": 0.9, "product": 0.45, "learnt": 1.0}}
 
+    def at(rates):
+        return {"tried": [{"rate": rate, "product": product} for rate, product in rates.items()]}
+
     found = dict(hidden=20, dropped=30, dropped_bad=12, likely=25, likely_bad=15)
-    rows = [row("REM", 0, 0.5, 0.8, "HARMED"), row("REM", 1, 0.7, 1.0), {**row("finished", 0, 0.8, 1.0), **found},
+    rows = [{**row("REM", 0, 0.5, 0.8, "HARMED"), **at({0.5: 0.4, 1.0: 0.3})},
+            {**row("REM", 1, 0.7, 1.0), **at({1.0: 0.7})}, {**row("finished", 0, 0.8, 1.0), **found},
             row("CLP", 0, None, None), row("taught", 0, 0.3, 0.87), row("taught", 1, 0.4, 0.89, "NOT REPAIRED")]
     means, cells, cuts = (part.splitlines() for part in trials.table(rows).split("\n\n"))
-    assert means[2] == "| untouched | 2 | 50.0 | 90.0 | 45.0 | 35.0 | 0.0 | 0.0 | 0 (0) | 0 (0) |"
-    assert means[3] == "| REM | 2 | 60.0 | 90.0 | 55.0 | 40.0 | 0.0 | 10.0 | 1 (1) | 0 (0) |"
-    assert means[4] == "| finished | 1 | 80.0 | 100.0 | 80.0 |  | -10.0 | -10.0 | 0 (0) | 0 (0) |"
-    assert means[5] == "| taught | 2 | 35.0 | 88.0 | 30.9 | 53.9 | 2.0 | 3.0 | 1 (0) | 2 (1) |"
-    assert means[6] == "| CLP | 1 | 50.0 | 90.0 | 45.0 | 35.0 | 0.0 | 0.0 | 0 (0) | 0 (0) |"
+    assert means[2] == "| untouched | 2 | 50.0 | 90.0 | 45.0 |  | 35.0 | 0.0 | 0.0 | 0 (0) | 0 (0) |"
+    assert means[3] == "| REM | 2 | 60.0 | 90.0 | 55.0 | 50.0 | 40.0 | 0.0 | 10.0 | 1 (1) | 0 (0) |"
+    assert means[4] == "| finished | 1 | 80.0 | 100.0 | 80.0 |  |  | -10.0 | -10.0 | 0 (0) | 0 (0) |"
+    assert means[5] == "| taught | 2 | 35.0 | 88.0 | 30.9 |  | 53.9 | 2.0 | 3.0 | 1 (0) | 2 (1) |"
+    assert means[6] == "| CLP | 1 | 50.0 | 90.0 | 45.0 |  | 35.0 | 0.0 | 0.0 | 0 (0) | 0 (0) |"
     assert cells[2] == "| VGG | warp | 2 | 100 | 50 / 90 | 60 / 90 | 80 / 100 | 35 / 88 | 50 / 90 |"
     assert cuts[2:] == ["| warp | 1 | 20.0 | 12.0 | 18.0 | 15.0 | 10.0 | 25 |"]
     fewer = {**rows[2], "likely": 15, "seed": 1}  # an error counts in either direction
