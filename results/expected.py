@@ -264,6 +264,19 @@ def candidates(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
+def every_seed(labels: list[list[str]]) -> list[list[str]]:
+    """Healed of each seed by method, poison at 0.1: mean, least, most, and at how many seeds it is below REM's."""
+    rows, lines = rows_at("results/fashion-mini/seeds"), []
+    rem = {row["seed"]: row["healed"] for row in pick(rows, method="rem")}
+    for method in ("rem", "npo", "scrub"):
+        healed = {row["seed"]: row["healed"] for row in pick(rows, method=method)}
+        values = [100 * healed[seed] for seed in sorted(healed)]
+        below = sum(healed[seed] < rem[seed] for seed in healed)
+        lines.append([method, " / ".join(f"{value:.0f}" for value in values), f"{fmean(values):.1f}",
+                      f"{min(values):.0f}", f"{max(values):.0f}", "" if method == "rem" else str(below)])
+    return lines
+
+
 def second_opinions(labels: list[list[str]]) -> list[list[str]]:
     """Means over trials of how a repair ends, the product less that of one training (± SEM), and trials that lost over
     two points of Utility."""
@@ -449,6 +462,7 @@ TABLES = {
     ("results/repair/README.md", "network", "images"): trials,
     ("results/repair/README.md", "candidate", "patch"): candidates,
     ("results/repair/README.md", "candidate", "trials"): second_opinions,
+    ("results/fashion-mini/seeds/README.md", "method", "Healed, seeds 0 to 9"): every_seed,
     ("results/fashion-mini/bf16/README.md", "method", "task"): bf16_or_not,
     ("results/fashion-mini/forget-norm/README.md", "method", "running statistics (eval mode)"): running_or_batch,
     ("results/fashion-mini/share/README.md", "corrupted", "no-ul"): shares,
