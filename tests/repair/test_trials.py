@@ -8,6 +8,7 @@ import copy
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from examples.corrupted import CORRUPTIONS, IMAGES, TARGET, TRIGGERS, corrupt
 from examples.rivals import RIVALS, pruned
 from examples.zoo import SUBJECTS
 from helpers import assert_same_state, gen, randomise
+from metrics import accuracy
+from repair.finish import Finished
 from repair.network import repair
 
 IMAGENET = ResNet18_Weights.DEFAULT.transforms()
@@ -162,6 +165,34 @@ def test_a_row_has_the_verdict_of_the_command():
     mended = labels.index_copy(0, trial.known, (labels[trial.known] + 1) % 5)
     assert verdict(Fixed(labels)) == "NOT REPAIRED" and verdict(Fixed(mended)) == "REPAIRED"
     assert verdict(Fixed(torch.full((60,), int(labels[trial.known][0])))) == "NOT REPAIRED, HARMED"
+
+
+def test_what_a_row_of_the_finish_counts(monkeypatch):
+    """Of the images that the finish drops and of as many first suspects as are likely bad those that are bad, though
+    not listed; the listed ones' true labels are told where they are asked for, and the verdict is on the finished
+    network. Both lists are dictated."""
+    trial, subject = corrupt("labels", "clothes", 0, n=200), SUBJECTS["VGG"]
+    model, done, seen = subject.network(0), subject.network(1), []
+    hidden = trial.bad[~torch.isin(trial.bad, trial.known)]
+    good = torch.arange(200)[~torch.isin(torch.arange(200), trial.bad)]
+    dropped, first = torch.cat([hidden[:5], good[:3]]), torch.cat([hidden[2:6], good[5:7], hidden[:2], trial.known])
+
+    def finish(*given, true_labels):
+        seen.append((*given[:2], given[3], true_labels))
+        return Finished(done, dropped, 6, 2, True)
+
+    monkeypatch.setattr(trials, "rem_alone", lambda *args: "repaired")
+    monkeypatch.setattr(trials, "finish", finish)
+    monkeypatch.setattr(trials, "rank", lambda *args: SimpleNamespace(index=first, likely=6))
+    monkeypatch.setattr(trials, "judging", lambda *args: lambda network: f"verdict of {network is done}")
+    names = "finished", "finished, true labels"
+    row, told = (trials.treat(name, model, trial, subject, "labels", 0) for name in names)
+    assert (row["hidden"], row["dropped"], row["dropped_bad"]) == (len(hidden), 8, 5)
+    assert (row["likely"], row["likely_bad"], row["verdict"]) == (6, 4, "verdict of True")
+    assert row["utility"] == told["utility"] == accuracy(done, trial.test)
+    (network, repaired, forget, nothing), (*_, truths) = seen
+    assert network is model and repaired == "repaired" and torch.equal(forget, trial.known) and nothing is None
+    assert torch.equal(truths, trial.truth[trial.known])
 
 
 def test_the_tables_are_those_of_their_rows():
