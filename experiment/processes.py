@@ -51,6 +51,8 @@ def joined(argv: list[str], alone):
             if argv and argv[0] in alone:
                 raise ValueError(f"{argv[0]} runs in one process; torchrun is for one cell, grid and repair")
             yield
+        with contextlib.suppress(RuntimeError):  # the store may be gone, once all have come
+            arrived(store, "ended", size)  # gloo now and then aborts a process whose peer has closed its connections
     except Exception as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             reason = first_line(error, kind=False).rpartition("] ")[2]  # without the line of torch's source
@@ -62,18 +64,23 @@ def joined(argv: list[str], alone):
         dist.destroy_process_group()
 
 
-def first_to_tell(store, rank: int, size: int, patience: float = 10.0) -> bool:
+def first_to_tell(store, rank: int, size: int) -> bool:
     """Whether this process is the first of the run to end with an error, so that it is the one which tells.
 
-    The first process may be the one that holds the store, and a slower one still has to ask there: so it stays until
-    all have asked, or for `patience` seconds, since one that was killed never asks.
+    The first process may be the one that holds the store, and a slower one still has to ask there, so it waits for all.
     Args: store: torch.distributed's, shared by the `size` processes; rank: this one's.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, once a faster process has left: this one ends by itself
-    first = True  # where the store is gone, with a process that was killed, each one tells
-    with contextlib.suppress(RuntimeError):
-        first = store.add("told", 1) == 1
-        end = time.monotonic() + patience
-        while rank == 0 and store.add("told", 0) < size and time.monotonic() < end:
-            time.sleep(0.02)
-    return first
+    try:
+        return arrived(store, "told", size, waits=rank == 0) == 1
+    except RuntimeError:  # the store is gone, with a process that was killed
+        return True
+
+
+def arrived(store, where: str, size: int, waits: bool = True, patience: float = 10.0) -> int:
+    """The number of processes that have come to a place, this one included; waits until all `size` have come there, or
+    for `patience` seconds, since one that was killed never comes."""
+    number, end = store.add(where, 1), time.monotonic() + patience
+    while waits and store.add(where, 0) < size and time.monotonic() < end:
+        time.sleep(0.02)
+    return number

@@ -191,10 +191,10 @@ def test_decoding_is_counted(tmp_path, monkeypatch, colours, capsys):
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 LINGERING = """
-import time
+import os, time
 class Lingering(nn.Module):
     def forward(self, x):
-        time.sleep(0.05)
+        time.sleep(1 if os.path.exists("STATE") else 0.05)  # it does not end before it is interrupted
         return x
 def lingering(classes): return colours(classes, Lingering())
 """
@@ -207,8 +207,9 @@ def test_an_interrupt_anywhere_is_one_line_and_keeps_the_state(colours, capsys, 
     """P1, P9, A8: while images are decoded, after layers were chosen and while batches run, Ctrl-C of a terminal, which
     goes to all processes, gives one line, exit code 130 and no traceback; the state of the last epoch stays, and
     another process goes on from it to the same weights, bit for bit."""
-    world = {**colours, "--model": f"{add_to_net(colours, LINGERING)}:lingering"}
     state = colours["--out"].with_suffix(".state")
+    path = add_to_net(colours, LINGERING.replace("STATE", str(state)))
+    world = {**colours, "--model": f"{path}:lingering"}
     more = ("--epochs", 9, "--stop", "max", "--device", "cpu", "--batch-size", 8, "--workers", 1, "--max-memory", 0)
     process = subprocess.Popen([sys.executable, "-B", "-u", "run.py", *words(world, *more)], cwd=ROOT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
