@@ -28,6 +28,7 @@ CORRUPTIONS = (*TRIGGERS, "pair", "labels")
 SHARE = {"pair": 0.1, "labels": 0.1}  # of the training images that are bad; of triggers: 0.05
 KNOWN = 0.4  # share of the bad ones that are known
 TEST = 500  # test images, all classes
+HELD_OUT = 200  # clean images for the verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,18 +41,23 @@ class Trial:
     known: torch.Tensor  # (k,) int64 sorted, D_f
     test: Data  # clean, true labels
     alike: Data  # corrupted as D_c is, at true labels: test images with the trigger; for wrong labels D_c itself
+    heldout: Data  # clean, true labels, neither trained nor tested on: what a user may have for the verdict
 
 
-def shapes(n: int, generator: torch.Generator, size: int, test: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def shapes(n: int, generator: torch.Generator, size: int, test: bool, skip: int = 0
+           ) -> tuple[torch.Tensor, torch.Tensor]:
     """n drawn shapes, (n, 3, size, size) uint8, and their classes, three of them."""
-    return draw_shapes(n, generator, size)
+    images, kind = draw_shapes(skip + n, generator, size)
+    return images[skip:], kind[skip:]
 
 
-def clothes(n: int, generator: torch.Generator, size: int, test: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """n images of five classes of fashion-mini, enlarged to (n, 3, size, size) uint8, and their classes."""
+def clothes(n: int, generator: torch.Generator, size: int, test: bool, skip: int = 0
+            ) -> tuple[torch.Tensor, torch.Tensor]:
+    """n images of five classes of fashion-mini, enlarged to (n, 3, size, size) uint8, and their classes; others than
+    the `skip` that a generator of the same state gives."""
     data = getattr(load("fashion-mini"), "test" if test else "train")
     kind = (data.labels[:, None] == torch.tensor(CLOTHES)).nonzero()  # (m, 2): image, class
-    kind = kind[torch.randperm(len(kind), generator=generator)[:n]]
+    kind = kind[torch.randperm(len(kind), generator=generator)[skip:skip + n]]
     images = F.interpolate(data.images[kind[:, 0]].float(), (size, size), mode="bilinear", align_corners=False)
     return images.round().to(torch.uint8).repeat(1, 3, 1, 1), kind[:, 1]  # (n, 3, size, size), (n,)
 
@@ -82,8 +88,10 @@ def corrupt(name: str, images: str, seed: int, n: int = 600, size: int = 32) -> 
             bad = some(truth >= 0, count, generator)
             given[bad] = (truth[bad] + torch.randint(1, classes, (count,), generator=generator)) % classes
         alike = Data(x[bad], truth[bad], **look)
+    heldout = draw(HELD_OUT, stream(seed, f"{images} {name}"), size, False, n)  # not those of x: the first draw anew
     known = bad[torch.randperm(count, generator=generator)[: round(KNOWN * count)]].sort().values
-    return Trial(Data(x, given, **look), truth, bad, known, Data(test, test_truth, **look), alike)
+    return Trial(Data(x, given, **look), truth, bad, known, Data(test, test_truth, **look), alike,
+                 Data(*heldout, **look))
 
 
 def some(among: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:

@@ -9,7 +9,8 @@ appended for each treatment of each trained network; one that is there is skippe
 trained networks are kept beside the rows, in a folder of their name. Each rival runs at three rates and is taken at the
 one with the best product *on test images*, an advantage: nothing of ours is chosen by clean labels. (The table also has
 its product at the one rate that is best over all trials, a smaller advantage.) Every network is judged as
-`run.py repair` judges its own, by labels as given, so that a row tells whether a failure would be announced.
+`run.py repair` judges its own, by labels as given, so that a row tells whether a failure would be announced: without
+and with 200 clean images that are held out.
 """
 
 import argparse
@@ -57,6 +58,7 @@ def finished(model, trial: Trial, subject: Subject, seed: int, rate: float, trut
                          "likely_bad": int(torch.isin(marked, trial.bad).sum())}
 
 
+VERDICTS = "verdict", "verdict, held out"
 COSTLY = 0.02  # Utility lost that a user should be told of
 TREATMENTS = {"REM": RIVALS["REM"], "finished": (finished, (1.0,)),
               "finished, true labels": (partial(finished, truths=True), (1.0,)), **RIVALS}
@@ -83,10 +85,18 @@ def scores_of(model, trial: Trial, corruption: str) -> dict[str, float | None]:
 
 
 def judging(model, trial: Trial):
-    """A function that gives the verdict of `run.py repair` on a network made of `model`, in a word."""
+    """A function that gives the verdicts of `run.py repair` on a network made of `model`, two words: where no images
+    are held out, and where `trial.heldout` are."""
     labels, (before, margins) = trial.train.labels, looked_at(model, trial.train)
     counted = undoubted(labels, trial.known, margins, probe(features(model, trial.train), trial.known))
-    return lambda treated: judge(labels, before, looked_at(treated, trial.train)[0], trial.known, counted).word
+    new, new_before = trial.heldout.labels, looked_at(model, trial.heldout)[0]
+
+    def words(treated) -> tuple[str, str]:
+        after, new_after = (looked_at(treated, data)[0] for data in (trial.train, trial.heldout))
+        return tuple(judge(labels, before, after, trial.known, counted, heldout).word
+                     for heldout in (None, (new, new_before, new_after)))
+
+    return words
 
 
 def treat(name: str, model, trial: Trial, subject: Subject, corruption: str, seed: int) -> dict:
@@ -103,10 +113,10 @@ def treat(name: str, model, trial: Trial, subject: Subject, corruption: str, see
             continue
         seconds = round(time.perf_counter() - begin, 1)
         treated, more = treated if isinstance(treated, tuple) else (treated, {})
-        tried.append({"rate": rate, **scores_of(treated, trial, corruption), "verdict": verdict(treated), **more,
-                      "seconds": seconds})
+        words = dict(zip(VERDICTS, verdict(treated), strict=True))
+        tried.append({"rate": rate, **scores_of(treated, trial, corruption), **words, **more, "seconds": seconds})
     best = max(tried, key=lambda row: row["product"], default={"product": None})
-    shown = ("rate", "healed", "utility", "product", "misled", "listed", "verdict", "seconds")
+    shown = ("rate", "healed", "utility", "product", "misled", "listed", *VERDICTS, "seconds")
     return {**best, "tried": [{name: row[name] for name in shown} for row in tried]}
 
 
@@ -240,8 +250,11 @@ def at_one_rate(mine: dict) -> str:
 
 
 def announced(rows: list[dict]) -> str:
-    """How many rows there are and, in brackets, how many have a verdict that is not REPAIRED."""
-    return f"{len(rows)} ({sum(row.get('verdict', REPAIRED) != REPAIRED for row in rows)})"
+    """How many rows there are and, in brackets, how many have a verdict that is not REPAIRED: by the verdict without
+    held-out images, and by that with them, "?" where a row has none."""
+    counts = ["?" if any(name not in row for row in rows) else sum(row[name] != REPAIRED for row in rows)
+              for name in VERDICTS]
+    return f"{len(rows)} ({counts[0]}, {counts[1]})"
 
 
 def pair(rows: list[dict]) -> str:
