@@ -41,7 +41,7 @@ class Trial:
     known: torch.Tensor  # (k,) int64 sorted, D_f
     test: Data  # clean, true labels
     alike: Data  # corrupted as D_c is, at true labels: test images with the trigger; for wrong labels D_c itself
-    heldout: Data  # clean, true labels, neither trained nor tested on: what a user may have for the verdict
+    heldout: Data | None = None  # clean, true labels, neither trained nor tested on: what a user may have besides
 
 
 def shapes(n: int, generator: torch.Generator, size: int, test: bool, skip: int = 0
