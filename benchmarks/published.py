@@ -173,7 +173,7 @@ def told_of(model: nn.Module, net: nn.Module, trial: Trial, similar) -> dict:
     before, after = predict(model, trial.train), predict(net, trial.train)
     verdict = verdict_of(model, trial.train, None, [before], [after], trial.known, lambda: similar)
     z, labels = logits(net, trial.train)
-    first = rank(z, labels, trial.known, *similar).index[: len(trial.bad) - len(trial.known)]
+    first = rank(z, labels, trial.known, similar.similar, similar.crossed).index[: len(trial.bad) - len(trial.known)]
     return {"verdict": verdict.word, "line": verdict.line(), "found": int(torch.isin(first, trial.bad).sum())}
 
 
@@ -182,7 +182,7 @@ def run(model: nn.Module, trial: Trial, cell: dict, treatments: list[str], out: 
     target, seed = TARGETS[cell["network"]], cell["seed"]
     before = scores_of(model, trial, target)
     print(f"before: {before}", flush=True)
-    similar = similarity(model, trial.train, trial.known)
+    similar = similarity(model, trial.train, trial.known, seed)
     kept = "-".join(str(value) for value in cell.values())
 
     @functools.cache

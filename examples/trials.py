@@ -35,6 +35,7 @@ from examples.zoo import SUBJECTS, Subject  # noqa: E402
 from experiment.rows import append_row, provenance  # noqa: E402
 from metrics import accuracy, predict, share  # noqa: E402
 from repair.finish import finish  # noqa: E402
+from repair.looks import looking_alike  # noqa: E402
 from repair.ranking import rank  # noqa: E402
 from repair.suspects import crossed, logits, probe  # noqa: E402
 from repair.verdict import REPAIRED, judge, looked_at, undoubted  # noqa: E402
@@ -84,11 +85,13 @@ def scores_of(model, trial: Trial, corruption: str) -> dict[str, float | None]:
             "learnt": accuracy(model, trial.train, trial.bad), "listed": accuracy(model, trial.train, trial.known)}
 
 
-def judging(model, trial: Trial):
+def judging(model, trial: Trial, seed: int):
     """A function that gives the verdicts of `run.py repair` on a network made of `model`, two words: where no images
     are held out, and where `trial.heldout` are."""
     labels, (before, margins) = trial.train.labels, looked_at(model, trial.train)
-    counted = undoubted(labels, trial.known, margins, probe(features(model, trial.train), trial.known))
+    h = features(model, trial.train)
+    counted = undoubted(labels, trial.known, margins, probe(h, trial.known),
+                        looking_alike(h, labels, trial.known, seed))
     new, new_before = trial.heldout.labels, looked_at(model, trial.heldout)[0]
 
     def words(treated) -> tuple[str, str]:
@@ -102,7 +105,7 @@ def judging(model, trial: Trial):
 def treat(name: str, model, trial: Trial, subject: Subject, corruption: str, seed: int) -> dict:
     """What a treatment gives at the best of its rates, and what each gave; null scores where it cannot be done."""
     treatment, rates = TREATMENTS[name]
-    tried, verdict = [], judging(model, trial)
+    tried, verdict = [], judging(model, trial, seed)
     for rate in rates:
         begin = time.perf_counter()
         try:

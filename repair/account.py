@@ -10,6 +10,7 @@ Whatever fails here costs no repair: its weights are there, and a line says what
 import argparse
 import itertools
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from engine.features import features
 from engine.ranks import over_ranks, ranks
 from repair.images import room_for_images
 from repair.inputs import Folder
+from repair.looks import agreed, looking_alike
 from repair.mismatch import share_of
 from repair.outputs import beside_weights
 from repair.page import CARDS, Card, Part, write_page
@@ -36,13 +38,13 @@ def verdict_of(model: nn.Module, data, heldout, before: list, after: list, forge
         similar: called without arguments, gives what `similarity` does; where it fails, the verdict does without.
     """
     try:
-        alike, _ = similar()
+        looks = similar()
     except Exception:
         if ranks()[1] > 1:
             raise  # the other processes know nothing of it
-        alike = None
+        looks = Looks(None, None, None)
     labels = data.labels.cpu()
-    counted = undoubted(labels, forget, looked_at(model, data)[1], alike)
+    counted = undoubted(labels, forget, looked_at(model, data)[1], looks.similar, looks.alike)
     pair = None if heldout is None else (heldout.labels.cpu(), before[1], after[1])
     return judge(labels, before[0], after[0], forget, counted, pair)
 
@@ -66,7 +68,8 @@ def list_suspects(out: str, similar, repaired: nn.Module, data, folder: Folder, 
     try:
         with Watch("ranking the suspects", tell_here) as watch:
             z, labels = logits(repaired, watch.over(data))
-        ranking = rank(z, labels, folder.forget, *similar())
+        looks = similar()
+        ranking = rank(z, labels, folder.forget, looks.similar, looks.crossed)
         return "" if ranks()[0] else write_suspects(out, ranking, data, folder, places), ranking
     except Exception as error:
         if ranks()[1] > 1:
@@ -75,14 +78,22 @@ def list_suspects(out: str, similar, repaired: nn.Module, data, folder: Folder, 
         return f"no list of suspects ({first_line(error)}){stale}", None
 
 
-def similarity(model: nn.Module, data, forget: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """(N,) how much each image looks like D_f, and the same to probes that do not know it, see `suspects.probe` and
-    `crossed`; None, both, where the features would fill the memory."""
+class Looks(NamedTuple):
+    """How much each image looks like D_f to the network before the repair."""
+
+    similar: torch.Tensor | None  # (N,) `suspects.probe`
+    crossed: torch.Tensor | None  # (N,) `suspects.crossed`, to probes that do not know the image
+    alike: torch.Tensor | None  # (N,) bool, `looks.looking_alike`
+
+
+def similarity(model: nn.Module, data, forget: torch.Tensor, seed: int) -> Looks:
+    """Looks of all images; where the features would fill the memory no similarity, and no image that is alike."""
     if not in_room(model, data):
-        return None, None
+        return Looks(None, None, torch.zeros(len(data), dtype=torch.bool))
     with Watch("features of the images", tell_here) as watch:
         h = features(model, watch.over(data))
-    return probe(h, forget), crossed(h, forget)
+    alike = agreed(looking_alike(h, data.labels.cpu(), forget, seed), data.device)
+    return Looks(probe(h, forget), crossed(h, forget), alike)
 
 
 def in_room(model: nn.Module, data) -> bool:

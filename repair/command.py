@@ -17,7 +17,7 @@ from experiment.devices import check_room, choose_device
 from experiment.files import write_whole
 from experiment.rows import provenance
 from repair import checkpoints
-from repair.account import (agreed_code, before_and_after, in_room, list_suspects, show_changes, similarity,
+from repair.account import (agreed_code, before_and_after, list_suspects, show_changes, similarity,
                             table_of_changes, verdict_of)
 from repair.channels import with_channels
 from repair.finish import finish
@@ -153,11 +153,13 @@ def main(given: dict, argv: list[str]) -> int:
     if ranks()[0] == 0:  # the first process writes, and this first: what follows costs no repair
         written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
     finished = None
+    similar = functools.cache(lambda: similarity(model, train, folder.forget, config.seed))  # a pass, of many uses
     try:
         if args.finish and config.unlearn_epochs:
+            alike = similar().alike
             with Watch("the finish", tell_here) as watch:
                 finished = finish(model, repaired, watch.over(train), folder.forget, config, true_labels=truths,
-                                  looks=in_room(model, train))
+                                  alike=alike)
             say(finished.line)
             repaired = finished.model
             if ranks()[0] == 0:
@@ -166,7 +168,6 @@ def main(given: dict, argv: list[str]) -> int:
         scores = before_and_after(before, after, train, heldout, folder)
     except ArithmeticError as error:
         raise ValueError(f"{error} (the rate is --lr); {args.out} has these weights") from error
-    similar = functools.cache(lambda: similarity(model, train, folder.forget))  # a pass, of which two have a use
     found = verdict_of(model, train, heldout, before, after, folder.forget, similar)
     told, ranking = list_suspects(args.out, similar, repaired, train, folder, places)
     if ranks()[0]:

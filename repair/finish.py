@@ -10,7 +10,6 @@ what it believes again was disbelieved for the accuracy that REM had lost, and c
 which gives the network that is returned. Measured in results/repair/README.md, beside what was tried.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -20,23 +19,19 @@ from torch.nn import functional as F
 from engine.checks import NonFiniteLoss, check_forget
 from engine.features import features
 from engine.modes import copy_of, modes_of, put_modes
-from engine.ranks import over_ranks, ranks
 from engine.streams import stream
 from engine.updates import logits_of
 from metrics import predict, share
-from repair.suspects import logits, probe_logits
+from repair.looks import agreed, looking_alike
+from repair.suspects import logits
 from repair.truths import COPIES, check_truths
 from repair.verdict import BELIEVED
 from train import fit
 
 EPOCHS = 4  # over what is left
 RATES = {"sgd": 0.01, "adam": 5e-4}  # peak, down to a fifth
-FOLDS = 5  # in which images are held out
-LEAST = 4  # members of D_f that can be compared with others
 GONE = 0.9  # share of a label's images: where more are called another class, the repaired network has lost that class
 SAME = 1 / 3  # of D_f: where fewer get the repaired network's answers they have gone to some third class
-CHANCE = 0.01  # at which members of D_f that look like all others may be taken for apart
-MOST = 0.25  # share of the images: where more look like D_f, its looks tell nothing apart
 
 
 class Finished(NamedTuple):
@@ -66,7 +61,7 @@ class Finished(NamedTuple):
 
 
 def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, config, *,
-           true_labels: torch.Tensor | None = None, looks: bool = True) -> Finished:
+           true_labels: torch.Tensor | None = None, alike: torch.Tensor | None = None) -> Finished:
     """Train a copy of `model` on what is left of D_r, with D_f pushed off its labels or taught its true ones; twice.
 
     Choice: from the original network, not from the repaired one, which has lost accuracy; suspects are dropped, neither
@@ -85,15 +80,14 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
         data: D_tr, N examples, labels as given, Data or Streamed; forget: (k,) int64, D_f.
         config: optimiser, batch, momentum, weight decay, precision and seed, such as those of the repair.
         true_labels: (k,) int64 in the order of `forget`, -1 where unknown; None: none is known.
-        looks: whether to look for images like D_f too, by features of the untouched network, (N, d) in memory.
+        alike: (N,) bool, the images that look like D_f; None: as `looking_alike` finds them by features of `model`.
     Returns: the finished network in the modes of `model`, or the repaired one; what was dropped.
     Raises: ValueError: D_f or its true labels cannot be used; NonFiniteLoss, where `repaired` has such logits.
     """
     forget, labels = check_forget(forget, len(data)).cpu(), data.labels.cpu()
     z = logits(repaired, data)[0]  # (N, C)
     disbelieved = called_otherwise(z, labels, forget)
-    alike = torch.zeros_like(disbelieved)
-    if looks:
+    if alike is None:
         alike = agreed(looking_alike(features(model, data), labels, forget, config.seed), data.device)
     truths = check_truths(true_labels, forget, data)
     truths = torch.full((len(forget),), -1) if truths is None else truths
@@ -153,13 +147,6 @@ def same_answers(found: torch.Tensor, says: torch.Tensor) -> float:
     return share(found[told] == says[told]) if told.any() else 1.0
 
 
-def agreed(found: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """(N,) bool, what most processes of the run have found: the last digits of a probe differ between processors."""
-    votes = found.to(device, torch.float32)
-    over_ranks([votes])
-    return 2 * votes.cpu() > ranks()[1]
-
-
 def believed_share(model: nn.Module, data, labels: torch.Tensor, forget: torch.Tensor) -> float:
     """The share of D_f that a network gives its labels as given; labels: (N,)."""
     return share(predict(model, data, forget) == labels[forget])
@@ -193,82 +180,3 @@ def called_otherwise(z: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor
     images, wrong = (torch.bincount(labels[part], minlength=z.shape[1]) for part in (others, found))
     found &= (wrong <= GONE * images)[labels]
     return found & (2 * int(found.sum()) <= int(others.sum()))
-
-
-def looking_alike(h: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor, seed: int) -> torch.Tensor:
-    """The images that look like D_f as much as its held-out members do, among images of the same label as given.
-
-    The images of a label that D_f has are compared with its members there: an attack has a target, a mistake a class
-    that it is taken for, and images of other labels say nothing of either. Of all images together a published network's
-    450 bad ones were not told apart (10 % of 5,000, 50 listed); among those of their label 434 of them were, and 45
-    good ones. None is alike to fewer than LEAST, and none is where more than MOST of all images would be: then it is
-    the looks that tell nothing.
-    Args: h: (N, d) features; labels: (N,) as given; forget: (k,) int64; seed: of what is held out together.
-    """
-    known = torch.zeros(len(h), dtype=torch.bool).index_fill_(0, forget, True)
-    alike = torch.zeros_like(known)
-    if len(forget) < LEAST:
-        return alike
-    own, mean = similarities(h, known, min(FOLDS, len(forget)), stream(seed, "held-out members"))
-    for group in groups(labels, forget):
-        if apart(own[group & known], own[group & ~known]):
-            alike |= as_similar(own, mean, group & known, group & ~known)
-    return alike & (int(alike.sum()) <= MOST * len(h))
-
-
-def similarities(h: torch.Tensor, known: torch.Tensor, folds: int, generator: torch.Generator
-                 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,) how much each image looks like D_f, `known` (N,) bool, to a probe that was fitted without it, and on average
-    to all of them; a fifth of D_f and of the others is left out of each."""
-    fold, mean = torch.zeros(len(h), dtype=torch.int64), torch.zeros(len(h), dtype=h.dtype)
-    for side in (known, ~known):
-        rows = side.nonzero()[:, 0]
-        fold[rows[torch.randperm(len(rows), generator=generator)]] = torch.arange(len(rows)) % folds
-    own = torch.zeros_like(mean)
-    for k in range(folds):
-        out = fold == k
-        similar = probe_logits(h[~out], known[~out], h)
-        own[out], mean = similar[out], mean + similar / folds
-    return own, mean
-
-
-def groups(labels: torch.Tensor, forget: torch.Tensor):
-    """What is compared with each other, each (N,) bool: the images of a label that LEAST of D_f have, one after
-    another; then those of all other labels together, if LEAST of D_f are left there."""
-    counts = torch.bincount(labels[forget], minlength=int(labels.max()) + 1)
-    own = counts >= LEAST
-    for label in own.nonzero()[:, 0]:
-        yield labels == label
-    if int(counts[~own].sum()) >= LEAST:
-        yield ~own[labels]
-
-
-def apart(members: torch.Tensor, others: torch.Tensor) -> bool:
-    """Whether members of D_f look like D_f more than others do, beyond chance: similarities (m,) and (n,), all of them
-    by probes that do not know the image, since a probe tells images apart that it knows, whatever they are.
-
-    Above a similarity lies a share r of the members and q of the others. The largest r - q is Kolmogorov's and
-    Smirnov's statistic: were all from one distribution, it would be above sqrt(log(1 / p) (m + n) / (2 m n)) with
-    chance p. It has to be, at CHANCE.
-    """
-    m, n = len(members), len(others)
-    return n > 0 and float(gaps(members, others).max()) > math.sqrt(math.log(1 / CHANCE) * (m + n) / (2 * m * n))
-
-
-def gaps(members: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """r - q at the similarity of each member, most similar first: (m,), (n,) -> (m,) float64."""
-    at, m = members.sort(descending=True).values, len(members)
-    q = (others >= at[:, None]).double().mean(dim=1)
-    return torch.arange(1, m + 1, dtype=torch.float64) / m - q
-
-
-def as_similar(own: torch.Tensor, mean: torch.Tensor, members: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """The `others` that are as similar as most `members` are to probes that do not know these; all (N,).
-
-    The others' similarity is the mean over the probes, the steadier one. Taken is the similarity of that member at
-    which r - q, see `apart`, is largest (Youden's index): most of the bad, few of the good, and rather too many, since
-    three bad ones that stay can bring a trigger back. Bad images among the others lower r - q by a factor and do not
-    move its maximum.
-    """
-    at = own[members].sort(descending=True).values  # (m,)
-    return others & (mean >= at[gaps(own[members], mean[others]).argmax()])

@@ -161,8 +161,8 @@ def test_features_that_would_fill_the_memory_are_left_out(monkeypatch, missing, 
     free."""
     data, net, forget = make_data(0, n=20), small_net(0), torch.tensor([2, 5])
     monkeypatch.setattr(account, "room_for_images", lambda device: 5 * 20 * 3 * 8 - missing)
-    found = account.similarity(net, data, forget)
-    assert [column is not None for column in found] == [similar, similar]
+    found = account.similarity(net, data, forget, 0)
+    assert [column is not None for column in found] == [similar, similar, True]
 
 
 def test_a_list_of_an_earlier_version_comes_back(tmp_path):

@@ -169,7 +169,7 @@ def test_a_row_has_the_verdict_of_the_command():
     def verdict(on_train, on_held):
         return judging(Fixed(torch.cat([on_train, on_held])))
 
-    judging = trials.judging(Fixed(torch.cat([labels, held])), trial)
+    judging = trials.judging(Fixed(torch.cat([labels, held])), trial, 0)
     mended = labels.index_copy(0, trial.known, (labels[trial.known] + 1) % 5)
     one_class = torch.full((60,), int(labels[trial.known][0]))
     assert verdict(labels, held) == ("NOT REPAIRED",) * 2 and verdict(mended, held) == ("REPAIRED",) * 2

@@ -29,6 +29,7 @@ from metrics import accuracy
 from repair import account, repair
 from repair import network as plain
 from repair.inputs import open_folder
+from repair.looks import looking_alike
 from repair.mismatch import predicted
 from repair.networks import build_network
 from repair.suspects import logits, margin, probe
@@ -116,7 +117,8 @@ def test_what_is_advised(stay, wrong, word, rate):
 
 
 def test_those_that_count_are_chosen_in_every_class():
-    """Q2: of each given class a half of those outside D_f by resemblance, and of that a third by margin, rounded up."""
+    """Q2: of each given class a half of those outside D_f by resemblance, and of that a third by margin, rounded up;
+    what looks like D_f goes before that."""
     labels = torch.arange(39) % 3
     labels[36:] = 2  # classes of 12, 12 and 15
     forget = torch.tensor([0, 3])  # two of class 0
@@ -124,9 +126,27 @@ def test_those_that_count_are_chosen_in_every_class():
     counted = undoubted(labels, forget, margins, similar)
     # class 0 has 6, 9, ..., 33: of its first five the two latest; 1, 4, ..., 34: of six two; 2, 5, ...: of eight three
     assert counted.nonzero()[:, 0].tolist() == sorted([15, 18, 13, 16, 17, 20, 23])
+    alike = torch.zeros(39, dtype=torch.bool).index_fill_(0, torch.arange(9, 34, 3), True)  # 0: 6 is left, 1: all are
+    counted = undoubted(labels, forget, margins, similar, alike)
+    assert counted.nonzero()[:, 0].tolist() == sorted([6, 13, 16, 17, 20, 23])
     without = undoubted(labels, forget, margins, None)
     assert int(without.sum()) == 4 + 4 + 5 and not without[forget].any()
     assert lowest(margins, torch.zeros(39, dtype=torch.bool), labels, 2).sum() == 0
+
+
+def test_a_trigger_that_half_of_a_label_has_does_not_count():
+    """Q2: where 55 % of the images of one label have a trigger, of which the network is surest, and a tenth of these is
+    listed, next to none of what counts is bad; without `looking_alike` 3 % or more would be."""
+    h = torch.randn(2000, 16, generator=gen(0), dtype=torch.float64)
+    labels = torch.arange(2000) % 4
+    bad = (labels == 0) & (torch.arange(2000) < 1100)
+    h[bad, 0] += 3.5
+    forget = bad.nonzero()[:, 0][::10]
+    margins, similar = -1.0 * bad - torch.rand(2000, generator=gen(1), dtype=torch.float64), probe(h, forget)
+    counted = undoubted(labels, forget, margins, similar, looking_alike(h, labels, forget, 0))
+    naive = undoubted(labels, forget, margins, similar)
+    shares = [float(bad[rows].double().mean()) for rows in (counted, naive)]
+    assert shares[0] < 0.01 < 0.03 < shares[1], shares
 
 
 def test_one_pass_gives_predictions_and_margins():
@@ -161,7 +181,9 @@ def verdicts(model, train, forget, test, **settings):
     """The verdicts on a repair by training images alone, and by held-out ones, and what naive counting says."""
     repaired = plain.repair(model, train, forget, **settings)
     labels, before, after = train.labels, predicted(model, train), predicted(repaired, train)
-    counted = undoubted(labels, forget, looked_at(model, train)[1], probe(features(model, train), forget))
+    h = features(model, train)
+    counted = undoubted(labels, forget, looked_at(model, train)[1], probe(h, forget),
+                        looking_alike(h, labels, forget, 0))
     held = test.labels, predicted(model, test), predicted(repaired, test)
     everything = torch.ones(len(labels), dtype=torch.bool)
     return [judge(labels, before, after, forget, counted), judge(labels, before, after, forget, counted, held),
@@ -255,10 +277,12 @@ def test_the_command_doubts_as_the_untouched_network_does(colours, monkeypatch):
     net.load_state_dict(torch.load(colours["--checkpoint"], weights_only=True))
     folder = open_folder(colours["--data"], colours["--bad"], class_map=colours["--class-map"])
     train, *_ = folder.load(reading)
-    (labels, forget, margins, similar), = seen
+    (labels, forget, margins, similar, alike), = seen
     assert torch.equal(labels, train.labels) and torch.equal(forget, folder.forget)
     assert_close(margins, looked_at(net, train)[1], 1e-5)
-    assert_close(similar, probe(features(net, train), forget), 1e-5)
+    h = features(net, train)
+    assert_close(similar, probe(h, forget), 1e-5)
+    assert torch.equal(alike, looking_alike(h, labels, forget, 0))
 
 
 def test_what_is_not_believed_is_not_touched(colours, capsys):
@@ -314,7 +338,9 @@ def test_the_function_compares_with_the_untouched_network(monkeypatch, held_out)
     monkeypatch.setattr(plain, "repair", lambda *args, **more: other)  # a network that is known to be worse
 
     def wanted(one, after):
-        counted = undoubted(data.labels, forget, looked_at(one, data)[1], probe(features(one, data), forget))
+        h = features(one, data)
+        counted = undoubted(data.labels, forget, looked_at(one, data)[1], probe(h, forget),
+                            looking_alike(h, data.labels, forget, 0))
         pair = held and (held.labels, predicted(net, held), predicted(after, held))
         return judge(data.labels, predicted(net, data), predicted(after, data), forget, counted, pair)
 
