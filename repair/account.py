@@ -35,15 +35,9 @@ def verdict_of(model: nn.Module, data, heldout, before: list, after: list, forge
     """The verdict on a repair.
 
     Args: before, after: what was predicted of `data` and of `heldout`, where there is any; forget: (k,) int64, D_f;
-        similar: called without arguments, gives what `similarity` does; where it fails, the verdict does without.
+        similar: called without arguments, gives what `similarity` does.
     """
-    try:
-        looks = similar()
-    except Exception:
-        if ranks()[1] > 1:
-            raise  # the other processes know nothing of it
-        looks = Looks(None, None, None)
-    labels = data.labels.cpu()
+    looks, labels = looks_if_any(similar, data), data.labels.cpu()
     counted = undoubted(labels, forget, looked_at(model, data)[1], looks.similar, looks.alike)
     pair = None if heldout is None else (heldout.labels.cpu(), before[1], after[1])
     return judge(labels, before[0], after[0], forget, counted, pair)
@@ -83,17 +77,32 @@ class Looks(NamedTuple):
 
     similar: torch.Tensor | None  # (N,) `suspects.probe`
     crossed: torch.Tensor | None  # (N,) `suspects.crossed`, to probes that do not know the image
-    alike: torch.Tensor | None  # (N,) bool, `looks.looking_alike`
+    alike: torch.Tensor  # (N,) bool, `looks.looking_alike`
 
 
 def similarity(model: nn.Module, data, forget: torch.Tensor, seed: int) -> Looks:
     """Looks of all images; where the features would fill the memory no similarity, and no image that is alike."""
     if not in_room(model, data):
-        return Looks(None, None, torch.zeros(len(data), dtype=torch.bool))
+        return no_looks(data)
     with Watch("features of the images", tell_here) as watch:
         h = features(model, watch.over(data))
     alike = agreed(looking_alike(h, data.labels.cpu(), forget, seed), data.device)
     return Looks(probe(h, forget), crossed(h, forget), alike)
+
+
+def looks_if_any(similar, data) -> Looks:
+    """What `similar`, called without arguments, gives; where it fails, the finish and the verdict do without."""
+    try:
+        return similar()
+    except Exception:
+        if ranks()[1] > 1:
+            raise  # the other processes know nothing of it
+        return no_looks(data)
+
+
+def no_looks(data) -> Looks:
+    """No similarity, and no image that is alike."""
+    return Looks(None, None, torch.zeros(len(data), dtype=torch.bool))
 
 
 def in_room(model: nn.Module, data) -> bool:

@@ -17,7 +17,7 @@ from experiment.devices import check_room, choose_device
 from experiment.files import write_whole
 from experiment.rows import provenance
 from repair import checkpoints
-from repair.account import (agreed_code, before_and_after, list_suspects, show_changes, similarity,
+from repair.account import (agreed_code, before_and_after, list_suspects, looks_if_any, show_changes, similarity,
                             table_of_changes, verdict_of)
 from repair.channels import with_channels
 from repair.finish import finish
@@ -156,7 +156,7 @@ def main(given: dict, argv: list[str]) -> int:
     similar = functools.cache(lambda: similarity(model, train, folder.forget, config.seed))  # a pass, of many uses
     try:
         if args.finish and config.unlearn_epochs:
-            alike = similar().alike
+            alike = looks_if_any(similar, train).alike
             with Watch("the finish", tell_here) as watch:
                 finished = finish(model, repaired, watch.over(train), folder.forget, config, true_labels=truths,
                                   alike=alike)

@@ -20,11 +20,12 @@ from experiment.settings import Config
 from helpers import assert_close, assert_same_state, gen
 from metrics import accuracy, predict
 from models import build
+from repair import account, command
 from repair import finish as finish_module
 from repair.finish import called_otherwise, finish, finish_loss, same_answers, what_it_says
 from repair.looks import looking_alike
 from repair.network import repair
-from repair.suspects import probe_logits
+from repair.verdict import undoubted
 from train import fit
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # REM alone does not forget this corner
@@ -283,3 +284,34 @@ def test_the_command_finishes_unless_told_not_to(colours, capsys):  # noqa: F811
     assert f"without {dropped} likely bad images" in told[0]
     same = all(torch.equal(t, weights[1][name]) for name, t in weights[0].items())
     assert same != reports[0]["finish"]["taken"]
+
+
+def test_looks_are_found_once_for_all(colours, monkeypatch):  # noqa: F811
+    """The finish and the verdict have the same ones, of the settings' seed. Where they cannot be had, for want of room
+    or by any failure, the finish drops none for its looks, reads no features, and the repair ends as ever."""
+    dropped, seen = torch.arange(72) % 9 == 4, []
+
+    def alike(h, labels, forget, seed):
+        seen.append(seed)
+        return dropped.clone()
+
+    def fail(*args):
+        raise MemoryError("no room")
+
+    def ended(expected) -> bool:
+        """Whether the finish and the verdict had these."""
+        given = []
+        with monkeypatch.context() as patched:
+            patched.setattr(command, "finish",
+                            lambda *args, **more: given.append(more["alike"]) or finish(*args, **more))
+            patched.setattr(account, "undoubted", lambda *args: given.append(args[4]) or undoubted(*args))
+            assert call(colours, "--epochs", 1, "--seed", 7) in (0, 3)
+        return [torch.equal(mask, expected) for mask in given] == [True, True]
+
+    monkeypatch.setattr(account, "looking_alike", alike)
+    monkeypatch.setattr(finish_module, "features", fail)
+    assert ended(dropped) and seen == [7]
+    monkeypatch.setattr(account, "looking_alike", fail)
+    assert ended(torch.zeros(72, dtype=torch.bool))
+    monkeypatch.setattr(account, "room_for_images", lambda device: 0)
+    assert ended(torch.zeros(72, dtype=torch.bool))
