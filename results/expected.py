@@ -33,6 +33,7 @@ REDIRECT = "results/redirect"  # with and without the redirect term
 SIZES = "results/tuning/sizes"  # other |D_f| and batches
 EPOCHS = "results/tuning/epochs"  # at most 10 epochs
 ANEW = "results/tuning/copy"  # the copy of CIFAR-10 with REM of version 0.4.0 and 0.5.0
+TRIGGERS = "results/fashion-mini/triggers"  # four triggers, few of few images known
 SEVEN = "results/rates/cifar10-jpeg-16px"  # the other seven rates
 
 
@@ -277,6 +278,18 @@ def every_seed(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
+def every_trigger(labels: list[list[str]]) -> list[list[str]]:
+    """Healed / Utility / misled of each method, means over seeds in percent, by trigger and number of bad images."""
+    rows, lines = rows_at(TRIGGERS), []
+    for trigger in ("patch", "blended", "sinusoidal", "warp"):
+        for n in (60, 120):
+            runs = pick(rows, trigger=trigger, n=n)
+            cells = [" / ".join(mean(pick(runs, method=method), key, 0) for key in ("healed", "utility", "misled"))
+                     for method in ("no-ul", "cf", "scrub", "npo", "rem")]
+            lines.append([trigger, str(n), str(len({row["seed"] for row in runs})), *cells])
+    return lines
+
+
 def second_opinions(labels: list[list[str]]) -> list[list[str]]:
     """Means over trials of how a repair ends, the product less that of one training (± SEM), and trials that lost over
     two points of Utility."""
@@ -464,6 +477,7 @@ TABLES = {
     ("results/repair/README.md", "candidate", "patch"): candidates,
     ("results/repair/README.md", "candidate", "trials"): second_opinions,
     ("results/fashion-mini/seeds/README.md", "method", "Healed, seeds 0 to 9"): every_seed,
+    ("results/fashion-mini/triggers/README.md", "trigger", "corrupted"): every_trigger,
     ("results/fashion-mini/bf16/README.md", "method", "task"): bf16_or_not,
     ("results/fashion-mini/forget-norm/README.md", "method", "running statistics (eval mode)"): running_or_batch,
     ("results/fashion-mini/share/README.md", "corrupted", "no-ul"): shares,
