@@ -118,10 +118,10 @@ ARCH_PRESETS = {"vit": dict(optimizer="adam", lr=1e-4, batch=2048, unlearn_lr=2e
                             reach=0.02)}  # Choice: at 0.07 ten epochs of a small one on fashion-mini do not mend it
 DATASET_PRESETS = {
     "fashion-mini": dict(n=120, width=0.5, epochs=12, batch=256, lr=0.05, unlearn_epochs=3, unlearn_lr=0.01),
-    # A fifth of CIFAR-10: 2 % corrupted, and its 100 % network is ResNet-9 at half width. Epochs, batch, rate and no
+    # A fifth of CIFAR-10: 2 % corrupted, and its 100 % network is ResNet-9 at half width. Epochs, batch and no
     # augmentation were chosen so that the untouched network fits nearly all wrong labels (results/cifar10-jpeg-small).
-    "cifar10-small": dict(per_class=1000, per_class_test=200, n=200, width=0.5, epochs=20, batch=128, lr=0.1,
-                          augment=False, unlearn_epochs=5, unlearn_lr=0.02),
+    "cifar10-small": dict(per_class=1000, per_class_test=200, n=200, width=0.5, epochs=20, batch=128, augment=False,
+                          unlearn_epochs=5),
     "imagenette": dict(n=100),  # A.7
 }
 
