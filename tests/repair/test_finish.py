@@ -315,3 +315,6 @@ def test_looks_are_found_once_for_all(colours, monkeypatch):  # noqa: F811
     assert ended(torch.zeros(72, dtype=torch.bool))
     monkeypatch.setattr(account, "room_for_images", lambda device: 0)
     assert ended(torch.zeros(72, dtype=torch.bool))
+    monkeypatch.setattr(account, "ranks", lambda: (0, 2))
+    with pytest.raises(MemoryError):  # of two processes the other one would wait for this one
+        account.looks_if_any(fail, None)
