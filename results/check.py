@@ -36,7 +36,7 @@ MISSING = (ValueError, LookupError, TypeError, OSError)  # what rows that are no
 LABELS = {"", "method", "ETD", "task", "score", "discovery", "round", "user", "images", "mode", "what grows", "of",
           "measured", "REM, at most", "seeds", "width", "task, discovery", "over runs", "network", "theta_o2 beside",
           "corrupted", "seed", "variant", "data", "treatment", "candidate", "what differs", "at most", "nine cells",
-          "confusion, discovery", "trigger"}
+          "confusion, discovery", "trigger", "batch", "peak rate", "unlearning's", "epochs", "reach"}
 
 
 # --- Pages ------------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ SIZES = "results/tuning/sizes"  # other |D_f| and batches
 EPOCHS = "results/tuning/epochs"  # at most 10 epochs
 ANEW = "results/tuning/copy"  # the copy of CIFAR-10 with REM of version 0.4.0 and 0.5.0
 TRIGGERS = "results/fashion-mini/triggers"  # four triggers, few of few images known
+SMALL = "results/cifar10-jpeg-small"  # 10,000 images of the copy at 32x32, learnt by heart
 SEVEN = "results/rates/cifar10-jpeg-16px"  # the other seven rates
 
 
@@ -290,6 +291,24 @@ def every_trigger(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
+def small_fits(labels: list[list[str]]) -> list[list[str]]:
+    """What the untouched network learns of random labels, and its Utility, by batch, peak rate and epochs."""
+    rows = sorted(rows_at(f"{SMALL}/fit"), key=lambda row: (row["epochs"], row["batch"], row["lr"]))
+    return [[str(row["batch"]), str(row["lr"]), str(row["epochs"]), *(f"{100 * row[key]:.0f}" for key in
+             ("learnt", "utility"))] for row in rows]
+
+
+def small_settings(labels: list[list[str]]) -> list[list[str]]:
+    """REM by the rates of training and of unlearning, its epochs and reach, in the cells that were run with others."""
+    rows = pick(rows_at(f"{SMALL}/nine", f"{SMALL}/other-settings"), method="rem", seed=0)
+    cells = {(row["task"], row["discovery"]) for row in rows if "other-settings" in row["out"]}
+    rows = [row for row in rows if (row["task"], row["discovery"]) in cells]
+    names = ("lr", "unlearn_lr", "unlearn_epochs", "reach")
+    rows.sort(key=lambda row: (TASKS.index(row["task"]), row["discovery"], *(row[name] for name in names)))
+    return [[f"{row['task']}, {row['discovery']:g}", *(str(row[name]) for name in names),
+             *(f"{100 * row[key]:.0f}" for key in SCORES)] for row in rows]
+
+
 def second_opinions(labels: list[list[str]]) -> list[list[str]]:
     """Means over trials of how a repair ends, the product less that of one training (± SEM), and trials that lost over
     two points of Utility."""
@@ -478,6 +497,8 @@ TABLES = {
     ("results/repair/README.md", "candidate", "trials"): second_opinions,
     ("results/fashion-mini/seeds/README.md", "method", "Healed, seeds 0 to 9"): every_seed,
     ("results/fashion-mini/triggers/README.md", "trigger", "corrupted"): every_trigger,
+    ("results/cifar10-jpeg-small/README.md", "batch", "peak rate"): small_fits,
+    ("results/cifar10-jpeg-small/README.md", "task, discovery", "peak rate"): small_settings,
     ("results/fashion-mini/bf16/README.md", "method", "task"): bf16_or_not,
     ("results/fashion-mini/forget-norm/README.md", "method", "running statistics (eval mode)"): running_or_batch,
     ("results/fashion-mini/share/README.md", "corrupted", "no-ul"): shares,
