@@ -26,7 +26,7 @@ from experiment.data import Data
 from experiment.settings import Config
 from helpers import assert_close, assert_same_state, gen, make_data, small_net
 from metrics import accuracy
-from repair import account, repair
+from repair import account, repair, verdict
 from repair import network as plain
 from repair.inputs import open_folder
 from repair.looks import looking_alike
@@ -329,7 +329,8 @@ def test_the_function_refuses_and_warns():
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_the_function_compares_with_the_untouched_network(monkeypatch, held_out):
-    """Q2, Q4: what counts is what the untouched network gives no reason to doubt, and it is what was right before."""
+    """Q2, Q4: what counts is what the untouched network gives no reason to doubt, by looks of the repair's seed, and it
+    is what was right before."""
     data, net, other, forget = make_data(0, n=240, classes=4), small_net(0), small_net(1), torch.arange(6)
     data.labels[:] = predicted(net, data)
     held = make_data(1, n=40, classes=4) if held_out else None
@@ -340,12 +341,15 @@ def test_the_function_compares_with_the_untouched_network(monkeypatch, held_out)
     def wanted(one, after):
         h = features(one, data)
         counted = undoubted(data.labels, forget, looked_at(one, data)[1], probe(h, forget),
-                            looking_alike(h, data.labels, forget, 0))
+                            looking_alike(h, data.labels, forget, 5))
         pair = held and (held.labels, predicted(net, held), predicted(after, held))
         return judge(data.labels, predicted(net, data), predicted(after, data), forget, counted, pair)
 
+    seeds = []
+    monkeypatch.setattr(verdict, "looking_alike", lambda *args: seeds.append(args[3]) or looking_alike(*args))
     with pytest.warns(UserWarning) as told:
-        repair(net, data, forget, heldout=held)
+        repair(net, data, forget, heldout=held, seed=5)
+    assert seeds == [5]
     assert [str(one.message) for one in told] == [wanted(net, other).line(ARGUMENTS)]
     assert HARMED in str(told[0].message) and wanted(net, other).counted != wanted(other, other).counted
 
