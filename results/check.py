@@ -28,7 +28,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from expected import ROOT, TABLES, cells_of, grid_of, made_by, rows_at
+from expected import TABLES
+from made import ROOT, cells_of, grid_of, made_by, rows_at
 from sentences import FIGURES
 
 MISSING = (ValueError, LookupError, TypeError, OSError)  # what rows that are not there, or not alike, bring about

@@ -1,32 +1,22 @@
-"""What the rows give: the tables that commands on the pages print, and those that no command prints. See check.py.
+"""What the rows give for the tables that no command prints. See check.py.
 
-    header, *lines = made_by("run.py report results/fashion-mini/grid --table plane")[0]
     lines = TABLES["results/repair/README.md", "network", "images"](labels)  # labels: the lines as shown
 """
 
-import argparse
-import importlib.util
 import itertools
-import json
 import re
-import shlex
-import sys
-from functools import cache
-from pathlib import Path
 from statistics import fmean, stdev
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from study import discovery, report  # noqa: E402
-from study.rows import SCORES, load_rows, networks, pick, products  # noqa: E402
-from study.stats import mean_of_seeds, minus, percent  # noqa: E402
+from made import grid_of, lines_at, reported, rows_at
+from study import discovery
+from study.rows import SCORES, networks, pick, products
+from study.stats import mean_of_seeds, minus, percent
 
 TASKS = ("poison", "confusion", "random")
 RATES = (0.1, 0.5, 1.0)
 CELLS = [(task, rate) for task in TASKS for rate in RATES]
 GRID = "results/fashion-mini/grid"  # REM's rows here are of version 0.2.0, with the momentum carried over
-NOW = "results/fashion-mini/now"  # of version 0.3.0: REM, and the methods on ETD
+NOW = "results/fashion-mini/now"  # REM of version 0.4.0, and the methods on ETD of 0.3.0
 COPY = "results/cifar10-jpeg-16px"  # quarter width, bf16
 HALF = "results/lasting/cifar10-jpeg-16px"  # half width
 REDIRECT = "results/redirect"  # with and without the redirect term
@@ -37,81 +27,6 @@ TRIGGERS = "results/fashion-mini/triggers"  # four triggers, few of few images k
 SMALL = "results/cifar10-jpeg-small"  # 10,000 images of the copy at 32x32, learnt by heart
 SEVEN = "results/rates/cifar10-jpeg-16px"  # the other seven rates
 
-
-# --- Tables that a command makes --------------------------------------------------------------------------------------
-
-def cells_of(line: str) -> list[str]:
-    """The cells of a line of a Markdown table."""
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
-
-
-@cache
-def rows_at(*paths: str) -> list[dict]:
-    """The rows of result files or folders below the root, one per run."""
-    return load_rows([ROOT / path for path in paths])
-
-
-@cache
-def lines_at(path: str) -> list[dict]:
-    """Every line of a file of JSON lines below the root."""
-    return [json.loads(line) for line in (ROOT / path).read_text(encoding="utf-8").splitlines()]
-
-
-def grid_of(markdown: str) -> list[list[str]]:
-    """The header and the lines of a Markdown table, whatever stands above it."""
-    lines = [cells_of(line) for line in markdown.splitlines() if line.startswith("|")]
-    return lines[:1] + lines[2:]
-
-
-@cache
-def made_by(command: str) -> list[list[list[str]]]:
-    """The tables that a command prints, each a header and lines; none of a command that prints no table of rows."""
-    words = shlex.split(command, comments=True)
-    script = next((word for word in words if word.endswith(".py")), "")
-    given = words[words.index(script) + 1:] if script else []
-    if script == "run.py" and given[:1] == ["report"]:
-        return reported(given[1:])
-    out = next((ROOT / value for name, value in itertools.pairwise(given) if name in ("--out", "--table")), None)
-    if script == "run.py" and given[:1] == ["suspects"] and out and out.is_file():
-        lines = lines_at(str(out.relative_to(ROOT)))
-        return [grid_of(make(lines)) for make in (discovery.suspects_table, discovery.round_table)]
-    return scripted(script, out) if script.count("/") == 1 else []
-
-
-def reported(words: list[str]) -> list[list[list[str]]]:
-    """The tables of `run.py report` with these words, without its figures."""
-    parser = argparse.ArgumentParser()
-    report.add_arguments(parser)
-    asked = parser.parse_args(words)
-    paths = [ROOT / path for path in asked.results]
-    if not all(path.exists() for path in paths) or asked.figure and not asked.table:
-        return []
-    texts = report.report([str(path) for path in paths], asked.table, None, asked.seeds, "markdown", None)
-    return [with_runs(grid_of(text)) for text in texts]
-
-
-def with_runs(grid: list[list[str]]) -> list[list[str]]:
-    """A table without the lines of what was not run, for which it has the paper's number alone."""
-    place = grid[0].index("n") if "n" in grid[0] else None
-    return [line for line in grid if place is None or line[place]]
-
-
-def scripted(script: str, out: Path | None) -> list[list[list[str]]]:
-    """The tables that a script's function `table` makes of its rows: --out, --table or results/NAME/NAME.jsonl."""
-    path = ROOT / script
-    rows = out or ROOT / "results" / path.stem / f"{path.stem}.jsonl"
-    if not path.is_file() or not rows.is_file() or "\ndef table(" not in path.read_text(encoding="utf-8"):
-        return []
-    spec = importlib.util.spec_from_file_location(f"checked_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    try:
-        return [grid_of(part) for part in module.table(lines_at(str(rows.relative_to(ROOT)))).split("\n\n")]
-    except KeyError:  # rows of another kind, which this page's own table is made of
-        return []
-
-
-# --- Tables that no command makes ------------------------------------------------------------------------------------
 
 def mean_sem(values, digits: int = 1) -> str:
     """Mean ± SEM of fractions, in percent."""

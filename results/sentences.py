@@ -7,8 +7,9 @@ A figure is text, as it should stand in place of {}; None where no row holds it.
 
 from statistics import fmean, stdev
 
-from expected import (CELLS, COPY, GRID, HALF, RATES, ROOT, SEVEN, TASKS, grid_of, half_and_quarter, lines_at, made_by,
-                      mean, mean_sem, plane_of, rows_at, scores, seeds_difference)
+from expected import (CELLS, COPY, GRID, HALF, RATES, SEVEN, TASKS, half_and_quarter, mean, mean_sem, plane_of, scores,
+                      seeds_difference)
+from made import ROOT, grid_of, lines_at, made_by, rows_at
 from study import discovery
 from study.rows import networks, pick, products
 from study.stats import minus
