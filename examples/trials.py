@@ -60,6 +60,7 @@ def finished(model, trial: Trial, subject: Subject, seed: int, rate: float, trut
 
 
 VERDICTS = "verdict", "verdict, held out"
+TOGETHER = "gone together"
 COSTLY = 0.02  # Utility lost that a user should be told of
 TREATMENTS = {"REM": RIVALS["REM"], "finished": (finished, (1.0,)),
               "finished, true labels": (partial(finished, truths=True), (1.0,)), **RIVALS}
@@ -86,20 +87,22 @@ def scores_of(model, trial: Trial, corruption: str) -> dict[str, float | None]:
 
 
 def judging(model, trial: Trial, seed: int):
-    """A function that gives the verdicts of `run.py repair` on a network made of `model`, two words: where no images
-    are held out, and where `trial.heldout` are."""
+    """A function that gives what `run.py repair` says of a network made of `model`: its verdicts, a word where no
+    images are held out and one where `trial.heldout` are, and how many labels' listed images have gone together."""
     labels, (before, margins) = trial.train.labels, looked_at(model, trial.train)
     h = features(model, trial.train)
     counted = undoubted(labels, trial.known, margins, probe(h, trial.known),
                         looking_alike(h, labels, trial.known, seed))
     new, new_before = trial.heldout.labels, looked_at(model, trial.heldout)[0]
 
-    def words(treated) -> tuple[str, str]:
+    def told(treated) -> dict[str, str | int]:
         after, new_after = (looked_at(treated, data)[0] for data in (trial.train, trial.heldout))
-        return tuple(judge(labels, before, after, trial.known, counted, heldout).word
-                     for heldout in (None, (new, new_before, new_after)))
+        found = [judge(labels, before, after, trial.known, counted, heldout)
+                 for heldout in (None, (new, new_before, new_after))]
+        return {**{name: each.word for name, each in zip(VERDICTS, found, strict=True)},
+                TOGETHER: len(found[0].together)}
 
-    return words
+    return told
 
 
 def treat(name: str, model, trial: Trial, subject: Subject, corruption: str, seed: int) -> dict:
@@ -116,10 +119,10 @@ def treat(name: str, model, trial: Trial, subject: Subject, corruption: str, see
             continue
         seconds = round(time.perf_counter() - begin, 1)
         treated, more = treated if isinstance(treated, tuple) else (treated, {})
-        words = dict(zip(VERDICTS, verdict(treated), strict=True))
-        tried.append({"rate": rate, **scores_of(treated, trial, corruption), **words, **more, "seconds": seconds})
+        tried.append({"rate": rate, **scores_of(treated, trial, corruption), **verdict(treated), **more,
+                      "seconds": seconds})
     best = max(tried, key=lambda row: row["product"], default={"product": None})
-    shown = ("rate", "healed", "utility", "product", "misled", "listed", *VERDICTS, "seconds")
+    shown = ("rate", "healed", "utility", "product", "misled", "listed", *VERDICTS, TOGETHER, "seconds")
     return {**best, "tried": [{name: row[name] for name in shown} for row in tried]}
 
 
@@ -179,7 +182,8 @@ def table(rows: list[dict]) -> str:
 
     A treatment is compared with `finished` on the trials that have both. Of a failed treatment, such as pruning without
     BatchNorm, the network stays as it was. The last two columns count trials that lost more than 2 points of Utility,
-    and those whose Healed ends below half of it, and how many of them have another verdict than REPAIRED.
+    and those whose Healed ends below half of it, and how many of them have another verdict than REPAIRED; of the latter
+    also of how many it is told that listed images have gone to one class together.
     """
     found = {(row["treatment"], *place(row)): row if row["product"] is not None else row["before"] for row in rows}
     names = [name for name in TREATMENTS if any(key[0] == name for key in found)]
@@ -204,18 +208,20 @@ def table(rows: list[dict]) -> str:
 
 def cuts(rows: list[dict]) -> list[str]:
     """Lines: by corruption, how many bad images the finish had to find, dropped and marked as likely bad, means over
-    trials; and of the marked ones' number its error, the mean of |marked - to find| / to find."""
+    trials; of the marked ones' number its error, the mean of |marked - to find| / to find; and in how many trials, of
+    those whose rows say so, it is told that listed images have gone to one class together."""
     done = [row for row in rows if row["treatment"] == "finished" and "likely" in row]
-    lines = ["| corrupted | trials | to find | dropped, bad | dropped, good | marked, bad | marked, good | error, % |",
-             "|---" * 8 + "|"]
+    lines = ["| corrupted | trials | to find | dropped, bad | dropped, good | marked, bad | marked, good | error, % "
+             "| gone together |", "|---" * 9 + "|"]
     for name in [name for name in CORRUPTIONS if any(row["corruption"] == name for row in done)]:
         mine = [row for row in done if row["corruption"] == name]
         counts = [fmean(count(row) for row in mine) for count in (
             itemgetter("hidden"), itemgetter("dropped_bad"), lambda row: row["dropped"] - row["dropped_bad"],
             itemgetter("likely_bad"), lambda row: row["likely"] - row["likely_bad"])]
         error = fmean(abs(row["likely"] - row["hidden"]) / row["hidden"] for row in mine)
-        shown = " | ".join(f"{value:.1f}" for value in counts)
-        lines.append(f"| {name} | {len(mine)} | {shown} | {100 * error:.0f} |")
+        shown, asked = " | ".join(f"{value:.1f}" for value in counts), [row for row in mine if TOGETHER in row]
+        told = f"{sum(row[TOGETHER] > 0 for row in asked)} of {len(asked)}"
+        lines.append(f"| {name} | {len(mine)} | {shown} | {100 * error:.0f} | {told} |")
     return lines
 
 
@@ -240,7 +246,7 @@ def means(name: str, mine: dict, found: dict, before: dict) -> str:
     unhealed = [row for row in mine.values() if 2 * row["healed"] < row["utility"]]
     one_rate = at_one_rate(mine) if name in TREATMENTS and len(TREATMENTS[name][1]) > 1 else ""
     return (f"| {name} | {len(mine)} | {' | '.join(shown)} | {one_rate} | {lead} | {100 * fmean(lost):.1f} "
-            f"| {100 * max(lost):.1f} | {announced(costly)} | {announced(unhealed)} |")
+            f"| {100 * max(lost):.1f} | {announced(costly)} | {announced(unhealed, TOGETHER)} |")
 
 
 def at_one_rate(mine: dict) -> str:
@@ -252,12 +258,13 @@ def at_one_rate(mine: dict) -> str:
     return f"{100 * max(found):.1f}" if found else ""
 
 
-def announced(rows: list[dict]) -> str:
+def announced(rows: list[dict], *more: str) -> str:
     """How many rows there are and, in brackets, how many have a verdict that is not REPAIRED: by the verdict without
-    held-out images, and by that with them, "?" where a row has none."""
-    counts = ["?" if any(name not in row for row in rows) else sum(row[name] != REPAIRED for row in rows)
-              for name in VERDICTS]
-    return f"{len(rows)} ({counts[0]}, {counts[1]})"
+    held-out images, and by that with them; and how many have more than 0 in each field of `more`. "?" where a row lacks
+    it."""
+    counts = ["?" if any(name not in row for row in rows) else sum(row[name] not in (REPAIRED, 0) for row in rows)
+              for name in (*VERDICTS, *more)]
+    return f"{len(rows)} ({', '.join(map(str, counts))})"
 
 
 def pair(rows: list[dict]) -> str:

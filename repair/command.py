@@ -173,8 +173,9 @@ def main(given: dict, argv: list[str]) -> int:
     if ranks()[0]:
         return agreed_code(found, model)
     seconds = round(time.perf_counter() - begin, 1)
-    shown = show_changes(args, scores, before, after, train, heldout, folder, ranking, found.line())
-    print(table_of_changes(scores), found.line(), told, shown, sep="\n")
+    line = found.line(classes=folder.classes)
+    shown = show_changes(args, scores, before, after, train, heldout, folder, ranking, line)
+    print(table_of_changes(scores), line, told, shown, sep="\n")
     print(f"{args.out} has the repaired weights, {report_file} this report; {seconds} s")
     report = {"scores": scores, "verdict": found.report(), "finish": finished and finished.report(),
               "likely_bad": ranking and ranking.likely, "seconds": seconds, "arguments": vars(args),

@@ -150,7 +150,7 @@ def test_rows_that_are_there_are_skipped(tmp_path, monkeypatch, capsys):
 def test_a_row_has_the_verdict_of_the_command():
     """An unchanged network is NOT REPAIRED; one that gives every listed image another label and keeps the others is
     REPAIRED; one that gives all images one class is HARMED as well. Where images are held out they decide, with their
-    true labels; `judging` reads no other one."""
+    true labels; `judging` reads no other one. Listed images of one label that go to one class are told."""
     class Fixed(nn.Module):
         """A network that knows the images, with given answers."""
 
@@ -162,12 +162,19 @@ def test_a_row_has_the_verdict_of_the_command():
             rows = (x[:, None] == shown[None]).flatten(2).all(dim=2).long().argmax(dim=1)
             return self.head(torch.zeros(len(x), 1)) * 0 + 9 * nn.functional.one_hot(self.answers[rows], 5).float()
 
+    def images_of(trial):
+        return torch.cat([x for data in (trial.train, trial.heldout) for _, x, _ in data.batches()])
+
     trial = replace(corrupt("labels", "clothes", 0, n=60), truth=None, test=None, alike=None)
-    shown = torch.cat([x for data in (trial.train, trial.heldout) for _, x, _ in data.batches()])
+    shown = images_of(trial)
     labels, held = trial.train.labels, trial.heldout.labels
 
-    def verdict(on_train, on_held):
+    def told(on_train, on_held):
         return judging(Fixed(torch.cat([on_train, on_held])))
+
+    def verdict(on_train, on_held):
+        found = told(on_train, on_held)
+        return found["verdict"], found["verdict, held out"]
 
     judging = trials.judging(Fixed(torch.cat([labels, held])), trial, 0)
     mended = labels.index_copy(0, trial.known, (labels[trial.known] + 1) % 5)
@@ -175,6 +182,13 @@ def test_a_row_has_the_verdict_of_the_command():
     assert verdict(labels, held) == ("NOT REPAIRED",) * 2 and verdict(mended, held) == ("REPAIRED",) * 2
     assert verdict(one_class, held) == ("NOT REPAIRED, HARMED", "NOT REPAIRED")
     assert verdict(mended, held.index_fill(0, torch.arange(20), 0)) == ("REPAIRED", "HARMED")
+    assert told(mended, held)["gone together"] == 0
+    trial = replace(corrupt("patch", "clothes", 0, n=300), truth=None, test=None, alike=None)  # 6 listed, all TARGET
+    shown = images_of(trial)
+    labels, held = trial.train.labels, trial.heldout.labels
+    judging = trials.judging(Fixed(torch.cat([labels, held])), trial, 0)
+    assert told(labels.index_fill(0, trial.known, TARGET + 1), held)["gone together"] == 1
+    assert told(labels, held)["gone together"] == 0
 
 
 def test_what_a_row_of_the_finish_counts(monkeypatch):
@@ -194,12 +208,13 @@ def test_what_a_row_of_the_finish_counts(monkeypatch):
     monkeypatch.setattr(trials, "rem_alone", lambda *args: "repaired")
     monkeypatch.setattr(trials, "finish", finish)
     monkeypatch.setattr(trials, "rank", lambda *args: SimpleNamespace(index=first, likely=6))
-    monkeypatch.setattr(trials, "judging", lambda *args: lambda network: (f"verdict of {network is done}", "other"))
+    monkeypatch.setattr(trials, "judging", lambda *args: lambda network: {
+        "verdict": f"verdict of {network is done}", "verdict, held out": "other", "gone together": 3})
     names = "finished", "finished, true labels"
     row, told = (trials.treat(name, model, trial, subject, "labels", 0) for name in names)
     assert (row["hidden"], row["dropped"], row["dropped_bad"]) == (len(hidden), 8, 5)
     assert (row["likely"], row["likely_bad"], row["verdict"]) == (6, 4, "verdict of True")
-    assert row["verdict, held out"] == "other"
+    assert (row["verdict, held out"], row["gone together"]) == ("other", 3)
     assert row["utility"] == told["utility"] == accuracy(done, trial.test)
     (network, repaired, forget, nothing), (*_, truths) = seen
     assert network is model and repaired == "repaired" and torch.equal(forget, trial.known) and nothing is None
@@ -222,14 +237,15 @@ def test_the_tables_are_those_of_their_rows():
     rows = [{**row("REM", 0, 0.5, 0.8, "HARMED"), **at({0.5: 0.4, 1.0: 0.3})},
             {**row("REM", 1, 0.7, 1.0), **at({1.0: 0.7})}, {**row("finished", 0, 0.8, 1.0), **found},
             row("CLP", 0, None, None), row("taught", 0, 0.3, 0.87), row("taught", 1, 0.4, 0.89, "NOT REPAIRED")]
+    rows[4]["gone together"], rows[5]["gone together"] = 0, 2
     rows[0]["verdict, held out"], rows[1]["verdict, held out"] = "REPAIRED", "HARMED"
     means, cells, cuts = (part.splitlines() for part in trials.table(rows).split("\n\n"))
-    assert means[2] == "| untouched | 2 | 50.0 | 90.0 | 45.0 |  | 35.0 | 0.0 | 0.0 | 0 (0, 0) | 0 (0, 0) |"
-    assert means[3] == "| REM | 2 | 60.0 | 90.0 | 55.0 | 50.0 | 40.0 | 0.0 | 10.0 | 1 (1, 0) | 0 (0, 0) |"
-    assert means[4] == "| finished | 1 | 80.0 | 100.0 | 80.0 |  |  | -10.0 | -10.0 | 0 (0, 0) | 0 (0, 0) |"
-    assert means[5] == "| taught | 2 | 35.0 | 88.0 | 30.9 |  | 53.9 | 2.0 | 3.0 | 1 (0, ?) | 2 (1, ?) |"
-    assert means[6] == "| CLP | 1 | 50.0 | 90.0 | 45.0 |  | 35.0 | 0.0 | 0.0 | 0 (0, 0) | 0 (0, 0) |"
+    assert means[2] == "| untouched | 2 | 50.0 | 90.0 | 45.0 |  | 35.0 | 0.0 | 0.0 | 0 (0, 0) | 0 (0, 0, 0) |"
+    assert means[3] == "| REM | 2 | 60.0 | 90.0 | 55.0 | 50.0 | 40.0 | 0.0 | 10.0 | 1 (1, 0) | 0 (0, 0, 0) |"
+    assert means[4] == "| finished | 1 | 80.0 | 100.0 | 80.0 |  |  | -10.0 | -10.0 | 0 (0, 0) | 0 (0, 0, 0) |"
+    assert means[5] == "| taught | 2 | 35.0 | 88.0 | 30.9 |  | 53.9 | 2.0 | 3.0 | 1 (0, ?) | 2 (1, ?, 1) |"
+    assert means[6] == "| CLP | 1 | 50.0 | 90.0 | 45.0 |  | 35.0 | 0.0 | 0.0 | 0 (0, 0) | 0 (0, 0, 0) |"
     assert cells[2] == "| VGG | warp | 2 | 100 | 50 / 90 | 60 / 90 | 80 / 100 | 35 / 88 | 50 / 90 |"
-    assert cuts[2:] == ["| warp | 1 | 20.0 | 12.0 | 18.0 | 15.0 | 10.0 | 25 |"]
-    fewer = {**rows[2], "likely": 15, "seed": 1}  # an error counts in either direction
-    assert trials.cuts([*rows, fewer])[2] == "| warp | 2 | 20.0 | 12.0 | 18.0 | 15.0 | 5.0 | 25 |"
+    assert cuts[2:] == ["| warp | 1 | 20.0 | 12.0 | 18.0 | 15.0 | 10.0 | 25 | 0 of 0 |"]
+    fewer = {**rows[2], "likely": 15, "seed": 1, "gone together": 1}  # an error counts in either direction
+    assert trials.cuts([*rows, fewer])[2] == "| warp | 2 | 20.0 | 12.0 | 18.0 | 15.0 | 5.0 | 25 | 1 of 1 |"

@@ -1,6 +1,7 @@
 """The verdict on a repair (repair/verdict.py): no network comes back worse without a word and exit code 3.
 
-Q1: NOT REPAIRED and HARMED are what their formulas say, on numbers counted by hand; either, both or none.
+Q1: NOT REPAIRED and HARMED are what their formulas say, on numbers counted by hand; either, both or none. Where the
+listed images of a label go to one class together it is told.
 Q2: other training images count only where the untouched network gives no reason to doubt them; by class.
 Q3: networks: good repairs at three shares of bad images, a rate far too high, no epoch, good images listed.
 Q4: the command says it in a line, in the report and by its exit code, and writes the weights all the same.
@@ -26,15 +27,15 @@ from experiment.data import Data
 from experiment.settings import Config
 from helpers import assert_close, assert_same_state, gen, make_data, small_net
 from metrics import accuracy
-from repair import account, repair, verdict
+from repair import account, command, repair, verdict
 from repair import network as plain
 from repair.inputs import open_folder
 from repair.looks import looking_alike
 from repair.mismatch import predicted
 from repair.networks import build_network
 from repair.suspects import logits, margin, probe
-from repair.verdict import (ARGUMENTS, FLAGS, HARMED, NOT_REPAIRED, REPAIRED, changed, check_believed, judge, looked_at,
-                            lowest, undoubted)
+from repair.verdict import (ARGUMENTS, FLAGS, HARMED, NOT_REPAIRED, REPAIRED, Together, Verdict, changed, check_believed,
+                            judge, looked_at, lowest, undoubted)
 from train import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # what ends a repair has a say of its own
@@ -114,6 +115,33 @@ def test_what_is_advised(stay, wrong, word, rate):
     assert (told["word"], told["listed"]["after"], "held-out" in told) == (word, stay / 10, False)
     assert told["others that count"]["newly_wrong"] == wrong
     assert (told["others that count"]["fall"], told["others that count"]["error"]) == (wrong / 100, error / 100)
+
+
+@pytest.mark.parametrize("calls, told", [
+    ([5, 1, 1], [(1, 0, 5, 6)]),  # 5 of the 6 of label 1 are called 0; the one of label 2 is one alone
+    ([6, 2, 0], []), ([6, 1, 0], [(1, 0, 6, 7)]),  # 6 of 8 are three quarters, and 6 of 7 are more
+    ([4, 0, 0], []), ([5, 0, 0], [(1, 0, 5, 5)]),  # LEAST
+    ([5, 0, 5], [(1, 0, 5, 5), (2, 0, 5, 5)]), ([0, 9, 0], [])])  # label by label; those that stay go nowhere
+def test_listed_images_that_go_to_one_class_together(calls, told):
+    """Q1: more than three quarters of the listed images of a label, and five at least, are now called one other class:
+    the line says which, by the classes' names, and so does the report, beside REPAIRED; images that are not listed
+    count for nothing, and where there are two classes nothing is told."""
+    moved, stay, others = calls
+    labels = torch.tensor([1] * (moved + stay) + [2] * others + [0, 0, 1, 1, 1, 1, 1, 2])
+    after = torch.tensor([0] * moved + [1] * stay + [0] * others + [0] * 8)
+    forget = torch.arange(moved + stay + others)
+    found = judge(labels, labels, after, forget, labels == 9)
+    assert found.together == tuple(told)
+    assert [tuple(each.values()) for each in json.loads(json.dumps(found.report()))["gone together"]] == told
+    for label, called, images, of in told:
+        name, other = ("ape", "bee", "cow")[label], ("ape", "bee", "cow")[called]
+        assert f"{images} of the {of} listed images labelled {name} are now called {other}: unless that is what they " \
+            "show, the repair has only moved them, and needs a column true_label in --bad" in found.line(
+                classes=["ape", "bee", "cow"])
+        assert f"labelled {label} are now called {called}: " in found.line(ARGUMENTS)
+    if not others:
+        two = labels.clamp(max=1)
+        assert judge(two, two, after, forget, two == 9).together == ()
 
 
 def test_those_that_count_are_chosen_in_every_class():
@@ -283,6 +311,17 @@ def test_the_command_doubts_as_the_untouched_network_does(colours, monkeypatch):
     h = features(net, train)
     assert_close(similar, probe(h, forget), 1e-5)
     assert torch.equal(alike, looking_alike(h, labels, forget, 0))
+
+
+def test_the_command_names_the_classes(colours, monkeypatch, capsys):
+    """Q4: where listed images have gone together, by their names, on stdout and on the page."""
+    change = changed(*torch.zeros(3, 9, dtype=torch.int64))
+    dictated = Verdict((REPAIRED,), change, change, None, (Together(2, 11, 5, 6),))
+    monkeypatch.setattr(command, "verdict_of", lambda *args: dictated)  # of two listed images nothing would be told
+    assert call(colours, "--epochs", 0) == 0
+    names = open_folder(colours["--data"], colours["--bad"], class_map=colours["--class-map"]).classes
+    line = f"5 of the 6 listed images labelled {names[2]} are now called {names[11]}: "
+    assert line in capsys.readouterr().out and line in colours["--out"].with_suffix(".html").read_text()
 
 
 def test_what_is_not_believed_is_not_touched(colours, capsys):
