@@ -14,7 +14,8 @@ import torch
 
 from engine import (Choices, Line, MaskTable, Reference, Repaired, accuracy_of, batches_of, believed, check_sets,
                     checked, copy_of, cross_entropy, finite_weights, make_optimizer, modes_of, one_pass, passing_mode,
-                    positive, put_modes, refresh_batchnorm, report, settings_from, stream, training_mode, warn_above)
+                    positive, put_modes, refresh_batchnorm, report, settings_from, start_over, stream, training_mode,
+                    warn_above)
 from etd import Expanded, drop, mask_rows, mask_table
 from expand import expand
 
@@ -128,6 +129,9 @@ def rem(model: torch.nn.Module, data, forget: torch.Tensor, config, generator: t
         redirect(s, step3 or step3_batch, index)  # Step 3
         refresh_batchnorm(s.expanded, s.data, s.config.batch, modes=s.modes)  # Choice: see engine/modes.py
         end.look(s)
+        if end.too_near(s):
+            start_over(s, end)  # Choice: from step 1, with a removal that goes farther
+            continue
         report(log, s)
     s.expanded = end.best(s)
     return discard(s)  # Step 4

@@ -18,7 +18,7 @@ from engine.bits import MaskTable, draw_bits
 from engine.checks import (check_forget, check_index, check_sets, checked, finite_weights, positive, settings_from,
                            warn_above)
 from engine.choices import Choices
-from engine.ending import Never, Repaired
+from engine.ending import Never, Repaired, start_over
 from engine.layers import MaskedPass, channels_of, initialiser, run_pass, run_with, swap
 from engine.lines import Line
 from engine.modes import copy_of, eval_mode, modes_of, passing_mode, put_modes, refresh_batchnorm, training_mode

@@ -123,7 +123,7 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
         log=; None for `progress`, as loud as the settings say.
     Returns: status, error, what `metrics.evaluate` gives, seconds, and of what the method logged: passes, over D_f or
         tries of Potion, None if it makes none; gave_up, whether a stop condition was not met within those allowed: as
-        the method says, else Acc(D_f) above gamma.
+        the method says, else Acc(D_f) above gamma; of REM reach_used, which it may have doubled.
     """
     generator, points, notes = stream(config.seed, "unlearning"), [], []  # the same generator for every method
     keeps = name in METHODS and METHODS[name].etd in ("kept", "only")
@@ -160,7 +160,9 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
         given, returned = check_outputs(original, task.train), check_outputs(net, task.train)
         if returned != given:
             raise ValueError(f"{name} returned a network of {returned} outputs; the one that it was given has {given}")
-        return {**evaluate(net, task, forget, before), **told_at_end(notes, config.gamma)}
+        reaches = [note["reach"] for note in notes if "reach" in note and name in METHODS]
+        used = {"reach_used": reaches[-1]} if reaches else {}
+        return {**evaluate(net, task, forget, before), **told_at_end(notes, config.gamma), **used}
 
     unlearned, seconds, failure = attempt(work)
     scores = {}

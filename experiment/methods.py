@@ -52,7 +52,7 @@ TUNING = {"unlearn_epochs", "unlearn_lr", "curve"}
 PACED = TUNING | {"schedule"}
 STEP2 = {"unlearn_lr", "gamma", "max_passes", "forget_norm"}
 STEP3 = {"step31", "step32", "redirect"}
-REM = {*STEP2, *TUNING, *MASKS, *STEP3, "beta", "stop", "reach", "disbelieved"}
+REM = {*STEP2, *TUNING, *MASKS, *STEP3, "beta", "stop", "reach", "farther", "disbelieved"}
 
 
 def _rem(function, label: str, fixed=frozenset(), **more) -> Method:

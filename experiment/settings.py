@@ -11,7 +11,7 @@ from functools import partial
 from rem import Settings
 from tasks import EVERY_TASK, PEOPLE, TRIGGERS
 
-VERSION = "0.5.0"  # of the code: rows and networks of another version do not count
+VERSION = "0.6.0"  # of the code: rows and networks of another version do not count
 STAGES = {"task": "task, a cell of the 2-D task space (Sec. 4)", "network": "network (A.3)",
           "training": "training (A.3, Table 3)", "unlearning": "unlearning (A.3, Table 3)", "run": "the run"}
 
@@ -76,6 +76,8 @@ class Config:
                                     "[0, inf)")
     reach: float = of_unlearning(Settings.reach, "how far REM's first step 2 goes, over theta_o1's norm; 0: as "
                                  "printed, momentum is carried into step 3", "[0, inf)")
+    farther: int = of_unlearning(Settings.farther, "how often REM starts over with twice the reach, where its "
+                                 "first epoch leaves what the network knows by heart; 0: never", "[0, inf)")
     disbelieved: float = of_unlearning(Settings.disbelieved, "CE of a given label above which step 3 of REM leaves an "
                                        "image of D_r out, from epoch 2 on; 0: all stay in", "[0, inf)")
     forget_norm: str = of_unlearning(Settings.forget_norm, "statistics in passes over D_f of rem, npo, ascent; auto: "

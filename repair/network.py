@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from engine.checks import check_forget, first_line
-from engine.ending import Never, Repaired
+from engine.ending import BY_HEART, Never, Repaired
 from engine.modes import eval_mode
 from engine.ranks import ranks
 from engine.streams import stream
@@ -33,7 +33,7 @@ from repair.truths import check_truths, with_truths
 FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0", "*squeeze",
             "*branch[23].0.conv")  # inner layers of blocks
 FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "stop", "ratio", "seed")  # settings that have a flag
-READ = (*FLAGS, "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "reach", "disbelieved",
+READ = (*FLAGS, "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "reach", "farther", "disbelieved",
         "precision")  # of Config
 NEARER = 2  # times that a removal is begun again at half the distance
 TOO_FAR = 1 / 3  # what Acc(held out) may lose in the first epoch
@@ -90,24 +90,29 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
         decided = (config, layers) if truths is None else (config, layers, truths.tolist())
         notes = {"key": repair_key(model, data, forget, *decided), "marks": marks_of(data, files)}
         leave = bytes_of(model.state_dict()) if leave is None else leave
+    if "reach" in settings and "farther" not in settings:
+        config = replace(config, farther=0)  # a distance that is given stays
     nearer = 0 if "reach" in settings or config.stop == "max" else NEARER  # how often half the distance may be tried
 
-    def begun(reach: float):
+    def begun(reach: float, again: bool):
         """Algorithm 1's state after step 1, or where an earlier run was cut off, and what decides the end."""
-        chosen = replace(config, reach=reach)
+        chosen = replace(config, reach=reach, farther=0 if again else config.farther)
         state = add_capacity(expanded, taught, forget, chosen, stream(config.seed, "repair"))
         end = (Never if config.stop == "max" else Repaired)(state)
-        if keep and reach == config.reach and (line := resume(state, end, keep, **notes)):
+        if keep and not again and (line := resume(state, end, keep, **notes)):
             say(line)
         return state, end
 
     def log(epoch: int, epochs: int, net, **record) -> None:
         if epoch == 1 and isinstance(end, Repaired) and end.held_out is not None:
             if nearer and end.untouched - end.acc > TOO_FAR:
-                raise Again(reach / 2, f"Acc(held out) is {end.acc:.2f} after the first epoch, {end.untouched:.2f} "
+                raise Again(state.config.reach / 2, f"Acc(held out) is {end.acc:.2f} after the first epoch, {end.untouched:.2f} "
                             "before it: step 2 went too far")
             if reach < config.reach and end.forgotten > TOO_NEAR:
                 raise Again(2 * reach, f"Acc(D_f) is {end.forgotten:.2f} after the first epoch: step 2 was too near")
+            if state.config.reach > reach:
+                say(f"Acc(held out) was above {BY_HEART:g} after the first epoch: what the network knows by heart was "
+                    f"still there; once more, with reach {state.config.reach:.3g}")
         spent = time.perf_counter() - begin
         left, record = spent / (epoch - done) * (epochs - epoch), dict(acc_held_out=math.nan) | record
         watch.say(EPOCH.format(epoch, epochs, spent, left, **record))
@@ -119,9 +124,9 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
                 told = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
                 say(f"the state of epoch {epoch} could not be written to {keep} ({told})")
 
-    reach, repaired = config.reach, None
+    reach, again, repaired = config.reach, False, None
     while repaired is None:
-        state, end = begun(reach)
+        state, end = begun(reach, again)
         begin, done = time.perf_counter(), state.epoch  # epochs of an earlier run
         with warnings.catch_warnings(), Watch(f"epoch {done + 1}/{config.unlearn_epochs} is under way", say) as watch:
             state.data = watch.over(taught)
@@ -130,7 +135,7 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
                 repaired = rem(expanded, taught, forget, config, state.generator, until=lambda _: end, log=log,
                                state=state)
             except Again as error:
-                nearer, reach = nearer - 1 if error.reach < reach else 0, error.reach
+                nearer, reach, again = nearer - 1 if error.reach < reach else 0, error.reach, True
                 say(f"{error}; once more, with reach {reach:.3g}")
     used = replace(config, reach=state.config.reach)  # which may be that of an earlier run, cut off
     if not sync_batchnorm:

@@ -31,7 +31,7 @@ SHARES = {*SCORES, "healed_test", "misled", "learnt", "acc_forget", "base", "ful
 VARIANTS = ("rem", *(name for name in METHODS if METHODS[name].part == "ablation"), "rem-no31-no32")  # of Table 2
 SWEPT = sorted(OPTIONAL - MASKS - STEP3 - {"curve"})  # of which a method may be run with several values, to choose from
 # Or None; old rows lack some.
-NUMBERS = ("seconds", "train_seconds", "healed_test", "misled", "learnt", "acc_forget", "passes")
+NUMBERS = ("seconds", "train_seconds", "healed_test", "misled", "learnt", "acc_forget", "passes", "reach_used")
 NOT_IDENTITY = PLACE | {"curve"}  # what two rows of one run may differ in; `data` has the place of a folder of images
 IDENTITY = itemgetter("data", *(name for name in SETTINGS if name not in NOT_IDENTITY))
 

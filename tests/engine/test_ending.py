@@ -8,6 +8,7 @@
 - After two epochs in a row that are not better the loop ends; the last level one comes back, whole     A19, A24
 - Where no epoch counts all run, and the one that believes least of D_f comes back, with a warning      A24
 - A repair that has lost a tenth of W against the untouched network says so                             A24
+- Where the first epoch leaves W known by heart it all begins again, twice as far, as if from the start  A28
 - Healing lasts                                                                                         A24
 """
 
@@ -25,7 +26,7 @@ from engine.ending import Never, Repaired
 from engine.modes import refresh_batchnorm
 from etd import drop
 from helpers import assert_same_state, gen, make_data, seeds, small_net
-from metrics import accuracy
+from metrics import accuracy, predict
 from states import make_state, unlearn
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up, and the end may tell of harm
@@ -288,6 +289,49 @@ def test_what_an_end_keeps(end):
     with torch.no_grad():
         state.expanded.layers()["conv1"].base.weight.add_(1)
     assert_same_state(*(drop(which.best(copy.deepcopy(state))) for which in (one, other)))
+
+
+# --- Starting over ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes, near", [
+    ({}, True), ({"acc_held_out": 0.96}, False), ({"acc_held_out": 0.9601}, True),
+    ({"epoch": 2}, False),  # of the first alone
+    ({"passes": 0}, False),  # step 2 had nothing to do
+    ({"acc_forget_before": 0.4}, True), ({"acc_forget_before": 0.39}, False),  # below 2 gamma it went less than `reach`
+    ({"gamma": 0.0, "acc_forget_before": 0.1}, True),
+    ({"reach": 0.0}, False), ({"farther": 0}, False), ({"farther": 3}, True)])
+def test_a_removal_was_too_near(changes, near):
+    """A28: after the first epoch, if step 2 went all of `reach` and more than 0.96 of W is right, as often as `farther`
+    says."""
+    given = dict(epoch=1, passes=3, acc_forget_before=1.0, acc_held_out=1.0, reach=0.07, farther=1, gamma=0.2) | changes
+    record = {name: given.pop(name) for name in ("passes", "acc_forget_before", "acc_held_out")}
+    state = make_state(n=60, size=5, **{name: given[name] for name in ("reach", "farther", "gamma")})
+    state.epoch, state.record = given["epoch"], record
+    assert Repaired(state).too_near(state) is near and not Never(state).too_near(state)
+    few_images = make_state(n=12, size=5, reach=0.07, farther=1)
+    few_images.epoch, few_images.record = 1, record
+    assert not Repaired(few_images).too_near(few_images)  # of which none is held out
+
+
+@few
+@given(seeds, st.sampled_from(["sgd", "adam"]), st.booleans(), st.sampled_from([1, 2]))
+def test_to_start_over_is_to_have_begun_farther(seed, optimizer, flip, times):
+    """A28: what comes back, and every epoch that counts, is bit for bit that of a run which was given twice the `reach`,
+    or four times where it starts over twice: weights, statistics, optimiser, order, augmentation, the end."""
+    data, net = make_data(seed, n=60, flip=flip), small_net(seed)
+    forget = torch.arange(5)
+    data.labels[forget] = predict(net, data, forget)  # as learnt, so that step 2 has something to do
+    how = dict(data=data, net=net, forget=forget, optimizer=optimizer, unlearn_lr=0.01, gamma=0.0)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ending, "BY_HEART", -1.0)  # whatever is right of W
+        out, seen = watched(seed, Repaired, reach=0.02, farther=times, **how)
+    wanted, epochs = watched(seed, Repaired, reach=0.02 * 2**times, farther=0, **how)
+    assert_same_state(out, wanted)
+    assert [record for record, _ in seen] == [record for record, _ in epochs]
+    assert all(record["reach"] == 0.02 * 2**times for record, _ in seen)
+    for (_, mine), (_, other) in zip(seen, epochs, strict=True):
+        assert_same_state(mine, other)
 
 
 @pytest.mark.outcome("lasting")

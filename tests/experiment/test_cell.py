@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from baselines import with_theta_o2
+from engine import ending
 from engine.checks import NonFiniteLoss
 from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
@@ -260,6 +261,26 @@ def test_whatever_a_method_logs_makes_a_row(kind):
     else:
         assert (row["error"], row["passes"], row["gave_up"]) == (None, *wanted)
         assert type(row["passes"]) in (int, type(None)) and type(row["gave_up"]) is bool
+
+
+def test_a_row_says_how_far_rem_went(monkeypatch):
+    """R3, A28: reach_used is that of the epochs that count, twice `reach` where what is known by heart was left; other
+    methods have none, nor has Algorithm 1 as printed, nor a user's that logs a `reach` of its own."""
+    monkeypatch.setattr(ending, "BY_HEART", -1.0)
+    net, task = learnt_by_heart()
+
+    def mine(model, data, forget, config, generator, log=None):
+        log(1, 1, model, reach=float("nan"))
+        return model
+
+    used = {}
+    for name, function, changes in (("rem", None, {}), ("npo", None, {}), ("rem", None, {"stop": "max"}),
+                                    ("rem", None, {"farther": 0}), ("odd.py:f", mine, {})):
+        config = tiny(gamma=0.0, reach=0.05, max_passes=3, **{"stop": "repaired", "farther": 1} | changes)
+        row = unlearn(config, name, function or METHODS[name].function, net, task, torch.arange(3))
+        assert row["status"] == "ok", row["error"]
+        used[name, *changes] = row.get("reach_used")
+    assert used == {("rem",): 0.1, ("npo",): None, ("rem", "stop"): None, ("rem", "farther"): 0.05, ("odd.py:f",): None}
 
 
 def test_who_is_told_of_each_epoch():

@@ -102,6 +102,30 @@ def test_a_removal_that_is_too_near_goes_as_far_as_before(monkeypatch):
     assert_same_state(found, repair(small_net(0), data, forget, unlearn_epochs=2, reach=usual))
 
 
+@pytest.mark.parametrize("given, lost, reach", [({}, 0, 0.14), ({"reach": 0.07}, 0, 0.07),
+                                                ({"reach": 0.07, "farther": 2}, 0, 0.28), ({"farther": 0}, 0, 0.07),
+                                                ({}, 5, 0.07)])
+def test_a_removal_that_leaves_what_is_known_by_heart_goes_farther(monkeypatch, given, lost, reach):
+    """P4, A28: it is said, and the settings that come back have the reach that was used in the end; a given reach
+    stays, unless `farther` is given too; where twice as far goes too far, by a third of the accuracy, it is once as far,
+    for good."""
+    judged(monkeypatch, lost, 0.0)
+    monkeypatch.setattr(ending, "BY_HEART", -1.0)  # whatever is right
+    data, told = images_of(60), []
+    data.labels[FORGET] = predicted(small_net(0), data)[FORGET]  # as learnt, so that step 2 has something to do
+    found, used = network.repaired_with(small_net(0), data, FORGET, unlearn_epochs=2, say=told.append, **given)
+    assert used.reach == reach
+    again = [line for line in told if "once more" in line]
+    if lost:
+        assert [("by heart" in line, "too far" in line) for line in again] == [(False, True)]
+        assert again[0].endswith("with reach 0.07")
+    else:
+        assert [f"knows by heart was still there; once more, with reach {reach:.3g}" in line for line in again] == [
+            True] * (reach > 0.07)
+    monkeypatch.setattr(ending, "BY_HEART", 2.0)
+    assert_same_state(found, repair(small_net(0), data, FORGET, unlearn_epochs=2, reach=reach))
+
+
 def test_settings_that_a_repair_does_not_read_are_refused():
     """P3: the names of training's settings are not taken for REM's and passed over in silence."""
     data, net = images_of(), small_net(0)

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines import with_theta_o2
+from engine import ending
 from experiment.methods import METHODS, OF_ONE_TASK, OF_VIT, OPTIONAL, allowed_with, reads_setting
 from experiment.settings import AFTER_TRAINING, Config, PLACE
 from helpers import gen, make_data, small_net, tiny
@@ -165,7 +166,7 @@ def test_settings_of_no_concern_make_no_cells():
 
 CHANGED = dict(p_mem=0.7, ratio=0.5, unlearn_epochs=1, unlearn_lr=0.3, schedule="constant", gamma=0.8, max_passes=2,
                step31=False, step32=False, redirect="ce", beta=3.0, stop="max", alpha=5.0, ssd_alpha=1.0, reach=0.9,
-               disbelieved=1.0)
+               disbelieved=1.0, farther=0)
 
 
 def unlearned(method: str, config: Config, seed=0) -> dict[str, torch.Tensor]:
@@ -182,8 +183,9 @@ def unlearned(method: str, config: Config, seed=0) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_reads_what_concerns_it(method):
+def test_a_method_reads_what_concerns_it(method, monkeypatch):
     """R9: settings that a method's record keeps from it change no weight, and each one that it grants does."""
+    monkeypatch.setattr(ending, "BY_HEART", -1.0)  # so that `farther` counts whatever a few images give
     base = tiny(stop="repaired", gamma=0.2, max_passes=3, unlearn_lr=0.05, batch=16, epochs=1)
     asked = {"method": method, "etd": not allowed_with(method, False)}
     changes = CHANGED | {"forget_norm": "running" if METHODS[method].norm == "batch" else "batch"}
