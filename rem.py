@@ -112,9 +112,9 @@ def rem(model: torch.nn.Module, data, forget: torch.Tensor, config, generator: t
         shared: (k,) int64 indices that share one mask row, all of D_f among them; None: D_f; REM (IDEAL): D_c.
         until: when to stop and which epoch to return, see engine/ending.py; Never: Algorithm 1 as printed.
         step3: loss of step 3 for a batch, (state, rows, x, y) -> scalar; None: `step3_batch`; ablations pass others.
-        log: called as log(epoch, epochs, model, **record) after each epoch; no clean label or test image is in the
-            record: loss of step 3; Acc(D_f) before and after step 2 (acc_forget_before, acc_forget); updates and
-            passes of step 2; and what `until` measured.
+        log: called as log(epoch, epochs, model, **record) after each epoch that counts; no clean label or test image is
+            in the record: loss of step 3; Acc(D_f) before and after step 2 (acc_forget_before, acc_forget); updates
+            and passes of step 2; and what `until` measured.
         state: of `add_capacity`, or between two epochs, in place of the arguments up to `shared`.
     Returns: theta_o1 after the epoch that `until` chose: a plain network of the original's keys, shapes and modes.
     Raises: ValueError for a forget set or setting without sense; TypeError: it cannot be expanded; NonFiniteLoss.

@@ -186,7 +186,7 @@ def unlearned(method: str, config: Config, seed=0) -> dict[str, torch.Tensor]:
 def test_a_method_reads_what_concerns_it(method, monkeypatch):
     """R9: settings that a method's record keeps from it change no weight, and each one that it grants does."""
     monkeypatch.setattr(ending, "BY_HEART", -1.0)  # so that `farther` counts whatever a few images give
-    base = tiny(stop="repaired", gamma=0.2, max_passes=3, unlearn_lr=0.05, batch=16, epochs=1)
+    base = tiny(stop="repaired", gamma=0.2, max_passes=3, unlearn_lr=0.05, batch=16, epochs=1, reach=0.05)
     asked = {"method": method, "etd": not allowed_with(method, False)}
     changes = CHANGED | {"forget_norm": "running" if METHODS[method].norm == "batch" else "batch"}
     assert changes.keys() | {"curve"} == OPTIONAL  # points that are noted change no network
