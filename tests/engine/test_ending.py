@@ -8,7 +8,7 @@
 - After two epochs in a row that are not better the loop ends; the last level one comes back, whole     A19, A24
 - Where no epoch counts all run, and the one that believes least of D_f comes back, with a warning      A24
 - A repair that has lost a tenth of W against the untouched network says so                             A24
-- Where the first epoch leaves W known by heart it all begins again, twice as far, as if from the start  A30
+- Where the first epoch leaves W known by heart it all begins again, twice as far, as if from the start  A40
 - Healing lasts                                                                                         A24
 """
 
@@ -302,7 +302,7 @@ def test_what_an_end_keeps(end):
     ({"gamma": 0.0, "acc_forget_before": 0.1}, True),
     ({"reach": 0.0}, False), ({"farther": 0}, False), ({"farther": 3}, True)])
 def test_a_removal_was_too_near(changes, near):
-    """A30: after the first epoch, if step 2 went all of `reach` and more than 0.96 of W is right, as often as `farther`
+    """A40: after the first epoch, if step 2 went all of `reach` and more than 0.96 of W is right, as often as `farther`
     says."""
     given = dict(epoch=1, passes=3, acc_forget_before=1.0, acc_held_out=1.0, reach=0.07, farther=1, gamma=0.2) | changes
     record = {name: given.pop(name) for name in ("passes", "acc_forget_before", "acc_held_out")}
@@ -317,7 +317,7 @@ def test_a_removal_was_too_near(changes, near):
 @few
 @given(seeds, st.sampled_from(["sgd", "adam"]), st.booleans(), st.sampled_from([1, 2]))
 def test_to_start_over_is_to_have_begun_farther(seed, optimizer, flip, times):
-    """A30: what comes back, and every epoch that counts, is bit for bit that of a run which was given twice the `reach`,
+    """A40: what comes back, and every epoch that counts, is bit for bit that of a run which was given twice the `reach`,
     or four times where it starts over twice: weights, statistics, optimiser, order, augmentation, the end."""
     data, net = make_data(seed, n=60, flip=flip), small_net(seed)
     forget = torch.arange(5)

@@ -264,7 +264,7 @@ def test_whatever_a_method_logs_makes_a_row(kind):
 
 
 def test_a_row_says_how_far_rem_went(monkeypatch):
-    """R3, A30: reach_used is that of the epochs that count, twice `reach` where what is known by heart was left; other
+    """R3, A40: reach_used is that of the epochs that count, twice `reach` where what is known by heart was left; other
     methods have none, nor has Algorithm 1 as printed, nor a user's that logs a `reach` of its own."""
     monkeypatch.setattr(ending, "BY_HEART", -1.0)
     net, task = learnt_by_heart()

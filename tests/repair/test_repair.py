@@ -106,7 +106,7 @@ def test_a_removal_that_is_too_near_goes_as_far_as_before(monkeypatch):
                                                 ({"reach": 0.07, "farther": 2}, 0, 0.28), ({"farther": 0}, 0, 0.07),
                                                 ({}, 5, 0.07)])
 def test_a_removal_that_leaves_what_is_known_by_heart_goes_farther(monkeypatch, given, lost, reach):
-    """P4, A30: it is said, and the settings that come back have the reach that was used in the end; a given reach
+    """P4, A40: it is said, and the settings that come back have the reach that was used in the end; a given reach
     stays, unless `farther` is given too; where twice as far goes too far, by a third of the accuracy, it is once as far,
     for good."""
     judged(monkeypatch, lost, 0.0)
