@@ -172,10 +172,9 @@ def start_over(s, end) -> None:
     """Put Algorithm 1 back to where step 1 has left it, with FARTHER times the `reach`.
 
     It goes on as it would have with that `reach` from the beginning: weights and statistics are the reference's, the
-    optimiser is as new, and the generator draws anew what it drew.
+    generator draws anew what it drew, and the optimiser is new after a removal in any case (engine/lines.py).
     """
     put_back(s.expanded, snapshot(s.reference.net))
-    s.optimizer.state.clear()
     s.generator.set_state(end.began)
     s.epoch, s.config = 0, replace(s.config, reach=FARTHER * s.config.reach)
     end.farther -= 1

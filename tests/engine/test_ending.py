@@ -334,6 +334,21 @@ def test_to_start_over_is_to_have_begun_farther(seed, optimizer, flip, times):
         assert_same_state(mine, other)
 
 
+def test_an_epoch_that_was_begun_again_does_not_count(monkeypatch):
+    """A40: it knows more of W than any after it, and is neither waited for nor returned."""
+    right = iter([13, 7, 8, 9, 9])  # of 13, one epoch after another
+
+    def right_on(state, index):
+        return torch.arange(len(index)) < next(right)
+
+    monkeypatch.setattr(ending, "right_on", right_on)
+    data, net, forget = make_data(0, n=60), small_net(0), torch.arange(5)
+    data.labels[forget] = predict(net, data, forget)  # as learnt, so that step 2 has something to do
+    out, seen = watched(0, Repaired, data=data, net=net, forget=forget, gamma=0.0, reach=0.02, farther=1)
+    assert [record["acc_held_out"] for record, _ in seen] == [n / 13 for n in (7, 8, 9, 9)]
+    assert number_of(out, seen) == [4]
+
+
 @pytest.mark.outcome("lasting")
 def test_healing_lasts():
     """A24: at discovery 0.1, Healed after ten times the epochs is that after the preset's, within the spread."""
