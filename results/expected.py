@@ -22,6 +22,7 @@ HALF = "results/lasting/cifar10-jpeg-16px"  # half width
 REDIRECT = "results/redirect"  # with and without the redirect term
 SIZES = "results/tuning/sizes"  # other |D_f| and batches
 EPOCHS = "results/tuning/epochs"  # at most 10 epochs
+FARTHER = "results/tuning/farther"  # once and twice as far
 ANEW = "results/tuning/copy"  # the copy of CIFAR-10 with REM of version 0.4.0 and 0.5.0
 TRIGGERS = "results/fashion-mini/triggers"  # four triggers, few of few images known
 SMALL = "results/cifar10-jpeg-small"  # 10,000 images of the copy at 32x32, learnt by heart
@@ -218,9 +219,12 @@ def small_settings(labels: list[list[str]]) -> list[list[str]]:
     rows = pick(rows_at(f"{SMALL}/nine", f"{SMALL}/other-settings"), method="rem", seed=0)
     cells = {(row["task"], row["discovery"]) for row in rows if "other-settings" in row["out"]}
     rows = [row for row in rows if (row["task"], row["discovery"]) in cells]
-    names = ("lr", "unlearn_lr", "unlearn_epochs", "reach")
-    rows.sort(key=lambda row: (TASKS.index(row["task"]), row["discovery"], *(row[name] for name in names)))
+    names = ("lr", "unlearn_lr", "unlearn_epochs")
+    far = {id(row): row.get("reach_used", row["reach"]) for row in rows}
+    rows.sort(key=lambda row: (TASKS.index(row["task"]), row["discovery"], *(row[name] for name in names),
+                               far[id(row)]))
     return [[f"{row['task']}, {row['discovery']:g}", *(str(row[name]) for name in names),
+             f"{far[id(row)]:g}{' by itself' * bool(row['farther'])}",
              *(f"{100 * row[key]:.0f}" for key in SCORES)] for row in rows]
 
 
@@ -295,6 +299,17 @@ def other_sizes(labels: list[list[str]]) -> list[list[str]]:
         rem = pick(runs, method="rem", unlearn_epochs=WHERE[name]["unlearn_epochs"])
         lost = fmean(row["utility"] for row in rem) - fmean(row["utility"] for row in before)
         lines.append([name, task, str(len(rem)), *(scores(part) for part in (before, npo, rem)), f"{100 * lost:+.1f}"])
+    return lines
+
+
+def once_and_twice(labels: list[list[str]]) -> list[list[str]]:
+    """REM at discovery 0.1 by the batch of training, once and twice as far, with what it does by itself: scores."""
+    rows, lines = pick(rows_at(FARTHER, SIZES), method="rem", n=120, unlearn_epochs=3, discovery=0.1, seed=0), []
+    for batch, task in [(int(batch), task) for batch, task, *_ in labels]:
+        runs = pick(rows, batch=batch, task=task)
+        once, twice = ([row for row in runs if row.get("reach_used", row["reach"]) == far] for far in (0.07, 0.14))
+        by_itself = "twice" if any(row["farther"] for row in twice) else "once"
+        lines.append([str(batch), task, str(len(once)), scores(once), scores(twice), by_itself])
     return lines
 
 
@@ -402,6 +417,7 @@ TABLES = {
     ("results/redirect/README.md", "what differs", "seeds × cells"): with_and_without,
     ("results/tuning/README.md", "what differs", "task"): other_sizes,
     ("results/tuning/README.md", "at most", "poison 0.1"): more_epochs,
+    ("results/tuning/README.md", "batch", "task"): once_and_twice,
     ("results/tuning/README.md", "task, discovery", "runs"): copy_anew,
     ("results/lasting/README.md", "REM, at most", "seeds"): lasting_epochs,
     ("results/lasting/README.md", "width", "task, discovery"): natural_images,
