@@ -100,7 +100,7 @@ class Repaired:
 
     def look(self, s) -> None:
         """Judge the epoch that has just run; adds acc_forget_end, acc_held_out, best, whether it would come back, and
-        reach, that of its removal, to its record."""
+        where Algorithm 1 has started over `reach`, how far it went, to its record."""
         if self.held_out is None:
             return
         right, forgotten = right_on(s, self.held_out), accuracy_of(s, s.forget)
@@ -113,7 +113,9 @@ class Repaired:
             self.waited += 1
         if comes_back:
             self.kept, self.acc, self.forgotten = snapshot(s.expanded), acc, forgotten
-        s.record |= {"acc_forget_end": forgotten, "acc_held_out": acc, "best": comes_back, "reach": s.config.reach}
+        s.record |= {"acc_forget_end": forgotten, "acc_held_out": acc, "best": comes_back}
+        if self.farther < s.config.farther:
+            s.record["reach"] = s.config.reach
 
     def too_near(self, s) -> bool:
         """Whether the first epoch has left what theta_o1 knew by heart, so that Algorithm 1 has to start over, farther.

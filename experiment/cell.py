@@ -123,7 +123,7 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
         log=; None for `progress`, as loud as the settings say.
     Returns: status, error, what `metrics.evaluate` gives, seconds, and of what the method logged: passes, over D_f or
         tries of Potion, None if it makes none; gave_up, whether a stop condition was not met within those allowed: as
-        the method says, else Acc(D_f) above gamma; of REM reach_used, which it may have doubled.
+        the method says, else Acc(D_f) above gamma; and of REM that has started over reach_used.
     """
     generator, points, notes = stream(config.seed, "unlearning"), [], []  # the same generator for every method
     keeps = name in METHODS and METHODS[name].etd in ("kept", "only")

@@ -70,7 +70,7 @@ def add_flags(parser: Parser, names=None) -> None:
                                metavar=f.name.split("_")[-1].upper(), **more)
 
 
-SHOWN = ("loss", "acc_forget", "acc_held_out")  # what a line of progress shows of what a method logs
+SHOWN = ("loss", "acc_forget", "acc_held_out", "reach")  # what a line of progress shows of what a method logs
 
 
 LONG = 60.0  # seconds without a line after which a terminal is told that work goes on

@@ -106,8 +106,8 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
     def log(epoch: int, epochs: int, net, **record) -> None:
         if epoch == 1 and isinstance(end, Repaired) and end.held_out is not None:
             if nearer and end.untouched - end.acc > TOO_FAR:
-                raise Again(state.config.reach / 2, f"Acc(held out) is {end.acc:.2f} after the first epoch, {end.untouched:.2f} "
-                            "before it: step 2 went too far")
+                raise Again(state.config.reach / 2, f"Acc(held out) is {end.acc:.2f} after the first epoch, "
+                            f"{end.untouched:.2f} before it: step 2 went too far")
             if reach < config.reach and end.forgotten > TOO_NEAR:
                 raise Again(2 * reach, f"Acc(D_f) is {end.forgotten:.2f} after the first epoch: step 2 was too near")
             if state.config.reach > reach:

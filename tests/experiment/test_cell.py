@@ -263,9 +263,9 @@ def test_whatever_a_method_logs_makes_a_row(kind):
         assert type(row["passes"]) in (int, type(None)) and type(row["gave_up"]) is bool
 
 
-def test_a_row_says_how_far_rem_went(monkeypatch):
-    """R3, A40: reach_used is that of the epochs that count, twice `reach` where what is known by heart was left; other
-    methods have none, nor has Algorithm 1 as printed, nor a user's that logs a `reach` of its own."""
+def test_a_row_says_how_far_rem_went(monkeypatch, capsys):
+    """R3, A40: where REM has started over reach_used is that of the epochs that count; other methods have none, nor has
+    REM that does not, nor a user's that logs a `reach` of its own. A line of progress shows it."""
     monkeypatch.setattr(ending, "BY_HEART", -1.0)
     net, task = learnt_by_heart()
 
@@ -276,11 +276,12 @@ def test_a_row_says_how_far_rem_went(monkeypatch):
     used = {}
     for name, function, changes in (("rem", None, {}), ("npo", None, {}), ("rem", None, {"stop": "max"}),
                                     ("rem", None, {"farther": 0}), ("odd.py:f", mine, {})):
-        config = tiny(gamma=0.0, reach=0.05, max_passes=3, **{"stop": "repaired", "farther": 1} | changes)
+        config = tiny(gamma=0.0, reach=0.05, max_passes=3, quiet=False, **{"stop": "repaired", "farther": 1} | changes)
         row = unlearn(config, name, function or METHODS[name].function, net, task, torch.arange(3))
         assert row["status"] == "ok", row["error"]
         used[name, *changes] = row.get("reach_used")
-    assert used == {("rem",): 0.1, ("npo",): None, ("rem", "stop"): None, ("rem", "farther"): 0.05, ("odd.py:f",): None}
+        assert ("  reach   0.1000" in capsys.readouterr().out) is (used[name, *changes] == 0.1)
+    assert used == {("rem",): 0.1, ("npo",): None, ("rem", "stop"): None, ("rem", "farther"): None, ("odd.py:f",): None}
 
 
 def test_who_is_told_of_each_epoch():

@@ -107,8 +107,8 @@ def test_a_removal_that_is_too_near_goes_as_far_as_before(monkeypatch):
                                                 ({}, 5, 0.07)])
 def test_a_removal_that_leaves_what_is_known_by_heart_goes_farther(monkeypatch, given, lost, reach):
     """P4, A40: it is said, and the settings that come back have the reach that was used in the end; a given reach
-    stays, unless `farther` is given too; where twice as far goes too far, by a third of the accuracy, it is once as far,
-    for good."""
+    stays, unless `farther` is given too; where twice as far loses a third of the accuracy, it is once as far for good.
+    """
     judged(monkeypatch, lost, 0.0)
     monkeypatch.setattr(ending, "BY_HEART", -1.0)  # whatever is right
     data, told = images_of(60), []

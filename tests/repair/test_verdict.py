@@ -34,8 +34,8 @@ from repair.looks import looking_alike
 from repair.mismatch import predicted
 from repair.networks import build_network
 from repair.suspects import logits, margin, probe
-from repair.verdict import (ARGUMENTS, FLAGS, HARMED, NOT_REPAIRED, REPAIRED, Together, Verdict, changed, check_believed,
-                            judge, looked_at, lowest, undoubted)
+from repair.verdict import (ARGUMENTS, FLAGS, HARMED, NOT_REPAIRED, REPAIRED, Together, Verdict, changed,
+                            check_believed, judge, looked_at, lowest, undoubted)
 from train import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # what ends a repair has a say of its own
