@@ -315,13 +315,14 @@ def test_a2_equality_is_reached(name):
 @pytest.mark.parametrize("name", ["ascent", "npo"])
 def test_a20_the_mode_that_is_set(name):
     """A20: `forget_norm` decides whether passes use, and move, the running statistics; auto is batch, as no step 3
-    follows."""
+    follows; one example alone has no batch statistics."""
     net, forget = small_net(0), draw(0)[0]
     data = learnt(net, make_data(0))
-    for norm, moves in (("auto", True), ("batch", True), ("running", False)):
+    for norm, known, moves in (("auto", forget, True), ("batch", forget, True), ("running", forget, False),
+                               ("batch", forget[:1], False), ("batch", forget[:2], True)):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Acc")
-            out = METHODS[name](net, data, forget, tiny(gamma=0.2, max_passes=1, forget_norm=norm), gen(0))
+            out = METHODS[name](net, data, known, tiny(gamma=0.2, max_passes=1, forget_norm=norm), gen(0))
         assert torch.equal(out.norm1.running_mean, net.norm1.running_mean) != moves
         assert not torch.equal(out.conv1.weight, net.conv1.weight)
 
