@@ -12,6 +12,7 @@ import sys
 import threading
 
 GRACE = 1.0  # seconds in which the main thread may come back to Python, which raises KeyboardInterrupt in it
+LATE = 2.0  # seconds in which it may then clean up
 CODE = 130  # what a shell gives for a program that Ctrl-C has ended
 
 
@@ -48,15 +49,16 @@ def answering(main, what_is_left) -> int:
 
     Python raises KeyboardInterrupt between two of its own steps. One step of a large network, or the import of a
     library, can take far longer than a user waits; then a thread that the signal itself wakes ends the process after
-    GRACE seconds. So does a second Ctrl-C, while the first is being answered. Processes that are forked leave the
-    answer to this one, which ends them.
+    GRACE seconds, and LATE seconds later where the KeyboardInterrupt has come to nothing: code of others may catch it,
+    and what is raised while an object is destroyed, as the workers of a pass are, Python itself drops. So does a second
+    Ctrl-C, while the first is being answered. Processes that are forked leave the answer to this one, which ends them.
     Args: what_is_left: gives the words of the line.
     """
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         return main()
     woken, wakes = socket.socketpair()
     wakes.setblocking(False)
-    raised = threading.Event()
+    raised, over = threading.Event(), threading.Event()
 
     def handle(*_) -> None:
         if raised.is_set():
@@ -67,13 +69,19 @@ def answering(main, what_is_left) -> int:
     def listen() -> None:
         with woken:
             while number := woken.recv(1):
-                if number[0] == signal.SIGINT and not raised.wait(GRACE):
+                if number[0] == signal.SIGINT and not (raised.wait(GRACE) and over.wait(LATE)):
                     leave(words_of(what_is_left))
+
+    def dropped(what, otherwise=sys.unraisablehook) -> None:
+        if issubclass(what.exc_type, KeyboardInterrupt):
+            leave(words_of(what_is_left))
+        otherwise(what)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     signal.signal(signal.SIGINT, handle)
     signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
+    sys.unraisablehook = dropped
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=alone)
     try:
@@ -81,6 +89,7 @@ def answering(main, what_is_left) -> int:
     except KeyboardInterrupt:  # before or after main's own answer
         leave(words_of(what_is_left))
     alone()  # nothing is left to do but to end
+    over.set()
     wakes.close()
     listener.join(GRACE)  # it reads the end, and closes its own
     if raised.is_set():

@@ -42,6 +42,26 @@ def main():
     while True: pass  # an interrupt that main has no answer to
 sys.exit(answering(main, lambda: "the words"))
 """
+DROPPED = HEAD + """
+class Odd:
+    def __del__(self):
+        ready()
+        time.sleep(600)  # Python drops what is raised here
+def main():
+    Odd()
+    while True: pass
+sys.exit(answering(main, lambda: "the words"))
+"""
+CAUGHT = HEAD + """
+def main():
+    try:
+        ready()
+        time.sleep(600)
+    except BaseException:
+        pass  # code of others
+    while True: pass
+sys.exit(answering(main, lambda: "the words"))
+"""
 IMPORTING = HEAD + """
 answer_while_importing()
 ready()
@@ -90,11 +110,12 @@ def interrupted(code: str, times: int = 1, group: bool = False, ignored: bool = 
     (LONG_STEP.replace("WORDS", "'the words'"), "the words", 1),
     (LONG_STEP.replace("WORDS", "time.sleep(60)"), "what was written is whole", 1),
     (LONG_STEP.replace("WORDS", "1 / 0"), "what was written is whole", 1),
-    (STUCK, "the words", 2), (OUTSIDE, "the words", 1), (IMPORTING, "nothing had begun", 1)],
-    ids=["long step", "words that wait", "words that fail", "twice", "outside", "importing"])
+    (STUCK, "the words", 2), (OUTSIDE, "the words", 1), (IMPORTING, "nothing had begun", 1), (DROPPED, "the words", 1),
+    (CAUGHT, "the words", 1)],
+    ids=["long step", "words that wait", "words that fail", "twice", "outside", "importing", "dropped", "caught"])
 def test_an_interrupt_is_one_line_and_130(code, words, times):
-    """R3: in one long step, where main does not come back or has no answer, and while libraries load, the process ends
-    all the same."""
+    """R3: in one long step, where main does not come back or has no answer, while libraries load, and where the
+    KeyboardInterrupt comes to nothing, the process ends all the same."""
     assert interrupted(code, times) == (130, f"run.py: interrupted; {words}\n")
 
 
