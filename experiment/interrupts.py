@@ -12,7 +12,7 @@ import sys
 import threading
 
 GRACE = 1.0  # seconds in which the main thread may come back to Python, which raises KeyboardInterrupt in it
-LATE = 2.0  # seconds in which it may then clean up
+LATE = 3.0  # seconds in which it may then clean up
 CODE = 130  # what a shell gives for a program that Ctrl-C has ended
 
 
