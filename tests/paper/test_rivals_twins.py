@@ -34,7 +34,7 @@ from twins import linear, weights_of
 
 few = settings(max_examples=max(2, settings().max_examples // 10))
 N, BATCH, P_MEM, GAMMA, TRIES = 14, 4, 0.5, 0.3, 3
-EPOCHS, UNLEARN_EPOCHS = 3, 2  # of training and of unlearning: whoever mistakes one for the other is told
+EPOCHS, UNLEARN_EPOCHS = 2, 3  # of training and of unlearning: whoever mistakes one for the other is told
 LR, UNLEARN_LR = 0.01, 0.005
 SMALL = {"SSD_BATCH": BATCH, "CUTS_IMAGES": 9}  # so that there are several batches, and images that CUTS does not see
 # 500 tries take long; that they are 500 is in test_baselines.py
