@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 GRACE = 1.0  # seconds in which the main thread may come back to Python, which raises KeyboardInterrupt in it
 LATE = 3.0  # seconds in which it may then clean up
@@ -51,14 +52,14 @@ def answering(main, what_is_left) -> int:
     library, can take far longer than a user waits; then a thread that the signal itself wakes ends the process after
     GRACE seconds, and LATE seconds later where the KeyboardInterrupt has come to nothing: code of others may catch it,
     and what is raised while an object is destroyed, as the workers of a pass are, Python itself drops. So does a second
-    Ctrl-C, while the first is being answered. Processes that are forked leave the answer to this one, which ends them.
+    Ctrl-C, while the first is being answered. Processes that are forked leave the answer to this one, and end with it.
     Args: what_is_left: gives the words of the line.
     """
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         return main()
     woken, wakes = socket.socketpair()
     wakes.setblocking(False)
-    raised, over = threading.Event(), threading.Event()
+    raised, over, parent = threading.Event(), threading.Event(), os.getpid()
 
     def handle(*_) -> None:
         if raised.is_set():
@@ -72,6 +73,14 @@ def answering(main, what_is_left) -> int:
                 if number[0] == signal.SIGINT and not (raised.wait(GRACE) and over.wait(LATE)):
                     leave(words_of(what_is_left))
 
+    def forking() -> None:
+        nonlocal parent
+        parent = os.getpid()
+
+    def forked() -> None:
+        alone()
+        end_with(parent)
+
     def dropped(what, otherwise=sys.unraisablehook) -> None:
         if issubclass(what.exc_type, KeyboardInterrupt):
             leave(words_of(what_is_left))
@@ -83,7 +92,7 @@ def answering(main, what_is_left) -> int:
     signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
     sys.unraisablehook = dropped
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=alone)
+        os.register_at_fork(before=forking, after_in_child=forked)
     try:
         code = main()
     except KeyboardInterrupt:  # before or after main's own answer
@@ -105,6 +114,19 @@ def end(code: int) -> None:
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(code)
+
+
+def end_with(parent: int) -> None:
+    """Let a thread end this forked process within a second of its parent, which cannot end one that it is just forking.
+
+    Such a one would hold the terminal or a pipe for ever: the workers of torch note whose they are only once they run.
+    """
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(CODE)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def alone() -> None:

@@ -62,6 +62,16 @@ def main():
     while True: pass
 sys.exit(answering(main, lambda: "the words"))
 """
+FORKING = HEAD + """
+def main():
+    if os.fork() == 0:  # nothing of Python's knows it yet, as a worker that is just being started
+        time.sleep(30)
+        os.write(2, b"still there")
+        os._exit(0)
+    ready()
+    while True: pass
+sys.exit(answering(main, lambda: "the words"))
+"""
 IMPORTING = HEAD + """
 answer_while_importing()
 ready()
@@ -111,11 +121,12 @@ def interrupted(code: str, times: int = 1, group: bool = False, ignored: bool = 
     (LONG_STEP.replace("WORDS", "time.sleep(60)"), "what was written is whole", 1),
     (LONG_STEP.replace("WORDS", "1 / 0"), "what was written is whole", 1),
     (STUCK, "the words", 2), (OUTSIDE, "the words", 1), (IMPORTING, "nothing had begun", 1), (DROPPED, "the words", 1),
-    (CAUGHT, "the words", 1)],
-    ids=["long step", "words that wait", "words that fail", "twice", "outside", "importing", "dropped", "caught"])
+    (CAUGHT, "the words", 1), (FORKING, "the words", 1)],
+    ids=["long step", "words that wait", "words that fail", "twice", "outside", "importing", "dropped", "caught",
+         "forking"])
 def test_an_interrupt_is_one_line_and_130(code, words, times):
     """R3: in one long step, where main does not come back or has no answer, while libraries load, and where the
-    KeyboardInterrupt comes to nothing, the process ends all the same."""
+    KeyboardInterrupt comes to nothing, the process ends all the same, and what it has just forked ends with it."""
     assert interrupted(code, times) == (130, f"run.py: interrupted; {words}\n")
 
 
