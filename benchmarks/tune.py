@@ -2,6 +2,7 @@
 
     python benchmarks/tune.py --variants carry-today,away0.07-susb2-place --seeds 100,101 --rates 0.1
     python benchmarks/tune.py --data fashion-mini --variants carry-today,reach0.07-susb2 --seeds 5,6 --epochs 10
+    python benchmarks/tune.py --arch vit --variants reach0.02-susb2,reach0.04-susb2 --rates 0.1 --epochs 10 --batch 128
 
 Fashion-MNIST comes from Debian's package (apt-get install dataset-fashion-mnist), or from --source, a folder of the
 same .gz files. Of data/fashion-mini.npz no image is read, only which training rows it holds: training and test images
@@ -56,7 +57,8 @@ from rem import State, add_capacity, redirect, step2_loss, step3_batch  # noqa: 
 
 DRAW = 30  # seed of the tuning images
 WATCHED = 0.05  # share of D_r that step 3 leaves out, W
-FIXED = dict(optimizer="sgd", momentum=0.9, unlearn_lr=0.01, max_passes=100, precision="bf16")
+FIXED = {"resnet9": dict(optimizer="sgd", momentum=0.9, unlearn_lr=0.01, max_passes=100, precision="bf16"),
+         "vit": dict(arch="vit", optimizer="adam", unlearn_lr=2e-4, max_passes=100, precision="float32")}
 
 # A variant is what differs from BASE.
 #   rule: what follows once Acc(D_f) <= gamma: "carry" (nothing: the momentum runs on into step 3), "coast" (it runs out
@@ -86,13 +88,16 @@ VARIANTS = {
     "away0.07-susb2": dict(rule="away", reach=0.07, suspects=2.0, **BEFORE),
     "away0.07-susb2-place": dict(rule="away", reach=0.07, suspects=2.0, refresh="place", **BEFORE),
     "reach0.05": dict(rule="rem", reach=0.05, refresh="place"),
+    "reach0.02-susb2": dict(rule="rem", reach=0.02, suspects=2.0, refresh="place", **BEFORE),
+    "reach0.04-susb2": dict(rule="rem", reach=0.04, suspects=2.0, refresh="place", **BEFORE),
     "reach0.07": dict(rule="rem", reach=0.07, refresh="place"),
     "reach0.07-susb2": dict(rule="rem", reach=0.07, suspects=2.0, refresh="place", **BEFORE),
     "reach0.07-susb2-whole": dict(rule="whole", reach=0.07, suspects=2.0, refresh="place", **BEFORE),
     "carry-susb2": dict(suspects=2.0, refresh="place", **BEFORE),
 }
-KEY = ("variant", "task", "discovery", "seed", "n", "batch", "epochs", "train_epochs")  # what tells a run from another
-TRAINED = 12  # epochs of training, fashion-mini's preset: rows that do not say have these
+KEY = ("variant", "task", "discovery", "seed", "n", "batch", "epochs", "train_epochs", "arch")  # tell runs apart
+TRAINED = {"resnet9": 12, "vit": 40}  # epochs of training, fashion-mini's preset
+SILENT = dict(train_epochs=TRAINED["resnet9"], arch="resnet9")  # of rows that do not say
 
 
 def tuning_data(source: Path) -> Dataset:
@@ -114,13 +119,14 @@ def tuning_data(source: Path) -> Dataset:
 
 
 def original_of(config, task, dataset: Dataset, folder: Path):
-    """The trained network of a task and seed, read from `folder` or trained, in batches of 256, and left there."""
-    epochs = "" if config.epochs == TRAINED else f"-{config.epochs}"
-    path, model = folder / f"{config.task}-n{config.n}-{config.seed}{epochs}.pt", new_model(config, dataset)
+    """The trained network of a task and seed, read from `folder` or trained, in the preset's batches, and left there."""
+    epochs = "" if config.epochs == TRAINED[config.arch] else f"-{config.epochs}"
+    arch = "" if config.arch == SILENT["arch"] else f"{config.arch}-"
+    path, model = folder / f"{arch}{config.task}-n{config.n}-{config.seed}{epochs}.pt", new_model(config, dataset)
     if path.is_file():
         model.load_state_dict(torch.load(path, weights_only=True))
         return model
-    train_original(replace(config, batch=256), task, model)
+    train_original(replace(config, batch=resolve(dict(dataset="fashion-mini", arch=config.arch)).batch), task, model)
     torch.save(model.state_dict(), path)
     return model
 
@@ -272,7 +278,8 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--tasks", default="poison,confusion,random")
     p.add_argument("--rates", default="0.1,0.5,1", help="discovery rates")
     p.add_argument("--epochs", type=int, default=3)
-    p.add_argument("--train-epochs", type=int, default=TRAINED, help="of the network; fewer learn less of D_c")
+    p.add_argument("--arch", choices=TRAINED, default=SILENT["arch"], help="of the network (%(default)s)")
+    p.add_argument("--train-epochs", type=int, help="of the network; fewer learn less of D_c (the preset's)")
     p.add_argument("--batch", type=int, default=256)
     p.add_argument("--n", type=int, default=120, help="corrupted images")
     p.add_argument("--source", type=Path, default=SOURCE, help="folder of Fashion-MNIST's .gz files (%(default)s)")
@@ -285,19 +292,20 @@ def main(argv: list[str] | None = None) -> int:
     if args.data == "tuning" and not args.source.is_dir():
         p.error(f"no folder {args.source}: apt-get install dataset-fashion-mnist, or give --source")
     torch.set_num_threads(1)
+    trained, fixed = args.train_epochs or TRAINED[args.arch], FIXED[args.arch]
     for folder in (args.originals, args.out.parent):
         folder.mkdir(parents=True, exist_ok=True)
     dataset = tuning_data(args.source) if args.data == "tuning" else load("fashion-mini")
     for name, seed, kind, rate in product(names, seeds, tasks, map(float, args.rates.split(","))):
         v = {**BASE, **VARIANTS[name]}
         last = {"npo": 1, "untouched": 0}.get(v["rule"], args.epochs)
-        cell = dict(variant=name, **v, **FIXED, task=kind, discovery=rate, seed=seed, n=args.n, batch=args.batch,
-                    epochs=args.epochs, train_epochs=args.train_epochs)
-        done = [{"train_epochs": TRAINED, **row} for row in read(args.out) if row["epoch"] >= last]
-        if any(all(row[k] == cell[k] for k in KEY) for row in done):
+        cell = dict(variant=name, **v, **fixed, task=kind, discovery=rate, seed=seed, n=args.n, batch=args.batch,
+                    epochs=args.epochs, train_epochs=trained)
+        done = [{**SILENT, **row} for row in read(args.out) if row["epoch"] >= last]
+        if any(all(row[k] == {**SILENT, **cell}[k] for k in KEY) for row in done):
             continue
         config = resolve(dict(dataset="fashion-mini", task=kind, seed=seed, discovery=rate, n=args.n, batch=args.batch,
-                              epochs=args.train_epochs, unlearn_epochs=args.epochs, quiet=True, **FIXED))
+                              epochs=trained, unlearn_epochs=args.epochs, quiet=True, **fixed))
         task = corrupt(config, dataset)
         original = original_of(config, task, dataset, args.originals)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.tune import KEY, TRAINED, read  # noqa: E402
+from benchmarks.tune import KEY, SILENT, read  # noqa: E402
 from metrics import mean_sem  # noqa: E402
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ def runs_of(rows: list[dict]) -> dict[str, dict[tuple, dict[int, dict]]]:
     each epoch once: the rate is constant, and the first three epochs are the same to the last digit. CHOSEN is
     "-place" where that was run, else with the refresh on a copy.
     """
-    last = {tuple({"train_epochs": TRAINED, **row}[name] for name in (*KEY, "epoch")): row for row in rows}
+    last = {tuple({**SILENT, **row}[name] for name in (*KEY, "epoch")): row for row in rows}
     runs = {}
     for row in last.values():
         cell = row["task"], row["discovery"], row["seed"], row["batch"]

@@ -32,6 +32,7 @@ HOME = tempfile.TemporaryDirectory(prefix="hypothesis-")
 set_hypothesis_home_dir(HOME.name)
 
 torch.set_num_threads(1)  # the networks here are tiny: more threads only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so they do in the processes that tests start
 
 
 def pytest_collection_modifyitems(items):

@@ -60,12 +60,12 @@ def test_the_authors_form(save, kind, tmp_path):
 
 def test_tables_and_arrays(tmp_path):
     """A .csv is read by its header, in the order of its paths if it has them; a .npy has labels alone."""
-    lines = [("train/b/10.jpg", 1, 0), ("train/b/1.jpg", 1, 1), ("train/a/0.jpg", 0, 1)]
+    lines = [("train/b/10.jpg", 1, 0), ("train/b/1.jpg", 1, 1), ("train/a-b/0.jpg", 2, 2), ("train/a/0.jpg", 0, 1)]
     for header in (("path", "clean", "aggregate"), ("path", "true", "aggregate")):
         with open(tmp_path / "x.csv", "w", newline="") as file:
             csv.writer(file).writerows([header, *lines])
         read = read_people(tmp_path / "x.csv")
-        assert (read.clean.tolist(), read.labels.tolist()) == ([0, 1, 1], [1, 1, 0])
+        assert (read.clean.tolist(), read.labels.tolist()) == ([0, 2, 1, 1], [1, 2, 1, 0])  # class "a" before "a-b"
     np.save(tmp_path / "x.npy", np.array([3, 1, 2]))
     read = read_people(tmp_path / "x.npy", "worse")
     assert read.clean is None and read.labels.tolist() == [3, 1, 2]

@@ -234,6 +234,17 @@ def test_percentile(seed, size, q):
     assert baselines.percentile(values[:0], q) == math.inf
 
 
+@pytest.mark.filterwarnings("ignore:Acc")  # with no weight dampened nothing is forgotten
+@pytest.mark.parametrize("name, part", [("potion", 1), ("potion-500", 25)])
+def test_the_cuts_of_potion(name, part, monkeypatch):
+    """L16: f begins at |D_f| / |D_tr| / part and grows by a tenth per try; the cut is percentile 100 - ln(1 + 100 f)."""
+    net, data, forget = stubborn()
+    asked = []
+    monkeypatch.setattr(baselines, "percentile", lambda ratios, q: asked.append(q) or math.inf)
+    METHODS[name](net, data, forget, tiny(), gen(0))
+    assert asked[:3] == pytest.approx([100 - math.log1p(100 * f) for f in (4 / 12 / part * 1.1**k for k in range(3))])
+
+
 @pytest.mark.parametrize("name", ["ssd", "potion"])
 def test_a_parameter_that_no_output_depends_on_stays(name):
     """A18: a parameter that the forward pass does not use has importance 0 and stays, as a frozen one does; a channel

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import run
-from experiment.methods import METHODS
+from experiment.methods import METHODS, code_of
 from few_images import AXES, FEW, LOUD, QUICK, do, few, fresh, numbers, statuses  # noqa: F401
 from study import grid, originals
 from study.grid import Workers
@@ -51,6 +51,11 @@ def hanging(model, data, forget, config, generator):
             file.write("here")
             file.flush()
             time.sleep(600)
+    return model
+
+def rewriting(model, data, forget, config, generator):
+    with open(__file__, "a") as file:
+        file.write("# later")
     return model
 
 def picky(model, data, forget, config, generator):
@@ -199,6 +204,14 @@ def test_rows_of_other_code_are_named(capsys):
     grid.warn_of_other_code([origin, {"git": "c" * 40}, {"git": "b" * 40}, {}], origin)
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1 and ", None, bbbbbbb, ccccccc;" in err
+
+
+def test_a_row_has_the_code_that_ran(few, tmp_path, own):
+    """R3: where a method's file changes while it runs its row has the code from before."""
+    method = f"{own}:rewriting"
+    before = code_of(method)
+    assert do(tmp_path / "x", "--task", "random", "--method", method, "--epochs", "0") == 0
+    assert [row["code"] for row in read_rows(tmp_path / "x")] == [before] and code_of(method) != before
 
 
 # --- Failures ---------------------------------------------------------------------------------------------------------
