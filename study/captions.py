@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from experiment.methods import OF_VIT, reads_forget, reads_setting
 from experiment.settings import Config
-from study.rows import NOT_IDENTITY, SETTINGS, maskless, networks, pick, products, split
+from study.rows import NOT_IDENTITY, SETTINGS, maskless, pick, products, split
 
 OWN = [name for name in SETTINGS if name in ("forget_norm", "schedule", "ssd_alpha")]  # each method its own
 COORDINATES = {"task", "discovery", "method", "seed", "capacity", "etd", "p_mem", "n", "arch"}
@@ -127,7 +127,7 @@ def endings(rows: list[dict]) -> tuple[int, int, int]:
 def of_endings(rows: list[dict]) -> list[str]:
     """A sentence on the runs that gave up or did nothing, by method; none where no run notes it."""
     parts = {method + (" with ETD" if etd else ""): endings(part)
-             for (method, etd), part in split(networks(rows), "method", "etd").items()}
+             for (method, etd), part in split(rows, "method", "etd").items()}
     if not any(noted for noted, _, _ in parts.values()):
         return []
     texts = [", ".join(f"{name} {found[k]} of {found[0]} runs" for name, found in parts.items() if found[k]) or "none"

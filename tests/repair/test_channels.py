@@ -34,11 +34,13 @@ def test_a_known_network_takes_the_channels_of_its_checkpoint(wrapped):
     torch.manual_seed(0)
     owners, net = stem_of_one().eval(), torchvision.models.resnet18(num_classes=3).eval()
     stored = {("module." if wrapped else "") + name: t for name, t in owners.state_dict().items()}
+    net.conv1.weight.requires_grad_(not wrapped)
     reading = with_channels(net, stored, Reading(32, 1.0, *THREE))
     assert reading.channels == 1 and reading.mean == pytest.approx((0.5,)) and reading.std == pytest.approx((0.2,))
     checkpoints.load_into(net, stored)
     x = torch.randn(2, 1, 32, 32)
     assert torch.equal(net(x), owners(x)) and net.conv1.in_channels == 1
+    assert net.conv1.weight.requires_grad is not wrapped  # what was frozen is
     assert reading.size_of(10) == 10 * 32 * 32
 
 

@@ -102,7 +102,7 @@ def test_a_figure_for_each_data_set(tmp_path):
 
 def test_figures_warn(tmp_path):
     """V21: other settings, unequal cells, SCRUB's alphas and failed runs are in the title, and none of them without
-    cause."""
+    cause; what reads no D_f has failed once, at however many rates."""
     rows = grid(("no-ul", "rem", "scrub"), seeds=(0, 1), rates=RATES)
     assert only("3", load(tmp_path, rows)).get_suptitle().endswith("cifar10, 1000 corrupted images, 42 runs")
     assert only("1", load(tmp_path, rows)).get_suptitle().endswith("cifar10, 1000 corrupted images, 42 runs")
@@ -110,11 +110,12 @@ def test_figures_warn(tmp_path):
     worse += [make_row("scrub", 0.01, alpha=7.0), make_row("potion", status="failed"),
               make_row("rem", etd=True, status="failed"),
               make_row("rem-no31", status="failed"), make_row("rem", arch="vit", status="failed")]
+    worse += [make_row("no-ul", status="failed", seed=5, discovery=rate) for rate in RATES]
     title = " ".join(only("3", load(tmp_path, worse)).get_suptitle().split())
     for words in ("NOT ONE EXPERIMENT: the runs differ in peak rate", "tasks, rates or seeds differ",
-                  "scrub alpha 0.01 (of 0.01, 7.0)", "1 failed run left out"):
+                  "scrub alpha 0.01 (of 0.01, 7.0)", "2 failed runs left out"):
         assert words in title, words
-    assert "2 failed runs left out" in " ".join(only("10", load(tmp_path, worse)).get_suptitle().split())
+    assert "3 failed runs left out" in " ".join(only("10", load(tmp_path, worse)).get_suptitle().split())
 
 
 NEEDED = {"1": "rem, scrub", "3": "resnet9", "4": "rem with --etd", "5": "--curve", "6": "healed_test", "7": "rem-no31",

@@ -119,6 +119,9 @@ def test_folders_of_results(tmp_path, capsys):
     write(tmp_path / "a" / "cscore.jsonl", [{"task": "poison", "sizes": [0], "runs": 3, "score": 0.5, "status": "ok"}])
     assert {row["seed"] for row in load_rows([tmp_path / "a"])} == {0, 1}
     assert [row["seed"] for row in read_rows(tmp_path / "a")] == [0]
+    for place, healed in (("a/z.jsonl", 0.1), ("c/a.jsonl", 0.2)):  # the later is that of the later path
+        write(tmp_path / "b" / place, [make_row(healed=healed)])
+    assert [row["healed"] for row in load_rows([tmp_path / "b"])] == [0.2]
     assert read_rows(tmp_path / "none") == [] and rows_by_cell([]) == {}  # a grid begins with nothing
     assert capsys.readouterr().err == ""
 

@@ -201,6 +201,7 @@ def test_what_was_learnt_stands_beside_the_untouched_network(tmp_path):
     rows have no such column."""
     noted = [{**row_of(0.2, "no-ul", task=t, seed=s), "learnt": value + 0.01 * s}
              for t, value in zip(TASKS, (0.97, 0.60, 0.80), strict=True) for s in (0, 2)]
+    noted += [{**noted[-2], "discovery": rate} for rate in RATES if rate != 0.5]  # the same network at other rates
     rem = [{**row_of(0.5, task=t), "learnt": 0.1} for t in TASKS]
     rows = load(tmp_path, noted + rem)
     for name in ("mean", "plane", "4"):
