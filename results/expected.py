@@ -313,6 +313,18 @@ def once_and_twice(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
+def vit_epochs(labels: list[list[str]]) -> list[list[str]]:
+    """A small ViT on tuning images, by task and reach: Healed / Utility / Acc(W) before and after the epochs shown."""
+    rows, lines = lines_at("results/tuning/vit.jsonl"), []
+    for task in TASKS:
+        mine = {(row["reach"], row["epoch"]): row for row in rows if row["task"] == task}
+        for reach in sorted({reach for reach, _ in mine if reach}):
+            shown = [mine[None, 0], *(mine[reach, epoch] for epoch in (1, 2, 3, 5, 10))]
+            lines.append([task, str(reach), *(" / ".join(f"{100 * row[key]:.0f}" for key in
+                                                         ("healed", "utility", "acc_watched")) for row in shown)])
+    return lines
+
+
 def copy_anew(labels: list[list[str]]) -> list[list[str]]:
     """The copy of CIFAR-10, cell by cell and over all: scores of no unlearning, and of REM of version 0.2.0 and now,
     each at the seeds that were run now; products less those of 0.2.0; Utility less no unlearning's, least in brackets.
@@ -418,6 +430,7 @@ TABLES = {
     ("results/tuning/README.md", "what differs", "task"): other_sizes,
     ("results/tuning/README.md", "at most", "poison 0.1"): more_epochs,
     ("results/tuning/README.md", "batch", "task"): once_and_twice,
+    ("results/tuning/README.md", "task", "reach"): vit_epochs,
     ("results/tuning/README.md", "task, discovery", "runs"): copy_anew,
     ("results/lasting/README.md", "REM, at most", "seeds"): lasting_epochs,
     ("results/lasting/README.md", "width", "task, discovery"): natural_images,
