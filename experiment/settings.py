@@ -6,7 +6,7 @@
 
 import sys
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cache, partial
 
 from rem import Settings
 from tasks import EVERY_TASK, PEOPLE, TRIGGERS
@@ -171,6 +171,7 @@ def inside(value: float, interval: str) -> bool:
     return above and value <= sys.float_info.max and (value <= high if interval[-1] == "]" else value < high)
 
 
+@cache
 def kind_of(f) -> type:
     """A field's type: bool, str, int or float; where None may stand too, the other one."""
     return next(kind for kind in (bool, str, int, float) if f.type in (kind, kind | None))
