@@ -31,16 +31,18 @@ from repair.suspects import crossed, logits, probe
 from repair.verdict import REPAIRED, Verdict, judge, looked_at, undoubted
 
 
-def verdict_of(model: nn.Module, data, heldout, before: list, after: list, forget: torch.Tensor, similar) -> Verdict:
+def verdict_of(model: nn.Module, data, heldout, before: list, after: list, forget: torch.Tensor, truths, similar
+               ) -> Verdict:
     """The verdict on a repair.
 
     Args: before, after: what was predicted of `data` and of `heldout`, where there is any; forget: (k,) int64, D_f;
-        similar: called without arguments, gives what `similarity` does.
+        truths: (k,) int64 its true labels, -1 where unknown, or None; similar: called without arguments, gives what
+        `similarity` does.
     """
     looks, labels = looks_if_any(similar, data), data.labels.cpu()
     counted = undoubted(labels, forget, looked_at(model, data)[1], looks.similar, looks.alike)
     pair = None if heldout is None else (heldout.labels.cpu(), before[1], after[1])
-    return judge(labels, before[0], after[0], forget, counted, pair)
+    return judge(labels, before[0], after[0], forget, counted, pair, truths)
 
 
 def agreed_code(found: Verdict, model: nn.Module) -> int:

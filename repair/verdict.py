@@ -119,7 +119,8 @@ def percent(share: float | None) -> str:
 # --- The verdict ------------------------------------------------------------------------------------------------------
 
 def judge(labels: torch.Tensor, before: torch.Tensor, after: torch.Tensor, forget: torch.Tensor, counted: torch.Tensor,
-          heldout: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None) -> Verdict:
+          heldout: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None, truths: torch.Tensor | None = None
+          ) -> Verdict:
     """Compare the predictions before and after a repair.
 
     NOT REPAIRED: more than BELIEVED of the listed images still get their given label, or more than a third of those
@@ -137,8 +138,9 @@ def judge(labels: torch.Tensor, before: torch.Tensor, after: torch.Tensor, forge
     network knew 78 to 92 %, and 74 to 80 % of those held out; three tasks, with and without true labels).
     Args: labels: (N,) int64, as given; before, after: (N,) int64, predicted; forget: (k,) int64, D_f; counted: (N,)
         bool, other training images; heldout: labels, predictions before and after of held-out images, all of which
-        count.
+        count; truths: (k,) int64 true labels of D_f, -1 where unknown: what was taught them needs no `gone_together`.
     """
+    unknown = forget if truths is None else forget[truths.to(forget.device) < 0]
     known = torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, forget, True)
     listed, others = (changed(*(part[rows] for part in (labels, before, after))) for rows in (known, counted & ~known))
     held = None if heldout is None else changed(*heldout)
@@ -147,7 +149,7 @@ def judge(labels: torch.Tensor, before: torch.Tensor, after: torch.Tensor, forge
         words.append(NOT_REPAIRED)
     if (others if held is None else held).harmed():
         words.append(HARMED)
-    return Verdict(tuple(words) or (REPAIRED,), listed, others, held, gone_together(labels, after, forget))
+    return Verdict(tuple(words) or (REPAIRED,), listed, others, held, gone_together(labels, after, unknown))
 
 
 def gone_together(labels: torch.Tensor, after: torch.Tensor, forget: torch.Tensor) -> tuple[Together, ...]:
@@ -157,7 +159,8 @@ def gone_together(labels: torch.Tensor, after: torch.Tensor, forget: torch.Tenso
     be; of images with a trigger, which show several classes, it says that the trigger now means another class (one of
     84 trials in results/repair). Only somebody who looks at them can tell. Nothing is told of fewer than LEAST images,
     nor where there are two classes in all, since there is but one other.
-    Args: labels: (N,) int64, as given; after: (N,) int64, predicted; forget: (k,) int64.
+    Args: labels: (N,) int64, as given; after: (N,) int64, predicted; forget: (k,) int64, those of D_f whose true labels
+        nobody has given.
     """
     found = []
     for label in labels[forget].unique().tolist():
@@ -272,7 +275,7 @@ def judged_repair(model: nn.Module, data, forget: torch.Tensor, *, heldout=None,
     h = features(model, data)  # (N, d)
     alike = looking_alike(h, labels, forget, more.get("seed", 0))
     counted = undoubted(labels, forget, margins, probe(h, forget), alike)
-    found = judge(labels, before, looked_at(repaired, data)[0], forget, counted, held)
+    found = judge(labels, before, looked_at(repaired, data)[0], forget, counted, held, more.get("true_labels"))
     if found.words != (REPAIRED,):
         warnings.warn(found.line(ARGUMENTS), stacklevel=2)
     return repaired

@@ -139,6 +139,10 @@ def test_listed_images_that_go_to_one_class_together(calls, told):
             "show, the repair has only moved them, and needs a column true_label in --bad" in found.line(
                 classes=["ape", "bee", "cow"])
         assert f"labelled {label} are now called {called}: " in found.line(ARGUMENTS)
+    truths = torch.full((len(forget),), -1)
+    truths[-1:] = 0  # what is known to be right, or wrong, is not guessed about
+    wanted = judge(labels, labels, after, forget[:-1], labels == 9).together
+    assert judge(labels, labels, after, forget, labels == 9, truths=truths).together == wanted
     if not others:
         two = labels.clamp(max=1)
         assert judge(two, two, after, forget, two == 9).together == ()
