@@ -31,13 +31,13 @@ from repair.suspects import crossed, logits, probe
 from repair.verdict import REPAIRED, Verdict, judge, looked_at, undoubted
 
 
-def verdict_of(model: nn.Module, data, heldout, before: list, after: list, forget: torch.Tensor, truths, similar
-               ) -> Verdict:
+def verdict_of(model: nn.Module, data, heldout, before: list, after: list, forget: torch.Tensor, similar,
+               truths: torch.Tensor | None = None) -> Verdict:
     """The verdict on a repair.
 
     Args: before, after: what was predicted of `data` and of `heldout`, where there is any; forget: (k,) int64, D_f;
-        truths: (k,) int64 its true labels, -1 where unknown, or None; similar: called without arguments, gives what
-        `similarity` does.
+        similar: called without arguments, gives what `similarity` does; truths: (k,) int64 true labels of D_f, -1 where
+        unknown, or None.
     """
     looks, labels = looks_if_any(similar, data), data.labels.cpu()
     counted = undoubted(labels, forget, looked_at(model, data)[1], looks.similar, looks.alike)

@@ -168,7 +168,7 @@ def main(given: dict, argv: list[str]) -> int:
         scores = before_and_after(before, after, train, heldout, folder)
     except ArithmeticError as error:
         raise ValueError(f"{error} (the rate is --lr); {args.out} has these weights") from error
-    found = verdict_of(model, train, heldout, before, after, folder.forget, truths, similar)
+    found = verdict_of(model, train, heldout, before, after, folder.forget, similar, truths)
     told, ranking = list_suspects(args.out, similar, repaired, train, folder, places)
     if ranks()[0]:
         return agreed_code(found, model)
