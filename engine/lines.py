@@ -3,6 +3,7 @@
 import torch
 
 STEP = 0.0025  # length of an update of step 2 with `reach`, over the norm of theta_o1
+FAINT = 1e-15  # norm of a gradient below which squares of its entries are lost in float32
 
 
 class Line:
@@ -52,6 +53,11 @@ def steps_of(parameters: list[torch.Tensor], length: float) -> torch.optim.Optim
     @torch.no_grad()
     def scale(*_) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
+        # a network whose logits lead by 70 has gradients of 1e-28, whose squares are 0: they are brought near 1 first
+        largest = torch.stack([gradient.abs().max() for gradient in gradients]).max().float()
+        near_1 = torch.where((norm_of(gradients) < FAINT) & (largest > 0), 1 / largest.clamp(min=1e-38), 1)
+        for gradient in gradients:
+            gradient.mul_(near_1)
         norm = norm_of(gradients)
         factor = torch.where(norm > 0, whole / norm, 0)
         for gradient in gradients:

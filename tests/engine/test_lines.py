@@ -9,6 +9,7 @@ paper/test_algorithm.py; which methods read it is in study/test_plan.py, its def
 """
 
 import warnings
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -20,9 +21,9 @@ from torch.nn import functional as F
 
 import rem as rem_module
 from engine.ending import Never
-from engine.lines import STEP, carry_on, copies, moved
+from engine.lines import STEP, carry_on, copies, moved, steps_of
 from etd import drop
-from helpers import assert_close, gen, seeds, small_net
+from helpers import assert_close, gen, make_data, seeds, small_net
 from rem import remove
 from states import acc_forget, make_state, unlearn
 
@@ -101,6 +102,32 @@ def test_where_there_is_no_line_nothing_moves():
     with acc_forget(0.9):
         remove(state, reach=0.5)
     assert state.record["passes"] == 2 and not vector(state.expanded.theta_o1()).any()
+
+
+@pytest.mark.parametrize("faint", [1.0, 1e-10, 1e-20, 1e-28, 1e-36])
+def test_a_faint_gradient_is_a_direction_too(faint):
+    """A32: updates have their length and go down the gradient also where float32 has no squares of its entries."""
+    parameters, gradients = ([torch.randn(shape, generator=gen(seed)) for shape in ((3, 4), (5,), ())] for seed in (0, 1))
+    begin = copies(parameters)
+    parameters = [nn.Parameter(p) for p in parameters]
+    for p, g in zip(parameters, gradients, strict=True):
+        p.grad = g * faint
+    steps_of(parameters, 0.1).step()
+    wanted = 0.1 * vector(begin).norm() * vector(gradients) / vector(gradients).norm()
+    assert_close(vector(begin) - vector(parameters), wanted, 1e-5)
+
+
+def test_what_is_known_beyond_doubt_is_forgotten():
+    """A32: an image of which the label's logit leads by 70, as in published networks, has a CE of 0, and its gradient no
+    norm in float32; it is forgotten in a few updates."""
+    net, data, forget = small_net(0), make_data(0), torch.tensor([3])
+    with torch.no_grad():
+        z = net.eval()(next(data.batches())[1])  # (12, 4)
+        first, second = z[3].topk(2).values
+        net.head.weight *= 70 / (first - second)
+    state = make_state(0, net=net, data=replace(data, labels=z.argmax(dim=1)), forget=forget, max_passes=30)
+    remove(state, reach=0.5)
+    assert (state.record["acc_forget_before"], state.record["acc_forget"]) == (1, 0) and state.record["passes"] < 30
 
 
 @pytest.mark.parametrize("acc, gamma, share", [(0.3, 0.2, 0.5), (0.25, 0.2, 0.25), (0.4, 0.2, 1.0), (0.9, 0.2, 1.0),
