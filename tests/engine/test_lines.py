@@ -107,7 +107,8 @@ def test_where_there_is_no_line_nothing_moves():
 @pytest.mark.parametrize("faint", [1.0, 1e-10, 1e-20, 1e-28, 1e-36])
 def test_a_faint_gradient_is_a_direction_too(faint):
     """A32: updates have their length and go down the gradient also where float32 has no squares of its entries."""
-    parameters, gradients = ([torch.randn(shape, generator=gen(seed)) for shape in ((3, 4), (5,), ())] for seed in (0, 1))
+    parameters, gradients = ([torch.randn(shape, generator=gen(seed)) for shape in ((3, 4), (5,), ())]
+                             for seed in (0, 1))
     begin = copies(parameters)
     parameters = [nn.Parameter(p) for p in parameters]
     for p, g in zip(parameters, gradients, strict=True):
@@ -118,8 +119,8 @@ def test_a_faint_gradient_is_a_direction_too(faint):
 
 
 def test_what_is_known_beyond_doubt_is_forgotten():
-    """A32: an image of which the label's logit leads by 70, as in published networks, has a CE of 0, and its gradient no
-    norm in float32; it is forgotten in a few updates."""
+    """A32: an image of which the label's logit leads by 70, as in published networks, has a CE of 0, and its gradient
+    no norm in float32; it is forgotten in a few updates."""
     net, data, forget = small_net(0), make_data(0), torch.tensor([3])
     with torch.no_grad():
         z = net.eval()(next(data.batches())[1])  # (12, 4)
