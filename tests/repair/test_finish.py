@@ -140,6 +140,24 @@ def test_a_finish_heals_and_changes_nothing_else(learnt):
     assert not again.model.training
 
 
+def test_what_comes_back_is_told(learnt, monkeypatch):
+    """Of the images that look like D_f, and that the repaired network disbelieved, those are counted that the finished
+    one believes; where they are five at least, and more than a quarter, the line says so."""
+    data, bad, known, stamped, model, repaired = learnt
+    monkeypatch.setattr(finish_module, "taught", lambda *args: copy.deepcopy(model))  # which believes the bad ones
+    monkeypatch.setattr(finish_module, "believed_share", lambda *_: 0.0)  # but for D_f
+    doubted = (predict(repaired, data) != data.labels).index_fill(0, known, False)
+    doubted &= looking_alike(features(model, data), data.labels, known, CONFIG.seed)
+    back = int((predict(model, data) == data.labels)[doubted].sum())
+    found = finish(model, repaired, data, known, CONFIG)
+    assert found.taken and found.again == (back, int(doubted.sum())) and back > 0
+    for again, told in (((5, 19), True), ((5, 20), False), ((4, 4), False), ((6, 23), True), ((0, 0), False)):
+        line = found._replace(again=again).line
+        words = f"; {again[0]} of the {again[1]} that look like the listed ones, and that REM disbelieved"
+        assert (words in line) is told
+    assert "believed again" in found.report()
+
+
 def test_what_is_dropped(learnt, finished, monkeypatch):
     """First the images outside D_f that the repaired network gives another class, and those that look like D_f to the
     network before the repair; in the second training, of the former those that the first one's network does not believe
@@ -161,7 +179,8 @@ def test_what_is_dropped(learnt, finished, monkeypatch):
     assert torch.isin(finished.dropped, (wrong | alike).nonzero()[:, 0]).all()
     assert not torch.isin(finished.dropped, known).any()
     assert finished.report() == {"taken": True, "dropped": len(finished.dropped), "disbelieved": finished.disbelieved,
-                                 "alike": finished.alike, "answers": False}
+                                 "alike": finished.alike, "answers": False,
+                                 "believed again": list(finished.again)}
     assert f"without {len(finished.dropped)} likely bad images" in finished.line
 
 
