@@ -107,7 +107,7 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
         alike = agreed(looking_alike(features(model, data), labels, forget, config.seed), data.device)
     truths = check_truths(true_labels, forget, data)
     truths = torch.full((len(forget),), -1) if truths is None else truths
-    says, doubted = what_it_says(z[forget], labels[forget], truths), (disbelieved & alike).nonzero()[:, 0]  # (d,)
+    says, doubted = what_it_says(z[forget], labels[forget], truths), disbelieved & alike  # (N,) bool
     try:
         first = taught(model, data, disbelieved | alike, forget, truths, config)
         said = predict(first, data)  # (N,)
@@ -116,13 +116,13 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
             disbelieved = disbelieved & (said != labels)  # a second opinion
         net = taught(model, data, disbelieved | alike, forget, says if third else truths, config)
         before, after = (believed_share(network, data, labels, forget) for network in (repaired, net))
-        back = int((predict(net, data, doubted) == labels[doubted]).sum()) if len(doubted) else 0
+        again = int((predict(net, data) == labels)[doubted].sum()), int(doubted.sum())
     except NonFiniteLoss:
         return Finished(repaired, *counted(disbelieved, alike), taken=False)
     if after > max(before, BELIEVED):
         return Finished(repaired, *counted(disbelieved, alike), taken=False)
     put_modes(net, modes_of(model))
-    return Finished(net, *counted(disbelieved, alike), taken=True, answers=third, again=(back, len(doubted)))
+    return Finished(net, *counted(disbelieved, alike), taken=True, answers=third, again=again)
 
 
 def counted(disbelieved: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tensor, int, int]:
