@@ -21,7 +21,7 @@ from experiment.settings import Config
 from helpers import assert_same_state, gen, make_data, small_net, streamed
 from image_tree import root, written  # noqa: F401
 from metrics import accuracy, predict
-from repair import command
+from repair import account, command
 from repair.inputs import open_folder
 from repair.network import repair
 from repair.truths import COPIES, check_truths, with_truths
@@ -200,20 +200,25 @@ def test_two_lists_count_together(tmp_path, root):
 # --- The command ------------------------------------------------------------------------------------------------------
 
 def test_the_command_teaches_them(colours, capsys, monkeypatch):
-    """Y4, Y5: --bad with a column of true labels changes the weights, in the finish too, and adds a line to the report;
-    images that cannot be decoded are forgotten with their labels."""
+    """Y4, Y5: --bad with a column of true labels changes the weights, in the finish too, adds a line to the report, and
+    is known to the verdict; images that cannot be decoded are forgotten with their labels."""
     def finish(*args, inner=command.finish, **more):  # what it is told shows nowhere else
         taught.append(more["true_labels"])
         return inner(*args, **more)
 
-    bad, taught = colours["--data"] / "bad.csv", []
+    def judge(*args, inner=account.judge):
+        judged.append(args[-1])
+        return inner(*args)
+
+    bad, taught, judged = colours["--data"] / "bad.csv", [], []
     monkeypatch.setattr(command, "finish", finish)
+    monkeypatch.setattr(account, "judge", judge)
     bad.write_text("path,true_label\n0-5.png,0\n1-5.png,\n")
     assert call(colours, "--epochs", 1) in (0, 3)
     plain = colours["--out"].read_bytes()
     assert call({**colours, "--bad": bad}, "--epochs", 1) in (0, 3)
     assert colours["--out"].read_bytes() != plain
-    assert taught[0] is None and taught[1].tolist() == [0, -1]
+    assert taught[0] is judged[0] is None and taught[1].tolist() == judged[1].tolist() == [0, -1]
     (colours["--data"] / "train" / "0" / "0-0.png").write_bytes(b"\x89PNG")  # the one before them all
     assert call({**colours, "--bad": bad}, "--epochs", 0, "--skip-bad-images") in (0, 3)
     assert "1 of these with a true label" in capsys.readouterr().out
