@@ -7,7 +7,8 @@ list than as weights. So the images that it disbelieves, and those that look lik
 network, which has lost nothing, learns the rest once more, while D_f is pushed off its labels as given (or taught its
 true ones), so that a trigger that is still in the rest is not learnt again. That network is asked for a second opinion:
 what it believes again was disbelieved for the accuracy that REM had lost, and comes back for a second such training,
-which gives the network that is returned. Measured in results/repair/README.md, beside what was tried.
+which gives the network that is returned. In that one the images that both signs call bad, which REM disbelieves and
+which look like D_f, are treated as D_f is. Measured in results/repair/README.md, beside what was tried.
 """
 
 from typing import NamedTuple
@@ -32,7 +33,6 @@ EPOCHS = 4  # over what is left
 RATES = {"sgd": 0.01, "adam": 5e-4}  # peak, down to a fifth
 GONE = 0.9  # share of a label's images: where more are called another class, the repaired network has lost that class
 SAME = 1 / 3  # of D_f: where fewer get the repaired network's answers they have gone to some third class
-BACK, LEAST = 0.25, 5  # share and number of the doubted images from which on it is told that they are believed again
 
 
 class Finished(NamedTuple):
@@ -42,38 +42,26 @@ class Finished(NamedTuple):
     dropped: torch.Tensor  # (m,) int64, dataset indices outside D_f: disbelieved, alike or both
     disbelieved: int  # how many of them are called another class, by the repaired network and by the first training
     alike: int  # how many of them look like D_f
+    both: int  # how many look like D_f and are called another class by the repaired network, and are treated as D_f
     taken: bool  # False: `model` is the repaired network, since more of D_f was believed after the finish
     answers: bool = False  # whether D_f was taught what the repaired network says of it
-    again: tuple[int, int] = (0, 0)  # of the images that look like D_f and were disbelieved: those believed again, all
 
     @property
     def line(self) -> str:
         """What was done, for people."""
         what = (f"{len(self.dropped)} likely bad images ({self.disbelieved} that are called another class, "
                 f"{self.alike} that look like the listed ones)")
-        if self.taken:
-            more = ", and what the repaired network says of the listed ones" if self.answers else ""
-            return (f"finished: the network from before the repair learnt the rest once more{more}, without {what}"
-                    f"{self.warning}")
-        return f"not finished: without {what} it would believe more of the listed images; the repair stays as it was"
-
-    @property
-    def warning(self) -> str:
-        """That what was taken out may have come back, or nothing.
-
-        Choice: it is told, and the network taken all the same, since good images come back, too: of 56 trials (those
-        of results/repair at seeds 100 and 101, no file kept) it is told of two, rightly of one.
-        """
-        back, doubted = self.again
-        if back < LEAST or back <= BACK * doubted:
-            return ""
-        return (f"; {back} of the {doubted} that look like the listed ones, and that REM disbelieved, get their labels "
-                "again: if these are bad, what they share is back, and --no-finish is better")
+        if not self.taken:
+            return (f"not finished: without {what} it would believe more of the listed images; the repair stays as it "
+                    "was")
+        kept = "taught what the repaired network says of" if self.answers else "kept off the labels of"
+        return (f"finished: the network from before the repair learnt the rest once more, without {what}, and was "
+                f"{kept} the listed ones and {self.both} that both signs call bad")
 
     def report(self) -> dict:
         """For a report in JSON."""
         return {"taken": self.taken, "dropped": len(self.dropped), "disbelieved": self.disbelieved,
-                "alike": self.alike, "answers": self.answers, "believed again": list(self.again)}
+                "alike": self.alike, "both": self.both, "answers": self.answers}
 
 
 def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, config, *,
@@ -89,8 +77,11 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     12 % of its triggered images right without that and 74 % with it; elsewhere it is level or worse, since such answers
     err.) Else what the repaired network disbelieves is dropped only where the first training's network, which has lost
     less, does so too.
-    The end is by D_f: the network is taken unless more of D_f gets its label as given than from the repaired one, and
-    more than a repair may leave (BELIEVED).
+    In the second training what both signs call bad, REM's network by its label and the looks, is as good as listed: it
+    is no longer left out alone but treated as D_f is. So bad images that neither sign tells meet more than the few that
+    were listed: with five of 50 listed and six missed a trigger came back otherwise (results/repair).
+    The end is by these images and D_f: the network is taken unless more of them get their labels as given than from the
+    repaired one, and more than a repair may leave (BELIEVED).
     Args:
         model: the network before the repair, repaired: after it, plain both; left as they are.
         data: D_tr, N examples, labels as given, Data or Streamed; forget: (k,) int64, D_f.
@@ -107,22 +98,23 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
         alike = agreed(looking_alike(features(model, data), labels, forget, config.seed), data.device)
     truths = check_truths(true_labels, forget, data)
     truths = torch.full((len(forget),), -1) if truths is None else truths
-    says, doubted = what_it_says(z[forget], labels[forget], truths), disbelieved & alike  # (N,) bool
+    both = (disbelieved & alike).nonzero()[:, 0]  # (b,) as good as listed
+    bad, truths = torch.cat([forget, both]), torch.cat([truths, both.new_full(both.shape, -1)])  # (k + b,)
+    says, listed = what_it_says(z[bad], labels[bad], truths), slice(len(forget))
     try:
-        first = taught(model, data, disbelieved | alike, forget, truths, config)
+        first = taught(model, data, disbelieved | alike, forget, truths[listed], config)
         said = predict(first, data)  # (N,)
-        third = same_answers(said[forget], says) < SAME
+        third = same_answers(said[forget], says[listed]) < SAME
         if not third:
             disbelieved = disbelieved & (said != labels)  # a second opinion
-        net = taught(model, data, disbelieved | alike, forget, says if third else truths, config)
-        before, after = (believed_share(network, data, labels, forget) for network in (repaired, net))
-        again = int((predict(net, data) == labels)[doubted].sum()), int(doubted.sum())
+        net = taught(model, data, disbelieved | alike, bad, says if third else truths, config)
+        before, after = (believed_share(network, data, labels, bad) for network in (repaired, net))
     except NonFiniteLoss:
-        return Finished(repaired, *counted(disbelieved, alike), taken=False)
+        return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False)
     if after > max(before, BELIEVED):
-        return Finished(repaired, *counted(disbelieved, alike), taken=False)
+        return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False)
     put_modes(net, modes_of(model))
-    return Finished(net, *counted(disbelieved, alike), taken=True, answers=third, again=again)
+    return Finished(net, *counted(disbelieved, alike), len(both), taken=True, answers=third)
 
 
 def counted(disbelieved: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tensor, int, int]:
@@ -130,55 +122,58 @@ def counted(disbelieved: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tenso
     return (disbelieved | alike).nonzero()[:, 0], int(disbelieved.sum()), int(alike.sum())
 
 
-def taught(model: nn.Module, data, dropped: torch.Tensor, forget: torch.Tensor, answers: torch.Tensor, config
+def taught(model: nn.Module, data, dropped: torch.Tensor, bad: torch.Tensor, answers: torch.Tensor, config
            ) -> nn.Module:
-    """A copy of `model` that has learnt the images that are not dropped, (N,) bool, at their labels as given, and D_f
-    COPIES times an epoch at its answers, (k,) int64; -1 is any class but its own. Raises: NonFiniteLoss."""
+    """A copy of `model` that has learnt the images that are not dropped, (N,) bool, at their labels as given, and the
+    bad ones, (b,) int64, COPIES times an epoch at their answers, (b,) int64; -1 is any class but their own.
+
+    Raises: NonFiniteLoss.
+    """
     net = copy_of(model)
-    left = (~dropped).index_fill(0, forget, False)
-    index = torch.cat([left.nonzero()[:, 0], *[forget] * COPIES])
-    in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
-    answer = torch.full((len(data),), -1).index_copy_(0, forget, answers)
+    left = (~dropped).index_fill(0, bad, False)
+    index = torch.cat([left.nonzero()[:, 0], *[bad] * COPIES])
+    is_bad = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, bad, True)
+    answer = torch.full((len(data),), -1).index_copy_(0, bad, answers)
 
     def loss(rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         z = logits_of(net, x, config.precision)  # (B, C)
-        return finish_loss(z, y, in_forget[rows].to(x.device), answer[rows].to(x.device))
+        return finish_loss(z, y, is_bad[rows].to(x.device), answer[rows].to(x.device))
 
     fit(net, data, index, config, stream(config.seed, "finish"), epochs=EPOCHS, lr=RATES[config.optimizer], loss=loss)
     return net
 
 
 def what_it_says(z: torch.Tensor, given: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
-    """What D_f is taught where it is taught all: the true label, else what the repaired network says.
+    """What bad images are taught where they are taught all: the true label, else what the repaired network says.
 
-    Args: z: (k, C) its logits of D_f; given: (k,) labels as given, which are no answer; truths: (k,), -1 where unknown.
-    Returns: (k,) int64 labels, -1 for none.
+    Args: z: (b, C) its logits of them; given: (b,) labels as given, which are no answer; truths: (b,), -1 where unknown.
+    Returns: (b,) int64 labels, -1 for none.
     """
     answers = z.argmax(dim=1)
     return torch.where(truths >= 0, truths, torch.where(answers == given, -1, answers))
 
 
 def same_answers(found: torch.Tensor, says: torch.Tensor) -> float:
-    """The share of D_f that gets the answer in `says`, (k,) both, among those that have one; 1 where none has."""
+    """The share of images that get the answer in `says`, (b,) both, among those that have one; 1 where none has."""
     told = says >= 0
     return share(found[told] == says[told]) if told.any() else 1.0
 
 
-def believed_share(model: nn.Module, data, labels: torch.Tensor, forget: torch.Tensor) -> float:
-    """The share of D_f that a network gives its labels as given; labels: (N,)."""
-    return share(predict(model, data, forget) == labels[forget])
+def believed_share(model: nn.Module, data, labels: torch.Tensor, bad: torch.Tensor) -> float:
+    """The share of the bad images, (b,) int64, that a network gives their labels as given; labels: (N,)."""
+    return share(predict(model, data, bad) == labels[bad])
 
 
-def finish_loss(z: torch.Tensor, y: torch.Tensor, in_forget: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-    """The mean over a batch of -log p(y); of D_f -log p(answer), or -log(1 - p(y)) where there is none.
+def finish_loss(z: torch.Tensor, y: torch.Tensor, is_bad: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """The mean over a batch of -log p(y); of bad images -log p(answer), or -log(1 - p(y)) where there is none.
 
-    Args: z: (B, C) logits; y: (B,) labels as given; in_forget: (B,) bool; answers: (B,), -1 where none.
+    Args: z: (B, C) logits; y: (B,) labels as given; is_bad: (B,) bool; answers: (B,), -1 where none.
     """
-    wanted = torch.where(in_forget & (answers >= 0), answers, y)
+    wanted = torch.where(is_bad & (answers >= 0), answers, y)
     ce = F.cross_entropy(z, wanted, reduction="none")
     # -log(1 - p_y) = log sum_k e^z_k - log sum_{k != y} e^z_k
     off = z.logsumexp(dim=1) - z.scatter(1, y[:, None], -torch.inf).logsumexp(dim=1)
-    return torch.where(in_forget & (answers < 0), off, ce).mean()
+    return torch.where(is_bad & (answers < 0), off, ce).mean()
 
 
 # --- What is dropped: (N,) bool, False for D_f ------------------------------------------------------------------------

@@ -140,22 +140,25 @@ def test_a_finish_heals_and_changes_nothing_else(learnt):
     assert not again.model.training
 
 
-def test_what_comes_back_is_told(learnt, monkeypatch):
-    """Of the images that look like D_f, and that the repaired network disbelieved, those are counted that the finished
-    one believes; where they are five at least, and more than a quarter, the line says so."""
+def test_what_both_signs_call_bad_is_treated_as_listed(learnt, monkeypatch):
+    """Images that the repaired network disbelieves and that look like D_f are left out of the first training and stand
+    behind D_f in the second, whatever the second opinion says of them, their true labels unknown. The end is by all of
+    these."""
     data, bad, known, stamped, model, repaired = learnt
-    monkeypatch.setattr(finish_module, "taught", lambda *args: copy.deepcopy(model))  # which believes the bad ones
-    monkeypatch.setattr(finish_module, "believed_share", lambda *_: 0.0)  # but for D_f
-    doubted = (predict(repaired, data) != data.labels).index_fill(0, known, False)
-    doubted &= looking_alike(features(model, data), data.labels, known, CONFIG.seed)
-    back = int((predict(model, data) == data.labels)[doubted].sum())
-    found = finish(model, repaired, data, known, CONFIG)
-    assert found.taken and found.again == (back, int(doubted.sum())) and back > 0
-    for again, told in (((5, 19), True), ((5, 20), False), ((4, 4), False), ((6, 23), True), ((0, 0), False)):
-        line = found._replace(again=again).line
-        words = f"; {again[0]} of the {again[1]} that look like the listed ones, and that REM disbelieved"
-        assert (words in line) is told
-    assert "believed again" in found.report()
+    truths, seen, judged = torch.full((len(known),), -1), [], []
+    truths[::2] = (data.labels[known][::2] + 1) % 3
+    wrong = (predict(repaired, data) != data.labels).index_fill(0, known, False)
+    both = (wrong & looking_alike(features(model, data), data.labels, known, CONFIG.seed)).nonzero()[:, 0]
+    assert len(both) and (predict(model, data, both) == data.labels[both]).any()  # believed by the first training's
+    monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or copy.deepcopy(model))
+    monkeypatch.setattr(finish_module, "same_answers", lambda *_: 1.0)
+    monkeypatch.setattr(finish_module, "believed_share", lambda *args: judged.append(args[3]) or 0.0)
+    found = finish(model, repaired, data, known, CONFIG, true_labels=truths)
+    assert torch.equal(seen[0][3], known) and torch.equal(seen[0][4], truths)
+    assert all(torch.equal(bad, torch.cat([known, both])) for bad in (seen[1][3], *judged)) and len(judged) == 2
+    assert torch.equal(seen[1][4], torch.cat([truths, torch.full_like(both, -1)]))
+    assert found.both == found.report()["both"] == len(both) and torch.isin(both, found.dropped).all()
+    assert found.line.endswith(f"kept off the labels of the listed ones and {len(both)} that both signs call bad")
 
 
 def test_what_is_dropped(learnt, finished, monkeypatch):
@@ -179,14 +182,14 @@ def test_what_is_dropped(learnt, finished, monkeypatch):
     assert torch.isin(finished.dropped, (wrong | alike).nonzero()[:, 0]).all()
     assert not torch.isin(finished.dropped, known).any()
     assert finished.report() == {"taken": True, "dropped": len(finished.dropped), "disbelieved": finished.disbelieved,
-                                 "alike": finished.alike, "answers": False,
-                                 "believed again": list(finished.again)}
+                                 "alike": finished.alike, "both": finished.both, "answers": False}
     assert f"without {len(finished.dropped)} likely bad images" in finished.line
 
 
 def test_dropped_images_are_left_out_of_training(learnt, finished, monkeypatch):
-    """The passes go over what is left once and over each listed image five times, and over nothing else, from the
-    network before the repair on; that one is taken unless it believes more of D_f than the repaired one."""
+    """The passes go over what is left once, and over each listed image and those that both signs call bad five times,
+    and over nothing else, from the network before the repair on; that one is taken unless it believes more of D_f than
+    the repaired one."""
     data, bad, known, stamped, model, repaired = learnt
     seen, healed = [], finished.model
     monkeypatch.setattr(finish_module, "fit", lambda net, data, index, *rest, **more: seen.append((index, net)))
@@ -199,8 +202,10 @@ def test_dropped_images_are_left_out_of_training(learnt, finished, monkeypatch):
     index, net = seen[-1]
     assert_same_state(net, model)
     times = torch.bincount(index, minlength=len(data))
-    expected = torch.ones(len(data), dtype=torch.int64).index_fill_(0, found.dropped, 0).index_fill_(0, known, 5)
-    assert torch.equal(times, expected)
+    both = found.dropped[predict(healed, data, found.dropped) != data.labels[found.dropped]]
+    both = both[looking_alike(features(model, data), data.labels, known, CONFIG.seed)[both]]
+    expected = torch.ones(len(data), dtype=torch.int64).index_fill_(0, found.dropped, 0)
+    assert torch.equal(times, expected.index_fill_(0, torch.cat([known, both]), 5)) and len(both) == found.both
     assert not found.taken and found.model is healed  # untrained, it believes more of D_f than the healed network
     assert found.line.startswith("not finished: ")
 
@@ -247,24 +252,25 @@ def test_the_same_answers(found, share):
 @pytest.mark.parametrize("third", [True, False])
 def test_a_third_class_is_no_finish(learnt, monkeypatch, third):
     """Where the first training sends D_f to a class that the repaired network does not name, the second one has the
-    repaired network's answers, and no second opinion; else, like the first, none. Both begin with the network before
-    the repair. What it names is dictated, so that of D_f some get the label as given."""
+    repaired network's answers, and no second opinion; else, like the first, none; so have images that both signs call
+    bad. Both begin with the network before the repair. What it names is dictated, so that of D_f some get the label as
+    given."""
     data, bad, known, stamped, model, repaired = learnt
     data = replace(data, labels=data.labels.index_fill(0, torch.tensor([0, 3]), 1))  # not of D_f, and not its label
     named, seen = data.labels.index_copy(0, known, torch.arange(len(known)) % 3), []
     named[[0, 3]] = 0  # disbelieved by the repaired network, and not by the first training's
-    says = torch.where(named == data.labels, -1, named)[known]
-    assert 0 < int((says < 0).sum()) < len(says)
+    says = torch.where(named == data.labels, -1, named)[torch.cat([known, torch.tensor([3])])]
+    assert 0 < int((says < 0).sum()) < len(known)
     first = data.labels.index_copy(0, known, torch.full_like(known, 9) if third else named[known])
     monkeypatch.setattr(finish_module, "logits", lambda network, data: (torch.eye(3)[named].double(), data.labels))
     monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or copy.deepcopy(model))
     monkeypatch.setattr(finish_module, "predict", lambda network, data, index=slice(None): first[index])
-    done = finish(model, repaired, data, known, CONFIG)
+    done = finish(model, repaired, data, known, CONFIG, alike=torch.arange(len(data)) == 3)
     assert len(seen) == 2 and done.answers == third and done.report()["answers"] == third
     assert (seen[0][4] == -1).all() and all(args[0] is model for args in seen)
-    assert torch.equal(seen[1][4], says if third else seen[0][4])
-    assert seen[0][2][[0, 3]].all() and (seen[1][2][[0, 3]] == third).all()
-    assert ("and what the repaired network says of the listed ones, without" in done.line) == third
+    assert torch.equal(seen[1][4], says if third else torch.full_like(says, -1))
+    assert seen[0][2][[0, 3]].all() and seen[1][2][[0, 3]].tolist() == [third, True]
+    assert ("was taught what the repaired network says of the listed ones and 1 that" in done.line) == third
 
 
 @pytest.mark.parametrize("before, after, taken", [(0.0, 0.1, True), (0.0, 0.11, False), (0.5, 0.5, True),
