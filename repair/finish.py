@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from engine.checks import NonFiniteLoss, check_forget
 from engine.features import features
-from engine.modes import copy_of, modes_of, put_modes
+from engine.modes import copy_of, modes_of, put_modes, refresh_batchnorm
 from engine.streams import stream
 from engine.updates import logits_of
 from metrics import predict, share
@@ -127,6 +127,9 @@ def taught(model: nn.Module, data, dropped: torch.Tensor, bad: torch.Tensor, ans
     """A copy of `model` that has learnt the images that are not dropped, (N,) bool, at their labels as given, and the
     bad ones, (b,) int64, COPIES times an epoch at their answers, (b,) int64; -1 is any class but their own.
 
+    It ends with new statistics of BatchNorm, as each epoch of REM does: those of the last small batches can be far from
+    what the weights need (one network of the trials is right on 62 % of its test images with them, on 96 % with new
+    ones).
     Raises: NonFiniteLoss.
     """
     net = copy_of(model)
@@ -140,6 +143,7 @@ def taught(model: nn.Module, data, dropped: torch.Tensor, bad: torch.Tensor, ans
         return finish_loss(z, y, is_bad[rows].to(x.device), answer[rows].to(x.device))
 
     fit(net, data, index, config, stream(config.seed, "finish"), epochs=EPOCHS, lr=RATES[config.optimizer], loss=loss)
+    refresh_batchnorm(net, data, config.batch, modes=modes_of(model))
     return net
 
 
