@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from engine.modes import NORMS, copy_of
+from engine.modes import NORMS, copy_of, refresh_batchnorm
 from engine.streams import stream
 from examples.corrupted import Trial
 from examples.zoo import Subject
@@ -29,7 +29,7 @@ def fine_tuned(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate
     net = copy_of(model)
     fit(net, trial.train, rest_of(trial), subject.training, stream(seed, "fine-tuning"), epochs=EPOCHS,
         lr=rate * subject.training.lr)
-    return net.eval()
+    return ended(net, trial, subject)
 
 
 def taught(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate: float) -> nn.Module:
@@ -40,13 +40,20 @@ def taught(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate: fl
     net = copy_of(model)
     fit(net, replace(trial.train, labels=labels), index, subject.training, stream(seed, "fine-tuning"),
         epochs=EPOCHS, lr=rate * subject.training.lr)
-    return net.eval()
+    return ended(net, trial, subject)
 
 
 def retrained(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate: float) -> nn.Module:
     """Training anew without the listed images, from other weights, for as many epochs as the network was trained."""
     net = subject.network(seed + 1000)
     fit(net, trial.train, rest_of(trial), subject.training, stream(seed, "retraining"), lr=rate * subject.training.lr)
+    return ended(net, trial, subject)
+
+
+def ended(net: nn.Module, trial: Trial, subject: Subject) -> nn.Module:
+    """The network in eval mode, its statistics of BatchNorm made anew, as REM and the finish do: no difference shall
+    come of those."""
+    refresh_batchnorm(net, trial.train, subject.training.batch)
     return net.eval()
 
 
