@@ -14,6 +14,7 @@ import torch
 
 from colours import call, colours, report_of  # noqa: F401
 from engine.features import features
+from engine.modes import refresh_batchnorm
 from engine.streams import stream
 from experiment.data import Data
 from experiment.settings import Config
@@ -138,6 +139,20 @@ def test_a_finish_heals_and_changes_nothing_else(learnt):
     again = finish(model, copy.deepcopy(repaired).train(), data, known, CONFIG)  # the modes are those of `model`
     assert all(torch.equal(t, again.model.state_dict()[name]) for name, t in found.model.state_dict().items())
     assert not again.model.training
+
+
+def test_statistics_are_made_anew(learnt, finished):
+    """A finish ends with BatchNorm's statistics of its own weights; those of a frozen norm stay."""
+    data, bad, known, stamped, model, repaired = learnt
+    anew = copy.deepcopy(finished.model)
+    refresh_batchnorm(anew, data, CONFIG.batch)
+    assert_same_state(finished.model, anew)
+    frozen, nothing = copy.deepcopy(model), torch.zeros(len(data), dtype=torch.bool)
+    name, norm = next((name, m) for name, m in frozen.named_modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.requires_grad_(False)
+    net = finish_module.taught(frozen, data, nothing, known, torch.full((len(known),), -1), CONFIG)
+    stayed = [torch.equal(kept, frozen.get_buffer(other)) for other, kept in net.named_buffers() if "mean" in other]
+    assert torch.equal(net.get_buffer(f"{name}.running_mean"), norm.running_mean) and stayed.count(True) == 1
 
 
 def test_what_both_signs_call_bad_is_treated_as_listed(learnt, monkeypatch):

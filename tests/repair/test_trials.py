@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torchvision.models import ResNet18_Weights
 
+from engine.modes import refresh_batchnorm
 from examples import rivals, trials
 from examples.corrupted import CORRUPTIONS, IMAGES, TARGET, TRIGGERS, corrupt
 from examples.rivals import RIVALS, pruned
@@ -107,6 +108,17 @@ def test_what_rivals_train_on(monkeypatch, name, epochs, times):
     assert torch.equal(trial.train.labels, labels) and not torch.equal(found[-1].bias, model[-1].bias)
     assert not found.training and torch.equal(net[-1].weight, model[-1].weight) == (name != "retrained")
     assert len(RIVALS[name][1]) == 3
+
+
+@pytest.mark.parametrize("name", ["fine-tuned", "taught", "retrained"])
+def test_rivals_end_with_new_statistics(name):
+    """The rivals' BatchNorm is made anew at the end, as the repair's is."""
+    trial, subject = corrupt("labels", "clothes", 0, n=60), SUBJECTS["VGG, BatchNorm"]
+    subject = replace(subject, training=replace(subject.training, epochs=1))
+    net = RIVALS[name][0](subject.network(0), trial, subject, 0, 1.0)
+    anew = copy.deepcopy(net)
+    refresh_batchnorm(anew, trial.train, subject.training.batch)
+    assert not net.training and all(map(torch.equal, net.state_dict().values(), anew.state_dict().values()))
 
 
 def test_rem_among_the_rivals_is_the_repair():
@@ -204,7 +216,7 @@ def test_what_a_row_of_the_finish_counts(monkeypatch):
 
     def finish(*given, true_labels):
         seen.append((*given[:2], given[3], true_labels))
-        return Finished(done, dropped, 6, 2, True)
+        return Finished(done, dropped, disbelieved=6, alike=2, both=1, taken=True)
 
     monkeypatch.setattr(trials, "rem_alone", lambda *args: "repaired")
     monkeypatch.setattr(trials, "finish", finish)
