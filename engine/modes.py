@@ -79,7 +79,7 @@ def frozen_norms(net: nn.Module, modes: list[bool]) -> list[nn.Module]:
 
 
 def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.Generator | None = None,
-                      modes: list[bool] | None = None) -> None:
+                      modes: list[bool] | None = None, index: torch.Tensor | None = None) -> None:
     """Recompute base running statistics, in place, from base-only passes over the training images; no label is read.
 
     Training with masks alone never moves them, and an epoch of few steps leaves them behind the weights. So ETD
@@ -89,7 +89,8 @@ def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.
     (results/tuning).
     Choice: means over the images of one shuffled pass, augmented as in training.
     Args: model: plain or Expanded; data: D_tr, see batches.py; size: of a batch; generator: of the pass, None: seeded
-        with 0; modes: as the network came, None: as it is; frozen BatchNorms keep their statistics (`frozen_norms`).
+        with 0; modes: as the network came, None: as it is; frozen BatchNorms keep their statistics (`frozen_norms`);
+        index: (k,) int64 images to pass over, some of them more than once, None: all of them once.
     """
     frozen = set(frozen_norms(model, modes_of(model) if modes is None else modes))
     norms = [m for m in model.modules() if isinstance(m, NORMS) and m.running_mean is not None and m not in frozen]
@@ -109,6 +110,6 @@ def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.
             after.callback(setattr, norm, "momentum", norm.momentum)
             after.enter_context(norm.register_forward_pre_hook(count))
         order = generator or torch.Generator().manual_seed(0)
-        given = data.batches(size=size, generator=order, augment=True, dtype=weight.dtype)
-        for _, x, _ in without_lone_last(given, len(data)):
+        given = data.batches(index, size=size, generator=order, augment=True, dtype=weight.dtype)
+        for _, x, _ in without_lone_last(given, len(data) if index is None else len(index)):
             model(x.to(weight.device))

@@ -26,10 +26,10 @@ TIMES = 5  # how often an epoch of `taught` has each listed image
 
 def fine_tuned(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate: float) -> nn.Module:
     """Fine-tuning without the listed images."""
-    net = copy_of(model)
-    fit(net, trial.train, rest_of(trial), subject.training, stream(seed, "fine-tuning"), epochs=EPOCHS,
+    net, index = copy_of(model), rest_of(trial)
+    fit(net, trial.train, index, subject.training, stream(seed, "fine-tuning"), epochs=EPOCHS,
         lr=rate * subject.training.lr)
-    return ended(net, trial, subject)
+    return ended(net, trial, index, subject)
 
 
 def taught(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate: float) -> nn.Module:
@@ -40,20 +40,20 @@ def taught(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate: fl
     net = copy_of(model)
     fit(net, replace(trial.train, labels=labels), index, subject.training, stream(seed, "fine-tuning"),
         epochs=EPOCHS, lr=rate * subject.training.lr)
-    return ended(net, trial, subject)
+    return ended(net, trial, index, subject)
 
 
 def retrained(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate: float) -> nn.Module:
     """Training anew without the listed images, from other weights, for as many epochs as the network was trained."""
-    net = subject.network(seed + 1000)
-    fit(net, trial.train, rest_of(trial), subject.training, stream(seed, "retraining"), lr=rate * subject.training.lr)
-    return ended(net, trial, subject)
+    net, index = subject.network(seed + 1000), rest_of(trial)
+    fit(net, trial.train, index, subject.training, stream(seed, "retraining"), lr=rate * subject.training.lr)
+    return ended(net, trial, index, subject)
 
 
-def ended(net: nn.Module, trial: Trial, subject: Subject) -> nn.Module:
-    """The network in eval mode, its statistics of BatchNorm made anew, as REM and the finish do: no difference shall
-    come of those."""
-    refresh_batchnorm(net, trial.train, subject.training.batch)
+def ended(net: nn.Module, trial: Trial, index: torch.Tensor, subject: Subject) -> nn.Module:
+    """The network in eval mode, its statistics of BatchNorm made anew over what it was trained on, as in REM and in the
+    finish: no difference shall come of those."""
+    refresh_batchnorm(net, trial.train, subject.training.batch, index=index)
     return net.eval()
 
 

@@ -173,3 +173,12 @@ def test_copies():
     assert not {t.data_ptr() for t in twin.state_dict().values()} & {t.data_ptr() for t in net.state_dict().values()}
     assert net.seen.grad_fn is not None and twin.seen.grad_fn is None and torch.equal(twin.seen, net.seen.detach())
     assert copy_of(Expanded(small_net(0))).trained_under is None
+
+
+def test_a_refresh_over_some_images():
+    """E1: an index says which images are passed over, and how often, as if the data had these alone."""
+    data, index = make_data(0, n=12), torch.tensor([7, 2, 2, 2, 9, 11, 0])
+    some, alone = small_net(0), small_net(0)
+    refresh_batchnorm(some, data, size=3, index=index)
+    refresh_batchnorm(alone, Data(data.images[index], data.labels[index], 4, data.mean, data.std), size=3)
+    assert_same_state(some, alone)

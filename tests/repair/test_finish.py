@@ -141,12 +141,17 @@ def test_a_finish_heals_and_changes_nothing_else(learnt):
     assert not again.model.training
 
 
-def test_statistics_are_made_anew(learnt, finished):
-    """A finish ends with BatchNorm's statistics of its own weights; those of a frozen norm stay."""
+def test_statistics_are_made_anew(learnt, monkeypatch):
+    """A training ends with BatchNorm's statistics of its own weights, over the images as it was trained on them; those
+    of a frozen norm stay."""
     data, bad, known, stamped, model, repaired = learnt
-    anew = copy.deepcopy(finished.model)
-    refresh_batchnorm(anew, data, CONFIG.batch)
-    assert_same_state(finished.model, anew)
+    passed = []
+    monkeypatch.setattr(finish_module, "fit", lambda net, data, index, *rest, **more: passed.append(index) or
+                        fit(net, data, index, *rest, **more))
+    found = finish(model, repaired, data, known, CONFIG)
+    anew = copy.deepcopy(found.model)
+    refresh_batchnorm(anew, data, CONFIG.batch, index=passed[1])
+    assert_same_state(found.model, anew)
     frozen, nothing = copy.deepcopy(model), torch.zeros(len(data), dtype=torch.bool)
     name, norm = next((name, m) for name, m in frozen.named_modules() if isinstance(m, torch.nn.BatchNorm2d))
     norm.requires_grad_(False)

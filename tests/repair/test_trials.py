@@ -110,14 +110,15 @@ def test_what_rivals_train_on(monkeypatch, name, epochs, times):
     assert len(RIVALS[name][1]) == 3
 
 
-@pytest.mark.parametrize("name", ["fine-tuned", "taught", "retrained"])
-def test_rivals_end_with_new_statistics(name):
-    """The rivals' BatchNorm is made anew at the end, as the repair's is."""
+@pytest.mark.parametrize("name, times", [("fine-tuned", 0), ("taught", 5), ("retrained", 0)])
+def test_rivals_end_with_new_statistics(name, times):
+    """The rivals' BatchNorm is made anew at the end over what they were trained on, as the repair's is."""
     trial, subject = corrupt("labels", "clothes", 0, n=60), SUBJECTS["VGG, BatchNorm"]
     subject = replace(subject, training=replace(subject.training, epochs=1))
     net = RIVALS[name][0](subject.network(0), trial, subject, 0, 1.0)
     anew = copy.deepcopy(net)
-    refresh_batchnorm(anew, trial.train, subject.training.batch)
+    index = torch.cat([rivals.rest_of(trial), *[trial.known] * times])
+    refresh_batchnorm(anew, trial.train, subject.training.batch, index=index)
     assert not net.training and all(map(torch.equal, net.state_dict().values(), anew.state_dict().values()))
 
 
