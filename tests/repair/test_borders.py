@@ -1,8 +1,4 @@
-"""Images that are not square (repair/images.py): cropped, which is said, or squashed whole with --resize squash.
-
-B4: either way, for training and held-out images. P2: the other way is named where it fits
-better. P9: a state of the one is not gone on from by the other.
-"""
+"""Images that are not square (repair/images.py): cropped, which is said, or squashed whole with --resize squash."""
 
 import os
 

@@ -1,11 +1,4 @@
-"""True labels of known bad images (repair/truths.py, a column of the lists of inputs.py): they are taught.
-
-Y1: D_r has each image whose true label is known COPIES more times, at that label; D_f and all others are as they were.
-Y2: data in memory, streamed, and one process of several give the same images and labels.
-Y3: with true labels the known images end at these, and other images with the sticker are healed as well or better.
-Y4: a list's column says them by name or number, for all or some rows; a contradiction is refused and names the image.
-Y5: the state knows them; the report says how many reach them.
-"""
+"""True labels of known bad images (repair/truths.py, Y1 to Y5; a column of the lists of inputs.py): they are taught."""
 
 from dataclasses import replace
 
