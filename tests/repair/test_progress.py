@@ -1,6 +1,7 @@
 """Lines of progress (repair/progress.py): what takes long says how far it is, what is short says nothing."""
 
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -25,57 +26,42 @@ pytestmark = pytest.mark.filterwarnings("ignore:Acc")
 FORGET = torch.tensor([1, 5])
 
 
-class Lines(list):
-    """Lines that were said, and a way to wait for one more."""
-
-    def __call__(self, line: str) -> None:
-        self.append(line)
-        self.came.set()
-
-    def __init__(self):
-        self.came = threading.Event()
-
-    def wait(self) -> str:
-        """The next line that is said from now on."""
-        self.came.clear()
-        assert self.came.wait(30), self
-        return self[-1]
-
-
 def test_a_line_says_how_far_it_is():
     """P1: what is done, how much of it, and the time left of this part; of unknown steps the time alone."""
-    lines = Lines()
-    with Watch("decoding", lines, first=0.01) as watch:
-        assert re.fullmatch(r"decoding: \d+ s", lines.wait())
+    lines = queue.Queue()
+
+    def next_line() -> str:  # of those that are said from now on
+        while not lines.empty():
+            lines.get()
+        return lines.get(timeout=30)
+
+    with Watch("decoding", lines.put, first=0.01) as watch:
+        assert re.fullmatch(r"decoding: \d+ s", next_line())
         watch.begin(2000, " images")
         watch.patience = 0.01
-        assert re.fullmatch(r"decoding: \d+ s, 0 of 2,000 images", lines.wait())
+        assert re.fullmatch(r"decoding: \d+ s, 0 of 2,000 images", next_line())
         watch.began -= 10.0  # as if it had begun ten seconds ago
         watch.step(500)
         watch.patience = 0.01
-        line = lines.wait()
+        line = next_line()
     assert re.fullmatch(r"decoding: \d+ s, 500 of 2,000 images, about 3[01] s left of these", line)
-    said = len(lines)
-    time.sleep(0.1)
-    assert len(lines) == said
+    assert not watch.thread.is_alive()  # so that no line comes afterwards
 
 
 def test_lines_become_rare_and_short_work_is_silent():
     """P1: nothing before the first seconds are over, then ever longer pauses; a line of the work's own counts."""
-    said, enough = [], threading.Event()
+    lines = queue.Queue()
 
     def say(line):  # with the pause that came before it
-        said.append((line, watch.patience))
-        if len(said) == 4:
-            enough.set()
+        lines.put((line, watch.patience))
 
     assert Watch("work", say).patience == progress.FIRST == 5
     with Watch("work", say, first=0.01) as watch:
-        assert enough.wait(30)
-    assert [pause for _, pause in said[:4]] == pytest.approx([0.01, 0.02, 0.04, 0.08])
+        pauses = [lines.get(timeout=30)[1] for _ in range(4)]
+    assert pauses == pytest.approx([0.01, 0.02, 0.04, 0.08])
     before = watch.last
     watch.say("mine")
-    assert said[-1][0] == "mine" and watch.last > before
+    assert lines.queue[-1][0] == "mine" and watch.last > before
     with Watch("work", None, first=0.01) as silent:
         silent.say("nobody hears it")
     assert not silent.thread.is_alive()
