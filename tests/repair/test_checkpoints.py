@@ -263,7 +263,7 @@ REFUSED = {  # None for no file, its bytes, or what torch.save makes one of
     "export.pt2": (archive(STORED, "e/models/model.json"), "torch.export.*state_dict"),
     "export.pt": (archive(STORED, "e/archive_format"), "torch.export.*state_dict"),
     "archive.pt": (archive(STORED, "a.txt"), "a zip archive, not weights"),
-    "compressed.pt": (archive(DEFLATED, "c/data.pkl"), "compressed"),
+    "compressed.pt": (archive(DEFLATED, "c/data.pkl"), "is compressed, which torch.save never"),
     "two networks": ({"student": WEIGHTS, "teacher": WEIGHTS}, "no state dict, but: student, teacher"),
     "empty": ({}, "no state dict, but: an empty dict"),
     "list": ([1], "no state dict, but: list"),

@@ -58,11 +58,8 @@ def test_every_kind_of_list_finds_the_same_images(tmp_path, root, name):
     assert ("1 of them twice" in said) == (lines == 4)
 
 
-def archive() -> bytes:
-    """What numpy saves of two arrays together."""
-    with io.BytesIO() as file:
-        np.savez(file, a=[1], b=[2])
-        return file.getvalue()
+ARCHIVE = io.BytesIO()  # what numpy saves of two arrays together
+np.savez(ARCHIVE, a=[1], b=[2])
 
 
 @pytest.mark.parametrize("name, content, words", [
@@ -98,9 +95,9 @@ def archive() -> bytes:
     ("a.npy", np.array([True, False]), "holds bool of shape"),
     ("a.npy", np.array([[1]]), r"shape \(1, 1\)"),
     ("a.npy", np.array(["x"], dtype=object), "cannot read the list"),
-    ("a.npy", archive(), "holds <U1 of shape .*give a vector of indices"),
-    ("a.npy", archive()[:99], "cannot read the list"),
-    ("a.npz", archive(), "cannot read .*it must be a text file"),
+    ("a.npy", ARCHIVE.getvalue(), "holds <U1 of shape .*give a vector of indices"),
+    ("a.npy", ARCHIVE.getvalue()[:99], "cannot read the list"),
+    ("a.npz", ARCHIVE.getvalue(), "cannot read .*it must be a text file"),
     ("none.txt", None, "cannot read"),
 ])
 def test_a_line_that_matches_nothing_stops(tmp_path, root, name, content, words):

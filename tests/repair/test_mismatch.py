@@ -140,11 +140,6 @@ class Odd(nn.Module):
         return self.change(self.net(x))
 
 
-def only_64(z: torch.Tensor):
-    """What a network says that takes images of another size."""
-    assert z.shape[-1] == 64, "images must be 64 pixels wide"
-
-
 def hungry(z: torch.Tensor):
     """What a network says for which there is no memory."""
     raise torch.OutOfMemoryError("all of it is used")
@@ -160,11 +155,10 @@ GREY = r"have 1 channels.*; check .*\(a network of grey images: self.net\(x.mean
     (Odd(lambda z: {"logits": z}), r"n.py:f gives a dict for 2 images, not logits \(2, 12\)"),
     (Odd(lambda z: z[:, :, None, None]), r"n.py:f gives a Tensor of shape \(2, 12, 1, 1\) for 2 images, not logits"),
     (Odd(lambda z: z[:1]), r"n.py:f gives a Tensor of shape \(1, 12\) for 2 images, not logits"),
-    (Odd(lambda z: z.no_such_thing), r"n.py:f does not run on images of 3x8x8 \(AttributeError: .*no_such_thing"),
-    (Odd(only_64), r"n.py:f does not run on images of 3x8x8 \(AssertionError: images must be 64 .*FUNCTION$"),
+    (Odd(lambda z: z.no_such_thing), r"n.py:f does not run on images of 3x8x8 \(AttributeError: .*thing.*FUNCTION$"),
     (nn.Sequential(nn.Conv2d(1, 12, 8), nn.Flatten()), GREY),
     (Odd(hungry), "^all of it is used$"),
-], ids=["wide", "narrow", "tuple", "dict", "maps", "one", "sized", "strict", "grey", "hungry"])
+], ids=["wide", "narrow", "tuple", "dict", "maps", "one", "raising", "grey", "hungry"])
 def test_a_network_that_gives_no_logits_is_told(net, words):
     """P3: outputs of another number or kind, or a forward pass that raises: one line that says which."""
     with pytest.raises((ValueError, torch.OutOfMemoryError), match=words) as caught:
@@ -190,26 +184,22 @@ def test_logits_are_looked_at_before_any_work(colours, capsys):
 
 # --- Memory formats ---------------------------------------------------------------------------------------------------
 
-class Viewed(nn.Module):
+class View(nn.Module):
     """A classic: maps are flattened by x.view, which takes contiguous ones alone."""
 
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(4 * 64, 4)
-
     def forward(self, x):
-        x = self.norm(self.conv(x)).relu()
-        return self.head(x.view(x.size(0), -1))
+        return x.view(x.size(0), -1)
 
 
 def test_networks_that_flatten_by_view():
     """P7: they are given contiguous batches, in memory and streamed, and repaired; others keep the faster format."""
     torch.manual_seed(0)
-    data, net, forget = make_data(0, n=24, classes=4), Viewed(), torch.tensor([1, 5])
+    data, forget = make_data(0, n=24, classes=4), torch.tensor([1, 5])
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), View(), nn.Linear(4 * 64, 4))
     for source in (data, streamed(data)):
         assert mismatch.memory_format_of(net, source) == torch.contiguous_format
         assert mismatch.memory_format_of(small_net(0), source) == torch.channels_last
         found = repair(net, source, forget, unlearn_epochs=1, gamma=1.0)
         assert list(found.state_dict()) == list(net.state_dict())
-        assert not torch.equal(found.head.weight, net.head.weight)
+        assert not torch.equal(found[-1].weight, net[-1].weight)
     assert data.memory_format == torch.channels_last
