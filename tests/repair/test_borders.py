@@ -1,8 +1,4 @@
-"""Images that are not square (repair/images.py): cropped, which is said, or squashed whole with --resize squash.
-
-B4: either way, for training and held-out images. P2: the other way is named where it fits
-better. P9: a state of the one is not gone on from by the other.
-"""
+"""Images that are not square (repair/images.py): cropped, which is said, or squashed whole with --resize squash."""
 
 import os
 
@@ -78,20 +74,14 @@ def test_a_state_knows_how_images_became_square(tmp_path):
         assert not same_images(marks["crop", room], marks["squash", 1e9])
 
 
-@pytest.fixture
-def wide(colours):
-    """The world of flat colours with images three times as wide, whose colour is in the outer thirds alone."""
-    for path in (colours["--data"] / "train").rglob("*.png"):
-        image = np.asarray(Image.open(path))
-        grey = np.full_like(image, 128)
-        Image.fromarray(np.concatenate([image, grey, image], axis=1)).save(path)
-    (colours["--data"] / "val").symlink_to(colours["--data"] / "train")
-    return {**colours, "--model": f"{colours['--data'] / 'net.py'}:at_the_edge"}
-
-
-def test_the_command_says_what_is_cut_off_and_offers_to_squash(wide, capsys):
+def test_the_command_says_what_is_cut_off_and_offers_to_squash(colours, capsys):
     """B4, P2: cropped, the colours are gone, which stops the run with the flag that fits; with it the images are whole,
     held-out ones too, and the report says how they were read."""
+    for path in (colours["--data"] / "train").rglob("*.png"):  # the colour is in the outer thirds alone
+        image = np.asarray(Image.open(path))
+        Image.fromarray(np.concatenate([image, np.full_like(image, 128), image], axis=1)).save(path)
+    (colours["--data"] / "val").symlink_to(colours["--data"] / "train")
+    wide = {**colours, "--model": f"{colours['--data'] / 'net.py'}:at_the_edge"}
     assert call({**wide, "--force": None}) == 2
     told = capsys.readouterr()
     assert "144 of 144 images are not square: 67 to 67 %, in the median 67 %, of their longer side is cut" in told.out

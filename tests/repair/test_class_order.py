@@ -1,8 +1,4 @@
-"""The order of the classes, found by matching (repair/class_order.py), and what the command does with it.
-
-P2: an order that explains the predictions is found exactly, one that noise suggests is not; it is written as a class
-map with which the same command goes on, and no file is ever replaced.
-"""
+"""The order of the classes, found by matching (repair/class_order.py), and what the command does with it (P2)."""
 
 import itertools
 import re
@@ -23,8 +19,7 @@ from repair.class_order import EXPLAINS, another_order, assignment, confusion, w
 @settings(max_examples=60)
 @given(seeds, st.integers(1, 6), st.sampled_from([1, 2, 4, 1000]), st.booleans())
 def test_the_matching_is_the_best_of_all(seed, n, most, product):
-    """P2: the largest sum that any permutation has and, among those, the most classes that stay; of products of large
-    rows and columns too, where all rows want the same column and paths are long."""
+    """P2: the largest sum of all permutations, then the most classes that stay; of large products too."""
     draw = np.random.default_rng(seed)
     counts = draw.integers(0, most, (n, n))
     if product:
@@ -63,8 +58,7 @@ def test_an_order_is_found(classes, n, right):
 
 @pytest.mark.parametrize("classes, n", [(2, 12), (2, 200), (10, 20), (12, 72), (200, 200)])
 def test_what_matching_finds_in_noise_is_no_order(classes, n):
-    """P2: a matching hits a large share of random predictions on the images that it was made from; it is not taken
-    for an order, and neither is one class for all."""
+    """P2: a matching hits many random predictions that it was made from; it is no order, nor is one class for all."""
     biased = 0.0
     for seed in range(40):
         predicted, labels, _ = predictions(seed, classes, n, 0.0)
@@ -78,8 +72,7 @@ def test_what_matching_finds_in_noise_is_no_order(classes, n):
 
 
 def test_two_classes_change_places_by_more_than_chance():
-    """P2: of two classes a half of the predictions fits by chance, so that Cohen's kappa tells: 0.4 is none, 0.6 is an
-    order; of one class alone, and of one image or none, nothing can be told."""
+    """P2: of two classes half fits by chance, so Cohen's kappa tells: 0.6 is an order, 0.4 none; one class is none."""
     labels = torch.arange(400) % 2
     for right, found in ((7, False), (8, True)):
         predicted = torch.where(torch.arange(400) // 2 % 10 < right, 1 - labels, labels)
@@ -125,23 +118,12 @@ def test_one_process_writes_the_class_map_for_all(tmp_path, monkeypatch):
         steps.clear()
 
 
-def scramble(world: dict, order: list[int]) -> None:
-    """Give the world's network its classes in another order."""
-    stored = torch.load(world["--checkpoint"], weights_only=True)
-    torch.save({**stored, "4.weight": stored["4.weight"][order], "4.bias": stored["4.bias"][order]},
-               world["--checkpoint"])
-
-
-def test_the_command_finds_the_order_and_goes_on_with_it(colours, capsys, monkeypatch):
-    """P2: an order that no tool has is found before any size is tried, printed and written; with the flag that is
-    printed the network fits."""
-    def decode(*args):  # sizes are tried by decoding anew
-        raise AssertionError("sizes were tried")
-
-    scramble(colours, [7, 3, 11, 0, 1, 2, 10, 9, 8, 4, 6, 5])
-    with monkeypatch.context() as patched:
-        patched.setattr(mismatch, "decode", decode)
-        assert call({**colours, "--force": None}) == 2
+def test_the_command_finds_the_order_and_goes_on_with_it(colours, capsys):
+    """P2: an order that no tool has is printed and written; with the flag that is printed the network fits."""
+    stored, order = torch.load(colours["--checkpoint"], weights_only=True), [7, 3, 11, 0, 1, 2, 10, 9, 8, 4, 6, 5]
+    stored |= {name: stored[name][order] for name in ("4.weight", "4.bias")}
+    torch.save(stored, colours["--checkpoint"])
+    assert call({**colours, "--force": None}) == 2
     told = capsys.readouterr()
     assert not began(told.out)
     line = told.err.strip().splitlines()[-1]
@@ -149,7 +131,9 @@ def test_the_command_finds_the_order_and_goes_on_with_it(colours, capsys, monkey
     flag, file = shlex.split(re.search(r"add (--class-map .*), which has it", line)[1])
     assert file == str(colours["--out"].with_name("repaired.classes.txt"))
     assert call({**colours, flag: file}, "--epochs", 0) == 0
-    assert "accuracy on the labels as given: 0.986" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "accuracy on the labels as given: 0.986 without the known bad, 0.000 on these" in told.out  # 69 of 70
+    assert told.err == "warning: the network has not learnt the known bad labels, so there is little to repair\n"
 
 
 def test_a_usual_order_needs_few_images():

@@ -1,9 +1,4 @@
-"""Penultimate features (engine/features.py): what the last layer that runs is given, by dataset index.
-
-S13: averaged over places or tokens, in eval mode without augmentation, for all images or those that are asked for.
-S10: they, and the scores of suspects, stand at the index that comes with the image.
-S12: network, hooks, modes and random states stay.
-"""
+"""Penultimate features (engine/features.py): what the last layer that runs is given, by dataset index."""
 
 import pytest
 import torch
@@ -47,8 +42,7 @@ HEADS = {
 
 @pytest.mark.parametrize("name", HEADS)
 def test_features_are_what_the_last_layer_is_given(name):
-    """S13, S12: the penultimate layer, averaged over places and tokens, in eval mode without augmentation, in the
-    network's dtype; modes and random states stay, and no hook does."""
+    """S13, S12: averaged over places and tokens, in eval mode, not augmented; modes and random states stay, no hook."""
     make_net, twin = HEADS[name]
     with forked_rng(gen(0), torch.device("cpu")):
         net = make_net()

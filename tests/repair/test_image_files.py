@@ -1,13 +1,7 @@
-"""Image files (repair/images.py): decoded by their contents, cropped, left out if asked; in memory where there is room.
-
-B4: normalisation is what flags say, and every kind of image is read; crops are in test_borders.py.
-B5: truncated, empty, foreign and monstrous images are refused by name, or left out where asked.
-P8: images take at most the room there is: half of what is free, in a container too.
-"""
+"""Image files but for their borders (repair/images.py): decoded, left out if asked, in memory where there is room."""
 
 import math
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,22 +15,16 @@ from repair.inputs import open_folder
 
 # --- Damaged and foreign files ----------------------------------------------------------------------------------------
 
-def damage(root: Path) -> None:
-    """Make five training images undecodable, each in its way, one of them in D_f, and a held-out one."""
+def test_images_that_cannot_be_decoded(tmp_path, root, monkeypatch):
+    """B5: truncated, empty, foreign and monstrous images and pipes are refused by name, or left out of all if asked."""
     whole = (root / "train/ant/0.png").read_bytes()
     (root / "train/ant/0.png").write_bytes(whole[:40])
-    (root / "train/ant/1.png").write_bytes(b"")
+    (root / "train/ant/1.png").write_bytes(b"")  # one of D_f
     (root / "train/bee/1.png").write_bytes(b"no image at all")
     Image.new("1", (20_000, 20_000)).save(root / "train/bee/2.png")  # 50 kB that would be 1.2 GB
     (root / "train/bee/3.png").unlink()
     os.mkfifo(root / "train/bee/3.png")  # which would be waited for
     (root / "val/bee/8.png").write_bytes(whole[:40])
-
-
-def test_images_that_cannot_be_decoded(tmp_path, root, monkeypatch):
-    """B5: truncated, empty, foreign and monstrous images and pipes are refused by name, or left out of everything if
-    asked."""
-    damage(root)
     bad = written(tmp_path, "b.txt", "1\n4\n9")
     clean = written(tmp_path, "c.csv", "path,label\nalone.png,ant\nant/1.png,bee\n")
     with pytest.raises(ValueError, match=r"5 images cannot be decoded, .*ant/0.png .* first; .*--skip-bad-images"):
@@ -109,8 +97,7 @@ def test_mean_and_std_are_the_given_ones_or_those_of_the_training_images(root):
 
 
 def test_room_for_images(monkeypatch):
-    """P8: half of what is free, on a GPU too, shared by the processes, or the given number of GB; a bad number is
-    refused."""
+    """P8: half of what is free, on a GPU too, shared by the processes, or the given GB; a bad number is refused."""
     cpu = torch.device("cpu")
     # in place of /proc/meminfo, which is another one on every machine
     monkeypatch.setattr(images.Path, "read_text", lambda path: "MemFree: 1 kB\nMemAvailable:   4000 kB\n")

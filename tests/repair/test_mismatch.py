@@ -1,11 +1,5 @@
-"""Whether a network fits a folder (repair/mismatch.py): told before any work, with what fits better.
+"""Whether a network fits a folder (repair/mismatch.py, P2, P3, P7): told before any work, with what fits better."""
 
-P2: another class order, mean and std, image size or colour order stops a repair, which names the reading that fits.
-P3: a network that gives no logits of the data's classes is told in one line.
-P7: a network is given channels_last images unless it flattens maps by x.view.
-"""
-
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,31 +21,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whethe
 
 # --- Readings of the folder -------------------------------------------------------------------------------------------
 
-def test_what_fits_is_repaired(colours, capsys):
-    """P2: the right reading passes without a word; the accuracies told first are exact."""
-    assert call(colours, "--epochs", 0) == 0
-    told = capsys.readouterr()
-    assert "accuracy on the labels as given: 0.986 without the known bad, 0.000 on these" in told.out  # 69 of 70
-    assert told.err == "warning: the network has not learnt the known bad labels, so there is little to repair\n"
-    assert "2 lines, 2 matched" in told.out
-
-
 TRAPS = {
-    "order": ({"--class-map": None}, (), "98.6% with timm's order of classes, 0, 1, 2, 3, 4, 5, 6, "
-              "7, 8, 9, 10, 11: add --class-map "),
-    "mean": ({}, ("--mean", 0, 0, 0, "--std", 1, 1, 1), "98.6% with --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225"),
-    "size": ({"--image-size": 64}, (), "98.6% with --image-size 32 --crop-pct 1"),
-    "crop": ({}, (), "98.6% with --image-size 32 --crop-pct 0.875"),
-    "bgr": ({}, (), "98.6% with BGR images"),
-    "squash": ({}, ("--resize", "squash"), "98.6% with --resize crop"),
+    "mean": ("colours", ("--mean", 0, 0, 0, "--std", 1, 1, 1), "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225"),
+    "size": ("at_the_middle", ("--image-size", 64), "--image-size 32 --crop-pct 1"),
+    "crop": ("at_the_corner", (), "--image-size 32 --crop-pct 0.875"),
+    "bgr": ("colours", (), "BGR images"),
+    "squash": ("colours", ("--resize", "squash"), "--resize crop"),
 }
 
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_traps_are_told_before_any_work(colours, capsys, trap):
-    """P2: another class order, mean and std, image size, crop or colour order stops the run, which says what fits."""
-    changed, more, words = TRAPS[trap]
-    seen = {"size": "at_the_middle", "crop": "at_the_corner"}.get(trap, "colours")
+    """P2: another mean and std, image size, crop, resizing or order of colours stops the run, which says what fits."""
+    network, more, words = TRAPS[trap]
     for path in (colours["--data"] / "train").rglob("*.png"):
         image = np.asarray(Image.open(path))
         if trap == "bgr":
@@ -63,11 +45,12 @@ def test_traps_are_told_before_any_work(colours, capsys, trap):
         if trap == "squash":  # between sides that a crop leaves out
             image = np.concatenate([0 * image, image, 255 + 0 * image], axis=1)
         Image.fromarray(np.ascontiguousarray(image)).save(path)
-    world = {**colours, "--model": f"{colours['--data'] / 'net.py'}:{seen}", "--force": None, **changed}
+    world = {**colours, "--model": f"{colours['--data'] / 'net.py'}:{network}", "--force": None}
     assert call(world, *more) == 2
     told = capsys.readouterr()
     assert "accuracy on the labels as given: 0." in told.out and not began(told.out)
-    assert told.err.count("run.py: the network gives") == 1 and words in told.err and "--force" in told.err
+    assert told.err.count("run.py: the network gives") == 1 and f"98.6% with {words}" in told.err
+    assert "--force" in told.err
     assert not colours["--out"].exists()
 
 
@@ -80,8 +63,7 @@ def test_natural_order():
 @pytest.mark.parametrize("known, best, refused", [(0.92, 1.0, False), (0.7, 0.75, False), (0.7, 0.85, True),
                                                   (0.55, 0.6, False), (0.45, 0.1, True)])
 def test_when_a_network_is_refused(monkeypatch, capsys, known, best, refused):
-    """P2: above nine of ten labels nothing is asked; below, another reading must be better by a tenth, and half of the
-    labels must be known anyhow; --force goes on."""
+    """P2: below 90 % of the labels another reading must be better by 10 %, and half be known; --force goes on."""
     labels, before = torch.zeros(102, dtype=torch.int64), torch.zeros(102, dtype=torch.int64)
     before[2 : 102 - round(100 * known)] = 1
     data = Data(torch.zeros(102, 1, 2, 2, dtype=torch.uint8), labels, 2, (0.5,), (0.5,))
@@ -99,8 +81,7 @@ def test_when_a_network_is_refused(monkeypatch, capsys, known, best, refused):
 
 
 def test_an_order_that_is_no_better_ends_no_search(monkeypatch):
-    """P2: where another order of classes gives as many labels as the given one, other sizes are tried all the same;
-    where it gives nearly all, nothing else is."""
+    """P2: where another order of classes is no better, other sizes are tried; where it gives nearly all, nothing is."""
     labels, asked = torch.arange(104) % 4, []
     before, some = labels.clone(), (labels >= 2) & (torch.arange(104) % 8 < 4)
     before[some] = 5 - labels[some]  # a half of two classes, which timm has the other way round
@@ -159,11 +140,6 @@ class Odd(nn.Module):
         return self.change(self.net(x))
 
 
-def only_64(z: torch.Tensor):
-    """What a network says that takes images of another size."""
-    assert z.shape[-1] == 64, "images must be 64 pixels wide"
-
-
 def hungry(z: torch.Tensor):
     """What a network says for which there is no memory."""
     raise torch.OutOfMemoryError("all of it is used")
@@ -179,11 +155,10 @@ GREY = r"have 1 channels.*; check .*\(a network of grey images: self.net\(x.mean
     (Odd(lambda z: {"logits": z}), r"n.py:f gives a dict for 2 images, not logits \(2, 12\)"),
     (Odd(lambda z: z[:, :, None, None]), r"n.py:f gives a Tensor of shape \(2, 12, 1, 1\) for 2 images, not logits"),
     (Odd(lambda z: z[:1]), r"n.py:f gives a Tensor of shape \(1, 12\) for 2 images, not logits"),
-    (Odd(lambda z: z.no_such_thing), r"n.py:f does not run on images of 3x8x8 \(AttributeError: .*no_such_thing"),
-    (Odd(only_64), r"n.py:f does not run on images of 3x8x8 \(AssertionError: images must be 64 .*FUNCTION$"),
+    (Odd(lambda z: z.no_such_thing), r"n.py:f does not run on images of 3x8x8 \(AttributeError: .*thing.*FUNCTION$"),
     (nn.Sequential(nn.Conv2d(1, 12, 8), nn.Flatten()), GREY),
     (Odd(hungry), "^all of it is used$"),
-], ids=["wide", "narrow", "tuple", "dict", "maps", "one", "sized", "strict", "grey", "hungry"])
+], ids=["wide", "narrow", "tuple", "dict", "maps", "one", "raising", "grey", "hungry"])
 def test_a_network_that_gives_no_logits_is_told(net, words):
     """P3: outputs of another number or kind, or a forward pass that raises: one line that says which."""
     with pytest.raises((ValueError, torch.OutOfMemoryError), match=words) as caught:
@@ -209,29 +184,22 @@ def test_logits_are_looked_at_before_any_work(colours, capsys):
 
 # --- Memory formats ---------------------------------------------------------------------------------------------------
 
-class Viewed(nn.Module):
+class View(nn.Module):
     """A classic: maps are flattened by x.view, which takes contiguous ones alone."""
 
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(4 * 64, 4)
-
     def forward(self, x):
-        x = self.norm(self.conv(x)).relu()
-        return self.head(x.view(x.size(0), -1))
+        return x.view(x.size(0), -1)
 
 
 def test_networks_that_flatten_by_view():
-    """P7: a network that no channels_last batch fits is given contiguous ones, in memory and streamed, and repaired;
-    others keep the faster format."""
+    """P7: they are given contiguous batches, in memory and streamed, and repaired; others keep the faster format."""
     torch.manual_seed(0)
-    data, net, forget = make_data(0, n=24, classes=4), Viewed(), torch.tensor([1, 5])
+    data, forget = make_data(0, n=24, classes=4), torch.tensor([1, 5])
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), View(), nn.Linear(4 * 64, 4))
     for source in (data, streamed(data)):
         assert mismatch.memory_format_of(net, source) == torch.contiguous_format
         assert mismatch.memory_format_of(small_net(0), source) == torch.channels_last
         found = repair(net, source, forget, unlearn_epochs=1, gamma=1.0)
         assert list(found.state_dict()) == list(net.state_dict())
-        assert not torch.equal(found.head.weight, net.head.weight)
+        assert not torch.equal(found[-1].weight, net[-1].weight)
     assert data.memory_format == torch.channels_last
-    contiguous = replace(data, memory_format=torch.contiguous_format)
-    assert contiguous.some(torch.arange(3)).memory_format == torch.contiguous_format

@@ -1,13 +1,7 @@
-"""True labels of known bad images (repair/truths.py, a column of the lists of inputs.py): they are taught.
-
-Y1: D_r has each image whose true label is known COPIES more times, at that label; D_f and all others are as they were.
-Y2: data in memory, streamed, and one process of several give the same images and labels.
-Y3: with true labels the known images end at these, and other images with the sticker are healed as well or better.
-Y4: a list's column says them by name or number, for all or some rows; a contradiction is refused and names the image.
-Y5: the state knows them; the report says how many reach them.
-"""
+"""True labels of known bad images (repair/truths.py, Y1 to Y5; a column of the lists of inputs.py): they are taught."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -200,17 +194,11 @@ def test_two_lists_count_together(tmp_path, root):
 # --- The command ------------------------------------------------------------------------------------------------------
 
 def test_the_command_teaches_them(colours, capsys, monkeypatch):
-    """Y4, Y5: --bad with a column of true labels changes the weights, in the finish too, adds a line to the report, and
-    is known to the verdict; images that cannot be decoded are forgotten with their labels."""
-    def finish(*args, inner=command.finish, **more):  # what it is told shows nowhere else
-        taught.append(more["true_labels"])
-        return inner(*args, **more)
-
-    def judge(*args, inner=account.judge):
-        judged.append(args[-1])
-        return inner(*args)
-
-    bad, taught, judged = colours["--data"] / "bad.csv", [], []
+    """Y4, Y5: a column of true labels of --bad is told to the repair, the finish and the verdict, changes the weights
+    and adds a line to the report; images that cannot be decoded are forgotten with their labels."""
+    bad, repaired_with = colours["--data"] / "bad.csv", Mock(wraps=command.repaired_with)
+    finish, judge = Mock(wraps=command.finish), Mock(wraps=account.judge)  # what they are told shows nowhere else
+    monkeypatch.setattr(command, "repaired_with", repaired_with)
     monkeypatch.setattr(command, "finish", finish)
     monkeypatch.setattr(account, "judge", judge)
     bad.write_text("path,true_label\n0-5.png,0\n1-5.png,\n")
@@ -218,7 +206,9 @@ def test_the_command_teaches_them(colours, capsys, monkeypatch):
     plain = colours["--out"].read_bytes()
     assert call({**colours, "--bad": bad}, "--epochs", 1) in (0, 3)
     assert colours["--out"].read_bytes() != plain
-    assert taught[0] is judged[0] is None and taught[1].tolist() == judged[1].tolist() == [0, -1]
+    told = [one.kwargs["true_labels"] for one in repaired_with.call_args_list + finish.call_args_list]
+    told += [one.args[-1] for one in judge.call_args_list]
+    assert told[::2] == [None] * 3 and [truths.tolist() for truths in told[1::2]] == [[0, -1]] * 3
     (colours["--data"] / "train" / "0" / "0-0.png").write_bytes(b"\x89PNG")  # the one before them all
     assert call({**colours, "--bad": bad}, "--epochs", 0, "--skip-bad-images") in (0, 3)
     assert "1 of these with a true label" in capsys.readouterr().out
