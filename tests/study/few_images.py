@@ -1,4 +1,4 @@
-"""A grid run in this process, on few images, and what it leaves behind."""
+"""A grid and other commands run in this process, on few images, and what they leave behind."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ import pytest
 
 import run
 from experiment.datasets import load
-from study import originals
+from study import cscore, originals
 from study.rows import read_rows, rows_by_cell
 
 QUICK = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "2", "--device",
@@ -43,8 +43,8 @@ def fresh(monkeypatch):
 @pytest.fixture
 def few(fresh, monkeypatch):
     """The built-in data cut short, so that a cell takes a blink."""
-    monkeypatch.setattr(run, "load", load_few)
-    monkeypatch.setattr(originals, "load", load_few)
+    for module in (run, originals, cscore):
+        monkeypatch.setattr(module, "load", load_few)
 
 
 def forget() -> None:
@@ -56,6 +56,18 @@ def forget() -> None:
 def do(out, *arguments, size=FEW) -> int:
     """Run the grid in this process."""
     return run.main(["grid", *size, *arguments, "--out", str(out)])
+
+
+def refusal(capsys, *argv) -> str:
+    """What run.py says of bad input: one line on stderr, with exit code 2 and nothing on stdout."""
+    capsys.readouterr()
+    try:
+        code = run.main([str(word) for word in argv])
+    except SystemExit as stop:  # argparse's own errors
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "" and len(err.splitlines()) == 1, err
+    return err
 
 
 def numbers(out) -> dict[str, dict]:
