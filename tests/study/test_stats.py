@@ -1,10 +1,5 @@
 """study/stats.py and rows.sweep, in the tables made of them: means over seeds, differences to REM in the same cells,
-one value of a setting that was swept, runs that gave up (Tables 1-9).
-
-V6  differences are of the same cells and seeds; V7  the seeds are what is independent; V19  a method is compared at one
-value of its settings, which no score has chosen; V20  the paper's choice of the best per cell is compared with the
-same; R3  what a run notes of its end is counted by method.
-"""
+one value of a setting that was swept, runs that gave up (Tables 1-9)."""
 
 import itertools
 import statistics
@@ -70,8 +65,7 @@ def test_what_reads_no_forget_set_is_paired_at_every_rate(tmp_path):
 
 
 def test_minus_rem_in_the_tables(tmp_path):
-    """V6: product less REM's over seeds, none for REM itself or where there is none; with ETD it is less REM without
-    where that was run."""
+    """V6: product less REM's over seeds, where there is one; with ETD it is less REM without where that was run."""
     rows = grid(["npo", "rem"], seeds=(0, 1, 2), rates=RATES)
     by = {(r["method"], r["task"], r["discovery"], r["seed"]): r["product"] for r in rows}
     want = mean_and_sem([statistics.mean(by["npo", t, d, s] - by["rem", t, d, s] for t in TASKS for d in RATES)
@@ -197,8 +191,8 @@ def test_presets_of_a_data_set_are_its_defaults(tmp_path):
 
 
 def test_what_was_learnt_stands_beside_the_untouched_network(tmp_path):
-    """V19: accuracy on D_c's labels as given, a number per task in the order of TASKS, on the line of No UL alone; old
-    rows have no such column."""
+    """V19: accuracy on D_c's labels as given, a number per task of TASKS, on the line of No UL alone; old rows lack it.
+    """
     noted = [{**row_of(0.2, "no-ul", task=t, seed=s), "learnt": value + 0.01 * s}
              for t, value in zip(TASKS, (0.97, 0.60, 0.80), strict=True) for s in (0, 2)]
     noted += [{**noted[-2], "discovery": rate} for rate in RATES if rate != 0.5]  # the same network at other rates
