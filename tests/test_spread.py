@@ -15,8 +15,7 @@ def rows(path):
 
 
 def test_runs_are_made_once(tmp_path, monkeypatch, capsys):
-    """Every kind, capability, number of threads and seed has one row; a second call makes those alone that are
-    missing."""
+    """Every kind, capability, number of threads and seed has one row; a second call makes what is missing."""
     made = []
 
     def scripted(kinds, isa, threads, seed):

@@ -1,6 +1,5 @@
-"""A grid run in this process, on few images, and what it leaves behind."""
+"""A grid and other commands run in this process, on few images, and what they leave behind."""
 
-import json
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -9,15 +8,16 @@ import pytest
 
 import run
 from experiment.datasets import load
-from study import originals
+from helpers import rows_of
+from study import cscore, originals
 from study.rows import read_rows, rows_by_cell
 
 QUICK = ["--epochs", "1", "--unlearn-epochs", "1", "--n", "20", "--width", "0.1", "--max-passes", "2", "--device",
          "cpu", "--image-size", "8"]
 FEW = [*QUICK, "--n", "10", "--batch", "64", "--quiet"]  # on the 128 images of `few`
 LOUD = [word for word in FEW if word != "--quiet"]
-AXES = {"epochs": "1", "unlearn_epochs": "1", "n": "10", "width": "0.1", "max_passes": "2", "batch": "64",
-        "device": "cpu", "image_size": "8", "quiet": "on"}  # FEW, as `expand_axes` takes it
+AXES = {flag[2:].replace("-", "_"): value for flag, value in zip(LOUD[::2], LOUD[1::2], strict=True)}
+AXES |= {"quiet": "on"}  # FEW, as `expand_axes` takes it
 TIMES = {"seconds", "train_seconds", "argv", "out", "quiet", "git"}  # what may differ between two runs of one cell
 
 
@@ -43,8 +43,8 @@ def fresh(monkeypatch):
 @pytest.fixture
 def few(fresh, monkeypatch):
     """The built-in data cut short, so that a cell takes a blink."""
-    monkeypatch.setattr(run, "load", load_few)
-    monkeypatch.setattr(originals, "load", load_few)
+    for module in (run, originals, cscore):
+        monkeypatch.setattr(module, "load", load_few)
 
 
 def forget() -> None:
@@ -58,9 +58,21 @@ def do(out, *arguments, size=FEW) -> int:
     return run.main(["grid", *size, *arguments, "--out", str(out)])
 
 
+def refusal(capsys, *argv) -> str:
+    """What run.py says of bad input: one line on stderr, with exit code 2 and nothing on stdout."""
+    capsys.readouterr()
+    try:
+        code = run.main([str(word) for word in argv])
+    except SystemExit as stop:  # argparse's own errors
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "" and len(err.splitlines()) == 1, err
+    return err
+
+
 def numbers(out) -> dict[str, dict]:
     """Cell key -> its row without times, of a grid's folder or of run.py's file."""
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else read_rows(out)
+    rows = rows_of(out) if out.is_file() else read_rows(out)
     return {key: {name: value for name, value in row.items() if name not in TIMES}
             for key, row in rows_by_cell(rows).items()}
 

@@ -1,9 +1,4 @@
-"""study/discovery.py: does a repaired network find what was not discovered (Sec. 4)? Scores, rounds, and the command.
-
-S13, S14  scores are of the network they name, AUROC and recall those of naive twins; S16  each round repairs the
-original from all that is known by then, and its suspects are ranked by its own network; S17  the command can be killed
-and told twice, its tables and picture come from the rows alone.
-"""
+"""study/discovery.py: does a repaired network find what was not discovered (Sec. 4)? Scores, rounds, the command."""
 
 import json
 from dataclasses import replace
@@ -19,7 +14,7 @@ from baselines import rem_as_set
 from engine.features import features
 from engine.streams import stream
 from etd import mask_table
-from few_images import few, fresh  # noqa: F401
+from few_images import few, fresh, refusal  # noqa: F401
 from helpers import assert_same_state, gen, make_data, make_dataset, rows_of, small_net, tiny
 from metrics import evaluate, predict
 from repair.suspects import given_loss, logits, margin, nearest, probe, suspects, tracin
@@ -99,6 +94,9 @@ def repaired(config, task, original, forget):
 def twin_of_rounds(config, task, original, rounds: int, users) -> list[dict]:
     """`play` in a plain loop: what is known, the network repaired from it, and the suspects that this one names."""
     known = discover(task, config.discovery, config.seed)
+    _, through = discovery.repair_cell(config, original, task.train, known)
+    network = repaired(config, task, original, known)
+    scores = discovery.every_score(original, network, through, task.train, known)
     rows = [(1, "", 0, known)]
     for user, looked in users:
         more = known
@@ -109,36 +107,28 @@ def twin_of_rounds(config, task, original, rounds: int, users) -> list[dict]:
                 found = [index for index in found if index in task.corrupted.tolist()]
             more = torch.tensor(sorted({*more.tolist(), *found}))
             rows.append((number, user, looked, more))
-    return [{"round": number, "user": user, "looked": looked, "known": len(more),
-             "known_bad": sum(index in task.corrupted.tolist() for index in more.tolist()),
-             **evaluate(repaired(config, task, original, more), task, more, original)}
-            for number, user, looked, more in rows]
+    return discovery.rows_of_scores(scores, task, known) + [
+        {"round": number, "user": user, "looked": looked, "known": len(more),
+         "known_bad": sum(index in task.corrupted.tolist() for index in more.tolist()),
+         **evaluate(repaired(config, task, original, more), task, more, original)}
+        for number, user, looked, more in rows]
 
 
 @pytest.mark.parametrize("seed, changes", [(0, {}), (1, {"stop": "repaired", "gamma": 0.5})])
 def test_rounds_equal_the_plain_loop(seed, changes):
     """S16: every round repairs the original anew from what is known by then, and the next suspects are those of its own
     network, in round 3 of round 2's; a user adds the corrupted of the first K, nobody all K, both from round 1 on.
-    Where nothing joins D_f the scores are exactly the first round's."""
+    Where nothing joins D_f the scores are exactly the first round's. The nine scores are of the original and of the
+    network repaired from D_f, and the undiscovered those of this D_f."""
     cell, users = setting(seed, **changes), [("looks", 12), ("none", 5), ("none", 0)]
-    rows = list(discovery.play(*cell, 3, users))[9:]  # behind the scores
+    rows = list(discovery.play(*cell, 3, users))
     assert rows == twin_of_rounds(*cell, 3, users)
+    assert [row["undiscovered"] for row in rows[:9]] == [4] * 9
+    rows = rows[9:]
     assert [(row["round"], row["user"]) for row in rows] == [
         (1, ""), (2, "looks"), (3, "looks"), *[(2, "none"), (3, "none")] * 2]
     assert [row["known"] for row in rows if row["user"] == "none"] == [7, 12, 2, 2]
     assert all({**row, "round": 1, "user": ""} == rows[0] for row in rows[-2:])
-
-
-def test_scores_of_a_cell_are_those_of_its_networks():
-    """S16: the scores have the original for the untouched network, the one repaired from D_f for the other, and the
-    undiscovered are those of this D_f."""
-    config, task, original = cell = setting()
-    rows = [row for row in discovery.play(*cell, 2, [("none", 5)]) if "score" in row]
-    known = discover(task, config.discovery, config.seed)
-    network, through = discovery.repair_cell(config, original, task.train, known)
-    assert_same_state(network, repaired(config, task, original, known))
-    scores = discovery.every_score(original, network, through, task.train, known)
-    assert rows == discovery.rows_of_scores(scores, task, known) and [row["undiscovered"] for row in rows] == [4] * 9
 
 
 ENDS = {"an epoch before the last": (4, {"stop": "repaired", "gamma": 0.5, "unlearn_lr": 0.02}),
@@ -149,8 +139,8 @@ ENDS = {"an epoch before the last": (4, {"stop": "repaired", "gamma": 0.5, "unle
 
 @pytest.mark.parametrize("end", ENDS)
 def test_the_channel_is_that_of_the_epoch_that_is_returned(end):
-    """S16: the network is the one that the method rem returns, and the logits through D_f's channel come from the epoch
-    whose theta_o1 that is."""
+    """S16: the network is that of the method rem, and the logits through D_f's channel are of the epoch that it
+    returns."""
     seed, changes = ENDS[end]
     task, original, seen = make_task("random", make_dataset(seed, n=40), 6, seed), small_net(seed), []
     forget = discover(task, 0.5, seed)
@@ -283,13 +273,12 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(few, tmp_path, capsys):
 
 
 def test_a_picture_of_nothing_is_told(few, tmp_path, capsys):
-    """S17: at discovery 1 nothing is left to find, so that there is no picture, which is said. A picture does not take
-    the place of the rows."""
+    """S17: that nothing is left to find at discovery 1 is said; a picture does not take the place of the rows."""
     pytest.importorskip("matplotlib")
     assert command("--discovery", "1", "--figure", "--out", tmp_path / "s.jsonl") == 0
     assert "no figure: nothing was left to find" in capsys.readouterr().out
-    assert command("--figure", "--out", tmp_path / "x.png") == 2
-    assert f"--out is {tmp_path / 'x.png'}, the name of the figure" in capsys.readouterr().err
+    told = refusal(capsys, "suspects", "--figure", "--out", tmp_path / "x.png", *QUICK)
+    assert f"--out is {tmp_path / 'x.png'}, the name of the figure" in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["originals", "s.jsonl"]
 
 
@@ -320,9 +309,4 @@ def test_rounds_and_picture_of_the_command(few, tmp_path, capsys):
 ])
 def test_bad_input_is_one_line(argv, words, capsys, tmp_path):
     """S17: one line on stderr and exit code 2, before any training."""
-    try:
-        code = run.main(["suspects", "--out", str(tmp_path / "s.jsonl"), *argv])
-    except SystemExit as leave:
-        code = leave.code
-    told = capsys.readouterr().err.splitlines()
-    assert code == 2 and len(told) == 1 and words in told[0] and not list(tmp_path.iterdir())
+    assert words in refusal(capsys, "suspects", "--out", tmp_path / "s.jsonl", *argv) and not list(tmp_path.iterdir())

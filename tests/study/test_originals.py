@@ -1,8 +1,4 @@
-"""study/originals.py: original networks are trained once, kept in files, and never taken for one another.
-
-R9  one file per training, and the network in it is the one that the settings name; R12  what is damaged is named and
-never used; R3  a training that fails leaves rows and no file.
-"""
+"""study/originals.py: original networks are trained once, kept in files, and never taken for one another."""
 
 from collections import Counter
 from dataclasses import replace
@@ -71,8 +67,7 @@ def test_the_network_kept_is_that_of_its_settings(tmp_path, etd):
 
 @pytest.mark.parametrize("method", ["etd", "etd-ideal"])
 def test_what_trains_alone_is_the_methods_own_network(tmp_path, method):
-    """R9: the network kept for etd and etd-ideal is the method's, bit for bit, in the order of its own generator; its
-    seconds are the rows'."""
+    """R9: the network kept for etd and etd-ideal is the method's, bit for bit, and its seconds are the rows'."""
     config = settings(task="poison", method=method, epochs="2", batch="16")
     original = original_of(config)
     seconds, failure = make_original(original, tmp_path)
@@ -104,8 +99,7 @@ def test_originals_are_trained_once(tmp_path, trained):
 
 
 def test_methods_that_train_alone_do_so_once(tmp_path, trained):
-    """R9: etd and etd-ideal read no D_f: one training serves every discovery rate, also where all images are
-    corrupted."""
+    """R9: one training of etd or etd-ideal serves every discovery rate, also where all images are corrupted."""
     assert do(tmp_path, "--task", "random", "--discovery", "0.1,0.5", "--method", "etd,etd-ideal", "--n", "128") == 0
     assert trained == {("random", 0, False, name): 1 for name in ("etd", "etd-ideal")}
     assert statuses(tmp_path) == {("etd", "ok"): 2, ("etd-ideal", "ok"): 2}
@@ -131,8 +125,7 @@ def test_an_original_without_its_task_is_trained_again(tmp_path, trained):
 
 
 def test_failed_training_fails_its_cells_alone(tmp_path, trained):
-    """R3: an original that diverges gives a failed row a cell and no file; other originals' cells go on; a retry trains
-    it."""
+    """R3: an original that diverges gives failed rows and no file; other cells go on; a retry trains it."""
     axes = ["--task", "random", "--method", "no-ul,npo", "--lr", "1e30,0.05", "--epochs", "2"]
     assert do(tmp_path, *axes) == 1
     rows = read_rows(tmp_path)
@@ -150,12 +143,7 @@ def test_a_damaged_original_says_what_to_do(tmp_path):
     weights are never used, and --retry-failed makes it anew."""
     assert do(tmp_path, "--method", "no-ul,cf") == 0
     (kept,) = (tmp_path / "originals").glob("*.pt")
-
-    def scores():
-        return sorted((row["method"], row["healed"], row["utility"]) for row in read_rows(tmp_path)
-                      if row["status"] == "ok")
-
-    good = scores()
+    good = numbers(tmp_path)
     assert do(tmp_path / "other", "--method", "no-ul", "--seed", "1") == 0
     (other,) = (tmp_path / "other" / "originals").glob("*.pt")
     whole = kept.read_bytes()
@@ -170,7 +158,7 @@ def test_a_damaged_original_says_what_to_do(tmp_path):
         words = (f"{kept} or its .task is damaged or another network's; --retry-failed in a grid makes both anew, "
                  "elsewhere delete both and give the same command again")
         assert all(words in row["error"] for row in read_rows(tmp_path))
-        assert do(tmp_path, "--method", "no-ul,cf", "--retry-failed") == 0 and scores() == good
+        assert do(tmp_path, "--method", "no-ul,cf", "--retry-failed") == 0 and numbers(tmp_path) == good
         assert kept.read_bytes().partition(b"\n")[0].endswith(cell_key(original_of(settings(method="cf"))).encode())
 
 
@@ -185,8 +173,7 @@ def test_data_are_read_where_the_process_stands(tmp_path, monkeypatch):
 
 
 def test_each_rank_has_its_gpu(monkeypatch):
-    """R9: under torchrun "auto" and "cuda" are the rank's own GPU, wrapping round; without it, and for a named one,
-    they are not."""
+    """R9: under torchrun "auto" and "cuda" are the rank's own GPU, wrapping round; a named one is not."""
     config = expand_axes({"method": "rem"})[0]
     assert originals.device_of(replace(config, device="cpu")) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -1,8 +1,4 @@
-"""Poison with another trigger, and people's mistakes: cells of their own in grids, originals, rows and tables.
-
-R9  the trigger tells cells of poison apart and no others, the labels' file and column those of people, whose number is
-found; V19  tables set them apart and say which they are.
-"""
+"""Poison with another trigger, and people's mistakes: cells of their own in grids, originals, rows and tables."""
 
 from dataclasses import replace
 
@@ -25,8 +21,7 @@ from tasks import TASKS, TRIGGERS
 
 @pytest.mark.parametrize("task", TASKS)
 def test_triggers_tell_cells_apart(task):
-    """R9: triggers tell cells and originals of poison apart, and no others, and the settings' one is on the images; as
-    an axis they multiply poison alone."""
+    """R9: triggers tell cells and originals of poison apart, are on its images and, as an axis, multiply it alone."""
     cells = [resolve({"task": task, "trigger": trigger, "method": "rem", "n": 12}) for trigger in TRIGGERS]
     for key in (cell_key, lambda cell: cell_key(original_of(cell))):
         assert len({key(cell) for cell in cells}) == (4 if task == "poison" else 1)
@@ -74,8 +69,7 @@ def labels(tmp_path):
 
 
 def test_a_grid_of_people(few, labels, tmp_path):  # noqa: F811
-    """R5, R9: a grid has cells of people's labels, whose number is found; a second call does nothing; another file is
-    another cell."""
+    """R5, R9: cells of people's labels, whose number is found, are done once; another file is another cell."""
     out = tmp_path / "grid"
     argv = ["--task", "human", "--methods", "no-ul,npo", "--discovery", "0.5", "--human-labels", str(labels)]
     assert do(out, *argv) == 0

@@ -1,9 +1,4 @@
-"""study/plan.py: axes and presets of a grid, and what tells one cell and one original from another (Tables 1-9, A.7).
-
-R2  lists and ranges give the values that one would have typed, and what does not parse is named; R8  the presets are
-the paper's tables at Table 3's values; R9  cells and originals differ by every setting that their numbers depend on,
-and by no other; R4  ranks part the cells.
-"""
+"""study/plan.py: axes and presets of a grid, what tells one cell and one original from another (Tables 1-9, A.7)."""
 
 import warnings
 from collections import Counter
@@ -42,8 +37,7 @@ def axis(name, text):
 
 
 def test_discovery_rates_of_the_paper():
-    """R2: 0.1:1.0:0.1 is the ten rates of Sec. 4 as typed, without the rounding that adding 0.1 ten times gives; values
-    and ranges mix."""
+    """R2: 0.1:1.0:0.1 is the ten rates of Sec. 4 as typed, not sums of 0.1; values and ranges mix."""
     assert axis("discovery", "0.1:1.0:0.1") == RATES
     assert axis("seed", "7,0:2:1,1,9") == [7, 0, 1, 2, 9]
     assert len(axis("seed", "1:100000:1")) == 100_000  # the most, see BAD_AXES
@@ -145,9 +139,8 @@ def test_defaults_of_a_grid():
 
 
 def test_settings_of_no_concern_make_no_cells():
-    """R9: several values of a setting make a cell each of the methods that read it, as Table 3's alphas of SCRUB, and
-    one of every other method, at the default; masks are read by REM, by ETD and by all that starts from ETD
-    training."""
+    """R9: several values of a setting make a cell each of the methods that read it, one at the default of every other;
+    masks are read by REM, by ETD and by all that starts from ETD training."""
     axes = {"alpha": "0.001,0.01,0.1,10", "gamma": "0.1,0.3", "step32": "both", "p_mem": "0.2,0.05", "etd": "both"}
     sizes = {name: 4 if name == "alpha" else 2 for name in axes if name != "etd"}
     cells = expand_axes({**axes, "method": "all"})
@@ -238,23 +231,19 @@ ROWS = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_presets_are_the_tables(name):
-    """R8: each table's preset has its networks and methods, all at 3 tasks, 10 discovery rates, 3 seeds; SCRUB with 4
-    alphas."""
+    """R8: each table's preset has its networks and methods at 3 tasks, 10 rates and 3 seeds; SCRUB with 4 alphas."""
     assert all(block["seed"] == "0,1,2" for block in PRESETS[name])
     found = {}
     for cell in cells_of(name):
         kind = (cell.dataset, cell.arch, cell.n, cell.capacity, cell.etd, cell.p_mem)
         found.setdefault(kind, Counter())[cell.method, cell.task, cell.discovery] += 1
-    assert {kind: {method for method, *_ in counts} for kind, counts in found.items()} == ROWS[name]
-    for kind, counts in found.items():
-        assert counts == Counter({cell: 4 if cell[0] == "scrub" else 1
-                                  for cell in product(ROWS[name][kind], TASKS, RATES)})
+    assert found == {kind: {cell: 4 if cell[0] == "scrub" else 1 for cell in product(methods, TASKS, RATES)}
+                     for kind, methods in ROWS[name].items()}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_train_as_table_3_says(name):
-    """R8: Table 3's rates, batch sizes, epochs, threshold and beta hold in every preset of the paper; Fig. 5 unlearns 5
-    epochs."""
+    """R8: Table 3's rates, batch sizes, epochs, gamma and beta hold in every preset; Fig. 5 unlearns 5 epochs."""
     for cell in cells_of(name) if name != "quick" else preset(name, {"dataset": "cifar10"}):
         rates = ("adam", 1e-4, 2048, 2e-5) if cell.arch == "vit" else ("sgd", 0.025, 512, 0.005)
         assert (cell.optimizer, cell.lr, cell.batch, cell.unlearn_lr) == rates
@@ -263,8 +252,7 @@ def test_presets_train_as_table_3_says(name):
 
 
 def test_presets_of_the_figures():
-    """R8: Fig. 5: poison at discovery 0.5 over 5 epochs, with the curve; Fig. 8: capacities with and without ETD,
-    before unlearning."""
+    """R8: Fig. 5: poison at rate 0.5 over 5 epochs, with the curve; Fig. 8: capacities with and without ETD."""
     assert [(c.task, c.discovery, c.method, c.etd, c.curve, c.unlearn_epochs, c.capacity, c.dataset, c.seed)
             for c in preset("fig5", {})] == [("poison", 0.5, "rem", False, True, 5, 0.5, "cifar10", seed)
                                            for seed in (0, 1, 2)]
@@ -295,34 +283,23 @@ def test_given_values_replace_a_presets():
 
 @pytest.mark.parametrize("name", FIELDS)
 @given(cell=cells())
-def test_key_holds_every_setting_but_the_place(name, cell):
-    """R5, R9: a cell's key changes with every setting that its method reads, but for where and how loudly it runs."""
-    changed = replace(cell, **{name: other(name, getattr(cell, name))})
-    same = name in PLACE and not (name == "data_dir" and cell.dataset == "folder")  # a folder is told by its path
-    same = same or not reads_setting(name, asdict(cell))
+def test_keys_hold_the_settings_that_are_read(name, cell):
+    """R5, R9: a cell's key changes with every setting that its method reads, an original's file with every setting that
+    training reads, and neither with any other, nor with where and how loudly it runs."""
+    changed, alone = replace(cell, **{name: other(name, getattr(cell, name))}), METHODS[cell.method].trains_alone
+    idle = {each for each in FIELDS if not reads_setting(each, asdict(cell))}
+    unread = AFTER_TRAINING | PLACE | (idle & {*OF_ONE_TASK, *OF_VIT})
+    unread |= set() if cell.etd or alone else {"p_mem", "ratio"}
+    same, shared = name in PLACE | idle, name in unread and not (name == "method" and alone)
+    if name == "data_dir" and cell.dataset == "folder":  # which is told by its path
+        same = shared = False
     if name in ("device", "precision"):
-        same = precision_of(vars(changed)) == precision_of(vars(cell))
+        same = shared = precision_of(vars(changed)) == precision_of(vars(cell))
     if name == "image_size":
-        same = size_of(vars(changed)) == size_of(vars(cell))
+        same = shared = size_of(vars(changed)) == size_of(vars(cell))
     assert (cell_key(changed) == cell_key(cell)) == same
-
-
-@pytest.mark.parametrize("name", FIELDS)
-@given(cell=cells())
-def test_originals_are_shared_where_training_is_the_same(name, cell):
-    """R9: an original's file differs with every setting that training reads, and with none that unlearning alone
-    reads."""
-    changed = replace(cell, **{name: other(name, getattr(cell, name))})
     here, there = (original_path("runs", original_of(c)) for c in (cell, changed))
-    alone = METHODS[cell.method].trains_alone
-    unread = AFTER_TRAINING | PLACE | (set() if cell.etd or alone else {"p_mem", "ratio"})
-    same = name in unread and not (name == "data_dir" and cell.dataset == "folder") and not (name == "method" and alone)
-    same = same or not reads_setting(name, asdict(cell)) and name in {*OF_ONE_TASK, *OF_VIT}
-    if name in ("device", "precision"):
-        same = precision_of(vars(changed)) == precision_of(vars(cell))
-    if name == "image_size":
-        same = size_of(vars(changed)) == size_of(vars(cell))
-    assert (here == there) == same
+    assert (here == there) == shared
 
 
 @given(cells())
@@ -359,8 +336,7 @@ def test_groups_part_the_cells(found):
 
 
 def test_ranks_share_the_work():
-    """R4: every group has one rank, and no rank has much more than its part of the cells, few groups being what they
-    are."""
+    """R4: every group has one rank, and no rank has more than its part of the cells by more than a group."""
     groups = by_original(expand_axes({"method": "all", "task": "all", "etd": "both", "seed": "0,1,2"}))
     for world in (1, 2, 3, 4, 6, 8):
         parts = [grid.shard_cells(groups, rank, world) for rank in range(world)]
@@ -381,8 +357,9 @@ def test_dry_run_tells_cells_apart():
     rows = {cell_key(c): bad if c.unlearn_lr == 0.1 else ok for c in cells if c.method == "cf"}
     for retried, state in ((True, "failed, left"), (False, "failed")):
         left = [(original, [c for c in cells if cell_key(c) not in rows or retried and rows[cell_key(c)] == bad])]
-        text = plan.overview(groups, left, rows, every=True)
-        lines = [line.split(maxsplit=2) for line in text.splitlines()[2:-1]]
+        head, *texts = plan.overview(groups, left, rows, every=True).splitlines()[1:]
+        assert head.split()[-4:] == texts.pop().split()[1:] == ["10", "1", "1", "9" if retried else "8"]
+        lines = [line.split(maxsplit=2) for line in texts]
         assert [line[:2] for line in lines] == [["0.5", c.method] for c in cells]
         found = Counter(" ".join(line[2].split()) for line in lines)
         assert found == Counter([f"unlearn-lr 0.1 {state}", "unlearn-lr 0.2 done",
@@ -391,8 +368,8 @@ def test_dry_run_tells_cells_apart():
 
 
 def test_dry_run_tells_originals_apart():
-    """R2: an original's line names what it differs in from others of its task and seed; a cell's, what differs in its
-    group alone."""
+    """R2: an original's line names what differs from others of its task and seed, a cell's what differs in its group.
+    """
     blocks = [{"n": "20,30", "lr": "0.1,0.2", "capacity": "0.125", "method": "no-ul", "discovery": "0.125"},
               {"task": "random", "method": "examples/my_method.py:relabel"}]
     groups = by_original([cell for block in blocks for cell in expand_axes(block)])
@@ -402,4 +379,3 @@ def test_dry_run_tells_originals_apart():
                      "resnet9 50% n 120 lr 0.05"]
     cells = [line.split() for line in lines[1:-1] if line[0] == " "]
     assert cells == [["0.125", "no-ul", "left"]] * 4 + [["0.5", "my_method.py:relabel", "left"]]
-    assert len({len(line) for line in lines}) == 1  # aligned

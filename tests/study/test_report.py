@@ -1,8 +1,4 @@
-"""study/report.py: one table in three formats, and the command `run.py report`.
-
-V6  every format says the same numbers; R2  bad input is one line on stderr and exit code 2, and nothing is written;
-R9  no file takes the place of another; R4  the same rows give the same bytes.
-"""
+"""study/report.py: one table in three formats, and the command `run.py report`."""
 
 import csv
 import io
@@ -13,6 +9,7 @@ import sys
 
 import pytest
 
+from few_images import refusal
 from made_rows import ROOT, grid, load, main, make_row, one, row_of, write
 from study import report, tables
 
@@ -46,8 +43,7 @@ def parse_csv(text, stats) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", ["mean", "cells", "1", "2", "plane"])
 def test_formats_say_the_same(tmp_path, name):
-    """V6: Markdown, LaTeX and CSV parse back to the same cells, in as many decimals as the table has, ticks and
-    empty ones included."""
+    """V6: Markdown, LaTeX and CSV parse back to the same cells, in the table's decimals, ticks and empty ones too."""
     rows = load(tmp_path, grid(["rem", "npo", "rem-no31", "my_a|b.py:f_1"], seeds=(0, 1)) + [make_row("cf", 0.25, 0.5)])
     table = one(name, rows)
     assert len(set(table.header)) == len(table.header)
@@ -140,8 +136,7 @@ def test_folders_of_odd_names(tmp_path, capsys):
 
 
 def test_rows_from_a_shell(tmp_path, capsys):
-    """R2: rows out of a pipe that is open, as of report <(...), are rows; one that nobody has opened would be waited
-    for."""
+    """R2: rows come out of a pipe that is open, as of report <(...); one that nobody has opened would be waited for."""
     source = write(tmp_path / "x.jsonl", [make_row()])
     end, begin = os.pipe()
     os.write(begin, source.read_bytes())
@@ -153,8 +148,7 @@ def test_rows_from_a_shell(tmp_path, capsys):
     piped = capsys.readouterr().out
     assert main([str(source)]) == 0 and capsys.readouterr().out == piped
     os.mkfifo(tmp_path / "pipe")
-    assert main([str(tmp_path / "pipe")]) == 2
-    told = capsys.readouterr().err
+    told = refusal(capsys, "report", tmp_path / "pipe")
     assert "pipe (it is no regular file); give a result file" in told and told.startswith("run.py report: cannot read ")
 
 
@@ -188,13 +182,8 @@ def test_bad_input(tmp_path, capsys, monkeypatch, argv, words):
     """R2: one line on stderr that names what is wrong, exit code 2, nothing on stdout and nothing written."""
     monkeypatch.chdir(tmp_path)
     names = {"file": str(write(tmp_path / "x.jsonl", [make_row()])), "empty": str(write(tmp_path / "empty.jsonl", []))}
-    try:
-        code = main([text.format(**names) for text in argv])
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    assert code == 2 and out == "" and len(err.splitlines()) == 1 and err.startswith("run.py report: "), err
-    assert words.format(**names) in err and len(list(tmp_path.iterdir())) == 2
+    err = refusal(capsys, "report", *(text.format(**names) for text in argv))
+    assert err.startswith("run.py report: ") and words.format(**names) in err and len(list(tmp_path.iterdir())) == 2
 
 
 def test_without_matplotlib(tmp_path, capsys, monkeypatch):
@@ -202,8 +191,7 @@ def test_without_matplotlib(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     source = str(write(tmp_path / "x.jsonl", [make_row()]))
-    assert main([source, "--figure", "3", "--out", str(tmp_path / "o")]) == 2
-    err = capsys.readouterr().err
+    err = refusal(capsys, "report", source, "--figure", "3", "--out", tmp_path / "o")
     assert err == "run.py report: figures need matplotlib: pip install -r requirements-figures.txt\n"
     assert not (tmp_path / "o").exists()
     assert main([source, "--table", "4"]) == 0

@@ -1,8 +1,4 @@
-"""study/rows.py: result files are read whole, cells are told apart, and one row stands for one run.
-
-R3  a line that is no row is left out and named; R5  a row is found by the cell that it came from, and no other;
-R9  two data sets, two versions of a file or two steps of an algorithm are never taken for each other.
-"""
+"""study/rows.py: result files are read whole, cells are told apart, and one row stands for one run."""
 
 import json
 import os
@@ -47,14 +43,14 @@ def test_a_good_row_is_kept_before_a_failed_one():
 
 
 def test_rows_of_another_version_are_not_done():
-    """R5: a row of another version of the code, or of none, does not count; nor does one of other images than its
-    cell's, though they be another cell's."""
+    """R5: rows of another version of the code, of none, or of other images than their cell's do not count."""
     rem, npo = Config(method="rem"), Config(method="npo")
     rows = [ran(rem, version="0.0.0"), ran(npo, version=None)]
     assert rows_by_cell(rows) == {} and len(rows_by_cell([*rows, ran(npo)])) == 1
     images, others = {cell_key(rem): "1" * 8, cell_key(npo): "2" * 8}, []
     found = rows_by_cell([ran(cell, images="2" * 8) for cell in (rem, npo)], images, others)
     assert set(found) == {cell_key(npo)} and others == [cell_key(rem)]
+    assert set(rows_by_cell([ran(rem)], images)) == {cell_key(rem)}  # an older row, which does not say
 
 
 def test_own_method_is_told_by_its_code(tmp_path):
@@ -85,9 +81,8 @@ def test_a_relative_path_is_another_one_elsewhere(tmp_path, monkeypatch):
 
 
 def test_what_auto_and_the_own_size_come_to(tmp_path):
-    """R9: float32 on the CPU and bf16 on a GPU are different cells, however they were asked for, and by the device's
-    name in a row too; --image-size 16 is what fashion-mini has anyway, of CIFAR-10 it is another data set. Tables take
-    for one what the grid takes for one."""
+    """R9: float32 on the CPU and bf16 on a GPU are different cells, however they are asked for; --image-size 16 is
+    fashion-mini's own, of CIFAR-10 another data set. Tables take for one what the grid takes for one."""
     cell = expand_axes({"method": "no-ul", "device": "cpu"})[0]
     gpu = replace(cell, device="cuda")
     assert cell_key(cell) == cell_key(replace(cell, precision="float32")) != cell_key(gpu)
@@ -141,8 +136,7 @@ TORN = ['{"method": "rem", "status"', "[1]", "7", "null", "\x00", '{"status": "o
 
 @pytest.mark.parametrize("text", TORN, ids=[*map(str, range(7)), *map(str, BROKEN)])
 def test_torn_lines_are_skipped_with_one_warning(tmp_path, capsys, text):
-    """R3: a line that is no whole row, or has something else where a number belongs, costs one line on stderr; the rows
-    around it count."""
+    """R3: a line that is no whole row, or lacks a number where one belongs, costs a line on stderr; others count."""
     rows = load(tmp_path, [make_row(seed=0), text, "", make_row(seed=1)])
     assert [row["seed"] for row in rows] == [0, 1]
     told = f"warning: {tmp_path / 'rows.jsonl'}: line 2 is not a whole row; left out\n"
@@ -199,8 +193,7 @@ def test_the_last_version_of_an_own_method_counts(tmp_path):
 
 
 def test_rows_of_another_version_are_told(tmp_path, capsys):
-    """R3: what `report` leaves out for the version of a user's file, or another file of its name, or for the images, is
-    a warning."""
+    """R3: what `report` leaves out for the version of a user's file, or for the images, is a warning."""
     first, second = ({**make_row("a.py:f"), "code": str(k) * 16} for k in (1, 2))
     other = {**make_row("a.py:f", seed=1), "code": "1" * 16}
     assert len(load(tmp_path, [first, second, other])) == 2
@@ -275,8 +268,7 @@ def test_rem_on_etd_counts_once(tmp_path):
 
 
 def test_etd_alone_is_no_ul_with_etd(tmp_path):
-    """R9: the method etd fills the paper's "No UL" with ETD, unless that was run itself, in whichever order; never
-    both."""
+    """R9: the method etd fills the paper's "No UL" with ETD unless that was run itself, in whichever order."""
     alone = load(tmp_path, [make_row("etd", 0.3)])
     assert line(one("4", alone), method="no-ul", ETD=True)["Healed"] == (pytest.approx(30.0), None)
     rows = [make_row("no-ul", 0.5, etd=True), make_row("etd", 0.3), make_row("etd", 0.7, seed=1)]
@@ -302,9 +294,8 @@ def test_a_step_left_out_by_flag_is_the_ablation(tmp_path):
 
 
 def test_settings_that_do_not_matter(tmp_path):
-    """R9: SCRUB's alpha is no setting of the others, a ratio that is the default's value is the default, and REM
-    without step 3.1 reads no mask but on a network that masks have trained; one's own method may read any. What does
-    not matter makes no other experiment."""
+    """R9: SCRUB's alpha is no setting of the others, the default's ratio is the default, REM without step 3.1 reads
+    masks only on a network trained with them; one's own method may read any. None of it makes another experiment."""
     rows = load(tmp_path, [make_row("cf", alpha=0.1), make_row("cf", alpha=10.0), make_row(ratio=1.0), make_row(),
                            make_row("no-ul", gamma=0.1), make_row("no-ul", gamma=0.3),
                            make_row("rem-no31", p_mem=0.05), make_row(step31=False, ratio=3.0),
@@ -333,8 +324,7 @@ def test_statistics_in_passes_over_forget(tmp_path):
 
 
 def test_the_pair_of_confusion(tmp_path):
-    """R9: other confused classes are another experiment, which the caption says; the customary pair may be named or
-    not; poison confuses no classes."""
+    """R9: other confused classes are another experiment; the customary pair may be named; poison confuses none."""
     def got(*rows):
         loaded = load(tmp_path, rows)
         return len(loaded), "differ in pair" in one("mean", loaded).caption

@@ -1,13 +1,9 @@
 """study/stats.py and rows.sweep, in the tables made of them: means over seeds, differences to REM in the same cells,
-one value of a setting that was swept, runs that gave up (Tables 1-9).
-
-V6  differences are of the same cells and seeds; V7  the seeds are what is independent; V19  a method is compared at one
-value of its settings, which no score has chosen; V20  the paper's choice of the best per cell is compared with the
-same; R3  what a run notes of its end is counted by method.
-"""
+one value of a setting that was swept, runs that gave up (Tables 1-9)."""
 
 import itertools
 import statistics
+from operator import itemgetter
 
 import pytest
 from hypothesis import given
@@ -18,10 +14,11 @@ from made_cells import other
 from made_rows import column, every_cell, grid, line, load, make_row, mean_and_sem, one, row_of
 from study.rows import SWEPT, products, sweep
 from study.stats import learnt, mean_of_seeds, minus
-from study.tables import PAPER, make_tables
+from study.tables import make_tables
 from tasks import TASKS
 
 RATES = (0.1, 0.5, 1.0)
+place = itemgetter("task", "discovery", "seed")
 scores = st.floats(0, 1)
 
 
@@ -70,12 +67,10 @@ def test_what_reads_no_forget_set_is_paired_at_every_rate(tmp_path):
 
 
 def test_minus_rem_in_the_tables(tmp_path):
-    """V6: product less REM's over seeds, none for REM itself or where there is none; with ETD it is less REM without
-    where that was run."""
+    """V6: product less REM's over seeds, where there is one; with ETD it is less REM without where that was run."""
     rows = grid(["npo", "rem"], seeds=(0, 1, 2), rates=RATES)
-    by = {(r["method"], r["task"], r["discovery"], r["seed"]): r["product"] for r in rows}
-    want = mean_and_sem([statistics.mean(by["npo", t, d, s] - by["rem", t, d, s] for t in TASKS for d in RATES)
-                         for s in range(3)])
+    npo, rem = ({place(row): row["product"] for row in rows if row["method"] == method} for method in ("npo", "rem"))
+    want = mean_and_sem([statistics.mean(npo[key] - rem[key] for key in rem if key[2] == s) for s in range(3)])
     for name, more in (("mean", {}), ("4", dict(ETD=False, capacity="50")), ("1", dict(ETD=False)), ("plane", {})):
         table = one(name, load(tmp_path, rows))
         got = line(table, method="npo", **more)
@@ -197,8 +192,8 @@ def test_presets_of_a_data_set_are_its_defaults(tmp_path):
 
 
 def test_what_was_learnt_stands_beside_the_untouched_network(tmp_path):
-    """V19: accuracy on D_c's labels as given, a number per task in the order of TASKS, on the line of No UL alone; old
-    rows have no such column."""
+    """V19: accuracy on D_c's labels as given, a number per task of TASKS, on the line of No UL alone; old rows lack it.
+    """
     noted = [{**row_of(0.2, "no-ul", task=t, seed=s), "learnt": value + 0.01 * s}
              for t, value in zip(TASKS, (0.97, 0.60, 0.80), strict=True) for s in (0, 2)]
     noted += [{**noted[-2], "discovery": rate} for rate in RATES if rate != 0.5]  # the same network at other rates
@@ -261,13 +256,10 @@ def test_the_plane_has_the_cells_of_all_seeds(tmp_path):
     assert got["over seeds"] == mean_and_sem([statistics.mean(row["product"] for row in mine if row["seed"] == s)
                                               for s in (0, 1)])
     assert (got["seeds"], got["Table 4"]) == ("2 × 6", "73.4") and len(table.rows) == 3
-    # Potion's is larger at 100 % than at 50 %
-    vit = dict(dataset="svhn", arch="vit")
-    for number, capacity, method, others in (("4", 1.0, "potion", {}), ("5", 0.5, "rem", vit)):
-        other = one("plane", load(tmp_path, grid(["npo", method], capacity=capacity, **others)))
-        theirs, = (r["product"][0] for r in PAPER["tables"][number]["rows"]
-                   if (r["method"], r["etd"], r["capacity"]) == (method, False, capacity))
-        assert line(other, method=method)[f"Table {number}"] == f"{theirs:.1f}" != "73.4"
+    for number, method, theirs, others in (("4", "potion", "37.1", dict(capacity=1.0)),
+                                           ("5", "rem", "73.3", dict(dataset="svhn", arch="vit"))):
+        other = one("plane", load(tmp_path, grid(["npo", method], **others)))
+        assert line(other, method=method)[f"Table {number}"] == theirs
     alone = line(table, method="ETD alone")
     assert (alone["mean"], alone["Table 4"], alone["pairs"]) == (mean_and_sem([0.1] * 6), "50.1", "2 × 6")
     assert not make_tables("plane", load(tmp_path, [make_row(seed=0), make_row(task="random", seed=1)]))
@@ -277,17 +269,14 @@ def test_ablations_are_paired(tmp_path):
     """V6: REM's product less the variant's in the same cell and seed, over all pairs on file; over seeds as everywhere;
     on ETD less REM on ETD; what knows D_c stands beside them and no other method does."""
     rem = grid(["rem"], seeds=(0, 1), rates=RATES)
-    less = {(row["task"], row["discovery"], row["seed"]): 0.01 * k for k, row in enumerate(rem)}
-    variant = [row_of(row["product"] - less[row["task"], row["discovery"], row["seed"]], "rem-ce", task=row["task"],
-                      discovery=row["discovery"], seed=row["seed"]) for row in rem[1:]]
+    less = {place(row): 0.01 * k for k, row in enumerate(rem) if k > 0}  # the first has no partner
+    variant = [{**row, "method": "rem-ce", "product": row["product"] - less[place(row)]} for row in rem[1:]]
     more = [row_of(0.2, "rem-ideal", task="poison", discovery=0.1), row_of(0.4, "npo"), row_of(0.4, "etd"),
             row_of(0.6, etd=True), row_of(0.5, "rem-no32", etd=True)]
     table = one("ablations", load(tmp_path, rem + variant + more))
     got = line(table, method="rem-ce")
-    lost = min((row["task"], row["discovery"], row["seed"]) for row in rem[:1])
-    pairs = {key: value for key, value in less.items() if key != lost}
-    assert (got["n"], got["paired runs"]) == (17, 17) and got["REM less it"] == mean_and_sem(pairs.values())
-    both = {key: value for key, value in pairs.items() if key[:2] != lost[:2]}
+    assert (got["n"], got["paired runs"]) == (17, 17) and got["REM less it"] == mean_and_sem(less.values())
+    both = {key: value for key, value in less.items() if key[:2] != place(rem[0])[:2]}
     assert got["REM less it, over seeds"] == mean_and_sem([statistics.mean(v for k, v in both.items() if k[2] == s)
                                                            for s in (0, 1)]) and got["pairs"] == "2 × 8"
     assert got["random"] == mean_and_sem([row["product"] for row in variant if row["task"] == "random"])

@@ -1,9 +1,4 @@
-"""study/tables.py and captions.py: means and SEM over runs, the paper's numbers beside ours (Tables 1, 2 and 4-9).
-
-V6, V7  mean and SEM are over runs, of products; V19  a table averages the runs of one experiment alone, each network
-once, or its caption warns; V20  the paper's numbers stand beside ours, a difference only over the same data and cells;
-V12  Utility is over all classes, as the caption says.
-"""
+"""study/tables.py and captions.py: means and SEM over runs, the paper's numbers beside ours (Tables 1, 2 and 4-9)."""
 
 import pytest
 from hypothesis import given
@@ -22,8 +17,7 @@ scores = st.floats(0, 1)
 
 @given(st.lists(st.tuples(scores, scores), min_size=1, max_size=12))
 def test_means_against_the_plain_formula(runs):
-    """V6, V7: n, mean and SEM of each score are statistics.mean and stdev / sqrt(n) of the per-run values, times
-    100."""
+    """V6, V7: n, mean and stdev / sqrt(n) of the per-run values of each score, times 100."""
     got = summary([make_row(healed=h, utility=u, seed=k) for k, (h, u) in enumerate(runs)])
     plain = {"healed": [h for h, _ in runs], "utility": [u for _, u in runs], "product": [h * u for h, u in runs]}
     assert got == {"n": len(runs), "failed": 0, **{key: mean_and_sem(values) for key, values in plain.items()}}
@@ -45,8 +39,7 @@ def test_failed_runs_are_counted_and_named(tmp_path):
 
 
 def test_descending_order_then_what_was_not_run(tmp_path):
-    """V20: ours come in descending order of product; rows that were not run come after them, empty, in the paper's
-    order."""
+    """V20: ours come in descending order of product, then, empty and in the paper's order, what was not run."""
     runs = [make_row("npo", 0.5), make_row("rem", 0.4), make_row("cf", 0.0), make_row("ascent", status="failed")]
     rows = load(tmp_path, runs)
     table = one("4", rows)
@@ -60,8 +53,7 @@ def test_descending_order_then_what_was_not_run(tmp_path):
 
 @pytest.mark.parametrize("method, etd", [("no-ul", False), ("no-ul", True), ("etd", False), ("etd-ideal", False)])
 def test_a_network_counts_once_for_all_rates(tmp_path, method, etd):
-    """V6, V19: what reads no D_f is one network a task and seed, not one a rate: n and SEM are those of three
-    networks."""
+    """V6, V19: what reads no D_f is one network a task and seed, not one a rate: n and SEM are of three networks."""
     seeds = [make_row(method, h, 1.0, seed=s, etd=etd, discovery=d) for s, h in enumerate((0.2, 0.4, 0.9))
              for d in (0.1, 0.5, 1.0)]
     rows = load(tmp_path, seeds + [make_row("npo", discovery=d, seed=s, etd=etd) for d in (0.1, 0.5, 1.0)
@@ -106,8 +98,7 @@ def test_mean_tables_by_group(tmp_path):
 
 
 def test_networks_without_masks_stand_beside_every_p_mem(tmp_path):
-    """V19: what has no mask is one run whatever its p_mem and ratio say, compared with REM at each p_mem; what has, is
-    not."""
+    """V19: what has no mask is one run whatever its p_mem and ratio, compared with REM at each p_mem."""
     rows = [make_row("cf", 0.7), make_row("cf", 0.6, p_mem=0.05, ratio=0.5), make_row("rem", p_mem=0.2),
             make_row("rem", p_mem=0.05)]
     tables = make_tables("mean", load(tmp_path, rows))
@@ -179,8 +170,8 @@ def test_which_methods_a_table_compares(tmp_path):
 
 
 def test_table_1_has_svhn_beside_cifar10(tmp_path):
-    """V20: the ViT column is SVHN's where ResNet-9 is CIFAR-10's; other data stay by themselves; Potion's is the
-    paper's OOM."""
+    """V20: the ViT column is SVHN's where ResNet-9 is CIFAR-10's; other data stay apart; Potion's is the paper's OOM.
+    """
     vit = make_row(healed=0.7, arch="vit", dataset="svhn")
     table = one("1", load(tmp_path, [make_row(), *every_cell("rem", 0.7, 0.9, arch="vit", dataset="svhn")]))
     got = line(table, method="rem", ETD=False)
@@ -215,8 +206,7 @@ def test_plain_retrain_in_tables_7_to_9(tmp_path):
 
 
 def test_one_table_for_each_data_set(tmp_path):
-    """V12: data sets and numbers of images stay apart; the caption names data, rates, seeds, hardware, and what Utility
-    is."""
+    """V12: data sets and numbers of images stay apart; the caption names the runs, and what Utility is."""
     rows = load(tmp_path, grid(["rem"], seeds=(0, 2)) + grid(["rem"], dataset="fashion-mini") + grid(["rem"], n=500))
     found = make_tables("4", rows)
     assert [t.title for t in found] == ["Table 4: cifar10, 500 corrupted", "Table 4: cifar10, 1000 corrupted",
@@ -281,21 +271,18 @@ def test_captions_name_the_commits(tmp_path):
 # --- The paper's numbers ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("other", [dict(dataset="svhn"), dict(n=500), dict(image_size=16)], ids=str)
-def test_no_difference_from_other_data(tmp_path, other):
-    """V20: the paper's mean over its data set is not subtracted from one over another; the caption says why."""
-    table = one("4", load(tmp_path, every_cell(**other)))
-    got = line(table, method="rem", ETD=False, capacity="50")
-    assert got["n"] == 30 and got["product (paper)"] == (73.40, 1.43) and got["difference"] is None
-    assert "CIFAR10, 1000 corrupted, over its 30 cells (3 tasks × 10 discovery rates); no diff" in table.caption
-
-
-def test_no_difference_from_other_cells(tmp_path):
-    """V20: ours less the paper's, not where one cell less, one more or one that failed makes it a mean over other cells
-    than the paper's 30, nor where the paper has none; more seeds are no other cells."""
+def test_no_difference_from_other_data_or_cells(tmp_path):
+    """V20: ours less the paper's, not over other data, not where one cell less, one more or one that failed makes it a
+    mean over other cells than the paper's 30, nor where the paper has none; more seeds are no other cells."""
     def got(rows, method="rem"):
-        return line(one("4", load(tmp_path, rows)), method=method, ETD=False, capacity="50")["difference"]
+        table = one("4", load(tmp_path, rows))
+        assert "CIFAR10, 1000 corrupted, over its 30 cells (3 tasks × 10 discovery rates); no diff" in table.caption
+        return line(table, method=method, ETD=False, capacity="50")["difference"]
 
+    for other in (dict(dataset="svhn"), dict(n=500), dict(image_size=16)):
+        assert got(every_cell(**other)) is None
+    fewer = line(one("4", load(tmp_path, every_cell(n=500))), method="rem", ETD=False, capacity="50")
+    assert (fewer["n"], fewer["product (paper)"]) == (30, (73.40, 1.43))
     whole = every_cell()
     assert got(whole) == "-1.40" == got(whole + every_cell(seed=1)[:5])
     assert got(whole[1:]) is None and got([*whole, make_row(discovery=0.05)]) is None
@@ -339,8 +326,7 @@ def test_shape_of_the_papers_tables():
 
 
 def test_papers_tables_agree_with_each_other():
-    """V20: Table 1 is Table 4's 50 % rows without CF, its ViT column Table 5's, and Table 2's whole REM is Table
-    1's."""
+    """V20: Table 1 is Table 4's 50 % rows without CF and Table 5's products; Table 2's whole REM is Table 1's."""
     def keyed(number, **more):
         keep = [r for r in PAPER["tables"][number]["rows"] if all(r[k] == v for k, v in more.items())]
         return {(r["etd"], r["method"]): (r["healed"], r["utility"], r["product"]) for r in keep}
