@@ -1,12 +1,6 @@
 """Which networks can be expanded (engine/admission.py): what is refused, in what words, and what to try instead.
 
-All of it is X10, "expand works or raises a TypeError that names the module, and never silently skips a layer", with X11
-for shared modules, X12 for logits and X13 for attention and the layers to name:
-- what is asked of the arguments, and of a network before anything is wrapped;
-- the dry run: errors of a forward pass become refusals, or go through where they say nothing of the network;
-- the self-check: extra channels that do not stay apart, reach no output, or miss the masks of their examples;
-- networks of torchvision that expand; timm's layers by name (X1, X9);
-- advice: `hidden_layers`, and what a refusal suggests.
+X10 is "expand works or raises a TypeError that names the module, and never silently skips a layer".
 """
 
 import copy
@@ -409,8 +403,7 @@ HIDDEN = {"running statistics": (hidden_by_running_statistics, "'4'"),
 
 @pytest.mark.parametrize("case", HIDDEN)
 def test_a_hidden_leak_is_refused(case):
-    """X10: a leak that the network's present weights, statistics or scale hide is refused: training would bring it
-    out."""
+    """X10: a leak hidden by present weights, statistics or scale is refused: training would bring it out."""
     make, name = HIDDEN[case]
     assert refused(make()).startswith(LEAKS.format(name))
 
@@ -476,8 +469,7 @@ def test_examples_that_meet_a_neighbour_are_refused(into, back):
 
 
 def test_a_fast_path_past_the_layers_is_refused():
-    """X13, X10: torch's own encoder layer is refused: in eval mode without gradients it reads weights instead of
-    calling its Linears, which would skip theta_o2."""
+    """X13, X10: torch's encoder layer, whose fast path reads weights past its Linears, would skip theta_o2."""
     net = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True),
                         Does(lambda x: x.mean(1)), nn.Linear(8, 4))
     text = refused(randomise(net, 0), torch.zeros(2, 6, 8), layers=["1.linear1"])

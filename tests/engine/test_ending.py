@@ -1,15 +1,7 @@
-"""engine/ending.py: when Algorithm 1 ends, and which epoch it returns. Never is the printed algorithm.
+"""engine/ending.py: when Algorithm 1 ends, and which epoch it returns.
 
-- Never: all epochs on all of D_tr, the last one's network (more in test_algorithm.py)                 A25
-- Never and Repaired differ in when the loop ends and in what comes back, and in nothing else           A27
-- W: a twentieth of D_r, 100 images where they are at most a quarter of it; step 3 leaves it out        A24
-- An epoch is judged with statistics that belong to its weights, and counts from Acc(D_f) <= gamma on   A24, A27
-- Better is what gets more of W right; level is what gets no fewer, within the paired standard error      A24
-- After two epochs in a row that are not better the loop ends; the last level one comes back, whole     A19, A24
-- Where no epoch counts all run, and the one that believes least of D_f comes back, with a warning      A24
-- A repair that has lost a tenth of W against the untouched network says so                             A24
-- Where the first epoch leaves W known by heart it all begins again, twice as far, as if from the start  A40
-- Healing lasts                                                                                         A24
+Never is the printed algorithm: all epochs on all of D_tr, the last one's network (A25 is in paper/test_algorithm.py).
+Repaired holds out W, a part of D_r, and judges each epoch by it.
 """
 
 import copy
@@ -178,8 +170,7 @@ def dictated(monkeypatch):
     ([9, 8, 10, 8, 8], 5, 3),  # level with a best that is no longer the best
 ])
 def test_two_epochs_that_are_not_better_end_it(dictated, right, epochs, best):
-    """A24, A19: the loop ends after two of them in a row, and a copy of the latest that is level with the best comes
-    back."""
+    """A24, A19: two of them in a row are the last; a copy of the latest that is level with the best comes back."""
     dictated(right, [0.1] * 5)
     out, seen = watched(0, Repaired, unlearn_epochs=5)
     assert len(seen) == epochs and number_of(out, seen) == [best]
@@ -302,8 +293,7 @@ def test_what_an_end_keeps(end):
     ({"gamma": 0.0, "acc_forget_before": 0.1}, True),
     ({"reach": 0.0}, False), ({"farther": 0}, False), ({"farther": 3}, True)])
 def test_a_removal_was_too_near(changes, near):
-    """A40: after the first epoch, if step 2 went all of `reach` and more than 0.96 of W is right, as often as `farther`
-    says."""
+    """A40: after epoch 1, where step 2 went all of `reach` and over 0.96 of W is right; as often as `farther` says."""
     given = dict(epoch=1, passes=3, acc_forget_before=1.0, acc_held_out=1.0, reach=0.07, farther=1, gamma=0.2) | changes
     record = {name: given.pop(name) for name in ("passes", "acc_forget_before", "acc_held_out")}
     state = make_state(n=60, size=5, **{name: given[name] for name in ("reach", "farther", "gamma")})

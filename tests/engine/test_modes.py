@@ -1,9 +1,4 @@
-"""engine/modes.py: training and evaluation mode, copies, and the running statistics of BatchNorm.
-
-- BatchNorms that a network's user froze keep their statistics, through all of REM                     A30
-- Refreshed statistics are means over the images of one augmented, base-only pass; no label is read    D7, E1
-- A copy shares nothing, also of a network that keeps an activation                                    A11, D1
-"""
+"""engine/modes.py: training and evaluation mode, copies, and the running statistics of BatchNorm."""
 
 import copy
 
@@ -98,8 +93,7 @@ def test_a_refresh_is_one_shuffled_augmented_pass(given_seed):
 
 
 def test_a_refresh_reads_no_label_and_keeps_modes():
-    """E1, F11, A12: the refresh gives the same for any labels and puts modes back, mixed ones too; global random
-    numbers stay."""
+    """E1, F11, A12: it is the same for any labels, puts mixed modes back and leaves global random numbers."""
     data, results = make_data(0, n=9), []
     for labels in (data.labels, torch.zeros_like(data.labels)):
         expanded, world = expand(small_net(0), IMAGE), torch.get_rng_state()
@@ -145,8 +139,7 @@ class Idle(nn.Module):
 
 
 def test_a_refresh_of_norms_that_run_never_or_twice():
-    """E1, D7: a norm that does not run keeps its statistics; one that runs twice has the means over all that it saw;
-    one without statistics has none."""
+    """E1, D7: one that never runs keeps its statistics, one that runs twice has the means of all that it saw."""
     net, data = Idle(), make_data(0, n=6)
     net.idle.running_mean.fill_(3), net.idle.running_var.fill_(2), net.idle.num_batches_tracked.fill_(77)
     refresh_batchnorm(net, data, size=4)
@@ -162,8 +155,7 @@ def test_a_refresh_of_norms_that_run_never_or_twice():
 
 
 def test_copies():
-    """A11, D1: a copy has the same weights in storage of its own, modes and flags, and what was kept without its
-    history; the network keeps its own."""
+    """A11, D1: a copy has weights of its own, modes and flags, and what was kept, without its history."""
     net = Keeping()
     net.net.head.requires_grad_(False).eval()
     net(torch.rand(2, 1, 8, 8, generator=gen(0)))

@@ -1,13 +1,4 @@
-"""One cell (experiment/cell.py): a task, an original network, one method, and what is measured of it (Sec. 4, Sec. 6).
-
-R4, T10, X3  task, D_f, network and original are what their parts give by hand, each by a stream of the seed of its own
-R9           an original depends on no setting of unlearning
-S6, A11      what is measured of "no unlearning" is the original; no method changes what the next one gets
-R3           a row tells what was learnt, how much the method tried, whether it gave up, and how it failed
-R11          whatever a method does is a failed row at most, and the next one gives what it gives alone
-S3           the points of Fig. 5: theta_o1 alone, and with theta_o2 under D_f's mask row, over all of D_c
-R2           a network with too few outputs is told before any work
-"""
+"""One cell (experiment/cell.py): a task, an original network, one method, and what is measured (Sec. 4, Sec. 6)."""
 
 import copy
 import os
@@ -115,8 +106,7 @@ def test_networks_that_cannot_be_built(height, width):
 
 @pytest.mark.parametrize("etd", [False, True])
 def test_an_original_is_made_of_its_parts(etd):
-    """R4, R9: training is `fit`, or `train_etd` beside theta_o2, by the seed's stream for training; another seed gives
-    another network from the same weights and data."""
+    """R4, R9: `fit`, or `train_etd` beside theta_o2, by the seed's stream; another seed gives another network."""
     config, dataset = made(etd=etd, p_mem=0.5)
     task, told = corrupt(config, dataset), []
     ours, other = (train_original(replace(config, seed=seed), task, small_net(0, width=4),
@@ -355,8 +345,7 @@ def test_errors_of_one_process_of_several(monkeypatch, capsys):
 
 
 def test_too_few_outputs_are_told_before_any_work():
-    """R2: a network with fewer outputs than the data has classes is a line with both numbers, and no method begins; one
-    with more may be unlearnt."""
+    """R2: fewer outputs than classes are told with both numbers, and nothing begins; more may be unlearnt."""
     config, dataset = made()
     task = corrupt(config, dataset)
     narrow, wide = small_net(0, classes=3), small_net(0, classes=5)

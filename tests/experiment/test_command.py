@@ -1,11 +1,4 @@
-"""The command line (run.py): `python run.py` for one cell, and a first word for everything else.
-
-R15    one cell loads neither study/ nor repair/, each word loads its package, an unknown word is one line and exit 2
-R1     every task and method runs from the command line; what it prints
-R3, R4 rows say what reproduces them, the same command gives the same ones, and an end by force leaves those that are
-R2, R7 bad input is one line on stderr and exit code 2 before any training; no traceback reaches the user
-R10    a row that cannot be written costs no method and no table
-"""
+"""The command line (run.py): `python run.py` for one cell, and a first word for everything else."""
 
 import json
 import os
@@ -140,8 +133,7 @@ def test_the_command_itself(tmp_path):
 
 
 def test_same_command_same_numbers(few, tmp_path, capsys):
-    """R4, R1: the same command twice gives the same bytes in its rows, times aside; another seed does not. --quiet
-    leaves the table alone on stdout."""
+    """R4, R1: the same bytes in rows, times aside; another seed gives others. --quiet leaves the table alone."""
     kept = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         out = tmp_path / name
@@ -164,8 +156,7 @@ def test_row_holds_what_reproduces_it(few, tmp_path):
 
 
 def test_the_data_that_is_asked_for(tmp_path, monkeypatch):
-    """R3: name, folder, size and download of the settings reach the data set; of a folder the row has the whole path,
-    which means the same elsewhere."""
+    """R3: name, folder, size and download reach the data set; of a folder the row has the whole path."""
     asked = []
     monkeypatch.setattr(run, "load", lambda *args: asked.append(args) or make_dataset(0, size=16))
     monkeypatch.chdir(tmp_path)
@@ -177,8 +168,7 @@ def test_the_data_that_is_asked_for(tmp_path, monkeypatch):
 
 
 def test_the_printed_comparison():
-    """R1: each number of a row stands in its own column, in percent; what no method could find is a dash, a failure its
-    error; long names widen their column."""
+    """R1: each number in its own column, in percent; what no method could find is a dash, a failure its error."""
     row = {"method": "rem", "status": "ok", "healed": 0.9, "healed_undiscovered": 0.8, "utility": 0.7, "product": 0.63,
            "misled": 0.05, "seconds": 4.25}
     failed = {"method": "cf", "status": "failed", "error": "Odd: it (x.py:1)"}
@@ -249,8 +239,7 @@ def test_an_interrupt_keeps_the_rows(few, tmp_path, monkeypatch, capsys):
     ("study.report.main", "report results", "what was written is whole"),
     ("study.grid.main", "grid", "the rows of finished cells are in the result file")])
 def test_what_an_interrupt_leaves(tmp_path, monkeypatch, capsys, main, argv, words):
-    """R3: Ctrl-C behind a word says what is left: of a repair the state from which the same command goes on, where it
-    keeps one and has."""
+    """R3: Ctrl-C behind a word says what is left: of a repair the state from which it goes on, if there is one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(main, interrupt)
     Path("new.state").touch()

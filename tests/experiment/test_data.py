@@ -1,12 +1,4 @@
-"""Data in memory (experiment/data.py): a pass over images, against loops over single images (Sec. 4).
-
-U6       order, batch sizes, crop, flip, trigger, normalisation and what the generator has drawn equal plain loops
-A7, R4   every example comes once, in an order that each pass draws afresh; the generator determines all of it
-T12      no crop or flip moves the trigger
-T10, T13 a pass leaves global random states, its inputs and the caller's index alone
-M18, U5  bad indices, images, labels and arguments are refused before any batch, with what was found
-M5       a pass on a GPU is that of the CPU and does not wait for the device
-"""
+"""Data in memory (experiment/data.py): a pass over images, against loops over single images (Sec. 4)."""
 
 import random
 from dataclasses import dataclass, replace

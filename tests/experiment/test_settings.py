@@ -1,10 +1,4 @@
-"""Every setting in one dataclass (experiment/settings.py): Table 3's values, presets, and what is refused.
-
-R8  the default of every hyperparameter of Table 3 is the paper's value, that of REM's own settings too
-R3  what is given beats the presets, the architecture's preset beats the data set's
-X3  theta_o2 fills the 100 % network unless a ratio is given, be it 0
-R2  a setting of a wrong type, out of its range or unknown is refused by name, however the settings are made
-"""
+"""Every setting in one dataclass (experiment/settings.py): Table 3's values, presets, and what is refused."""
 
 import re
 from dataclasses import fields, replace
@@ -65,8 +59,7 @@ def test_rem_reads_the_same_defaults():
 @pytest.mark.parametrize("arch", ["resnet9", "vit"])
 @pytest.mark.parametrize("dataset", ["cifar10", *DATASET_PRESETS])
 def test_which_preset_wins(dataset, arch):
-    """R3: a given value beats all presets, that of both beats the architecture's, this the data set's, and this the
-    default."""
+    """R3: a given value beats all presets, that of both the architecture's, this the data set's, this the default."""
     config = resolve({"dataset": dataset, "arch": arch})
     layers = [DATASET_PRESETS.get(dataset, {}), ARCH_PRESETS.get(arch, {}), BOTH_PRESETS.get((dataset, arch), {}),
               {"dataset": dataset, "arch": arch}]
@@ -85,8 +78,7 @@ def test_an_unknown_setting():
 
 
 def test_the_width_of_theta_o2():
-    """X3, X7: theta_o2 fills the 100 % network, 1 / capacity - 1; none at capacity 1; a ratio that is given wins,
-    also one of 0."""
+    """X3, X7: 1 / capacity - 1, none at capacity 1; a ratio that is given wins, also one of 0."""
     assert Config(capacity=0.5).extra_ratio == 1 and Config(capacity=0.25).extra_ratio == 3
     assert Config(capacity=1.0).extra_ratio == 0 and Config(capacity=1.0, ratio=0.5).extra_ratio == 0.5
     assert Config(ratio=0.0).extra_ratio == 0 != Config(ratio=None).extra_ratio == 1
