@@ -15,7 +15,6 @@ from torch import nn
 from engine.layers import MaskedPass, channels_of, initialiser
 from helpers import assert_close, gen, seeds
 
-# --- The kind of a layer ----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("layer, expected", [
     (nn.Linear(4, 6), (4, 6, -1, False, False)), (nn.Conv2d(4, 6, 3), (4, 6, 1, False, False)),
@@ -38,8 +37,6 @@ def test_fresh_weights_are_torchs_default(make, inputs, dtype):
     assert_close(fresh(4, 6).double(), expected.to(dtype).double(), {torch.bfloat16: 1e-2}.get(dtype, 1e-6))
     assert fresh(0, 6).shape == (0, 6, *weight.shape[2:]) and isinstance(fresh(1, 1), nn.Parameter)
 
-
-# --- A masked pass ----------------------------------------------------------------------------------------------------
 
 @given(seed=seeds, outputs=st.integers(1, 3), extra=st.integers(1, 4))
 def test_the_mask_of_a_layer(seed, outputs, extra):

@@ -51,9 +51,6 @@ def noisy(state, seed: int) -> None:
             p += 0.1 * torch.randn(p.shape, generator=gen(seed), dtype=torch.float64)
 
 
-# --- reach ------------------------------------------------------------------------------------------------------------
-
-
 def walk(state, passes: int) -> None:
     """The twin: `passes` times theta <- theta - STEP ||theta_begin|| g / ||g||, g the gradient of L_step2 over D_f."""
     theta = [p for p in state.expanded.theta_o1() if p.requires_grad]
@@ -212,9 +209,6 @@ def test_step_3_begins_without_momentum(optimizer, reach):
     with acc_forget(0.9, 0.1, *at_reach, 0.1, 0.9, 0.1), mock.patch.object(rem_module, "redirect", redirect):
         unlearn(optimizer=optimizer, reach=reach, unlearn_epochs=3, unlearn_lr=1e-3, until=Never)
     assert seen == [(1, 1, not reach), (2, 0, True), (3, 1, not reach)]
-
-
-# --- Distances --------------------------------------------------------------------------------------------------------
 
 
 def test_distances_in_closed_form():
