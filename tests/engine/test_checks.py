@@ -22,6 +22,7 @@ from helpers import small_net
     (torch.tensor([5, -1]), "index -1 out of range for 6 examples"),
     (torch.tensor([1.0]), r"torch.float32 of shape \(1,\); they must be an int64 tensor"),
     (torch.tensor([1, 2], dtype=torch.int32), "torch.int32"),
+    (torch.tensor([True]), "torch.bool"),
     (torch.tensor([[1, 2]]), r"torch.int64 of shape \(1, 2\)"),
     (torch.tensor(3), r"of shape \(\)"),
     ([1, 2], "dataset indices are list"),

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import zlib
 
 import numpy as np
 import pytest
@@ -231,17 +230,8 @@ def test_what_is_wrong_with_a_folder(tmp_path):
         read(tmp_path)
 
 
-def bomb(path):
-    """A PNG that says it has 30,000 x 30,000 pixels."""
-    Image.new("L", (1, 1)).save(path)
-    content = bytearray(path.read_bytes())
-    content[16:24] = (30000).to_bytes(4, "big") * 2
-    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
-    path.write_bytes(content)
-
-
 ODD_FILES = {
-    "bomb": (bomb, "cannot decode .*odd.png .*pixels"),
+    "bomb": (lambda path: Image.new("1", (20_000, 20_000)).save(path), "cannot decode .*odd.png .*pixels"),
     "pipe": (lambda path: os.mkfifo(path), "odd.png is no regular file"),
     "link to itself": (lambda path: path.symlink_to(path), "cannot read .*odd.png .*symbolic links"),
     "program": (lambda path: Image.new("L", (8, 8)).save(path, format="EPS"), "cannot decode .*cannot identify"),
