@@ -16,7 +16,7 @@ from states import Loose, make_state
 
 @given(seeds, st.sampled_from([3, 5, 64]))
 def test_stored_values(seed, batch):
-    """F8, M13: CE of step 1's network by dataset index, whatever the batches, also once the network moves."""
+    """F8, M13: they are the CE of step 1's network by dataset index, whatever the batches, also once it moves."""
     data = make_data(seed, trigger=True)
     state = make_state(seed, data=data, net=small_net(seed, dtype=torch.float64), batch=batch)
     net, rows = state.reference.net, torch.randperm(12, generator=gen(seed))[:7]
@@ -33,7 +33,7 @@ def test_stored_values(seed, batch):
 @pytest.mark.parametrize("data, stored", [(make_data(0), True), (make_data(0, pad=1), False),
                                           (make_data(0, flip=True), False), (Loose(make_data(0)), False)])
 def test_stored_only_without_augmentation(data, stored):
-    """F8, L16: not where augmentation may move an image, as in a source that says nothing; no number is drawn."""
+    """F8, L16: augmentation may move an image, in a source that says nothing too; to store draws no number."""
     state = make_state(data=data)
     drawn = state.generator.get_state()
     state.reference.remember(state)

@@ -105,7 +105,7 @@ def found(tmp_path_factory) -> tuple[dict, dict, dict]:
 
 
 def test_two_processes_give_one_network(found):
-    """G1, F6: with one network, bit for bit, also where one process alone reaches a parameter, or none does."""
+    """G1, F6: the same bits in both, also where one process alone reaches a parameter, or none does."""
     _, first, second = found
     assert torch.equal(first["skipping"]["idle.weight"], small_net(5, norm=False, dtype=torch.float64).conv2.weight)
     for name in first:

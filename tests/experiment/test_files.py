@@ -22,7 +22,7 @@ ROOT = Path(tasks.__file__).parent
 
 @given(cases())
 def test_t16_round_trip(tmp_path_factory, case):
-    """T16: the very labels, clean labels, D_c and images of the file, whatever labels the data set has by now."""
+    """T16: a saved task loads with its very labels, clean labels, D_c and images, whatever labels the data have."""
     task, dataset, path = make_task(*case), case[1], tmp_path_factory.mktemp("task") / "deep" / "er" / "task.pt"
     save_task(task, path)
     assert [p.name for p in path.parent.iterdir()] == ["task.pt"]

@@ -72,7 +72,7 @@ def test_an_unknown_setting():
 
 
 def test_the_width_of_theta_o2():
-    """X3, X7: 1 / capacity - 1, none at capacity 1; a ratio that is given wins, also one of 0."""
+    """X3, X7: it is 1 / capacity - 1, none at capacity 1; a ratio that is given wins, also one of 0."""
     assert Config(capacity=0.5).extra_ratio == 1 and Config(capacity=0.25).extra_ratio == 3
     assert Config(capacity=1.0).extra_ratio == 0 and Config(capacity=1.0, ratio=0.5).extra_ratio == 0.5
     assert Config(ratio=0.0).extra_ratio == 0 != Config(ratio=None).extra_ratio == 1
