@@ -168,7 +168,8 @@ def test_the_data_that_is_asked_for(tmp_path, monkeypatch):
 
 
 def test_the_printed_comparison():
-    """R1: each number in its own column, in percent; what no method could find is a dash, a failure its error."""
+    """R1: each number of a row stands in its own column, in percent; what no method could find is a dash, a failure its
+    error; long names widen their column."""
     row = {"method": "rem", "status": "ok", "healed": 0.9, "healed_undiscovered": 0.8, "utility": 0.7, "product": 0.63,
            "misled": 0.0, "seconds": 4.25}
     failed = {"method": "cf", "status": "failed", "error": "Odd: it (x.py:1)"}
@@ -179,6 +180,7 @@ def test_the_printed_comparison():
     assert lines[1].split() == ["rem", "90.0", "80.0", "70.0", "63.0", "0.0", "4.2"]
     assert lines[2].split() == ["a_long_name.py:of_a_method", "90.0", "-", "70.0", "63.0", "-", "12.0"]
     assert lines[3].split(maxsplit=1) == ["cf", "Odd: it (x.py:1)"]
+    assert len({len(line) for line in lines[:3]}) == 1
 
 
 # --- Failures ---------------------------------------------------------------------------------------------------------
