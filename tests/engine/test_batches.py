@@ -1,9 +1,4 @@
-"""engine/batches.py: what REM asks of a data source, and batches of at least two.
-
-- The number of batches of a shuffled pass, whose last one is never a single example            A7
-- A source of one's own: what it yields is checked, a lone last example joins the batch before,
-  and its batches may live in memory that is used again; nothing else of it is read              A7, A29, A38, M13
-"""
+"""engine/batches.py: what REM asks of a data source, and batches of at least two."""
 
 import pytest
 import torch
@@ -21,8 +16,7 @@ from states import Loose, make_state, unlearn
 @example(0, 41, 10)
 @example(0, 1, 3)
 def test_the_number_of_batches(seed, n, size):
-    """A7: count_batches says how many batches a shuffled pass has, and none of several holds a single example, unless
-    all do."""
+    """A7: count_batches is that of a shuffled pass; no batch of several holds one example, unless all do."""
     data, state = make_data(seed, n=n + 1), make_state(seed, n=n + 1, size=1, batch=size)
     parts = [len(rows) for rows, _, _ in data.batches(torch.arange(n), size, gen(seed))]
     assert len(parts) == count_batches(n, size) and sum(parts) == n

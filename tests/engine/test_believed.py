@@ -1,8 +1,5 @@
 """engine/scores.py, `believed`: the images that step 3 leaves out, because theta_o1 disbelieves their labels.
 
-- Left out is exactly what theta_o1 disbelieves, before step 2, from epoch 2 on; to judge moves nothing     A37
-
-That nothing but batches, labels as given, is read of the data is in test_batches.py.
 That REM with `disbelieved` 0 is Algorithm 1 as printed is in paper/test_twins.py, that NPO ignores it in
 paper/test_algorithm.py.
 """

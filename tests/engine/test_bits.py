@@ -1,9 +1,4 @@
-"""engine/bits.py: a table of bits, eight to a byte, drawn block by block.
-
-- Its rows are those that were drawn, in blocks, for every kind of index         M1, M3, M13
-
-That it takes an eighth of a byte a bit (M16) is in tests/paper/test_etd.py.
-"""
+"""engine/bits.py: a table of bits, eight to a byte (M16 is in paper/test_etd.py), drawn block by block."""
 
 import pytest
 import torch
@@ -17,8 +12,7 @@ from helpers import gen, seeds
 
 @given(seeds, st.integers(0, 20), st.integers(0, 19), st.sampled_from([1, 7, 40, 2**20]))
 def test_rows_are_what_was_drawn(seed, n, width, block):
-    """M1, M3, M13: bit for bit, in whatever blocks the table is filled; rows by number, slice, mask, or indices of any
-    shape, as of a tensor."""
+    """M1, M3, M13: bit for bit, in whatever blocks they are drawn, by every kind of index that a tensor takes."""
     asked = []
 
     def draw(rows):

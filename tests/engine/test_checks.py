@@ -1,10 +1,4 @@
-"""engine/checks.py: refusals that say what was found, before any training.
-
-- Index sets: int64 vectors within the data, without repetition; D_f neither empty nor everything       A15, A16, M18
-- Settings: no name vanishes, the nearest known one is told; choices and ranges                         A26
-- Losses, and weights after the last update, are finite numbers                                         A3
-- The first line of any error                                                                           A31
-"""
+"""engine/checks.py: refusals that say what was found, before any training."""
 
 import math
 from dataclasses import dataclass, replace
@@ -28,13 +22,13 @@ from helpers import small_net
     (torch.tensor([5, -1]), "index -1 out of range for 6 examples"),
     (torch.tensor([1.0]), r"torch.float32 of shape \(1,\); they must be an int64 tensor"),
     (torch.tensor([1, 2], dtype=torch.int32), "torch.int32"),
+    (torch.tensor([True]), "torch.bool"),
     (torch.tensor([[1, 2]]), r"torch.int64 of shape \(1, 2\)"),
     (torch.tensor(3), r"of shape \(\)"),
     ([1, 2], "dataset indices are list"),
 ])
 def test_indices(index, text):
-    """A16, M18: what is no int64 vector within the data is a ValueError that says what it is; negative ones never
-    wrap."""
+    """A16, M18: what is no int64 vector within the data is told as what it is; negative ones never wrap."""
     for check in (check_index, check_forget):
         with pytest.raises(ValueError, match=text):
             check(index, 6)
@@ -101,16 +95,14 @@ class Attributes:
     (SimpleNamespace(rate=1, kind="wide", passes=1, epochs=9), Some(1, "wide", 1)),
 ])
 def test_settings_from_records(record, expected):
-    """A26: dicts and objects give what they have, the rest has its defaults; a record that has all of them may hold
-    settings for others, too."""
+    """A26: what a record lacks has its default; one that has all settings may hold more, for others."""
     assert settings_from(record, Some) == expected
 
 
 @pytest.mark.parametrize("record", [dict(rates=0.1, kinds="wide"), SimpleNamespace(rates=0.1),
                                     dict(rate=0.1, kind="wide", rates=0.1)])
 def test_unknown_settings(record):
-    """A26: a record that lacks some settings and has another name is taken for misspelt: the error has the name and the
-    nearest known one."""
+    """A26: a record that lacks some and has another name is taken for misspelt; the nearest name is told."""
     with pytest.raises(ValueError, match="unknown setting 'rates'; did you mean 'rate'"):
         settings_from(record, Some)
 
@@ -163,8 +155,7 @@ def test_finite(total, steps):
     ("norm2.running_var", math.inf, True), ("mask", -math.inf, False), ("mask", math.nan, True),
 ])
 def test_finite_weights(part, value, bad):
-    """A3: weights and running statistics must be finite; another buffer, such as an attention's mask, may hold -inf and
-    no NaN."""
+    """A3: weights and running statistics are finite; another buffer, as an attention's mask, may hold -inf."""
     net = small_net(0)
     net.register_buffer("mask", torch.zeros(3))
     assert finite_weights(net) is net

@@ -1,10 +1,4 @@
-"""Which file imports which, read from the code itself.
-
-- The core needs torch alone (R13): engine/, etd.py, expand.py and rem.py import torch, each other and Python's own.
-- Imports point downwards (R13): engine, the paper's files, experiment, repair, study, run.py; and in no circle.
-- Libraries that are slow to import, or need not be there, are imported inside functions (R7).
-- The oldest Python that requirements.txt allows can parse every file (R13).
-"""
+"""Which file imports which, read from the code itself (R13), and what is imported inside functions alone (R7)."""
 
 import ast
 import sys

@@ -1,10 +1,6 @@
 """engine/layers.py: what a layer's kind is, and how a masked pass goes through a network.
 
-- The kind of a layer                                                         X10
-- Fresh weights                                                               X4, X6
-- The mask of a layer: 1 for the base, the first bits of each row beside it   M11, M17
-
-Memory formats, layers run with wider weights, and what is put in whose place are in tests/paper/test_step1_expand.py.
+Memory formats, layers run with wider weights, and what is put in whose place are in paper/test_step1_expand.py.
 """
 
 import itertools
@@ -19,7 +15,6 @@ from torch import nn
 from engine.layers import MaskedPass, channels_of, initialiser
 from helpers import assert_close, gen, seeds
 
-# --- The kind of a layer ----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("layer, expected", [
     (nn.Linear(4, 6), (4, 6, -1, False, False)), (nn.Conv2d(4, 6, 3), (4, 6, 1, False, False)),
@@ -43,12 +38,9 @@ def test_fresh_weights_are_torchs_default(make, inputs, dtype):
     assert fresh(0, 6).shape == (0, 6, *weight.shape[2:]) and isinstance(fresh(1, 1), nn.Parameter)
 
 
-# --- A masked pass ----------------------------------------------------------------------------------------------------
-
 @given(seed=seeds, outputs=st.integers(1, 3), extra=st.integers(1, 4))
 def test_the_mask_of_a_layer(seed, outputs, extra):
-    """M11, M17: 1 for every base channel and the first bits of each row for the others, whatever was asked before: of
-    other widths or another dtype."""
+    """M11, M17: 1 for each base channel, the first bits of the row for the others, whatever was asked before."""
     mask = torch.rand(3, 5, generator=gen(seed)) < 0.5
     active = MaskedPass(mask)
     for base, more, dtype in itertools.product({outputs, 2}, {extra, 3}, (torch.float32, torch.bfloat16)):

@@ -1,9 +1,5 @@
 """engine/lines.py: `reach`, how far the first step 2 takes theta_o1.
 
-- Updates of one length, then along their line as far as `reach`; a later step 2 ends at gamma       A32, A33
-- No state of the optimiser is carried from step 2 into step 3                                       A34
-- Distances in closed form                                                                           A39
-
 That REM with `reach` 0 is Algorithm 1 as printed is in paper/test_twins.py, that NPO ignores it in
 paper/test_algorithm.py; which methods read it is in study/test_plan.py, its default in experiment/test_settings.py.
 """
@@ -53,9 +49,6 @@ def noisy(state, seed: int) -> None:
     with torch.no_grad():
         for p in state.expanded.theta_o1():
             p += 0.1 * torch.randn(p.shape, generator=gen(seed), dtype=torch.float64)
-
-
-# --- reach ------------------------------------------------------------------------------------------------------------
 
 
 def walk(state, passes: int) -> None:
@@ -152,8 +145,7 @@ def test_a_warning_is_of_where_the_passes_end():
 
 
 def test_frozen_weights_do_not_count():
-    """A32: `reach` and the length of an update are of the trainable part of theta_o1: a frozen layer of large weights
-    does not lengthen them, and stays."""
+    """A32: `reach` and the length of an update are of theta_o1's trainable part; a frozen layer stays."""
     ends = []
     for value in (1.0, 1e4):
         net = small_net(0)
@@ -217,9 +209,6 @@ def test_step_3_begins_without_momentum(optimizer, reach):
     with acc_forget(0.9, 0.1, *at_reach, 0.1, 0.9, 0.1), mock.patch.object(rem_module, "redirect", redirect):
         unlearn(optimizer=optimizer, reach=reach, unlearn_epochs=3, unlearn_lr=1e-3, until=Never)
     assert seen == [(1, 1, not reach), (2, 0, True), (3, 1, not reach)]
-
-
-# --- Distances --------------------------------------------------------------------------------------------------------
 
 
 def test_distances_in_closed_form():

@@ -1,9 +1,4 @@
-"""engine/modes.py: training and evaluation mode, copies, and the running statistics of BatchNorm.
-
-- BatchNorms that a network's user froze keep their statistics, through all of REM                     A30
-- Refreshed statistics are means over the images of one augmented, base-only pass; no label is read    D7, E1
-- A copy shares nothing, also of a network that keeps an activation                                    A11, D1
-"""
+"""engine/modes.py: training and evaluation mode, copies, and the running statistics of BatchNorm."""
 
 import copy
 
@@ -37,25 +32,14 @@ class Both(nn.Module):
         return self.head(self.drop(x.amax(dim=(2, 3))))
 
 
-def frozen(how):
-    """A network whose norm1 its user froze, and the names of the BatchNorms whose statistics must stay."""
-    net = randomise(Both(), 0)
-    if how == "eval in a training network":
-        net.norm1.eval()
-    elif how == "no gradient":
-        net.norm1.requires_grad_(False)
-    elif how == "both, in evaluation mode":
-        net.eval()
-        net.norm1.requires_grad_(False)
-    elif how == "a part without gradient":
-        net.norm1.weight.requires_grad_(False)
-    elif how == "evaluation mode":
-        net.eval()
-    return net, ["norm1"] if how.startswith(("eval in", "no gradient", "both")) else []
-
-
-HOW = ["eval in a training network", "no gradient", "both, in evaluation mode", "a part without gradient",
-       "evaluation mode", "not at all"]
+HOW = {  # what a user does to the network, and the BatchNorms whose statistics must then stay
+    "eval in a training network": (lambda net: net.norm1.eval(), ["norm1"]),
+    "no gradient": (lambda net: net.norm1.requires_grad_(False), ["norm1"]),
+    "both, in evaluation mode": (lambda net: net.eval().norm1.requires_grad_(False), ["norm1"]),
+    "a part without gradient": (lambda net: net.norm1.weight.requires_grad_(False), []),
+    "evaluation mode": (lambda net: net.eval(), []),
+    "not at all": (lambda net: net, []),
+}
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -63,7 +47,8 @@ def test_frozen_norms_keep_their_statistics(how):
     """A30, D7: frozen is a BatchNorm in evaluation mode in a network that trains, or one none of whose parameters has a
     gradient; not one of a network that came in evaluation mode as a whole. Through steps 2 and 3, the refresh and the
     end of the repair its statistics are bit for bit the network's own, those of masked passes too; others move."""
-    (net, names), seen = frozen(how), []
+    (freeze, names), net, seen = HOW[how], randomise(Both(), 0), []
+    freeze(net)
     with acc_forget(0.9, 0.0):
         out = unlearn(net=net, n=60, size=5, forget_norm="batch",
                       log=lambda epoch, epochs, model, **record: seen.append(extra_tensors(model)))
@@ -98,8 +83,7 @@ def test_a_refresh_is_one_shuffled_augmented_pass(given_seed):
 
 
 def test_a_refresh_reads_no_label_and_keeps_modes():
-    """E1, F11, A12: the refresh gives the same for any labels and puts modes back, mixed ones too; global random
-    numbers stay."""
+    """E1, F11, A12: it is the same for any labels, puts mixed modes back and leaves global random numbers."""
     data, results = make_data(0, n=9), []
     for labels in (data.labels, torch.zeros_like(data.labels)):
         expanded, world = expand(small_net(0), IMAGE), torch.get_rng_state()
@@ -113,7 +97,8 @@ def test_a_refresh_reads_no_label_and_keeps_modes():
 
 def test_a_refresh_asks_how_the_network_came():
     """A30: which BatchNorms are frozen is told by the modes that the network came with, not by those that it is in."""
-    net, before = frozen(HOW[0])[0], frozen(HOW[0])[0]
+    net, before = randomise(Both(), 0), randomise(Both(), 0)
+    net.norm1.eval()
     modes = modes_of(net)
     refresh_batchnorm(net.eval(), make_data(0), modes=modes)
     assert torch.equal(net.norm1.running_mean, before.norm1.running_mean)
@@ -145,8 +130,7 @@ class Idle(nn.Module):
 
 
 def test_a_refresh_of_norms_that_run_never_or_twice():
-    """E1, D7: a norm that does not run keeps its statistics; one that runs twice has the means over all that it saw;
-    one without statistics has none."""
+    """E1, D7: one that never runs keeps its statistics, one that runs twice has the means of all that it saw."""
     net, data = Idle(), make_data(0, n=6)
     net.idle.running_mean.fill_(3), net.idle.running_var.fill_(2), net.idle.num_batches_tracked.fill_(77)
     refresh_batchnorm(net, data, size=4)
@@ -158,12 +142,8 @@ def test_a_refresh_of_norms_that_run_never_or_twice():
     assert_close(net.twice.running_mean, means, 1e-5)  # float32
 
 
-# --- Copies -----------------------------------------------------------------------------------------------------------
-
-
 def test_copies():
-    """A11, D1: a copy has the same weights in storage of its own, modes and flags, and what was kept without its
-    history; the network keeps its own."""
+    """A11, D1: a copy has weights of its own, modes and flags, and what was kept, without its history."""
     net = Keeping()
     net.net.head.requires_grad_(False).eval()
     net(torch.rand(2, 1, 8, 8, generator=gen(0)))

@@ -1,10 +1,6 @@
 """engine/reference.py: the frozen network of Eq. 2, asked for by dataset index where nothing augments the data.
 
-- Stored values are the reference's, of both parts under each example's own mask and of theta_o1 alone   F8, M13
-- Where augmentation may move an image, and nobody says that it may not, nothing is stored               F8, L16
-- No gradient flows into it, and what it was made of may move on                                         F8, L10
-
-That REM is the same with stored values and batch by batch is in test_twins.py, which has both.
+That REM is the same with stored values and batch by batch is in paper/test_twins.py, which has both.
 """
 
 import pytest
@@ -20,8 +16,7 @@ from states import Loose, make_state
 
 @given(seeds, st.sampled_from([3, 5, 64]))
 def test_stored_values(seed, batch):
-    """F8, M13: for every example the cross-entropy of step 1's network, by dataset index, whatever the batches; they
-    stay what they were when the network moves."""
+    """F8, M13: they are the CE of step 1's network by dataset index, whatever the batches, also once it moves."""
     data = make_data(seed, trigger=True)
     state = make_state(seed, data=data, net=small_net(seed, dtype=torch.float64), batch=batch)
     net, rows = state.reference.net, torch.randperm(12, generator=gen(seed))[:7]
@@ -38,8 +33,7 @@ def test_stored_values(seed, batch):
 @pytest.mark.parametrize("data, stored", [(make_data(0), True), (make_data(0, pad=1), False),
                                           (make_data(0, flip=True), False), (Loose(make_data(0)), False)])
 def test_stored_only_without_augmentation(data, stored):
-    """F8, L16: with augmentation, which a source that says nothing may have, the reference sees each batch as the
-    network does; to store draws no number."""
+    """F8, L16: augmentation may move an image, in a source that says nothing too; to store draws no number."""
     state = make_state(data=data)
     drawn = state.generator.get_state()
     state.reference.remember(state)

@@ -1,10 +1,4 @@
-"""engine/scores.py: cross-entropy and accuracy of the network that Algorithm 1 carries.
-
-- Accuracy is a fraction of the labels as given, theta_o1 alone, whatever the batches                V1, V2, A5, F11
-- Which examples are right, of theta_o1 or another network                                           V1
-- Logits that are not finite are no class                                                            A3, V8
-- Cross-entropies are in float32 at least                                                            L11, L16
-"""
+"""engine/scores.py: cross-entropy and accuracy of the network that Algorithm 1 carries."""
 
 import math
 

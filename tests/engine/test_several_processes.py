@@ -1,9 +1,5 @@
 """Several processes, one network: two of them on the CPU give the numbers of one (engine/ranks.py and all above it).
 
-G1  both processes end with one network, and without BatchNorm its numbers are those of one process: every method, what
-    REM decides, logs, predictions, suspects
-G2  with BatchNorm, whose statistics are each process's own, the change of the weights is close
-
 As a script, `python test_several_processes.py FOLDER`, this file is one of the processes.
 """
 
@@ -78,8 +74,7 @@ def networks() -> dict:
 
 
 def train_skipping(data) -> torch.nn.Module:
-    """Four equal blocks, each of which training skips half the time, in every process by numbers of its own; and one
-    that never runs."""
+    """Blocks that training skips half the time, by numbers of each process's own; and one that never runs."""
     net = small_net(5, norm=False, dtype=torch.float64)
     net.blocks = torch.nn.ModuleList(copy.deepcopy(net.conv2) for _ in range(4))
     net.idle = copy.deepcopy(net.conv2)
@@ -110,8 +105,7 @@ def found(tmp_path_factory) -> tuple[dict, dict, dict]:
 
 
 def test_two_processes_give_one_network(found):
-    """G1, F6: both processes end with the same weights and numbers, bit for bit, where one alone reaches a parameter,
-    too; one that none reaches stays."""
+    """G1, F6: the same bits in both, also where one process alone reaches a parameter, or none does."""
     _, first, second = found
     assert torch.equal(first["skipping"]["idle.weight"], small_net(5, norm=False, dtype=torch.float64).conv2.weight)
     for name in first:

@@ -1,8 +1,4 @@
-"""engine/streams.py: random numbers, a stream per purpose and seed, and a global state that is left as it was.
-
-- A stream depends on seed and purpose alone                                                 A9, T10
-- Global random numbers of a pass follow a generator, and each process has its own           A9, G1, M6
-"""
+"""engine/streams.py: random numbers, a stream per purpose and seed, and a global state that is left as it was."""
 
 import hashlib
 
@@ -19,8 +15,7 @@ CPU = torch.device("cpu")
 
 @given(seeds)
 def test_streams(seed):
-    """A9, T10: the same seed and purpose give the same numbers, another seed or purpose others; nothing global is
-    drawn from or moved."""
+    """A9, T10: seed and purpose determine the numbers; nothing global is drawn from or moved."""
     before = torch.get_rng_state()
     drawn = [torch.rand(8, generator=stream(*of)) for of in ((seed, "a"), (seed, "a"), (seed + 1, "a"), (seed, "b"))]
     assert torch.equal(drawn[0], drawn[1])
@@ -37,8 +32,7 @@ def test_streams_are_the_same_everywhere():
 
 
 def test_forked_numbers_follow_the_generator():
-    """A9, M6: forked random numbers follow the generator's place in its stream, and leave it and the global state where
-    they are."""
+    """A9, M6: they follow the generator's place in its stream, and leave it and the global state."""
     generator, seen = gen(3), []
     for draws in (0, 0, 2):
         torch.rand(draws, generator=generator)

@@ -1,9 +1,5 @@
 """engine/updates.py: one update, and one pass of updates.
 
-- Logits: float32 at least, bf16 where asked for, "auto" in bf16 on GPUs alone             L11, X10
-- An update: a parameter that the loss does not reach stays bit for bit                     F6
-- A pass: its mean loss, its steps, what no gradient has reached                            A9, A21
-
 That a loss which is no number ends it is in test_checks.py, and through REM in tests/paper.
 """
 
@@ -49,8 +45,7 @@ def test_what_is_no_logits_is_told():
 
 
 def test_an_update_leaves_what_it_does_not_reach():
-    """F6: a parameter that the loss does not reach stays bit for bit, with momentum and decay and a gradient from
-    before; the loss comes back without a graph."""
+    """F6: bit for bit, with momentum, decay and a gradient from before; the loss comes back without a graph."""
     reached, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([reached, other], lr=0.1, momentum=0.9, weight_decay=0.1)
     descend(optimizer, (reached + other).sum())
@@ -63,8 +58,7 @@ def test_an_update_leaves_what_it_does_not_reach():
 
 
 def test_the_mean_and_the_steps_of_a_pass():
-    """A9: a pass counts its updates and, at its end, has the mean of their losses, of the weights before each; the log
-    gets it too."""
+    """A9: a pass counts its updates and has the mean of their losses, of the weights before each; so has the log."""
     state = make_state()
     weight = state.expanded.layers()["head"].base.weight
     expected = []
@@ -79,8 +73,7 @@ def test_the_mean_and_the_steps_of_a_pass():
 
 
 def test_what_no_gradient_has_reached():
-    """A21: a parameter that no update of a pass reached is named by its layer, unless it is frozen or has no entry; one
-    update is enough."""
+    """A21: a parameter that no update of a pass reached is named by its layer, unless it is frozen or empty."""
     def passed(first, second, **must):
         state = make_state()
         layers = state.expanded.layers()

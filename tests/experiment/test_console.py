@@ -1,10 +1,4 @@
-"""The command line and what it shows (experiment/console.py): flags made of the settings, lines of progress.
-
-R2  there is a flag for every setting, of its type, in its stage, with its default and presets in the help; what is not
-    given is not in the namespace; an error is one line and exit code 2
-R2  a stderr that is full or closed changes no exit code and gets nothing into stdout; long texts are cut
-R1  a line per epoch with the time left; silent about what is short, and in a terminal not silent for long
-"""
+"""The command line and what it shows (experiment/console.py): flags made of the settings, lines of progress."""
 
 import io
 import re
@@ -94,8 +88,7 @@ def test_help_shows_every_default(capsys, monkeypatch):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("closed", [True, False])
 def test_a_stderr_that_takes_nothing(capsys, monkeypatch, closed):
-    """R2: closed or full, it ends nothing, in the middle of the work and when Python ends either; print to None would
-    take stdout."""
+    """R2: closed or full, it ends nothing, not even when Python ends; print to None would take stdout."""
     full = open("/dev/full", "w")
     monkeypatch.setattr(sys, "stderr", None if closed else full)
     assert run.main(["--n", "0"]) == 2
@@ -127,8 +120,7 @@ def clock(monkeypatch):
 
 @pytest.mark.parametrize("quiet, least, lines", [(False, 0, 2), (False, 40, 2), (False, 41, 0), (True, 0, 0)])
 def test_progress_is_silent_about_what_is_short(capsys, clock, quiet, least, lines):
-    """R1: with min_seconds a line is printed once the time so far and the estimate of the rest reach it; quiet prints
-    none."""
+    """R1: a line comes once the time so far and the estimate of the rest reach min_seconds; quiet prints none."""
     with progress("train", quiet, least) as log:
         for epoch in (1, 2):
             clock[0] += 20
@@ -156,8 +148,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("stream_of, seen", [(Terminal, True), (io.StringIO, False)])
 def test_long_silence_is_told_in_a_terminal(monkeypatch, stream_of, seen):
-    """R1: work without a line for long writes one line anew in a terminal, wiped before the next and at the end;
-    elsewhere it writes nothing."""
+    """R1: work without a line for long writes one anew, wiped in the end; elsewhere it writes nothing."""
     out = stream_of()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(console, "LONG", 0.5)

@@ -1,10 +1,4 @@
-"""Data sets by name (experiment/datasets.py): the built-in file and torchvision's classes (Sec. 4, A.3).
-
-B4, T15  images, labels and class names are those of the files; training and test images come from their own
-R8       mean, std, crop and flip of each data set; a crop moves by an eighth of the size asked for
-B4       another size is made by antialiased bilinear interpolation, as a plain loop has it
-R2, R7   an unknown name, missing or damaged files, a failed download: one line with the path and the remedy
-"""
+"""Data sets by name (experiment/datasets.py): the built-in file and torchvision's classes (Sec. 4, A.3)."""
 
 import os
 import sys

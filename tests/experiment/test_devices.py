@@ -1,8 +1,4 @@
-"""The device that a run computes on (experiment/devices.py): chosen, described, and whether it can do what is asked.
-
-R2  a device that is not there is refused; bf16 where it is slow is warned of; too wide a theta_o2 is told before work
-R3  a run says which CPU or GPU it computes with, and with how many threads
-"""
+"""The device that a run computes on (experiment/devices.py): chosen, described, and whether it can do what is asked."""
 
 import os
 
@@ -41,8 +37,7 @@ def test_the_cpu_is_described():
 
 
 def test_the_processor_in_rows(monkeypatch, tmp_path):
-    """R3: the model is that of /proc/cpuinfo; a system without the file, or without a name in it, has one, too.
-    oneDNN's limit is told where one is set."""
+    """R3: the model is that of /proc/cpuinfo, where it has one; oneDNN's limit is told where one is set."""
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert processor()["isa"].endswith(", ONEDNN_MAX_CPU_ISA=AVX2")
     monkeypatch.setattr(devices, "Path", lambda name: tmp_path / "cpuinfo")  # each machine has another one
@@ -57,8 +52,7 @@ def test_the_processor_in_rows(monkeypatch, tmp_path):
     ("x86_64", False, False, True), ("AMD64", True, False, False), ("x86_64", False, True, False),
     ("aarch64", False, False, False)])
 def test_slow_bf16_is_told(monkeypatch, capsys, machine, amx, bf16, warned):
-    """R2: bf16 on a CPU of Intel's or AMD's without AMX and AVX512_BF16 warns that it is slower; elsewhere, and where
-    torch cannot tell, nothing is said."""
+    """R2: bf16 on a CPU of Intel's or AMD's without AMX and AVX512_BF16 warns; elsewhere nothing is said."""
     # a machine of each kind, in place of the one that the test runs on
     monkeypatch.setattr(devices.platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)

@@ -1,8 +1,4 @@
-"""T16: a task in a file: labels are stored with the task, so that a second process sees those of training (A.3).
-
-Nothing in such a file is run, nor in any other that the code reads by torch.load (A8), and what tells images apart
-tells every pixel and label (R3).
-"""
+"""A task in a file (experiment/files.py), with the very labels that training saw (A.3); nothing in a file is run."""
 
 import ast
 from dataclasses import replace
@@ -26,8 +22,7 @@ ROOT = Path(tasks.__file__).parent
 
 @given(cases())
 def test_t16_round_trip(tmp_path_factory, case):
-    """T16: a saved task loads as the very labels, clean labels, D_c and triggered images: what is in the file counts,
-    whatever labels the data set has by now."""
+    """T16: a saved task loads with its very labels, clean labels, D_c and images, whatever labels the data have."""
     task, dataset, path = make_task(*case), case[1], tmp_path_factory.mktemp("task") / "deep" / "er" / "task.pt"
     save_task(task, path)
     assert [p.name for p in path.parent.iterdir()] == ["task.pt"]

@@ -1,7 +1,6 @@
 """Ctrl-C (experiment/interrupts.py): one line, exit code 130 and no traceback, whatever the main thread is in.
 
-R3: an interrupt keeps what was written. Each test sends SIGINT to a process of its own, once that has said that it is
-where it shall be.
+Each test sends SIGINT to a process of its own, once that has said that it is where it shall be.
 """
 
 import os

@@ -1,9 +1,4 @@
-"""Several processes of one run (experiment/processes.py), as torchrun starts them.
-
-G3  the first process of a cell alone prints and writes; each method gets its process's share of the data
-G4  of bad input one process tells, in one line; words that run in one process are refused; one process, and those of
-    `grid`, are not joined at all
-"""
+"""Several processes of one run (experiment/processes.py), as torchrun starts them."""
 
 import os
 import signal
@@ -99,8 +94,7 @@ def test_none_ends_before_all_have_come_to_the_end(tmp_path):
 
 @pytest.mark.slow
 def test_a_cell_of_two_processes(tmp_path):
-    """G3: two processes of one cell train and unlearn together, each on its share; the first alone prints the table and
-    appends rows."""
+    """G3: they train and unlearn together, each on its share; the first alone prints and appends rows."""
     method, out = tmp_path / "note.py", tmp_path / "rows.jsonl"
     method.write_text("import os\nfrom pathlib import Path\ndef f(model, data, forget, config, generator):\n"
                       "    Path(__file__).with_name(os.environ['RANK']).write_text(repr((data.part, len(data))))\n"

@@ -1,9 +1,6 @@
 """A row of results (experiment/rows.py): what it holds, and how it gets into a file that others write, too.
 
-R3   a row holds every setting, where it comes from and what came out; what came out last wins
-R3   the commit that it names is HEAD's, "-dirty" once a tracked file differs
-R10  a row is appended whole or not at all: in the same file, behind torn lines, beside other writers; what a kill
-     leaves is in tests/study/test_grid.py
+What a kill leaves is in study/test_grid.py.
 """
 
 import errno
@@ -53,8 +50,7 @@ def test_where_a_row_comes_from():
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="no git here")
 def test_the_commit_of_the_code(tmp_path, monkeypatch):
-    """R3: the commit is the one that HEAD is, tagged or not, "-dirty" once a tracked file differs; outside a checkout
-    None."""
+    """R3: HEAD's commit, tagged or not, "-dirty" once a tracked file differs; None outside a checkout."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)  # a hook's point to the repository that it is of
     for name, value in dict(CEILING_DIRECTORIES=str(tmp_path.parent), CONFIG_GLOBAL=os.devnull,
@@ -98,8 +94,7 @@ def test_no_git_is_no_error(monkeypatch, error):
 
 
 def test_a_row_is_appended(tmp_path):
-    """R10: a row goes behind those that are there, in the very same file, which need not be read; a link is followed
-    and stays one."""
+    """R10: a row goes behind those that are there, in the very same file; a link is followed and stays one."""
     out, link = tmp_path / "x", tmp_path / "link"
     link.symlink_to(out)
     append_row(str(link), {"a": 0})
@@ -148,8 +143,7 @@ def test_a_row_that_does_not_reach_the_disk_is_taken_back(tmp_path, room, code):
 
 
 def test_a_row_waits_for_another_writer(tmp_path):
-    """R3: while another process holds the file, a row is not appended, and then it goes behind what that one wrote, so
-    that nobody takes back the other's row."""
+    """R3: while another process holds the file; then it goes behind what that one wrote."""
     fcntl = pytest.importorskip("fcntl")
     out = tmp_path / "x"
     writer = threading.Thread(target=append_row, args=(str(out), {"a": 1}))

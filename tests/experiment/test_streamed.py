@@ -1,11 +1,6 @@
 """Any torch Dataset in place of Data (experiment/data.py, Streamed): the same numbers, whoever reads the samples.
 
-U1  for the same transforms a pass is that of Data: order, crop, flip, pixels, state of the generator
-U2  a pass is the same with 0, 2 and 4 workers, random transforms included; global random states stay
-U3  the shares that several processes take of a batch make the batch
-U4  every method, the metrics and a cell's row give what they give on the Data; a repair in
-    tests/repair/test_repair_command.py
-U5  what is no Dataset, and what is wrong with a sample, is told in one line that names it
+A repair on one is in repair/test_repair_command.py.
 """
 
 import random
@@ -102,8 +97,7 @@ def noisy(image):
 
 
 def test_any_number_of_workers_gives_the_same_pass():
-    """U2: with random transforms 0, 2 and 4 workers give the same samples; another generator or place gives others. The
-    global generators stay as they are."""
+    """U2: with random transforms 0, 2 and 4 workers give the same samples, and leave the global generators."""
     data, index = make_data(0, n=12), torch.tensor([3, 3, 5, 0, 1, 2, 7, 8, 9, 10])
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     found = [list(Streamed(Samples(data, plain), 4, augmented=Samples(data, noisy), labels=data.labels, workers=workers)

@@ -93,8 +93,7 @@ def test_formulas(trigger, seed, shape):
 @pytest.mark.parametrize("trigger", tasks.TRIGGERS)
 @given(seeds, SHAPES)
 def test_constants(trigger, seed, shape):
-    """An image gets the same trigger alone and among others, whatever the global random state, which stays;
-    of no images come none."""
+    """Alone and among others an image gets the same trigger; the global random state has no part and stays."""
     images = pictures(seed, 5, *shape)
     torch.manual_seed(seed)
     state = torch.get_rng_state()
@@ -131,8 +130,7 @@ def test_bad_images(images, trigger, kind, text):
 @pytest.mark.parametrize("trigger", OTHERS)
 @given(seeds, SHAPES, st.integers(0, 3), st.booleans(), st.integers(1, 15))
 def test_after_crop_and_flip(trigger, seed, shape, pad, flip, n):
-    """D_c's images carry the trigger; in an augmented batch it is put on after crop and flip, on the moved image
-    without it, and the other images are as ever."""
+    """D_c's images carry it; in an augmented batch it is put on after crop and flip, and others are as ever."""
     images = pictures(seed, 15, *shape)
     channels = shape[2]
     plain = Data(images, torch.arange(15) % 4, 4, (0.0,) * channels, (1 / 255,) * channels, pad=pad, flip=flip)
@@ -160,8 +158,7 @@ def test_same_images_whatever_the_trigger(seed):
 
 @pytest.mark.parametrize("trigger", tasks.TRIGGERS)
 def test_test_images_and_files(trigger, tmp_path):
-    """The test images that the metrics look at carry the task's trigger, also after the task was in a file; a file
-    that is older than the other triggers has the patch."""
+    """The metrics' test images carry it, out of a file too; one that is older than the other triggers has the patch."""
     dataset = make_dataset(0, pad=1)
     task = tasks.make_task("poison", dataset, 6, 0, trigger=trigger)
     save_task(task, tmp_path / "x.task")

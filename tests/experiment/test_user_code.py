@@ -1,10 +1,4 @@
-"""A function out of a user's file (experiment/user_code.py, experiment/methods.py), "path/to/file.py:function".
-
-R16  --method FILE.py:FUNCTION and repair's --model FILE.py:FUNCTION import a file in one way: the same errors in one
-     line each, and the world as it was before
-R11  what such a file does where it is imported reaches no other method
-R3   a row names the contents that the file had when it was loaded
-"""
+"""A function out of a user's file (experiment/user_code.py, experiment/methods.py), "path/to/file.py:function"."""
 
 import os
 import sys
@@ -93,8 +87,7 @@ torch.manual_seed(5)
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_the_world_is_as_it_was_found(device):
-    """R11: folder, dtype, device, gradients, threads and random numbers are put back to what they were, after an error
-    too, be they the usual ones or not."""
+    """R11: folder, dtype, device, gradients, threads and random numbers are put back, after an error too."""
     torch.set_default_device(device)
     torch.set_grad_enabled(device == "cpu")
     torch.set_num_threads(1 if device == "cpu" else 4)
@@ -139,8 +132,7 @@ def test_a_file_that_wants_its_neighbour_is_told_how(tmp_path, monkeypatch):
 
 
 def test_files_of_one_name(tmp_path):
-    """R16: of two files of one name each function is its own file's, and one called like a module of ours replaces
-    none."""
+    """R16: of two files of one name each function is its own file's; a module of ours is not replaced."""
     found, ours = [], sys.modules["rem"]
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

@@ -1,10 +1,4 @@
-"""Files that are whole or not there (experiment/files.py): write_whole and check_writable.
-
-K7   an error in the middle of a write leaves the old file as it was and no other beside it
-R14  two processes that write one path at the same time each leave a whole file, and neither fails
-R10  results go to regular files that can be written, a link's target among them; anything else is refused in a line,
-     and names of every length that a file can have are taken
-"""
+"""Files that are whole or not there (experiment/files.py): write_whole and check_writable."""
 
 import errno
 import os
