@@ -1,17 +1,15 @@
 """What benchmarks/cut.py counts of a ranking and its cut.
 
-S26: a row's numbers are naive counts of the images that are bad; confident learning is by its definition; cells that
-     are there are not made again, and the tables are means over the seeds of a kind of cell.
+S26: rows are naive counts, confident learning is by its definition, and the tables are means over seeds.
 """
 
-import json
 import sys
 
 import pytest
 import torch
 
 from benchmarks import cut
-from helpers import gen
+from helpers import gen, rows_of
 from repair.ranking import rank
 from repair.suspects import crossed, probe
 
@@ -78,11 +76,11 @@ def test_rows_and_tables(tmp_path, monkeypatch, capsys):
     assert cut.main() == 0
     monkeypatch.setattr(cut, "play", None)
     assert cut.main() == 0
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = rows_of(tmp_path / "rows.jsonl")
     assert [row["seed"] for row in rows] == [0, 1]
     (tmp_path / "rows.jsonl").unlink()
     assert cut.main() == 0
-    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == rows
+    assert rows_of(tmp_path / "rows.jsonl") == rows
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["cut.py", "--table", str(tmp_path / "rows.jsonl")])
     assert cut.main() == 0

@@ -4,9 +4,7 @@ The published files are not here: keys and shapes are those that their README st
 pixels. Weights and images of the same form are made.
 """
 
-import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from PIL import Image
 from benchmarks import published
 from benchmarks.published import CLASSES, Network, add_pattern, poisoned, scores_of, table, trigger_of, white_square
 from experiment.data import Data
-from helpers import assert_close, gen, randomise, run
+from helpers import assert_close, gen, randomise, rows_of, run
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 CELL = {"network": "badnets", "images": 100, "share": 0.1, "listed": 0.2, "seed": 0}
@@ -162,7 +160,7 @@ def test_rows_are_appended_once(folders, monkeypatch, capsys):
     for asked, count in (("REM;repair", 2), ("REM;CLP", 3), ("CLP", 3)):
         monkeypatch.setattr(sys, "argv", [*folders, "--treatment", asked])
         assert published.main() == 0
-        rows = [json.loads(line) for line in Path(out).read_text(encoding="utf-8").splitlines()]
+        rows = rows_of(out)
         assert len(rows) == count
     rem, repair, clp = rows
     assert [row["treatment"] for row in rows] == ["REM", "repair", "CLP"]

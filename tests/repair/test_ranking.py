@@ -1,12 +1,6 @@
 """Both rankings in one, and the cut (repair/ranking.py, suspects.crossed), against naive twins and made mixtures.
 
-S20: the overall order is that of the log-odds as ranking.py prints them, by loops; D_f is never named, every other
-     image once, ties in the order of the data; ranks by score and by similar are those of the two columns.
-S21: the share of bad images is where the likelihood of the mixture is largest, found by a grid.
-S22: of images drawn from the model itself, the number is estimated within what its spread allows, whatever the share.
-S23: what D_f cannot teach drops out: a D_f of fewer than four, or one that looks like all others, leaves the labels.
-S24: no probe knows the image of D_f that it is asked about: by the definition, probes fitted one by one.
-S25: one kind alone finds what the other is blind to, and both together what either finds.
+Properties S20 to S25 of tests/README.md.
 """
 
 import math

@@ -1,10 +1,6 @@
 """The function `repair` (repair/network.py): what it chooses for a network of one's own, and what it gives back.
 
-P1, P4: a line an epoch; batch, optimiser and rate follow from the data, and a sticker is healed by them.
-P3: a setting that a repair does not read is refused.
-P5: the layers that get theta_o2 are those of the first choice that the self-check accepts, unless they are named.
-P7: wrapped networks are unwrapped; network, data and modes stay; running statistics are those of the repaired weights.
-G2: SyncBatchNorm comes and goes.
+Properties P1, P3, P4, P5, P7 and G2 of tests/README.md.
 """
 
 import itertools
@@ -24,7 +20,7 @@ from engine.modes import modes_of
 from etd import ExpandedWeight
 from expand import expand
 from experiment.settings import Config
-from helpers import assert_close, assert_same_state, make_data, small_net
+from helpers import assert_same_state, make_data, small_net
 from models import build
 from repair import network
 from repair.mismatch import predicted
@@ -35,100 +31,60 @@ pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whethe
 FORGET = torch.tensor([1, 5])
 
 
-def images_of(n: int = 24):
-    """Images of four classes."""
-    return make_data(0, n=n, classes=4)
-
-
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("n, batch", [(0, 16), (40, 16), (600, 32), (1300, 64), (9000, 512), (10**6, 512)])
-def test_batch_from_the_number_of_images(n, batch):
-    """P4: about 20 steps per epoch, at most the paper's batch; what is given stays, with its reason left out."""
-    config, reasons = choose_settings(small_net(0), n, {})
-    assert config.batch == batch and config.optimizer == "sgd"
-    assert any(f"batch {batch} ({math.ceil(n / batch)} steps per epoch on {n} images" in line for line in reasons)
-    config, reasons = choose_settings(small_net(0, norm=False), n, {"batch": 7, "seed": 3})
-    assert (config.batch, config.seed, config.optimizer) == (7, 3, "adam")
-    assert not any("batch 7" in line for line in reasons)
+@pytest.mark.parametrize("n, norm, given, batch, optimizer, rate", [
+    (0, True, {}, 16, "sgd", 0.004), (40, True, {}, 16, "sgd", 0.004), (600, True, {}, 32, "sgd", 0.004),
+    (1300, True, {}, 64, "sgd", 0.004), (9000, True, {}, 512, "sgd", 0.004), (10**6, True, {}, 512, "sgd", 0.004),
+    (100, True, {"batch": 7, "seed": 3}, 7, "sgd", 0.004),
+    (100, False, {}, 16, "adam", 1e-4),
+    (100, True, {"optimizer": "adam"}, 16, "adam", 1e-4),  # the rate is the optimiser's
+    (100, False, {"optimizer": "sgd"}, 16, "sgd", 0.004),
+    (100, False, {"unlearn_lr": 0.5}, 16, "adam", 0.5)])
+def test_settings_follow_from_data_and_network(n, norm, given, batch, optimizer, rate):
+    """P4: about 20 steps per epoch, at most the paper's batch; SGD with BatchNorm and Adam without, each with its rate;
+    what is given stays, with its reason left out."""
+    config, reasons = choose_settings(small_net(0, norm=norm), n, given)
+    assert (config.batch, config.optimizer, config.unlearn_lr) == (batch, optimizer, rate)
+    assert config.seed == given.get("seed", 0)
+    told = [line.partition(";")[0] for line in reasons if line.startswith("batch ")]
+    assert told == [f"batch {batch} ({math.ceil(n / batch)} steps per epoch on {n} images"] * ("batch" not in given)
 
 
-@pytest.mark.parametrize("norm, given, chosen", [
-    (True, {}, ("sgd", 0.004)), (False, {}, ("adam", 1e-4)),
-    (True, {"optimizer": "adam"}, ("adam", 1e-4)),  # the rate is the optimiser's
-    (False, {"optimizer": "sgd"}, ("sgd", 0.004)),
-    (False, {"unlearn_lr": 0.5}, ("adam", 0.5))])
-def test_the_rate_is_that_of_the_optimiser(norm, given, chosen):
-    """P4: SGD with BatchNorm and Adam without, unless one is given; each has its rate."""
-    config, reasons = choose_settings(small_net(0, norm=norm), 100, given)
-    assert (config.optimizer, config.unlearn_lr) == chosen
-
-
-def judged(monkeypatch, lost: int, believed: float) -> None:
-    """Let every epoch get so many images wrong of those that step 3 leaves out, of which the untouched network gets
-    none wrong, and leave so much of D_f believed: what training brings about differs from machine to machine."""
+@pytest.mark.parametrize("lost, believed, by_heart, given, again, reach", [
+    (4, 1 / 3, False, {}, [], 0.07),  # of 14, against a third
+    (5, 1 / 3, False, {}, [("too far", 0.035), ("too far", 0.0175)], 0.0175),
+    (5, 1 / 3, False, {"reach": 0.07}, [], 0.07),
+    (5, 0.34, False, {}, [("too far", 0.035), ("too far", 0.0175), ("too near", 0.035), ("too near", 0.07)], 0.07),
+    (0, 0.0, True, {}, [("by heart", 0.14)], 0.14),
+    (0, 0.0, True, {"reach": 0.07}, [], 0.07),
+    (0, 0.0, True, {"reach": 0.07, "farther": 2}, [("by heart", 0.28)], 0.28),
+    (0, 0.0, True, {"farther": 0}, [], 0.07),
+    (5, 0.0, True, {}, [("too far", 0.07)], 0.07)])
+def test_how_far_a_removal_goes(monkeypatch, lost, believed, by_heart, given, again, reach):
+    """P4, A40: half as far, at most twice, where the first epoch loses more than a third of the accuracy, and as far as
+    before where that leaves more than a third of D_f believed; twice as far where it leaves what is known by heart,
+    unless that loses a third of the accuracy. A given reach stays, unless `farther` is given too. It is said, and what
+    comes back, the settings too, is that of a repair which was given the reach that was used in the end."""
+    # every epoch gets so many wrong of those that step 3 leaves out, the untouched network none, and leaves so much of
+    # D_f believed: what training brings about differs from machine to machine
     monkeypatch.setattr(ending, "right_on", lambda s, index: torch.arange(len(index)) >= lost)
     monkeypatch.setattr(ending, "accuracy_of", lambda s, index, net=None: believed if net is None else 1.0)
-
-
-@pytest.mark.parametrize("lost, times", [(4, 0), (5, 2)])  # of 14, against a third
-def test_a_removal_that_goes_too_far_is_taken_back_by_halves(monkeypatch, lost, times):
-    """P4: where the first epoch loses more than a third of the accuracy, step 2 goes half as far from the network as it
-    came, at most twice, and says so; what comes back is that of a repair which was given that reach, and a given one
-    stays. The settings that come back have the reach that was used in the end, not the one that was chosen first."""
-    judged(monkeypatch, lost, 1 / 3)
-    data, forget, told = images_of(60), torch.tensor([1, 5, 7]), []
-    chosen = choose_settings(small_net(0), 60, {"unlearn_epochs": 2})[0]
-    found, used = network.repaired_with(small_net(0), data, forget, unlearn_epochs=2, say=told.append)
-    assert used == replace(chosen, reach=chosen.reach / 2**times)
-    again = [line for line in told if "once more" in line]
-    assert all("went too far" in line for line in again)
-    assert [re.search(r"reach ([0-9.]+)", line)[1] for line in again] == [f"{chosen.reach / 2 ** (k + 1):.3g}"
-                                                                         for k in range(times)]
-    wanted = repair(small_net(0), data, forget, unlearn_epochs=2, reach=used.reach, say=told.append)
-    assert_same_state(found, wanted)
-    assert len([line for line in told if "once more" in line]) == times
-
-
-def test_a_removal_that_is_too_near_goes_as_far_as_before(monkeypatch):
-    """P4: where half the way leaves more than a third of D_f believed after the first epoch, the farther removal it is,
-    and is said."""
-    judged(monkeypatch, 5, 0.34)
-    data, forget, told = images_of(60), torch.tensor([1, 5, 7]), []
-    found = repair(small_net(0), data, forget, unlearn_epochs=2, say=told.append)
-    assert [("too far" in line, "too near" in line) for line in told if "once more" in line] == [
-        (True, False), (True, False), (False, True), (False, True)]
-    usual = choose_settings(small_net(0), 60, {})[0].reach
-    assert_same_state(found, repair(small_net(0), data, forget, unlearn_epochs=2, reach=usual))
-
-
-@pytest.mark.parametrize("given, lost, reach", [({}, 0, 0.14), ({"reach": 0.07}, 0, 0.07),
-                                                ({"reach": 0.07, "farther": 2}, 0, 0.28), ({"farther": 0}, 0, 0.07),
-                                                ({}, 5, 0.07)])
-def test_a_removal_that_leaves_what_is_known_by_heart_goes_farther(monkeypatch, given, lost, reach):
-    """P4, A40: it is said, and the settings that come back have the reach that was used in the end; a given reach
-    stays, unless `farther` is given too; where twice as far loses a third of the accuracy, it is once as far for good.
-    """
-    judged(monkeypatch, lost, 0.0)
-    monkeypatch.setattr(ending, "BY_HEART", -1.0)  # whatever is right
-    data, told = images_of(60), []
+    monkeypatch.setattr(ending, "BY_HEART", -1.0 if by_heart else 2.0)
+    data, told = make_data(0, n=60), []
     data.labels[FORGET] = predicted(small_net(0), data)[FORGET]  # as learnt, so that step 2 has something to do
     found, used = network.repaired_with(small_net(0), data, FORGET, unlearn_epochs=2, say=told.append, **given)
-    assert used.reach == reach
-    again = [line for line in told if "once more" in line]
-    if lost:
-        assert [("by heart" in line, "too far" in line) for line in again] == [(False, True)]
-        assert again[0].endswith("with reach 0.07")
-    else:
-        assert [f"knows by heart was still there; once more, with reach {reach:.3g}" in line for line in again] == [
-            True] * (reach > 0.07)
+    for line, (why, tried) in zip((line for line in told if "once more" in line), again, strict=True):
+        assert why in line and line.endswith(f"once more, with reach {tried:.3g}")
+    chosen = choose_settings(small_net(0), 60, {"unlearn_epochs": 2})[0]
+    assert used == replace(chosen, reach=reach, farther=used.farther)
     monkeypatch.setattr(ending, "BY_HEART", 2.0)
     assert_same_state(found, repair(small_net(0), data, FORGET, unlearn_epochs=2, reach=reach))
 
 
 def test_settings_that_a_repair_does_not_read_are_refused():
     """P3: the names of training's settings are not taken for REM's and passed over in silence."""
-    data, net = images_of(), small_net(0)
+    data, net = make_data(0, n=24), small_net(0)
     for name, value, hint in (("epochs", 1, "unlearn_epochs"), ("lr", 1e-9, "unlearn_lr"), ("alpha", 1.0, "batch, ")):
         with pytest.raises(ValueError, match=f"a repair reads no {name}; give {hint}"):
             repair(net, data, FORGET, **{name: value})
@@ -145,20 +101,19 @@ def test_settings_that_a_repair_does_not_read_are_refused():
 def test_every_setting_that_is_taken_is_used(name, values):
     """P3: each setting that a repair takes changes what comes back; none is passed over in silence."""
     common = {"unlearn_epochs": 3, "batch": 6, "gamma": 0.0, "max_passes": 3, "unlearn_lr": 0.02, "stop": "max"}
-    data, forget = images_of(), torch.arange(6)
+    data, forget = make_data(0, n=24), torch.arange(6)
     data.labels[forget] = predicted(small_net(0), data)[forget]  # as learnt, so that step 2 has something to do
     found = [repair(small_net(0), data, forget, **{**common, name: value}) for value in values]
     assert not torch.equal(found[0].head.weight, found[1].head.weight)
 
 
 def test_the_seed_decides_the_order_too():
-    """P3, A9: without theta_o2, whose weights and masks are drawn as well, another seed gives another order of batches;
-    the same seed the same network, whatever the global random state."""
+    """P3, A9: without theta_o2, which is drawn as well, another seed gives another order of batches."""
     settings = dict(ratio=0.0, gamma=1.0, unlearn_epochs=1, batch=6, stop="max")
     found = []
     for seed in (0, 1, 0):
         torch.manual_seed(len(found))
-        found.append(repair(small_net(0), images_of(), FORGET, seed=seed, **settings))
+        found.append(repair(small_net(0), make_data(0, n=24), FORGET, seed=seed, **settings))
     assert_same_state(found[0], found[2])
     assert not torch.equal(found[0].head.weight, found[1].head.weight)
 
@@ -177,10 +132,6 @@ def convnext():
     return torchvision.models.ConvNeXt([setting(8, 16, 1), setting(16, None, 1)], num_classes=3)
 
 
-def shufflenet():
-    return torchvision.models.ShuffleNetV2([2, 1, 1], [8, 16, 16, 16, 32], num_classes=3)
-
-
 def regnet():
     widths = torchvision.models.regnet.BlockParams.from_init_params(3, 8, 8.0, 2.0, 4, se_ratio=0.25)
     return torchvision.models.RegNet(widths, num_classes=3, stem_width=8)
@@ -196,7 +147,8 @@ NETWORKS = {
     "densenet": (lambda: torchvision.models.DenseNet(4, (2, 2), 8, num_classes=3), "inner layers *denselayer*.conv1"),
     "regnet": (regnet, "all convolutions but grouped ones"),
     "squeezenet": (lambda: torchvision.models.squeezenet1_1(num_classes=3), "inner layers *squeeze"),
-    "shufflenet": (shufflenet, "inner layers *branch2.0"),
+    "shufflenet": (lambda: torchvision.models.ShuffleNetV2([2, 1, 1], [8, 16, 16, 16, 32], num_classes=3),
+                   "inner layers *branch2.0"),
     "resnet9": (lambda: build("resnet9", 0.1, classes=3), "all convolutions"),
     "own": (own_vit, "layers of its own choice"),
 }
@@ -214,8 +166,7 @@ def grown_layers(expanded) -> set[str]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_layers_are_chosen_where_the_default_is_refused(name):
     """P5: a choice that the self-check accepts, printed with the number of layers that got more channels."""
-    make_net, words = NETWORKS[name]
-    told = []
+    (make_net, words), told = NETWORKS[name], []
     expanded = expand_any(make_net(), EXAMPLE, HALF, None, told.append)
     grown = grown_layers(expanded)
     assert expanded.width > 0 and grown and len(told) == 1
@@ -226,11 +177,9 @@ def test_layers_are_chosen_where_the_default_is_refused(name):
     (convnext, ["features.1.*.block.3"], {"features.1.0.block.3"}),
     (own_vit, ["ff.1.1"], {"ff.1.1"})], ids=["convnext", "own"])
 def test_layers_that_are_named_overrule(make_net, layers, grown):
-    """P5: patterns name the layers, whatever the network would choose itself; none that it has is an error that lists
-    them."""
+    """P5: patterns name the layers, whatever the network would choose; one that names none is refused."""
     net = make_net()
-    expanded = expand_any(net, EXAMPLE, HALF, layers, None)
-    assert grown_layers(expanded) == grown
+    assert grown_layers(expand_any(net, EXAMPLE, HALF, layers, None)) == grown
     with pytest.raises(ValueError, match="no layer is called 'nothing'; the network has [a-z]+"):
         expand_any(net, EXAMPLE, HALF, [*layers, "nothing"], None)
 
@@ -282,7 +231,7 @@ def test_a_network_without_any_choice_is_refused():
 
 def test_wrapped_networks_and_inputs_stay(capsys):
     """P7: DataParallel and compiled networks are unwrapped; network, data and modes stay; nothing is printed."""
-    data, net = images_of(), small_net(0).eval()
+    data, net = make_data(0, n=24), small_net(0).eval()
     before, labels = {name: t.clone() for name, t in net.state_dict().items()}, data.labels.clone()
     plain = repair(net, data, FORGET, unlearn_epochs=1)
     for wrapped in (nn.DataParallel(net), nn.DataParallel(torch.compile(net, backend="eager"))):
@@ -295,13 +244,12 @@ def test_wrapped_networks_and_inputs_stay(capsys):
 
 
 def test_progress_says_what_each_step_did(monkeypatch, tmp_path):
-    """P1: a line per epoch with the updates of step 2, the time and, by the mean of the epochs of this run, what is
-    left of it at most; with or without a share that is held out."""
+    """P1: a line per epoch: the updates of step 2, the time and, by the epochs of this run, what is left at most."""
     def interrupt(line):
         if line.startswith("epoch 2/"):
             raise KeyboardInterrupt
 
-    data, told, ticks = images_of(), [], itertools.count(step=10)  # a clock that is looked at once an epoch
+    data, told, ticks = make_data(0, n=24), [], itertools.count(step=10)  # a clock that is looked at once an epoch
     monkeypatch.setattr(network, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     for stop in ("max", "repaired"):
         repair(small_net(0), data, FORGET, unlearn_epochs=3, stop=stop, say=told.append)
@@ -318,18 +266,10 @@ def test_progress_says_what_each_step_did(monkeypatch, tmp_path):
     assert [line.rpartition("; ")[2] for line in told[-2:]] == ["10 s, at most 10 s left", "20 s, at most 0 s left"]
 
 
-def test_running_statistics_are_those_of_the_repaired_weights():
-    """P7: BatchNorm's statistics are computed anew, so that they are those of the weights that are returned."""
-    data = make_data(0, n=32, classes=4)
-    repaired = repair(small_net(0), data, FORGET, unlearn_epochs=1, batch=16)  # two batches of one size
-    x = (data.images / 255 - data.mean[0]) / data.std[0]
-    assert_close(repaired.norm1.running_mean, repaired.conv1(x).mean(dim=(0, 2, 3)), 1e-5)
-
-
 def test_synchronised_batchnorm(monkeypatch):
     """G2: with sync_batchnorm every BatchNorm runs as torch's SyncBatchNorm and the network's own kind comes back; in
     one process the numbers are those without; what is more than a BatchNorm is refused, and so are CPUs."""
-    data, net, kinds = images_of(), small_net(0), []
+    data, net, kinds = make_data(0, n=24), small_net(0), []
 
     def rem(expanded, *args, inner=network.rem, **more):  # around rem, since the kind is gone when repair returns
         kinds.extend(map(type, expanded.modules()))

@@ -1,10 +1,9 @@
 """Going on after an interruption (repair/state.py): the state is all that REM's next epoch depends on.
 
-A8: k epochs, a state and the other epochs give what all epochs at once give, bit for bit; that another process goes on
-is in test_progress.py.
-P9: the state of another repair is not gone on from; one that cannot be written costs no repair.
+Properties A8, A24, P4 and P9 of tests/README.md; that another process goes on is in test_progress.py.
 """
 
+import contextlib
 import os
 from dataclasses import replace
 from unittest import mock
@@ -29,35 +28,27 @@ FORGET = torch.tensor([1, 5])
 SETTINGS = dict(unlearn_epochs=4, batch=16, gamma=0.2, max_passes=3, unlearn_lr=0.02)
 
 
-def images_of(n=24, **more):
-    """Images of four classes, by default few."""
-    return make_data(0, n=n, classes=4, **more)
-
-
-def cut_after(monkeypatch, writes: int) -> None:
-    """Let the process be interrupted right after it has written its state so many times; 0: never.
+@contextlib.contextmanager
+def cut_after(writes: int):
+    """Interrupt the process right after it has written its state so many times.
 
     In place of save_state, since a line of progress comes before the state is written and nothing comes after it.
     """
-    monkeypatch.undo()
-    left = [writes]
-
     def save_state(*args, inner=network.save_state, **notes):
         inner(*args, **notes)
-        left[0] -= 1
-        if left[0] == 0:
+        written.append(args)
+        if len(written) == writes:
             raise KeyboardInterrupt
 
-    if writes:
-        monkeypatch.setattr(network, "save_state", save_state)
+    written = []
+    with mock.patch.object(network, "save_state", save_state):
+        yield
 
 
-def cut_off(monkeypatch, writes: int, net, data, **more) -> None:
+def cut_off(writes: int, net, data, **more) -> None:
     """Begin a repair that is interrupted right after it has written its state so many times."""
-    cut_after(monkeypatch, writes)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_after(writes), pytest.raises(KeyboardInterrupt):
         repair(net, data, FORGET, **more)
-    cut_after(monkeypatch, 0)
 
 
 def epochs_of(lines: list[str]) -> list[str]:
@@ -69,16 +60,16 @@ def epochs_of(lines: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("more, augmentation", [
     ({}, {}), ({"stop": "max"}, {"pad": 1, "flip": True}), ({"optimizer": "adam"}, {"pad": 1})])
-def test_a_repair_that_is_cut_off_anywhere_goes_on(tmp_path, monkeypatch, more, augmentation):
+def test_a_repair_that_is_cut_off_anywhere_goes_on(tmp_path, more, augmentation):
     """A8, P9: cut off after any epoch, the last one too, or after several, a repair ends as the one that was not does:
     weights bit for bit, lines of the epochs that are left, no further epoch once it was done."""
-    data, keep, settings, whole = images_of(60, **augmentation), tmp_path / "x.state", SETTINGS | more, []
+    data, keep, settings, whole = make_data(0, n=60, **augmentation), tmp_path / "x.state", SETTINGS | more, []
     wanted = repair(small_net(0), data, FORGET, say=whole.append, **settings)
     lines = epochs_of(whole)
     for cuts in (*([k] for k in range(1, len(lines) + 1)), [1, 1]):
         keep.unlink(missing_ok=True)
         for writes in cuts:
-            cut_off(monkeypatch, writes, small_net(0), data, keep=keep, **settings)
+            cut_off(writes, small_net(0), data, keep=keep, **settings)
         assert [path.name for path in tmp_path.iterdir()] == ["x.state"]
         torch.manual_seed(sum(cuts))  # the global random state decides nothing
         told = []
@@ -89,38 +80,35 @@ def test_a_repair_that_is_cut_off_anywhere_goes_on(tmp_path, monkeypatch, more, 
 
 def test_the_epoch_that_comes_back_is_carried_over(tmp_path, monkeypatch):
     """A8, A24: where that epoch came before the cut, it is what the repair gives back after it."""
-    data, keep = images_of(200), tmp_path / "x.state"
-    settings = dict(unlearn_epochs=6, batch=32, unlearn_lr=0.3, gamma=1.0)
+    data, keep = make_data(0, n=200), tmp_path / "x.state"
+    settings, told = dict(unlearn_epochs=6, batch=32, unlearn_lr=0.3, gamma=1.0), []
 
     def right_on(s, index):  # training meets no epoch that is better than all that follow on every machine
         return torch.arange(len(index)) < (len(index) if s.epoch == 1 else 0)
 
-    with mock.patch.object(ending, "right_on", right_on):
-        told = []
-        wanted = repair(small_net(0), data, FORGET, say=told.append, **settings)
-        assert len(epochs_of(told)) == 3  # two that are worse
-        cut_off(monkeypatch, 2, small_net(0), data, keep=keep, **settings)
-        last = torch.load(keep, weights_only=True)["expanded"]
-        assert not any(torch.equal(wanted.head.weight, t) for t in last.values())
-        assert_same_state(repair(small_net(0), data, FORGET, keep=keep, **settings), wanted)
+    monkeypatch.setattr(ending, "right_on", right_on)
+    wanted = repair(small_net(0), data, FORGET, say=told.append, **settings)
+    assert len(epochs_of(told)) == 3  # two that are worse
+    cut_off(2, small_net(0), data, keep=keep, **settings)
+    last = torch.load(keep, weights_only=True)["expanded"]
+    assert not any(torch.equal(wanted.head.weight, t) for t in last.values())
+    assert_same_state(repair(small_net(0), data, FORGET, keep=keep, **settings), wanted)
 
 
 def test_a_repair_that_went_less_far_goes_on_as_far(tmp_path, monkeypatch):
     """A8, P4: cut off after an epoch that was begun again at half the distance, twice, a repair has that distance in
-    the epochs that are left, does not begin again, and ends as the one that was not cut off; the settings that come
-    back have that distance."""
+    the epochs that are left and in its settings, does not begin again, and ends as the one that was not cut off."""
     def rem(*args, inner=network.rem, **more):
         reaches.append(more["state"].config.reach)
         return inner(*args, **more)
 
-    data, keep, told, reaches = images_of(60), tmp_path / "x.state", [], []
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(network, "TOO_FAR", -2.0)  # whatever Acc(held out) is
-        patched.setattr(network, "TOO_NEAR", 1.0)
-        patched.setattr(network, "rem", rem)  # the distance shows in no output
-        wanted = repair(small_net(0), data, FORGET, **SETTINGS)
-        cut_off(monkeypatch, 1, small_net(0), data, keep=keep, **SETTINGS)
-        found, used = network.repaired_with(small_net(0), data, FORGET, keep=keep, say=told.append, **SETTINGS)
+    data, keep, told, reaches = make_data(0, n=60), tmp_path / "x.state", [], []
+    monkeypatch.setattr(network, "TOO_FAR", -2.0)  # whatever Acc(held out) is
+    monkeypatch.setattr(network, "TOO_NEAR", 1.0)
+    monkeypatch.setattr(network, "rem", rem)  # the distance shows in no output
+    wanted = repair(small_net(0), data, FORGET, **SETTINGS)
+    cut_off(1, small_net(0), data, keep=keep, **SETTINGS)
+    found, used = network.repaired_with(small_net(0), data, FORGET, keep=keep, say=told.append, **SETTINGS)
     assert used.reach == 0.0175
     assert f"going on after epoch 1, from {keep}" in told and not any("once more" in line for line in told)
     assert reaches == [0.07, 0.035, 0.0175] * 2 + [0.0175]
@@ -141,20 +129,19 @@ class Counting(nn.Module):
         return self.net(x) * self.scale
 
 
-def test_buffers_that_a_state_dict_leaves_out_are_carried_over(tmp_path, monkeypatch):
+def test_buffers_that_a_state_dict_leaves_out_are_carried_over(tmp_path):
     """A8: the next epoch depends on a network's buffers that are not persistent too."""
     keep, settings = tmp_path / "x.state", SETTINGS | {"stop": "max"}
-    wanted = repair(Counting(), images_of(), FORGET, **settings)
-    cut_off(monkeypatch, 2, Counting(), images_of(), keep=keep, **settings)
-    found = repair(Counting(), images_of(), FORGET, keep=keep, **settings)
+    wanted = repair(Counting(), make_data(0, n=24), FORGET, **settings)
+    cut_off(2, Counting(), make_data(0, n=24), keep=keep, **settings)
+    found = repair(Counting(), make_data(0, n=24), FORGET, keep=keep, **settings)
     assert_same_state(found, wanted)
     assert torch.equal(found.scale, wanted.scale) and found.scale < 1
 
 
-def test_a_command_that_is_cut_off_goes_on(colours, capsys, monkeypatch):
-    """P9: the command repeated goes on from its state, ends with the same file and leaves no state; one state is one
-    file, and nothing else is written; --checkpoint-every 2 writes one every second epoch, 0 neither reads nor writes
-    one."""
+def test_a_command_that_is_cut_off_goes_on(colours, capsys):
+    """P9: the command repeated goes on from its state, one file, ends with the same weights and leaves no state;
+    --checkpoint-every 2 writes one every second epoch, 0 neither reads nor writes one."""
     state, out = colours["--out"].with_suffix(".state"), colours["--out"]
     many = ("--epochs", 3, "--batch-size", 16, "--lr", 0.01)
     assert call(colours, *many) == 0
@@ -162,10 +149,9 @@ def test_a_command_that_is_cut_off_goes_on(colours, capsys, monkeypatch):
     assert len(lines) >= 2 and not state.exists()
     out.unlink()
     before = set(out.parent.iterdir())
-    cut_after(monkeypatch, 1)
-    assert call(colours, *many, "--checkpoint-every", 2) == 130
+    with cut_after(1):
+        assert call(colours, *many, "--checkpoint-every", 2) == 130
     assert set(out.parent.iterdir()) == before | {state}
-    cut_after(monkeypatch, 0)
     kept = state.read_bytes()
     capsys.readouterr()
     assert call(colours, *many, "--checkpoint-every", 0) == 0
@@ -185,7 +171,7 @@ def test_a_command_that_is_cut_off_goes_on(colours, capsys, monkeypatch):
 def test_the_state_of_another_repair_is_not_used(tmp_path, other):
     """P9: what decides another repair begins anew, says so, and ends as without a file."""
     keep, told = tmp_path / "x.state", []
-    same = dict(model=small_net(0), data=images_of(), forget=FORGET, **SETTINGS)
+    same = dict(model=small_net(0), data=make_data(0, n=24), forget=FORGET, **SETTINGS)
     repair(**same, keep=keep)
     kept = keep.read_bytes()
     found = repair(**{**same, **other}, keep=keep, say=told.append)
@@ -197,12 +183,12 @@ def test_the_state_of_another_repair_is_not_used(tmp_path, other):
 def test_a_state_with_this_repairs_key_and_less_in_it_is_refused(tmp_path):
     """P9: a state that lacks a part, such as one of an older version, is refused and not half used."""
     keep = tmp_path / "x.state"
-    repair(small_net(0), images_of(), FORGET, keep=keep, **SETTINGS)
+    repair(small_net(0), make_data(0, n=24), FORGET, keep=keep, **SETTINGS)
     whole = torch.load(keep, weights_only=True)
     for part in set(whole) - {"key"}:
         torch.save({name: value for name, value in whole.items() if name != part}, keep)
         with pytest.raises(ValueError, match=f"x.state is no state of this repair .*{part}.*; move it away"):
-            repair(small_net(0), images_of(), FORGET, keep=keep, **SETTINGS)
+            repair(small_net(0), make_data(0, n=24), FORGET, keep=keep, **SETTINGS)
 
 
 def net_with(change) -> nn.Module:
@@ -214,16 +200,14 @@ def net_with(change) -> nn.Module:
 
 @pytest.mark.parametrize("read", [lambda data: data, streamed])
 def test_the_key_tells_repairs_apart(read):
-    """P9: a network of other weights, or one that is frozen in its mode or in a weight, or computes something else;
-    images of another size, mean or std, of other pixels or labels, or augmented otherwise; another D_f or setting: each
-    has a key of its own, and the same repair the same key, in memory or streamed."""
-    data = images_of()
+    """P9: each other network, data set, D_f or setting has a key of its own; one repair the same, streamed or not."""
+    data = make_data(0, n=24)
     images = data.images.clone()
     images[-1, 0, 3, 3] += 1
     others = [replace(data, images=images), replace(data, images=data.images[:, :, 1:, 1:].contiguous()),
               replace(data, images=data.images.view(24, 1, 4, 16)), replace(data, mean=(0.4,)),
-              replace(data, std=(0.5,)), replace(data, labels=(data.labels + 1) % 4), images_of(flip=True),
-              images_of(pad=1)]
+              replace(data, std=(0.5,)), replace(data, labels=(data.labels + 1) % 4), replace(data, flip=True),
+              replace(data, pad=1)]
     nets = [small_net(1), net_with(lambda net: net.norm1.eval()),
             net_with(lambda net: net.conv1.weight.requires_grad_(False)),
             net_with(lambda net: setattr(net, "act", nn.ReLU()))]
@@ -239,13 +223,12 @@ def test_the_key_tells_repairs_apart(read):
 # --- Whose images -----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("memory", [1, 0])
-def test_the_command_goes_on_with_the_same_files_alone(colours, capsys, monkeypatch, memory):
+def test_the_command_goes_on_with_the_same_files_alone(colours, capsys, memory):
     """P9: killed after epoch 1, the same files go on, read anew where there is no room for them any more; where one was
     overwritten, at which the key does not look, they do not: in memory its pixels tell, streamed its time."""
     state, more = colours["--out"].with_suffix(".state"), ("--epochs", 2, "--batch-size", 16, "--workers", 0)
-    cut_after(monkeypatch, 1)
-    assert call(colours, *more, "--max-memory", memory) == 130
-    cut_after(monkeypatch, 0)
+    with cut_after(1):
+        assert call(colours, *more, "--max-memory", memory) == 130
     kept = state.read_bytes()
     assert call(colours, *more, "--max-memory", 0) == 0
     assert "going on after epoch 1" in capsys.readouterr().out
@@ -265,8 +248,8 @@ def test_marks_of_images():
     assert not same_images(pixels, {"pixels": "q", "files": "f"})
     assert same_images(pixels, files) and not same_images(files, {"files": "g"})
     assert same_images({}, {}) and not same_images({}, pixels)
-    assert marks_of(streamed(images_of())) == {}
-    data = images_of(600)
+    assert marks_of(streamed(make_data(0, n=24))) == {}
+    data = make_data(0, n=600)
     changed = data.images.clone()
     changed[590, 0, 2, 3] ^= 1
     other = replace(data, images=changed)
@@ -279,11 +262,11 @@ def test_marks_of_files(tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(40)]
     for path in paths:
         path.write_bytes(b"x")
-    found, status = [marks_of(images_of(), paths)["files"]], paths[17].stat()
+    found, status = [marks_of(make_data(0, n=24), paths)["files"]], paths[17].stat()
     for content, later in ((b"x", 1000), (b"xx", 0), (b"x", 0)):
         paths[17].write_bytes(content)
         os.utime(paths[17], ns=(status.st_atime_ns, status.st_mtime_ns + later))
-        found.append(marks_of(images_of(), paths)["files"])
+        found.append(marks_of(make_data(0, n=24), paths)["files"])
     paths[3] = paths[3].rename(tmp_path / "x.png")
-    found.append(marks_of(images_of(), paths)["files"])
+    found.append(marks_of(make_data(0, n=24), paths)["files"])
     assert found[3] == found[0] and len(set(found)) == 4

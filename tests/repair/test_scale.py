@@ -1,12 +1,12 @@
 """The benchmarks: every mode of scale.py ends with one network; growth.py measures each method and slope (G5, G6)."""
 
-import json
 import math
 from multiprocessing import dummy
 
 import pytest
 
 from benchmarks import growth, scale
+from helpers import rows_of
 
 
 @pytest.mark.slow
@@ -15,7 +15,7 @@ def test_modes_are_measured_and_end_with_one_network(tmp_path, capsys):
     modes = ["streamed, 1 worker", "streamed, 2 processes"]
     how = ["--sizes", "48", "--capacity", "0.05", "--modes", *modes, "--out", str(tmp_path / "scale")]
     assert scale.main(how) == 0
-    rows = [json.loads(line) for line in (tmp_path / "scale" / "scale.jsonl").read_text().splitlines()]
+    rows = rows_of(tmp_path / "scale" / "scale.jsonl")
     assert [row["mode"] for row in rows] == modes and all(row["n"] == 48 for row in rows)
     one, two = (row["sum"] for row in rows)
     assert two == pytest.approx(one, rel=0.01)  # of two, BatchNorm sees halves of batches
@@ -40,7 +40,7 @@ def test_growth_is_measured(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(growth.BASE, "images", 300)
     how = ["--axes", "ratio", "--most", "0.5", "--what", "expand", "training", "--out", str(tmp_path / "growth")]
     assert growth.main(how) == 0
-    rows = [json.loads(line) for line in (tmp_path / "growth" / "growth.jsonl").read_text().splitlines()]
+    rows = rows_of(tmp_path / "growth" / "growth.jsonl")
     assert [(row["axis"], row["x"], row["what"]) for row in rows] == [("ratio", x, "expand") for x in (0.25, 0.5)]
     assert all(0 < row["start"] <= row["peak"] and row["seconds"] > 0 for row in rows)
     shown = capsys.readouterr().out

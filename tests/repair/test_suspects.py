@@ -1,9 +1,6 @@
 """The ranking of suspects and the other scores (repair/suspects.py), against naive twins.
 
-S10: the score is -log p(given label) of the network alone, in eval mode, without augmentation.
-S11: the ranking never names D_f, and names every other image once, by falling score, ties in the order of the data.
-S12: nothing hidden is read and nothing changes; a bad D_f and logits that are not finite are refused.
-S13: margin, nearest and TracIn equal loops as their formulas are printed; the probe is at its minimum.
+Properties S10 to S13 and S16 of tests/README.md.
 """
 
 import copy

@@ -5,7 +5,6 @@ are those of hand-made rows.
 """
 
 import copy
-import json
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,7 +19,7 @@ from examples import rivals, trials
 from examples.corrupted import CORRUPTIONS, IMAGES, TARGET, TRIGGERS, corrupt
 from examples.rivals import RIVALS, pruned
 from examples.zoo import SUBJECTS
-from helpers import assert_same_state, gen, randomise
+from helpers import assert_same_state, gen, randomise, rows_of
 from metrics import accuracy
 from repair.finish import Finished
 from repair.network import repair
@@ -151,7 +150,7 @@ def test_rows_that_are_there_are_skipped(tmp_path, monkeypatch, capsys):
     for treatments in ("CLP", "CLP;fine-tuned"):
         monkeypatch.setattr(sys, "argv", [*words, treatments])
         assert trials.main() == 0
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = rows_of(out)
     assert [row["treatment"] for row in rows] == ["CLP", "fine-tuned"]
     assert rows[0]["before"] == rows[1]["before"] and len(rows[1]["tried"]) == 3
     best = max(rows[1]["tried"], key=lambda one: one["product"])
@@ -160,48 +159,44 @@ def test_rows_that_are_there_are_skipped(tmp_path, monkeypatch, capsys):
     assert {"cpu", "git", "torch", "argv", "seconds"} <= rows[1].keys()
 
 
+class Fixed(nn.Module):
+    """A network that knows the images of a trial, with given answers."""
+
+    def __init__(self, trial, on_train, on_heldout):
+        super().__init__()
+        images = [image for data in (trial.train, trial.heldout) for _, x, _ in data.batches() for image in x]
+        self.place = {image.numpy().tobytes(): i for i, image in enumerate(images)}
+        self.head, self.answers = nn.Linear(1, 1), torch.cat([on_train, on_heldout])
+
+    def forward(self, x):
+        answers = self.answers[[self.place[image.numpy().tobytes()] for image in x]]
+        return self.head(torch.zeros(len(x), 1)) * 0 + 9 * nn.functional.one_hot(answers, 5).float()
+
+
 def test_a_row_has_the_verdict_of_the_command():
     """An unchanged network is NOT REPAIRED; one that gives every listed image another label and keeps the others is
     REPAIRED; one that gives all images one class is HARMED as well. Where images are held out they decide, with their
     true labels; `judging` reads no other one. Listed images of one label that go to one class are told."""
-    class Fixed(nn.Module):
-        """A network that knows the images, with given answers."""
+    def judged(corruption, n):
+        """Labels of training and held-out images, and a function from a network's answers to what is told of it."""
+        trial = replace(corrupt(corruption, "clothes", 0, n=n), truth=None, test=None, alike=None)
+        labels, held = trial.train.labels, trial.heldout.labels
+        judging = trials.judging(Fixed(trial, labels, held), trial, 0)
+        return trial.known, labels, held, lambda *answers: judging(Fixed(trial, *answers))
 
-        def __init__(self, answers):
-            super().__init__()
-            self.head, self.answers = nn.Linear(1, 1), answers
-
-        def forward(self, x):
-            rows = [place[image.numpy().tobytes()] for image in x]
-            return self.head(torch.zeros(len(x), 1)) * 0 + 9 * nn.functional.one_hot(self.answers[rows], 5).float()
-
-    def places_of(trial):
-        images = [image for data in (trial.train, trial.heldout) for _, x, _ in data.batches() for image in x]
-        return {image.numpy().tobytes(): i for i, image in enumerate(images)}
-
-    trial = replace(corrupt("labels", "clothes", 0, n=60), truth=None, test=None, alike=None)
-    place = places_of(trial)
-    labels, held = trial.train.labels, trial.heldout.labels
-
-    def told(on_train, on_held):
-        return judging(Fixed(torch.cat([on_train, on_held])))
-
-    def verdict(on_train, on_held):
-        found = told(on_train, on_held)
+    def verdict(*answers):
+        found = told(*answers)
         return found["verdict"], found["verdict, held out"]
 
-    judging = trials.judging(Fixed(torch.cat([labels, held])), trial, 0)
-    mended = labels.index_copy(0, trial.known, (labels[trial.known] + 1) % 5)
-    one_class = torch.full((60,), int(labels[trial.known][0]))
+    known, labels, held, told = judged("labels", 60)
+    mended = labels.index_copy(0, known, (labels[known] + 1) % 5)
+    one_class = torch.full((60,), int(labels[known][0]))
     assert verdict(labels, held) == ("NOT REPAIRED",) * 2 and verdict(mended, held) == ("REPAIRED",) * 2
     assert verdict(one_class, held) == ("NOT REPAIRED, HARMED", "NOT REPAIRED")
     assert verdict(mended, held.index_fill(0, torch.arange(20), 0)) == ("REPAIRED", "HARMED")
     assert told(mended, held)["gone together"] == 0
-    trial = replace(corrupt("patch", "clothes", 0, n=300), truth=None, test=None, alike=None)  # 6 listed, all TARGET
-    place = places_of(trial)
-    labels, held = trial.train.labels, trial.heldout.labels
-    judging = trials.judging(Fixed(torch.cat([labels, held])), trial, 0)
-    assert told(labels.index_fill(0, trial.known, TARGET + 1), held)["gone together"] == 1
+    known, labels, held, told = judged("patch", 300)  # 6 listed, all TARGET
+    assert told(labels.index_fill(0, known, TARGET + 1), held)["gone together"] == 1
     assert told(labels, held)["gone together"] == 0
 
 
