@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,8 +25,10 @@ from repair.images import Reading, load_images
 PATH_COLUMNS = ("filename", "filepath", "path", "image", "file", "img_filename")
 LABEL_COLUMNS = ("true_label", "clean_label", "label", "class")  # where there are several, the first
 TRUTH_COLUMNS = LABEL_COLUMNS[:3]  # the same in a list of bad images
+NAMED_LABELS = ("true_label", "clean_label", "given_label", "predicted_label")  # whatever a class is called
 TRUE, FALSE = ("true", "1", "1.0", "yes", "t"), ("false", "0", "0.0", "no", "f", "")
 VERDICTS = ("_bad", "corrupt", "error", "_is_", "issue", "mislabel", "noisy", "poison", "wrong")  # in _ and its name
+SEPARATOR = re.compile("sep=(.)", re.IGNORECASE)  # a first line
 SHOWN = 20  # lines that a message names
 LARGEST = 256 * 10**6  # bytes of a list
 DIGITS = 20  # of a number in a list; a longer one is a name
@@ -313,12 +316,12 @@ def bad_rows(path: Path, content: bytes) -> tuple[str, list[dict[str, str]]]:
 
 
 def verdict(columns: list[str], rows: list[dict[str, str]], column: str) -> str | None:
-    """A column, other than that of the images, that says of some rows that they are not bad; None where there is none.
+    """A column, neither of images nor of labels, that says of some rows that they are not bad; None: there is none.
 
     It has the words true and false alone, or numbers 1 and 0 under a name of VERDICTS (else these may be classes).
     """
     for name in columns:
-        values = {row[name].lower() for row in rows} - {""} if name not in (column, *TRUTH_COLUMNS[:2]) else set()
+        values = {row[name].lower() for row in rows} - {""} if name not in (column, *NAMED_LABELS) else set()
         words = values <= {*TRUE, *FALSE} and (not any("0" <= value[0] <= "9" for value in values)
                                                or any(part in f"_{name}" for part in VERDICTS))
         if words and values & {*FALSE}:
@@ -341,12 +344,14 @@ def csv_rows(path: Path, content: bytes | None = None) -> tuple[list[str], list[
 
 def csv_lines(path: Path, content: bytes | None = None) -> list[tuple[int, list[str]]]:
     """The lines of a CSV file by their numbers, without blanks around the values, between which stands what its first
-    line has most of."""
+    line has most of, or what a line `sep=;` above it says, as Excel writes it."""
     text = as_text(path, read_file(path) if content is None else content)
     first = text.partition("\n")[0]
+    told = SEPARATOR.fullmatch(first.rstrip("\r"))
     try:
-        found = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
-        return [(found.line_num, [value.strip() for value in line]) for line in found if any(line)]
+        found = csv.reader(io.StringIO(text, newline=""), delimiter=told[1] if told else max(",;\t", key=first.count))
+        lines = [(found.line_num, [value.strip() for value in line]) for line in found if any(line)]
+        return lines[bool(told):]
     except csv.Error as error:
         raise ValueError(f"{path} is no CSV ({error})") from error
 
@@ -396,7 +401,7 @@ def match(entries: list[str | int], paths: list[Path], root: Path) -> tuple[list
 def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[str], ordered=True) -> torch.Tensor:
     """True labels from a CSV file with a column of PATH_COLUMNS and one of LABEL_COLUMNS, of class names or numbers.
 
-    Returns: (N,) int64 in the order of `paths`, -1 where the file says nothing.
+    Returns: (N,) int64 in the order of `paths`, -1 where the file says nothing, as where a label is empty.
     Raises: ValueError for a row whose image or class is unknown, or that contradicts another; ordered: as in
         `read_bad`.
     """
@@ -404,7 +409,7 @@ def read_labels(file: str | Path, paths: list[Path], root: Path, classes: list[s
     named = [name for name in LABEL_COLUMNS if name in columns]
     if not named:
         raise ValueError(f"{file} has the columns {names_of(columns)}; one must be {', '.join(LABEL_COLUMNS)}")
-    numbers = numbers_of(classes)
+    rows, numbers = [row for row in rows if row[named[0]]], numbers_of(classes)
     if strange := [row[named[0]] for row in rows if row[named[0]] not in numbers]:
         raise ValueError(f"{file}: {clipped(strange[0])!r} is no class; they are {', '.join(classes)}")
     column = path_column(Path(file), columns)

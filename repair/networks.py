@@ -4,6 +4,7 @@
 """
 
 import inspect
+import math
 import re
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def build_network(model: str, classes: int, size: int | None = None, crop_pct: f
         raise ValueError(f"--crop-pct {crop_pct}, --mean {mean}, --std {std}: give a share in (0, 1], and both "
                          "of the others or neither")
     mean, std = (usual.get("mean"), usual.get("std")) if mean is None else (mean, std)
-    if mean is not None and not (len(mean) == len(std) in (1, 3) and min(std) > 0 and 0 <= min(mean) <= max(mean) <= 1):
+    if mean is not None and not (len(mean) == len(std) in (1, 3) and all(0 <= m <= 1 for m in mean)
+                                 and all(0 < s < math.inf for s in std)):
         raise ValueError(f"--mean {mean}, --std {std}: give three numbers each, for pixels in [0, 1], std above 0")
     reading = Reading(size, crop_pct, mean and tuple(mean), std and tuple(std))
     try:

@@ -14,6 +14,13 @@ def import_figure():
     return Figure
 
 
+def plain_text():
+    """A context in which no text is read as a formula: a folder or a method's file may have a $ in its name."""
+    import matplotlib
+
+    return matplotlib.rc_context({"text.parse_math": False})
+
+
 def save(folder: str, name: str, figure) -> None:
     """Write a figure as PNG and as SVG, each whole or not at all and the same bytes each time."""
     import matplotlib
@@ -21,7 +28,8 @@ def save(folder: str, name: str, figure) -> None:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     figure.set_dpi(150)
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # by the canvases themselves: savefig draws everything twice
+    with plain_text(), matplotlib.rc_context({"svg.hashsalt": name}):
+        # by the canvases themselves: savefig draws everything twice
         write_whole(Path(folder, f"{name}.png"), lambda file: FigureCanvasAgg(figure).print_png(file))
         figure.set_layout_engine("none")  # laid out once, the same in both
         canvas = FigureCanvasSVG(figure)

@@ -26,6 +26,7 @@ ARCHS = {"resnet9": "ResNet-9", "vit": "ViT"}
 CURVES = ("5", "lasting")  # figures of what a run noted after each epoch
 HALF_WIDTH = dict(arch="resnet9", capacity=0.5, p_mem=0.2)  # where the paper draws, unless it says otherwise
 Drawn = tuple[str, list[dict]]  # a figure's title and the rows that it shows
+NOTHING = "runs of poison, confusion or random labels that ended well"
 
 
 class Missing(ValueError):
@@ -40,6 +41,7 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
     Raises: Missing for no data set has the rows.
     """
     made, reasons = [], []
+    rows = [row for row in rows if row["task"] in REGULARITY]  # people's mistakes have no place on the plane
     rows = rows if number in CURVES else [row for row in sweep(without_extra_curves(rows)) if row["kept"]]
     rows = etd_alone(rows)
     for (data, n), part in split(pick(rows), "data", "n").items():
@@ -58,7 +60,7 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
         figure.suptitle(f"{name}{title}\n{data}, {n} corrupted images, {runs}{warnings}", fontsize=11)
         made.append((slug(f"figure {number} {data} n{n}"), figure))
     if not made:
-        raise Missing(f"figure {number} needs {reasons[0] if reasons else 'runs that ended well'}")
+        raise Missing(f"figure {number} needs {reasons[0] if reasons else NOTHING}")
     return made
 
 

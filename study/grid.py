@@ -100,7 +100,7 @@ def cells_of(given: dict, name: str | None, rank: int, world: int) -> tuple[Path
     if not folder:
         raise ValueError("--out is empty; name the folder of the grid")
     out = Path(folder) / ("cells.jsonl" if world == 1 else f"cells-{rank}.jsonl")
-    if "folder" in axes.get("dataset", "").split(","):  # which is another one in another working directory
+    if "folder" in map(str.strip, axes.get("dataset", "").split(",")):  # another one in another working directory
         place["data_dir"] = str(Path(place.get("data_dir", Config.data_dir)).resolve())
     if place.get("human_labels"):
         place["human_labels"] = str(Path(place["human_labels"]).resolve())

@@ -5,6 +5,7 @@
     python run.py report runs/cells.jsonl --table 4,cells --format latex --seeds 0
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -17,7 +18,7 @@ from pathlib import Path
 from experiment.console import Parser, tell
 from experiment.files import check_folder, write_whole
 from experiment.settings import Config
-from study.canvas import import_figure, save
+from study.canvas import import_figure, plain_text, save
 from study.figures import DRAW, Missing, draw
 from study.plan import parse_axis
 from study.rows import load_rows
@@ -121,7 +122,8 @@ def report(results: list[str], table: str | None, figure: str | None, seeds: str
     texts = [(name + FORMATS[f][1], FORMATS[f][0](table)) for name, table in zip(names, tables) for f in formats]
     if not out:
         return [text for _, text in texts]
-    figures = collect("figure", numbers, DRAW, lambda number: draw(number, rows, figure_class))
+    with plain_text() if numbers else contextlib.nullcontext():
+        figures = collect("figure", numbers, DRAW, lambda number: draw(number, rows, figure_class))
     for name, text in texts:
         write_whole(Path(out, name), lambda file, text=text: file.write(text.encode()))
     for name, (_, drawn) in zip(apart([name for name, _ in figures]), figures):

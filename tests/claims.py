@@ -116,7 +116,11 @@ def poison(seed: int) -> dict[str, float]:
 
 
 def lasting(seed: int) -> dict[str, float]:
-    """A24: Healed at discovery 0.1 where max epochs are the preset's and ten times as many."""
+    """A24: Healed at discovery 0.3 where max epochs are the preset's and ten times as many.
+
+    Of fewer known images, ten at 0.1, gamma is two, which some networks do not stay below: then no epoch counts, all
+    run, and on one machine half of the healing was lost at one seed of three.
+    """
     once, more = (healed_after(seed, epochs, "repaired") for epochs in (EPOCHS, 10 * EPOCHS))
     return {"healed": once, "change in 10x": more - once}
 
@@ -127,9 +131,9 @@ def returning(seed: int) -> dict[str, float]:
 
 
 def healed_after(seed: int, epochs: int, stop: str) -> float:
-    """Healed of REM at discovery 0.1 with at most `epochs` epochs."""
+    """Healed of REM at discovery 0.3 with at most `epochs` epochs."""
     config, task, original = poisoned(seed)
-    forget, config = discover(task, 0.1, seed), replace(config, unlearn_epochs=epochs, stop=stop)
+    forget, config = discover(task, 0.3, seed), replace(config, unlearn_epochs=epochs, stop=stop)
     unlearned = rem_as_set(original, task.train, forget, config, stream(seed, "unlearning"))
     return evaluate(unlearned, task, forget)["healed"]
 

@@ -44,6 +44,8 @@ LISTS = {
                    "alone.png,True,true\n",  # what the user typed counts
     "both.json": json.dumps({"indices": [0], "paths": ["ant/1.png", "bee/1.png", "alone.png"]}),
     "a score.csv": "path,score,label,is_bad\nant/1.png,0.5,0,\nbee/1.png,1,1,true\nalone.png,0,0,1\n",  # no verdict
+    "no for a class.csv": "path,given_label,predicted_label\nant/1.png,no,yes\nbee/1.png,yes,no\nalone.png,no,no\n",
+    "excel.csv": "sep=;\r\npath;score\r\nant/1.png;0,5\r\nbee/1.png;0,1\r\nalone.png;0\r\n",
     "one class.csv": "path,label\nant/1.png,0\nbee/1.png,0\nalone.png,0\n",  # nor is this
 }
 
@@ -176,6 +178,7 @@ def test_true_labels(tmp_path, root, column):
     assert labels_of(tmp_path, root, f"path,{column}\nant/1.png,bee\nalone.png,0\n") == wanted
     assert labels_of(tmp_path, root, f",{column}\n1,bee\n9,ant\n") == wanted
     assert labels_of(tmp_path, root, f"path,{column}\nant/1.png,1\nant/1.png,bee\nalone.png,ant\n") == wanted
+    assert labels_of(tmp_path, root, f"path,{column}\nant/0.png,\nant/1.png,bee\nalone.png,0\n") == wanted
 
 
 @pytest.mark.parametrize("classes, label, place", [

@@ -1,5 +1,6 @@
 """Networks by name (repair/networks.py): ours, torchvision's, timm's or a file's, and how images are read."""
 
+import math
 import sys
 import types
 
@@ -51,7 +52,10 @@ def test_networks_by_name(tmp_path):
     ("resnet18", {"mean": (0.5,), "std": (0.5,) * 3}, "three numbers each"),
     ("resnet18", {"mean": (0.5, 0.5, 1.1), "std": (0.5,) * 3}, "three numbers each, for pixels in"),
     ("resnet18", {"mean": (-0.1, 0.5, 0.5), "std": (0.5,) * 3}, "three numbers each, for pixels in"),
+    ("resnet18", {"mean": (0.5, math.nan, 0.5), "std": (0.5,) * 3}, "three numbers each, for pixels in"),
     ("resnet18", {"mean": (0.5,) * 3, "std": (0.5, 0.5, 0.0)}, "std above 0"),
+    ("resnet18", {"mean": (0.5,) * 3, "std": (0.5, math.nan, 0.5)}, "std above 0"),
+    ("resnet18", {"mean": (0.5,) * 3, "std": (0.5, math.inf, 0.5)}, "std above 0"),
     ("vit", {"size": 30}, "patch size 8 do not fit"),
     ("vit_b_16", {"size": 33}, "vit_b_16 cannot be built at 33 pixels, --image-size"),
     ("resnet18:2", {}, "unknown --model 'resnet18:2'"),

@@ -9,6 +9,7 @@ from PIL import Image
 import run
 from few_images import forget
 from helpers import rows_of
+from study.grid import cells_of
 from study.rows import load_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # REM may give up, and its end may tell of harm
@@ -52,6 +53,13 @@ def test_a_folder_is_one_data_set():
     assert run_grid("0") == 0 and [row["method"] for row in rows_of(CELLS)] == ["no-ul", "cf"]
     assert {row["data_dir"] for row in rows_of(CELLS)} == {str(Path("data").resolve())}
     assert len({row["data"] for row in load_rows(["runs"])}) == 1
+
+
+def test_a_folder_among_other_data():
+    """R5: the path is absolute too where the folder is one data set of several, a blank before its name."""
+    cells = cells_of({"dataset": "fashion-mini, folder", "data_dir": "data", "image_size": "8"}, None, 0, 1)[1]
+    assert {(cell.dataset, cell.data_dir) for cell in cells} == {(name, str(Path("data").resolve()))
+                                                                for name in ("fashion-mini", "folder")}
 
 
 def test_a_grid_does_not_mix_two_data_sets(capsys):

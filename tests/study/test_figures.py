@@ -351,13 +351,33 @@ def test_points_that_lack_a_number_are_not_drawn(tmp_path):
     plain = {**make_row(unlearn_epochs=5), "curve": True, "points": points}
     healed = [{"epoch": e, "base": 0.5, "healed": 0.5} for e in range(3)]
     later = {**make_row(stop="max", seed=1), "curve": True, "points": healed}
-    with pytest.raises(Missing, match="figure 3 needs runs that ended well"):
+    with pytest.raises(Missing, match="figure 3 needs runs of poison, confusion or random labels that ended well"):
         draw("3", load(tmp_path, [make_row(status="failed")]), Figure)
     for number in ("5", "lasting"):
         with pytest.raises(Missing, match="--curve"):
             only(number, load(tmp_path, [plain, later]))
     whole = {**plain, "seed": 2, "points": [{**point, "full": 1.0} for point in plain["points"]]}
     assert "1 run" in only("5", load(tmp_path, [plain, later, whole])).get_suptitle()
+
+
+def test_people_have_no_place_on_the_plane(tmp_path, capsys):
+    """V21: rows of people's mistakes are drawn in no figure: alone they are missing rows, beside others left out."""
+    people = [make_row(method, task="human", discovery=rate, seed=seed)
+              for method in ("no-ul", "npo", "rem") for rate in (0.1, 0.5) for seed in (0, 1)]
+    assert main([str(write(tmp_path / "people.jsonl", people)), "--figure", "all", "--out", str(tmp_path / "none")]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == len(DRAW) and all("needs runs of poison, confusion or random labels" in line for line in said)
+    for number in ("3", "10", "seeds"):
+        rows = grid(("no-ul", "npo", "rem"))
+        assert only(number, load(tmp_path, people + rows)).get_suptitle() == only(
+            number, load(tmp_path, rows)).get_suptitle()
+
+
+def test_a_dollar_is_no_formula(tmp_path):
+    """V21: a method's file and a folder may have two $ in their names."""
+    rows = [make_row("a$^$.py:f"), make_row(dataset="folder", data_dir="/x/$a_$/b", image_size=16)]
+    assert main([str(write(tmp_path / "x.jsonl", rows)), "--figure", "3", "--out", str(tmp_path / "o")]) == 0
+    assert len(list((tmp_path / "o").glob("*.svg"))) == 2
 
 
 def test_every_seed_is_a_point(tmp_path):
