@@ -11,11 +11,13 @@ import pytest
 pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install -r requirements-figures.txt")
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from few_images import refusal  # noqa: E402
 from made_rows import ROOT, grid, load, main, make_row, write  # noqa: E402
 from study.figures import DRAW, Missing, draw  # noqa: E402
+from tasks import TASKS  # noqa: E402
 
 RATES = (0.1, 0.5, 1.0)
 
@@ -58,6 +60,24 @@ def test_figures_are_written_without_a_display(tmp_path, capsys):
         assert len(content) > 5000 and content == (again / path.name).read_bytes()
         assert content.startswith(b"\x89PNG") if path.suffix == ".png" else b"</svg>" in content
     assert "matplotlib.pyplot" not in sys.modules  # which keeps every figure open
+
+
+def test_numbers_stand_out(tmp_path):
+    """V21: Fig. 1: every printed number has a contrast of at least 4.4 : 1 to its cell (WCAG), read in grey as well."""
+    rows = [make_row("rem", k / 10, 1.0, task=task, discovery=k / 10) for k in range(1, 11) for task in TASKS]
+    axes = panels(only("1", load(tmp_path, rows)))["REM"]
+
+    def luminance(colour):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    image = axes.images[0]
+    assert len(axes.texts) == 30 and {text.get_color() for text in axes.texts} == {"black", "white"}
+    for text in axes.texts:
+        x, y = text.get_position()
+        cell = image.cmap(image.norm(image.get_array()[y, x]))[:3]
+        dark, light = sorted((luminance(cell), luminance(text.get_color())))
+        assert (light + 0.05) / (dark + 0.05) >= 4.4
 
 
 def test_every_figure_can_be_laid_out(tmp_path):
