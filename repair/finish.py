@@ -42,7 +42,7 @@ class Finished(NamedTuple):
     dropped: torch.Tensor  # (m,) int64, dataset indices outside D_f: disbelieved, alike or both
     disbelieved: int  # how many of them are called another class, by the repaired network and by the first training
     alike: int  # how many of them look like D_f
-    both: int  # how many look like D_f and are called another class by the repaired network, and are treated as D_f
+    both: int  # how many look like D_f and are called another class by the repaired network
     taken: bool  # False: `model` is the repaired network, since more of D_f was believed after the finish
     answers: bool = False  # whether D_f was taught what the repaired network says of it
 
@@ -54,9 +54,9 @@ class Finished(NamedTuple):
         if not self.taken:
             return (f"not finished: without {what} it would believe more of the listed images; the repair stays as it "
                     "was")
-        kept = "taught what the repaired network says of" if self.answers else "kept off the labels of"
-        return (f"finished: the network from before the repair learnt the rest once more, without {what}, and was "
-                f"{kept} the listed ones and {self.both} that both signs call bad")
+        kept = ("was taught what the repaired network says of the listed ones" if self.answers else
+                f"was kept off the labels of the listed ones and of {self.both} that both signs call bad")
+        return f"finished: the network from before the repair learnt the rest once more, without {what}, and {kept}"
 
     def report(self) -> dict:
         """For a report in JSON."""
@@ -77,9 +77,10 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     12 % of its triggered images right without that and 74 % with it; elsewhere it is level or worse, since such answers
     err.) Else what the repaired network disbelieves is dropped only where the first training's network, which has lost
     less, does so too.
-    In the second training what both signs call bad, REM's network by its label and the looks, is as good as listed: it
-    is no longer left out alone but treated as D_f is. So bad images that neither sign tells meet more than the few that
-    were listed: with five of 50 listed and six missed a trigger came back otherwise (results/repair).
+    There, too, what both signs call bad, REM's network by its label and the looks, is as good as listed: it is not left
+    out but treated as D_f is, so that bad images that neither sign tells meet more than the few that were listed. (With
+    five of 50 listed and six missed a trigger came back otherwise.) Not where D_f is taught answers: of 352 such images
+    of `trojan` REM's answers cost one to two points of accuracy.
     The end is by these images and D_f: the network is taken unless more of them get their labels as given than from the
     repaired one, and more than a repair may leave (BELIEVED).
     Args:
@@ -99,16 +100,19 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     truths = check_truths(true_labels, forget, data)
     truths = torch.full((len(forget),), -1) if truths is None else truths
     both = (disbelieved & alike).nonzero()[:, 0]  # (b,) as good as listed
-    bad, truths = torch.cat([forget, both]), torch.cat([truths, both.new_full(both.shape, -1)])  # (k + b,)
-    says, listed = what_it_says(z[bad], labels[bad], truths), slice(len(forget))
+    listed = torch.cat([forget, both])  # (k + b,)
+    says = what_it_says(z[forget], labels[forget], truths)
     try:
-        first = taught(model, data, disbelieved | alike, forget, truths[listed], config)
+        first = taught(model, data, disbelieved | alike, forget, truths, config)
         said = predict(first, data)  # (N,)
-        third = same_answers(said[forget], says[listed]) < SAME
-        if not third:
+        third = same_answers(said[forget], says) < SAME
+        if third:
+            bad, answers = forget, says
+        else:
             disbelieved = disbelieved & (said != labels)  # a second opinion
-        net = taught(model, data, disbelieved | alike, bad, says if third else truths, config)
-        before, after = (believed_share(network, data, labels, bad) for network in (repaired, net))
+            bad, answers = listed, torch.cat([truths, both.new_full(both.shape, -1)])
+        net = taught(model, data, disbelieved | alike, bad, answers, config)
+        before, after = (believed_share(network, data, labels, listed) for network in (repaired, net))
     except NonFiniteLoss:
         return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False)
     if after > max(before, BELIEVED):

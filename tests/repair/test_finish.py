@@ -178,7 +178,7 @@ def test_what_both_signs_call_bad_is_treated_as_listed(learnt, monkeypatch):
     assert all(torch.equal(bad, torch.cat([known, both])) for bad in (seen[1][3], *judged)) and len(judged) == 2
     assert torch.equal(seen[1][4], torch.cat([truths, torch.full_like(both, -1)]))
     assert found.both == found.report()["both"] == len(both) and torch.isin(both, found.dropped).all()
-    assert found.line.endswith(f"kept off the labels of the listed ones and {len(both)} that both signs call bad")
+    assert found.line.endswith(f"kept off the labels of the listed ones and of {len(both)} that both signs call bad")
 
 
 def test_what_is_dropped(learnt, finished, monkeypatch):
@@ -212,7 +212,9 @@ def test_dropped_images_are_left_out_of_training(learnt, finished, monkeypatch):
     the repaired one."""
     data, bad, known, stamped, model, repaired = learnt
     seen, healed = [], finished.model
-    monkeypatch.setattr(finish_module, "fit", lambda net, data, index, *rest, **more: seen.append((index, net)))
+    monkeypatch.setattr(finish_module, "fit",
+                        lambda net, data, index, *rest, **more: seen.append((index, copy.deepcopy(net))))
+    monkeypatch.setattr(finish_module, "same_answers", lambda *_: 1.0)  # D_f has not gone to a third class
     assert finish(model, model, data, known, CONFIG).taken  # as much of it
     blank = copy.deepcopy(repaired)
     for parameter in blank.parameters():
@@ -272,14 +274,14 @@ def test_the_same_answers(found, share):
 @pytest.mark.parametrize("third", [True, False])
 def test_a_third_class_is_no_finish(learnt, monkeypatch, third):
     """Where the first training sends D_f to a class that the repaired network does not name, the second one has the
-    repaired network's answers, and no second opinion; else, like the first, none; so have images that both signs call
-    bad. Both begin with the network before the repair. What it names is dictated, so that of D_f some get the label as
-    given."""
+    repaired network's answers, for D_f alone, and no second opinion; else, like the first, none, and what both signs
+    call bad stands beside D_f. Both begin with the network before the repair. What it names is dictated, so that of D_f
+    some get the label as given."""
     data, bad, known, stamped, model, repaired = learnt
     data = replace(data, labels=data.labels.index_fill(0, torch.tensor([0, 3]), 1))  # not of D_f, and not its label
     named, seen = data.labels.index_copy(0, known, torch.arange(len(known)) % 3), []
     named[[0, 3]] = 0  # disbelieved by the repaired network, and not by the first training's
-    says = torch.where(named == data.labels, -1, named)[torch.cat([known, torch.tensor([3])])]
+    says, beside = torch.where(named == data.labels, -1, named)[known], torch.cat([known, torch.tensor([3])])
     assert 0 < int((says < 0).sum()) < len(known)
     first = data.labels.index_copy(0, known, torch.full_like(known, 9) if third else named[known])
     monkeypatch.setattr(finish_module, "logits", lambda network, data: (torch.eye(3)[named].double(), data.labels))
@@ -288,9 +290,11 @@ def test_a_third_class_is_no_finish(learnt, monkeypatch, third):
     done = finish(model, repaired, data, known, CONFIG, alike=torch.arange(len(data)) == 3)
     assert len(seen) == 2 and done.answers == third and done.report()["answers"] == third
     assert (seen[0][4] == -1).all() and all(args[0] is model for args in seen)
-    assert torch.equal(seen[1][4], says if third else torch.full_like(says, -1))
+    assert torch.equal(seen[1][3], known if third else beside)
+    assert torch.equal(seen[1][4], says if third else torch.full_like(beside, -1))
     assert seen[0][2][[0, 3]].all() and seen[1][2][[0, 3]].tolist() == [third, True]
-    assert ("was taught what the repaired network says of the listed ones and 1 that" in done.line) == third
+    ends = "of the listed ones" if third else "of the listed ones and of 1 that both signs call bad"
+    assert done.line.endswith(ends) and ("was taught what the repaired network says" in done.line) == third
 
 
 @pytest.mark.parametrize("before, after, taken", [(0.0, 0.1, True), (0.0, 0.11, False), (0.5, 0.5, True),
