@@ -245,11 +245,11 @@ def test_known_labels_are_taught(learnt, monkeypatch):
     assert (hits != data.labels[known]).double().mean() >= 0.7
     losses, ((rows, x, y),) = [], data.batches(known)
     with monkeypatch.context() as patched:  # each label is that of its image
-        patched.setattr(finish_module, "fit", lambda *args, loss, **more: losses.append(loss))
+        patched.setattr(finish_module, "fit", lambda *args, loss, **more: losses.append(loss(rows, x, y)))
         finish(model, repaired, data, known, CONFIG, true_labels=told)
     with torch.no_grad():
         wanted = finish_loss(model(x), y, torch.ones(len(known), dtype=torch.bool), told)
-        assert_close(losses[0](rows, x, y), wanted, 1e-5)
+        assert_close(losses[0], wanted, 1e-5)
     silent, nothing = (finish(model, repaired, data, known, CONFIG, true_labels=labels).model.state_dict()
                        for labels in (None, torch.full_like(told, -1)))
     assert all(torch.equal(t, nothing[name]) for name, t in silent.items())
