@@ -324,6 +324,6 @@ def test_an_epoch_that_was_begun_again_does_not_count(monkeypatch):
 
 @pytest.mark.outcome("lasting")
 def test_healing_lasts():
-    """A24: at discovery 0.1, Healed after ten times the epochs is that after the preset's, within the spread."""
-    assert claims.mean("lasting", "healed") >= 0.1  # 0.47, SD 0.12: k = 5.1
-    assert claims.mean("lasting", "change in 10x") >= -0.1  # 0.00, SD 0.01: k = 13; with Never -0.22
+    """A24: at discovery 0.3, Healed after ten times the epochs is that after the preset's, within the spread."""
+    assert claims.mean("lasting", "healed") >= 0.1  # 0.43, SD 0.11: k = 5.1
+    assert claims.mean("lasting", "change in 10x") >= -0.1  # 0.00, SD 0.00: k > 50; with Never -0.17 to 0.14 a seed
