@@ -7,8 +7,8 @@ list than as weights. So the images that it disbelieves, and those that look lik
 network, which has lost nothing, learns the rest once more, while D_f is pushed off its labels as given (or taught its
 true ones), so that a trigger that is still in the rest is not learnt again. That network is asked for a second opinion:
 what it believes again was disbelieved for the accuracy that REM had lost, and comes back for a second such training,
-which gives the network that is returned. In that one the images that both signs call bad, which REM disbelieves and
-which look like D_f, are treated as D_f is. Measured in results/repair/README.md, beside what was tried.
+which gives the network that is returned. In that one, where few are listed, the images that both signs call bad, which
+REM disbelieves and which look like D_f, are treated as D_f is. Measured in results/repair/README.md, beside what was tried.
 """
 
 from typing import NamedTuple
@@ -32,6 +32,7 @@ from train import fit
 EPOCHS = 4  # over what is left
 RATES = {"sgd": 0.01, "adam": 5e-4}  # peak, down to a fifth
 GONE = 0.9  # share of a label's images: where more are called another class, the repaired network has lost that class
+FEW = 30  # members of D_f that cannot hold off by themselves what was missed
 SAME = 1 / 3  # of D_f: where fewer get the repaired network's answers they have gone to some third class
 
 
@@ -42,7 +43,7 @@ class Finished(NamedTuple):
     dropped: torch.Tensor  # (m,) int64, dataset indices outside D_f: disbelieved, alike or both
     disbelieved: int  # how many of them are called another class, by the repaired network and by the first training
     alike: int  # how many of them look like D_f
-    both: int  # how many look like D_f and are called another class by the repaired network
+    both: int  # how many do both and are as good as listed, of a D_f of few
     taken: bool  # False: `model` is the repaired network, since more of D_f was believed after the finish
     answers: bool = False  # whether D_f was taught what the repaired network says of it
 
@@ -77,10 +78,10 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     12 % of its triggered images right without that and 74 % with it; elsewhere it is level or worse, since such answers
     err.) Else what the repaired network disbelieves is dropped only where the first training's network, which has lost
     less, does so too.
-    There, too, what both signs call bad, REM's network by its label and the looks, is as good as listed: it is not left
-    out but treated as D_f is, so that bad images that neither sign tells meet more than the few that were listed. (With
-    five of 50 listed and six missed a trigger came back otherwise.) Not where D_f is taught answers: of 352 such images
-    of `trojan` REM's answers cost one to two points of accuracy.
+    There, too, what both signs call bad, REM's network by its label and the looks, is as good as listed if fewer than
+    FEW are listed: it is not left out but treated as D_f is, so that bad images that neither sign tells meet more than
+    these few. (With five of 50 listed and six missed a trigger came back otherwise. Of 50 listed it costs: 386 such
+    images of the same network 0.9 points of accuracy, for nothing.) Not where D_f is taught answers, which err.
     The end is by these images and D_f: the network is taken unless more of them get their labels as given than from the
     repaired one, and more than a repair may leave (BELIEVED).
     Args:
@@ -99,7 +100,7 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
         alike = agreed(looking_alike(features(model, data), labels, forget, config.seed), data.device)
     truths = check_truths(true_labels, forget, data)
     truths = torch.full((len(forget),), -1) if truths is None else truths
-    both = (disbelieved & alike).nonzero()[:, 0]  # (b,) as good as listed
+    both = (disbelieved & alike & (len(forget) < FEW)).nonzero()[:, 0]  # (b,) as good as listed
     listed = torch.cat([forget, both])  # (k + b,)
     says = what_it_says(z[forget], labels[forget], truths)
     try:

@@ -178,6 +178,8 @@ def test_what_both_signs_call_bad_is_treated_as_listed(learnt, monkeypatch):
     assert all(torch.equal(bad, torch.cat([known, both])) for bad in (seen[1][3], *judged)) and len(judged) == 2
     assert torch.equal(seen[1][4], torch.cat([truths, torch.full_like(both, -1)]))
     assert found.both == found.report()["both"] == len(both) and torch.isin(both, found.dropped).all()
+    monkeypatch.setattr(finish_module, "FEW", len(known))  # these are enough
+    assert finish(model, repaired, data, known, CONFIG).both == 0 and torch.equal(seen[3][3], known)
     assert found.line.endswith(f"kept off the labels of the listed ones and of {len(both)} that both signs call bad")
 
 
