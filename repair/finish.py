@@ -55,9 +55,10 @@ class Finished(NamedTuple):
         if not self.taken:
             return (f"not finished: without {what} it would believe more of the listed images; the repair stays as it "
                     "was")
-        kept = ("was taught what the repaired network says of the listed ones" if self.answers else
-                f"was kept off the labels of the listed ones and of {self.both} that both signs call bad")
-        return f"finished: the network from before the repair learnt the rest once more, without {what}, and {kept}"
+        kept = "taught what the repaired network says" if self.answers else "kept off the labels"
+        more = f" and of {self.both} that both signs call bad" if self.both and not self.answers else ""
+        return (f"finished: the network from before the repair learnt the rest once more, without {what}, and was "
+                f"{kept} of the listed ones{more}")
 
     def report(self) -> dict:
         """For a report in JSON."""

@@ -181,6 +181,7 @@ def test_what_both_signs_call_bad_is_treated_as_listed(learnt, monkeypatch):
     monkeypatch.setattr(finish_module, "FEW", len(known))  # these are enough
     assert finish(model, repaired, data, known, CONFIG).both == 0 and torch.equal(seen[3][3], known)
     assert found.line.endswith(f"kept off the labels of the listed ones and of {len(both)} that both signs call bad")
+    assert found._replace(both=0).line.endswith("kept off the labels of the listed ones")
 
 
 def test_what_is_dropped(learnt, finished, monkeypatch):
