@@ -229,10 +229,20 @@ def small_settings(labels: list[list[str]]) -> list[list[str]]:
 
 
 def second_opinions(labels: list[list[str]]) -> list[list[str]]:
-    """Means over trials of how a repair ends, the product less that of one training (± SEM), and trials that lost over
-    two points of Utility."""
-    rows, lines = lines_at("results/repair/second.jsonl"), []
-    once = [row["healed"] * row["utility"] for row in rows if row["finish"] == "once"]
+    """Ends of a repair beside one training."""
+    return ends_of_repair("second.jsonl", "once")
+
+
+def both_signs(labels: list[list[str]]) -> list[list[str]]:
+    """Ends of a repair where few are listed."""
+    return ends_of_repair("both.jsonl", "as in 0.6.0")
+
+
+def ends_of_repair(file: str, first: str) -> list[list[str]]:
+    """Means over trials of how a repair ends, the product less that of the first (± SEM), and trials that lost over two
+    points of Utility."""
+    rows, lines = lines_at(f"results/repair/{file}"), []
+    once = [row["healed"] * row["utility"] for row in rows if row["finish"] == first]
     for name in dict.fromkeys(row["finish"] for row in rows):
         runs = [row for row in rows if row["finish"] == name]
         found = [row["healed"] * row["utility"] for row in runs]
@@ -439,6 +449,7 @@ TABLES = {
     ("results/repair/README.md", "network", "images"): trials,
     ("results/repair/README.md", "candidate", "patch"): candidates,
     ("results/repair/README.md", "candidate", "trials"): second_opinions,
+    ("results/repair/README.md", "finish", "trials"): both_signs,
     ("results/fashion-mini/seeds/README.md", "method", "Healed, seeds 0 to 9"): every_seed,
     ("results/fashion-mini/triggers/README.md", "trigger", "corrupted"): every_trigger,
     ("results/cifar10-jpeg-small/README.md", "batch", "peak rate"): small_fits,
