@@ -210,12 +210,12 @@ def test_the_report_counts(tmp_path):
     images = torch.zeros(6, 1, 2, 2, dtype=torch.uint8)
     data = Data(images, torch.tensor([0, 0, 0, 1, 1, 2]), 3, (0.0,), (1.0,))
     heldout = replace(data, images=images[:4], labels=torch.tensor([0, 1, 1, 1]))
-    before, after = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([1, 0, 2, 1, 1, 2])
+    before, after = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([1, 0, 2, 1, 1, 1])
     truth = torch.tensor([1, 0, 2, 1, -1, -1])  # the second is known bad for another reason than its label
     folder = Folder(tmp_path, ["a", "b", "c"], [], data.labels, torch.tensor([0, 1]), truth, "")
     scores = account.before_and_after([before, before[:4]], [after, after[:4]], data, heldout, folder)
     assert scores == {"known bad, their given labels": [1.0, 0.5],
-                      "other training images, given labels": [1.0, 0.75],
+                      "other training images, given labels": [0.75, 0.5],
                       "held-out images": [0.5, 0.25], "Healed: bad images, true labels": [0.3333, 1.0],
                       "training images with another prediction": 2}
     lines = account.table_of_changes(scores).splitlines()
