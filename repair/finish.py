@@ -83,8 +83,8 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     FEW are listed: it is not left out but treated as D_f is, so that bad images that neither sign tells meet more than
     these few. (With five of 50 listed and six missed a trigger came back otherwise. Of 50 listed it costs: 386 such
     images of the same network 0.9 points of accuracy, for nothing.) Not where D_f is taught answers, which err.
-    The end is by these images and D_f: the network is taken unless more of them get their labels as given than from the
-    repaired one, and more than a repair may leave (BELIEVED).
+    The end is by D_f and what is treated so: the network is taken unless more of them get their labels as given than
+    from the repaired one, and more than a repair may leave (BELIEVED).
     Args:
         model: the network before the repair, repaired: after it, plain both; left as they are.
         data: D_tr, N examples, labels as given, Data or Streamed; forget: (k,) int64, D_f.
@@ -102,7 +102,6 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     truths = check_truths(true_labels, forget, data)
     truths = torch.full((len(forget),), -1) if truths is None else truths
     both = (disbelieved & alike & (len(forget) < FEW)).nonzero()[:, 0]  # (b,) as good as listed
-    listed = torch.cat([forget, both])  # (k + b,)
     says = what_it_says(z[forget], labels[forget], truths)
     try:
         first = taught(model, data, disbelieved | alike, forget, truths, config)
@@ -112,9 +111,9 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
             bad, answers = forget, says
         else:
             disbelieved = disbelieved & (said != labels)  # a second opinion
-            bad, answers = listed, torch.cat([truths, both.new_full(both.shape, -1)])
+            bad, answers = torch.cat([forget, both]), torch.cat([truths, both.new_full(both.shape, -1)])  # (k + b,)
         net = taught(model, data, disbelieved | alike, bad, answers, config)
-        before, after = (believed_share(network, data, labels, listed) for network in (repaired, net))
+        before, after = (believed_share(network, data, labels, bad) for network in (repaired, net))
     except NonFiniteLoss:
         return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False)
     if after > max(before, BELIEVED):

@@ -282,7 +282,7 @@ def test_a_third_class_is_no_finish(learnt, monkeypatch, third):
     some get the label as given."""
     data, bad, known, stamped, model, repaired = learnt
     data = replace(data, labels=data.labels.index_fill(0, torch.tensor([0, 3]), 1))  # not of D_f, and not its label
-    named, seen = data.labels.index_copy(0, known, torch.arange(len(known)) % 3), []
+    named, seen, judged = data.labels.index_copy(0, known, torch.arange(len(known)) % 3), [], []
     named[[0, 3]] = 0  # disbelieved by the repaired network, and not by the first training's
     says, beside = torch.where(named == data.labels, -1, named)[known], torch.cat([known, torch.tensor([3])])
     assert 0 < int((says < 0).sum()) < len(known)
@@ -290,10 +290,11 @@ def test_a_third_class_is_no_finish(learnt, monkeypatch, third):
     monkeypatch.setattr(finish_module, "logits", lambda network, data: (torch.eye(3)[named].double(), data.labels))
     monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or copy.deepcopy(model))
     monkeypatch.setattr(finish_module, "predict", lambda network, data, index=slice(None): first[index])
+    monkeypatch.setattr(finish_module, "believed_share", lambda *args: judged.append(args[3]) or 0.0)
     done = finish(model, repaired, data, known, CONFIG, alike=torch.arange(len(data)) == 3)
     assert len(seen) == 2 and done.answers == third and done.report()["answers"] == third
     assert (seen[0][4] == -1).all() and all(args[0] is model for args in seen)
-    assert torch.equal(seen[1][3], known if third else beside)
+    assert all(torch.equal(bad, known if third else beside) for bad in (seen[1][3], *judged)) and len(judged) == 2
     assert torch.equal(seen[1][4], says if third else torch.full_like(beside, -1))
     assert seen[0][2][[0, 3]].all() and seen[1][2][[0, 3]].tolist() == [third, True]
     ends = "of the listed ones" if third else "of the listed ones and of 1 that both signs call bad"
