@@ -8,7 +8,8 @@ network, which has lost nothing, learns the rest once more, while D_f is pushed 
 true ones), so that a trigger that is still in the rest is not learnt again. That network is asked for a second opinion:
 what it believes again was disbelieved for the accuracy that REM had lost, and comes back for a second such training,
 which gives the network that is returned. In that one, where few are listed, the images that both signs call bad, which
-REM disbelieves and which look like D_f, are treated as D_f is. Measured in results/repair/README.md, beside what was tried.
+REM disbelieves and which look like D_f, are treated as D_f is. Measured in results/repair/README.md, beside what was
+tried.
 """
 
 from typing import NamedTuple
@@ -76,11 +77,11 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     The second training begins with the original again and differs in one thing. Where fewer than SAME of D_f get what
     the repaired network says after the first, they have gone to some third class, as a trigger that means another label
     now: then they are taught what the repaired network says. (A published network, `trojan` in results/repair, gets
-    12 % of its triggered images right without that and 74 % with it; elsewhere it is level or worse, since such answers
+    12 % of its triggered images right without that and 72 % with it; elsewhere it is level or worse, since such answers
     err.) Else what the repaired network disbelieves is dropped only where the first training's network, which has lost
     less, does so too.
-    There, too, what both signs call bad, REM's network by its label and the looks, is as good as listed if fewer than
-    FEW are listed: it is not left out but treated as D_f is, so that bad images that neither sign tells meet more than
+    And what both signs call bad, its label to the repaired network and its looks, is as good as listed where fewer than
+    FEW are: in the second training it is treated as D_f is, so that bad images that neither sign tells meet more than
     these few. (With five of 50 listed and six missed a trigger came back otherwise. Of 50 listed it costs: 386 such
     images of the same network 0.9 points of accuracy, for nothing.) Not where D_f is taught answers, which err.
     The end is by D_f and what is treated so: the network is taken unless more of them get their labels as given than
