@@ -149,7 +149,7 @@ def taught(model: nn.Module, data, dropped: torch.Tensor, bad: torch.Tensor, ans
         return finish_loss(z, y, is_bad[rows].to(x.device), answer[rows].to(x.device))
 
     fit(net, data, index, config, stream(config.seed, "finish"), epochs=EPOCHS, lr=RATES[config.optimizer], loss=loss)
-    refresh_batchnorm(net, data, config.batch, modes=modes_of(model), index=index)
+    refresh_batchnorm(net, data, config.batch, index=index)
     return net
 
 
