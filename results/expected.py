@@ -449,7 +449,7 @@ TABLES = {
     ("results/repair/README.md", "network", "images"): trials,
     ("results/repair/README.md", "candidate", "patch"): candidates,
     ("results/repair/README.md", "candidate", "trials"): second_opinions,
-    ("results/repair/README.md", "finish", "trials"): both_signs,
+    ("results/repair/README.md", "variant", "trials"): both_signs,
     ("results/fashion-mini/seeds/README.md", "method", "Healed, seeds 0 to 9"): every_seed,
     ("results/fashion-mini/triggers/README.md", "trigger", "corrupted"): every_trigger,
     ("results/cifar10-jpeg-small/README.md", "batch", "peak rate"): small_fits,
