@@ -44,7 +44,7 @@ class Finished(NamedTuple):
     dropped: torch.Tensor  # (m,) int64, dataset indices outside D_f: disbelieved, alike or both
     disbelieved: int  # how many of them are called another class, by the repaired network and by the first training
     alike: int  # how many of them look like D_f
-    both: int  # how many do both and are as good as listed, of a D_f of few
+    both: int  # how many are both, where D_f has few: these are treated as D_f is
     taken: bool  # False: `model` is the repaired network, since more of D_f was believed after the finish
     answers: bool = False  # whether D_f was taught what the repaired network says of it
 
