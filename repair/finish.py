@@ -33,7 +33,7 @@ from train import fit
 EPOCHS = 4  # over what is left
 RATES = {"sgd": 0.01, "adam": 5e-4}  # peak, down to a fifth
 GONE = 0.9  # share of a label's images: where more are called another class, the repaired network has lost that class
-FEW = 30  # members of D_f that cannot hold off by themselves what was missed
+FEW = 30  # members of D_f: fewer cannot hold off by themselves what was missed
 SAME = 1 / 3  # of D_f: where fewer get the repaired network's answers they have gone to some third class
 
 

@@ -351,7 +351,7 @@ def csv_lines(path: Path, content: bytes | None = None) -> list[tuple[int, list[
     try:
         found = csv.reader(io.StringIO(text, newline=""), delimiter=told[1] if told else max(",;\t", key=first.count))
         lines = [(found.line_num, [value.strip() for value in line]) for line in found if any(line)]
-        return lines[bool(told):]
+        return lines[1:] if told else lines
     except csv.Error as error:
         raise ValueError(f"{path} is no CSV ({error})") from error
 

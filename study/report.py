@@ -5,7 +5,6 @@
     python run.py report runs/cells.jsonl --table 4,cells --format latex --seeds 0
 """
 
-import contextlib
 import csv
 import hashlib
 import io
@@ -122,12 +121,16 @@ def report(results: list[str], table: str | None, figure: str | None, seeds: str
     texts = [(name + FORMATS[f][1], FORMATS[f][0](table)) for name, table in zip(names, tables) for f in formats]
     if not out:
         return [text for _, text in texts]
-    with plain_text() if numbers else contextlib.nullcontext():
-        figures = collect("figure", numbers, DRAW, lambda number: draw(number, rows, figure_class))
+
+    def drawn(number: str) -> list:
+        with plain_text():
+            return draw(number, rows, figure_class)
+
+    figures = collect("figure", numbers, DRAW, drawn)
     for name, text in texts:
         write_whole(Path(out, name), lambda file, text=text: file.write(text.encode()))
-    for name, (_, drawn) in zip(apart([name for name, _ in figures]), figures):
-        save(out, name, drawn)
+    for name, (_, made) in zip(apart([name for name, _ in figures]), figures):
+        save(out, name, made)
     return [f"{len(texts)} files of tables and {2 * len(figures)} of figures in {out}"]
 
 
