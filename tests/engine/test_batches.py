@@ -38,11 +38,12 @@ def test_the_same_weights_from_a_source_of_ones_own(more):
         nets = [unlearn(data=source, **how) for source in (data, Loose(data))]
         for a, b in zip(*(net.state_dict().values() for net in nets), strict=True):
             assert_close(a.double(), b.double(), 1e-9)  # Data's reference is computed once, in batches of another size
-    nets = [small_net(0), small_net(0)]
-    for net, source in zip(nets, (data, Loose(data)), strict=True):
-        refresh_batchnorm(net, source, size=10)
-    assert_same_state(*nets)
-    assert nets[1].norm1.num_batches_tracked == 17
+    for index, passed in ((None, 17), (torch.arange(31), 3)):
+        nets = [small_net(0), small_net(0)]
+        for net, source in zip(nets, (data, Loose(data)), strict=True):
+            refresh_batchnorm(net, source, size=10, index=index)
+        assert_same_state(*nets)
+        assert nets[1].norm1.num_batches_tracked == passed
 
 
 class Reusing(Loose):
