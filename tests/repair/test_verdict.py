@@ -267,11 +267,14 @@ def stickers(tmp_path_factory) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more, word, code", [((), "REPAIRED", 0), (("--epochs", 0), "NOT REPAIRED", 3),
-                                              (("--lr", 0.5, "--stop", "max", "--no-finish"), "HARMED", 3)])
-def test_the_command_says_it(stickers, capsys, more, word, code):
+@pytest.mark.parametrize("more, words, code", [
+    ((), ["REPAIRED"], 0),
+    (("--epochs", 0), ["NOT REPAIRED"], 3),
+    (("--lr", 0.5, "--stop", "max", "--no-finish"), ["HARMED", "NOT REPAIRED, HARMED"], 3)])
+def test_the_command_says_it(stickers, capsys, more, words, code):
     """Q4, P6: a line on stdout, a field of the report and the exit code say the verdict; weights and list are there,
-    and the report's numbers are of these weights."""
+    and the report's numbers are of these weights. A network that a high rate has ruined may call all images what the
+    listed ones are labelled, or none, as the machine rounds."""
     assert call(stickers, *more) == code
     told = capsys.readouterr().out
     out = stickers["--out"]
@@ -282,7 +285,7 @@ def test_the_command_says_it(stickers, capsys, more, word, code):
     changed_predictions = int((predicted(model, train) != predicted(net, train)).sum())
     assert report["scores"]["training images with another prediction"] == changed_predictions
     assert found["held-out"]["after"] == accuracy(net, test)
-    assert found["word"] == word and f"\n{word}: " in told and ("Next, " in told) == (code == 3)
+    assert found["word"] in words and f"\n{found['word']}: " in told and ("Next, " in told) == (code == 3)
     assert found["held-out"]["images"] == 300 and found["listed"]["images"] == 12
     assert out.exists() and out.with_name("suspects.csv").exists()
 
