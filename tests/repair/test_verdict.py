@@ -285,7 +285,7 @@ def test_the_command_says_it(stickers, capsys, more, verdicts, code):
     changed_predictions = int((predicted(model, train) != predicted(net, train)).sum())
     assert report["scores"]["training images with another prediction"] == changed_predictions
     assert found["held-out"]["after"] == accuracy(net, test)
-    assert found["word"] in words and f"\n{found['word']}: " in told and ("Next, " in told) == (code == 3)
+    assert found["word"] in verdicts and f"\n{found['word']}: " in told and ("Next, " in told) == (code == 3)
     assert found["held-out"]["images"] == 300 and found["listed"]["images"] == 12
     assert out.exists() and out.with_name("suspects.csv").exists()
 
