@@ -39,7 +39,7 @@ from experiment.rows import append_row, provenance  # noqa: E402
 from metrics import accuracy, predict, share  # noqa: E402
 from repair import checkpoints  # noqa: E402
 from repair.account import similarity, verdict_of  # noqa: E402
-from repair.finish import RATES, finish  # noqa: E402
+from repair.finish import finish  # noqa: E402
 from repair.network import choose_settings, repaired_with  # noqa: E402
 from repair.ranking import rank  # noqa: E402
 from repair.suspects import logits  # noqa: E402
@@ -50,7 +50,7 @@ TARGETS = {"badnets": 8, "trojan": 2}  # class that an image with the trigger is
 CLASSES, SIZE = 10, 32  # of CIFAR-10; pixels per side
 PIXELS = dict(classes=CLASSES, mean=(0.0,) * 3, std=(1.0,) * 3)  # the networks take pixels in [0, 1] as they are
 TREATMENTS = ("REM", "repair", "repair, true labels", "fine-tuned", "CLP")
-FINE_TUNED = 5  # epochs
+FINE_TUNED, RATE = 5, 0.01  # epochs and peak rate
 THRESHOLD = 3.0  # of CLP: Zheng et al. use about 3
 CELL = ("network", "images", "share", "listed", "seed")
 
@@ -152,7 +152,7 @@ def treated(model: nn.Module, trial: Trial, seed: int, name: str, rem):
         return pruned(model, trial, None, seed, THRESHOLD), {}
     if name == "fine-tuned":
         net, config = copy_of(model), choose_settings(model, len(trial.train), {})[0]
-        fit(net, trial.train, rest_of(trial), config, stream(seed, "fine-tuning"), epochs=FINE_TUNED, lr=RATES["sgd"])
+        fit(net, trial.train, rest_of(trial), config, stream(seed, "fine-tuning"), epochs=FINE_TUNED, lr=RATE)
         return net.eval(), {}
     truths = trial.truth[trial.known] if name == "repair, true labels" else None
     repaired, config, seconds, told = rem(truths)

@@ -30,8 +30,10 @@ from repair.truths import COPIES, check_truths
 from repair.verdict import BELIEVED
 from train import fit
 
-EPOCHS = 4  # over what is left
-RATES = {"sgd": 0.01, "adam": 5e-4}  # peak, down to a fifth
+EPOCHS = 8  # over what is left, of each training
+RATES = {"sgd": 0.03, "adam": 1.5e-3}  # peak, down to a fifth; 0.01, 5e-4 and four epochs: 1.9 points of product less
+TRIES = 3  # rates at most, each a third of the one before
+RUINED = 0.1  # of what is left: where so many more are wrong after it, the rate was too high
 GONE = 0.9  # share of a label's images: where more are called another class, the repaired network has lost that class
 FEW = 30  # members of D_f: fewer cannot hold off by themselves what was missed
 SAME = 1 / 3  # of D_f: where fewer get the repaired network's answers they have gone to some third class
@@ -47,12 +49,16 @@ class Finished(NamedTuple):
     both: int  # how many are both, where D_f has few: these are treated as D_f is
     taken: bool  # False: `model` is the repaired network, since more of D_f was believed after the finish
     answers: bool = False  # whether D_f was taught what the repaired network says of it
+    ruined: bool = False  # or, if not taken, since no rate left the network what it knew
 
     @property
     def line(self) -> str:
         """What was done, for people."""
         what = (f"{len(self.dropped)} likely bad images ({self.disbelieved} that are called another class, "
                 f"{self.alike} that look like the listed ones)")
+        if self.ruined:
+            return (f"not finished: the network from before the repair, trained without {what}, lost what it knew at "
+                    "each of the rates that were tried; the repair stays as it was")
         if not self.taken:
             return (f"not finished: without {what} it would believe more of the listed images; the repair stays as it "
                     "was")
@@ -104,19 +110,20 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     truths = torch.full((len(forget),), -1) if truths is None else truths
     both = (disbelieved & alike & (len(forget) < FEW)).nonzero()[:, 0]  # (b,) as good as listed
     says = what_it_says(z[forget], labels[forget], truths)
-    try:
-        first = taught(model, data, disbelieved | alike, forget, truths, config)
-        said = predict(first, data)  # (N,)
-        third = same_answers(said[forget], says) < SAME
-        if third:
-            bad, answers = forget, says
-        else:
-            disbelieved = disbelieved & (said != labels)  # a second opinion
-            bad, answers = torch.cat([forget, both]), torch.cat([truths, both.new_full(both.shape, -1)])  # (k + b,)
-        net = taught(model, data, disbelieved | alike, bad, answers, config)
-        before, after = (believed_share(network, data, labels, bad) for network in (repaired, net))
-    except NonFiniteLoss:
-        return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False)
+    first = taught(model, data, disbelieved | alike, forget, truths, config)
+    if first is None:
+        return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False, ruined=True)
+    said = predict(first, data)  # (N,)
+    third = same_answers(said[forget], says) < SAME
+    if third:
+        bad, answers = forget, says
+    else:
+        disbelieved = disbelieved & (said != labels)  # a second opinion
+        bad, answers = torch.cat([forget, both]), torch.cat([truths, both.new_full(both.shape, -1)])  # (k + b,) both
+    net = taught(model, data, disbelieved | alike, bad, answers, config)
+    if net is None:
+        return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False, ruined=True)
+    before, after = (believed_share(network, data, bad) for network in (repaired, net))
     if after > max(before, BELIEVED):
         return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False)
     put_modes(net, modes_of(model))
@@ -129,18 +136,36 @@ def counted(disbelieved: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tenso
 
 
 def taught(model: nn.Module, data, dropped: torch.Tensor, bad: torch.Tensor, answers: torch.Tensor, config
-           ) -> nn.Module:
+           ) -> nn.Module | None:
     """A copy of `model` that has learnt the images that are not dropped, (N,) bool, at their labels as given, and the
     bad ones, (b,) int64, COPIES times an epoch at their answers, (b,) int64; -1 is any class but their own.
+
+    The rate is that of RATES, or a third of it, or a ninth, where at a higher one the loss or a logit is not finite, or
+    the share of right ones among the images that it learns has fallen by more than RUINED: so high a rate has cost it
+    what it knew. None where each of them has.
+    """
+    left = (~dropped).index_fill(0, bad, False).nonzero()[:, 0]  # (n,)
+    least = believed_share(model, data, left) - RUINED
+    for tries in range(TRIES):
+        try:
+            net = taught_at(RATES[config.optimizer] / 3**tries, model, data, left, bad, answers, config)
+            if believed_share(net, data, left) >= least:
+                return net
+        except NonFiniteLoss:
+            continue
+    return None
+
+
+def taught_at(rate: float, model: nn.Module, data, left: torch.Tensor, bad: torch.Tensor, answers: torch.Tensor, config
+              ) -> nn.Module:
+    """The same at one rate, `left` being the images that are learnt at their labels as given, (n,) int64.
 
     It ends with new statistics of BatchNorm, as each epoch of REM does, over the images as it learnt them. Those of the
     last small batches can be far from what the weights need: with them one network of the trials is right on 62 % of
     its test images, with new ones on 96 %.
-    Raises: NonFiniteLoss.
     """
     net = copy_of(model)
-    left = (~dropped).index_fill(0, bad, False)
-    index = torch.cat([left.nonzero()[:, 0], *[bad] * COPIES])
+    index = torch.cat([left, *[bad] * COPIES])
     is_bad = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, bad, True)
     answer = torch.full((len(data),), -1).index_copy_(0, bad, answers)
 
@@ -148,7 +173,7 @@ def taught(model: nn.Module, data, dropped: torch.Tensor, bad: torch.Tensor, ans
         z = logits_of(net, x, config.precision)  # (B, C)
         return finish_loss(z, y, is_bad[rows].to(x.device), answer[rows].to(x.device))
 
-    fit(net, data, index, config, stream(config.seed, "finish"), epochs=EPOCHS, lr=RATES[config.optimizer], loss=loss)
+    fit(net, data, index, config, stream(config.seed, "finish"), epochs=EPOCHS, lr=rate, loss=loss)
     refresh_batchnorm(net, data, config.batch, index=index)
     return net
 
@@ -169,9 +194,13 @@ def same_answers(found: torch.Tensor, says: torch.Tensor) -> float:
     return share(found[told] == says[told]) if told.any() else 1.0
 
 
-def believed_share(model: nn.Module, data, labels: torch.Tensor, bad: torch.Tensor) -> float:
-    """The share of the bad images, (b,) int64, that a network gives their labels as given; labels: (N,)."""
-    return share(predict(model, data, bad) == labels[bad])
+def believed_share(model: nn.Module, data, index: torch.Tensor) -> float:
+    """The share of images, (n,) int64, that a network gives their labels as given; 1 of none.
+
+    Raises: NonFiniteLoss, also for other images.
+    """
+    believed = predict(model, data) == data.labels.cpu()  # (N,)
+    return share(believed[index]) if len(index) else 1.0
 
 
 def finish_loss(z: torch.Tensor, y: torch.Tensor, is_bad: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.distributions import Binomial
 
 from engine.checks import NonFiniteLoss, check_forget
 from engine.features import features, gather
@@ -23,7 +24,8 @@ from repair.suspects import margin, probe
 
 BELIEVED = 0.1  # share of the listed images that may keep their given labels, if it is no third of that before
 LOST = 0.02  # accuracy that a repair may cost, beyond a paired error
-TOGETHER, LEAST = 0.75, 5  # share and number of the listed images of a label from which on they go to one other class
+TOGETHER, LEAST = 0.5, 5  # share and number of the listed images of a label from which on they go to one other class,
+CHANCE = 0.01  # if so many would go there less often than this by the shares of the classes
 NOT_REPAIRED, HARMED, REPAIRED = "NOT REPAIRED", "HARMED", "REPAIRED"
 NEXT = {  # what to try next, by the words that hold; in braces the names of flags or of settings
     (NOT_REPAIRED,): "try a higher {rate}, {optimizer} adam, or more of the bad images in {bad}",
@@ -153,12 +155,17 @@ def judge(labels: torch.Tensor, before: torch.Tensor, after: torch.Tensor, forge
 
 
 def gone_together(labels: torch.Tensor, after: torch.Tensor, forget: torch.Tensor) -> tuple[Together, ...]:
-    """The labels of which over TOGETHER of the listed images are now called one other class.
+    """The labels of which more listed images are now called one other class than chance would send there.
 
+    k of the n listed images of a label that are called class c are told where k > TOGETHER n, k >= LEAST and
+
+        P(X >= k) < CHANCE,   X ~ Binomial(n, p)
+
+    with p the share of c among the images that are not labelled so: what a repair gives a trigger's images, which
+    show all these classes, if it gives each its own. Where there are two classes p is 1, and nothing is told.
     Choice: this is told in the line and is no word of the verdict. Where two classes were confused it is as it should
-    be; of images with a trigger, which show several classes, it says that the trigger now means another class (one of
-    84 trials in results/repair). Only somebody who looks at them can tell. Nothing is told of fewer than LEAST images,
-    nor where there are two classes in all, since there is but one other.
+    be; of images with a trigger it says that the trigger now means another class. Only somebody who looks at them can
+    tell. (A bound of three quarters alone, as up to version 0.6.1, missed nine of twelve with four other classes.)
     Args: labels: (N,) int64, as given; after: (N,) int64, predicted; forget: (k,) int64, those of D_f whose true labels
         nobody has given.
     """
@@ -167,10 +174,18 @@ def gone_together(labels: torch.Tensor, after: torch.Tensor, forget: torch.Tenso
         rows = forget[labels[forget] == label]
         counts = torch.bincount(after[rows])
         counts[label:label + 1] = 0
-        images = int(counts.max())
-        if images >= LEAST and images > TOGETHER * len(rows):
-            found.append(Together(label, int(counts.argmax()), images, len(rows)))
-    return tuple(found) if len(labels.unique()) > 2 else ()
+        images, called = int(counts.max()), int(counts.argmax())
+        others = labels[labels != label]
+        p = int((others == called).sum()) / max(1, len(others))
+        if images >= LEAST and images > TOGETHER * len(rows) and tail(images, len(rows), p) < CHANCE:
+            found.append(Together(label, called, images, len(rows)))
+    return tuple(found)
+
+
+def tail(k: int, n: int, p: float) -> float:
+    """P(X >= k) of X ~ Binomial(n, p), for 0 <= k <= n and p in [0, 1]."""
+    counts = torch.arange(k, n + 1, dtype=torch.float64)  # (n - k + 1,)
+    return float(Binomial(n, probs=torch.tensor(p, dtype=torch.float64)).log_prob(counts).logsumexp(dim=0).exp())
 
 
 def changed(labels: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> Change:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from colours import call, colours, report_of  # noqa: F401
+from engine.checks import NonFiniteLoss
 from engine.features import features
 from engine.modes import refresh_batchnorm
 from engine.streams import stream
@@ -172,7 +173,7 @@ def test_what_both_signs_call_bad_is_treated_as_listed(learnt, monkeypatch):
     assert len(both) and (predict(model, data, both) == data.labels[both]).any()  # believed by the first training's
     monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or copy.deepcopy(model))
     monkeypatch.setattr(finish_module, "same_answers", lambda *_: 1.0)
-    monkeypatch.setattr(finish_module, "believed_share", lambda *args: judged.append(args[3]) or 0.0)
+    monkeypatch.setattr(finish_module, "believed_share", lambda *args: judged.append(args[2]) or 0.0)
     found = finish(model, repaired, data, known, CONFIG, true_labels=truths)
     assert torch.equal(seen[0][3], known) and torch.equal(seen[0][4], truths)
     assert all(torch.equal(bad, torch.cat([known, both])) for bad in (seen[1][3], *judged)) and len(judged) == 2
@@ -290,7 +291,7 @@ def test_a_third_class_is_no_finish(learnt, monkeypatch, third):
     monkeypatch.setattr(finish_module, "logits", lambda network, data: (torch.eye(3)[named].double(), data.labels))
     monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or copy.deepcopy(model))
     monkeypatch.setattr(finish_module, "predict", lambda network, data, index=slice(None): first[index])
-    monkeypatch.setattr(finish_module, "believed_share", lambda *args: judged.append(args[3]) or 0.0)
+    monkeypatch.setattr(finish_module, "believed_share", lambda *args: judged.append(args[2]) or 0.0)
     done = finish(model, repaired, data, known, CONFIG, alike=torch.arange(len(data)) == 3)
     assert len(seen) == 2 and done.answers == third and done.report()["answers"] == third
     assert (seen[0][4] == -1).all() and all(args[0] is model for args in seen)
@@ -314,11 +315,63 @@ def test_when_a_finish_is_taken(learnt, monkeypatch, before, after, taken):
 
 
 def test_a_finish_that_is_not_finite_leaves_the_repair(learnt, monkeypatch):
-    """A rate at which the loss explodes costs no repair."""
+    """Rates at which the loss explodes cost no repair."""
     data, bad, known, stamped, model, repaired = learnt
     monkeypatch.setitem(finish_module.RATES, "sgd", 1e30)
     found = finish(model, repaired, data, known, replace(CONFIG, momentum=0.0))
     assert found.model is repaired and not found.taken
+    assert "lost what it knew at each of the rates" in found.line
+
+
+@pytest.mark.parametrize("ends, tried", [
+    ([0.8], 1), ([0.79, 0.8], 2), ([0.79, 0.79, 0.8], 3), ([None, 0.8], 2), ([None, None, 0.79], 0), ([None] * 3, 0)])
+def test_a_rate_that_is_too_high_is_lowered(learnt, monkeypatch, ends, tried):
+    """Where the loss is not finite, or more than a tenth fewer of the images that are learnt are right than before, the
+    training begins anew at a third of the rate; after the third one there is none. What counts is what is learnt:
+    neither D_f nor what is dropped."""
+    data, bad, known, stamped, model, repaired = learnt
+    dropped = torch.arange(len(data)) % 5 == 0
+    asked, rates, nets, shares = [], [], [], iter([0.9, *[end for end in ends if end is not None]])
+
+    def taught_at(rate, given, *rest):
+        assert given is model
+        rates.append(rate)
+        if ends[len(rates) - 1] is None:
+            raise NonFiniteLoss("at this rate")
+        nets.append(copy.deepcopy(model))
+        return nets[-1]
+
+    monkeypatch.setattr(finish_module, "taught_at", taught_at)
+    monkeypatch.setattr(finish_module, "believed_share", lambda net, data, index: asked.append(index) or next(shares))
+    nothing = torch.full((len(known),), -1)
+    found = finish_module.taught(model, data, dropped, known, nothing, CONFIG)
+    assert found is (nets[-1] if tried else None) and rates == pytest.approx([0.03, 0.01, 0.03 / 9][:tried or 3])
+    left = (~dropped).index_fill(0, known, False).nonzero()[:, 0]
+    assert all(torch.equal(index, left) for index in asked)
+
+
+def test_what_is_believed(learnt):
+    """A share of those asked for, by labels as given; 1 of none; a logit that is not finite is told wherever it is."""
+    data, bad, known, stamped, model, repaired = learnt
+    hits = predict(model, data) == data.labels
+    for index in (known, torch.arange(9)):
+        assert finish_module.believed_share(model, data, index) == pytest.approx(float(hits[index].double().mean()))
+    assert finish_module.believed_share(repaired, data, known) < 1
+    assert finish_module.believed_share(repaired, data, known[:0]) == 1
+    far = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 3))
+    torch.nn.init.constant_(far[1].weight, torch.inf)
+    with pytest.raises(NonFiniteLoss):
+        finish_module.believed_share(far, data, known[:0])
+
+
+def test_a_high_rate_costs_nothing(learnt, monkeypatch):
+    """At a hundred times the rate, which mostly ruins this network, the finish is as good as ever: a lower one does
+    it."""
+    data, bad, known, stamped, model, repaired = learnt
+    good = torch.ones(len(data), dtype=torch.bool).index_fill_(0, bad, False).nonzero()[:, 0]
+    monkeypatch.setitem(finish_module.RATES, "sgd", 3.0)
+    found = finish(model, repaired, data, known, CONFIG)
+    assert found.taken and accuracy(found.model, data, good) >= accuracy(model, data, good) - 0.1
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
