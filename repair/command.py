@@ -159,7 +159,7 @@ def main(given: dict, argv: list[str]) -> int:
             alike = looks_if_any(similar, train).alike
             with Watch("the finish", tell_here) as watch:
                 finished = finish(model, repaired, watch.over(train), folder.forget, config, true_labels=truths,
-                                  alike=alike)
+                                  alike=alike, log=watch.epoch)
             say(finished.line)
             repaired = finished.model
             if ranks()[0] == 0:

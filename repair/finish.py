@@ -74,7 +74,7 @@ class Finished(NamedTuple):
 
 
 def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, config, *,
-           true_labels: torch.Tensor | None = None, alike: torch.Tensor | None = None) -> Finished:
+           true_labels: torch.Tensor | None = None, alike: torch.Tensor | None = None, log=None) -> Finished:
     """Train a copy of `model` on what is left of D_r, with D_f pushed off its labels or taught its true ones; twice.
 
     Choice: from the original network, not from the repaired one, which has lost accuracy; suspects are dropped, neither
@@ -98,6 +98,7 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
         config: optimiser, batch, momentum, weight decay, precision and seed, such as those of the repair.
         true_labels: (k,) int64 in the order of `forget`, -1 where unknown; None: none is known.
         alike: (N,) bool, the images that look like D_f; None: as `looking_alike` finds them by features of `model`.
+        log: called as log(done, of) after each epoch of both trainings; one that begins anew goes back; None: silent.
     Returns: the finished network in the modes of `model`, or the repaired one; what was dropped.
     Raises: ValueError: D_f or its true labels cannot be used; NonFiniteLoss, where `repaired` has such logits.
     """
@@ -110,7 +111,7 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     truths = torch.full((len(forget),), -1) if truths is None else truths
     both = (disbelieved & alike & (len(forget) < FEW)).nonzero()[:, 0]  # (b,) as good as listed
     says = what_it_says(z[forget], labels[forget], truths)
-    first = taught(model, data, disbelieved | alike, forget, truths, config)
+    first = taught(model, data, disbelieved | alike, forget, truths, config, logged(log, 0))
     if first is None:
         return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False, ruined=True)
     said = predict(first, data)  # (N,)
@@ -120,7 +121,7 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     else:
         disbelieved = disbelieved & (said != labels)  # a second opinion
         bad, answers = torch.cat([forget, both]), torch.cat([truths, both.new_full(both.shape, -1)])  # (k + b,) both
-    net = taught(model, data, disbelieved | alike, bad, answers, config)
+    net = taught(model, data, disbelieved | alike, bad, answers, config, logged(log, EPOCHS))
     if net is None:
         return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False, ruined=True)
     before, after = (believed_share(network, data, bad) for network in (repaired, net))
@@ -135,7 +136,12 @@ def counted(disbelieved: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tenso
     return (disbelieved | alike).nonzero()[:, 0], int(disbelieved.sum()), int(alike.sum())
 
 
-def taught(model: nn.Module, data, dropped: torch.Tensor, bad: torch.Tensor, answers: torch.Tensor, config
+def logged(log, before: int):
+    """What `fit` calls after an epoch, where so many epochs came before this training; None where nobody listens."""
+    return log and (lambda epoch, epochs, net, **record: log(before + epoch, 2 * EPOCHS))
+
+
+def taught(model: nn.Module, data, dropped: torch.Tensor, bad: torch.Tensor, answers: torch.Tensor, config, log=None
            ) -> nn.Module | None:
     """A copy of `model` that has learnt the images that are not dropped, (N,) bool, at their labels as given, and the
     bad ones, (b,) int64, COPIES times an epoch at their answers, (b,) int64; -1 is any class but their own.
@@ -148,7 +154,7 @@ def taught(model: nn.Module, data, dropped: torch.Tensor, bad: torch.Tensor, ans
     least = believed_share(model, data, left) - RUINED
     for tries in range(TRIES):
         try:
-            net = taught_at(RATES[config.optimizer] / 3**tries, model, data, left, bad, answers, config)
+            net = taught_at(RATES[config.optimizer] / 3**tries, model, data, left, bad, answers, config, log)
             if believed_share(net, data, left) >= least:
                 return net
         except NonFiniteLoss:
@@ -156,8 +162,8 @@ def taught(model: nn.Module, data, dropped: torch.Tensor, bad: torch.Tensor, ans
     return None
 
 
-def taught_at(rate: float, model: nn.Module, data, left: torch.Tensor, bad: torch.Tensor, answers: torch.Tensor, config
-              ) -> nn.Module:
+def taught_at(rate: float, model: nn.Module, data, left: torch.Tensor, bad: torch.Tensor, answers: torch.Tensor, config,
+              log=None) -> nn.Module:
     """The same at one rate, `left` being the images that are learnt at their labels as given, (n,) int64.
 
     It ends with new statistics of BatchNorm, as each epoch of REM does, over the images as it learnt them. Those of the
@@ -173,7 +179,7 @@ def taught_at(rate: float, model: nn.Module, data, left: torch.Tensor, bad: torc
         z = logits_of(net, x, config.precision)  # (B, C)
         return finish_loss(z, y, is_bad[rows].to(x.device), answer[rows].to(x.device))
 
-    fit(net, data, index, config, stream(config.seed, "finish"), epochs=EPOCHS, lr=rate, loss=loss)
+    fit(net, data, index, config, stream(config.seed, "finish"), epochs=EPOCHS, lr=rate, loss=loss, log=log)
     refresh_batchnorm(net, data, config.batch, index=index)
     return net
 

@@ -24,7 +24,7 @@ class Watch:
     def __init__(self, what: str, say, first: float = FIRST):
         """Args: what: is being done, as a line begins; say: called with a line; None: silent; first: seconds."""
         self.what, self.tell, self.patience = what, say, first
-        self.total, self.done, self.unit = None, 0, ""
+        self.total, self.done, self.unit, self.epochs = None, 0, "", None
         self.start = self.began = self.last = time.monotonic()
         self.over_with, self.lock = threading.Event(), threading.Lock()
         self.thread = threading.Thread(target=self.watch, daemon=True)
@@ -48,6 +48,10 @@ class Watch:
         with self.lock:
             self.done += count
 
+    def epoch(self, done: int, of: int) -> None:
+        """So many epochs of so many are done, of the whole work."""
+        self.epochs = done, of, time.monotonic()
+
     def say(self, text: str) -> None:
         """Say a line of the work itself."""
         self.last = time.monotonic()
@@ -59,9 +63,14 @@ class Watch:
         return Watched(data, self)
 
     def line(self) -> str:
-        """How far it is, with the time left of this part as far as that can be told."""
+        """How far it is, with the time left of the whole, where it goes by epochs, and of this part as far as that can
+        be told."""
         now = time.monotonic()
         text = f"{self.what}: {now - self.start:.0f} s"
+        if self.epochs:
+            done, of, since = self.epochs
+            left = (since - self.start) / done * of - (now - self.start)
+            text += f", {done} of {of} epochs, about {max(0.0, left):.0f} s left"
         if not self.total:
             return text
         text += f", {self.done:,} of {self.total:,}{self.unit}"

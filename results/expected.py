@@ -238,6 +238,11 @@ def both_signs(labels: list[list[str]]) -> list[list[str]]:
     return ends_of_repair("both.jsonl", "as in 0.6.0")
 
 
+def rates_of_finish(labels: list[list[str]]) -> list[list[str]]:
+    """Ends of a repair by the rate and the epochs of the finish, and by other rules."""
+    return ends_of_repair("rates.jsonl", "0.01, 4 epochs")
+
+
 def ends_of_repair(file: str, first: str) -> list[list[str]]:
     """Means over trials of how a repair ends, the product less that of the first (± SEM), and trials that lost over two
     points of Utility."""
@@ -450,6 +455,7 @@ TABLES = {
     ("results/repair/README.md", "candidate", "patch"): candidates,
     ("results/repair/README.md", "candidate", "trials"): second_opinions,
     ("results/repair/README.md", "variant", "trials"): both_signs,
+    ("results/repair/README.md", "what differs", "trials"): rates_of_finish,
     ("results/fashion-mini/seeds/README.md", "method", "Healed, seeds 0 to 9"): every_seed,
     ("results/fashion-mini/triggers/README.md", "trigger", "corrupted"): every_trigger,
     ("results/cifar10-jpeg-small/README.md", "batch", "peak rate"): small_fits,

@@ -27,6 +27,7 @@ from repair import finish as finish_module
 from repair.finish import called_otherwise, finish, finish_loss, same_answers, what_it_says
 from repair.looks import looking_alike
 from repair.network import repair
+from repair.progress import Watch
 from repair.verdict import undoubted
 from train import fit
 
@@ -124,8 +125,9 @@ def test_images_that_get_another_class_are_dropped(wrong, dropped):
 
 def test_a_finish_heals_and_changes_nothing_else(learnt):
     """The listed images are believed no more, images with the corner get their own class, others stay; the inputs and
-    the random state stay as they are; the same call gives the same weights."""
+    the random state stay as they are; the same call gives the same weights, and tells each epoch of both trainings."""
     data, bad, known, stamped, model, repaired = learnt
+    told = []
     before = [{name: t.clone() for name, t in net.state_dict().items()} for net in (model, repaired)]
     state = torch.get_rng_state()
     found = finish(model, repaired, data, known, CONFIG)
@@ -137,7 +139,9 @@ def test_a_finish_heals_and_changes_nothing_else(learnt):
     assert accuracy(found.model, stamped) >= accuracy(model, stamped) + 0.5
     good = torch.ones(len(data), dtype=torch.bool).index_fill_(0, bad, False).nonzero()[:, 0]
     assert accuracy(found.model, data, good) >= accuracy(model, data, good) - 0.05
-    again = finish(model, copy.deepcopy(repaired).train(), data, known, CONFIG)  # the modes are those of `model`
+    again = finish(model, copy.deepcopy(repaired).train(), data, known, CONFIG,  # the modes are those of `model`
+                   log=lambda *epochs: told.append(epochs))
+    assert told == [(done, 16) for done in range(1, 17)]
     assert all(torch.equal(t, again.model.state_dict()[name]) for name, t in found.model.state_dict().items())
     assert not again.model.training
 
@@ -376,15 +380,18 @@ def test_a_high_rate_costs_nothing(learnt, monkeypatch):
 
 # --- The command ------------------------------------------------------------------------------------------------------
 
-def test_the_command_finishes_unless_told_not_to(colours, capsys):  # noqa: F811
-    """A line says how many were dropped, and so does the report; --no-finish writes what REM leaves, and says none."""
-    weights, reports, told = [], [], []
+def test_the_command_finishes_unless_told_not_to(colours, capsys, monkeypatch):  # noqa: F811
+    """A line says how many were dropped, and so does the report; --no-finish writes what REM leaves, and says none.
+    The lines of progress know the epochs."""
+    weights, reports, told, epochs = [], [], [], []
+    monkeypatch.setattr(Watch, "epoch", lambda watch, *passed: epochs.append((watch.what, *passed)))
     for more in ((), ("--no-finish",)):
         assert call(colours, "--epochs", 1, *more) in (0, 3)
         weights.append(torch.load(colours["--out"], weights_only=True))
         reports.append(report_of(colours))
         told.append(capsys.readouterr().out)
     assert "finished: " in told[0] and "finished: " not in told[1]
+    assert epochs == [("the finish", done, 16) for done in range(1, 17)]
     assert reports[1]["finish"] is None
     dropped = reports[0]["finish"]["dropped"]
     assert f"without {dropped} likely bad images" in told[0]

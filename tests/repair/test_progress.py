@@ -27,7 +27,8 @@ FORGET = torch.tensor([1, 5])
 
 
 def test_a_line_says_how_far_it_is():
-    """P1: what is done, how much of it, and the time left of this part; of unknown steps the time alone."""
+    """P1: what is done, how much of it, and the time left of this part and, where it goes by epochs, of all; of unknown
+    steps the time alone."""
     lines = queue.Queue()
 
     def next_line() -> str:  # of those that are said from now on
@@ -46,6 +47,12 @@ def test_a_line_says_how_far_it_is():
         line = next_line()
     assert re.fullmatch(r"decoding: \d+ s, 500 of 2,000 images, about 3[01] s left of these", line)
     assert not watch.thread.is_alive()  # so that no line comes afterwards
+    watch.start -= 100.0
+    watch.epoch(2, 8)
+    assert re.match(r"decoding: 1\d\d s, 2 of 8 epochs, about 3\d\d s left, 500 of 2,000 images, about ", watch.line())
+    watch.epoch(8, 8)
+    watch.start -= 100.0  # longer than the epochs took
+    assert ", 8 of 8 epochs, about 0 s left, " in watch.line()
 
 
 def test_lines_become_rare_and_short_work_is_silent():
