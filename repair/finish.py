@@ -25,6 +25,7 @@ from engine.streams import stream
 from engine.updates import logits_of
 from metrics import predict, share
 from repair.looks import agreed, looking_alike
+from repair.network import UNLEARN_LR
 from repair.suspects import logits
 from repair.truths import COPIES, check_truths
 from repair.verdict import BELIEVED
@@ -148,13 +149,15 @@ def taught(model: nn.Module, data, dropped: torch.Tensor, bad: torch.Tensor, ans
 
     The rate is that of RATES, or a third of it, or a ninth, where at a higher one the loss or a logit is not finite, or
     the share of right ones among the images that it learns has fallen by more than RUINED: so high a rate has cost it
-    what it knew. None where each of them has.
+    what it knew. None where each of them has. At another unlearning rate than the one that a repair chooses by itself
+    they are in proportion: where a repair did harm a lower --lr is advised, and shall lower both.
     """
     left = (~dropped).index_fill(0, bad, False).nonzero()[:, 0]  # (n,)
     least = believed_share(model, data, left) - RUINED
+    highest = RATES[config.optimizer] * (config.unlearn_lr / UNLEARN_LR[config.optimizer])
     for tries in range(TRIES):
         try:
-            net = taught_at(RATES[config.optimizer] / 3**tries, model, data, left, bad, answers, config, log)
+            net = taught_at(highest / 3**tries, model, data, left, bad, answers, config, log)
             if believed_share(net, data, left) >= least:
                 return net
         except NonFiniteLoss:

@@ -37,6 +37,7 @@ READ = (*FLAGS, "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passe
         "precision")  # of Config
 NEARER = 2  # times that a removal is begun again at half the distance
 TOO_FAR = 1 / 3  # what Acc(held out) may lose in the first epoch
+UNLEARN_LR = {"sgd": 0.004, "adam": 1e-4}  # by optimiser
 TOO_NEAR = 1 / 3  # what Acc(D_f) may be after the first epoch of a removal that is nearer
 EPOCH = ("epoch {}/{}: {updates} updates of step 2, Acc(D_f) {acc_forget_before:.2f} to {acc_forget:.2f}; loss of "
          "step 3 {loss:.3f}, Acc(held out) {acc_held_out:.2f}; {:.0f} s, at most {:.0f} s left")
@@ -186,7 +187,8 @@ def choose_settings(model: nn.Module, n: int, given: dict) -> tuple[Config, list
     sgd = given.get("optimizer", optimizer) == "sgd"
     chosen = {"batch": (batch, f"{-(-n // batch)} steps per epoch on {n} images; from 16 to the paper's 512"),
               "optimizer": (optimizer, why),
-              "unlearn_lr": (0.004, "near Table 3's") if sgd else (1e-4, "Table 3's rate of training; few steps"),
+              "unlearn_lr": (UNLEARN_LR["sgd"], "near Table 3's") if sgd else
+                            (UNLEARN_LR["adam"], "Table 3's rate of training; few steps"),
               "unlearn_epochs": (8, "at most: REM ends after two that are no better"),
               "gamma": (0.05, "few are known, so nearly all of them are removed"),
               "reach": (0.07 if norm else 0.02, f"how far step 2 goes {'with' if norm else 'without'} BatchNorm"),

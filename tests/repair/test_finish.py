@@ -24,16 +24,16 @@ from metrics import accuracy, predict
 from models import build
 from repair import account, command
 from repair import finish as finish_module
-from repair.finish import called_otherwise, finish, finish_loss, same_answers, what_it_says
+from repair.finish import RATES, called_otherwise, finish, finish_loss, same_answers, what_it_says
 from repair.looks import looking_alike
-from repair.network import repair
+from repair.network import UNLEARN_LR, choose_settings, repair
 from repair.progress import Watch
 from repair.verdict import undoubted
 from train import fit
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # REM alone does not forget this corner
 
-CONFIG = Config(batch=16, lr=0.05, epochs=15, optimizer="sgd", unlearn_epochs=2)
+CONFIG = Config(batch=16, lr=0.05, epochs=15, optimizer="sgd", unlearn_epochs=2, unlearn_lr=0.004)
 
 
 def world(seed: int = 0) -> tuple[Data, torch.Tensor, torch.Tensor, Data]:
@@ -352,6 +352,20 @@ def test_a_rate_that_is_too_high_is_lowered(learnt, monkeypatch, ends, tried):
     assert found is (nets[-1] if tried else None) and rates == pytest.approx([0.03, 0.01, 0.03 / 9][:tried or 3])
     left = (~dropped).index_fill(0, known, False).nonzero()[:, 0]
     assert all(torch.equal(index, left) for index in asked)
+
+
+@pytest.mark.parametrize("optimizer, unlearn_lr, rate", [
+    ("sgd", 0.004, 0.03), ("sgd", 0.001, 0.0075), ("adam", 1e-4, 1.5e-3), ("adam", 2e-4, 3e-3)])
+def test_the_rate_goes_with_that_of_unlearning(learnt, monkeypatch, optimizer, unlearn_lr, rate):
+    """That of RATES at the rate that a repair chooses, in proportion at one that is given: what a verdict advises of
+    --lr holds for the finish, too."""
+    data, bad, known, stamped, model, repaired = learnt
+    rates = []
+    monkeypatch.setattr(finish_module, "taught_at", lambda rate, *rest: rates.append(rate) or model)
+    finish(model, repaired, data, known, replace(CONFIG, optimizer=optimizer, unlearn_lr=unlearn_lr))
+    assert rates == pytest.approx([rate] * 2, rel=1e-12)
+    chosen = choose_settings(torch.nn.Linear(1, 1), 60, {"optimizer": optimizer})[0].unlearn_lr
+    assert RATES[optimizer] * (chosen / UNLEARN_LR[optimizer]) == {"sgd": 0.03, "adam": 1.5e-3}[optimizer]
 
 
 def test_what_is_believed(learnt):
