@@ -35,9 +35,9 @@ FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0"
 FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "stop", "ratio", "seed")  # settings that have a flag
 READ = (*FLAGS, "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "reach", "farther", "disbelieved",
         "precision")  # of Config
+UNLEARN_LR = {"sgd": 0.004, "adam": 1e-4}  # by optimiser
 NEARER = 2  # times that a removal is begun again at half the distance
 TOO_FAR = 1 / 3  # what Acc(held out) may lose in the first epoch
-UNLEARN_LR = {"sgd": 0.004, "adam": 1e-4}  # by optimiser
 TOO_NEAR = 1 / 3  # what Acc(D_f) may be after the first epoch of a removal that is nearer
 EPOCH = ("epoch {}/{}: {updates} updates of step 2, Acc(D_f) {acc_forget_before:.2f} to {acc_forget:.2f}; loss of "
          "step 3 {loss:.3f}, Acc(held out) {acc_held_out:.2f}; {:.0f} s, at most {:.0f} s left")
