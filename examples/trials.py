@@ -242,7 +242,7 @@ def means(name: str, mine: dict, found: dict, before: dict) -> str:
              if ("finished", *where) in found]
     lost = [before[where]["utility"] - row["utility"] for where, row in mine.items()]
     lead = f"{100 * fmean(ahead):.1f}" if ahead and name != "finished" else ""
-    costly = [row for row, points in zip(mine.values(), lost, strict=True) if points > COSTLY]
+    costly = [row for row, points in zip(mine.values(), lost, strict=True) if points > COSTLY + 1e-9]
     unhealed = [row for row in mine.values() if 2 * row["healed"] < row["utility"]]
     one_rate = at_one_rate(mine) if name in TREATMENTS and len(TREATMENTS[name][1]) > 1 else ""
     return (f"| {name} | {len(mine)} | {' | '.join(shown)} | {one_rate} | {lead} | {100 * fmean(lost):.1f} "

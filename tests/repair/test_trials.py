@@ -258,3 +258,5 @@ def test_the_tables_are_those_of_their_rows():
     assert cuts[2:] == ["| warp | 1 | 20.0 | 12.0 | 18.0 | 15.0 | 10.0 | 25 | 0 of 0 |"]
     fewer = {**rows[2], "likely": 15, "seed": 1, "gone together": 1}  # an error counts in either direction
     assert trials.cuts([*rows, fewer])[2] == "| warp | 2 | 20.0 | 12.0 | 18.0 | 15.0 | 5.0 | 25 | 1 of 1 |"
+    level = trials.table([row("taught", 0, 0.5, 0.88)]).splitlines()[3]  # two points, though 0.9 - 0.88 > 0.02
+    assert level.endswith("| 2.0 | 2.0 | 0 (0, 0) | 0 (0, 0, 0) |")
