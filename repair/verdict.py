@@ -60,7 +60,7 @@ class Change(NamedTuple):
 
     def harmed(self) -> bool:
         """Whether fall - error > LOST."""
-        return self.fall - self.error > LOST
+        return self.fall - self.error > LOST + 1e-9  # floats that are level may differ
 
 
 class Together(NamedTuple):
