@@ -13,7 +13,6 @@ from engine.ranks import over_ranks, ranks
 BATCH = 128  # images per batch of a pass
 
 
-@torch.no_grad()
 def features(model: nn.Module, data, index: torch.Tensor | None = None, layer: int = -1) -> torch.Tensor:
     """Penultimate features (N, d) of all images or those of `index`, float64 on the CPU: what the last linear or
     convolutional layer that runs is given, averaged over places or tokens; layer -2: what the one before is given."""
@@ -34,6 +33,7 @@ def features(model: nn.Module, data, index: torch.Tensor | None = None, layer: i
         return gather(model, data, index, inputs_of_layer)
 
 
+@torch.no_grad()  # a graph over all batches would hold what every layer gave of every image
 def gather(model: nn.Module, data, index: torch.Tensor | None, of) -> torch.Tensor:
     """(n, d) float64 on the CPU: the rows of of(x, y), (B, d), in the order of `index` or of the data; every process of
     a run gives its share and has all. ValueError where data.batches leaves some out."""

@@ -56,7 +56,6 @@ def ranked(score: torch.Tensor, forget: torch.Tensor) -> tuple[torch.Tensor, tor
 
 # --- Passes, in eval mode without augmentation ------------------------------------------------------------------------
 
-@torch.no_grad()
 def logits(model: nn.Module, data, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, C) in float64 and labels as given (N,), on the CPU; of an Expanded under `mask`, one (width,) row."""
     def outputs(x, y):

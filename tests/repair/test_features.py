@@ -6,11 +6,14 @@ from torch import nn
 
 from engine import features as module
 from engine.features import features, gather
-from engine.modes import modes_of
+from engine.modes import modes_of, refresh_batchnorm
 from engine.streams import forked_rng
 from helpers import assert_close, gen, make_data, small_net
+from metrics import predict
 from models import build
+from repair.finish import believed_share
 from repair.suspects import logits, suspects
+from repair.verdict import looked_at
 
 # --- What a layer is given --------------------------------------------------------------------------------------------
 
@@ -124,3 +127,16 @@ def test_what_comes_twice_counts_once(monkeypatch):
     monkeypatch.setattr(module, "ranks", lambda: (0, 2))
     monkeypatch.setattr(module, "over_ranks", lambda sums: sums[0].mul_(2))  # the other process has the same rows
     assert_close(features(net, data), alone, 1e-6)
+
+
+@pytest.mark.parametrize("read", [features, logits, looked_at, predict, refresh_batchnorm, believed_share],
+                         ids=lambda read: read.__name__)
+def test_a_pass_that_trains_nothing_keeps_no_graph(read):
+    """S10: a graph would hold what each layer gave of every image, gigabytes of a usual training set. Gradients are off
+    while the network runs, and nothing that comes of it asks for them."""
+    data, net, on = make_data(0), small_net(0), []
+    net.act.register_forward_hook(lambda *_: on.append(torch.is_grad_enabled()))
+    found = read(net, data, torch.arange(3)) if read is believed_share else read(net, data)
+    assert torch.is_grad_enabled() and on and not any(on)
+    for part in found if isinstance(found, tuple) else (found,):
+        assert not isinstance(part, torch.Tensor) or not part.requires_grad
