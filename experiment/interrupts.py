@@ -59,9 +59,11 @@ def answering(main, what_is_left) -> int:
         return main()
     woken, wakes = socket.socketpair()
     wakes.setblocking(False)
-    raised, over, parent = threading.Event(), threading.Event(), os.getpid()
+    raised, over, mine, parent = threading.Event(), threading.Event(), os.getpid(), os.getpid()
 
     def handle(*_) -> None:
+        if os.getpid() != mine:
+            return  # just forked, and not yet deaf to it
         if raised.is_set():
             leave(words_of(what_is_left))
         raised.set()
@@ -71,7 +73,9 @@ def answering(main, what_is_left) -> int:
         with woken:
             while number := woken.recv(1):
                 if number[0] == signal.SIGINT and not (raised.wait(GRACE) and over.wait(LATE)):
-                    leave(words_of(what_is_left))
+                    words = words_of(what_is_left)
+                    if not over.is_set():  # main may have told it by now
+                        leave(words)
 
     def forking() -> None:
         nonlocal parent

@@ -71,6 +71,34 @@ def main():
     while True: pass
 sys.exit(answering(main, lambda: "the words"))
 """
+LATE = HEAD + """
+def main():
+    try:
+        ready()
+        while True: pass
+    except KeyboardInterrupt:
+        time.sleep(3.2)  # until the process is being ended by force, and its words are being made
+        print("run.py: interrupted; told by main", file=sys.stderr)
+        return 130
+sys.exit(answering(main, lambda: time.sleep(60)))
+"""
+JUST_FORKED = HEAD + """
+import signal
+def main():
+    child = os.fork()
+    if child == 0:
+        HANDLER()  # as if Ctrl-C had come before it was deaf to it
+        os._exit(7)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print("run.py: interrupted; told by main" if code == 7 else code, file=sys.stderr)
+    return 130
+def keep(number, handler, put=signal.signal):
+    global HANDLER
+    HANDLER = HANDLER or (handler if callable(handler) else None)
+    return put(number, handler)
+HANDLER, signal.signal = None, keep
+sys.exit(answering(main, lambda: "the words"))
+"""
 IMPORTING = HEAD + """
 answer_while_importing()
 ready()
@@ -138,6 +166,17 @@ def test_of_several_processes_the_first_tells(monkeypatch):
 def test_an_interrupt_of_all_processes():
     """R3: a terminal sends Ctrl-C to the workers that decode too, which leave the answer to main, in its process."""
     assert interrupted(WORKERS, group=True) == (130, "run.py: interrupted; told by main\n")
+
+
+def test_who_comes_late_tells_nothing():
+    """R3: where main has told it while the process was about to end by force, that is the one line."""
+    assert interrupted(LATE) == (130, "run.py: interrupted; told by main\n")
+
+
+def test_a_process_that_was_just_forked_tells_nothing():
+    """R3: Ctrl-C may reach it before it is deaf to it; the answer stays with the process that forked it."""
+    found = subprocess.run([sys.executable, "-B", "-c", JUST_FORKED], cwd=ROOT, text=True, capture_output=True)
+    assert (found.returncode, found.stderr) == (130, "run.py: interrupted; told by main\n")
 
 
 def test_an_interrupt_after_the_work_changes_nothing():
