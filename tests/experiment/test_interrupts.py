@@ -175,7 +175,8 @@ def test_who_comes_late_tells_nothing():
 
 def test_a_process_that_was_just_forked_tells_nothing():
     """R3: Ctrl-C may reach it before it is deaf to it; the answer stays with the process that forked it."""
-    found = subprocess.run([sys.executable, "-B", "-c", JUST_FORKED], cwd=ROOT, text=True, capture_output=True)
+    found = subprocess.run([sys.executable, "-B", "-c", JUST_FORKED], cwd=ROOT, text=True, capture_output=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     assert (found.returncode, found.stderr) == (130, "run.py: interrupted; told by main\n")
 
 
