@@ -66,8 +66,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "the best before, by images that are held out and the known bad, and the best one is written; max: "
                    "all of --epochs, and the last one is written (default: repaired)")
     p.add_argument("-b", "--batch-size", type=int, dest="batch", help="(default: from the number of images)")
-    p.add_argument("--lr", type=float, dest="unlearn_lr", help="rate of unlearning; that of the finish is in proportion "
-                   "(default: from the kind of network)")
+    p.add_argument("--lr", type=float, dest="unlearn_lr", help="rate of unlearning; that of the finish is in "
+                   "proportion (default: from the kind of network)")
     p.add_argument("--optimizer", choices=("sgd", "adam"), help="(default: from the kind of network)")
     p.add_argument("--seed", type=int, help="of everything that is drawn (default: 0)")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto (default)")
