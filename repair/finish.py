@@ -71,7 +71,7 @@ class Finished(NamedTuple):
     def report(self) -> dict:
         """For a report in JSON."""
         return {"taken": self.taken, "dropped": len(self.dropped), "disbelieved": self.disbelieved,
-                "alike": self.alike, "both": self.both, "answers": self.answers}
+                "alike": self.alike, "both": self.both, "answers": self.answers, "ruined": self.ruined}
 
 
 def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, config, *,
@@ -84,7 +84,7 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     The second training begins with the original again and differs in one thing. Where fewer than SAME of D_f get what
     the repaired network says after the first, they have gone to some third class, as a trigger that means another label
     now: then they are taught what the repaired network says. (A published network, `trojan` in results/repair, gets
-    12 % of its triggered images right without that and 72 % with it; elsewhere it is level or worse, since such answers
+    12 % of its triggered images right without that and 73 % with it; elsewhere it is level or worse, since such answers
     err.) Else what the repaired network disbelieves is dropped only where the first training's network, which has lost
     less, does so too.
     And what both signs call bad, its label to the repaired network and its looks, is as good as listed where fewer than

@@ -210,7 +210,8 @@ def test_what_is_dropped(learnt, finished, monkeypatch):
     assert torch.isin(finished.dropped, (wrong | alike).nonzero()[:, 0]).all()
     assert not torch.isin(finished.dropped, known).any()
     assert finished.report() == {"taken": True, "dropped": len(finished.dropped), "disbelieved": finished.disbelieved,
-                                 "alike": finished.alike, "both": finished.both, "answers": False}
+                                 "alike": finished.alike, "both": finished.both, "answers": False,
+                                 "ruined": False}
     assert f"without {len(finished.dropped)} likely bad images" in finished.line
 
 
@@ -324,7 +325,7 @@ def test_a_finish_that_is_not_finite_leaves_the_repair(learnt, monkeypatch):
     monkeypatch.setitem(finish_module.RATES, "sgd", 1e30)
     found = finish(model, repaired, data, known, replace(CONFIG, momentum=0.0))
     assert found.model is repaired and not found.taken
-    assert "lost what it knew at each of the rates" in found.line
+    assert "lost what it knew at each of the rates" in found.line and found.report()["ruined"]
 
 
 @pytest.mark.parametrize("ends, tried", [
