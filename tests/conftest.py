@@ -1,7 +1,7 @@
 """Profiles, marks and fixtures of the suite.
 
 REM_PROFILE=dev|ci|deep chooses how many examples hypothesis draws (default ci, derandomised; deep: 5,000). The whole
-suite runs in four processes where there are two cores, unless REM_ONE_CORE is set.
+suite runs in five processes where there are two cores, unless REM_ONE_CORE is set.
 """
 
 import os
@@ -45,8 +45,15 @@ def pytest_collection_modifyitems(items):
 
 # --- Two cores --------------------------------------------------------------------------------------------------------
 
-BESIDE = (("experiment", "engine"), ("study",), ("repair",))  # rooms of a process each; they often wait for others
-beside = []  # (a pytest process, its output, its rooms), where there are any
+BESIDE = "experiment", "engine", "study", "repair"  # rooms that other processes run; they often wait for others
+beside = []  # (a pytest process, its output, its part), where there are any
+
+
+def parts() -> dict[str, list[str]]:
+    """What each process beside this one runs: folders, or every second file of repair's, which take the longest."""
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "repair").glob("test_*.py"))
+    return {"experiment, engine": ["tests/experiment", "tests/engine"], "study": ["tests/study"],
+            "repair, first half": files[::2], "repair, second half": files[1::2]}
 
 
 def cores() -> int:
@@ -63,25 +70,24 @@ def pytest_collection_finish(session):
     whole = config.args_source.name == "TESTPATHS" and not any(getattr(option, name, None) for name in narrowed)
     alone = "REM_ONE_CORE" in os.environ or config.pluginmanager.hasplugin("xdist")  # which has its own processes
     if whole and not alone and cores() > 1:
-        taken = {room for rooms in BESIDE for room in rooms}
-        session.items[:] = [item for item in session.items if item.path.parent.name not in taken]
+        session.items[:] = [item for item in session.items if item.path.parent.name not in BESIDE]
         more = [f"--maxfail={option.maxfail or 0}"] + [f"--durations={option.durations}"] * bool(option.durations)
-        for rooms in BESIDE:
-            command = [sys.executable, "-m", "pytest", "-q", *(f"tests/{room}" for room in rooms)]
+        for part, paths in parts().items():
             output = tempfile.TemporaryFile("w+")
-            beside.append((subprocess.Popen(command + more, cwd=ROOT, stdout=output, stderr=output), output, rooms))
+            command = [sys.executable, "-m", "pytest", "-q", *paths, *more]
+            beside.append((subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output), output, part))
     claims.begin({kind for item in session.items for mark in item.iter_markers("outcome") for kind in mark.args})
 
 
 def pytest_sessionfinish(session):
     """What nobody waited for need not begin; what the other core has found is told, and counts."""
     claims.end()
-    for process, output, rooms in beside:
+    for process, output, part in beside:
         if session.exitstatus == pytest.ExitCode.INTERRUPTED:
             process.kill()
         failed = process.wait()
         output.seek(0)
-        print(f"\n\nbeside it: tests of {', '.join(rooms)}\n{output.read()}", end="")
+        print(f"\n\nbeside it: tests of {part}\n{output.read()}", end="")
         output.close()
         session.exitstatus = session.exitstatus or failed
 

@@ -271,7 +271,7 @@ def stickers(tmp_path_factory) -> dict:
 @pytest.mark.parametrize("more, verdicts, code", [
     ((), ["REPAIRED"], 0),
     (("--epochs", 0), ["NOT REPAIRED"], 3),
-    (("--lr", 0.5, "--stop", "max", "--no-finish"), ["HARMED", "NOT REPAIRED, HARMED"], 3)])
+    (("--lr", 0.5, "--stop", "max", "--epochs", 3, "--no-finish"), ["HARMED", "NOT REPAIRED, HARMED"], 3)])
 def test_the_command_says_it(stickers, capsys, more, verdicts, code):
     """Q4, P6: a line on stdout, a field of the report and the exit code say the verdict; weights and list are there,
     and the report's numbers are of these weights. A network that a high rate has ruined may call all images what the
