@@ -8,8 +8,8 @@ network, which has lost nothing, learns the rest once more, while D_f is pushed 
 true ones), so that a trigger that is still in the rest is not learnt again. That network is asked for a second opinion:
 what it believes again was disbelieved for the accuracy that REM had lost, and comes back for a second such training,
 which gives the network that is returned. In that one, where few are listed, the images that both signs call bad, which
-REM disbelieves and which look like D_f, are treated as D_f is. Measured in results/repair/README.md, beside what was
-tried.
+REM disbelieves and which look like D_f, are treated as D_f is; and where the first one has sent D_f to some third class,
+it is taught what the repaired network says of it. Measured in results/repair/README.md, beside what was tried.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from repair.looks import agreed, looking_alike
 from repair.network import UNLEARN_LR
 from repair.suspects import logits
 from repair.truths import COPIES, check_truths
-from repair.verdict import BELIEVED
+from repair.verdict import BELIEVED, gone_together
 from train import fit
 
 EPOCHS = 8  # over what is left, of each training
@@ -37,7 +37,7 @@ TRIES = 3  # rates at most, each a third of the one before
 RUINED = 0.1  # of what is left: where so many more are wrong after it, the rate was too high
 GONE = 0.9  # share of a label's images: where more are called another class, the repaired network has lost that class
 FEW = 30  # members of D_f: fewer cannot hold off by themselves what was missed
-SAME = 1 / 3  # of D_f: where fewer get the repaired network's answers they have gone to some third class
+SAME = 1 / 3  # of D_f: where fewer get the repaired network's answers they may have gone to some third class
 
 
 class Finished(NamedTuple):
@@ -81,12 +81,11 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     Choice: from the original network, not from the repaired one, which has lost accuracy; suspects are dropped, neither
     pushed away nor given another label, since some of them are good. An image of D_f whose true label is unknown may
     go to any class but its own.
-    The second training begins with the original again and differs in one thing. Where fewer than SAME of D_f get what
-    the repaired network says after the first, they have gone to some third class, as a trigger that means another label
-    now: then they are taught what the repaired network says. (A published network, `trojan` in results/repair, gets
-    12 % of its triggered images right without that and 73 % with it; elsewhere it is level or worse, since such answers
-    err.) Else what the repaired network disbelieves is dropped only where the first training's network, which has lost
-    less, does so too.
+    The second training begins with the original again, on what was left and what a second opinion brings back: what the
+    repaired network disbelieves is dropped only where the first training's network, which has lost less, does so too.
+    Where D_f has gone to some third class by then (`gone_elsewhere`), as a trigger does that means another label now,
+    it is taught what the repaired network says of it. (A published network, `trojan` in results/repair, gets 12 % of
+    its triggered images right without that and 75 % with it; elsewhere it is level or worse, since such answers err.)
     And what both signs call bad, its label to the repaired network and its looks, is as good as listed where fewer than
     FEW are: in the second training it is treated as D_f is, so that bad images that neither sign tells meet more than
     these few. (With five of 50 listed and six missed a trigger came back otherwise. Of 50 listed it costs: 386 such
@@ -116,11 +115,11 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     if first is None:
         return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False, ruined=True)
     said = predict(first, data)  # (N,)
-    third = same_answers(said[forget], says) < SAME
-    if third:
+    disbelieved = disbelieved & (said != labels)  # a second opinion
+    elsewhere = gone_elsewhere(said, says, labels, forget, truths)
+    if elsewhere:
         bad, answers = forget, says
     else:
-        disbelieved = disbelieved & (said != labels)  # a second opinion
         bad, answers = torch.cat([forget, both]), torch.cat([truths, both.new_full(both.shape, -1)])  # (k + b,) both
     net = taught(model, data, disbelieved | alike, bad, answers, config, logged(log, EPOCHS))
     if net is None:
@@ -129,7 +128,7 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     if after > max(before, BELIEVED):
         return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False)
     put_modes(net, modes_of(model))
-    return Finished(net, *counted(disbelieved, alike), len(both), taken=True, answers=third)
+    return Finished(net, *counted(disbelieved, alike), len(both), taken=True, answers=elsewhere)
 
 
 def counted(disbelieved: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tensor, int, int]:
@@ -195,6 +194,21 @@ def what_it_says(z: torch.Tensor, given: torch.Tensor, truths: torch.Tensor) -> 
     """
     answers = z.argmax(dim=1)
     return torch.where(truths >= 0, truths, torch.where(answers == given, -1, answers))
+
+
+def gone_elsewhere(said: torch.Tensor, says: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor,
+                   truths: torch.Tensor) -> bool:
+    """Whether a training that pushed D_f off its labels has sent it to some third class.
+
+    Fewer than SAME of D_f get what the repaired network says, and most of it has gone together: it has a label whose
+    images went to one class beyond chance. Without the latter a repaired network that is wrong itself, on a third of
+    all images of one trial, would be heeded: its Utility fell from 80 to 67 %, and is 80 % where it is not.
+    Args: said: (N,) int64, predicted after that training; says: (k,) int64 as `what_it_says` gives them; labels: (N,)
+        as given; forget: (k,); truths: (k,) true labels, -1 where unknown: images that were taught these do not count.
+    """
+    unknown = forget[truths < 0]
+    together = sum(found.of for found in gone_together(labels, said, unknown))
+    return same_answers(said[forget], says) < SAME and 2 * together > len(unknown)
 
 
 def same_answers(found: torch.Tensor, says: torch.Tensor) -> float:

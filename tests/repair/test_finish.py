@@ -24,7 +24,8 @@ from metrics import accuracy, predict
 from models import build
 from repair import account, command
 from repair import finish as finish_module
-from repair.finish import RATES, called_otherwise, finish, finish_loss, same_answers, what_it_says
+from repair.finish import (RATES, called_otherwise, finish, finish_loss, gone_elsewhere, same_answers,
+                           what_it_says)
 from repair.looks import looking_alike
 from repair.network import UNLEARN_LR, choose_settings, repair
 from repair.progress import Watch
@@ -176,7 +177,7 @@ def test_what_both_signs_call_bad_is_treated_as_listed(learnt, monkeypatch):
     both = (wrong & looking_alike(features(model, data), data.labels, known, CONFIG.seed)).nonzero()[:, 0]
     assert len(both) and (predict(model, data, both) == data.labels[both]).any()  # believed by the first training's
     monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or copy.deepcopy(model))
-    monkeypatch.setattr(finish_module, "same_answers", lambda *_: 1.0)
+    monkeypatch.setattr(finish_module, "gone_elsewhere", lambda *_: False)
     monkeypatch.setattr(finish_module, "believed_share", lambda *args: judged.append(args[2]) or 0.0)
     found = finish(model, repaired, data, known, CONFIG, true_labels=truths)
     assert torch.equal(seen[0][3], known) and torch.equal(seen[0][4], truths)
@@ -198,7 +199,7 @@ def test_what_is_dropped(learnt, finished, monkeypatch):
     alike = looking_alike(features(model, data), data.labels, known, 0)
     opinion, seen = copy.deepcopy(model), []  # the network before the repair, which believes the bad ones
     monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or opinion)
-    monkeypatch.setattr(finish_module, "same_answers", lambda *_: 1.0)  # D_f has not gone to a third class
+    monkeypatch.setattr(finish_module, "gone_elsewhere", lambda *_: False)
     found = finish(model, repaired, data, known, CONFIG, alike=torch.zeros(len(data), dtype=torch.bool))
     left = wrong & (predict(opinion, data) != data.labels)
     assert 0 < int(wrong.sum()) and not torch.equal(left, wrong)
@@ -223,7 +224,7 @@ def test_dropped_images_are_left_out_of_training(learnt, finished, monkeypatch):
     seen, healed = [], finished.model
     monkeypatch.setattr(finish_module, "fit",
                         lambda net, data, index, *rest, **more: seen.append((index, copy.deepcopy(net))))
-    monkeypatch.setattr(finish_module, "same_answers", lambda *_: 1.0)  # D_f has not gone to a third class
+    monkeypatch.setattr(finish_module, "gone_elsewhere", lambda *_: False)
     assert finish(model, model, data, known, CONFIG).taken  # as much of it
     blank = copy.deepcopy(repaired)
     for parameter in blank.parameters():
@@ -280,12 +281,29 @@ def test_the_same_answers(found, share):
     assert same_answers(torch.tensor(found), torch.full((4,), -1)) == 1
 
 
+@pytest.mark.parametrize("said, labels, truths, gone", [
+    ([9] * 6, [1] * 6, [-1] * 6, True),  # all have gone together, and the repaired network says 0, 2 or nothing of them
+    ([9, 9, 9, 9, 8, 7], [1] * 6, [-1] * 6, False),  # spread: four are not beyond chance
+    ([0, 0, 2, 2, 0, 2], [1] * 6, [-1] * 6, False),  # spread as well, and as the repaired network says
+    ([0] * 6, [1] * 6, [-1] * 6, False),  # together where the repaired network sends half of them
+    ([9] * 5 + [8] * 5, [1] * 5 + [2] * 5, [-1] * 10, True),
+    ([9] * 5 + [8, 7, 6, 5, 4], [1] * 5 + [2] * 5, [-1] * 10, False),  # half of them have, and no more
+    ([9] * 5 + [8, 7, 6, 5, 4], [1] * 5 + [2] * 5, [-1] * 6 + [5, 4, 3, 1], True),  # taught their true labels, or not
+    ([9] * 6, [1] * 6, [0] * 6, False)])
+def test_what_has_gone_elsewhere(said, labels, truths, gone):
+    """To a class that the repaired network does not name, more than half of D_f, and together beyond chance."""
+    says = torch.tensor([0, 2, 0, 2, -1, -1] + [3] * 4)[:len(said)]
+    rest = torch.arange(100) % 10  # images outside D_f, ten of each class
+    given, predicted = (torch.cat([torch.tensor(part), rest]) for part in (labels, said))
+    assert gone_elsewhere(predicted, says, given, torch.arange(len(said)), torch.tensor(truths)) == gone
+
+
 @pytest.mark.parametrize("third", [True, False])
 def test_a_third_class_is_no_finish(learnt, monkeypatch, third):
     """Where the first training sends D_f to a class that the repaired network does not name, the second one has the
-    repaired network's answers, for D_f alone, and no second opinion; else, like the first, none, and what both signs
-    call bad stands beside D_f. Both begin with the network before the repair. What it names is dictated, so that of D_f
-    some get the label as given."""
+    repaired network's answers, for D_f alone; else, like the first, none, and what both signs call bad stands beside
+    D_f. Both begin with the network before the repair, and the second one with what a second opinion brings back. What
+    each names is dictated, so that of D_f some get the label as given."""
     data, bad, known, stamped, model, repaired = learnt
     data = replace(data, labels=data.labels.index_fill(0, torch.tensor([0, 3]), 1))  # not of D_f, and not its label
     named, seen, judged = data.labels.index_copy(0, known, torch.arange(len(known)) % 3), [], []
@@ -302,7 +320,7 @@ def test_a_third_class_is_no_finish(learnt, monkeypatch, third):
     assert (seen[0][4] == -1).all() and all(args[0] is model for args in seen)
     assert all(torch.equal(bad, known if third else beside) for bad in (seen[1][3], *judged)) and len(judged) == 2
     assert torch.equal(seen[1][4], says if third else torch.full_like(beside, -1))
-    assert seen[0][2][[0, 3]].all() and seen[1][2][[0, 3]].tolist() == [third, True]
+    assert seen[0][2][[0, 3]].all() and seen[1][2][[0, 3]].tolist() == [False, True]
     ends = "of the listed ones" if third else "of the listed ones and of 1 that both signs call bad"
     assert done.line.endswith(ends) and ("was taught what the repaired network says" in done.line) == third
 
