@@ -200,14 +200,14 @@ def gone_elsewhere(said: torch.Tensor, says: torch.Tensor, labels: torch.Tensor,
                    truths: torch.Tensor) -> bool:
     """Whether a training that pushed D_f off its labels has sent it to some third class.
 
-    Fewer than SAME of D_f get what the repaired network says, and most of it has gone together: it has a label whose
-    images went to one class beyond chance. Without the latter a repaired network that is wrong itself, on a third of
-    all images of one trial, would be heeded: its Utility fell from 80 to 67 %, and is 80 % where it is not.
+    Fewer than SAME of D_f get what the repaired network says, and more than half has gone together, the images of a
+    label to one class beyond chance. Without the latter a repaired network that is wrong itself, on a third of all
+    images of one trial, would be heeded: Utility fell from 80 to 67 % there, and is 80 % where it is not.
     Args: said: (N,) int64, predicted after that training; says: (k,) int64 as `what_it_says` gives them; labels: (N,)
         as given; forget: (k,); truths: (k,) true labels, -1 where unknown: images that were taught these do not count.
     """
     unknown = forget[truths < 0]
-    together = sum(found.of for found in gone_together(labels, said, unknown))
+    together = sum(found.images for found in gone_together(labels, said, unknown))
     return same_answers(said[forget], says) < SAME and 2 * together > len(unknown)
 
 

@@ -288,6 +288,7 @@ def test_the_same_answers(found, share):
     ([0] * 6, [1] * 6, [-1] * 6, False),  # together where the repaired network sends half of them
     ([9] * 5 + [8] * 5, [1] * 5 + [2] * 5, [-1] * 10, True),
     ([9] * 5 + [8, 7, 6, 5, 4], [1] * 5 + [2] * 5, [-1] * 10, False),  # half of them have, and no more
+    ([9] * 5 + [8, 7, 6, 5, 4], [1] * 6 + [2] * 4, [-1] * 10, False),  # with a sixth that did not go where they went
     ([9] * 5 + [8, 7, 6, 5, 4], [1] * 5 + [2] * 5, [-1] * 6 + [5, 4, 3, 1], True),  # taught their true labels, or not
     ([9] * 6, [1] * 6, [0] * 6, False)])
 def test_what_has_gone_elsewhere(said, labels, truths, gone):
