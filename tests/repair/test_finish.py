@@ -108,11 +108,12 @@ def test_the_loss_of_what_is_believed_beyond_doubt_is_finite():
 # --- What is dropped --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("wrong, dropped", [((3, 0, 5), True), ((12, 12, 6), True), ((12, 12, 7), False),
-                                            ((18, 0, 5), True), ((19, 0, 5), (0,)), ((20, 0, 20), (0, 2))])
+                                            ((18, 0, 5), True), ((19, 0, 5), (0,)), ((20, 0, 20), (0, 2)),
+                                            ((19, 12, 0), (0,))])
 def test_images_that_get_another_class_are_dropped(wrong, dropped):
     """Those outside D_f whose largest logit is not the given label's: so many of each label's twenty, and two of D_f
-    beside them that are not counted. None where they are more than half of all, and none of a label of which they are
-    more than nine tenths, which the network has lost."""
+    beside them that are not counted. None of a label of which they are more than nine tenths, which the network has
+    lost, and none where the rest are more than half of all."""
     labels = torch.arange(66) % 3
     place = torch.arange(66) // 3  # of an image among those of its label; the last two are D_f
     called = torch.where((place < torch.tensor(wrong)[labels]) | (place >= 20), (labels + 1) % 3, labels)
