@@ -200,12 +200,13 @@ def net_with(change) -> nn.Module:
 
 @pytest.mark.parametrize("read", [lambda data: data, streamed])
 def test_the_key_tells_repairs_apart(read):
-    """P9: each other network, data set, D_f or setting has a key of its own; one repair the same, streamed or not."""
-    data = make_data(0, n=24)
+    """P9: each other network, data set, D_f or setting has a key of its own; one repair the same, streamed or not. The
+    last image is one of those that are looked at."""
+    data = make_data(0, n=100)
     images = data.images.clone()
     images[-1, 0, 3, 3] += 1
     others = [replace(data, images=images), replace(data, images=data.images[:, :, 1:, 1:].contiguous()),
-              replace(data, images=data.images.view(24, 1, 4, 16)), replace(data, mean=(0.4,)),
+              replace(data, images=data.images.view(100, 1, 4, 16)), replace(data, mean=(0.4,)),
               replace(data, std=(0.5,)), replace(data, labels=(data.labels + 1) % 4), replace(data, flip=True),
               replace(data, pad=1)]
     nets = [small_net(1), net_with(lambda net: net.norm1.eval()),

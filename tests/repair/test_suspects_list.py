@@ -157,7 +157,8 @@ def test_a_list_where_some_things_are_missing(tmp_path):
 @pytest.mark.parametrize("missing, similar", [(0, True), (1, False)])
 def test_features_that_would_fill_the_memory_are_left_out(monkeypatch, missing, similar):
     """S15: five copies of them, 20 rows of the last layer's three inputs in float64, have to fit into what is free."""
-    data, net, forget = make_data(0, n=20), small_net(0), torch.tensor([2, 5])
+    data, forget = make_data(0, n=20), torch.tensor([2, 5])
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3), torch.nn.Linear(3, 4))
     monkeypatch.setattr(account, "room_for_images", lambda device: 5 * 20 * 3 * 8 - missing)
     found = account.similarity(net, data, forget, 0)
     assert [column is not None for column in found] == [similar, similar, True]
