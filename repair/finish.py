@@ -8,8 +8,8 @@ network, which has lost nothing, learns the rest once more, while D_f is pushed 
 true ones), so that a trigger that is still in the rest is not learnt again. That network is asked for a second opinion:
 what it believes again was disbelieved for the accuracy that REM had lost, and comes back for a second such training,
 which gives the network that is returned. In that one, where few are listed, the images that both signs call bad, which
-REM disbelieves and which look like D_f, are treated as D_f is; and where the first one has sent D_f to some third class,
-it is taught what the repaired network says of it. Measured in results/repair/README.md, beside what was tried.
+REM disbelieves and which look like D_f, are treated as D_f is; and where the first one has sent D_f to some third
+class, it is taught what the repaired network says of it. Measured in results/repair/README.md, beside what was tried.
 """
 
 from typing import NamedTuple

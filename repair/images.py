@@ -174,19 +174,28 @@ def load_images(paths: list[Path], labels: torch.Tensor, classes: int, reading: 
     Args: paths, labels: of n files; workers: threads or, of Streamed, processes that decode, 0: none beside this
         one; None: one a core; skip: leave out what cannot be decoded, which a Streamed otherwise tells in a pass.
     Returns: the data and the (n,) int64 positions in `paths` of its images.
-    Raises: ValueError for a file that cannot be decoded, without `skip`.
+    Raises: ValueError for a file that cannot be decoded, without `skip`; where none can.
     """
     if reading.size_of(len(paths)) <= room:
         images, kept = decode(paths, reading, workers or cores(), skip)
+        check_some(kept, paths)
         mean, std = (reading.mean, reading.std) if reading.mean else _moments(images)
         return Data(images, labels[kept], classes, tuple(mean), tuple(std)), kept
     mean, std, kept = reading.mean, reading.std, torch.arange(len(paths))
     if skip or mean is None:
         *moments, kept = survey(paths, reading, workers or cores(), skip)
+        check_some(kept, paths)
         mean, std = (mean, std) if mean else moments
     files = Files([paths[i] for i in kept], labels[kept], reading)
     workers = cores() if workers is None else workers
     return Streamed(files, classes, tuple(mean), tuple(std), labels[kept], workers=workers), kept
+
+
+def check_some(kept: torch.Tensor, paths: list[Path]) -> None:
+    """ValueError where of some files none is kept, so that a part of a folder without one image is told at once."""
+    if not len(kept):
+        raise ValueError(f"none of {len(paths)} images can be decoded, {paths[0]} first; check the files, or take away "
+                         "the folder of held-out ones if it is that")
 
 
 def survey(paths: list[Path], reading: Reading, workers: int | None, skip: bool):

@@ -5,6 +5,7 @@
 
 import itertools
 import re
+from functools import partial
 from statistics import fmean, stdev
 
 from made import grid_of, lines_at, reported, rows_at
@@ -195,11 +196,11 @@ def every_seed(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
-def every_trigger(labels: list[list[str]]) -> list[list[str]]:
+def every_trigger(labels: list[list[str]], folder: str = TRIGGERS) -> list[list[str]]:
     """Healed / Utility / misled of each method, means over seeds in percent, by trigger and number of bad images."""
-    rows, lines = rows_at(TRIGGERS), []
+    rows, lines = rows_at(folder), []
     for trigger in ("patch", "blended", "sinusoidal", "warp"):
-        for n in (60, 120):
+        for n in sorted({row["n"] for row in rows}):
             runs = pick(rows, trigger=trigger, n=n)
             cells = [" / ".join(mean(pick(runs, method=method), key, 0) for key in ("healed", "utility", "misled"))
                      for method in ("no-ul", "cf", "scrub", "npo", "rem")]
@@ -458,6 +459,7 @@ TABLES = {
     ("results/repair/README.md", "what differs", "trials"): rates_of_finish,
     ("results/fashion-mini/seeds/README.md", "method", "Healed, seeds 0 to 9"): every_seed,
     ("results/fashion-mini/triggers/README.md", "trigger", "corrupted"): every_trigger,
+    ("results/cifar10-jpeg-small/README.md", "trigger", "corrupted"): partial(every_trigger, folder=f"{SMALL}/triggers"),
     ("results/cifar10-jpeg-small/README.md", "batch", "peak rate"): small_fits,
     ("results/cifar10-jpeg-small/README.md", "task, discovery", "peak rate"): small_settings,
     ("results/fashion-mini/bf16/README.md", "method", "task"): bf16_or_not,

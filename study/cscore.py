@@ -33,7 +33,7 @@ from train import fit
 # Those settings of run.py that have a part in a C-score; the other flags are errors here.
 FLAGS = ("dataset", "per_class", "per_class_test", "data_dir", "download", "image_size", "n", "trigger", "human_labels",
          "human_column", "pair", "arch", "width", "capacity", "patch", "dim", "depth",
-         "optimizer", "lr", "momentum", "weight_decay", "seed", "device", "precision", "quiet")
+         "optimizer", "lr", "momentum", "weight_decay", "augment", "seed", "device", "precision", "quiet")
 NO_C_SCORE = dict.fromkeys(("score", "sem", "by_size", "learned", "rates"))  # of a task that failed
 
 
@@ -65,7 +65,7 @@ def main(given: dict, argv: list[str]) -> int:
     device = choose_device(config.device)
     check_writable(config.out)
     dataset = load(config.dataset, config.data_dir, config.image_size, config.download)
-    dataset = part_of(dataset, config.per_class, config.per_class_test)
+    dataset = part_of(dataset, config.per_class, config.per_class_test, config.augment)
     configs = [counted(each, dataset) for each in configs]
     sizes = subset_sizes(shares, configs[0].n)
     images = fingerprints(dataset)

@@ -46,6 +46,18 @@ def test_images_that_cannot_be_decoded(tmp_path, root, monkeypatch):
     assert torch.equal(streamed.some(torch.arange(5)).images, train.images)
 
 
+@pytest.mark.parametrize("room", [math.inf, 0])
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_folder_without_an_image_that_can_be_decoded(root, tmp_path, part, room):
+    """B4: with `skip` too, training images or held-out ones of which none can be decoded are told at once."""
+    broken = sorted(path for path in (root / part).rglob("*.png"))
+    for path in broken:
+        path.write_bytes(b"no image at all")
+    folder = open_folder(root, written(tmp_path, "b.txt", "1"))
+    with pytest.raises(ValueError, match=f"none of {len(broken)} images can be decoded, .*/{part}/.* first; check"):
+        folder.load(Reading(8), workers=0, skip=True, room=room)
+
+
 @pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "jp2", "png", "ppm", "pgm", "tif", "webp"])
 def test_images_of_every_kind_that_is_read(tmp_path, suffix):
     """B4: each kind of image that a folder may hold is decoded by its contents, whatever the suffix."""

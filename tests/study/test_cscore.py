@@ -3,7 +3,7 @@
 The estimator itself, metrics.c_score, is held by tests/paper/test_metrics.py.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -126,6 +126,20 @@ def test_sizes_are_shares_of_the_data_sets_number(few, tmp_path):
     argv = ["--updates", "1", "--width", "0.05", "--sizes", "0,0.5", "--runs", "2", "--quiet", "--device", "cpu"]
     assert run.main(["cscore", *argv, "--task", "poison", "--out", str(tmp_path / "c")]) == 0
     assert [(row["n"], row["sizes"]) for row in rows_of(tmp_path / "c")] == [(120, [0, 60])]
+
+
+@pytest.mark.parametrize("more, augments", [
+    (["--dataset", "cifar10-small", "--no-augment"], False), (["--dataset", "cifar10-small"], False),
+    (["--dataset", "cifar10-small", "--augment"], True), (["--dataset", "cifar10"], True)])
+def test_images_are_augmented_as_in_a_cell(fresh, monkeypatch, tmp_path, more, augments):
+    """R3: cropping and flipping are those of the flag or of the preset of the data set, as in run.py; a row says so."""
+    data, seen = load_few("fashion-mini"), []
+    data = replace(data, train=replace(data.train, flip=True, pad=2))
+    monkeypatch.setattr(cscore, "load", lambda *where: data)
+    monkeypatch.setattr(cscore, "fit", lambda model, data, *rest, **more: seen.append((data.flip, data.pad)))
+    argv = ["--task", "random", *QUICK, *more, "--per-class", "8", "--per-class-test", "1"]
+    assert run.main(["cscore", "--quiet", *argv, "--out", str(tmp_path / "c")]) == 0
+    assert set(seen) == {(augments, 2 * augments)} and rows_of(tmp_path / "c")[0]["augment"] == augments
 
 
 def test_same_command_same_numbers(few, tmp_path):
