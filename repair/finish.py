@@ -243,11 +243,12 @@ def finish_loss(z: torch.Tensor, y: torch.Tensor, is_bad: torch.Tensor, answers:
 def called_otherwise(z: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
     """The images that the repaired network, of logits z (N, C), gives another class than their label as given.
 
-    None where that is more than half of them: then it is the network that is wrong, as in `engine.scores.believed`. And
-    none of a label of which more than GONE get another class: the network has lost that class, as one repair of a small
+    None of a label of which more than GONE get another class: the network has lost that class, as one repair of a small
     ViT has (Utility 0.91, then 0.64, and 0.65 without that class's images, 0.89 with them), since a label with nine
     wrong images for each right one is not what training would have made a classifier of. No less than GONE: of the
     label of a published backdoor 66 % may be bad (a fifth of all images), and those that look like D_f are not all.
+    And none at all where the rest are more than half of them: then it is the network that is wrong, as in
+    `engine.scores.believed`.
     """
     found = (z.argmax(dim=1) != labels).index_fill(0, forget, False)
     others = torch.ones_like(found).index_fill_(0, forget, False)
