@@ -84,7 +84,7 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     The second training begins with the original again, on what was left and what a second opinion brings back: what the
     repaired network disbelieves is dropped only where the first training's network, which has lost less, does so too.
     Where D_f has gone to some third class by then (`gone_elsewhere`), as a trigger does that means another label now,
-    it is taught what the repaired network says of it. (A published network, `trojan` in results/repair, gets 12 % of
+    it is taught what the repaired network says of it. (A published network, `trojan` in results/repair, gets 13 % of
     its triggered images right without that and 75 % with it; elsewhere it is level or worse, since such answers err.)
     And what both signs call bad, its label to the repaired network and its looks, is as good as listed where fewer than
     FEW are: in the second training it is treated as D_f is, so that bad images that neither sign tells meet more than
