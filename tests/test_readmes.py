@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import conftest
 import index
 import run
 from experiment.settings import PLACE, Config, resolve
@@ -110,3 +111,12 @@ def test_every_property_has_its_tests():
     assert set(held) == set(rows), set(held) ^ set(rows)
     for name, (_, status) in rows.items():
         assert status == index.status(held[name]), f"{name}: run python tests/index.py"
+
+
+def test_every_test_file_is_run_once():
+    """R6: the parts that `python -m pytest` gives to other processes are the files of these rooms, each once."""
+    found = [path for paths in conftest.parts().values() for path in paths]
+    files = [path for name in found for path in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))]
+    tests = [path for path in files if path.name.startswith("test_")]
+    rooms = [path for room in conftest.BESIDE for path in (ROOT / "tests" / room).rglob("test_*.py")]
+    assert sorted(tests) == sorted(rooms) and len(rooms) > 50
