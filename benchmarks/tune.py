@@ -119,7 +119,7 @@ def tuning_data(source: Path) -> Dataset:
 
 
 def original_of(config, task, dataset: Dataset, folder: Path):
-    """The trained network of a task and seed, read from `folder` or trained, in the preset's batches, and left there."""
+    """The trained network of a task and seed, read from `folder` or trained in the preset's batches and kept there."""
     epochs = "" if config.epochs == TRAINED[config.arch] else f"-{config.epochs}"
     arch = "" if config.arch == SILENT["arch"] else f"{config.arch}-"
     path, model = folder / f"{arch}{config.task}-n{config.n}-{config.seed}{epochs}.pt", new_model(config, dataset)

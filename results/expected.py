@@ -459,7 +459,8 @@ TABLES = {
     ("results/repair/README.md", "what differs", "trials"): rates_of_finish,
     ("results/fashion-mini/seeds/README.md", "method", "Healed, seeds 0 to 9"): every_seed,
     ("results/fashion-mini/triggers/README.md", "trigger", "corrupted"): every_trigger,
-    ("results/cifar10-jpeg-small/README.md", "trigger", "corrupted"): partial(every_trigger, folder=f"{SMALL}/triggers"),
+    ("results/cifar10-jpeg-small/README.md", "trigger", "corrupted"):
+        partial(every_trigger, folder=f"{SMALL}/triggers"),
     ("results/cifar10-jpeg-small/README.md", "batch", "peak rate"): small_fits,
     ("results/cifar10-jpeg-small/README.md", "task, discovery", "peak rate"): small_settings,
     ("results/fashion-mini/bf16/README.md", "method", "task"): bf16_or_not,

@@ -115,8 +115,7 @@ def test_every_property_has_its_tests():
 
 def test_every_test_file_is_run_once():
     """R6: the parts that `python -m pytest` gives to other processes are the files of these rooms, each once."""
-    found = [path for paths in conftest.parts().values() for path in paths]
-    files = [path for name in found for path in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))]
-    tests = [path for path in files if path.name.startswith("test_")]
+    found = [ROOT / name for names in conftest.parts().values() for name in names]
+    tests = [path for place in found for path in ([place] if place.is_file() else place.rglob("test_*.py"))]
     rooms = [path for room in conftest.BESIDE for path in (ROOT / "tests" / room).rglob("test_*.py")]
     assert sorted(tests) == sorted(rooms) and len(rooms) > 50

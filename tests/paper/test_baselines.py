@@ -237,7 +237,7 @@ def test_percentile(seed, size, q):
 @pytest.mark.filterwarnings("ignore:Acc")  # with no weight dampened nothing is forgotten
 @pytest.mark.parametrize("name, part", [("potion", 1), ("potion-500", 25)])
 def test_the_cuts_of_potion(name, part, monkeypatch):
-    """L16: f begins at |D_f| / |D_tr| / part and grows by a tenth per try; the cut is percentile 100 - ln(1 + 100 f)."""
+    """L16: f begins at |D_f| / |D_tr| / part and grows a tenth per try; the cut is percentile 100 - ln(1 + 100 f)."""
     net, data, forget = stubborn()
     asked = []
     monkeypatch.setattr(baselines, "percentile", lambda ratios, q: asked.append(q) or math.inf)

@@ -384,7 +384,7 @@ def test_people_have_no_place_on_the_plane(tmp_path, capsys):
     """V21: rows of people's mistakes are drawn in no figure: alone they are missing rows, beside others left out."""
     people = [make_row(method, task="human", discovery=rate, seed=seed)
               for method in ("no-ul", "npo", "rem") for rate in (0.1, 0.5) for seed in (0, 1)]
-    assert main([str(write(tmp_path / "people.jsonl", people)), "--figure", "all", "--out", str(tmp_path / "none")]) == 0
+    assert main([str(write(tmp_path / "people.jsonl", people)), "--figure", "all", "--out", str(tmp_path / "no")]) == 0
     said = capsys.readouterr().err.splitlines()
     assert len(said) == len(DRAW) and all("needs runs of poison, confusion or random labels" in line for line in said)
     for number in ("3", "10", "seeds"):
