@@ -7,8 +7,8 @@ A figure is text, as it should stand in place of {}; None where no row holds it.
 
 from statistics import fmean, stdev
 
-from expected import (CELLS, COPY, GRID, HALF, RATES, SEVEN, TASKS, half_and_quarter, mean, mean_sem, plane_of, scores,
-                      seeds_difference)
+from expected import (CELLS, COPY, GRID, HALF, RATES, SEVEN, SMALL, TASKS, half_and_quarter, mean, mean_sem, plane_of,
+                      scores, seeds_difference)
 from made import ROOT, grid_of, lines_at, made_by, rows_at
 from study import discovery
 from study.rows import networks, pick, products
@@ -280,6 +280,54 @@ def of_repairs() -> list[tuple]:
             ("given labels would be off by {} %", [f"{fmean(others):.0f}"])]
 
 
+def of_trials() -> dict[str, list[str]]:
+    """The trials of the repair: their number, the product of the finish, what it gains in Utility on average and loses
+    at most; and how far it is ahead of each treatment at its best rate for all trials, and in each trial."""
+    rows = lines_at("results/repair/rivals.jsonl")
+    runs = {name: {(row["network"], row["corruption"], row["seed"]): row for row in rows if row["treatment"] == name}
+            for name in dict.fromkeys(row["treatment"] for row in rows)}
+    mine = runs.pop("finished")
+    product = 100 * fmean(row["product"] for row in mine.values())
+    lost = [100 * (row["before"]["utility"] - row["utility"]) for row in mine.values()]
+    found = {"finished": [str(len(mine)), f"{product:.1f}", f"{-fmean(lost):.1f}", f"{max(lost):.1f}"]}
+    for name, others in runs.items():
+        stays = [row["before"]["product"] for row in others.values()]  # where a treatment cannot be done
+        tried = [{one["rate"]: one["product"] for one in row["tried"]} for row in others.values()]
+        rates = {rate for one in tried for rate in one}
+        best = max(fmean(one.get(rate, own) for one, own in zip(tried, stays, strict=True)) for rate in rates)
+        each = fmean(own if row["product"] is None else row["product"]
+                     for row, own in zip(others.values(), stays, strict=True))
+        found[name] = [f"{product - 100 * value:.1f}" for value in (best, each)]
+    return found
+
+
+def of_published() -> dict[tuple, list[str]]:
+    """Published networks by name, number of images and of bad ones: misled before and after the default repair, what
+    it gains on clean images, triggered ones right after it; in percent."""
+    rows = [row for row in lines_at("results/repair/published.jsonl") if row["treatment"] == "repair"]
+    return {(row["network"], row["images"], row["bad"]): [
+        f"{100 * row['before']['misled']:.0f}", f"{100 * row['after']['misled']:.1f}",
+        f"{100 * (row['after']['clean'] - row['before']['clean']):.1f}", f"{100 * row['after']['triggered']:.0f}",
+        f"{100 * row['before']['clean']:.1f}", f"{100 * row['after']['clean']:.1f}"] for row in rows}
+
+
+def of_finish() -> list[tuple]:
+    """The page of the repair: the finish in the trials, and on published networks."""
+    trials, whole = of_trials(), of_published()["badnets", 50000, 5000]
+    count, product, gained, worst = trials["finished"]
+    rem, taught, anew, pruned, tuned = ([f"{float(value):.0f}" for value in trials[name]] for name in (
+        "REM", "taught", "retrained", "CLP", "fine-tuned"))
+    return [("Over {} trials the finish ends at a product of {}.", [count, product]),
+            ("ahead of REM alone by {} points where REM has the best of three rates for all trials, and by {} where it",
+             trials["REM"]),
+            ("true labels by {} and {}, of retraining by {} and {}, of pruning by {} and {}, of fine-tuning without "
+             "the listed images by {} and {}.", [*taught, *anew, *pruned, *tuned]),
+            ("it gains {} points on the untouched network on average, and no trial loses more than {};",
+             [gained, worst]),
+            ("(misled {} -> {}), has {} % of the triggered images right and gains {} points of accuracy",
+             [whole[0], whole[1], whole[3], whole[2]])]
+
+
 def of_scale() -> list[tuple]:
     """What repair costs: two processes against one, and their weights."""
     at = {(row["n"], row["mode"]): row for row in lines_at("results/scale/scale.jsonl")}
@@ -303,11 +351,31 @@ def of_growth() -> list[tuple]:
             ("`expand` is at {}, one run", [at["network", "expand"][1]])]
 
 
+def by_heart() -> tuple[str, list[str]]:
+    """10,000 images learnt by heart: REM's product over the plane, and its lead over NPO and Ascent."""
+    plane = plane_of(f"{SMALL}/nine")
+    leads = [plane[name]["minus REM"].split(" ± ")[0].lstrip("-") for name in ("npo", "ascent")]
+    return plane["rem"]["over seeds"].split(" ± ")[0], leads
+
+
+def of_small() -> list[tuple]:
+    """10,000 images learnt by heart: REM's leads; people's mistakes that are healed."""
+    people = pick(rows_at(f"{SMALL}/human"), method="rem")
+    healed = [f"{100 * row['healed']:.0f}" for rate in (0.1, 0.5)
+              for row in sorted(pick(people, discovery=rate), key=lambda row: row["seed"])]
+    return [("**REM leads**, by {} points over NPO and {} over Ascent", by_heart()[1]),
+            ("REM heals {}, {} and {} % of the mistakes where a tenth of them is known (seeds 0, 1, 2), {}, {} and "
+             "{} %", healed)]
+
+
 def of_readme() -> list[tuple]:
-    """README.md: the spread over machines."""
+    """README.md: the spread over machines, and a published network."""
     runs = lines_at("results/spread/main.jsonl")
     over = fmean(100 * run["product over npo"] for run in runs)
-    return [("over {} runs of version 0.2.0 (5 seeds", [str(len(runs))]),
+    whole = of_published()["badnets", 50000, 5000]
+    return [("misleads {} % of images in place of {} %, and accuracy rises from {} to {} %",
+             [whole[1], whole[0], *whole[4:]]),
+            ("over {} runs of version 0.2.0 (5 seeds", [str(len(runs))]),
             ("REM's product is {} points above NPO's on average", [f"{over:.1f}"])]
 
 
@@ -326,7 +394,12 @@ def of_front_page() -> list[tuple]:
     repairs, machine = dict(of_repairs()), dict(of_machines())
     won = machine["above NPO's in {} of the {} runs"]
     rounds = dict(of_suspects())["raises D_f from {} to {}"]
-    return [("is within {} points of REM", [within]),
+    trials, whole = of_trials(), of_published()["badnets", 50000, 5000]
+    return [("ends {} points of product ahead of REM alone at one rate for all ({} at the best", trials["REM"]),
+            ("clean accuracy rises by {} points on average, and no trial loses more than {}.", trials["finished"][2:]),
+            ("the first one goes from {} to {} % misled and gains {} points", whole[:3]),
+            ("over the plane, by {} points over NPO, but the product is {}", [by_heart()[1][0], by_heart()[0]]),
+            ("is within {} points of REM", [within]),
             ("keeps {} of the {} points", methods["keeps {} of its lead of {} points over NPO"]),
             ("`rem-no32` keeps {}:", [lead_without_32]),
             ("{} of the {} rows that name a commit", [f"{changed:,}", f"{len(made):,}"]),
@@ -345,6 +418,7 @@ FIGURES = {
     "README.md": of_readme,
     "results/README.md": of_front_page,
     "results/cifar10-jpeg-16px/README.md": of_copy,
+    "results/cifar10-jpeg-small/README.md": of_small,
     "results/fashion-mini/README.md": of_methods,
     "results/fashion-mini/forget-norm/README.md": of_step_2,
     "results/fashion-mini/rates/README.md": of_ten_rates,
@@ -353,7 +427,7 @@ FIGURES = {
     "results/growth/README.md": of_growth,
     "results/lasting/README.md": of_lasting,
     "results/rates/README.md": of_copy_at_ten_rates,
-    "results/repair/README.md": of_repairs,
+    "results/repair/README.md": lambda: of_repairs() + of_finish(),
     "results/scale/README.md": of_scale,
     "results/spread/README.md": of_machines,
 }
