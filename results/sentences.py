@@ -363,7 +363,7 @@ def of_small() -> list[tuple]:
     people = pick(rows_at(f"{SMALL}/human"), method="rem")
     healed = [f"{100 * row['healed']:.0f}" for rate in (0.1, 0.5)
               for row in sorted(pick(people, discovery=rate), key=lambda row: row["seed"])]
-    return [("**REM leads**, by {} points over NPO and {} over Ascent", by_heart()[1]),
+    return [("the methods without ETD, by {} points over NPO and {} over Ascent", by_heart()[1]),
             ("REM heals {}, {} and {} % of the mistakes where a tenth of them is known (seeds 0, 1, 2), {}, {} and "
              "{} %", healed)]
 
@@ -398,7 +398,7 @@ def of_front_page() -> list[tuple]:
     return [("ends {} points of product ahead of REM alone at one rate for all ({} at the best", trials["REM"]),
             ("clean accuracy rises by {} points on average, and no trial loses more than {}.", trials["finished"][2:]),
             ("the first one goes from {} to {} % misled and gains {} points", whole[:3]),
-            ("over the plane, by {} points over NPO, but the product is {}", [by_heart()[1][0], by_heart()[0]]),
+            ("the methods without ETD, by {} points over NPO, but the product is {}", [by_heart()[1][0], by_heart()[0]]),
             ("is within {} points of REM", [within]),
             ("keeps {} of the {} points", methods["keeps {} of its lead of {} points over NPO"]),
             ("`rem-no32` keeps {}:", [lead_without_32]),
