@@ -343,16 +343,14 @@ def vit_epochs(labels: list[list[str]]) -> list[list[str]]:
 
 
 def copy_anew(labels: list[list[str]]) -> list[list[str]]:
-    """The copy of CIFAR-10, cell by cell and over all: scores of no unlearning, and of REM of version 0.2.0 and now,
-    each at the seeds that were run now; products less those of 0.2.0; Utility less no unlearning's, least in brackets.
-    """
+    """The copy of CIFAR-10, cell by cell and over all: scores of no unlearning and of REM, products less those of no
+    unlearning; Utility less no unlearning's, least in brackets."""
     rows, lines = pick(rows_at(ANEW), etd=False), []
     for label, cell in [*((f"{task} {rate:g}", dict(task=task, discovery=rate)) for task, rate in CELLS), ("all", {})]:
-        now, before = pick(rows, method="rem", **cell), pick(rows, method="no-ul", **cell)
-        was = pick(rows_at(COPY), etd=False, method="rem", seed=tuple({row["seed"] for row in now}), **cell)
-        if now:
-            lines.append([label, str(len(now)), *(scores(part, 1) for part in (before, was, now)),
-                          seeds_difference(now, was), utility_gained(now, before)])
+        rem, before = pick(rows, method="rem", **cell), pick(rows, method="no-ul", **cell)
+        if rem:
+            lines.append([label, str(len(rem)), *(scores(part, 1) for part in (before, rem)),
+                          seeds_difference(rem, before), utility_gained(rem, before)])
     return lines
 
 

@@ -32,6 +32,11 @@ def ahead(mine: list[dict], other: list[dict]) -> list[float]:
     return [100 * value for value in minus(products(mine), products(other)).values()]
 
 
+def turned(difference: str) -> str:
+    """A difference as text, with the other sign."""
+    return difference.removeprefix("-") if difference.startswith("-") else f"-{difference}"
+
+
 def of_methods() -> list[tuple]:
     """fashion-mini, nine cells: what the page says beside its two tables."""
     rows = rows_at(GRID)
@@ -328,6 +333,19 @@ def of_finish() -> list[tuple]:
              [whole[0], whole[1], whole[3], whole[2]])]
 
 
+def of_tuning() -> list[tuple]:
+    """The copy of CIFAR-10 at 16x16 with REM of version 0.5.0: beside 0.2.0 at seed 0, and beside no unlearning."""
+    rows = pick(rows_at(ANEW), etd=False)
+    before, rem = (pick(rows, method=name) for name in ("no-ul", "rem"))
+    less = {task: seeds_difference(pick(rem, task=task), pick(before, task=task)) for task in TASKS}
+    learnt = {task: mean(networks(pick(before, task=task)), "learnt", 0) for task in TASKS}
+    was = pick(rows_at(COPY), etd=False, method="rem", seed=0)
+    return [("at seed 0 is {}, as with version 0.2.0 ({};", [mean(pick(rem, seed=0)), mean(was)]),
+            ("by {} points over its three rates, as NPO does: {} % of these labels",
+             [turned(less["confusion"]), learnt["confusion"]]),
+            ("of which {} % were learnt, it gains {}.", [learnt["random"], less["random"]])]
+
+
 def of_scale() -> list[tuple]:
     """What repair costs: two processes against one, and their weights."""
     at = {(row["n"], row["mode"]): row for row in lines_at("results/scale/scale.jsonl")}
@@ -356,11 +374,6 @@ def by_heart() -> tuple[str, list[str]]:
     plane = plane_of(f"{SMALL}/nine")
     leads = [plane[name]["minus REM"].split(" ± ")[0].lstrip("-") for name in ("npo", "ascent")]
     return plane["rem"]["over seeds"].split(" ± ")[0], leads
-
-
-def turned(difference: str) -> str:
-    """A difference as text, with the other sign."""
-    return difference.removeprefix("-") if difference.startswith("-") else f"-{difference}"
 
 
 def of_both() -> list[tuple]:
@@ -466,4 +479,5 @@ FIGURES = {
     "results/repair/README.md": lambda: of_repairs() + of_finish(),
     "results/scale/README.md": of_scale,
     "results/spread/README.md": of_machines,
+    "results/tuning/README.md": of_tuning,
 }
