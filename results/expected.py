@@ -19,7 +19,8 @@ CELLS = [(task, rate) for task in TASKS for rate in RATES]
 GRID = "results/fashion-mini/grid"  # REM's rows here are of version 0.2.0, with the momentum carried over
 NOW = "results/fashion-mini/now"  # REM of version 0.4.0, and the methods on ETD of 0.3.0
 COPY = "results/cifar10-jpeg-16px"  # quarter width, bf16
-HALF = "results/lasting/cifar10-jpeg-16px"  # half width
+HALF = "results/lasting/cifar10-jpeg-16px"  # half width, random labels
+LASTING = "results/lasting/fashion-mini"  # at most 2, 8 and 24 epochs, and twelve to the letter
 REDIRECT = "results/redirect"  # with and without the redirect term
 SIZES = "results/tuning/sizes"  # other |D_f| and batches
 EPOCHS = "results/tuning/epochs"  # at most 10 epochs
@@ -61,10 +62,10 @@ def plane_of(*folders: str) -> dict[str, dict[str, str]]:
 
 def lasting_epochs(labels: list[list[str]]) -> list[list[str]]:
     """REM at so many epochs at most, NPO and no unlearning: product in each cell, and the mean over runs."""
-    rows, lines = rows_at("results/lasting/fashion-mini"), []
+    rows, lines = pick(rows_at(LASTING), stop="repaired"), []
     for name, seeds, *_ in labels:
-        epochs, stop = re.match(r"\d*", name)[0], "max" if "stop max" in name else "repaired"
-        axes = dict(unlearn_epochs=int(epochs), stop=stop, method="rem") if epochs else dict(method=name.strip("`"))
+        epochs = re.match(r"\d*", name)[0]
+        axes = dict(unlearn_epochs=int(epochs), method="rem") if epochs else dict(method=name.strip("`"))
         wanted = tuple(range(int(seeds[-1]) + 1))
         runs = pick(rows, **axes, seed=wanted)
         parts = [pick(runs, task=task, discovery=rate) for task, rate in CELLS]
@@ -79,17 +80,17 @@ def lasting_short(labels: list[list[str]]) -> list[list[str]]:
 
 
 def half_and_quarter() -> dict[str, list[dict]]:
-    """Rows on the copy of CIFAR-10 by the network's width, the paper's loop to the letter and ETD left out."""
-    folders = {"half": (HALF, 1.0), "quarter": (COPY, 0.5)}
-    return {name: pick(rows_at(folder), etd=False, stop="repaired", width=width)
-            for name, (folder, width) in folders.items()}
+    """Rows on the copy of CIFAR-10 at seed 0 by the network's width, ETD left out."""
+    return {"half": rows_at(HALF), "quarter": pick(rows_at(COPY), etd=False, seed=0)}
 
 
 def natural_images(labels: list[list[str]]) -> list[list[str]]:
-    """Both widths at seed 0, a line per cell: scores, REM's lead over NPO, the epochs it ran and the best of them."""
+    """Both widths, a line per cell that was run: scores, REM's lead over NPO, its epochs and the best of them."""
     lines = []
     for width, (task, rate) in itertools.product(("half", "quarter"), CELLS):
-        runs = pick(half_and_quarter()[width], task=task, discovery=rate, seed=0)
+        runs = pick(half_and_quarter()[width], task=task, discovery=rate)
+        if not runs:
+            continue
         before, npo, rem = ([row for row in runs if row["method"] == name] for name in ("no-ul", "npo", "rem"))
         points = rem[0]["points"][1:]
         best = 100 * max(point["healed"] * point["utility"] for point in points)
