@@ -18,7 +18,9 @@ RATES = (0.1, 0.5, 1.0)
 CELLS = [(task, rate) for task in TASKS for rate in RATES]
 GRID = "results/fashion-mini/grid"  # REM's rows here are of version 0.2.0, with the momentum carried over
 NOW = "results/fashion-mini/now"  # REM of version 0.4.0, and the methods on ETD of 0.3.0
-COPY = "results/cifar10-jpeg-16px"  # quarter width, bf16
+COPY = "results/cifar10-jpeg-16px/cells.jsonl"  # quarter width, bf16, seed 0
+FLOAT32 = "results/cifar10-jpeg-16px/float32"  # the same in float32, ten rates
+SEVEN = "results/cifar10-jpeg-16px/rates"  # the same in bf16, poison at the other seven rates
 HALF = "results/lasting/cifar10-jpeg-16px"  # half width, random labels
 LASTING = "results/lasting/fashion-mini"  # at most 2, 8 and 24 epochs, and twelve to the letter
 REDIRECT = "results/redirect"  # with and without the redirect term
@@ -29,7 +31,6 @@ ANEW = "results/tuning/copy"  # the copy of CIFAR-10 with REM of version 0.4.0 a
 TRIGGERS = "results/fashion-mini/triggers"  # four triggers, few of few images known
 SMALL = "results/cifar10-jpeg-small"  # 10,000 images of the copy at 32x32, learnt by heart
 NINE = (f"{SMALL}/nine", f"{SMALL}/etd")  # the nine cells there, without and with ETD
-SEVEN = "results/rates/cifar10-jpeg-16px"  # the other seven rates
 
 
 def mean_sem(values, digits: int = 1) -> str:
@@ -81,7 +82,7 @@ def lasting_short(labels: list[list[str]]) -> list[list[str]]:
 
 def half_and_quarter() -> dict[str, list[dict]]:
     """Rows on the copy of CIFAR-10 at seed 0 by the network's width, ETD left out."""
-    return {"half": rows_at(HALF), "quarter": pick(rows_at(COPY), etd=False, seed=0)}
+    return {"half": rows_at(HALF), "quarter": pick(rows_at(COPY), etd=False)}
 
 
 def natural_images(labels: list[list[str]]) -> list[list[str]]:
@@ -98,19 +99,6 @@ def natural_images(labels: list[list[str]]) -> list[list[str]]:
         cells = [scores(part, 1) for part in (before, npo, rem)]
         lines.append([width, f"{task} {rate:g}", mean(before, "learnt"), *cells, f"{lead:+.1f}", str(len(points)),
                       f"{best:.1f}"])
-    return lines
-
-
-def both_precisions(labels: list[list[str]]) -> list[list[str]]:
-    """The copy of CIFAR-10 at ten rates and seed 0: product in float32 / in bf16; no line without float32."""
-    both, lines = (rows_at("results/float32"), rows_at(COPY, SEVEN)), []
-    for task, method in itertools.product(TASKS, ("no-ul", "npo", "rem", "badt")):
-        cells = []
-        for rate in [k / 10 for k in range(1, 11)]:
-            parts = [pick(rows, task=task, method=method, discovery=rate, etd=False, seed=0) for rows in both]
-            cells.append(" / ".join(map(mean, parts)).strip())
-        if not all(cell.startswith("/") for cell in cells):
-            lines.append([task, method, *cells])
     return lines
 
 
@@ -413,7 +401,7 @@ def steps(labels: list[list[str]]) -> list[list[str]]:
 def what_was_learnt(labels: list[list[str]]) -> list[list[str]]:
     """The front page's table of data: what the untouched network had learnt of each task, and REM's lead over NPO."""
     data = {"fashion-mini": pick(rows_at(GRID), etd=False), "10,000 images": rows_at(f"{SMALL}/nine"),
-            "copy at 16x16": pick(rows_at(COPY), etd=False, seed=0)}
+            "copy at 16x16": pick(rows_at(COPY), etd=False)}
     lines = []
     for name, rows in data.items():
         parts = [networks(pick(rows, method="no-ul", task=task)) for task in TASKS]
@@ -449,7 +437,6 @@ TABLES = {
     ("results/tuning/README.md", "task, discovery", "runs"): copy_anew,
     ("results/lasting/README.md", "REM, at most", "seeds"): lasting_epochs,
     ("results/lasting/README.md", "width", "task, discovery"): natural_images,
-    ("results/float32/README.md", "task", "method"): both_precisions,
     ("results/spread/README.md", "over runs", "mean"): machines,
     ("results/repair/README.md", "network", "images"): trials,
     ("results/repair/README.md", "candidate", "patch"): candidates,

@@ -7,8 +7,8 @@ A figure is text, as it should stand in place of {}; None where no row holds it.
 
 from statistics import fmean, stdev
 
-from expected import (ANEW, CELLS, COPY, GRID, LASTING, NINE, NOW, RATES, REDIRECT, SEVEN, SMALL, TASKS, half_and_quarter,
-                      mean, mean_sem, plane_of, seeds_difference)
+from expected import (ANEW, CELLS, COPY, FLOAT32, GRID, LASTING, NINE, NOW, RATES, REDIRECT, SEVEN, SMALL, TASKS,
+                      half_and_quarter, mean, mean_sem, plane_of, seeds_difference)
 from made import ROOT, grid_of, lines_at, made_by, rows_at
 from study import discovery
 from study.rows import networks, pick, products
@@ -156,72 +156,58 @@ def of_widths() -> list[tuple]:
 
 
 def of_copy() -> list[tuple]:
-    """The copy of CIFAR-10, nine cells: REM's leads, ETD, confusion, and what could be won."""
+    """The copy of CIFAR-10 at 16x16, seed 0: REM's leads, confusion and random labels, ETD."""
     rows, plane = pick(rows_at(COPY), etd=False), plane_of(COPY)
-    rem, before = pick(rows, method="rem"), pick(rows, method="no-ul")
-    on_etd = pick(rows_at(COPY), etd=True, method="rem")
-    behind = [value for value in ahead(on_etd, rem) if value < 0]
-    won = [ahead(pick(rows, method=name, task="confusion"), pick(before, task="confusion")) for name in ("cf", "scrub")]
-    above = str(sum(a > 0 and b > 0 for a, b in zip(*won, strict=True)))
-    masks = mean(networks(pick(rows_at(COPY), etd=True, method="no-ul")), "utility")
-    at_one = {name: [cells[f"{task} 1"] for task in TASKS] for name, cells in plane.items()}
-    learnt = plane["no-ul"]["learnt"].split(" / ")
-    return [("in every seed, by {} over NPO and {} over Ascent",
-             [plane[name]["minus REM"].lstrip("-") for name in ("npo", "ascent")]),
-            ("REM on ETD behind REM in all {} runs, by {} points",
-             [str(len(behind)), plane["rem on ETD"]["minus REM"].lstrip("-")]),
-            ("in all {} runs, by {} to {} and {} to {} points", [above, *least_most(won[0]), *least_most(won[1])]),
-            ("the masks cost {} points of Utility", [f"{float(mean(networks(before), 'utility')) - float(masks):.1f}"]),
-            ("It fits {} % of random labels", [learnt[2]]),
-            ("unlearning has {} in place of {}", [f"{float(plane['no-ul']['mean'].split()[0]):.0f}",
-                                                  f"{float(plane['no-ul']['Table 4']):.0f}"]),
-            ("ends at {} on poison, {} on confusion and {} on random labels", at_one["retrain"]),
-            ("there NPO has {}, {} and {}, REM {}, {} and {}, no unlearning {}, {} and {}",
-             sum((at_one[name] for name in ("npo", "rem", "no-ul")), [])),
-            ("what SCRUB has there ({} and {})", at_one["scrub"][1:])]
+    runs = {name: pick(rows, method=name) for name in ("no-ul", "cf", "scrub", "npo", "rem")}
+    on_etd = pick(rows_at(COPY), etd=True)
+
+    def over(name: str, other: str, task: str) -> list[str]:  # in points of product
+        return least_most(ahead(*(pick(runs[key], task=task) for key in (name, other))))
+
+    poison = [row for name in ("cf", "scrub") for row in pick(runs[name], task="poison") if row["discovery"] < 1]
+    behind = [value for value in ahead(pick(on_etd, method="rem"), runs["rem"]) if value < 0]
+    utility = [100 * fmean(row["utility"] for row in networks(part))
+               for part in (runs["no-ul"], pick(on_etd, method="no-ul"))]
+    learnt, masked = (plane[name]["learnt"].split(" / ") for name in ("no-ul", "ETD alone"))
+    return [("over the plane, by {} points over NPO and {} over Ascent",
+             [turned(plane[name]["minus REM"]) for name in ("npo", "ascent")]),
+            ("On poison it leads NPO by {} to {} points", over("rem", "npo", "poison")),
+            ("no cell of it is below {}", [least_most(points_of(runs["rem"]), 0)[0]]),
+            ("they have {} to {} where half of it is known or less", least_most(points_of(poison), 0)),
+            ("On confusion it ends {} to {} points below the untouched network",
+             [turned(value) for value in reversed(over("rem", "no-ul", "confusion"))]),
+            ("end {} to {} and {} to {} points above it",
+             over("cf", "no-ul", "confusion") + over("scrub", "no-ul", "confusion")),
+            ("On random labels REM gains {} to {} points, fine-tuning {} to {} and SCRUB {} to {}",
+             sum((over(name, "no-ul", "random") for name in ("rem", "cf", "scrub")), [])),
+            ("fits {} % of the random labels and {} % of the confused ones, with ETD {} and {} %",
+             [learnt[2], learnt[1], masked[2], masked[1]]),
+            ("REM on ETD is behind REM in all {} runs, by {} points",
+             [str(len(behind)), turned(plane["rem on ETD"]["minus REM"])]),
+            ("the masks cost {} points of Utility", [f"{utility[0] - utility[1]:.1f}"]),
+            ("no unlearning has {} in place of {}", [f"{float(plane['no-ul']['mean'].split()[0]):.0f}",
+                                                     f"{float(plane['no-ul']['Table 4']):.0f}"]),
+            *of_float32()]
 
 
-def of_copy_at_ten_rates() -> list[tuple]:
-    """The copy of CIFAR-10, ten rates at seed 0: ranges by task, and who is above whom."""
-    rows = [row for row in rows_at(COPY, SEVEN) if row["seed"] == 0]
-    plain = pick(rows, etd=False)
-    rem, on_etd = pick(plain, method="rem"), pick(rows, method="rem", etd=True)
-
-    def ranges(runs):
-        return sum((least_most(points_of(pick(runs, task=task))) for task in TASKS), [])
-
-    over, under = ahead(rem, pick(plain, method="npo")), ahead(on_etd, rem)
-    poison = [row for row in pick(plain, task="poison") if row["discovery"] < 1]
-    low = {name: least_most(points_of(pick(poison, method=name)), 0) for name in ("scrub", "retrain")}
-    first = networks(pick(rows_at(COPY), method="no-ul", etd=False, seed=0))
-    return [("level over the rates: {} to {} on poison, {} to {} on confusion and {} to {} on random labels",
-             ranges(rem)),
-            ("above NPO's in {} of the {} cells", [str(sum(value > 0 for value in over)), str(len(over))]),
-            ("So is REM on ETD's: {} to {}, {} to {} and {} to {}", ranges(on_etd)),
-            ("below REM's in {} of the {} cells", [str(sum(value < 0 for value in under)), str(len(under))]),
-            ("SCRUB's is {} to {} on poison below discovery 1", low["scrub"]),
-            ("and retraining's is {} to {}", low["retrain"]),
-            ("have Utility {}, product {}.", [mean(first, "utility"), mean(first)])]
-
-
-def of_precisions() -> list[tuple]:
-    """The copy of CIFAR-10 in float32 and bf16: means over the nine cells, NPO on confusion, BadT on poison."""
-    single, half = rows_at("results/float32"), pick(rows_at(COPY), etd=False)
-    both = rows_at("results/float32", COPY, SEVEN)
-    means = {}
-    for name, task in (("no-ul", TASKS), ("npo", TASKS), ("rem", "random")):
-        wanted = dict(method=name, task=task, discovery=RATES)
-        means[name] = [mean(pick(single, **wanted)), *(mean(pick(half, **wanted, seed=seed)) for seed in range(3))]
-    wanted = dict(method="npo", task="confusion", etd=False)
-    npo = [mean(pick(both, seed=0, precision=precision, **wanted)) for precision in ("float32", "bf16")]
-    ends = [mean(pick(half, seed=seed, discovery=1.0, **wanted), digits=0) for seed in range(3)]
-    badt = [mean(pick(half, seed=0, method="badt", task="poison", discovery=rate), digits=0) for rate in (0.1, 1.0)]
-    return [("no unlearning has {} in float32 and {} in bf16", means["no-ul"][:2]),
-            ("NPO {} and {} (bf16, seeds 1 and 2: {}, {})", means["npo"]),
-            ("REM on random labels {} and {} ({}, {})", means["rem"]),
-            ("(means {} and {})", npo),
-            ("{}, {} and {} at discovery 1", ends),
-            ("in bf16 from {} to {}, below NPO", badt)]
+def of_float32() -> list[tuple]:
+    """The copy at 16x16 in float32 at ten rates, and poison at seven rates in bf16: means and ranges."""
+    single, half, seven = rows_at(FLOAT32), rows_at(COPY), rows_at(SEVEN)
+    means = [mean(pick(rows, method=name, task=task, discovery=RATES, etd=False))
+             for name, task in (("no-ul", TASKS), ("npo", TASKS), ("rem", "random")) for rows in (single, half)]
+    before, npo, badt = (pick(single, method=name) for name in ("no-ul", "npo", "badt"))
+    nearest = [abs(value) for task in TASKS[1:] for value in ahead(*(pick(rows, task=task) for rows in (badt, before)))]
+    ranges = [least_most(points_of(pick(seven, method=name, etd=etd)))
+              for name, etd in (("rem", True), ("npo", False), ("ascent", False), ("retrain", False))]
+    return [("no unlearning has {} in float32 and {} in bf16, NPO {} and {}, REM on random labels {} and {}", means),
+            ("NPO has {} to {} on poison and {} to {} on confusion, where no unlearning has {}",
+             [*least_most(points_of(pick(npo, task="poison"))), *least_most(points_of(pick(npo, task="confusion"))),
+              mean(pick(before, task="confusion"))]),
+            ("BadT climbs on poison from {} at 0.2 to {} at 0.9",
+             [mean(pick(badt, task="poison", discovery=rate)) for rate in (0.2, 0.9)]),
+            ("within {} points of the untouched network", [f"{max(nearest):.1f}"]),
+            ("REM on ETD has {} to {} there, NPO {} to {}, Ascent {} to {}", sum(ranges[:3], [])),
+            ("retraining without the known images has {} to {}", ranges[3])]
 
 
 def of_machines() -> list[tuple]:
@@ -317,7 +303,7 @@ def of_tuning() -> list[tuple]:
     before, rem = (pick(rows, method=name) for name in ("no-ul", "rem"))
     less = {task: seeds_difference(pick(rem, task=task), pick(before, task=task)) for task in TASKS}
     learnt = {task: mean(networks(pick(before, task=task)), "learnt", 0) for task in TASKS}
-    was = pick(rows_at(COPY), etd=False, method="rem", seed=0)
+    was = pick(rows_at(COPY), etd=False, method="rem")
     return [("at seed 0 is {}, as with version 0.2.0 ({};", [mean(pick(rem, seed=0)), mean(was)]),
             ("by {} points over its three rates, as NPO does at seed 0: {} % of these labels",
              [turned(less["confusion"]), learnt["confusion"]]),
@@ -407,7 +393,7 @@ def of_front_page() -> list[tuple]:
     files = [str(path.relative_to(ROOT)) for path in (ROOT / "results").rglob("*.jsonl")]
     made = [row["git"] for file in files for row in lines_at(file) if row.get("git")]
     changed = sum(name.endswith("-dirty") for name in made)
-    first = pick(rows_at(COPY), etd=False, seed=0, method="no-ul")
+    first = pick(rows_at(COPY), etd=False, method="no-ul")
     learnt = [mean(pick(first, task=task), "learnt", 0) for task in TASKS]
     seeds = [str(len({row["seed"] for row in rows_at(folder)})) for folder in NINE]
     papers = {(row["method"], row["etd"]): f"{row['product'][0]:.0f}" for row in PAPER["tables"]["1"]["rows"]
@@ -452,10 +438,8 @@ FIGURES = {
     "results/fashion-mini/forget-norm/README.md": of_step_2,
     "results/fashion-mini/rates/README.md": of_ten_rates,
     "results/fashion-mini/suspects/README.md": of_suspects,
-    "results/float32/README.md": of_precisions,
     "results/growth/README.md": of_growth,
     "results/lasting/README.md": of_lasting,
-    "results/rates/README.md": of_copy_at_ten_rates,
     "results/repair/README.md": lambda: of_repairs() + of_finish(),
     "results/scale/README.md": of_scale,
     "results/spread/README.md": of_machines,
