@@ -26,7 +26,7 @@ LEAKS = "cannot expand {}: with every mask at 0 its base outputs still change"
 
 def refused(model, inputs=IMAGE, **kwargs) -> str:
     """expand must raise a TypeError that names a module of the network; returns the text."""
-    with pytest.raises(TypeError, match=r"^cannot expand ('|the network)") as info:
+    with pytest.raises(TypeError, match=r"^cannot expand ('|the network|Linear: )") as info:
         expand.expand(model, inputs, **kwargs)
     text = str(info.value)
     if text.startswith("cannot expand '"):
@@ -90,11 +90,13 @@ ANY_EXAMPLE = r"it must be a batch of inputs, a tensor \(B, ...\) with B at leas
     (dict(example=torch.zeros(0, 1, 8, 8)), ValueError, rf"example is torch.Size\(\[0, 1, 8, 8\]\); {ANY_EXAMPLE}"),
     (dict(example=[IMAGE]), ValueError, f"example is list; {ANY_EXAMPLE}"),
     (dict(example=torch.zeros(2, 5, 8, 8)), TypeError, "cannot expand 'conv1': .* to have 1 channels, but got 5"),
+    (dict(model=expand.expand(small_net(0), IMAGE)), TypeError,
+     "the network is expanded already; drop it first or use it as it is"),
 ])
 def test_bad_arguments_are_refused(kwargs, error, words):
-    """X10: unusable ratios, examples and layer names raise ValueError, layers that cannot be expanded TypeError, each
-    with what was given and what must be; the network is left as it was."""
-    before = small_net(0)
+    """X10: unusable ratios, examples and layer names raise ValueError, layers that cannot be expanded and an expanded
+    network TypeError, each with what was given and what must be; the network is left as it was."""
+    before = kwargs.pop("model", small_net(0))
     net = copy.deepcopy(before)
     with pytest.raises(error, match=words):
         expand.expand(net, kwargs.pop("example", IMAGE), **kwargs)
@@ -102,27 +104,14 @@ def test_bad_arguments_are_refused(kwargs, error, words):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
-def test_expanding_twice_is_refused():
-    """X10: an expanded network is not expanded again."""
-    with pytest.raises(TypeError, match="the network is expanded already; drop it first or use it as it is"):
-        expand.expand(expand.expand(small_net(0), IMAGE), IMAGE)
-
-
 # --- Before anything is wrapped ---------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("layer", ["conv2", "norm1"])
-@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
-def test_hooks_are_refused(kind, layer):
-    """X10: a masked pass calls no wrapped layer's base, so none of its hooks would run; such a layer is named."""
-    net = small_net(0)
-    getattr(net.get_submodule(layer), f"register_{kind}_hook")(lambda *args: None)
-    assert refused(net).startswith(f"cannot expand {layer!r}: it has hooks, which a masked pass would not run")
-
-
-def test_hooks_of_other_modules_are_no_obstacle():
-    """X10: what is not wrapped is called as before, hooks and all."""
+def test_what_is_no_obstacle():
+    """X10: hooks of modules that are not wrapped run as before; a parameter without entries, of shape (0, 3), changes
+    nothing."""
     net, seen = small_net(0), []
     net.act.register_forward_hook(lambda m, args, out: seen.append(out.shape[1]))
+    net.register_parameter("spare", nn.Parameter(torch.zeros(0, 3)))
     expanded = expand.expand(net, IMAGE)
     seen.clear()
     run(expanded, IMAGE)
@@ -140,14 +129,6 @@ def test_old_weight_norm_is_refused():
     assert expand.expand(net, IMAGE).width == 3
 
 
-def test_a_network_without_values_is_refused():
-    """X10: a network on the meta device, or a buffer there, has no values to expand; the text names the first."""
-    assert "'conv1.weight' is on the meta device, without values" in refused(small_net(0).to("meta"))
-    net = small_net(0)
-    net.register_buffer("scale", torch.ones(1, device="meta"))
-    assert "'scale' is on the meta device" in refused(net)
-
-
 def test_wrappers_around_a_network_are_refused():
     """X10, D1: DataParallel, DistributedDataParallel and torch.compile stand round the network that is meant, or a part
     of it; the text names where and what to take instead."""
@@ -163,31 +144,43 @@ def test_wrappers_around_a_network_are_refused():
     assert "it is compiled; take the network before compiling, ._orig_mod" in refused(compiled)
 
 
-@pytest.mark.parametrize("layer, base, name, text", [
-    ("conv1", nn.Conv2d, "Special", ""), ("head", nn.Linear, "Linear", ""),
-    ("norm1", nn.BatchNorm2d, "BatchNormAct2d", "masked passes would move the running statistics of BatchNormAct2d")])
-def test_subclasses_are_refused(layer, base, name, text):
-    """X10: a subclass may compute something else, also one that has a known one's name alone."""
-    net = small_net(0)
-    net.get_submodule(layer).__class__ = type(name, (base,), {"__module__": "elsewhere"})
-    assert refused(net).startswith(f"cannot expand {layer!r}: {text}")
+def derived(layer, base, name="Special"):
+    """Gives a layer the class `name`, derived from its own in another module."""
+    def derive(net):
+        net.get_submodule(layer).__class__ = type(name, (base,), {"__module__": "elsewhere"})
+
+    return derive
 
 
-def test_layers_that_cannot_be_wrapped_are_refused():
-    """X10: a layer whose weights are parametrised, and one that does not run, are named."""
-    net = small_net(0)
-    nn.utils.parametrizations.weight_norm(net.conv1)
-    assert refused(net).startswith("cannot expand 'conv1'")
-    net = small_net(0)
-    net.spare = nn.Conv2d(1, 2, 3)
-    assert refused(net).startswith("cannot expand 'spare': it did not run on the example; leave it out with layers=")
+def hooked(kind, layer):
+    """Puts a hook on a layer."""
+    return lambda net: getattr(net.get_submodule(layer), f"register_{kind}_hook")(lambda *args: None)
 
 
-@pytest.mark.parametrize("kind", [nn.AlphaDropout, nn.FeatureAlphaDropout])
-def test_alpha_dropout_leaks_nothing(kind):
-    """F2, X10: both kinds of AlphaDropout turn a masked 0 into another value in training mode; they are refused."""
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.SELU(), kind(0.5), *pooled(3)).eval()
-    assert refused(net).startswith(f"cannot expand '2': {kind.__name__} turns masked zeros")
+@pytest.mark.parametrize("spoil, text", [
+    # a masked pass calls no wrapped layer's base
+    *((hooked(kind, layer), f"{layer!r}: it has hooks, which a masked pass would not run")
+      for kind in ("forward", "forward_pre", "full_backward", "full_backward_pre") for layer in ("conv2", "norm1")),
+    (lambda net: net.to("meta"), "the network Net: 'conv1.weight' is on the meta device, without values"),
+    (lambda net: net.register_buffer("scale", torch.ones(1, device="meta")), "the network Net: 'scale' is on the meta"),
+    # a subclass may compute something else, also one that has a known one's name alone
+    (derived("conv1", nn.Conv2d), "'conv1'"),
+    (derived("head", nn.Linear, "Linear"), "'head'"),
+    (derived("norm1", nn.BatchNorm2d, "BatchNormAct2d"),
+     "'norm1': masked passes would move the running statistics of BatchNormAct2d"),
+    (lambda net: nn.utils.parametrizations.weight_norm(net.conv1), "'conv1'"),
+    (lambda net: setattr(net, "spare", nn.Conv2d(1, 2, 3)),
+     "'spare': it did not run on the example; leave it out with layers="),
+    # in training mode they turn a masked 0 into another value
+    (lambda net: setattr(net, "act", nn.AlphaDropout(0.5)), "'act': AlphaDropout turns masked zeros"),
+    (lambda net: setattr(net, "act", nn.FeatureAlphaDropout(0.5)), "'act': FeatureAlphaDropout turns masked zeros"),
+])
+def test_what_cannot_be_wrapped_is_refused(spoil, text):
+    """F2, X10: layers with hooks, tensors without values, subclasses, parametrised weights, a layer that does not run,
+    and both kinds of AlphaDropout are named."""
+    net = small_net(0).eval()
+    spoil(net)
+    assert refused(net).startswith(f"cannot expand {text}")
 
 
 # --- The dry run ------------------------------------------------------------------------------------------------------
@@ -203,22 +196,6 @@ class Twice(nn.Module):
     def forward(self, x):
         inputs = [x, self.stem(x)] if self.input_first else [self.stem(x), x]
         return self.head(sum(self.twice(each) for each in inputs).amax(dim=(2, 3)))
-
-
-@pytest.mark.parametrize("input_first", [True, False])
-def test_a_shared_module_that_cannot_fit_both_places_is_refused(input_first):
-    """X11, X10: one convolution that meets extra channels once and none the other time is named, whichever is first."""
-    text = refused(Twice(input_first), torch.zeros(2, 2, 8, 8))
-    assert "'twice': it runs twice with different numbers of extra channels" in text
-
-
-@pytest.mark.parametrize("make, layers, text", [
-    (lambda: nn.Conv2d(1, 2, 3), None, "the network"), (lambda: nn.Linear(8, 8), [""], "the network"),
-    (lambda: nn.Linear(8, 8), None, "Linear: it has no Conv2d")])
-def test_a_single_layer_is_refused(make, layers, text):
-    """X10, X12: a network that is one layer has nothing but logits, so there is no place for theta_o2."""
-    with pytest.raises(TypeError, match=f"^cannot expand {text}"):
-        expand.expand(make(), IMAGE, layers=layers)
 
 
 class Linears(nn.Module):
@@ -244,13 +221,21 @@ def crops(net, x):
 
 
 @pytest.mark.parametrize("make, inputs, layers, text", [
+    # a network that is one layer has nothing but logits
+    (lambda: nn.Conv2d(1, 2, 3), IMAGE, None, "the network"),
+    (lambda: nn.Linear(8, 8), IMAGE, [""], "the network"),
+    (lambda: nn.Linear(8, 8), IMAGE, None, "Linear: it has no Conv2d"),
+    *((lambda first=first: Twice(first), torch.zeros(2, 2, 8, 8), None,
+       "'twice': it runs twice with different numbers of extra channels") for first in (True, False)),
+    # a mask row an example cannot serve a batch that is longer inside, or not the first axis
     (lambda: Does(crops, Through()), IMAGE, None, "'layer.conv': it runs on 4 rows for 2 examples, so their masks do"),
     (lambda: Linears(lambda x: x[None], lambda x: x[0]), torch.zeros(2, 6), ["up"], "'up': it runs on 1 rows for 2"),
-    # the self-check has three examples
     (lambda: Linears(tokens_first, lambda x: x.mean(0), inputs=3), torch.zeros(2, 6), ["up"],
-     "'up': it runs on 2 rows for 3 examples")])
-def test_a_batch_on_another_axis_is_refused(make, inputs, layers, text):
-    """X10: a mask row an example cannot serve a batch that is longer inside, or not the first axis."""
+     "'up': it runs on 2 rows for 3 examples"),  # of the self-check
+])
+def test_where_masks_or_extra_channels_do_not_fit(make, inputs, layers, text):
+    """X10, X11, X12: a single layer, one that meets extra channels once and none the other time, in either order, and a
+    batch on another axis are refused by name."""
     assert refused(make(), inputs, layers=layers).startswith(f"cannot expand {text}")
 
 
@@ -278,13 +263,6 @@ def test_grouped_convolution_out_of_reach(kwargs, width):
     net = randomise(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 3, 1), *pooled(3)), 0)
     assert expand.expand(net, IMAGE, **kwargs).width == width
     assert "'1': it is a grouped convolution that is not depthwise" in refused(net)
-
-
-def test_an_empty_parameter_is_no_obstacle():
-    """X10: a parameter without entries, of shape (0, 3), changes nothing."""
-    net = small_net(0)
-    net.register_parameter("spare", nn.Parameter(torch.zeros(0, 3)))
-    assert expand.expand(net, IMAGE).width == 3
 
 
 # --- The self-check: extra channels stay apart ------------------------------------------------------------------------
@@ -395,12 +373,6 @@ def test_the_layer_that_a_leak_reaches_first_is_named(net, name):
     assert refused(net).startswith(LEAKS.format(name))
 
 
-@pytest.mark.parametrize("factor", [1e-12, 1e12])
-def test_the_scale_of_a_network_is_no_leak(factor):
-    """X10: rounding grows with the outputs: a network whose signals are large or small expands like any other."""
-    assert expand.expand(chain(nn.ReLU(), Does(lambda x: factor * x), width=9), IMAGE).width == 9
-
-
 def deep(width):
     """A deep narrow network: a random draw shuts one of its ReLUs, and no leak that lies behind it shows."""
     body = [part for _ in range(24) for part in (nn.Conv2d(width, width, 1, bias=False), nn.ReLU())]
@@ -422,13 +394,14 @@ def lift(x):
 def test_each_draw_of_the_self_check_counts(pool):
     """X10: what one kind of draw cannot see, the other does: a leak that only signed signals show, some that only
     positive ones show, and gates that only signed ones pass; also where more weights are drawn than the pool has
-    numbers, which are then used again."""
+    numbers, which are then used again. Rounding grows with the outputs, so large or small signals are no leak."""
     with mock.patch.object(admission, "POOL", pool or admission.POOL):  # a network of 10^6 weights takes too long
         leaking = ((chain(Does(gate)), "2"), (deep(1), "51"), (deep(3), "51"), (chain(Does(lift), width=40), "2"))
         for net, name in leaking:
             assert refused(net).startswith(LEAKS.format(repr(name)))
-        for bounded in (nn.Hardtanh(), nn.ReLU6()):
-            assert expand.expand(chain(nn.ReLU(), Does(lambda x: 10 * x), bounded), IMAGE).width == 3
+        for factor, bounded in ((10, nn.Hardtanh()), (10, nn.ReLU6()), (1e-12, nn.Identity()), (1e12, nn.Identity())):
+            net = chain(nn.ReLU(), Does(lambda x, factor=factor: factor * x), bounded, width=9)
+            assert expand.expand(net, IMAGE).width == 9
 
 
 @pytest.mark.parametrize("positive", [False, True])
@@ -446,29 +419,6 @@ def test_weights_of_the_self_check(positive):
 
 # --- The self-check: every weight reaches the output, every example meets its mask ------------------------------------
 
-def test_a_network_that_cuts_theta_o2_off_is_refused():
-    """X10: extra channels that reach no output are refused by the name of their layer: theta_o2 would do nothing."""
-    text = refused(Through(lambda x: x[:, :2], width=2))
-    assert text.startswith("cannot expand 'conv': its extra channels reach no output, so the network cuts them off")
-
-
-@pytest.mark.parametrize("into, back", [
-    (lambda x: x.flip(0), lambda x: x.flip(0)),  # the batch in reversed order inside
-    (lambda x: x, lambda x: x + x[:1]), (lambda x: x, lambda x: x + x[-1:])])  # all meet the first, or the last
-def test_examples_that_meet_a_neighbour_are_refused(into, back):
-    """X10, F10: where an example meets another's mask, or another example, expand refuses, whichever of them it is."""
-    text = refused(randomise(Linears(into, back), 0).double(), torch.zeros(2, 6), layers=["up"])
-    assert "examples do not meet their own masks, so the batch is not the first axis" in text
-
-
-def test_a_fast_path_past_the_layers_is_refused():
-    """X13, X10: torch's encoder layer, whose fast path reads weights past its Linears, would skip theta_o2."""
-    net = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True),
-                        Does(lambda x: x.mean(1)), nn.Linear(8, 4))
-    text = refused(randomise(net, 0), torch.zeros(2, 6, 8), layers=["1.linear1"])
-    assert text.startswith("cannot expand the network: without gradients it reads weights past its layers")
-
-
 class Shortcut(Through):
     """A network that fails where nobody watches it: without gradients and hooks, as a fast path of inference would."""
 
@@ -478,17 +428,40 @@ class Shortcut(Through):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("make, text", [
-    (Shortcut, "cannot expand the network Shortcut: the fast path wants all of its weights"),
+def encoder():
+    """torch's encoder layer, whose fast path reads weights past its Linears."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    return randomise(nn.Sequential(nn.Linear(8, 8), layer, Does(lambda x: x.mean(1)), nn.Linear(8, 4)), 0)
+
+
+def meeting(into, back):
+    """A network in which examples meet one another, in float64."""
+    return randomise(Linears(into, back), 0).double()
+
+
+VECTORS = torch.zeros(2, 6)
+MEETING = "the network: examples do not meet their own masks, so the batch is not the first axis"
+
+
+@pytest.mark.parametrize("make, inputs, layers, text", [
+    (lambda: Through(lambda x: x[:, :2], width=2), IMAGE, None,
+     "'conv': its extra channels reach no output, so the network cuts them off"),
+    # the batch in reversed order inside; all meet the first example, or the last
+    (lambda: meeting(lambda x: x.flip(0), lambda x: x.flip(0)), VECTORS, ["up"], MEETING),
+    (lambda: meeting(lambda x: x, lambda x: x + x[:1]), VECTORS, ["up"], MEETING),
+    (lambda: meeting(lambda x: x, lambda x: x + x[-1:]), VECTORS, ["up"], MEETING),
+    (encoder, torch.zeros(2, 6, 8), ["1.linear1"], "the network: without gradients it reads weights past its layers"),
+    (Shortcut, IMAGE, None, "the network Shortcut: the fast path wants all of its weights"),
     # gives classes instead of logits: no gradient comes back from them
     (lambda: nn.Sequential(Through(), nn.Softmax(dim=1), Does(lambda x: x.argmax(dim=1, keepdim=True).double())),
-     "cannot expand the network"),
+     IMAGE, None, "the network"),
     # casts its input to float32, as networks that take uint8 images do, and the self-check is in float64
-    (lambda: nn.Sequential(Does(lambda x: x.float()), Through()), "cannot expand '1.conv'"),
+    (lambda: nn.Sequential(Does(lambda x: x.float()), Through()), IMAGE, None, "'1.conv'"),
 ])
-def test_what_fails_in_the_self_check_alone_is_refused(make, text):
-    """X10: whatever fails inside expand is a TypeError that names a module, also when only the self-check meets it."""
-    assert refused(make()).startswith(text)
+def test_what_the_self_check_alone_meets_is_refused(make, inputs, layers, text):
+    """X10, X13, F10: theta_o2 without effect, an example that meets another or its mask, whichever it is, a fast path
+    past the layers, and whatever else fails in the self-check alone is a TypeError that names a module."""
+    assert refused(make(), inputs, layers=layers).startswith(f"cannot expand {text}")
 
 
 class Headed(nn.Module):
@@ -508,15 +481,11 @@ class Headed(nn.Module):
 
 def test_heads_of_training_are_told_before_any_work():
     """X10: another output in training is a ValueError of `expand`, a layer that then gets extra channels it did not
-    grow for a TypeError that names it. Global random states stay."""
+    grow for a TypeError that names it."""
     with pytest.raises(ValueError, match="in training the network gives a Outputs .*aux_logits=False"):
         expand.expand(Headed("tuple"), IMAGE)
     with pytest.raises(TypeError, match="cannot expand 'aux'"):
         expand.expand(Headed("sum"), IMAGE)
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Dropout(), nn.Flatten(), nn.Linear(108, 4))
-    state = torch.random.get_rng_state()
-    expand.expand(net, IMAGE)
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 # --- Networks of torchvision ------------------------------------------------------------------------------------------
@@ -624,7 +593,8 @@ def residual(body, x):
 
 def test_layers_that_do_not_fit_are_not_suggested():
     """X10: a convolution whose output also goes into a sum is followed by another one and left out all the same; who
-    has named layers, by `layers` or by the network's own `expandable`, gets no suggestion."""
+    has named layers, by `layers` or by the network's own `expandable`, gets no suggestion; where no layer fits none is
+    named."""
     block = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 3, 1))
     net = randomise(nn.Sequential(nn.Conv2d(1, 3, 3), Does(residual, block), nn.GroupNorm(1, 3), *pooled(3)), 0)
     assert expand.hidden_layers(net, IMAGE) == ["1.layer.0"]
@@ -633,17 +603,13 @@ def test_layers_that_do_not_fit_are_not_suggested():
     assert "name" not in refused(net, layers=["0"])
     net.expandable = ("0",)
     assert "name" not in refused(net)
+    assert "; if some layers may get extra outputs, name them with layers=[...]" in refused(chain(Does(flip)))
 
 
-@pytest.mark.parametrize("groups, names", [(4, ["0"]), (2, [])])
-def test_hidden_layers_look_through_depthwise_convolutions(groups, names):
-    """X13: a depthwise convolution keeps channels apart, so a layer that another one follows behind it is hidden; any
-    other grouped convolution does not, and then the text names no layer."""
-    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=groups), nn.ReLU(),
-                        nn.Conv2d(4, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
-    assert expand.hidden_layers(net, IMAGE) == names
-    if groups == 2:
-        assert "; if some layers may get extra outputs, name them with layers=[...]" in refused(net[:1] + net[2:3])
+def grouped(groups):
+    """Three convolutions, the one in the middle in groups."""
+    return nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=groups), nn.ReLU(),
+                         nn.Conv2d(4, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
 
 
 def twice(body, x):
@@ -656,16 +622,21 @@ def of_three(linear, x):
     return linear(x[:, :3])
 
 
-@pytest.mark.parametrize("net, names", [
+@pytest.mark.parametrize("net, inputs, names", [
+    (grouped(4), IMAGE, ["0"]),  # depthwise, which keeps channels apart
+    (grouped(2), IMAGE, []),
     # one name, though it runs twice and another one that fits by itself alone stands between
     (nn.Sequential(Does(twice, nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU())),
-                   nn.Linear(6, 3)), ["0.layer.0"]),
-    (nn.Sequential(nn.Linear(6, 5), Does(of_three, nn.Linear(3, 2))), []),  # extra outputs would be cut off
-    (nn.Sequential(nn.Linear(6, 300), nn.ReLU(), nn.Linear(300, 3)), ["0"]),  # a number that is a new object each time
-    (nn.Sequential(nn.Linear(6, 5), nn.Softmax(dim=1), nn.Linear(5, 3)), []),  # what stands between mixes channels
-    (nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).train(), ["0"])])
-def test_hidden_layers(net, names):
-    """X13: a layer is hidden where the next one takes all of its outputs through nothing but activations and norms."""
+                   nn.Linear(6, 3)), VECTORS, ["0.layer.0"]),
+    (nn.Sequential(nn.Linear(6, 5), Does(of_three, nn.Linear(3, 2))), VECTORS, []),  # extra outputs would be cut off
+    # a number that is a new object each time
+    (nn.Sequential(nn.Linear(6, 300), nn.ReLU(), nn.Linear(300, 3)), VECTORS, ["0"]),
+    # what stands between mixes channels
+    (nn.Sequential(nn.Linear(6, 5), nn.Softmax(dim=1), nn.Linear(5, 3)), VECTORS, []),
+    (nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).train(), VECTORS, ["0"])])
+def test_hidden_layers(net, inputs, names):
+    """X13: a layer is hidden where the next one takes all of its outputs through nothing but activations, norms and
+    depthwise convolutions."""
     modes = [m.training for m in net.modules()]
-    assert expand.hidden_layers(net, torch.zeros(2, 6)) == names
+    assert expand.hidden_layers(net, inputs) == names
     assert [m.training for m in net.modules()] == modes
