@@ -100,16 +100,3 @@ def test_foreign_batches_must_be_those_asked_for(spoil):
     if spoil == "turned":
         rows = [at for at, _, _ in batches_of(make_state(data=data), torch.tensor([2, 5, 7]))]
         assert torch.cat(rows).sort().values.tolist() == [2, 5, 7]
-
-
-def test_plain_and_shuffled_passes():
-    """A7: a training pass is shuffled and augmented by the state's generator; a plain one is in order, leaves the
-    generator, and has the size that was asked for; both are in the network's dtype."""
-    data = make_data(0, pad=2, flip=True)
-    state = make_state(data=data, net=small_net(0, dtype=torch.float64), batch=5)
-    twin = gen(0)
-    for ours, plain in ((batches_of(state, None), data.batches(None, 5, twin, augment=True, dtype=torch.float64)),
-                        (batches_of(state, None, augment=False, size=7), data.batches(None, 7, dtype=torch.float64))):
-        for a, b in zip(ours, plain, strict=True):
-            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-        assert torch.equal(state.generator.get_state(), twin.get_state())
