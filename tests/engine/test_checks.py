@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from engine.checks import (NonFiniteLoss, check_forget, check_index, check_sets, checked, finite, finite_weights,
                            first_line, positive, settings_from)
 from helpers import small_net
+
+as_index = partial(torch.tensor, dtype=torch.int64)  # of an empty list, too
 
 # --- Index sets -------------------------------------------------------------------------------------------------------
 
@@ -34,35 +37,28 @@ def test_indices(index, text):
             check(index, 6)
 
 
+@pytest.mark.parametrize("forget, shared, text", [
+    ([], [5], "the forget set is empty; nothing was discovered"),
+    ([3, 0, 4, 1, 2, 5], None, "all 6 training examples; the retain set must not be empty"),
+    ([1, 1, 2, 2, 2], None, "names 3 examples twice"),
+    ([1, 5], [5, 3], "shared lacks examples of D_f"),
+    ([1, 5], [5, 1, 6], "index 6 out of range")])
+def test_forget_and_shared_sets(forget, shared, text):
+    """A15, A16, M8: D_f is neither empty nor all examples, and names each once; what shares a mask row holds all of D_f
+    and lies within the data; the text has the numbers."""
+    with pytest.raises(ValueError, match=text):
+        check_sets(as_index(forget), shared and as_index(shared), 6)
+
+
 def test_indices_that_are_right():
-    """A16, M18: both ends of the data, repetitions and no index at all are indices; they come back as they are."""
-    for index in (torch.tensor([0, 5, 0]), torch.empty(0, dtype=torch.int64)):
+    """A16, M8, M18: both ends of the data, repetitions and no index at all are indices; they come back as they are, as
+    D_f and what shares a mask row do; without the latter D_f shares one."""
+    for index in (torch.tensor([0, 5, 0]), as_index([])):
         assert check_index(index, 6) is index
-
-
-def test_forget_sets():
-    """A15, A16: D_f is neither empty nor all examples, and names each once; the text has the numbers."""
-    with pytest.raises(ValueError, match="the forget set is empty; nothing was discovered"):
-        check_forget(torch.empty(0, dtype=torch.int64), 5)
-    with pytest.raises(ValueError, match="all 5 training examples; the retain set must not be empty"):
-        check_forget(torch.tensor([3, 0, 4, 1, 2]), 5)
-    with pytest.raises(ValueError, match="names 3 examples twice"):
-        check_forget(torch.tensor([1, 1, 2, 2, 2]), 5)
-    for right in ([2, 0], [3, 0, 4, 1]):
-        assert check_forget(torch.tensor(right), 5).tolist() == right
-
-
-def test_forget_and_shared_sets():
-    """A16, M8: what shares a mask row holds all of D_f and lies within the data; without it D_f shares one."""
-    forget = torch.tensor([1, 5])
-    assert check_sets(forget, None, 6)[1].tolist() == [1, 5]
-    assert [part.tolist() for part in check_sets(forget, torch.tensor([5, 3, 1]), 6)] == [[1, 5], [5, 3, 1]]
-    with pytest.raises(ValueError, match="shared lacks examples of D_f"):
-        check_sets(forget, torch.tensor([5, 3]), 6)
-    with pytest.raises(ValueError, match="index 6 out of range"):
-        check_sets(forget, torch.tensor([5, 1, 6]), 6)
-    with pytest.raises(ValueError, match="the forget set is empty"):
-        check_sets(torch.empty(0, dtype=torch.int64), torch.tensor([5]), 6)
+    for shared in (None, [5, 3, 1], [2, 4, 3, 5, 1, 0]):
+        found = check_sets(torch.tensor([5, 1]), shared and as_index(shared), 6)
+        assert [part.tolist() for part in found] == [[5, 1], shared or [5, 1]]
+    assert check_forget(torch.tensor([3, 0, 4, 1, 2]), 6).tolist() == [3, 0, 4, 1, 2]  # all but one
 
 
 # --- Settings ---------------------------------------------------------------------------------------------------------
@@ -99,20 +95,17 @@ def test_settings_from_records(record, expected):
     assert settings_from(record, Some) == expected
 
 
-@pytest.mark.parametrize("record", [dict(rates=0.1, kinds="wide"), SimpleNamespace(rates=0.1),
-                                    dict(rate=0.1, kind="wide", rates=0.1)])
-def test_unknown_settings(record):
-    """A26: a record that lacks some and has another name is taken for misspelt; the nearest name is told."""
-    with pytest.raises(ValueError, match="unknown setting 'rates'; did you mean 'rate'"):
-        settings_from(record, Some)
-
-
-def test_unknown_arguments():
-    """A26: the class itself refuses an unknown name by a TypeError with the nearest known one, `replace` too."""
-    for make in (lambda: Some(pases=1), lambda: replace(Some(), pases=1)):
-        with pytest.raises(TypeError, match="Some has no setting 'pases'; did you mean 'passes'"):
-            make()
-    assert replace(Some(), passes=1) == Some(0.5, "plain", 1)
+@pytest.mark.parametrize("make, error, text", [
+    *((lambda record=record: settings_from(record, Some), ValueError, "unknown setting 'rates'; did you mean 'rate'")
+      for record in (dict(rates=0.1, kinds="wide"), SimpleNamespace(rates=0.1),
+                     dict(rate=0.1, kind="wide", rates=0.1))),
+    (lambda: Some(pases=1), TypeError, "Some has no setting 'pases'; did you mean 'passes'"),
+    (lambda: replace(Some(), pases=1), TypeError, "Some has no setting 'pases'; did you mean 'passes'")])
+def test_unknown_names(make, error, text):
+    """A26: a record that lacks some settings and has another name is taken for misspelt; the class itself refuses an
+    unknown name, `replace` too; the nearest one is told."""
+    with pytest.raises(error, match=text):
+        make()
 
 
 @pytest.mark.parametrize("changes, text", [
