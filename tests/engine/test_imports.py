@@ -34,6 +34,11 @@ def imported(tree: ast.AST) -> set[str]:
     return found
 
 
+def tops(tree: ast.AST) -> set[str]:
+    """The packages that they are of."""
+    return {module.partition(".")[0] for module in imported(tree)}
+
+
 def floor_of(module: str) -> int:
     """The floor that a module is on, counted from the ground."""
     top = module.partition(".")[0]
@@ -44,10 +49,14 @@ ARROWS = {name: sorted(imported(tree) & set(FILES) - {name}) for name, tree in T
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_imports_point_downwards(name):
-    """R13: no module imports one of a floor above its own."""
-    above = [other for other in ARROWS[name] if floor_of(other) > floor_of(name)]
-    assert above == []
+def test_what_a_module_imports(name):
+    """R7, R13: no module imports one of a floor above its own. The core imports torch, Python's own modules and itself
+    alone. No file imports matplotlib, which need not be there, torchvision or PIL before a function asks for it."""
+    assert [other for other in ARROWS[name] if floor_of(other) > floor_of(name)] == []
+    if name.partition(".")[0] in CORE:
+        assert tops(TREES[name]) <= {"torch", *CORE, *sys.stdlib_module_names}
+    first = [node for node in TREES[name].body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert not tops(ast.Module(first, [])) & {"matplotlib", "torchvision", "PIL"}
 
 
 def test_no_circle():
@@ -58,21 +67,6 @@ def test_no_circle():
         for name in ready:
             del left[name]
     assert not left, f"in a circle or above one: {sorted(left)}"
-
-
-@pytest.mark.parametrize("name", [name for name in FILES if name.partition(".")[0] in CORE])
-def test_the_core_imports_torch_alone(name):
-    """R13: nothing but torch, Python's own modules and the core itself."""
-    allowed = {"torch", *CORE, *sys.stdlib_module_names}
-    assert {module.partition(".")[0] for module in imported(TREES[name])} <= allowed
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_slow_libraries_are_imported_where_they_are_needed(name):
-    """R7: no file imports matplotlib, which need not be there, torchvision or PIL before a function asks for it."""
-    top = [node for node in TREES[name].body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    top = imported(ast.Module(top, []))
-    assert not {module.partition(".")[0] for module in top} & {"matplotlib", "torchvision", "PIL"}
 
 
 WHOLE = sorted(ROOT.glob("*.py")) + sorted(path for path in ROOT.glob("[a-z]*/**/*.py") if "venv" not in path.parts)
