@@ -1,6 +1,6 @@
-"""engine/layers.py: what a layer's kind is, and how a masked pass goes through a network.
+"""engine/layers.py: fresh weights, and the mask of a layer.
 
-Memory formats, layers run with wider weights, and what is put in whose place are in paper/test_step1_expand.py.
+Layers of many kinds, memory formats, wider weights, and what is put in whose place are in paper/test_step1_expand.py.
 """
 
 import itertools
@@ -12,17 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from engine.layers import MaskedPass, channels_of, initialiser
+from engine.layers import MaskedPass, initialiser
 from helpers import assert_close, gen, seeds
-
-
-@pytest.mark.parametrize("layer, expected", [
-    (nn.Linear(4, 6), (4, 6, -1, False, False)), (nn.Conv2d(4, 6, 3), (4, 6, 1, False, False)),
-    (nn.Conv2d(4, 8, 3, groups=4), (4, 8, 1, True, False)), (nn.Conv2d(4, 8, 3, groups=2), (4, 8, 1, False, True)),
-    (nn.Conv2d(1, 8, 3, groups=1), (1, 8, 1, False, False))])
-def test_channels_of_a_layer(layer, expected):
-    """X10: inputs, outputs and where they lie; depthwise is one group a channel, of more channels than one."""
-    assert channels_of(layer) == expected
 
 
 @pytest.mark.parametrize("make, inputs", [(lambda: nn.Conv2d(2, 3, (3, 1)), 5), (lambda: nn.Linear(7, 3), 9)])
