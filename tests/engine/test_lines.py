@@ -18,7 +18,6 @@ from torch.nn import functional as F
 import rem as rem_module
 from engine.ending import Never
 from engine.lines import STEP, carry_on, copies, moved, steps_of
-from etd import drop
 from helpers import assert_close, gen, make_data, seeds, small_net
 from rem import remove
 from states import acc_forget, make_state, unlearn
@@ -28,10 +27,17 @@ few = settings(max_examples=settings().max_examples * 2 // 5)  # whole unlearnin
 
 
 def started(seed: int, epoch: int = 1, **changes):
-    """Algorithm 1 in float64 after step 1, in an epoch."""
-    state = make_state(seed, net=small_net(seed, dtype=torch.float64), **changes)
+    """Algorithm 1 in float64 after step 1, in an epoch; the network has a large frozen weight, too."""
+    net = small_net(seed, dtype=torch.float64)
+    net.frozen = nn.Parameter(torch.full((9,), 1e4, dtype=torch.float64), requires_grad=False)
+    state = make_state(seed, net=net, **changes)
     state.epoch = epoch
     return state
+
+
+def theta_of(state) -> list[nn.Parameter]:
+    """The trainable part of theta_o1."""
+    return [p for p in state.expanded.theta_o1() if p.requires_grad]
 
 
 def vector(tensors) -> torch.Tensor:
@@ -47,13 +53,13 @@ def distance(tensors, begin) -> float:
 def noisy(state, seed: int) -> None:
     """Move theta_o1 away from the reference, as an epoch does."""
     with torch.no_grad():
-        for p in state.expanded.theta_o1():
+        for p in theta_of(state):
             p += 0.1 * torch.randn(p.shape, generator=gen(seed), dtype=torch.float64)
 
 
 def walk(state, passes: int) -> None:
     """The twin: `passes` times theta <- theta - STEP ||theta_begin|| g / ||g||, g the gradient of L_step2 over D_f."""
-    theta = [p for p in state.expanded.theta_o1() if p.requires_grad]
+    theta = theta_of(state)
     length = STEP * float(vector(theta).norm())
     x, y = next((x, y) for _, x, y in state.data.batches(state.forget, size=64, dtype=torch.float64))
     with torch.no_grad():
@@ -72,29 +78,33 @@ def walk(state, passes: int) -> None:
 @given(seeds, st.floats(0.05, 5.0), st.integers(1, 3), st.sampled_from(["sgd", "adam"]))
 def test_the_first_goes_as_far_as_told(seed, reach, passes, optimizer):
     """A32: the first step 2 makes updates of one length down the gradient, whatever the rate, the momentum and the
-    optimiser of step 3, and ends `reach` times its first norm away on their line; Acc(D_f) is of there."""
+    optimiser of step 3, and ends `reach` times its first norm away on their line; frozen weights stay and do not count.
+    Acc(D_f) is of there, and D_f may be believed again; a warning is of where the passes end, at gamma."""
     twin = started(seed)
     state = started(seed, unlearn_lr=7.0, optimizer=optimizer)
-    begin, theta_o2 = copies(state.expanded.theta_o1()), copies(list(state.expanded.theta_o2().values()))
+    begin, theta_o2 = copies(theta_of(state)), copies(list(state.expanded.theta_o2().values()))
     walk(twin, passes)
-    carry_on(twin.expanded.theta_o1(), begin, reach)
-    with acc_forget(*[0.9] * passes, 0.1, 0.05):
+    carry_on(theta_of(twin), begin, reach)
+    with acc_forget(*[0.9] * passes, 0.1, 0.6) as asked, warnings.catch_warnings():
+        warnings.simplefilter("error")
         remove(state, reach=reach)
-    assert distance(state.expanded.theta_o1(), begin) == pytest.approx(reach, rel=1e-9)
-    assert distance(state.expanded.theta_o1(), twin.expanded.theta_o1()) < 1e-9 * (1 + reach)
+    assert len(asked) == passes + 2
+    assert distance(theta_of(state), begin) == pytest.approx(reach, rel=1e-9)
+    assert distance(theta_of(state), theta_of(twin)) < 1e-9 * (1 + reach)
     assert all(torch.equal(a, b) for a, b in zip(state.expanded.theta_o2().values(), theta_o2, strict=True))
-    assert (state.record["passes"], state.record["updates"], state.record["acc_forget"]) == (passes, passes, 0.05)
+    assert state.expanded.net.frozen.eq(1e4).all()
+    assert (state.record["passes"], state.record["updates"], state.record["acc_forget"]) == (passes, passes, 0.6)
 
 
 def test_where_there_is_no_line_nothing_moves():
     """A32: where the gradient is exactly 0 there is no line to go along: the weights stay, and are numbers."""
     state = started(0, max_passes=2)
     with torch.no_grad():
-        for p in state.expanded.theta_o1():
+        for p in theta_of(state):
             p.zero_()
     with acc_forget(0.9):
         remove(state, reach=0.5)
-    assert state.record["passes"] == 2 and not vector(state.expanded.theta_o1()).any()
+    assert state.record["passes"] == 2 and not vector(theta_of(state)).any()
 
 
 @pytest.mark.parametrize("faint", [1.0, 1e-10, 1e-20, 1e-28, 1e-36])
@@ -129,35 +139,10 @@ def test_what_is_known_beyond_doubt_is_forgotten():
 def test_little_learnt_is_little_to_take_out(acc, gamma, share):
     """A32: below Acc(D_f) = 2 gamma it goes on by the share Acc(D_f) / gamma - 1 of `reach`."""
     state = started(0, gamma=gamma)
-    begin = copies(state.expanded.theta_o1())
+    begin = copies(theta_of(state))
     with acc_forget(acc, 0.0):
         remove(state, reach=0.3)
-    assert distance(state.expanded.theta_o1(), begin) == pytest.approx(0.3 * share, rel=1e-9)
-
-
-def test_a_warning_is_of_where_the_passes_end():
-    """A32: where they end at gamma step 2 has not given up, though on their line D_f may be believed again."""
-    state = started(0)
-    with acc_forget(0.9, 0.1, 0.6) as asked, warnings.catch_warnings():
-        warnings.simplefilter("error")
-        remove(state, reach=0.5)
-    assert state.record["acc_forget"] == 0.6 and len(asked) == 3
-
-
-def test_frozen_weights_do_not_count():
-    """A32: `reach` and the length of an update are of theta_o1's trainable part; a frozen layer stays."""
-    ends = []
-    for value in (1.0, 1e4):
-        net = small_net(0)
-        net.frozen = nn.Parameter(torch.full((9,), value), requires_grad=False)
-        state = make_state(net=net)
-        state.epoch = 1
-        with acc_forget(0.9, 0.1):
-            remove(state, reach=0.3)
-        out = drop(state.expanded)
-        assert torch.equal(out.frozen, net.frozen)
-        ends.append(out.conv1.weight.detach())
-    assert torch.equal(*ends) and not torch.equal(ends[0], small_net(0).conv1.weight)
+    assert distance(theta_of(state), begin) == pytest.approx(0.3 * share, rel=1e-9)
 
 
 @few
@@ -170,7 +155,7 @@ def test_a_later_one_ends_at_gamma(seed, epoch, reach):
     walk(twin, 2)
     with acc_forget(0.9, 0.8, 0.1):
         remove(state, reach=reach)
-    assert distance(state.expanded.theta_o1(), twin.expanded.theta_o1()) < 1e-9
+    assert distance(theta_of(state), theta_of(twin)) < 1e-9
     assert state.record["acc_forget"] == 0.1 and state.record["passes"] == 2
 
 
@@ -180,10 +165,10 @@ def test_no_pass_begins_beyond(seed, epoch):
     def begun(reach, most, epoch=epoch, believed=0.9):
         state = started(seed, epoch, max_passes=most)
         noisy(state, seed)  # distance counts from where this step 2 begins, not from the reference
-        begin = copies(state.expanded.theta_o1())
+        begin = copies(theta_of(state))
         with acc_forget(believed):
             remove(state, reach=reach)
-        return state, distance(state.expanded.theta_o1(), begin)
+        return state, distance(theta_of(state), begin)
 
     state, far = begun(0.9 * STEP, 5)  # one update is STEP long
     assert state.record["passes"] == 1 and far == pytest.approx(STEP, rel=1e-9)
@@ -211,22 +196,16 @@ def test_step_3_begins_without_momentum(optimizer, reach):
     assert seen == [(1, 1, not reach), (2, 0, True), (3, 1, not reach)]
 
 
-def test_distances_in_closed_form():
-    """A39: (3, 4) and (3.3, 4.4) are a tenth apart; to 0.2 the line goes on to (3.6, 4.8), however it is cut up."""
+@pytest.mark.parametrize("end, far, reach, then", [
+    ([3.3, 4.4], 0.1, 0.2, [3.6, 4.8]), ([6.0, 8.0], 1.0, 0.5, [6.0, 8.0]), ([6.0, 8.0], 1.0, 1.0, [6.0, 8.0]),
+    ([3.0, 4.0], 0.0, 0.5, [3.0, 4.0])])
+def test_distances_in_closed_form(end, far, reach, then):
+    """A39: how far (3, 4) has moved, and where its line goes on to, however the weights are cut up; those that are as
+    far stay, and so do those that have not moved; of no weights the distance is 0."""
     for cut in ([2], [1, 1]):
-        begin = list(torch.tensor([3.0, 4.0], dtype=torch.float64).split(cut))
-        theta = list(torch.tensor([3.3, 4.4], dtype=torch.float64).split(cut))
-        assert moved(theta, begin) == pytest.approx(0.1, rel=1e-12)
-        carry_on(theta, begin, 0.2)
-        assert_close(torch.cat(theta), torch.tensor([3.6, 4.8], dtype=torch.float64))
-        assert torch.equal(torch.cat(begin), torch.tensor([3.0, 4.0], dtype=torch.float64))
-
-
-def test_who_stays():
-    """A39: weights that are as far stay, and so do those that have not moved; of no weights the distance is 0."""
-    begin = [torch.tensor([3.0, 4.0])]
-    for end, reach in (([6.0, 8.0], 0.5), ([6.0, 8.0], 1.0), ([3.0, 4.0], 0.5)):
-        theta = [torch.tensor(end)]
+        begin, theta = (list(torch.tensor(at, dtype=torch.float64).split(cut)) for at in ([3.0, 4.0], end))
+        assert moved(theta, begin) == pytest.approx(far, rel=1e-12)
         carry_on(theta, begin, reach)
-        assert theta[0].tolist() == end
+        assert_close(torch.cat(theta), torch.tensor(then, dtype=torch.float64))
+        assert torch.cat(begin).tolist() == [3, 4]
     assert moved([], []) == 0 and moved(begin, []) == 0
