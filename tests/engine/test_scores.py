@@ -14,41 +14,34 @@ from engine.modes import modes_of
 from engine.scores import accuracy_of, cross_entropy, right_on
 from etd import drop, mask_rows
 from helpers import assert_close, gen, make_data, run, seeds, small_net
-from metrics import predict
 from states import make_state
 
 
 @given(seeds, st.integers(1, 30), st.sampled_from([2, 3, 64]))
-def test_accuracy(seed, size, batch):
-    """V1, V2, A5, F11: the share of the examples of `index`, in order, trigger on and without augmentation, whose label
-    as given is the first class of the largest logit of theta_o1 alone in evaluation mode; small last batches count for
-    what they hold. Modes and generator stay."""
-    data = make_data(seed, n=31, pad=2, flip=True, trigger=True)
+def test_who_is_right(seed, size, batch):
+    """V1, V2, A5, F11: an example of `index`, in its order, is right where its label as given is the first class of the
+    largest logit of theta_o1 alone, or of another network, in evaluation mode, trigger on and without augmentation;
+    accuracy is their share, and small last batches count for what they hold. Modes and generator stay."""
+    data, other = make_data(seed, n=31, pad=2, flip=True, trigger=True), small_net(seed + 1)
     state, index = make_state(seed, data=data, batch=batch), torch.randperm(31, generator=gen(seed))[:size]
     state.expanded.train().net.norm1.eval()  # a mixed mode, to be put back
-    modes, seen, drawn = modes_of(state.expanded), [], state.generator.get_state()
-
-    def spy(module, args, kwargs):
-        assert not any(modes_of(state.expanded)) and not torch.is_grad_enabled() and not kwargs
-        seen.append(*args)
-
-    state.expanded.register_forward_pre_hook(spy, with_kwargs=True)
+    modes, drawn = modes_of(state.expanded), state.generator.get_state()
     x = next(data.batches(index))[1]
-    logits = run(drop(state.expanded).eval(), x)
-    assert accuracy_of(state, index) == oracle.accuracy(oracle.predictions(logits), data.labels[index])
-    assert torch.equal(torch.cat(seen), x)
-    assert modes_of(state.expanded) == modes and torch.equal(state.generator.get_state(), drawn)
-
-
-@given(seeds, st.integers(1, 30))
-def test_who_is_right(seed, size):
-    """V1: `right_on` says it of each example of `index`, in its order, of theta_o1 alone or of another network."""
-    data, other = make_data(seed, n=31, pad=2, flip=True), small_net(seed + 1)
-    state, index = make_state(seed, data=data), torch.randperm(31, generator=gen(seed))[:size]
     for net, plain in ((None, drop(state.expanded)), (other, other)):
+        seen, asked = [], state.expanded if net is None else net
+
+        def spy(module, args, kwargs):
+            assert not any(modes_of(asked)) and not torch.is_grad_enabled() and not kwargs
+            seen.append(*args)
+
+        hook = asked.register_forward_pre_hook(spy, with_kwargs=True)
         right = right_on(state, index, net)
-        assert right.dtype == torch.bool and torch.equal(right, predict(plain, data, index) == data.labels[index])
-        assert accuracy_of(state, index, net) == right.double().mean()
+        assert torch.equal(torch.cat(seen), x) and len(seen[0]) >= min(size, 4 * batch)  # more than training takes
+        hook.remove()
+        expected = oracle.predictions(run(plain.eval(), x))
+        assert right.dtype == torch.bool and right.tolist() == [a == b for a, b in zip(expected, data.labels[index])]
+        assert accuracy_of(state, index, net) == oracle.accuracy(expected, data.labels[index])
+    assert modes_of(state.expanded) == modes and torch.equal(state.generator.get_state(), drawn)
 
 
 @pytest.mark.parametrize("where", [0, 2, 4])
