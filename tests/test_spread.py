@@ -1,17 +1,12 @@
 """spread.py: runs are made once, a killed run is made again, and the bounds of outcomes lie out of its reach."""
 
 import itertools
-import json
 import math
 import re
 from pathlib import Path
 from statistics import fmean, stdev
 
 import spread
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
 
 
 def test_runs_are_made_once(tmp_path, monkeypatch, capsys):
@@ -26,13 +21,13 @@ def test_runs_are_made_once(tmp_path, monkeypatch, capsys):
     out = tmp_path / "new" / "rows.jsonl"
     argv = ["--out", str(out), "--isa", "AVX2", "default", "--threads", "1", "--seeds", "0", "1",
             "--kinds", "poison", "etd"]
-    assert spread.main(argv) == 1 and len(made) == 4 and len(rows(out)) == 6  # etd failed at seed 1
+    assert spread.main(argv) == 1 and len(made) == 4 and len(spread.rows_of(out)) == 6  # etd failed at seed 1
     out.write_text(out.read_text(encoding="utf-8") + '{"kind": "poi')  # a kill in the middle of a line
     assert spread.main(argv) == 0
     assert made[4:] == [(("etd",), "AVX2", 1, 1), (("etd",), "default", 1, 1)]
-    assert len(rows(out)) == 8
-    assert spread.main(argv) == 0 and len(made) == 6
     assert "left out of" in capsys.readouterr().err
+    assert len(spread.rows_of(out)) == 8
+    assert spread.main(argv) == 0 and len(made) == 6
 
 
 def test_a_run_is_another_machine(monkeypatch):
@@ -49,7 +44,7 @@ BOUND = re.compile(r'mean\("(\w+)", "([^"]+)"\) (>=|<=) (-?[\d.]+)')
 def test_no_bound_is_within_reach_of_the_spread():
     """Every bound on an outcome lies at least K standard errors of the measured spread from its mean, on the right
     side; the table of tests/README.md is that of the measurements: all kinds, capabilities, threads and seeds."""
-    found = rows(spread.ROOT / "results" / "spread" / "outcomes.jsonl")
+    found = spread.rows_of(spread.ROOT / "results" / "spread" / "outcomes.jsonl")
     asked = spread.parse(["--out", "x"])
     assert sorted((row["kind"], row["isa"], row["threads"], row["seed"]) for row in found) == sorted(
         itertools.product(asked.kinds, asked.isa, asked.threads, asked.seeds))
