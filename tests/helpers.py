@@ -112,11 +112,18 @@ def rows_of(path) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-class Evil:
-    """Unpickling it makes a file: what a checkpoint from elsewhere could do."""
+class Called:
+    """Its pickle is a call of a function: what a checkpoint from elsewhere could do."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, function, *args):
+        self.call = function, args
 
     def __reduce__(self):
-        return Path.touch, (self.path,)
+        return self.call
+
+
+class Evil(Called):
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        super().__init__(Path.touch, path)
