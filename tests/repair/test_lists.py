@@ -11,7 +11,7 @@ from PIL import Image
 from image_tree import CLASSES, root, training, written  # noqa: F401
 from repair import inputs
 from repair.images import Reading
-from repair.inputs import numbered, open_folder, read_bad, read_labels
+from repair.inputs import open_folder, read_bad, read_labels
 
 # --- Lists of bad images ----------------------------------------------------------------------------------------------
 
@@ -36,6 +36,9 @@ LISTS = {
     "Capitals.csv": "Path,BAD\nant/0.png,\nant/1.png,true\nbee/1.png,TRUE\nalone.png,True\n",
     "semicolons.csv": "rank;filename;label_score;Bad\r\n1;ant/0.png;0,5;\r\n2;ant/1.png;0,1;TRUE\r\n"
                       "3;bee/1.png;0,1;true\r\n4;alone.png;0;true\r\n",
+    "an earlier version.csv": "rank,filename,index,given_label,predicted_label,score,label_score,similar,bad\n"
+                              "1,alone.png,1,bee,ant,1.5,0.2,0.9,true\n2,ant/2.png,2,ant,bee,1.5,0.2,0.9,\n"
+                              "3,bee/1.png,3,bee,ant,1.5,0.2,0.9,TRUE\n4,ant/1.png,4,ant,bee,1.5,0.2,0.9,true\n",
     "tabs.csv": "filename\tbad\nant/1.png\ttrue\nant/2.png\tfalse\nbee/1.png\ttrue\nalone.png\ttrue\n",
     "indices.npy": np.array([6, 1, 9]),
     "index and path.csv": ",path\n0,ant/1.png\n1,bee/1.png\n2,alone.png\n",  # as pandas writes it: the path counts
@@ -91,6 +94,7 @@ np.savez(ARCHIVE, a=[1], b=[2])
     ("a.json", "[" * 100_000, "a.json is no JSON that can be read: it holds too many lists"),
     ("a.json", "[" + "9" * 5000 + "]", "a.json: a number of 5,000 digits, at most 20 are read"),
     ("a.json", "[-" + "9" * 21 + "]", "a.json: a number of 21 digits"),
+    ("a.txt", "1" * 20, " for 1{20}$"), ("a.txt", "1" * 21, " for '1{21}'$"),  # a number, and a name
     ("a.txt", "9" * 5000, r"a.txt: 1 lines, 0 matched.*999\.\.\. \(5,000 letters\)"),
     ("a.csv", ",\n0," + "9" * 5000, r"a.csv has the columns 0, 999\S* \(5,000 letters\)"),
     ("a.csv", "filename,bad\nant/1.png,1\n", "line 2: bad is '1'; it must be True or False"),
@@ -129,12 +133,6 @@ def test_numbers_that_are_names(tmp_path):
     with pytest.raises(ValueError, match="b.txt: 3 may be an index or 3.png; give names with their suffix, or ind"):
         read("b.txt", "3\n0")
     assert read("b.txt", "3.png\n0002.png") == [0, 2] and read("b.json", "[3, 0]") == [0, 3]
-
-
-def test_numbers_of_twenty_digits_are_numbers():
-    """B1: the bound itself."""
-    assert numbered(["1" * 20, "7"]) == [int("1" * 20), 7]
-    assert numbered(["1" * 21, "7"]) == ["1" * 21, "7"]
 
 
 def test_links_are_looked_up_last(tmp_path, root):
@@ -216,7 +214,8 @@ def test_true_labels_that_cannot_be_used(tmp_path, root, content, words):
 # --- The folder -------------------------------------------------------------------------------------------------------
 
 def test_the_folder(tmp_path, root):
-    """B4: images, labels and held-out images as the folders say, by the training images' mean; nothing is written."""
+    """B4: images, labels and held-out images as the folders say, by the training images' mean; nothing is written.
+    Held out is test/ before val/."""
     before = sorted(root.rglob("*"))
     folder = open_folder(root, written(tmp_path, "b.txt", "9"))
     assert (folder.classes, folder.paths, folder.forget.tolist()) == (list(CLASSES), training(root), [9])
@@ -225,8 +224,13 @@ def test_the_folder(tmp_path, root):
     assert train.images[3, :, 0, 0].tolist() == [30, 0, 200] and heldout.images[0, 0].eq(90).all()
     assert train.mean[0] == pytest.approx(160 / 2550) and train.mean == heldout.mean
     assert sorted(root.rglob("*")) == before
-    (root / "val").rename(tmp_path / "away")
-    assert open_folder(root, written(tmp_path, "b.txt", "9")).load(Reading(8))[1] is None
+    (root / "test" / "ant").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(root / "test" / "ant" / "7.png")
+    folder = open_folder(root, tmp_path / "b.txt")
+    assert folder.heldout == [(root / "test" / "ant" / "7.png", 0)] and "held out" not in folder.said
+    for part in ("test", "val"):
+        (root / part).rename(tmp_path / part)
+    assert open_folder(root, tmp_path / "b.txt").load(Reading(8))[1] is None
 
 
 def test_the_class_map(tmp_path, root):
@@ -245,14 +249,6 @@ def test_the_class_map(tmp_path, root):
     for more in (("9",), ("alone.png", ",label\n1,bee\n")):  # the tenth of ant, bee or of bee, ant?
         with pytest.raises(ValueError, match="(b.txt|c.csv) has indices, and --class-map another order.*give paths"):
             opened("bee\nant\n", *more)
-
-
-def test_test_images_are_held_out_before_val(tmp_path, root):
-    """B4: where test/ and val/ both have classes, test/ is held out."""
-    (root / "test" / "ant").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(root / "test" / "ant" / "7.png")
-    folder = open_folder(root, written(tmp_path, "b.txt", "9"))
-    assert folder.heldout == [(root / "test" / "ant" / "7.png", 0)] and "held out" not in folder.said
 
 
 @pytest.mark.parametrize("name, words", [("", ""), ("1.png", ""), ("cat/1.png", "has the class 'cat', which .*")])
