@@ -1,6 +1,7 @@
 """Whether a network fits a folder (repair/mismatch.py, P2, P3, P7): told before any work, with what fits better."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,30 +22,25 @@ pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whethe
 
 # --- Readings of the folder -------------------------------------------------------------------------------------------
 
-TRAPS = {
-    "mean": ("colours", ("--mean", 0, 0, 0, "--std", 1, 1, 1), "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225"),
-    "size": ("at_the_middle", ("--image-size", 64), "--image-size 32 --crop-pct 1"),
-    "crop": ("at_the_corner", (), "--image-size 32 --crop-pct 0.875"),
-    "bgr": ("colours", (), "BGR images"),
-    "squash": ("colours", ("--resize", "squash"), "--resize crop"),
+TRAPS = {  # network, flags, what has happened to the images, what fits
+    "mean": ("colours", ("--mean", 0, 0, 0, "--std", 1, 1, 1), lambda image: image,
+             "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225"),
+    "size": ("at_the_middle", ("--image-size", 64),  # the colour is in the middle alone
+             lambda image: np.pad(image[20:24, 20:24], ((20, 8), (20, 8), (0, 0))), "--image-size 32 --crop-pct 1"),
+    "crop": ("at_the_corner", (),  # with a black frame, which the corner does not see in a crop
+             lambda image: np.pad(image[1:-1, 1:-1], ((1, 1), (1, 1), (0, 0))), "--image-size 32 --crop-pct 0.875"),
+    "bgr": ("colours", (), lambda image: np.ascontiguousarray(image[:, :, ::-1]), "BGR images"),
+    "squash": ("colours", ("--resize", "squash"),  # between sides that a crop leaves out
+               lambda image: np.concatenate([0 * image, image, 255 + 0 * image], axis=1), "--resize crop"),
 }
 
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_traps_are_told_before_any_work(colours, capsys, trap):
     """P2: another mean and std, image size, crop, resizing or order of colours stops the run, which says what fits."""
-    network, more, words = TRAPS[trap]
+    network, more, change, words = TRAPS[trap]
     for path in (colours["--data"] / "train").rglob("*.png"):
-        image = np.asarray(Image.open(path))
-        if trap == "bgr":
-            image = image[:, :, ::-1]
-        if trap == "size":  # the colour is in the middle alone
-            image = np.pad(image[20:24, 20:24], ((20, 8), (20, 8), (0, 0)))
-        if trap == "crop":  # with a black frame, which the corner does not see in a crop
-            image = np.pad(image[1:-1, 1:-1], ((1, 1), (1, 1), (0, 0)))
-        if trap == "squash":  # between sides that a crop leaves out
-            image = np.concatenate([0 * image, image, 255 + 0 * image], axis=1)
-        Image.fromarray(np.ascontiguousarray(image)).save(path)
+        Image.fromarray(change(np.asarray(Image.open(path)))).save(path)
     world = {**colours, "--model": f"{colours['--data'] / 'net.py'}:{network}", "--force": None}
     assert call(world, *more) == 2
     told = capsys.readouterr()
@@ -98,23 +94,17 @@ def test_an_order_that_is_no_better_ends_no_search(monkeypatch):
 
 def test_other_readings_are_judged_on_the_images_they_were_tried_on(monkeypatch):
     """P2: where only some images are tried, another reading must beat the given one on these, not on all images."""
-    labels, chosen = torch.zeros(40, dtype=torch.int64), []
+    labels, readings = torch.zeros(40, dtype=torch.int64), Mock(return_value=[(0.5, "another size", None)])
     data = Data(torch.zeros(40, 1, 2, 2, dtype=torch.uint8), labels, 2, (0.5,), (0.5,))
     folder = Folder(Path(), ["a", "b"], [Path(str(i)) for i in range(40)], labels, torch.tensor([0]), None, "")
-
-    def readings(model, few, paths, *rest, **more):
-        chosen[:] = [int(path.name) for path in paths]
-        return [(0.5, "another size", None)]
-
     monkeypatch.setattr(mismatch, "LOOK", 10)  # so that forty images are more than are tried
     monkeypatch.setattr(mismatch, "readings", readings)  # it learns which are tried
-    for round_ in range(2):
-        before = torch.ones(40, dtype=torch.int64)  # every label is wrong, which tells which are tried
-        if round_ == 1:  # 30 % of the ten, 82 % of all
-            before[:] = 0
-            before[chosen[3:]] = 1
+    chosen = list(range(40))
+    for right in (0, 3):  # none at first, which tells which are tried; then 30 % of these ten, 82 % of all
+        before = torch.zeros(40, dtype=torch.int64).index_fill(0, torch.tensor(chosen[right:]), 1)
         with pytest.raises(ValueError, match="on 10 images it gives 50.0% with another size"):
             mismatch.look_first(None, data, before, folder, Reading(2), False)
+        chosen = [int(path.name) for path in readings.call_args.args[2]]
         assert len(set(chosen)) == 10 and 0 not in chosen  # D_f is not among them
 
 
@@ -140,14 +130,6 @@ class Odd(nn.Module):
         return self.change(self.net(x))
 
 
-def hungry(z: torch.Tensor):
-    """What a network says for which there is no memory."""
-    raise torch.OutOfMemoryError("all of it is used")
-
-
-GREY = r"have 1 channels.*; check .*\(a network of grey images: self.net\(x.mean\(1, keepdim=True\)\)\)$"
-
-
 @pytest.mark.parametrize("net, words", [
     (Odd(nn.ConstantPad1d((0, 1), 0.0)), r"^m.pt was trained on 13 classes \(outputs of n.py:f\), the data has 12"),
     (Odd(lambda z: z[:, 1:]), r"^m.pt was trained on 11 classes \(outputs of n.py:f\), the data has 12; "),
@@ -156,8 +138,9 @@ GREY = r"have 1 channels.*; check .*\(a network of grey images: self.net\(x.mean
     (Odd(lambda z: z[:, :, None, None]), r"n.py:f gives a Tensor of shape \(2, 12, 1, 1\) for 2 images, not logits"),
     (Odd(lambda z: z[:1]), r"n.py:f gives a Tensor of shape \(1, 12\) for 2 images, not logits"),
     (Odd(lambda z: z.no_such_thing), r"n.py:f does not run on images of 3x8x8 \(AttributeError: .*thing.*FUNCTION$"),
-    (nn.Sequential(nn.Conv2d(1, 12, 8), nn.Flatten()), GREY),
-    (Odd(hungry), "^all of it is used$"),
+    (nn.Sequential(nn.Conv2d(1, 12, 8), nn.Flatten()),
+     r"have 1 channels.*; check .*\(a network of grey images: self.net\(x.mean\(1, keepdim=True\)\)\)$"),
+    (Odd(Mock(side_effect=torch.OutOfMemoryError("all of it is used"))), "^all of it is used$"),
 ], ids=["wide", "narrow", "tuple", "dict", "maps", "one", "raising", "grey", "hungry"])
 def test_a_network_that_gives_no_logits_is_told(net, words):
     """P3: outputs of another number or kind, or a forward pass that raises: one line that says which."""
