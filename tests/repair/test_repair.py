@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -90,7 +91,6 @@ def test_settings_that_a_repair_does_not_read_are_refused():
             repair(net, data, FORGET, **{name: value})
     with pytest.raises(TypeError, match="steps"):
         repair(net, data, FORGET, steps=3)
-    assert choose_settings(net, 24, {"forget_norm": "batch", "stop": "max"})[0].forget_norm == "batch"
 
 
 @pytest.mark.parametrize("name, values", [
@@ -173,15 +173,12 @@ def test_layers_are_chosen_where_the_default_is_refused(name):
     assert words in told[0] and f"({len(grown)} layers)" in told[0]
 
 
-@pytest.mark.parametrize("make_net, layers, grown", [
-    (convnext, ["features.1.*.block.3"], {"features.1.0.block.3"}),
-    (own_vit, ["ff.1.1"], {"ff.1.1"})], ids=["convnext", "own"])
-def test_layers_that_are_named_overrule(make_net, layers, grown):
+def test_layers_that_are_named_overrule():
     """P5: patterns name the layers, whatever the network would choose; one that names none is refused."""
-    net = make_net()
-    assert grown_layers(expand_any(net, EXAMPLE, HALF, layers, None)) == grown
+    net = own_vit()
+    assert grown_layers(expand_any(net, EXAMPLE, HALF, ["ff.*.1"], None)) == {"ff.0.1", "ff.1.1"}
     with pytest.raises(ValueError, match="no layer is called 'nothing'; the network has [a-z]+"):
-        expand_any(net, EXAMPLE, HALF, [*layers, "nothing"], None)
+        expand_any(net, EXAMPLE, HALF, ["ff.1.1", "nothing"], None)
 
 
 class InTurn(nn.Module):
@@ -269,14 +266,10 @@ def test_progress_says_what_each_step_did(monkeypatch, tmp_path):
 def test_synchronised_batchnorm(monkeypatch):
     """G2: with sync_batchnorm every BatchNorm runs as torch's SyncBatchNorm and the network's own kind comes back; in
     one process the numbers are those without; what is more than a BatchNorm is refused, and so are CPUs."""
-    data, net, kinds = make_data(0, n=24), small_net(0), []
-
-    def rem(expanded, *args, inner=network.rem, **more):  # around rem, since the kind is gone when repair returns
-        kinds.extend(map(type, expanded.modules()))
-        return inner(expanded, *args, **more)
-
+    data, net, rem = make_data(0, n=24), small_net(0), Mock(wraps=network.rem)
     monkeypatch.setattr(network, "rem", rem)
     synced = repair(net, data, FORGET, unlearn_epochs=1, sync_batchnorm=True)
+    kinds = [type(module) for module in rem.call_args.args[0].modules()]
     assert kinds.count(nn.SyncBatchNorm) == 2 and nn.BatchNorm2d not in kinds
     assert type(synced.norm1) is nn.BatchNorm2d
     assert_same_state(synced, repair(net, data, FORGET, unlearn_epochs=1))
