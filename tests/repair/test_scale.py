@@ -6,7 +6,7 @@ from multiprocessing import dummy
 import pytest
 
 from benchmarks import growth, scale
-from helpers import rows_of
+from helpers import make_data, rows_of
 
 
 @pytest.mark.slow
@@ -54,9 +54,8 @@ def test_growth_is_measured(tmp_path, capsys, monkeypatch):
 def test_growth_runs_every_method(what):
     """G6: training, `expand` and every method of the paper's tables can be measured."""
     of = growth.subject("width", 0.125)
-    of["data"] = type(of["data"])(of["data"].images[:40], of["data"].labels[:40], classes=10, mean=(0.5,) * 3,
-                                  std=(0.25,) * 3)
-    growth.work(what, of["model"], of["data"], of["forget"][:1], of["config"])
+    data = make_data(0, n=40, channels=3, size=growth.SIDE, classes=growth.CLASSES)
+    growth.work(what, of["model"], data, of["forget"][:1], of["config"])
 
 
 def test_slopes():
