@@ -29,7 +29,7 @@ from colours import call, colours  # noqa: F401
 from helpers import gen
 from repair import page
 from repair.inputs import read_bad, read_labels
-from repair.page import Card, Part, is_page, page_of, spelt, thumbnail
+from repair.page import Card, Part, is_page, page_of, spelt, thumbnail, write_page
 
 CLASSES = ["<script>alert(1)</script>", "a \"quoted\" & 'b'", "=cmd|' /C calc'!A0", "{{suspects}}", "</title>", "猫",
            "lone\udc80", " blank", "0", "a,b;c\td", "-->", "cr\rlf\nend"]
@@ -320,5 +320,11 @@ def test_the_command_writes_it_beside_the_weights(colours, capsys):  # noqa: F81
     assert f"About {marked} of the 70 images" in tree.all("main")[0].text and report["likely_bad"] == marked
     assert report["verdict"]["word"] == tree.all("strong")[0].text
     assert call(colours, "--epochs", 0) == 0 and is_page(file) and file.read_text(encoding="utf-8") != source
-    out.write_text("x" * 2000 + page.MARK.decode())
-    assert not is_page(out)  # a page is known by its first bytes
+
+
+def test_a_page_is_written_whole(tmp_path):
+    """S34: in UTF-8, and known as a page by its first bytes, which another file is not."""
+    write_page(tmp_path / "p.html", **given())
+    assert (tmp_path / "p.html").read_bytes().decode("utf-8") == page_of(**given()) and is_page(tmp_path / "p.html")
+    (tmp_path / "q.html").write_text("x" * 2000 + page.MARK.decode())
+    assert not is_page(tmp_path / "q.html")
