@@ -223,13 +223,20 @@ def test_what_a_training_goes_over(learnt, monkeypatch):
 
 
 def test_statistics_are_made_anew(learnt):
-    """A training ends with BatchNorm's statistics of its own weights, over the images as it was trained on them."""
+    """A training ends with BatchNorm's statistics of its own weights, over the images as it was trained on them; those
+    of a frozen norm stay."""
     data, bad, known, stamped, model, repaired = learnt
     dropped = torch.arange(len(data)) % 5 == 0
     net = finish_module.taught(model, data, dropped, known, torch.full_like(known, -1), CONFIG)
     anew, left = copy.deepcopy(net), (~dropped).index_fill(0, known, False).nonzero()[:, 0]
     refresh_batchnorm(anew, data, CONFIG.batch, index=torch.cat([left, *[known] * 5]))
     assert_same_state(net, anew)
+    frozen = copy.deepcopy(model)
+    name, norm = next((name, m) for name, m in frozen.named_modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.requires_grad_(False)
+    net = finish_module.taught(frozen, data, dropped, known, torch.full_like(known, -1), CONFIG)
+    stayed = [torch.equal(kept, frozen.get_buffer(other)) for other, kept in net.named_buffers() if "mean" in other]
+    assert torch.equal(net.get_buffer(f"{name}.running_mean"), norm.running_mean) and stayed.count(True) == 1
 
 
 @pytest.mark.parametrize("found, share", [([0, 1, 2, 0], 1 / 3), ([1, 0, 2, 2], 1.0), ([0, 0, 0, 0], 0.0)])
