@@ -14,18 +14,22 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGINT is sent as POSIX does")
 
-HEAD = """
-import hashlib, os, sys, time
+SCRIPT = """
+import atexit, hashlib, os, signal, sys, time
 from experiment.interrupts import answer_while_importing, answering
 def ready(): print("ready", flush=True)
+def what_is_left(): return "the words"
+BODY
+sys.exit(answering(main, what_is_left))
 """
-LONG_STEP = HEAD + """
+LONG_STEP = """
 def main():
     ready()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes outside of Python, in one step
-sys.exit(answering(main, lambda: WORDS))
 """
-STUCK = HEAD + """
+SLOW_WORDS = LONG_STEP + "def what_is_left(): time.sleep(60)"
+NO_WORDS = LONG_STEP + "def what_is_left(): 1 / 0"
+STUCK = """
 def main():
     try:
         ready()
@@ -33,15 +37,8 @@ def main():
     except KeyboardInterrupt:
         print("again", flush=True)
         while True: pass  # cleans up for ever
-sys.exit(answering(main, lambda: "the words"))
 """
-OUTSIDE = HEAD + """
-def main():
-    ready()
-    while True: pass  # an interrupt that main has no answer to
-sys.exit(answering(main, lambda: "the words"))
-"""
-DROPPED = HEAD + """
+DROPPED = """
 class Odd:
     def __del__(self):
         ready()
@@ -49,9 +46,8 @@ class Odd:
 def main():
     Odd()
     while True: pass
-sys.exit(answering(main, lambda: "the words"))
 """
-CAUGHT = HEAD + """
+CAUGHT = """
 def main():
     try:
         ready()
@@ -59,9 +55,8 @@ def main():
     except BaseException:
         pass  # code of others
     while True: pass
-sys.exit(answering(main, lambda: "the words"))
 """
-FORKING = HEAD + """
+FORKING = """
 def main():
     if os.fork() == 0:  # nothing of Python's knows it yet, as a worker that is just being started
         time.sleep(30)
@@ -69,9 +64,8 @@ def main():
         os._exit(0)
     ready()
     while True: pass
-sys.exit(answering(main, lambda: "the words"))
 """
-LATE = HEAD + """
+LATE = """
 def main():
     try:
         ready()
@@ -80,10 +74,9 @@ def main():
         time.sleep(3.2)  # until the process is being ended by force, and its words are being made
         print("run.py: interrupted; told by main", file=sys.stderr)
         return 130
-sys.exit(answering(main, lambda: time.sleep(60)))
+def what_is_left(): time.sleep(60)
 """
-JUST_FORKED = HEAD + """
-import signal
+JUST_FORKED = """
 def main():
     child = os.fork()
     if child == 0:
@@ -97,19 +90,24 @@ def keep(number, handler, put=signal.signal):
     HANDLER = HANDLER or (handler if callable(handler) else None)
     return put(number, handler)
 HANDLER, signal.signal = None, keep
-sys.exit(answering(main, lambda: "the words"))
 """
-IMPORTING = HEAD + """
+IMPORTING = """
 answer_while_importing()
 ready()
 while True: pass
 """
-AFTERWARDS = HEAD + """
-import atexit
+AFTERWARDS = """
 atexit.register(lambda: (ready(), time.sleep(1)))
-sys.exit(answering(lambda: 3, lambda: "the words"))
+def main(): return 3
 """
-WORKERS = HEAD + """
+BACKGROUND = """
+answer_while_importing()
+def main():
+    ready()
+    time.sleep(0.5)
+    return 4
+"""
+WORKERS = """
 import torch
 from torch.utils.data import DataLoader
 class Slow(torch.utils.data.Dataset):
@@ -122,15 +120,14 @@ def main():
     except KeyboardInterrupt:
         print("run.py: interrupted; told by main", file=sys.stderr)
         return 130
-sys.exit(answering(main, lambda: "the words"))
 """
 
 
-def interrupted(code: str, times: int = 1, group: bool = False, ignored: bool = False) -> tuple[int, str]:
+def interrupted(body: str, times: int = 1, group: bool = False, ignored: bool = False) -> tuple[int, str]:
     """Exit code and stderr of a process that got SIGINT at each of the first lines that it printed."""
     kept = signal.SIG_IGN if ignored else signal.default_int_handler
-    process = subprocess.Popen([sys.executable, "-B", "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, start_new_session=True,
+    process = subprocess.Popen([sys.executable, "-B", "-c", SCRIPT.replace("BODY", body)], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, kept),
                                env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
@@ -143,18 +140,20 @@ def interrupted(code: str, times: int = 1, group: bool = False, ignored: bool = 
         process.communicate()
 
 
-@pytest.mark.parametrize("code, words, times", [
-    (LONG_STEP.replace("WORDS", "'the words'"), "the words", 1),
-    (LONG_STEP.replace("WORDS", "time.sleep(60)"), "what was written is whole", 1),
-    (LONG_STEP.replace("WORDS", "1 / 0"), "what was written is whole", 1),
-    (STUCK, "the words", 2), (OUTSIDE, "the words", 1), (IMPORTING, "nothing had begun", 1), (DROPPED, "the words", 1),
-    (CAUGHT, "the words", 1), (FORKING, "the words", 1)],
-    ids=["long step", "words that wait", "words that fail", "twice", "outside", "importing", "dropped", "caught",
-         "forking"])
-def test_an_interrupt_is_one_line_and_130(code, words, times):
+@pytest.mark.parametrize("body, words, how", [
+    (LONG_STEP, "the words", {}), (SLOW_WORDS, "what was written is whole", {}),
+    (NO_WORDS, "what was written is whole", {}), (STUCK, "the words", {"times": 2}),
+    (IMPORTING, "nothing had begun", {}), (DROPPED, "the words", {}), (CAUGHT, "the words", {}),
+    (FORKING, "the words", {}), (WORKERS, "told by main", {"group": True}), (LATE, "told by main", {}),
+    (JUST_FORKED, "told by main", {"times": 0})],
+    ids=["long step", "words that wait", "words that fail", "twice", "importing", "dropped", "caught", "forking",
+         "workers", "late", "just forked"])
+def test_an_interrupt_is_one_line_and_130(body, words, how):
     """R3: in one long step, where main does not come back or has no answer, while libraries load, and where the
-    KeyboardInterrupt comes to nothing, the process ends all the same, and what it has just forked ends with it."""
-    assert interrupted(code, times) == (130, f"run.py: interrupted; {words}\n")
+    KeyboardInterrupt comes to nothing, the process ends all the same, and what it has just forked ends with it. Where
+    main tells it, be it while the process is about to end by force, that is the one line: workers that decode, to which
+    a terminal sends Ctrl-C too, and what was just forked leave the answer to main, in its process."""
+    assert interrupted(body, **how) == (130, f"run.py: interrupted; {words}\n")
 
 
 def test_of_several_processes_the_first_tells(monkeypatch):
@@ -163,29 +162,8 @@ def test_of_several_processes_the_first_tells(monkeypatch):
     assert interrupted(IMPORTING) == (130, "")
 
 
-def test_an_interrupt_of_all_processes():
-    """R3: a terminal sends Ctrl-C to the workers that decode too, which leave the answer to main, in its process."""
-    assert interrupted(WORKERS, group=True) == (130, "run.py: interrupted; told by main\n")
-
-
-def test_who_comes_late_tells_nothing():
-    """R3: where main has told it while the process was about to end by force, that is the one line."""
-    assert interrupted(LATE) == (130, "run.py: interrupted; told by main\n")
-
-
-def test_a_process_that_was_just_forked_tells_nothing():
-    """R3: Ctrl-C may reach it before it is deaf to it; the answer stays with the process that forked it."""
-    found = subprocess.run([sys.executable, "-B", "-c", JUST_FORKED], cwd=ROOT, text=True, capture_output=True,
-                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    assert (found.returncode, found.stderr) == (130, "run.py: interrupted; told by main\n")
-
-
-def test_an_interrupt_after_the_work_changes_nothing():
-    """R3: while Python ends, there is nothing to interrupt any more."""
+def test_an_interrupt_that_comes_to_nothing():
+    """R3: while Python ends there is nothing to interrupt any more; where Ctrl-C was switched off for the process, as
+    by nohup or a script's &, it stays off."""
     assert interrupted(AFTERWARDS) == (3, "")
-
-
-def test_what_a_shell_runs_in_the_background_is_not_interrupted():
-    """R3: where Ctrl-C was switched off for it, as by nohup or a script's &, it stays off."""
-    code = HEAD + "answer_while_importing()\nsys.exit(answering(lambda: (ready(), time.sleep(0.5))[0] or 4, None))"
-    assert interrupted(code, ignored=True) == (4, "")
+    assert interrupted(BACKGROUND, ignored=True) == (4, "")
