@@ -214,6 +214,7 @@ LOGGED = {  # what a method logs, call by call, and (passes, gave_up) or the err
     "torch": ([dict(passes=torch.tensor(2), gave_up=np.bool_(False), acc_forget=1.0)], (2, False)),
     "nothing known": ([dict(passes=None, acc_forget=None, gave_up=None)], (None, False)),
     "once is enough": ([dict(passes=5, acc_forget=0.5), dict(loss=1.0), dict(passes=1, acc_forget=0.1)], (6, True)),
+    "its own word": ([dict(passes=1, gave_up=True, acc_forget=0.1)], (1, True)),
     "no passes, no word": ([dict(loss=1.0, acc_forget=0.9), dict(passes=1, acc_forget=0.2)], (1, False)),
     "a word": ([dict(passes="two")], "TypeError: "),
     "nan": ([dict(passes=float("nan"))], "ValueError: "),

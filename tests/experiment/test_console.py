@@ -1,4 +1,7 @@
-"""The command line and what it shows (experiment/console.py): flags made of the settings, lines of progress."""
+"""The command line and what it shows (experiment/console.py): flags made of the settings, lines of progress.
+
+What is told of bad input is in test_command.py.
+"""
 
 import io
 import re
@@ -13,7 +16,7 @@ import pytest
 
 import run
 from experiment import console
-from experiment.console import Parser, add_flags, clipped, progress, tell
+from experiment.console import Parser, add_flags, progress, tell
 from experiment.settings import ARCH_PRESETS, DATASET_PRESETS, Config, resolve
 
 FIELDS = fields(Config)
@@ -57,17 +60,6 @@ def test_flags_of_some_settings_alone():
     assert parser.parse_known_args(["--lr", "1"])[1] == ["--lr", "1"]
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--task", "poisn"], "invalid choice: 'poisn'"), (["--epochs", "two"], "invalid int value: 'two'"),
-    (["--disc", "0.5"], "unrecognized arguments: --disc 0.5"), (["--seed"], "expected one argument")])
-def test_an_error_is_one_line(capsys, argv, words):
-    """R2: an error is one line on stderr that begins with the command, and exit code 2; no flag may be abbreviated."""
-    with pytest.raises(SystemExit) as stop:
-        parsed(*argv)
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2 and out == "" and err.startswith("x: ") and words in err and err.count("\n") == 1
-
-
 def test_help_shows_every_default(capsys, monkeypatch):
     """R2: --help names every flag with its default and the presets that change it."""
     monkeypatch.setenv("COLUMNS", "300")  # no word is broken at its hyphen
@@ -99,12 +91,6 @@ def test_a_stderr_that_takes_nothing(capsys, monkeypatch, closed):
         assert run.main([]) == 0
     full.close()  # as when Python ends: nothing is left in its buffer that could fail once more
     assert capsys.readouterr().out == ""
-
-
-def test_clipped():
-    """R2: a long text is cut, and says how long it was."""
-    assert clipped("a" * 80) == "a" * 80 and clipped("a" * 81) == "a" * 40 + "... (81 letters)"
-    assert clipped("a" * 5000, 10) == "aaaaa... (5,000 letters)"
 
 
 # --- Progress ---------------------------------------------------------------------------------------------------------
