@@ -17,9 +17,9 @@ import run
 from experiment.cell import counted
 from experiment.data import Dataset
 from experiment.parts import part_of
-from experiment.people import COLUMNS, in_order, read_people
+from experiment.people import COLUMNS, People, in_order, read_people
 from experiment.settings import resolve
-from few_images import load_few
+from few_images import few, fresh, load_few, refusal  # noqa: F401
 from helpers import Evil, gen, make_dataset, rows_of, seeds
 from tasks import PEOPLE, discover, like_corrupted, people
 
@@ -33,6 +33,12 @@ def of_the_authors(clean, seed=0, classes=4, kind=np.int64) -> dict:
         other = rng.integers(0, classes, len(clean))
         found[key] = np.where(rng.random(len(clean)) < 0.4, other, clean).astype(kind)
     return found
+
+
+def by_people(clean, seed=0) -> People:
+    """Labels by people and the clean ones beside them, as they are read from a file."""
+    found = of_the_authors(clean, seed)
+    return People("x.pt", torch.from_numpy(found["aggre_label"]), torch.from_numpy(found["clean_label"]))
 
 
 def dataset_of(labels, name="made", classes=4) -> Dataset:
@@ -121,50 +127,42 @@ def test_odd_files(name, content, text, tmp_path):
 # --- Order ------------------------------------------------------------------------------------------------------------
 
 @given(seeds, st.integers(1, 12))
-def test_a_folder_is_in_the_order_of_its_classes(tmp_path_factory, seed, n):
+def test_a_folder_is_in_the_order_of_its_classes(seed, n):
     """In a folder the k-th image of a class has the label of the k-th one with that clean label, by a loop."""
     clean = torch.randint(0, 4, (n,), generator=gen(seed))
-    found = of_the_authors(clean.numpy(), seed)
-    path = tmp_path_factory.mktemp("x") / "x.pt"
-    torch.save(found, path)
+    read = by_people(clean.numpy(), seed)
     tree = dataset_of(clean.sort().values, name="folder")
-    wanted = [int(found["aggre_label"][i]) for c in range(4) for i in range(n) if clean[i] == c]
-    read = read_people(path)
+    wanted = [int(read.labels[i]) for c in range(4) for i in range(n) if clean[i] == c]
     assert in_order(read, tree).tolist() == wanted
-    assert in_order(read, dataset_of(clean)).tolist() == found["aggre_label"].tolist()
+    assert torch.equal(in_order(read, dataset_of(clean)), read.labels)
     if not torch.equal(tree.train.labels, clean):
         with pytest.raises(ValueError, match="differ from the data set's at .* its order is another"):
             in_order(read, replace(tree, name="cifar10"))
 
 
 @given(seeds)
-def test_a_part_has_its_own_labels(tmp_path_factory, seed):
+def test_a_part_has_its_own_labels(seed):
     """The images of a part keep the labels that they have in the whole set, in a folder too."""
     clean = (torch.arange(40) % 4)[torch.randperm(40, generator=gen(seed))]
-    found = of_the_authors(clean.numpy(), seed)
-    path = tmp_path_factory.mktemp("x") / "x.pt"
-    torch.save(found, path)
+    read = by_people(clean.numpy(), seed)
     for name, whole in (("made", clean), ("folder", clean.sort().values)):
         dataset = dataset_of(whole, name=name)
-        everything = in_order(read_people(path), dataset)
         part = part_of(dataset, per_class=3)
-        assert torch.equal(in_order(read_people(path), part), everything[part.rows])
+        assert torch.equal(in_order(read, part), in_order(read, dataset)[part.rows])
 
 
-@pytest.mark.parametrize("change, text", [
-    (lambda found: {key: values[:-1] for key, values in found.items()}, "has 19 labels and the data set 20 training"),
-    (lambda found: {**found, "aggre_label": found["aggre_label"] + 1}, "run from 1 to 4, expected 0 to 3"),
-    (lambda found: {**found, "aggre_label": found["aggre_label"] + 2}, "run from 2 to 5, expected 0 to 3"),
-    (lambda found: {**found, "aggre_label": found["aggre_label"] - 1}, "run from -1 to 2, expected 0 to 3"),
-    (lambda found: {**found, "clean_label": np.arange(20) % 3}, "differ from the data set's at 14 of 20"),
-    (lambda found: {**found, "clean_label": np.zeros(20, int)}, "differ from the data set's at 15 of 20"),
+@pytest.mark.parametrize("labels, clean, text", [
+    (torch.arange(19) % 4, torch.arange(19) % 4, "has 19 labels and the data set 20 training"),
+    (torch.arange(20) % 4 + 1, torch.arange(20) % 4, "run from 1 to 4, expected 0 to 3"),
+    (torch.arange(20) % 4 - 1, torch.arange(20) % 4, "run from -1 to 2, expected 0 to 3"),
+    (torch.arange(20) % 4, torch.arange(20) % 3, "differ from the data set's at 14 of 20"),
+    (torch.arange(20) % 4, torch.zeros(20, dtype=torch.int64), "differ from the data set's at 15 of 20"),
 ])
 @pytest.mark.parametrize("name", ["made", "folder"])
-def test_labels_of_other_images(name, change, text, tmp_path):
+def test_labels_of_other_images(name, labels, clean, text):
     """Labels of another number, class or order of images are refused, with both numbers."""
-    torch.save(change(of_the_authors(np.arange(20) % 4)), tmp_path / "x.pt")
     with pytest.raises(ValueError, match=text):
-        in_order(read_people(tmp_path / "x.pt"), dataset_of(np.arange(20) % 4, name=name))
+        in_order(People("x.pt", labels, clean), dataset_of(torch.arange(20) % 4, name=name))
 
 
 # --- The task ---------------------------------------------------------------------------------------------------------
@@ -202,12 +200,10 @@ def test_n_is_found(tmp_path):
     assert counted(replace(config, task="random"), dataset).n == 7
 
 
-def test_command_line(tmp_path, monkeypatch, capsys):
+def test_command_line(few, tmp_path, monkeypatch, capsys):  # noqa: F811
     """`--task human` trains on people's labels and writes their number, column and file into the row."""
-    few = load_few("fashion-mini")
-    monkeypatch.setattr(run, "load", load_few)
     monkeypatch.chdir(tmp_path)
-    found = of_the_authors(few.train.labels.numpy(), classes=10)
+    found = of_the_authors(load_few("fashion-mini").train.labels.numpy(), classes=10)
     torch.save(found, "people.pt")
     argv = ["--task", "human", "--epochs", "1", "--width", "0.05", "--method", "no-ul,npo", "--device", "cpu",
             "--max-passes", "1", "--gamma", "1", "--out", "x.jsonl"]
@@ -218,5 +214,4 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         ("human", wrong, "random2", None)] * 2
     assert rows[0]["human_labels"] == str(tmp_path.resolve() / "people.pt")
     assert f"human (random2) on fashion-mini: 128 images of 16x16, {wrong} corrupted" in capsys.readouterr().out
-    assert run.main(argv) == 2
-    assert "name their file with --human-labels" in capsys.readouterr().err
+    assert "name their file with --human-labels" in refusal(capsys, *argv)
