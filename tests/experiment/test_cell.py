@@ -317,13 +317,6 @@ def test_what_an_odd_method_does_reaches_no_other(capsys, kind):
         assert capsys.readouterr().err == f"failed: {row['error']}\n"
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError])
-def test_the_user_may_end_it(error):
-    """R3: an interrupt, or a reader of the output that has enough, is no failure of a method."""
-    with pytest.raises(error):
-        attempt(lambda: raised(error()))
-
-
 def test_errors_of_one_process_of_several(monkeypatch, capsys):
     """R3, G4: of several processes one that fails may not go on alone; a loss that is not finite is one of all."""
     for processes in (1, 2):

@@ -18,7 +18,7 @@ from experiment.files import fingerprints
 from experiment.methods import METHODS
 from experiment.rows import provenance
 from experiment.settings import Config, resolve
-from few_images import load_few, refusal
+from few_images import few, fresh, refusal  # noqa: F401
 from helpers import make_dataset, rows_of
 from pictures import write_tree
 from tasks import TASKS
@@ -32,12 +32,6 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
     "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 # In a few passes rounding decides whether gamma is reached.
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")
-
-
-@pytest.fixture
-def few(monkeypatch):
-    """The built-in data, cut short."""
-    monkeypatch.setattr(run, "load", load_few)
 
 
 def started(*command, cwd) -> subprocess.Popen:
@@ -94,7 +88,7 @@ def test_an_unknown_flag_behind_a_word(capsys, word):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_and_method_runs(few, tmp_path, capsys, task):
+def test_every_task_and_method_runs(few, tmp_path, capsys, task):  # noqa: F811
     """R1, R3: every task and method runs on the built-in data and leaves one good row each, of which the table shows
     the scores; it knows the images before the corruption. With --etd in tests/study/test_grid.py."""
     out, methods = tmp_path / "cells.jsonl", "all" if task == "random" else "no-ul,cf,npo,rem"
@@ -127,7 +121,7 @@ def test_the_command_itself(tmp_path):
     assert sorted(tmp_path.rglob("*")) == [out.parent, out]  # nothing else is left behind
 
 
-def test_same_command_same_numbers(few, tmp_path, capsys):
+def test_same_command_same_numbers(few, tmp_path, capsys):  # noqa: F811
     """R4, R1: the same bytes in rows, times aside; another seed gives others. --quiet leaves the table alone."""
     kept = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
@@ -176,7 +170,7 @@ def test_the_printed_comparison():
 # --- Failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_diverging_method_costs_no_other(few, tmp_path, capsys):
+def test_a_diverging_method_costs_no_other(few, tmp_path, capsys):  # noqa: F811
     """R3: a method whose loss is not finite is a failed row and a line of the table; the others go on; exit code 1."""
     out = tmp_path / "x"
     argv = ["--method", "cf,no-ul", "--unlearn-lr", "1e30", "--weight-decay", "0", "--quiet", "--out", str(out), *QUICK]
@@ -186,7 +180,7 @@ def test_a_diverging_method_costs_no_other(few, tmp_path, capsys):
     assert good["status"] == "ok" and "NonFiniteLoss" in capsys.readouterr().out
 
 
-def test_a_diverging_training_is_in_every_row(few, tmp_path):
+def test_a_diverging_training_is_in_every_row(few, tmp_path):  # noqa: F811
     """R3: where the original network fails to train, every method's row says so."""
     out = tmp_path / "x"
     assert run.main(["--lr", "1e30", "--quiet", "--out", str(out), *QUICK, "--epochs", "3"]) == 1
@@ -194,7 +188,7 @@ def test_a_diverging_training_is_in_every_row(few, tmp_path):
     assert all(row["error"].startswith("training: NonFiniteLoss") for row in rows_of(out))
 
 
-def test_a_full_disk_takes_neither_table_nor_later_methods(few, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_takes_neither_table_nor_later_methods(few, tmp_path, monkeypatch, capsys):  # noqa: F811
     """R10: where a row cannot be written the next methods run, the table is printed, and the exit code is 1."""
     def full(out, row):
         if row["method"] == "no-ul":
@@ -215,7 +209,7 @@ def interrupt(*args, **more):
     raise KeyboardInterrupt
 
 
-def test_an_interrupt_keeps_the_rows(few, tmp_path, monkeypatch, capsys):
+def test_an_interrupt_keeps_the_rows(few, tmp_path, monkeypatch, capsys):  # noqa: F811
     """R3: an interrupt during the second method leaves the first one's row, one line and exit code 130."""
     monkeypatch.setitem(METHODS, "cf", replace(METHODS["cf"], function=interrupt))
     out = tmp_path / "x"

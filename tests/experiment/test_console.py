@@ -52,14 +52,6 @@ def test_a_flag_for_every_setting(f):
     assert getattr(resolve(found), f.name) == value
 
 
-def test_flags_of_some_settings_alone():
-    """R2: a command may take some of the settings; the others are unknown to it."""
-    parser = Parser(prog="x")
-    add_flags(parser, ("seed", "device"))
-    assert vars(parser.parse_args(["--seed", "3"])) == {"seed": 3}
-    assert parser.parse_known_args(["--lr", "1"])[1] == ["--lr", "1"]
-
-
 def test_help_shows_every_default(capsys, monkeypatch):
     """R2: --help names every flag with its default and the presets that change it."""
     monkeypatch.setenv("COLUMNS", "300")  # no word is broken at its hyphen

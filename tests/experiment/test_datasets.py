@@ -10,7 +10,7 @@ import torch
 import make_fashion_mini
 from experiment import datasets
 from experiment.datasets import load
-from pictures import fake_svhn, write_cifar10, write_fashion_mnist, write_imagenette, write_tree
+from pictures import fake_svhn, write_cifar10, write_fashion_mnist, write_imagenette
 
 
 # --- The built-in data set --------------------------------------------------------------------------------------------
@@ -95,15 +95,6 @@ def test_other_sizes_equal_loops(target):
         assert np.abs(after.astype(float) - resized_by_loops(before, target)).max() <= 0.5 + 1e-3  # rounded once
 
 
-@pytest.mark.parametrize("size, pad", [(8, 1), (16, 2), (24, 3), (32, 4)])
-def test_pad_follows_the_size_asked_for(tmp_path, size, pad):
-    """R8: crops move by an eighth of the size asked for, not of the files'; without crops by nothing at any size."""
-    write_tree(tmp_path, size=(40, 40))
-    dataset = load("folder", data_dir=tmp_path, image_size=size)
-    assert dataset.train.pad == pad and dataset.test.pad == 0 and dataset.train.images.shape[2:] == (size, size)
-    assert load("fashion-mini", image_size=size).train.pad == 0
-
-
 # --- torchvision's ----------------------------------------------------------------------------------------------------
 
 
@@ -126,8 +117,8 @@ def test_fashion_mnist(tmp_path):
 
 @pytest.mark.parametrize("name, size, pad", [("cifar10", None, 4), ("cifar10", 16, 2), ("cifar10-small", None, 4)])
 def test_cifar10(tmp_path, monkeypatch, name, size, pad):
-    """B4, R8: CIFAR-10's rows of 3 x 32 x 32 bytes come out as (C, H, W) in the files' order, cropped, flipped; the
-    small one, of which settings draw a part, reads the same files."""
+    """B4, R8: CIFAR-10's rows of 3 x 32 x 32 bytes come out as (C, H, W) in the files' order, cropped by
+    an eighth of the size asked for, flipped; the small one, of which settings draw a part, reads the same files."""
     rows, labels = write_cifar10(tmp_path, monkeypatch)
     dataset, train = load(name, tmp_path, size), [f"data_batch_{k}" for k in range(1, 6)]
     if size is None:

@@ -18,6 +18,7 @@ import torch
 from experiment import rows
 from experiment.rows import NO_SCORES, append_row, failure_of, git_hash, provenance, row_of
 from experiment.settings import VERSION, Config
+from full_disk import files_of_at_most
 from helpers import rows_of
 
 ROOT = Path(rows.__file__).resolve().parents[1]
@@ -125,17 +126,11 @@ def test_a_torn_line_is_kept_apart(tmp_path, torn):
 def test_a_row_that_does_not_reach_the_disk_is_taken_back(tmp_path, room, code):
     """R3, R10: a row of which the disk takes a part alone, or none, is an error that names the file; none of it stays,
     nothing lies beside, and the next row is appended."""
-    resource = pytest.importorskip("resource")
     out = tmp_path / "x"
     append_row(str(out), {"a": 1})
     before = out.read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + room, hard))  # as a disk that fills up
-    try:
-        with pytest.raises(OSError) as told:
-            append_row(str(out), {"b": "x" * 100})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(len(before) + room), pytest.raises(OSError) as told:
+        append_row(str(out), {"b": "x" * 100})
     assert (told.value.errno, told.value.filename) == (code, str(out))
     assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]
     append_row(str(out), {"a": 3})

@@ -81,11 +81,9 @@ def test_the_width_of_theta_o2():
 # --- What is refused --------------------------------------------------------------------------------------------------
 
 WRONG = [("p_mem", float("nan"), ValueError, "p-mem is nan; it must be in [0, 1]"),
-         ("lr", float("inf"), ValueError, "lr is inf; it must be a finite number at least 0"),
          ("width", 10**400, ValueError, "a finite number above 0"),
          ("n", 0, ValueError, "a finite number at least 1"),
          ("seed", 2**63, ValueError, "seed is 9223372036854775808; it must be in [0, 9223372036854775808)"),
-         ("redirect", "foo", ValueError, "redirect is 'foo'; choose from npo, ce"),
          ("beta", "1", TypeError, "beta is '1'; it must be float"),
          ("n", 2.0, TypeError, "n is 2.0; it must be int"),
          ("epochs", True, TypeError, "epochs is True; it must be int"),

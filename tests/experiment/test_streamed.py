@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch.utils.data import IterableDataset
 
 from experiment.cell import unlearn
-from experiment.data import Data, Streamed
+from experiment.data import Streamed
 from experiment.methods import METHODS
-from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
+from helpers import assert_same_state, gen, make_data, seeds, small_net, streamed, tiny
 from tasks import Task
 
 # On random data rounding decides whether a cap is reached.
@@ -34,12 +34,6 @@ class Samples:
 
     def __getitem__(self, i):
         return self.transform(self.data.images[i]), int(self.data.labels[i])
-
-
-def streamed(data: Data, **more) -> Streamed:
-    """The same data read sample by sample."""
-    like = dict(mean=data.mean, std=data.std, pad=data.pad, flip=data.flip)
-    return Streamed(Samples(data), data.classes, **{**like, **more})
 
 
 def assert_same_pass(one, other):
@@ -172,7 +166,7 @@ def test_a_row_of_results_is_the_same():
     """U4: a cell's row, with the scores of its task, is that of Data, with workers too."""
     data, test = make_data(1, n=16), make_data(2, n=8)
     task = Task("confusion", 0, data, test, (data.labels + 1) % 4, torch.tensor([1, 2, 9]))
-    twin = replace(task, train=streamed(data, workers=2), test=streamed(test))
+    twin = replace(task, train=replace(streamed(data), workers=2), test=streamed(test))
     net, forget = small_net(0), torch.tensor([1, 9])
     rows = [unlearn(tiny(), "rem", METHODS["rem"].function, net, each, forget) for each in (task, twin)]
     assert rows[0]["status"] == "ok"
@@ -189,16 +183,20 @@ class Endless(IterableDataset):
         yield torch.zeros(1, 4, 4), 0
 
 
-WRONG = {
-    "a raise": r"sample 3 cannot be read as a pair \(image, label\): OSError: damaged$",
-    "no pair": "sample 3 cannot be read as a pair",
-    "three": "sample 3 cannot be read as a pair.*too many",
-    "no tensor": r"image of sample 3 is ndarray \(1, 8, 8\), expected",
-    "another size": r"image of sample 3 is .*\(1, 4, 8\).*sample 0",
-    "another dtype": "image of sample 3 is .*float32.*sample 0",
-    "a label too large": "label of sample 3 is 4, expected 0 to 3",
-    "a label below 0": "label of sample 3 is -1",
-    "a word": "label of sample 3 is 'cat'",
+def damaged(image, label):
+    raise OSError("damaged\nfile")
+
+
+WRONG = {  # what stands in place of a pair, and what is told of sample 3
+    "a raise": (damaged, r"sample 3 cannot be read as a pair \(image, label\): OSError: damaged$"),
+    "no pair": (lambda image, label: image, "sample 3 cannot be read as a pair"),
+    "three": (lambda image, label: (image, label, 1), "sample 3 cannot be read as a pair.*too many"),
+    "no tensor": (lambda image, label: (image.numpy(), label), r"image of sample 3 is ndarray \(1, 8, 8\), expected"),
+    "another size": (lambda image, label: (image[:, :4], label), r"image of sample 3 is .*\(1, 4, 8\).*sample 0"),
+    "another dtype": (lambda image, label: (image.float(), label), "image of sample 3 is .*float32.*sample 0"),
+    "a label too large": (lambda image, label: (image, 4), "label of sample 3 is 4, expected 0 to 3"),
+    "a label below 0": (lambda image, label: (image, torch.tensor(-1)), "label of sample 3 is -1"),
+    "a word": (lambda image, label: (image, "cat"), "label of sample 3 is 'cat'"),
 }
 
 
@@ -210,21 +208,15 @@ class Spoilt(Samples):
         self.how, self.at = how, at
 
     def __getitem__(self, i):
-        image, label = super().__getitem__(i)
-        if i == self.at and self.how == "a raise":
-            raise OSError("damaged\nfile")
-        spoilt = {"no pair": image, "three": (image, label, 1), "no tensor": (image.numpy(), label),
-                  "another size": (image[:, :4], label), "another dtype": (image.float(), label),
-                  "a label too large": (image, 4), "a label below 0": (image, torch.tensor(-1)),
-                  "a word": (image, "cat")}
-        return spoilt[self.how] if i == self.at else (image, label)
+        pair = super().__getitem__(i)
+        return WRONG[self.how][0](*pair) if i == self.at else pair
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_sample_is_named(name, workers):
     """U5: what is wrong with a sample is one line that names it, from a worker too; sample 0 is looked at first."""
-    words = WRONG[name]
+    _, words = WRONG[name]
     with pytest.raises(ValueError, match=words) as caught:
         Streamed(Spoilt(name), 4, workers=workers)
     assert "\n" not in str(caught.value)

@@ -9,27 +9,14 @@ import torch
 import run
 from experiment.methods import check_names, check_signature, code_of, load_method
 from experiment.user_code import function_of, same_world
-from few_images import forget
-from helpers import make_dataset, rows_of
+from few_images import FEW, few, fresh  # noqa: F401
+from helpers import rows_of
 from repair.networks import file_network
-from study import originals
 
 # In a few passes rounding decides whether gamma is reached.
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")
 
-SMALL = ["--n", "6", "--width", "0.1", "--epochs", "1", "--unlearn-epochs", "1", "--batch", "8", "--max-passes", "2",
-         "--device", "cpu", "--quiet"]
 METHOD = "def f(model, data, forget, config, generator): return model\n"
-
-
-@pytest.fixture
-def made(monkeypatch):
-    """24 random images of 4 classes in place of the built-in data, in a grid too."""
-    for module in (run, originals):
-        monkeypatch.setattr(module, "load", lambda *args: make_dataset(0, size=8))
-    forget()
-    yield
-    forget()
 
 
 def of_a_method(path, name):
@@ -186,7 +173,7 @@ def test_the_code_of_a_file(tmp_path):
 
 @pytest.mark.parametrize("word, body", [([], "path.write_text('')"), (["grid"], "path.unlink()")],
                          ids=["run, changed", "grid, deleted"])
-def test_the_code_of_a_row_is_the_code_that_ran(made, tmp_path, monkeypatch, word, body):
+def test_the_code_of_a_row_is_the_code_that_ran(few, tmp_path, monkeypatch, word, body):  # noqa: F811
     """R3, R9: a row names the contents that a method's file had when it was loaded, though it has changed since."""
     monkeypatch.chdir(tmp_path)
     path, out = tmp_path / "methods" / "odd.py", tmp_path / "out"  # not where the command runs
@@ -194,6 +181,6 @@ def test_the_code_of_a_row_is_the_code_that_ran(made, tmp_path, monkeypatch, wor
     path.write_text("from pathlib import Path\ndef f(model, data, forget, config, generator):\n"
                     f"    path = Path({str(path)!r})\n    {body}\n    return model\n")
     code = code_of(f"{path}:f")
-    assert run.main([*word, "--method", f"no-ul, {path}:f", "--out", str(out), *SMALL]) == 0
+    assert run.main([*word, "--method", f"no-ul, {path}:f", "--out", str(out), *FEW]) == 0
     ours, mine = rows_of(out / "cells.jsonl" if word else out)
     assert (ours["code"], mine["code"], mine["method"]) == (None, code, "odd.py:f") and code_of(f"{path}:f") != code
