@@ -17,27 +17,23 @@ from pictures import fake_svhn, write_cifar10, write_fashion_mnist, write_imagen
 
 
 def test_fashion_mini():
-    """B4: 6,000 and 2,000 shuffled images of 16x16, equally many of each class, never moved, with their licence."""
-    dataset = load("fashion-mini")
+    """B4, R8: 6,000 and 2,000 shuffled images of 16x16, equally many of each class, never moved, with their licence; at
+    its native size the file is passed on untouched, whose training pixels have the mean and std of the recipe."""
+    dataset, native = load("fashion-mini"), load("fashion-mini", image_size=28)
     assert dataset.train.images.shape == (6000, 1, 16, 16) and dataset.test.images.shape == (2000, 1, 16, 16)
     assert torch.equal(dataset.train.labels.bincount(), torch.full((10,), 600))
     assert torch.equal(dataset.test.labels.bincount(), torch.full((10,), 200))
     assert not torch.equal(dataset.train.labels, dataset.train.labels.sort().values)
     assert len(dataset.names) == 10 and dataset.name == "fashion-mini" and not dataset.train.augments
     assert datasets.MINI_FILE.with_name("fashion-mini.LICENSE").read_text().count("Zalando SE") == 1
-
-
-def test_fashion_mini_at_native_size():
-    """B4, R8: at its native size the file is passed on untouched; mean and std are those of its training pixels."""
-    dataset = load("fashion-mini", image_size=28)
     with np.load(datasets.MINI_FILE) as file:
-        for data, split in ((dataset.train, "train"), (dataset.test, "test")):
+        for data, split in ((native.train, "train"), (native.test, "test")):
             assert np.array_equal(data.images[:, 0].numpy(), file[f"x_{split}"])
             assert np.array_equal(data.labels.numpy(), file[f"y_{split}"])
         assert len(set(file["index_train"].tolist())) == 6000
-    pixels = dataset.train.images.double() / 255
-    assert abs(pixels.mean() - dataset.train.mean[0]) < 5e-5 and abs(pixels.std() - dataset.train.std[0]) < 5e-5
-    assert (dataset.test.mean, dataset.test.std) == (dataset.train.mean, dataset.train.std)
+    pixels = native.train.images.double() / 255
+    assert abs(pixels.mean() - native.train.mean[0]) < 5e-5 and abs(pixels.std() - native.train.std[0]) < 5e-5
+    assert (native.test.mean, native.test.std) == (native.train.mean, native.train.std)
 
 
 @pytest.mark.skipif(not make_fashion_mini.SOURCE.is_dir(), reason="package dataset-fashion-mnist is not installed")

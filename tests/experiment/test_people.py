@@ -14,11 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import run
-from experiment.cell import counted
 from experiment.data import Dataset
 from experiment.parts import part_of
 from experiment.people import COLUMNS, People, in_order, read_people
-from experiment.settings import resolve
 from few_images import few, fresh, load_few, refusal  # noqa: F401
 from helpers import Evil, gen, make_dataset, rows_of, seeds
 from tasks import PEOPLE, discover, like_corrupted, people
@@ -189,15 +187,6 @@ def test_nothing_to_unlearn(labels, text):
     """Labels without a mistake, or of another number, make no task."""
     with pytest.raises(ValueError, match=text):
         people(dataset_of(torch.arange(24) % 4), labels, 0)
-
-
-def test_n_is_found(tmp_path):
-    """The number of corrupted images comes from the labels, and of other tasks from the setting."""
-    dataset = dataset_of(torch.arange(24) % 4)
-    np.save(tmp_path / "x.npy", np.r_[1, 2, np.arange(2, 24) % 4])
-    config = resolve({"task": "human", "human_labels": str(tmp_path / "x.npy"), "n": 7})
-    assert counted(config, dataset).n == 2
-    assert counted(replace(config, task="random"), dataset).n == 7
 
 
 def test_command_line(few, tmp_path, monkeypatch, capsys):  # noqa: F811
