@@ -29,7 +29,6 @@ from examples.repair import draw_shapes, write_images
 from experiment.data import Data
 from helpers import assert_close, gen, rows_of, small_net
 from metrics import accuracy
-from models import build
 from repair import account, checkpoints, command, images, network
 from repair.inputs import Folder, open_folder
 from repair.mismatch import share_of
@@ -325,17 +324,6 @@ def test_torchrun_repairs_as_one_process_does(colours):
     found = {path.name for path in two["--out"].parent.iterdir()}
     assert found == {"repaired.pt", "repaired.json", "repaired.html", "suspects.csv"}
     assert done.stdout.count("known bad, their given labels") == 1 and done.stdout.count("epoch 1/2") == 1
-
-
-@pytest.mark.slow
-def test_torchrun_repairs_a_network_with_batchnorm(colours, tmp_path):
-    """G3: with BatchNorm, whose statistics are sent around, none waits for one that is done; every file is written."""
-    torch.save(build("resnet9", 0.1, classes=12, image_size=8, seed=0).state_dict(), tmp_path / "resnet9.pt")
-    world = {**colours, "--checkpoint": tmp_path / "resnet9.pt", "--out": tmp_path / "two" / "r.pt",
-             "--model": "resnet9:0.1", "--image-size": 8}
-    done = with_torchrun(*words(world, "--epochs", 1, "--batch-size", 16, "--device", "cpu", "--force"))
-    assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {"r.pt", "r.json", "r.html", "suspects.csv"}
 
 
 DYING = """

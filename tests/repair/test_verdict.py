@@ -72,26 +72,18 @@ def test_listed_images_that_are_still_believed(stay, listed, unbelieved, repaire
     (1000, 60, 30, True), (1000, 60, 31, False),  # 0.030 - 0.0095, 0.029 - 0.0095
     (1000, 0, 60, False), (4, 1, 0, False), (0, 0, 0, False)])
 def test_harm_is_a_fall_beyond_its_paired_error(n, wrong, right, harmed):
-    """Q1: (newly wrong - newly right) / N - sqrt(newly wrong + newly right) / N > 0.02, of held-out images, or of
-    others where none are held out."""
-    labels, before, after, forget, counted = world_of(3, 0, n, wrong, right)
+    """Q1, Q2: (newly wrong - newly right) / N - sqrt(newly wrong + newly right) / N > 0.02, of held-out images, or of
+    others where none are held out; D_f is none of these, nor are others that do not count."""
+    labels, before, after, forget, counted = world_of(3, 0, n + 40, wrong + 40, right)
+    counted[3:43] = False  # newly wrong
     found = judge(labels, before, after, forget, counted)
-    assert (HARMED in found.words) is harmed and found.counted == changed(labels[3:], before[3:], after[3:])
+    held = tuple(part[43:] for part in (labels, before, after))
+    assert (HARMED in found.words) is harmed and found.counted == changed(*held)
     assert found.counted[:3] == (n, wrong, right)
-    held = tuple(part[3:] for part in (labels, before, after))
     quiet = judge(*world_of(3, 0, 9, 0), heldout=held)
     assert (HARMED in quiet.words) is harmed and quiet.heldout == found.counted
     # held-out images come first, whatever the others say
     assert judge(*world_of(3, 0, 100, 50), heldout=(torch.zeros(9),) * 3).words == (REPAIRED,)
-
-
-def test_images_that_do_not_count():
-    """Q2: of other training images those that are left out change nothing; D_f is none of them, whatever counts."""
-    labels, before, after, forget, counted = world_of(4, 0, 100, 40)
-    assert judge(labels, before, after, forget, counted).words == (HARMED,)
-    counted[4:44] = False
-    found = judge(labels, before, after, forget, counted)
-    assert found.words == (REPAIRED,) and found.counted.images == 60
 
 
 @pytest.mark.parametrize("stay, wrong, word, rate", [
@@ -293,10 +285,12 @@ def test_the_command_says_it(stickers, capsys, more, verdicts, code):
 
 @pytest.mark.slow
 def test_two_processes_agree(stickers, tmp_path):
-    """Q6, Q4: both end with the code of the verdict, and the first has written everything before either is gone."""
-    found = in_two_processes(*words({**stickers, "--out": tmp_path / "out" / "repaired.pt"}, "--epochs", 0))
+    """Q6, Q4, G3: both end with the code of the verdict, and the first has written everything before either is gone.
+    With BatchNorm, whose statistics are sent around, none waits for one that is done."""
+    out = tmp_path / "out" / "r.pt"
+    found = in_two_processes(*words({**stickers, "--out": out}, "--epochs", 1, "--lr", 1e-9))
     assert [each[0] for each in found] == [3, 3], found
-    assert {"repaired.pt", "repaired.json", "suspects.csv"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    assert {path.name for path in out.parent.iterdir()} == {"r.pt", "r.json", "r.html", "suspects.csv"}
 
 
 def test_the_command_doubts_as_the_untouched_network_does(colours, monkeypatch):
@@ -358,12 +352,15 @@ def test_when_nothing_is_believed(believed, of, refused):
 # --- In Python --------------------------------------------------------------------------------------------------------
 
 def test_the_function_refuses_and_warns():
-    """Q5, Q4: `repair` raises where nothing is believed; with a verdict other than REPAIRED it warns with its line;
-    what it gives back is what network.repair does."""
+    """Q5, Q4: `repair` raises where nothing is believed, unless it is forced; it warns with the line of its verdict,
+    but not of REPAIRED; true labels go through; what it gives back is what network.repair does."""
     data, net, forget = make_data(0, n=60, classes=4), small_net(0), torch.arange(6)
     data.labels[forget] = (predicted(net, data)[forget] + 1) % 4
     with pytest.raises(ValueError, match=r"0.0 % of the 6 known bad images .*to go on all the same: force=True$"):
         repair(net, data, forget, say=pytest.fail)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        repair(net, data, forget, force=True, unlearn_epochs=0, true_labels=torch.full_like(forget, -1))
     data.labels[forget] = predicted(net, data)[forget]
     with pytest.warns(UserWarning, match="^NOT REPAIRED: 100.0 % of the listed .*a higher unlearn_lr, optimizer adam"):
         found = repair(net, data, forget, unlearn_epochs=0)
@@ -399,13 +396,3 @@ def test_the_function_compares_with_the_untouched_network(monkeypatch, held_out)
     assert seeds == [5]
     assert [str(one.message) for one in told] == [wanted(net, other).line(ARGUMENTS)]
     assert HARMED in str(told[0].message) and wanted(net, other).counted != wanted(other, other).counted
-
-
-@pytest.mark.slow
-def test_the_function_is_quiet_about_a_good_repair():
-    """Q4: no warning where a network is repaired; true labels go through."""
-    model, train, _, forget, test = learnt(0, 0.05, 0.4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message="Acc")
-        repair(model, train, forget, heldout=test, true_labels=torch.full_like(forget, -1))
