@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from colours import began, call, colours  # noqa: F401
 from helpers import gen, seeds
 from repair import mismatch
-from repair.class_order import EXPLAINS, another_order, assignment, confusion, write_order
+from repair.class_order import another_order, assignment, write_order
 
 # --- The matching -----------------------------------------------------------------------------------------------------
 
@@ -42,32 +42,31 @@ def predictions(seed: int, classes: int, n: int, right: float):
 
 
 @pytest.mark.parametrize("classes, n, right", [(2, 60, 0.9), (3, 90, 1.0), (10, 300, 0.6), (10, 60, 0.9),
-                                               (300, 1800, 0.9)])
-def test_an_order_is_found(classes, n, right):
-    """P2: few classes or many, images of each in plenty or few; the share is that of images that had no say in it."""
+                                               (40, 160, 1.0), (300, 1800, 0.9)])
+@pytest.mark.parametrize("way", ["in turn", "one after another"])
+def test_an_order_is_found(classes, n, right, way):
+    """P2: few classes or many, images of each in plenty or few, one class after another or mixed; the share is that of
+    images that had no say in it."""
     for seed in range(5):
         predicted, labels, order = predictions(seed, classes, n, right)
+        if way == "one after another":
+            predicted, labels = predicted[labels.argsort(stable=True)], labels.sort().values
         if torch.equal(order, torch.arange(classes)):
             assert another_order(predicted, labels, classes) is None
             continue
         found = another_order(predicted, labels, classes)
         assert np.mean(found.outputs == order.numpy()) > 0.98 and found.share <= 1
         assert abs(found.share - (right + (1 - right) / classes)) < 5 * (0.25 / n) ** 0.5 + 0.03
+        assert found.share == 1 or right < 1
         assert [int(order[c]) for c in found.classes] == list(range(classes)) or classes == 300
 
 
 @pytest.mark.parametrize("classes, n", [(2, 12), (2, 200), (10, 20), (12, 72), (200, 200)])
 def test_what_matching_finds_in_noise_is_no_order(classes, n):
     """P2: a matching hits many random predictions that it was made from; it is no order, nor is one class for all."""
-    biased = 0.0
     for seed in range(40):
         predicted, labels, _ = predictions(seed, classes, n, 0.0)
-        counts = confusion(predicted.numpy(), labels.numpy(), classes)
-        biased = max(biased, counts[np.arange(classes), assignment(counts)].sum() / n)
         assert another_order(predicted, labels, classes) is None
-    assert biased > 2.5 / classes or classes == 2
-    if classes == 200 and n == 200:
-        assert biased > EXPLAINS  # judged on its own images it would have been one
     assert another_order(torch.zeros_like(labels), labels, classes) is None
 
 
@@ -81,14 +80,6 @@ def test_two_classes_change_places_by_more_than_chance():
         assert (another_order(1 - labels[:n], labels[:n], 2) is not None) == found
     for n in (40, 1, 0):
         assert another_order(torch.ones(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64), 2) is None
-
-
-def test_the_split_is_alike_whatever_the_order_of_the_images():
-    """P2: six images of each of 40 classes, one class after another or mixed, are enough."""
-    predicted, labels, order = predictions(0, 40, 240, 1.0)
-    for way in (labels.argsort(stable=True), torch.randperm(240, generator=gen(0)), torch.arange(240)):
-        found = another_order(predicted[way], labels[way], 40)
-        assert found.share == 1 and (found.outputs == order.numpy()).all()
 
 
 # --- The class map ----------------------------------------------------------------------------------------------------
