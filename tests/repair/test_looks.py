@@ -1,8 +1,4 @@
-"""Which images look like D_f (repair/looks.py): however many are bad, looks that say nothing, and the cut.
-
-No probe knows the image that it judges; images are compared with those of their own label; what is apart by chance is
-not apart; several processes agree. The finish leaves out what is found and the verdict does not count it.
-"""
+"""Which images look like D_f (repair/looks.py): however many are bad, looks that say nothing, and the cut."""
 
 import math
 
