@@ -1,5 +1,6 @@
 """Lines of progress (repair/progress.py): what takes long says how far it is, what is short says nothing."""
 
+import math
 import os
 import queue
 import re
@@ -12,7 +13,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from colours import ROOT, add_to_net, call, colours, words  # noqa: F401
 from helpers import assert_same_state, gen, make_data, small_net, streamed
@@ -89,42 +89,26 @@ def test_a_reader_that_is_gone_ends_nothing():
             watch.say("mine")
 
 
-@pytest.mark.parametrize("read", [lambda data: data, streamed])
-def test_watched_data_is_the_data(read):
-    """P7: passes, draws and attributes are the data's own, and every image is counted."""
-    data, watch = read(make_data(0, n=24, classes=4, pad=1, flip=True)), Watch("work", None)
+@pytest.mark.parametrize("read, processes", [(lambda data: data, 1), (streamed, 1),
+                                             (lambda data: replace(data, part=(1, 2)), 2)])
+def test_watched_data_is_the_data(read, processes):
+    """P7, P1: passes, draws and attributes are the data's own, and every image is counted, of several processes by each
+    those that it takes itself."""
+    data, watch = read(make_data(0, n=25, classes=4, pad=1, flip=True)), Watch("work", None)
     seen = watch.over(data)
-    assert len(seen) == 24 and seen.shape == data.shape and seen.augments and seen.labels is data.labels
+    assert len(seen) == 25 and seen.shape == data.shape and seen.augments and seen.labels is data.labels
     one, other = gen(3), gen(3)
     for index, augment in ((None, True), (torch.tensor([4, 2, 9]), True), (None, False)):
         batches = seen.batches(index, size=5, generator=one, augment=augment)
         wanted = data.batches(index, size=5, generator=other, augment=augment)
         assert torch.equal(one.get_state(), other.get_state())  # drawn when it is asked for
+        taken = 0
         for mine, its in zip(batches, wanted, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(mine, its, strict=True))
-        assert watch.done == watch.total == (24 if index is None else 3)
+            taken += len(mine[0])
+        assert watch.done == taken and watch.total == math.ceil((25 if index is None else 3) / processes)
     with pytest.raises(ValueError, match="out of range"):
-        seen.batches(torch.tensor([24]))
-
-
-def test_a_process_counts_its_share_of_a_pass():
-    """P1: of several processes each tells of the images that it takes itself."""
-    data, watch = replace(make_data(0, n=25, classes=4), part=(1, 2)), Watch("work", None)
-    for index, total in ((None, 13), (torch.arange(6), 3)):
-        next(watch.over(data).batches(index, size=4))
-        assert watch.total == total
-
-
-class Slow(nn.Module):
-    """A network that takes its time in training."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = small_net(0)
-
-    def forward(self, x):
-        time.sleep(0.005)
-        return self.net(x)
+        seen.batches(torch.tensor([25]))
 
 
 def test_a_repair_tells_batches_within_the_first_epoch(monkeypatch):
@@ -135,16 +119,18 @@ def test_a_repair_tells_batches_within_the_first_epoch(monkeypatch):
         made.append(what)
         return Watch(what, say, first=0.01)
 
-    data, lines = make_data(0, n=24, classes=4), []
-    wanted = repair(Slow(), data, FORGET, unlearn_epochs=2, stop="max")
+    data, lines = make_data(0, n=1200), []
+    settings = dict(unlearn_epochs=2, batch=8, stop="max")  # an epoch takes a while
+    wanted = repair(small_net(0), data, FORGET, **settings)
     monkeypatch.setattr(network, "Watch", quick)  # so that a fraction of a second is long
-    found = repair(Slow(), data, FORGET, unlearn_epochs=2, stop="max", say=lines.append)
+    monkeypatch.setattr(progress, "MOST", 0.01)
+    found = repair(small_net(0), data, FORGET, say=lines.append, **settings)
     assert_same_state(found, wanted)
     assert made == ["choosing layers for theta_o2", "epoch 1/2 is under way"]
     first = next(i for i, line in enumerate(lines) if line.startswith("epoch 1/2: "))
     told = [line for line in lines[:first] if line.startswith("epoch 1/2 is under way: ")]
-    assert any(re.search(r"\d+ of (24|2) images of a pass", line) for line in told)
-    assert not any(line.startswith("epoch 1/2 is under way") for line in lines[first:])
+    assert any(re.search(r"\d+ of (1,200|2) images of a pass", line) for line in told)
+    assert any(line.startswith("epoch 2/2 is under way: ") for line in lines[first:])
 
 
 def test_threads_do_all_the_work_and_stop_at_an_error():
