@@ -42,6 +42,7 @@ def test_the_score_is_the_loss_of_the_given_label(seed, n, draw):
     assert sorted(found.index.tolist()) == sorted(set(range(n)) - set(forget.tolist()))
     for i, score, predicted in zip(*(part.tolist() for part in found), strict=True):
         assert score == pytest.approx(twin[i][0], abs=1e-4) and predicted == twin[i][1] and score >= 0
+    assert found.score.tolist() == sorted(found.score.tolist(), reverse=True)
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.data())

@@ -1,8 +1,4 @@
-"""examples/trials.py: seven corruptions, the rivals, rows that are skipped once they are there, the tables of them.
-
-Labels are wrong where an image is bad and nowhere else; pruning is that of a loop over channels; means and differences
-are those of hand-made rows.
-"""
+"""examples/trials.py: seven corruptions, the rivals, rows that are skipped once they are there, the tables of them."""
 
 import copy
 import sys
@@ -90,35 +86,28 @@ def test_pruning_is_that_of_a_loop():
 def test_what_rivals_train_on(monkeypatch, name, epochs, times):
     """Every image but the listed ones once, at its given label, at half the training's rate where that is asked for;
     `taught` has the listed ones five times each, at their true labels. Retraining begins with other weights than the
-    training did and takes as many epochs, the others go on from the network for five. What is given stays."""
-    trial, subject, seen = corrupt("labels", "clothes", 0, n=60), SUBJECTS["VGG"], []
+    training did and takes as many epochs, the others go on from the network for five. BatchNorm is made anew at the end
+    over what they were trained on, as the repair's is. What is given stays."""
+    trial, subject, seen = corrupt("labels", "clothes", 0, n=60), SUBJECTS["VGG, BatchNorm"], []
     model, labels = subject.network(0), trial.train.labels.clone()
 
     def fit(net, data, index, config, generator, epochs=None, lr=None):  # in place of training, which hides all of it
-        seen.append((copy.deepcopy(net), torch.bincount(index, minlength=60), data.labels, config, epochs, lr))
+        seen.append((copy.deepcopy(net), index, data.labels, config, epochs, lr))
         net[-1].bias.data.fill_(9.0)
 
     monkeypatch.setattr(rivals, "fit", fit)
     found = RIVALS[name][0](model, trial, subject, 0, 0.5)
-    (net, count, given, *how), = seen
+    (net, index, given, *how), = seen
     assert how == [subject.training, epochs, 0.5 * subject.training.lr]
-    assert torch.equal(count, torch.ones(60, dtype=torch.int64).index_fill_(0, trial.known, times))
+    count = torch.ones(60, dtype=torch.int64).index_fill_(0, trial.known, times)
+    assert torch.equal(torch.bincount(index, minlength=60), count)
     assert torch.equal(given, labels.scatter(0, trial.known, trial.truth[trial.known]) if times else labels)
     assert torch.equal(trial.train.labels, labels) and not torch.equal(found[-1].bias, model[-1].bias)
     assert not found.training and torch.equal(net[-1].weight, model[-1].weight) == (name != "retrained")
     assert len(RIVALS[name][1]) == 3
-
-
-@pytest.mark.parametrize("name, times", [("fine-tuned", 0), ("taught", 5), ("retrained", 0)])
-def test_rivals_end_with_new_statistics(name, times):
-    """The rivals' BatchNorm is made anew at the end over what they were trained on, as the repair's is."""
-    trial, subject = corrupt("labels", "clothes", 0, n=60), SUBJECTS["VGG, BatchNorm"]
-    subject = replace(subject, training=replace(subject.training, epochs=1))
-    net = RIVALS[name][0](subject.network(0), trial, subject, 0, 1.0)
-    anew = copy.deepcopy(net)
-    index = torch.cat([rivals.rest_of(trial), *[trial.known] * times])
+    anew = copy.deepcopy(found)
     refresh_batchnorm(anew, trial.train, subject.training.batch, index=index)
-    assert not net.training and all(map(torch.equal, net.state_dict().values(), anew.state_dict().values()))
+    assert_same_state(found, anew)
 
 
 def test_rem_among_the_rivals_is_the_repair():
@@ -159,21 +148,7 @@ def test_rows_that_are_there_are_skipped(tmp_path, monkeypatch, capsys):
     assert {"cpu", "git", "torch", "argv", "seconds"} <= rows[1].keys()
 
 
-class Fixed(nn.Module):
-    """A network that knows the images of a trial, with given answers."""
-
-    def __init__(self, trial, on_train, on_heldout):
-        super().__init__()
-        images = [image for data in (trial.train, trial.heldout) for _, x, _ in data.batches() for image in x]
-        self.place = {image.numpy().tobytes(): i for i, image in enumerate(images)}
-        self.head, self.answers = nn.Linear(1, 1), torch.cat([on_train, on_heldout])
-
-    def forward(self, x):
-        answers = self.answers[[self.place[image.numpy().tobytes()] for image in x]]
-        return self.head(torch.zeros(len(x), 1)) * 0 + 9 * nn.functional.one_hot(answers, 5).float()
-
-
-def test_a_row_has_the_verdict_of_the_command():
+def test_a_row_has_the_verdict_of_the_command(monkeypatch):
     """An unchanged network is NOT REPAIRED; one that gives every listed image another label and keeps the others is
     REPAIRED; one that gives all images one class is HARMED as well. Where images are held out they decide, with their
     true labels; `judging` reads no other one. Listed images of one label that go to one class are told."""
@@ -181,13 +156,16 @@ def test_a_row_has_the_verdict_of_the_command():
         """Labels of training and held-out images, and a function from a network's answers to what is told of it."""
         trial = replace(corrupt(corruption, "clothes", 0, n=n), truth=None, test=None, alike=None)
         labels, held = trial.train.labels, trial.heldout.labels
-        judging = trials.judging(Fixed(trial, labels, held), trial, 0)
-        return trial.known, labels, held, lambda *answers: judging(Fixed(trial, *answers))
+        judging = trials.judging((labels, held), trial, 0)
+        return trial.known, labels, held, lambda *answers: judging(answers)
 
     def verdict(*answers):
         found = told(*answers)
         return found["verdict"], found["verdict, held out"]
 
+    # a network is its answers on the training images and on the 200 held-out ones, all of them equally sure
+    monkeypatch.setattr(trials, "looked_at", lambda answers, data: (answers[len(data) == 200], torch.zeros(len(data))))
+    monkeypatch.setattr(trials, "features", lambda answers, data: torch.zeros(len(data), 1, dtype=torch.float64))
     known, labels, held, told = judged("labels", 60)
     mended = labels.index_copy(0, known, (labels[known] + 1) % 5)
     one_class = torch.full((60,), int(labels[known][0]))
