@@ -11,7 +11,7 @@ from etd import Expanded
 from experiment import cell as experiment
 from experiment.methods import METHODS
 from experiment.settings import Config
-from few_images import AXES, do, few, fresh, numbers, statuses  # noqa: F401
+from few_images import AXES, do, few, fresh, numbers  # noqa: F401
 from helpers import assert_same_state
 from study import grid, originals
 from study.originals import load_original, make_original
@@ -67,15 +67,16 @@ def test_the_network_kept_is_that_of_its_settings(tmp_path, etd):
 
 @pytest.mark.parametrize("method", ["etd", "etd-ideal"])
 def test_what_trains_alone_is_the_methods_own_network(tmp_path, method):
-    """R9: the network kept for etd and etd-ideal is the method's, bit for bit, and its seconds are the rows'."""
-    config = settings(task="poison", method=method, epochs="2", batch="16")
+    """R9: the network kept for etd and etd-ideal is the method's, bit for bit, and its seconds are the rows'; also
+    where all images are corrupted."""
+    config = settings(task="random", method=method, epochs="2", batch="16", n="128")
     original = original_of(config)
     seconds, failure = make_original(original, tmp_path)
     task, network, kept = load_original(original, str(tmp_path))
     more = {"corrupted": task.corrupted} if method == "etd-ideal" else {}
     fresh = experiment.new_model(config, originals.dataset_of(config))
-    again = METHODS[method].function(fresh, task.train, task.corrupted, config, stream(config.seed, "unlearning"),
-                                     **more)
+    again = METHODS[method].function(fresh, task.train, task.corrupted[5:9], config,
+                                     stream(config.seed, "unlearning"), **more)
     assert_same_state(network, again)
     assert failure is None and grid.measure(config, str(tmp_path))["seconds"] == kept == seconds > 0
 
@@ -84,25 +85,18 @@ def test_what_trains_alone_is_the_methods_own_network(tmp_path, method):
 
 
 def test_originals_are_trained_once(tmp_path, trained):
-    """R9: one training for each task, seed and ETD, whatever the rates and methods; a second grid in the folder reads
-    them; another seed or another setting of training is another network."""
+    """R9: one training for each task, seed, ETD and method that trains alone, whatever the rates and other methods; a
+    second grid in the folder reads them; another seed or another setting of training is another network."""
     axes = ["--tasks", "poison,random", "--etd", "both"]
-    assert do(tmp_path, *axes, "--discovery", "0.5,1", "--methods", "no-ul,npo") == 0
-    assert set(trained.values()) == {1} and len(trained) == 4
+    assert do(tmp_path, *axes, "--discovery", "0.5,1", "--methods", "no-ul,npo,etd") == 0
+    assert set(trained.values()) == {1} and len(trained) == 6
     files = list((tmp_path / "originals").iterdir())
-    assert Counter(path.suffix for path in files) == {".pt": 4, ".task": 4}
+    assert Counter(path.suffix for path in files) == {".pt": 6, ".task": 6}
     times = {path: path.stat().st_mtime_ns for path in files}
-    assert do(tmp_path, *axes, "--discovery", "0.1", "--methods", "no-ul", "--unlearn-lr", "0.5") == 0
-    assert trained.total() == 4 and {path: path.stat().st_mtime_ns for path in files} == times
-    assert do(tmp_path, "--task", "random", "--methods", "no-ul", "--seed", "0,1") == 0 and trained.total() == 5
-    assert do(tmp_path, "--task", "random", "--methods", "no-ul", "--weight-decay", "0") == 0 and trained.total() == 6
-
-
-def test_methods_that_train_alone_do_so_once(tmp_path, trained):
-    """R9: one training of etd or etd-ideal serves every discovery rate, also where all images are corrupted."""
-    assert do(tmp_path, "--task", "random", "--discovery", "0.1,0.5", "--method", "etd,etd-ideal", "--n", "128") == 0
-    assert trained == {("random", 0, False, name): 1 for name in ("etd", "etd-ideal")}
-    assert statuses(tmp_path) == {("etd", "ok"): 2, ("etd-ideal", "ok"): 2}
+    assert do(tmp_path, *axes, "--discovery", "0.1", "--methods", "no-ul,etd", "--unlearn-lr", "0.5") == 0
+    assert trained.total() == 6 and {path: path.stat().st_mtime_ns for path in files} == times
+    assert do(tmp_path, "--task", "random", "--methods", "no-ul", "--seed", "0,1") == 0 and trained.total() == 7
+    assert do(tmp_path, "--task", "random", "--methods", "no-ul", "--weight-decay", "0") == 0 and trained.total() == 8
 
 
 def test_a_last_update_that_ruins_the_weights_is_a_failed_training(tmp_path):
@@ -111,17 +105,6 @@ def test_a_last_update_that_ruins_the_weights_is_a_failed_training(tmp_path):
               "128") == 1
     (row,) = read_rows(tmp_path)
     assert row["error"].startswith("training: NonFiniteLoss") and not list((tmp_path / "originals").glob("*"))
-
-
-def test_an_original_without_its_task_is_trained_again(tmp_path, trained):
-    """R9: the network and the labels that it saw belong together."""
-    axes = ["--task", "random", "--method", "no-ul"]
-    assert do(tmp_path, *axes) == 0
-    before = numbers(tmp_path)
-    (tmp_path / "cells.jsonl").unlink()
-    next((tmp_path / "originals").glob("*.task")).unlink()
-    originals.load_original.cache_clear()
-    assert do(tmp_path, *axes) == 0 and trained.total() == 2 and numbers(tmp_path) == before
 
 
 def test_failed_training_fails_its_cells_alone(tmp_path, trained):
@@ -135,12 +118,9 @@ def test_failed_training_fails_its_cells_alone(tmp_path, trained):
     assert do(tmp_path, *axes, "--retry-failed") == 1 and trained.total() == 3 and len(read_rows(tmp_path)) == 6
 
 
-# --- Damage -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_damaged_original_says_what_to_do(tmp_path):
-    """R12: a file of an original that was cut, garbled, swapped or made elsewhere fails its cells, which name it; its
-    weights are never used, and --retry-failed makes it anew."""
+    """R12, R9: a file of an original that was cut, garbled, swapped or made elsewhere fails its cells, which name it;
+    its weights are never used, and --retry-failed makes it anew. Without its task's file it is trained again."""
     assert do(tmp_path, "--method", "no-ul,cf") == 0
     (kept,) = (tmp_path / "originals").glob("*.pt")
     good = numbers(tmp_path)
@@ -160,6 +140,10 @@ def test_a_damaged_original_says_what_to_do(tmp_path):
         assert all(words in row["error"] for row in read_rows(tmp_path))
         assert do(tmp_path, "--method", "no-ul,cf", "--retry-failed") == 0 and numbers(tmp_path) == good
         assert kept.read_bytes().partition(b"\n")[0].endswith(cell_key(original_of(settings(method="cf"))).encode())
+    kept.with_suffix(".task").unlink()
+    (tmp_path / "cells.jsonl").unlink()
+    load_original.cache_clear()
+    assert do(tmp_path, "--method", "no-ul,cf") == 0 and numbers(tmp_path) == good
 
 
 # --- Where ------------------------------------------------------------------------------------------------------------
