@@ -289,8 +289,6 @@ def test_a_step_left_out_by_flag_is_the_ablation(tmp_path):
     assert [row["method"] for row in rows] == ["rem-no31", "rem-no32", "rem-no31-no32", "rem-ce", "rem", "rem-no32-ce"]
     ran_in = {number: [n for n in column(one(number, rows), "n") if n] for number in ("2", "4")}
     assert ran_in == {"2": [1] * 5, "4": [1]}
-    ideal = load(tmp_path, [make_row("rem-ideal"), make_row("rem-ideal", step32=False)])
-    assert "differ in step32" in one("mean", ideal).caption
 
 
 def test_settings_that_do_not_matter(tmp_path):
@@ -310,17 +308,13 @@ def test_settings_that_do_not_matter(tmp_path):
 
 def test_statistics_in_passes_over_forget(tmp_path):
     """R9: what forget_norm's "auto" comes to is no second run, and the other kind is; where no such pass is made the
-    setting is of no concern. Methods that do not read it keep its default, which is no other experiment."""
+    setting is of no concern."""
     for method, other in (("rem", "batch"), ("rem-no31-no32", "running"), ("npo", "running"), ("ascent", "running")):
         ran = dict(method="rem", step31=False, step32=False) if method == "rem-no31-no32" else dict(method=method)
         rows = load(tmp_path, [make_row(**ran), *(make_row(**ran, forget_norm=norm) for norm in ("running", "batch"))])
         assert [(row["method"], row["forget_norm"]) for row in rows] == [(method, "auto"), (method, other)]
     assert len(load(tmp_path, [make_row("cf"), make_row("cf", forget_norm="batch")])) == 1
     assert len(load(tmp_path, [make_row("a.py:f"), make_row("a.py:f", forget_norm="batch")])) == 2
-    rows = [make_row("cf"), make_row("npo", forget_norm="running"), make_row("rem")]
-    assert "NOT ONE EXPERIMENT" not in one("mean", load(tmp_path, rows)).caption
-    rows.append(make_row("npo", task="random"))
-    assert "differ in forget_norm (auto, running)" in one("mean", load(tmp_path, rows)).caption
 
 
 def test_the_pair_of_confusion(tmp_path):
@@ -345,7 +339,7 @@ def test_networks_that_are_not_the_same(tmp_path):
     rows = load(tmp_path, [make_row("no-ul", discovery=0.1), make_row("no-ul", discovery=0.5, lr=0.1),
                            make_row("no-ul", discovery=1.0, lr=0.1, status="failed")])
     got = line(one("mean", rows), method="no-ul")
-    assert (got["n"], got["failed"]) == (2, 0) and "differ in lr" in one("mean", rows).caption
+    assert (got["n"], got["failed"]) == (2, 0)
     rows = load(tmp_path, [make_row("no-ul", 0.3, discovery=1.0), make_row("no-ul", 0.6, discovery=0.1)])
     assert [row["healed"] for row in networks(rows)] == [0.6]
     assert len(networks(load(tmp_path, grid(["no-ul"], rates=(0.1, 0.5))))) == 3  # a task each

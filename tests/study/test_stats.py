@@ -101,7 +101,8 @@ def swept(**more) -> list[dict]:
 
 def test_one_value_for_all_cells_is_compared(tmp_path):
     """V19: a swept method stands in the order, and in every number, by the default in all cells; the best value of each
-    cell has a column of its own, and the caption says that nobody could choose so."""
+    cell has a column of its own, among cells a line behind those that are ranked, and the caption says that nobody
+    could choose so."""
     rows = load(tmp_path, swept() + [row_of(0.5, task=t, seed=s) for t in ("poison", "random") for s in (0, 1)])
     for name in ("mean", "4", "plane"):
         table = one(name, rows)
@@ -113,18 +114,14 @@ def test_one_value_for_all_cells_is_compared(tmp_path):
         assert "one for all cells: scrub alpha 0.01 (of 0.01, 10.0)." in table.caption
         assert "not ranked" in table.caption and "which no user could" in table.caption
         assert "NOT ONE" not in table.caption
+    table, best = one("cells", rows), "scrub, best per cell (not ranked)"
+    assert [row[:2] for row in table.rows] == [
+        *(("poison", method) for method in ("rem", "scrub", best)),
+        *(("random", method) for method in ("scrub", "rem", best))]
+    assert line(table, task="poison", method="scrub")["0.5"] == mean_and_sem([0.2, 0.21])
+    assert line(table, task="poison", method=best)["0.5"] == mean_and_sem([0.8, 0.81])
     plain = one("mean", load(tmp_path, [row for row in swept() if row["alpha"] == 10]))
     assert "best per cell" not in plain.header and "one for all" not in plain.caption
-
-
-def test_best_per_cell_is_a_line_of_its_own_among_cells(tmp_path):
-    """V19: in the table of cells the best value of each cell stands behind the methods that are ranked."""
-    table = one("cells", load(tmp_path, swept() + [row_of(0.5, task="poison", seed=s) for s in (0, 1)]))
-    assert [row[:2] for row in table.rows] == [("poison", "rem"), ("poison", "scrub"),
-        ("poison", "scrub, best per cell (not ranked)"), ("random", "scrub"),
-        ("random", "scrub, best per cell (not ranked)")]
-    assert line(table, task="poison", method="scrub")["0.5"] == mean_and_sem([0.2, 0.21])
-    assert line(table, task="poison", method="scrub, best per cell (not ranked)")["0.5"] == mean_and_sem([0.8, 0.81])
 
 
 @pytest.mark.parametrize("number, settings", [
@@ -158,13 +155,16 @@ def test_the_best_is_that_of_the_mean_product(tmp_path):
 
 
 def test_the_value_compared_is_chosen_by_no_score(tmp_path):
-    """V19: the default where it was run; else the value with most runs, whatever the scores are; values at other seeds
-    or in other cells are no sweep but a mixture, which the caption warns of."""
+    """V19: the default where it was run, which is that of the data set's preset; else the value with most runs,
+    whatever the scores are; values at other seeds or in other cells are no sweep but a mixture, which the caption warns
+    of."""
     rows = [row_of(0.9, "scrub", alpha=10.0), row_of(0.1, "scrub", alpha=0.1), row_of(0.1, "scrub", alpha=0.1, seed=1)]
     assert {row["alpha"] for row in sweep(load(tmp_path, rows)) if row["kept"]} == {0.1}
     found = sweep(load(tmp_path, [*rows, row_of(0.0, "scrub", alpha=0.01)]))
     assert [(row["alpha"], row["best"]) for row in found if row["kept"]] == [(0.01, False)]
     assert {row["alpha"] for row in found} == {0.01, 0.1}  # what is neither compared nor the best is left out
+    mini = [row_of(0.2, dataset="fashion-mini", unlearn_epochs=epochs) for epochs in (3, 10)]  # 10 is Table 3's
+    assert [row["unlearn_epochs"] for row in sweep(load(tmp_path, mini)) if row["kept"]] == [3]
     mixture = load(tmp_path, [row_of(0.9, "scrub", alpha=10.0), row_of(0.1, "scrub", alpha=0.1, seed=1)])
     assert all(row["kept"] and not row["best"] for row in sweep(mixture))
     assert "the runs differ in alpha (0.1, 10.0)" in one("mean", mixture).caption
@@ -179,13 +179,6 @@ def test_every_setting_that_a_method_reads_may_be_swept(tmp_path, name):
     found = sweep(load(tmp_path, [row_of(0.2, method), row_of(0.6, method, **{name: new})]))
     assert {(row[name], row["kept"], row["best"]) for row in found} == {(usual, True, False), (new, False, True)}
     assert {key: set(values) for key, values in found[0]["tried"].items()} == {name: {usual, new}}
-
-
-def test_presets_of_a_data_set_are_its_defaults(tmp_path):
-    """V19: what the data set's preset says is the default there, though Table 3 has another one."""
-    rows = [row_of(0.2, dataset="fashion-mini", unlearn_epochs=n) for n in (3, 10)]
-    assert rows[0]["unlearn_epochs"] == make_row(dataset="fashion-mini")["unlearn_epochs"]
-    assert [row["unlearn_epochs"] for row in sweep(load(tmp_path, rows)) if row["kept"]] == [3]
 
 
 # --- What a score does not tell ---------------------------------------------------------------------------------------

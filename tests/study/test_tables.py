@@ -105,13 +105,8 @@ def test_networks_without_masks_stand_beside_every_p_mem(tmp_path):
     assert [t.title.split()[-1] for t in tables] == ["0.05", "0.2"] and all(column(t, "n") == [1, 1] for t in tables)
     assert all(line(t, method="cf")["Healed"] == (pytest.approx(60.0), None) for t in tables)
     assert not any("NOT ONE EXPERIMENT" in t.caption for t in tables)
-    mixed = make_tables("mean", load(tmp_path, [make_row("cf"), make_row("rem", ratio=0.5),
-                                                make_row("rem-ideal", ratio=1.0)]))
-    assert "NOT ONE EXPERIMENT: the runs differ in ratio (0.5, 1.0)." in mixed[0].caption
     trained = make_tables("mean", load(tmp_path, [make_row("cf", etd=True), make_row("cf", etd=True, p_mem=0.05)]))
     assert [column(t, "n") for t in trained] == [[1], [1]]
-    trained = load(tmp_path, [make_row("cf", etd=True, ratio=ratio, seed=k) for k, ratio in enumerate((0.5, 0.7))])
-    assert "the runs differ in ratio (0.5, 0.7)." in one("mean", trained).caption
 
 
 def test_cells(tmp_path):
@@ -178,8 +173,10 @@ def test_table_1_has_svhn_beside_cifar10(tmp_path):
     assert (got["n"], got["ViT n"], got["ViT product"][0]) == (1, 30, pytest.approx(63.0)) and got["difference"] is None
     assert got["ViT difference"] == "-10.27" and line(table, method="potion", ETD=True)["ViT product (paper)"] == "OOM"
     assert "svhn" in table.caption and table.title.startswith("Table 1: cifar10")
-    few = line(one("1", load(tmp_path, [make_row(), vit])), method="rem", ETD=False)
+    both = one("1", load(tmp_path, [{**make_row(), "images": "1" * 8}, {**vit, "images": "2" * 8}]))
+    few = line(both, method="rem", ETD=False)
     assert few["ViT product"] == (pytest.approx(63.0), None) and few["ViT difference"] is None
+    assert "NOT ONE" not in both.caption  # other images are those of the other data set
     alone = one("1", load(tmp_path, [vit, make_row("npo", arch="vit", dataset="svhn")]))
     assert alone.title.startswith("Table 1: svhn") and line(alone, method="rem", ETD=False)["n"] is None
     others = [make_row(dataset="fashion-mini", n=1000), make_row(dataset="svhn"), make_row(arch="vit")]
@@ -221,11 +218,30 @@ def test_one_table_for_each_data_set(tmp_path):
 # --- What a caption warns of ------------------------------------------------------------------------------------------
 
 
-def test_captions_warn(tmp_path):
-    """V19: runs with other settings are pointed out; seeds and rates are not."""
-    assert "NOT ONE" not in one("mean", load(tmp_path, grid(["rem", "npo"], seeds=(0, 1)))).caption
-    mixed = one("mean", load(tmp_path, [make_row(), make_row(lr=0.05, seed=1), make_row(beta=2.0, seed=2)])).caption
-    assert "NOT ONE EXPERIMENT: the runs differ in lr (0.025, 0.05); beta (1.0, 2.0)." in mixed
+A, B = ({"method": f"{name}.py:f", "code": name * 16} for name in "ab")
+MIXTURES = [  # what runs have beside the defaults, and what they differ in
+    ([{}, dict(discovery=0.1), dict(method="npo"), dict(task="random")], ""),
+    ([{}, dict(lr=0.05), dict(beta=2.0)], "lr (0.025, 0.05); beta (1.0, 2.0)"),
+    ([A, B, {}], ""),  # two methods of two files
+    ([A, {**A, "code": "c" * 16}], f"code ({'a' * 16}, {'c' * 16})"),
+    ([dict(images="1" * 8), dict(images=None)], ""),  # an older row does not say
+    ([dict(images="1" * 8), dict(images=None), dict(images="2" * 8)], "images (11111111, 22222222)"),
+    ([dict(method="rem-ideal"), dict(method="rem-ideal", step32=False)], "step32 (False, True)"),
+    ([dict(method="cf"), dict(ratio=0.5), dict(method="rem-ideal", ratio=1.0)], "ratio (0.5, 1.0)"),
+    ([dict(method="cf", etd=True, ratio=ratio) for ratio in (0.5, 0.7)], "ratio (0.5, 0.7)"),
+    ([dict(method="cf"), dict(method="npo", forget_norm="running"), {}], ""),
+    ([dict(method="cf"), dict(method="npo", forget_norm="running"), dict(method="npo")], "forget_norm (auto, running)"),
+]
+
+
+@pytest.mark.parametrize("changes, differ", MIXTURES)
+def test_captions_warn_of_mixtures(tmp_path, changes, differ):
+    """V19: runs with other settings, on other images, or of one method from two versions of its file are pointed out;
+    seeds, rates, tasks and methods are not.
+    """
+    rows = load(tmp_path, [{**make_row(seed=seed), **change} for seed, change in enumerate(changes)])
+    warning = one("mean", rows).caption.partition("NOT ONE EXPERIMENT: the runs differ in ")[2]
+    assert warning.partition(". ")[0] == differ
 
 
 def test_other_cells_are_told(tmp_path):
@@ -241,23 +257,6 @@ def test_other_cells_are_told(tmp_path):
     rows = grid(["rem"], seeds=(0, 1), rates=(0.1, 0.5, 1.0)) + grid(["no-ul"], seeds=(0, 1), rates=(1.0,))
     assert told(rows) == (False, False) and told(rows[:-1])[0]
     assert told([make_row("no-ul", discovery=0.1), make_row("no-ul", discovery=0.5, seed=1)]) == (False, False)
-
-
-def test_captions_warn_of_two_versions_of_an_own_method(tmp_path):
-    """V19: runs of one method from two versions of its file are pointed out; two methods of two files are not."""
-    a, b = ({**make_row(f"{name}.py:f", seed=k), "code": name * 16} for k, name in enumerate("ab"))
-    assert "NOT ONE" not in one("mean", load(tmp_path, [a, b, make_row()])).caption
-    caption = one("mean", load(tmp_path, [a, {**a, "seed": 1, "code": "c" * 16}])).caption
-    assert f"NOT ONE EXPERIMENT: the runs differ in code ({'a' * 16}, {'c' * 16})." in caption
-
-
-def test_captions_warn_of_other_images(tmp_path):
-    """V19: so are runs on other images, and not those that do not say on which."""
-    rows = [{**make_row(seed=k), "images": images} for k, images in enumerate(("1" * 8, None, "1" * 8, "2" * 8))]
-    assert "NOT ONE" not in one("mean", load(tmp_path, rows[:3])).caption
-    assert "the runs differ in images (11111111, 22222222)." in one("mean", load(tmp_path, rows)).caption
-    (table,) = make_tables("1", load(tmp_path, [rows[0], {**make_row(dataset="svhn", arch="vit"), "images": "2" * 8}]))
-    assert "NOT ONE" not in table.caption  # of two data sets
 
 
 def test_captions_name_the_commits(tmp_path):
