@@ -32,6 +32,13 @@ def row_of(product: float, method="rem", **settings) -> dict:
     return make_row(method, product, 1.0, **settings)
 
 
+def noting(row, **values) -> dict:
+    """The row of the same run that noted these numbers after each epoch."""
+    points = [{"epoch": epoch, **dict(zip(values, found, strict=True))}
+              for epoch, found in enumerate(zip(*values.values(), strict=True))]
+    return {**row, "curve": True, "points": points}
+
+
 def grid(methods, seeds=(0,), rates=(0.1, 1.0), **settings) -> list[dict]:
     """A row a method, task, rate and seed, every score different."""
     places = [(m, t, d, s) for m in methods for t in TASKS for d in rates for s in seeds]

@@ -48,15 +48,12 @@ def change(name="train/a/06.png") -> None:
 
 def test_a_folder_is_one_data_set():
     """R5, R9: a cell that run.py has put into the grid's folder is not done again, also of images that are given by a
-    relative path: it is the same cell and the same data set in a single run and in a grid."""
+    relative path: it is the same cell and the same data set in a single run and in a grid, also where the folder is one
+    data set of several, a blank before its name."""
     assert run.main([*QUICK, "--method", "no-ul", "--out", CELLS]) == 0
     assert run_grid("0") == 0 and [row["method"] for row in rows_of(CELLS)] == ["no-ul", "cf"]
     assert {row["data_dir"] for row in rows_of(CELLS)} == {str(Path("data").resolve())}
     assert len({row["data"] for row in load_rows(["runs"])}) == 1
-
-
-def test_a_folder_among_other_data():
-    """R5: the path is absolute too where the folder is one data set of several, a blank before its name."""
     cells = cells_of({"dataset": "fashion-mini, folder", "data_dir": "data", "image_size": "8"}, None, 0, 1)[1]
     assert {(cell.dataset, cell.data_dir) for cell in cells} == {(name, str(Path("data").resolve()))
                                                                 for name in ("fashion-mini", "folder")}

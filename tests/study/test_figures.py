@@ -1,7 +1,6 @@
 """study/figures.py and canvas.py: each figure of the paper is drawn from rows alone, and says what it leaves out."""
 
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from few_images import refusal  # noqa: E402
-from made_rows import ROOT, grid, load, main, make_row, write  # noqa: E402
+from made_rows import ROOT, grid, load, main, make_row, noting, write  # noqa: E402
 from study.figures import DRAW, Missing, draw  # noqa: E402
 from tasks import TASKS  # noqa: E402
 
@@ -40,16 +39,15 @@ def labels(figure) -> list[str]:
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def test_figures_are_written_without_a_display(tmp_path, capsys):
+def test_figures_are_written_without_a_display(tmp_path, capsys, monkeypatch):
     """V21, R4: a real process without a display writes figures as PNG and SVG, and nothing on stderr; drawn again they
     are the same bytes."""
     source, out, again = (tmp_path / name for name in ("x.jsonl", "out", "again"))
     write(source, grid(("no-ul", "rem")))
-    displays = ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")
-    environment = {key: value for key, value in os.environ.items() if key not in displays}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-W", "error", ROOT / "run.py", "report", source, "--figure", "1,3", "--out", out]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    command = [sys.executable, "-B", "-W", "error", ROOT / "run.py", "report", source, "--figure", "1,3", "--out", out]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     names = {f"figure-{number}-cifar10-n1000.{kind}" for number in "13" for kind in ("png", "svg")}
     assert {path.name for path in out.iterdir()} == names
@@ -82,11 +80,11 @@ def test_numbers_stand_out(tmp_path):
 
 def test_every_figure_can_be_laid_out(tmp_path):
     """V21: titles, legends and labels of every figure lie within its edges."""
-    points = [{"epoch": e, "base": 1 - 0.2 * e, "full": 0.9, "healed": 0.1 * e, "acc_forget_before": 0.5}
-              for e in range(5)]
+    points = dict(base=[1.0, 0.8, 0.6, 0.4, 0.2], full=[0.9] * 5, healed=[0.0, 0.1, 0.2, 0.3, 0.4],
+                  acc_forget_before=[0.5] * 5)
     rows = grid(("no-ul", "rem-no31", "etd-ideal")) + grid(("no-ul", "rem"), etd=True) + grid(("no-ul",), capacity=1.0)
     rows += grid(("no-ul", "rem"), arch="vit") + grid(("cf",))
-    rows += [{**row, "points": points, "curve": True} for row in grid(("rem",), stop="max")]
+    rows += [noting(row, **points) for row in grid(("rem",), stop="max")]
     rows = load(tmp_path, rows)
     for number in DRAW:
         figure = only(number, rows)
@@ -140,14 +138,10 @@ def test_missing_rows_are_named(tmp_path, number):
 
 
 def test_a_figure_that_cannot_be_drawn(tmp_path, capsys):
-    """R2: a figure without its rows is one line, exit 2, and no other is written; among all it is skipped with a note.
-    """
+    """R2: a figure without its rows is one line, exit 2, and no other is written."""
     source = write(tmp_path / "x.jsonl", grid(("no-ul", "rem")))
     err = refusal(capsys, "report", source, "--figure", "3,9", "--out", tmp_path / "o")
     assert err.startswith("run.py report: figure 9 needs rows of ") and not list(tmp_path.glob("o/*"))
-    failed = str(write(tmp_path / "y.jsonl", [make_row(status="failed")]))
-    assert main([failed, "--figure", "all", "--out", str(tmp_path / "o")]) == 0
-    assert capsys.readouterr().err.count("run.py report: skipped: figure ") == len(DRAW)
 
 
 # --- What is in them --------------------------------------------------------------------------------------------------
@@ -207,7 +201,7 @@ def test_bars(tmp_path):
 
 
 def test_figures_count_a_network_once(tmp_path):
-    """V21: what reads no D_f has the SEM and number of its networks, in heat maps at every rate."""
+    """V21: what reads no D_f has the SEM and number of its networks."""
     rates = [k / 10 for k in range(1, 11)]
     kinds = (("no-ul", 0.5), ("etd", 0.5), ("no-ul", 1.0), ("etd-ideal", 0.5), ("rem", 0.5))
     rows = [make_row(method, h, 1.0, seed=s, discovery=d, capacity=c, task="random")
@@ -222,7 +216,6 @@ def test_figures_count_a_network_once(tmp_path):
     assert errors(only("9", rows)) == pytest.approx([error] * 3)
     assert "3 to 30 runs per bar" in only("3", rows).get_suptitle()
     assert "n = 42" in labels(only("6", rows))[0]  # 4 x 3 networks and rem's 30 runs
-    assert len(panels(only("10", rows))["ETD"].texts) == 11
 
 
 def test_networks_without_rates_have_one_number(tmp_path):
@@ -240,13 +233,9 @@ def test_other_masks_are_told(tmp_path, number):
     rows = grid(("no-ul", "rem"))
     plain = only(number, load(tmp_path, [*rows, *grid(("cf",), p_mem=0.05)]))
     assert "p_mem" not in plain.get_suptitle()
-    assert number == "1" or "fine-tuning" in [*panels(plain), *bar_names(plain)]
+    bars = [text.get_text() for text in plain.axes[0].get_yticklabels()]
+    assert number == "1" or "fine-tuning" in [*panels(plain), *bars]
     assert "not drawn: p_mem 0.05" in only(number, load(tmp_path, [*rows, *grid(("rem",), p_mem=0.05)])).get_suptitle()
-
-
-def bar_names(figure) -> list[str]:
-    """Names beside the bars."""
-    return [text.get_text() for text in figure.axes[0].get_yticklabels()]
 
 
 def test_rem_on_and_off_etd(tmp_path):
@@ -261,11 +250,10 @@ def test_rem_on_and_off_etd(tmp_path):
 def test_redirection(tmp_path):
     """V21: Fig. 5: accuracy by epoch, mean over seeds, at the discovery rate next to one half; of the runs that failed
     those that were to note it are counted."""
-    def curve(seed, base, **more):
-        points = [{"epoch": e, "base": b, "full": 1.0} for e, b in enumerate(base)]
-        return {**make_row(seed=seed, unlearn_epochs=5, **more), "curve": True, "points": points}
+    def curve(base, **more):
+        return noting(make_row(unlearn_epochs=5, **more), base=base, full=[1.0, 1.0])
 
-    rows = [curve(0, [1.0, 0.2]), curve(1, [0.8, 0.0]), curve(0, [0.0, 0.0], discovery=1.0), make_row()]
+    rows = [curve([1.0, 0.2]), curve([0.8, 0.0], seed=1), curve([0.0, 0.0], discovery=1.0), make_row()]
     rows += [make_row(status="failed", seed=2, curve=True), make_row(status="failed", seed=3)]
     figure = only("5", load(tmp_path, rows))
     (axes,) = figure.axes
@@ -280,10 +268,8 @@ def test_lasting(tmp_path):
     """V21: Healed and Acc(D_f) after each epoch, a line per discovery rate, of the longest runs that go on to the end.
     """
     def run(healed, forget, **more):
-        points = [{"epoch": e, "base": 0.5, "healed": h, "acc_forget_before": f}
-                  for e, (h, f) in enumerate(zip(healed, forget, strict=True))]
-        more = {"stop": "max", "unlearn_epochs": 24} | more
-        return {**make_row(**more), "curve": True, "points": points}
+        row = make_row(**{"stop": "max", "unlearn_epochs": 24} | more)
+        return noting(row, base=[0.5] * 3, healed=healed, acc_forget_before=forget)
 
     rows = [run([0.1, 0.9, 0.4], [1.0, 1.0, 0.2], discovery=0.1)]
     rows += [run([0.3, 0.7, 0.6], [1.0, 1.0, 0.0], discovery=0.1, seed=1)]
@@ -303,9 +289,11 @@ def test_lasting(tmp_path):
 
 def test_healing_on_training_and_test(tmp_path):
     """V21: Fig. 6: a point a run, cut at 80 % on CIFAR-10, elsewhere 10 points below the untouched network."""
-    rows = [{**make_row("rem", 0.5, 0.9), "healed_test": 0.25}, make_row("cf", 0.5, 0.79), make_row("no-ul", 0.1, 0.95)]
+    rows = [{**make_row("rem", 0.5, 0.9, p_mem=0.05), "healed_test": 0.25}, make_row("cf", 0.5, 0.79),
+            make_row("no-ul", 0.1, 0.95)]
     figure = only("6", load(tmp_path, rows))
     assert "1 of 3 runs with Utility below 80.0 % removed" in figure.get_suptitle()
+    assert "not drawn" not in figure.get_suptitle()  # runs of every p_mem are
     points = {tuple(p) for scatter in figure.axes[0].collections for p in scatter.get_offsets().data}
     assert points == {(50.0, 25.0), (10.0, 10.0)} and labels(figure)[2] == "poison (high), n = 2"
     other = [{**row, "dataset": "fashion-mini"} for row in rows]
@@ -367,26 +355,25 @@ def test_every_method_has_its_heat_map(tmp_path, number, arch):
 
 def test_points_that_lack_a_number_are_not_drawn(tmp_path):
     """R2: Fig. 5 and lasting take runs whose points have all that they draw; without one they say what is missing."""
-    points = [{"epoch": 0, "base": 0.5}, {"epoch": 1, "base": 0}]
-    plain = {**make_row(unlearn_epochs=5), "curve": True, "points": points}
-    healed = [{"epoch": e, "base": 0.5, "healed": 0.5} for e in range(3)]
-    later = {**make_row(stop="max", seed=1), "curve": True, "points": healed}
-    with pytest.raises(Missing, match="figure 3 needs runs of poison, confusion or random labels that ended well"):
-        draw("3", load(tmp_path, [make_row(status="failed")]), Figure)
+    plain = noting(make_row(unlearn_epochs=5), base=[0.5, 0])
+    later = noting(make_row(stop="max", seed=1), base=[0.5] * 3, healed=[0.5] * 3)
     for number in ("5", "lasting"):
         with pytest.raises(Missing, match="--curve"):
             only(number, load(tmp_path, [plain, later]))
-    whole = {**plain, "seed": 2, "points": [{**point, "full": 1.0} for point in plain["points"]]}
+    whole = noting({**plain, "seed": 2}, base=[0.5, 0], full=[1.0, 1.0])
     assert "1 run" in only("5", load(tmp_path, [plain, later, whole])).get_suptitle()
 
 
 def test_people_have_no_place_on_the_plane(tmp_path, capsys):
-    """V21: rows of people's mistakes are drawn in no figure: alone they are missing rows, beside others left out."""
+    """V21, R2: rows of people's mistakes are drawn in no figure: beside others they are left out; where there are no
+    others, or failed ones alone, every figure is skipped with a note."""
     people = [make_row(method, task="human", discovery=rate, seed=seed)
               for method in ("no-ul", "npo", "rem") for rate in (0.1, 0.5) for seed in (0, 1)]
-    assert main([str(write(tmp_path / "people.jsonl", people)), "--figure", "all", "--out", str(tmp_path / "no")]) == 0
+    source = write(tmp_path / "people.jsonl", [*people, make_row(status="failed")])
+    assert main([str(source), "--figure", "all", "--out", str(tmp_path / "no")]) == 0
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == len(DRAW) and all("needs runs of poison, confusion or random labels" in line for line in said)
+    assert len(said) == len(DRAW) and all(line.startswith("run.py report: skipped: figure ") for line in said)
+    assert all("needs runs of poison, confusion or random labels that ended well" in line for line in said)
     for number in ("3", "10", "seeds"):
         rows = grid(("no-ul", "npo", "rem"))
         assert only(number, load(tmp_path, people + rows)).get_suptitle() == only(
@@ -401,8 +388,8 @@ def test_a_dollar_is_no_formula(tmp_path):
 
 
 def test_every_seed_is_a_point(tmp_path):
-    """The points of a column are the runs at the lowest discovery rate in the order of their seeds, its line is their
-    mean; methods that read no D_f have no column."""
+    """V21: the points of a column are the runs at the lowest discovery rate in the order of their seeds, its line is
+    their mean; methods that read no D_f have no column."""
     found = {"rem": {2: 0.9, 0: 0.7, 1: 0.8}, "npo": {0: 0.5, 1: 0.1}}
     rows = [make_row(method, healed, 0.9, task="poison", discovery=0.1, seed=seed)
             for method, healings in found.items() for seed, healed in healings.items()]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiment.methods import METHODS
-from made_rows import column, every_cell, grid, line, load, make_row, mean_and_sem, one
+from made_rows import column, every_cell, grid, line, load, make_row, mean_and_sem, noting, one
 from study.stats import summary
 from study.tables import PAPER, make_tables
 
@@ -82,8 +82,7 @@ def test_the_times(tmp_path):
     table = one("mean", load(tmp_path, rows + [make_row("cf")]))
     assert line(table, method="rem")["time % (paper)"] == "10.7" and line(table, method="cf")["time % (paper)"] is None
     assert got([{**make_row("etd"), "seconds": 80.0, "train_seconds": None}], "etd") == ["80.0", None]
-    points = [{"epoch": 0, "base": 1.0, "full": 0.5}]
-    slow = {**make_row(seed=0), "curve": True, "points": points, "seconds": 50.0}
+    slow = {**noting(make_row(seed=0), base=[1.0]), "seconds": 50.0}
     plain, other = {**make_row(seed=0), "seconds": 4.0}, {**make_row(seed=1), "seconds": 6.0}
     for rows, seconds in (([slow, other], "6.0"), ([slow, plain], "4.0"), ([slow], "50.0")):
         assert got(rows)[0] == seconds
