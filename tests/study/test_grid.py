@@ -84,6 +84,29 @@ def test_rows_are_those_of_a_single_run(few, tmp_path, etd):
     assert all(row["status"] == "ok" for row in ours.values()) and len(ours) >= 13
 
 
+def test_ranks_share_the_work(few, tmp_path, capsys, monkeypatch):
+    """R4: each rank trains its own originals and writes its own file; together they are the whole grid, number for
+    number, and another number of ranks does nothing again."""
+    axes = ["--tasks", "all", "--seeds", "0,1", "--method", "no-ul,npo"]
+    assert do(tmp_path / "one", *axes) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        assert do(tmp_path / "two", *axes) == 0
+        assert len(list((tmp_path / "two" / "originals").glob("*.pt"))) == 3 * (int(rank) + 1)
+    assert sorted(path.name for path in (tmp_path / "two").glob("*.jsonl")) == ["cells-0.jsonl", "cells-1.jsonl"]
+    assert numbers(tmp_path / "two") == numbers(tmp_path / "one") and len(read_rows(tmp_path / "two")) == 12
+    before = {path: path.read_bytes() for out in ("one", "two") for path in (tmp_path / out).glob("*.jsonl")}
+    capsys.readouterr()
+    for world in (1, 3):
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        for rank in range(world):
+            monkeypatch.setenv("RANK", str(rank))
+            assert do(tmp_path / "two", *axes) == do(tmp_path / "one", *axes) == 0
+    assert all(line.startswith("0 cells done, 0 of them failed") for line in capsys.readouterr().out.splitlines())
+    assert before == {path: path.read_bytes() for out in ("one", "two") for path in (tmp_path / out).glob("*.jsonl")}
+
+
 # --- Killed, resumed, and beside another ------------------------------------------------------------------------------
 
 
@@ -170,18 +193,15 @@ def test_two_grids_on_one_folder(few, tmp_path):
 
 
 def test_done_cells_are_skipped(few, tmp_path, capsys):
-    """R5, R8: the same command again does nothing; a wider one does what is new. A preset's cells are done, at the
-    values of the command line where it names some."""
+    """R5, R8: a wider command does what is new. A preset's cells are done, at the values of the command line where it
+    names some."""
     axes = ["--preset", "quick", "--task", "random", "--method", "no-ul,npo"]
     assert do(tmp_path, *axes, "--discovery", "0.5") == 0
     bytes_before = (tmp_path / "cells.jsonl").read_bytes()
-    assert do(tmp_path, *axes, "--discovery", "0.5") == 0
-    assert (tmp_path / "cells.jsonl").read_bytes() == bytes_before
     assert do(tmp_path, *axes, "--discovery", "0.5,1") == 0
     assert (tmp_path / "cells.jsonl").read_bytes().startswith(bytes_before)
     assert statuses(tmp_path) == {("no-ul", "ok"): 2, ("npo", "ok"): 2}
-    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "2 cells done", "0 cells done", "2 cells done"]
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == ["2 cells done"] * 2
 
 
 def test_rows_of_other_code_are_named(capsys):
@@ -232,7 +252,7 @@ def test_a_process_that_dies_in_training(few):
 
 
 def test_dry_run_shows_and_leaves_nothing(few, tmp_path, capsys):
-    """R2: --dry-run prints every cell below its original and does none; a run lists originals alone."""
+    """R2: --dry-run prints every cell below its original and does none."""
     out, axes = tmp_path / "grid", ["--task", "random", "--etd", "both", "--method", "no-ul,npo,etd"]
     assert do(out, *axes, "--dry-run", size=LOUD) == 0 and not out.exists()
     lines = capsys.readouterr().out.splitlines()
@@ -244,14 +264,15 @@ def test_dry_run_shows_and_leaves_nothing(few, tmp_path, capsys):
     capsys.readouterr()
     assert do(out, *axes, "--dry-run", "--quiet") == 0 and len(read_rows(out)) == 1
     assert capsys.readouterr().out.splitlines()[-1].split() == ["all", "5", "1", "0", "4"]
-    assert do(out, "--task", "random", "--method", "no-ul,npo", size=LOUD) == 0
-    assert not any(line.startswith("  0.5") for line in capsys.readouterr().out.splitlines())
 
 
 def test_lines_of_a_grid(few, tmp_path, capsys):
-    """R2, R3: a line an original and one a cell, with scores and the time left; the rows hold the whole command."""
+    """R2, R3: originals are listed, without their cells; a line an original and one a cell follow, with scores and the
+    time left; the rows hold the whole command."""
     assert do(tmp_path, "--task", "random", "--method", "no-ul,etd", size=LOUD) == 0
-    lines = capsys.readouterr().out.splitlines()[-5:]
+    printed = capsys.readouterr().out.splitlines()
+    listed, lines = printed[:-5], printed[-5:]
+    assert listed and not any(line.startswith("  0.5") for line in listed)
     assert [line.split()[:3] for line in lines[:2]] == [["random", "trained", "the"], ["[", "1/2", "]"]]
     assert lines[2].split()[1:3] == ["trained", "etd,"]
     assert lines[3].split()[:6] == ["[", "2/2", "]", "random", "0.5", "etd"]
@@ -275,32 +296,6 @@ def test_signs_of_life(few, tmp_path, capsys, monkeypatch, quiet):
     told = {"train the original, seed 0", "train etd, seed 0", "0.5   retrain, seed 0", "0.5   rem, seed 0"}
     assert names == (set() if quiet else {f"random     {words}" for words in told})
     assert numbers(tmp_path / "long") == numbers(tmp_path / "short")
-
-
-# --- Ranks ------------------------------------------------------------------------------------------------------------
-
-
-def test_ranks_share_the_work(few, tmp_path, capsys, monkeypatch):
-    """R4: each rank trains its own originals and writes its own file; together they are the whole grid, number for
-    number, and another number of ranks does nothing again."""
-    axes = ["--tasks", "all", "--seeds", "0,1", "--method", "no-ul,npo"]
-    assert do(tmp_path / "one", *axes) == 0
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank in "01":
-        monkeypatch.setenv("RANK", rank)
-        assert do(tmp_path / "two", *axes) == 0
-        assert len(list((tmp_path / "two" / "originals").glob("*.pt"))) == 3 * (int(rank) + 1)
-    assert sorted(path.name for path in (tmp_path / "two").glob("*.jsonl")) == ["cells-0.jsonl", "cells-1.jsonl"]
-    assert numbers(tmp_path / "two") == numbers(tmp_path / "one") and len(read_rows(tmp_path / "two")) == 12
-    before = {path: path.read_bytes() for out in ("one", "two") for path in (tmp_path / out).glob("*.jsonl")}
-    capsys.readouterr()
-    for world in (1, 3):
-        monkeypatch.setenv("WORLD_SIZE", str(world))
-        for rank in range(world):
-            monkeypatch.setenv("RANK", str(rank))
-            assert do(tmp_path / "two", *axes) == do(tmp_path / "one", *axes) == 0
-    assert all(line.startswith("0 cells done, 0 of them failed") for line in capsys.readouterr().out.splitlines())
-    assert before == {path: path.read_bytes() for out in ("one", "two") for path in (tmp_path / out).glob("*.jsonl")}
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
