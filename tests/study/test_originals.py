@@ -69,7 +69,7 @@ def test_the_network_kept_is_that_of_its_settings(tmp_path, etd):
 def test_what_trains_alone_is_the_methods_own_network(tmp_path, method):
     """R9: the network kept for etd and etd-ideal is the method's, bit for bit, and its seconds are the rows'; also
     where all images are corrupted."""
-    config = settings(task="random", method=method, epochs="2", batch="16", n="128")
+    config = settings(task="poison", method=method, epochs="2", batch="16", n="128")
     original = original_of(config)
     seconds, failure = make_original(original, tmp_path)
     task, network, kept = load_original(original, str(tmp_path))
