@@ -79,20 +79,20 @@ def finished(learnt):
 def test_the_loss_is_that_of_a_loop():
     """-log p of the label, of the true one where D_f has one, else -log(1 - p) of the wrong one; a mean. Outside D_f
     the label as given is learnt, whatever stands in `truths`."""
-    generator = gen(0)
-    z = torch.randn(12, 4, generator=generator, dtype=torch.float64) * 3
-    y = torch.randint(0, 4, (12,), generator=generator)
-    in_forget = torch.arange(12) % 2 == 0
-    truths = torch.where(torch.arange(12) % 3 == 0, (y + 1) % 4, -1)
+    n, generator = 60, gen(0)  # each class is the true one of some
+    z = torch.randn(n, 4, generator=generator, dtype=torch.float64) * 3
+    y = torch.randint(0, 4, (n,), generator=generator)
+    in_forget = torch.arange(n) % 2 == 0
+    truths = torch.where(torch.arange(n) % 3 == 0, (y + 1) % 4, -1)
     total = 0.0
-    for i in range(12):
+    for i in range(n):
         exp = [math.exp(value) for value in z[i].tolist()]
         p = [value / sum(exp) for value in exp]
         if in_forget[i] and truths[i] < 0:
             total -= math.log(1 - p[y[i]])
         else:
             total -= math.log(p[truths[i] if in_forget[i] else y[i]])
-    assert float(finish_loss(z, y, in_forget, truths)) == pytest.approx(total / 12, rel=1e-12)
+    assert float(finish_loss(z, y, in_forget, truths)) == pytest.approx(total / n, rel=1e-12)
 
 
 def test_the_loss_of_what_is_believed_beyond_doubt_is_finite():
