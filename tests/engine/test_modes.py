@@ -87,8 +87,10 @@ def test_a_refresh_is_one_shuffled_augmented_pass(seed, index):
 
 
 def test_a_refresh_asks_how_the_network_came():
-    """A30: which BatchNorms are frozen is told by the modes that the network came with, not by those that it is in."""
+    """A30: which BatchNorms are frozen is told by the modes that the network came with, not by those that it is in; its
+    first layer may be in evaluation mode, too."""
     net, before = randomise(Both(), 0), randomise(Both(), 0)
+    net.conv1.eval()
     net.norm1.eval()
     modes = modes_of(net)
     refresh_batchnorm(net.eval(), make_data(0), modes=modes)
