@@ -108,6 +108,21 @@ def test_l16_the_loss_of_ones_own(seed, batch, part):
     assert epochs[0] != epochs[1] or epochs[1] != epochs[2]
 
 
+def test_l16_images_are_augmented_anew():
+    """L16: each epoch goes over the images as the data augment them for it, drawn from the generator."""
+    data, model, seen, generator = make_data(0, pad=2, flip=True), Weight(), [], gen(3)
+
+    def loss(rows, x, y):
+        seen.append(x.clone())
+        return model.w * 1
+
+    train.fit(model, data, None, tiny(batch=5, epochs=2), gen(3), loss=loss)
+    wanted = [x for _ in range(2) for _, x, _ in data.batches(None, 5, generator, augment=True, dtype=torch.float64)]
+    assert len(seen) == len(wanted) == 6 and all(map(torch.equal, seen, wanted))
+    plain = [x for _, x, _ in data.batches(None, 5, gen(3), dtype=torch.float64)]
+    assert not any(map(torch.equal, seen, plain))
+
+
 def test_l16_whatever_the_mode():
     """L16: a network that comes in eval mode is trained as one in training mode, and left in training mode."""
     nets = [small_net(0).train(mode) for mode in (True, False)]
