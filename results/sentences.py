@@ -353,8 +353,11 @@ def of_both() -> list[tuple]:
     confused = {name: pick(rows_at(ANEW), etd=False, method=name, task="confusion") for name in ("no-ul", "rem")}
     return [("by {} points over SCRUB on fashion-mini and by {} over NPO on the 10,000 images",
              [turned(lead), turned(plane["npo"]["minus REM"])]),
-            ("ETD alone ends {} points above REM there, NPO on ETD {} and REM on ETD {}",
-             [plane[name]["minus REM"] for name in ("ETD alone", "npo on ETD", "rem on ETD")]),
+            ("ETD alone ends {} points behind REM there, NPO on ETD {}, and REM on ETD {} ahead of it",
+             [*(turned(plane[name]["minus REM"]) for name in ("ETD alone", "npo on ETD")),
+              plane["rem on ETD"]["minus REM"]]),
+            ("which theta_o1 knows to {} and {} % at the two seeds",
+             [mean(pick(alone, task="poison", seed=seed), "learnt", 0) for seed in (0, 1)]),
             ("ETD alone is {} points above REM on confusion and {} on random labels, and {} below it on poison",
              [less["confusion"], less["random"], turned(less["poison"])]),
             ("at a Utility of {} in place of {}", utility),
