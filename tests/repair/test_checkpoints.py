@@ -372,13 +372,13 @@ def test_safetensors_as_its_description_says(tmp_path):
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\x05" + values.tobytes())
     found = read(path)
     assert_same(found, {"w": torch.arange(6.0).view(2, 3), "b": torch.tensor(5, dtype=torch.uint8)})
-    write(path, {"w": found["w"], "none": torch.zeros(0, 3)}, nn.Identity(), {})
+    write(path, {"w": found["w"], "empty": torch.zeros(0, 3)}, nn.Identity(), {})
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     assert header["w"] == {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]} and length % 8 == 0
     assert np.array_equal(np.frombuffer(data[8 + length :], "<f4"), values)
-    assert read(path)["none"].shape == (0, 3)
+    assert read(path)["empty"].shape == (0, 3)
 
 
 def test_a_header_of_any_length_is_no_web_page(tmp_path):

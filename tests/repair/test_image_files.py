@@ -90,7 +90,7 @@ def test_what_is_kept_in_memory(tmp_path, root, room, train, heldout):
     for part, whole in zip(found[:2], folder.load(reading)[:2], strict=True):
         every = torch.arange(len(whole))
         assert torch.equal(part.some(every).images, whole.images) and torch.equal(part.labels, whole.labels)
-        assert (part.mean, part.std) == (whole.mean, whole.std)
+        assert (part.mean, part.std) == (whole.mean, whole.std) and whole.images.nbytes == reading.size_of(len(whole))
     assert type(folder.load(reading, workers=0, room=room * reading.size_of(1) - 1)[1]) is Streamed
 
 
