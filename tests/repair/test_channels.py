@@ -45,6 +45,7 @@ def test_what_takes_three_channels_keeps_them():
     net = torchvision.models.resnet18(num_classes=3)
     reading = Reading(32, 1.0, *THREE)
     assert with_channels(net, net.state_dict(), reading) == reading and net.conv1.in_channels == 3
+    assert with_channels(net, {}, reading).channels == 3  # a checkpoint without that layer tells nothing
     with pytest.raises(ValueError, match="give three numbers each"):
         with_channels(net, net.state_dict(), Reading(32, 1.0, (0.5,), (0.5,)))
     grey = stem_of_one()
