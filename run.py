@@ -89,9 +89,6 @@ def main(argv: list[str] | None = None) -> int:
         except OSError as error:  # a disk that is full, a file that went away
             tell(f"run.py: {type(error).__name__}: {error}")
             return 1
-        except KeyboardInterrupt:
-            tell(f"run.py: interrupted; {what_is_left(argv)}")
-            return 130
 
 
 def what_went_wrong(error: Exception) -> str:

@@ -48,6 +48,8 @@ def answer_while_importing() -> None:
 def answering(main, what_is_left) -> int:
     """Call main() and return what it does; at Ctrl-C it gets a KeyboardInterrupt, or the process ends by force.
 
+    main lets the KeyboardInterrupt pass. It is told here, once, and the process ends with that, before anything else is
+    destroyed.
     Python raises KeyboardInterrupt between two of its own steps. One step of a large network, or the import of a
     library, can take far longer than a user waits; then a thread that the signal itself wakes ends the process after
     GRACE seconds, and LATE seconds later where the KeyboardInterrupt has come to nothing: code of others may catch it,
@@ -60,12 +62,18 @@ def answering(main, what_is_left) -> int:
     woken, wakes = socket.socketpair()
     wakes.setblocking(False)
     raised, over, mine, parent = threading.Event(), threading.Event(), os.getpid(), os.getpid()
+    ending = threading.RLock()  # who has it ends the process; a second Ctrl-C finds it with the same thread
+
+    def tell_and_end() -> None:
+        if ending.acquire(blocking=False):
+            leave(words_of(what_is_left))
+        threading.Event().wait()  # another thread is at it
 
     def handle(*_) -> None:
         if os.getpid() != mine:
             return  # just forked, and not yet deaf to it
         if raised.is_set():
-            leave(words_of(what_is_left))
+            tell_and_end()
         raised.set()
         raise KeyboardInterrupt
 
@@ -73,9 +81,7 @@ def answering(main, what_is_left) -> int:
         with woken:
             while number := woken.recv(1):
                 if number[0] == signal.SIGINT and not (raised.wait(GRACE) and over.wait(LATE)):
-                    words = words_of(what_is_left)
-                    if not over.is_set():  # main may have told it by now
-                        leave(words)
+                    tell_and_end()
 
     def forking() -> None:
         nonlocal parent
@@ -87,7 +93,7 @@ def answering(main, what_is_left) -> int:
 
     def dropped(what, otherwise=sys.unraisablehook) -> None:
         if issubclass(what.exc_type, KeyboardInterrupt):
-            leave(words_of(what_is_left))
+            tell_and_end()
         otherwise(what)
 
     listener = threading.Thread(target=listen, daemon=True)
@@ -98,23 +104,39 @@ def answering(main, what_is_left) -> int:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=forking, after_in_child=forked)
     try:
-        code = main()
-    except KeyboardInterrupt:  # before or after main's own answer
-        leave(words_of(what_is_left))
-    alone()  # nothing is left to do but to end
+        try:
+            code = main()
+        finally:
+            alone()  # nothing is left to do but to end
+            if raised.is_set():
+                flush()  # as long as the other thread would end a process whose reader does not read
+            ending.acquire()  # where that thread is at it, whatever has become of main meanwhile is nobody's business
+    except KeyboardInterrupt:
+        tell_and_end()
     over.set()
     wakes.close()
     listener.join(GRACE)  # it reads the end, and closes its own
     if raised.is_set():
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
         end(code)
     return code
 
 
+def flush() -> None:
+    """Write what was printed, as far as somebody reads it."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
 def end(code: int) -> None:
-    """End at once: taking a large library apart again can take as long as a user waits."""
+    """End at once: taking a large library apart again can take as long as a user waits.
+
+    torch raises an error in the main thread where a worker dies that it still waits for; nobody shall read of that.
+    """
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(code)

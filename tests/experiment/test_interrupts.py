@@ -65,17 +65,6 @@ def main():
     ready()
     while True: pass
 """
-LATE = """
-def main():
-    try:
-        ready()
-        while True: pass
-    except KeyboardInterrupt:
-        time.sleep(3.2)  # until the process is being ended by force, and its words are being made
-        print("run.py: interrupted; told by main", file=sys.stderr)
-        return 130
-def what_is_left(): time.sleep(60)
-"""
 JUST_FORKED = """
 def main():
     child = os.fork()
@@ -83,8 +72,7 @@ def main():
         HANDLER()  # as if Ctrl-C had come before it was deaf to it
         os._exit(7)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print("run.py: interrupted; told by main" if code == 7 else code, file=sys.stderr)
-    return 130
+    raise KeyboardInterrupt if code == 7 else RuntimeError(code)
 def keep(number, handler, put=signal.signal):
     global HANDLER
     HANDLER = HANDLER or (handler if callable(handler) else None)
@@ -107,19 +95,45 @@ def main():
     time.sleep(0.5)
     return 4
 """
-WORKERS = """
+LOADED = """
+at_once = os._exit
+def later(code): time.sleep(0.5); at_once(code)  # of the cores of a busy machine another thread has one first
+os._exit = later
+"""
+WORKERS = LOADED + """
 import torch
 from torch.utils.data import DataLoader
 class Slow(torch.utils.data.Dataset):
     def __len__(self): return 1000
     def __getitem__(self, i): time.sleep(0.05); return i
 def main():
+    for i, _ in enumerate(DataLoader(Slow(), num_workers=2, multiprocessing_context="fork")):
+        if i == 3: ready(); time.sleep(STEP)
+"""
+WAITING = WORKERS.replace("STEP", "0")  # for a batch
+STUBBORN = WORKERS.replace("STEP", "60").replace("0.05", "0.05 if i < 4 else 60")  # main waits for them
+LATE = LOADED + """
+def main():
     try:
-        for i, _ in enumerate(DataLoader(Slow(), num_workers=2, multiprocessing_context="fork")):
-            if i == 3: ready()
+        ready()
+        while True: pass
     except KeyboardInterrupt:
-        print("run.py: interrupted; told by main", file=sys.stderr)
-        return 130
+        time.sleep(3.2)  # until the process is being ended by force, and its words are being made
+        ready()  # for a second Ctrl-C
+        while True: pass
+def what_is_left(): time.sleep(60)
+"""
+ENDING = LOADED + """
+import threading
+from torch.utils.data import DataLoader
+class Slow(list):
+    def __getitem__(self, i): time.sleep(60 * i); return i
+def main():
+    passing = iter(DataLoader(Slow(range(9)), num_workers=2, multiprocessing_context="fork"))
+    next(passing)
+    threading.Timer(0.3, ready).start()
+    del passing  # waits for its workers
+    while True: pass
 """
 
 
@@ -144,15 +158,16 @@ def interrupted(body: str, times: int = 1, group: bool = False, ignored: bool = 
     (LONG_STEP, "the words", {}), (SLOW_WORDS, "what was written is whole", {}),
     (NO_WORDS, "what was written is whole", {}), (STUCK, "the words", {"times": 2}),
     (IMPORTING, "nothing had begun", {}), (DROPPED, "the words", {}), (CAUGHT, "the words", {}),
-    (FORKING, "the words", {}), (WORKERS, "told by main", {"group": True}), (LATE, "told by main", {}),
-    (JUST_FORKED, "told by main", {"times": 0})],
+    (FORKING, "the words", {}), (WAITING, "the words", {"group": True}),
+    (STUBBORN, "the words", {"group": True}), (ENDING, "the words", {"group": True}), (LATE, "what was written is whole", {"times": 2}),
+    (JUST_FORKED, "the words", {"times": 0})],
     ids=["long step", "words that wait", "words that fail", "twice", "importing", "dropped", "caught", "forking",
-         "workers", "late", "just forked"])
+         "workers", "workers that do not end", "workers that are ending", "late", "just forked"])
 def test_an_interrupt_is_one_line_and_130(body, words, how):
-    """R3: in one long step, where main does not come back or has no answer, while libraries load, and where the
-    KeyboardInterrupt comes to nothing, the process ends all the same, and what it has just forked ends with it. Where
-    main tells it, be it while the process is about to end by force, that is the one line: workers that decode, to which
-    a terminal sends Ctrl-C too, and what was just forked leave the answer to main, in its process."""
+    """R3: in one long step, where main does not come back, while libraries load, and where the KeyboardInterrupt comes to
+    nothing, the process ends all the same, and what it has just forked ends with it. It is told once: not by main too
+    or for a second Ctrl-C while the process is about to end by force, not by workers that decode, to which a terminal
+    sends Ctrl-C too, nor by what was just forked; and what torch says of workers that die with it is not heard."""
     assert interrupted(body, **how) == (130, f"run.py: interrupted; {words}\n")
 
 
