@@ -136,8 +136,8 @@ def test_a_command_that_is_cut_off_goes_on(colours, capsys):
     assert len(lines) >= 2 and not state.exists()
     out.unlink()
     before = set(out.parent.iterdir())
-    with cut_after(1):
-        assert call(colours, *many, "--checkpoint-every", 2) == 130
+    with cut_after(1), pytest.raises(KeyboardInterrupt):
+        call(colours, *many, "--checkpoint-every", 2)
     assert set(out.parent.iterdir()) == before | {state}
     kept = state.read_bytes()
     capsys.readouterr()
@@ -209,8 +209,8 @@ def test_the_command_goes_on_with_the_same_files_alone(colours, capsys, memory):
     """P9: killed after epoch 1, the same files go on, read anew where there is no room for them any more; where one was
     overwritten, at which the key does not look, they do not: in memory its pixels tell, streamed its time."""
     state, more = colours["--out"].with_suffix(".state"), ("--epochs", 2, "--batch-size", 16, "--workers", 0)
-    with cut_after(1):
-        assert call(colours, *more, "--max-memory", memory) == 130
+    with cut_after(1), pytest.raises(KeyboardInterrupt):
+        call(colours, *more, "--max-memory", memory)
     kept = state.read_bytes()
     assert call(colours, *more, "--max-memory", 0) == 0
     assert "going on after epoch 1" in capsys.readouterr().out
