@@ -25,6 +25,7 @@ HALF = "results/lasting/cifar10-jpeg-16px"  # half width, random labels
 LASTING = "results/lasting/fashion-mini"  # at most 2, 8 and 24 epochs, and twelve to the letter
 REDIRECT = "results/redirect"  # with and without the redirect term
 SIZES = "results/tuning/sizes"  # other |D_f| and batches
+TEN = "results/fashion-mini/rates"  # ten rates, seed 0
 EPOCHS = "results/tuning/epochs"  # at most 10 epochs
 FARTHER = "results/tuning/farther"  # once and twice as far
 ANEW = "results/tuning/copy"  # the copy of CIFAR-10 with REM of version 0.4.0 and 0.5.0
@@ -353,7 +354,7 @@ def utility_gained(runs: list[dict], before: list[dict]) -> str:
 
 def more_epochs(labels: list[list[str]]) -> list[list[str]]:
     """REM at seed 0 with at most 3 and 10 epochs: product in each cell, and their mean."""
-    rows = rows_at(NOW) + rows_at(EPOCHS)
+    rows = pick(rows_at(TEN, EPOCHS), discovery=RATES)
     at = {most: pick(rows, method="rem", seed=0, etd=False, unlearn_epochs=most) for most in (3, 10)}
     lines = []
     for (label, *_) in labels:

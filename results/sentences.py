@@ -8,7 +8,7 @@ A figure is text, as it should stand in place of {}; None where no row holds it.
 from statistics import fmean, stdev
 
 from expected import (ANEW, CELLS, COPY, FLOAT32, GRID, LASTING, NINE, NOW, RATES, REDIRECT, SEVEN, SMALL, TASKS,
-                      half_and_quarter, mean, mean_sem, plane_of, seeds_difference)
+                      TEN, half_and_quarter, mean, mean_sem, plane_of, seeds_difference)
 from made import ROOT, grid_of, lines_at, made_by, rows_at
 from study import discovery
 from study.rows import networks, pick, products
@@ -77,7 +77,7 @@ def of_methods() -> list[tuple]:
 
 def of_ten_rates() -> list[tuple]:
     """fashion-mini, ten rates: the range of REM's product."""
-    rem = points_of(pick(rows_at("results/fashion-mini/rates"), method="rem", etd=False))
+    rem = points_of(pick(rows_at(TEN), method="rem", etd=False))
     return [("its product is between {} and {} in all {} cells", [*least_most(rem, 0), str(len(rem))])]
 
 
