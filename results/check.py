@@ -13,6 +13,8 @@ A table is made again in one of two ways:
   out, but no line that has runs;
 - by a function of expected.py (TABLES), which reads the labels of the lines and computes their cells.
 
+No row may come from changed code that was not committed (its `git` ends with -dirty).
+
 A figure in a sentence is found by the words around it (sentences.py). No sentence is asked for: where a page does not
 have the words, a line says that there was nothing to compare. New rows take an edited table or sentence, nothing else.
 
@@ -29,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from expected import TABLES
-from made import ROOT, cells_of, grid_of, made_by, rows_at
+from made import ROOT, cells_of, grid_of, lines_at, made_by, rows_at
 from sentences import FIGURES
 
 MISSING = (ValueError, LookupError, TypeError, OSError)  # what rows that are not there, or not alike, bring about
@@ -214,6 +216,18 @@ def check_written(told: Report) -> None:
             told.compared(f"{name}: cells", sum(map(len, right)))
 
 
+def check_commits(told: Report) -> None:
+    """Ask that no row comes from changed code that was not committed."""
+    for path in sorted((ROOT / "results").rglob("*.jsonl")):
+        name = str(path.relative_to(ROOT))
+        rows = lines_at(name)
+        for number, row in enumerate(rows, 1):
+            if str(row.get("git")).endswith("-dirty"):
+                told.differs(name, number, "commit", row["git"], "code that was committed")
+        if made := sum(bool(row.get("git")) for row in rows):
+            told.compared(f"{name}: commits", made)
+
+
 def check(pages: list[str]) -> int:
     """Check these pages; returns how many cells, figures and lines differ."""
     told = Report()
@@ -224,6 +238,7 @@ def check(pages: list[str]) -> int:
         check_output(page, told)
     if "README.md" in pages:
         check_written(told)
+        check_commits(told)
     print(f"{told.cells} cells and figures compared, {told.wrong} different")
     return told.wrong
 

@@ -16,8 +16,8 @@ from study.stats import mean_of_seeds, minus, percent
 TASKS = ("poison", "confusion", "random")
 RATES = (0.1, 0.5, 1.0)
 CELLS = [(task, rate) for task in TASKS for rate in RATES]
-GRID = "results/fashion-mini/grid"  # REM's rows here are of version 0.2.0, with the momentum carried over
-NOW = "results/fashion-mini/now"  # REM of version 0.4.0, and the methods on ETD of 0.3.0
+GRID = "results/fashion-mini/grid"  # nine cells, five seeds, all methods
+MINI = (GRID, "results/fashion-mini/etd")  # the same with those on ETD
 COPY = "results/cifar10-jpeg-16px/cells.jsonl"  # quarter width, bf16, seed 0
 FLOAT32 = "results/cifar10-jpeg-16px/float32"  # the same in float32, ten rates
 SEVEN = "results/cifar10-jpeg-16px/rates"  # the same in bf16, poison at the other seven rates
@@ -105,7 +105,8 @@ def natural_images(labels: list[list[str]]) -> list[list[str]]:
 
 def bf16_or_not(labels: list[list[str]]) -> list[list[str]]:
     """fashion-mini in float32 and bf16: product of each task and of all, and the difference in the same cells."""
-    both, lines = [rows_at(GRID), rows_at("results/fashion-mini/bf16")], []
+    bf16, lines = rows_at("results/fashion-mini/bf16"), []
+    both = [pick(rows_at(GRID), seed=tuple({row["seed"] for row in bf16})), bf16]
     for method, task in itertools.product(("rem", "no-ul"), (*TASKS, "all")):
         wanted = dict(method=method, etd=False, discovery=RATES, task=TASKS if task == "all" else task)
         single, half = (networks(pick(rows, **wanted)) for rows in both)
@@ -365,7 +366,7 @@ def more_epochs(labels: list[list[str]]) -> list[list[str]]:
 
 def short_table(labels: list[list[str]]) -> list[list[str]]:
     """README.md's table: product over seeds and the difference from REM on fashion-mini."""
-    plane = plane_of(NOW, GRID)
+    plane = plane_of(*MINI)
     named = [(label[0], plane.get(label[0].strip("`"))) for label in labels]
     return [[name, cells["over seeds"], cells["minus REM"]] for name, cells in named if cells]
 
@@ -375,7 +376,7 @@ def methods_of_both(labels: list[list[str]]) -> list[list[str]]:
 
     Of the 10,000 images it has the seeds and cells, and no method that lacks one of the nine.
     """
-    mini, heart, lines = plane_of(NOW, GRID), plane_of(*NINE), []
+    mini, heart, lines = plane_of(*MINI), plane_of(*NINE), []
     for (name, *_) in labels:
         there = heart.get(name, {})
         whole = all(there.get(f"{task} {rate:g}") for task, rate in CELLS)
@@ -388,7 +389,7 @@ def methods_of_both(labels: list[list[str]]) -> list[list[str]]:
 
 def steps(labels: list[list[str]]) -> list[list[str]]:
     """The front page's table of ablations on fashion-mini: product over seeds, lead over NPO, REM less it."""
-    rows, lines = pick(rows_at(GRID), etd=False), []
+    rows, lines = rows_at(GRID), []
     npo, rem = (pick(rows, method=name) for name in ("npo", "rem"))
     for name in [label[0] for label in labels]:
         runs = pick(rows, method=name)
@@ -401,7 +402,7 @@ def steps(labels: list[list[str]]) -> list[list[str]]:
 
 def what_was_learnt(labels: list[list[str]]) -> list[list[str]]:
     """The front page's table of data: what the untouched network had learnt of each task, and REM's lead over NPO."""
-    data = {"fashion-mini": pick(rows_at(GRID), etd=False), "10,000 images": rows_at(f"{SMALL}/nine"),
+    data = {"fashion-mini": rows_at(GRID), "10,000 images": rows_at(f"{SMALL}/nine"),
             "copy at 16x16": pick(rows_at(COPY), etd=False)}
     lines = []
     for name, rows in data.items():

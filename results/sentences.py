@@ -7,9 +7,9 @@ A figure is text, as it should stand in place of {}; None where no row holds it.
 
 from statistics import fmean, stdev
 
-from expected import (ANEW, CELLS, COPY, FLOAT32, GRID, LASTING, NINE, NOW, RATES, REDIRECT, SEVEN, SMALL, TASKS,
+from expected import (ANEW, CELLS, COPY, FLOAT32, GRID, LASTING, MINI, NINE, RATES, REDIRECT, SEVEN, SMALL, TASKS,
                       TEN, half_and_quarter, mean, mean_sem, plane_of, seeds_difference)
-from made import ROOT, grid_of, lines_at, made_by, rows_at
+from made import grid_of, lines_at, made_by, rows_at
 from study import discovery
 from study.rows import networks, pick, products
 from study.stats import minus
@@ -39,12 +39,14 @@ def turned(difference: str) -> str:
 
 def of_methods() -> list[tuple]:
     """fashion-mini, nine cells: what the page says beside its two tables."""
-    rows = rows_at(GRID)
-    plain, plane = pick(rows, etd=False), plane_of(GRID)
+    rows, plane = rows_at(*MINI), plane_of(*MINI)
+    plain = pick(rows, etd=False)
     rem, npo, no31 = (pick(plain, method=name) for name in ("rem", "npo", "rem-no31"))
-    poison = pick(rem, task="poison", discovery=0.1)
+    few = {name: least_most((100 * row["healed"] for row in pick(plain, method=name, task="poison", discovery=0.1,
+                                                                 alpha=0.01)), 0) for name in ("rem", "npo", "scrub")}
+    on_etd = {name: [plane[f"{name} on ETD"]["over seeds"].split(" ± ")[0], plane[name]["over seeds"].split(" ± ")[0]]
+              for name in ("scrub", "npo", "ascent", "potion")}
     best = 100 * fmean(row["product"] for row in rem) - float(plane["scrub"]["best per cell"].split()[0])
-    others = least_most((100 * row["healed"] for row in poison if row["seed"] != 3), 0)
     less = minus(products(rem), products(no31))
     tasks = {task: 100 * fmean(value for key, value in less.items() if key[0] == task) for task in TASKS}
     papers = {row["method"]: row["product"][0] for row in PAPER["tables"]["2"]["rows"] if not row["etd"]}
@@ -55,12 +57,16 @@ def of_methods() -> list[tuple]:
         ("REM on ETD is level with it ({} behind)", [plane["rem on ETD"]["minus REM"].lstrip("-")]),
         ("lowest cells being {} and {}", [str(min(int(plane[name][f"{task} {rate:g}"]) for task, rate in CELLS))
                                           for name in ("rem", "rem on ETD")]),
-        ("SCRUB is next, {} points behind with one alpha for all cells, and {} behind",
-         [f"{-float(plane['scrub']['minus REM'].split()[0]):.0f}", f"{best:.0f}"]),
-        ("CF is level with doing nothing (both {}; in the paper {} and {})",
-         [f"{float(plane['no-ul']['mean'].split()[0]):.0f}", plane["cf"]["Table 4"], plane["no-ul"]["Table 4"]]),
-        ("Healed ends at {}, at the other seeds at {} to {}", [mean(pick(poison, seed=3), "healed", 0), *others]),
-        ("{} cells, {} hours", [f"{len(rows):,}", None]),
+        ("SCRUB, NPO, Ascent and Potion are {}, {}, {} and {} points behind REM, and {}, {}, {} and {} ahead of",
+         [*(turned(plane[f"{name} on ETD"]["minus REM"].split(" ± ")[0]) for name in on_etd),
+          *(f"{float(own) - float(without):.0f}" for own, without in on_etd.values())]),
+        ("SCRUB is next without ETD, {} points behind with one alpha for all cells, and {} behind",
+         [turned(plane["scrub"]["minus REM"]), f"{best:.0f}"]),
+        ("CF is level with doing nothing ({} and {}; in the paper {} and {})",
+         [*(f"{float(plane[name]['mean'].split()[0]):.0f}" for name in ("cf", "no-ul")),
+          *(plane[name]["Table 4"] for name in ("cf", "no-ul"))]),
+        ("REM heals {} to {} % at the five seeds, NPO {} to {} %, SCRUB {} to {} %", sum(few.values(), [])),
+        ("({} cells; float32", [f"{len(rows):,}"]),
         ("REM loses {} points (± {} over seeds, ± {} over pairs of runs; the paper {})",
          [*seeds_difference(rem, no31).split(" ± "), mean_sem(less.values()).split(" ± ")[1],
           f"{papers['rem'] - papers['rem-no31']:.1f}"]),
@@ -70,8 +76,6 @@ def of_methods() -> list[tuple]:
          [f"{tasks['random']:.1f}", f"{tasks['poison']:.1f}", f"{-tasks['confusion']:.1f}"]),
         ("could be told from noise (the paper {})", [f"{papers['rem'] - papers['rem-no32']:.1f}"]),
         ("is {} for poison, {} for confusion and {} for random labels", errors),
-        ("over the runs of `results/lasting` ({} against {})",
-         [None, mean(pick(rows_at(LASTING), method="rem", stop="repaired", unlearn_epochs=8))]),
     ]
 
 
@@ -345,7 +349,7 @@ def of_both() -> list[tuple]:
     plain, etd = pick(rows_at(f"{SMALL}/nine"), etd=False), rows_at(f"{SMALL}/etd")
     untouched, rem = (pick(plain, method=name) for name in ("no-ul", "rem"))
     alone, seeds = pick(etd, method="no-ul"), tuple({row["seed"] for row in etd})
-    plane, lead = plane_of(*NINE), plane_of(NOW, GRID)["scrub"]["minus REM"]
+    plane, lead = plane_of(*NINE), plane_of(*MINI)["scrub"]["minus REM"]
     less = {task: seeds_difference(pick(alone, task=task), pick(rem, task=task)) for task in TASKS}
     healed = {name: [mean(pick(plain, method=name, task="confusion", discovery=rate), "healed", 0) for rate in RATES]
               for name in ("rem", "npo", "scrub")}
@@ -401,16 +405,14 @@ def of_readme() -> list[tuple]:
 
 def of_front_page() -> list[tuple]:
     """The front page of the results."""
-    methods = {template: values for template, values in of_methods()}
-    files = [str(path.relative_to(ROOT)) for path in (ROOT / "results").rglob("*.jsonl")]
-    made = [row["git"] for file in files for row in lines_at(file) if row.get("git")]
-    changed = sum(name.endswith("-dirty") for name in made)
+    methods = dict(of_methods())
+    few = methods["REM heals {} to {} % at the five seeds, NPO {} to {} %, SCRUB {} to {} %"]
     first = pick(rows_at(COPY), etd=False, method="no-ul")
     learnt = [mean(pick(first, task=task), "learnt", 0) for task in TASKS]
     seeds = [str(len({row["seed"] for row in rows_at(folder)})) for folder in NINE]
     papers = {(row["method"], row["etd"]): f"{row['product'][0]:.0f}" for row in PAPER["tables"]["1"]["rows"]
               if row["capacity"] == 0.5}
-    grid = pick(rows_at(GRID), etd=False)
+    grid = rows_at(GRID)
     within = seeds_difference(*(pick(grid, method=name) for name in ("rem", "rem-no31")))
     lead_without_32 = seeds_difference(*(pick(grid, method=name) for name in ("rem-no32", "npo"))).split(" ± ")[0]
     repairs, machine = dict(of_repairs()), dict(of_machines())
@@ -422,13 +424,13 @@ def of_front_page() -> list[tuple]:
             ("clean accuracy rises by {} points on average, and no trial loses more than {}.", trials["finished"][2:]),
             ("the first one goes from {} to {} % misled and gains {} points", whole[:3]),
             ("REM's product is {} there in place of {} on fashion-mini",
-             [by_heart()[0], plane_of(NOW, GRID)["rem"]["over seeds"].split(" ± ")[0]]),
+             [by_heart()[0], plane_of(*MINI)["rem"]["over seeds"].split(" ± ")[0]]),
             *of_both(),
             ("at a product of {} there, where the rule has {}", letter),
+            ("known, REM heals {} to {} % at its five seeds", few[:2]),
             ("is within {} points of REM", [within]),
             ("keeps {} of the {} points", methods["keeps {} of its lead of {} points over NPO"]),
             ("`rem-no32` keeps {}:", [lead_without_32]),
-            ("{} of the {} rows that name a commit", [f"{changed:,}", f"{len(made):,}"]),
             ("{} % of the random labels and {} % of the confused ones", [learnt[2], learnt[1]]),
             ("all methods were run at {} seeds there", ["/".join(sorted(set(seeds)))]),
             ("third to fifth in it ({}, {} and {}; NPO alone {})",
