@@ -159,15 +159,16 @@ def interrupted(body: str, times: int = 1, group: bool = False, ignored: bool = 
     (NO_WORDS, "what was written is whole", {}), (STUCK, "the words", {"times": 2}),
     (IMPORTING, "nothing had begun", {}), (DROPPED, "the words", {}), (CAUGHT, "the words", {}),
     (FORKING, "the words", {}), (WAITING, "the words", {"group": True}),
-    (STUBBORN, "the words", {"group": True}), (ENDING, "the words", {"group": True}), (LATE, "what was written is whole", {"times": 2}),
+    (STUBBORN, "the words", {"group": True}), (ENDING, "the words", {"group": True}),
+    (LATE, "what was written is whole", {"times": 2}),
     (JUST_FORKED, "the words", {"times": 0})],
     ids=["long step", "words that wait", "words that fail", "twice", "importing", "dropped", "caught", "forking",
          "workers", "workers that do not end", "workers that are ending", "late", "just forked"])
 def test_an_interrupt_is_one_line_and_130(body, words, how):
-    """R3: in one long step, where main does not come back, while libraries load, and where the KeyboardInterrupt comes to
-    nothing, the process ends all the same, and what it has just forked ends with it. It is told once: not by main too
-    or for a second Ctrl-C while the process is about to end by force, not by workers that decode, to which a terminal
-    sends Ctrl-C too, nor by what was just forked; and what torch says of workers that die with it is not heard."""
+    """R3: in one long step, where main does not come back, while libraries load, and where the KeyboardInterrupt comes
+    to nothing, the process ends all the same, and what it has just forked ends with it. It is told once: not again for
+    a second Ctrl-C while the process is about to end by force, nor by workers that decode, to which a terminal sends
+    Ctrl-C too, or by what was just forked; and what torch says of workers that die with it is not heard."""
     assert interrupted(body, **how) == (130, f"run.py: interrupted; {words}\n")
 
 
