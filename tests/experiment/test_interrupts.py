@@ -96,9 +96,13 @@ def main():
     return 4
 """
 LOADED = """
-at_once = os._exit
-def later(code): time.sleep(0.5); at_once(code)  # of the cores of a busy machine another thread has one first
-os._exit = later
+at_once, said = os._exit, os.write  # of the cores of a busy machine another thread has one first
+def later(code): time.sleep(0.5); at_once(code)
+def told(to, line):
+    done = said(to, line)
+    time.sleep(0.5 if to == 2 else 0)
+    return done
+os._exit, os.write = later, told
 """
 WORKERS = LOADED + """
 import torch
