@@ -372,8 +372,9 @@ def with_theta_o2(model: Module, data, config) -> Expanded:
 # --- REM by other names -----------------------------------------------------------------------------------------------
 
 def rem_as_set(model: Module, data, forget: Tensor, config, generator: Generator, log=None, shared=None) -> Module:
-    """REM under the settings of an experiment: with `stop` "max" Algorithm 1 as printed, `step31`, `step32` and
-    `redirect` for the ablations of Table 2 and Fig. 7; without 3.1 and 3.2 it is NPO (Table 2's caption)."""
+    """REM under the settings of an experiment: with `stop` "max" all epochs run; `step31` and `step32` are for the
+    ablations of Table 2 and Fig. 7, `redirect` is for one of ours; without 3.1 and 3.2 it is NPO (Table 2's caption).
+    """
     if not config.step31 and not config.step32:
         return npo(model, data, forget, config, generator, log=log)
     state = add_capacity(model, data, forget, config, generator, shared)
@@ -415,7 +416,8 @@ def npo(model: Module, data, forget: Tensor, config, generator: Generator, log=N
     """NPO (Zhang et al. 2024a): Algorithm 1's step 2 alone, without theta_o2 (Table 2: no 3.1 and no 3.2).
 
     Loss: -h(CE - CE_ref) on D_f, whole passes until Acc(D_f) <= gamma, in training mode unless `forget_norm` says
-    otherwise. Being REM's own step 2, it takes the networks that `expand.expand` takes and no other (TypeError).
+    otherwise. Being step 2 as printed, without `reach`, it takes the networks that `expand.expand` takes and no other
+    (TypeError).
     """
     state = add_capacity(model, data, forget, replace(config, ratio=0.0), generator)
     remove(state, training=trains_on(config, forget))
@@ -444,7 +446,7 @@ def rem_ideal(model: Module, data, forget: Tensor, config, generator: Generator,
 
 
 def ablation(**fixed):
-    """REM with some of its settings fixed (Table 2, Fig. 7): a method of the same signature as the others."""
+    """REM with some of its settings fixed, for ablations: a method of the same signature as the others."""
     def ablated(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
         return rem_as_set(model, data, forget, replace(config, **fixed), generator, log=log)
 

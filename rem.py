@@ -1,4 +1,4 @@
-"""Redirection for Erasing Memory: Eq. 2 and Algorithm 1, top to bottom as printed (Sec. 5).
+"""Redirection for Erasing Memory: Eq. 2 and Algorithm 1, top to bottom in the order of Sec. 5.
 
     unlearned = rem(model, data, forget, Settings(), generator)      # model in and out are plain networks
     unlearned = rem(expanded, data, forget, Settings(), generator)   # REM on ETD: theta_o2 is its memorisation part
@@ -110,7 +110,7 @@ def rem(model: torch.nn.Module, data, forget: torch.Tensor, config, generator: t
         forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr; on any device.
         generator: on the CPU, of order, augmentation and dropout; theta_o2 and the masks are drawn from config.seed.
         shared: (k,) int64 indices that share one mask row, all of D_f among them; None: D_f; REM (IDEAL): D_c.
-        until: when to stop and which epoch to return, see engine/ending.py; Never: Algorithm 1 as printed.
+        until: when to stop and which epoch to return, see engine/ending.py; Never: after the last.
         step3: loss of step 3 for a batch, (state, rows, x, y) -> scalar; None: `step3_batch`; ablations pass others.
         log: called as log(epoch, epochs, model, **record) after each epoch that counts; no clean label or test image is
             in the record: loss of step 3; Acc(D_f) before and after step 2 (acc_forget_before, acc_forget); updates
@@ -161,8 +161,8 @@ def add_capacity(model: torch.nn.Module, data, forget: torch.Tensor, config, gen
 def remove(s: State, training: bool = False, reach: float = 0.0) -> None:
     """Step 2: while Acc(D_f) > gamma, pass over D_f and update theta_o1 with L_step2 = -L_remove.
 
-    After max_passes it gives up with a warning. reach: see engine/lines.py; 0: as printed, one optimiser for steps 2
-    and 3, whose momentum is carried over.
+    After max_passes, or `reach` away, it gives up with a warning. reach: see engine/lines.py; 0: as printed, one
+    optimiser for steps 2 and 3, whose momentum is carried over.
     Choice: passes run in eval mode. Batch statistics of D_f alone subtract what its examples share, the trigger itself,
     so Acc(D_f) would fall until D_tr moves them back. `training`: in training mode all the same, as where no step 3
     follows (NPO); of one example there are no batch statistics.

@@ -267,7 +267,7 @@ def discover(task: Task, rate: float, seed: int) -> torch.Tensor:
 
 def like_corrupted(task: Task) -> object:
     """Test images that the corruption would concern, clean labels (Sec. A.2, Fig. 6): triggered for poison, those of
-    the two classes for confusion, of which there may be none, the test set itself for random labels."""
+    the two classes for confusion, of which there may be none, the test set itself for random labels and people's."""
     if task.name == "poison":
         return replace(task.test, images=stamp(task.test.images, task.trigger))
     if task.name == "confusion":

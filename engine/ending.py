@@ -27,7 +27,7 @@ KEPT = ("kept", "right", "acc", "forgotten", "waited")  # what `Repaired` carrie
 
 
 class Never:
-    """Algorithm 1 as printed: all of its epochs run, on all of D_tr, and the last one's network is returned."""
+    """The printed loop: all of its epochs run, nothing of D_tr is held out, and the last one's network is returned."""
 
     reached = False
     trained_on = None  # all of D_tr
@@ -123,7 +123,7 @@ class Repaired:
         Choice: an undiscovered bad image is known as the images of W are, which step 3 does not teach: where nearly all
         of W is still right after it, so are those. How far a removal has to go for that depends on the network, and
         `reach` alone is too near where it was trained in many small steps: after 0.07 on 10,000 images of 32x32 that
-        were learnt by heart Acc(W) is 0.96 to 0.98, with 64 % of the test images right, and little of what is
+        were learnt by heart Acc(W) is 0.95 to 0.98, with 64 % of the test images right, and little of what is
         undiscovered is healed (results/tuning). So then the first removal is done again from the beginning, FARTHER
         times as far, at most `farther` times. It is not where step 2 made no pass, or went less than all of `reach`.
         """

@@ -49,5 +49,5 @@ def gather(model: nn.Module, data, index: torch.Tensor | None, of) -> torch.Tens
         over_ranks([found := found.to(weight.device)])
     found = found.cpu()
     if not found[:, -1].all():
-        raise ValueError("data.batches must yield all the examples that are asked for")
+        raise ValueError("data.batches must yield all the examples that are asked for; ask for each once")
     return found[:, :-1] / found[:, -1:]

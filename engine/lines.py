@@ -2,7 +2,10 @@
 
 import torch
 
+from engine.batches import count_batches
+
 STEP = 0.0025  # length of an update of step 2 with `reach`, over the norm of theta_o1
+FEWEST = 4  # passes that such updates take to `reach` at least
 FAINT = 1e-15  # norm of a gradient below which squares of its entries are lost in float32
 
 
@@ -16,7 +19,8 @@ class Line:
     Its updates have one length, STEP, and no momentum: where the network is sure of D_f the gradient is next to
     nothing, and a hundred updates at the rate of step 3 move nothing; where it is not, the first such update goes so
     far that of two confused classes one swallows the other, and there its gradient is nothing too. The optimiser of
-    step 3 begins anew after it.
+    step 3 begins anew after it. Acc(D_f) and the distance are looked at between passes; so that a pass over a D_f of
+    many batches does not go far beyond, updates are shorter there, and a pass is a quarter of `reach` long at most.
     With reach 0 nothing of this happens: Algorithm 1 as printed, one optimiser for both steps, momentum carried over.
     """
 
@@ -28,7 +32,9 @@ class Line:
         self.goal = reach * min(1.0, (believed - gamma) / gamma) if gamma else reach
         self.theta_o1 = [p for p in s.expanded.theta_o1() if p.requires_grad]
         self.begin = copies(self.theta_o1) if reach else []
-        self.optimizer = steps_of(self.theta_o1, STEP) if reach else s.optimizer  # of the passes over D_f
+        # length = min(STEP, reach / (FEWEST updates of a pass))
+        length = min(STEP, reach / (FEWEST * count_batches(len(s.forget), s.config.batch)))
+        self.optimizer = steps_of(self.theta_o1, length) if reach else s.optimizer  # of the passes over D_f
 
     def ended(self) -> bool:
         """Whether theta_o1 is `reach` away, so that no further pass begins."""

@@ -27,7 +27,7 @@ def logits_of(net: nn.Module, x: torch.Tensor, precision: str, mask: torch.Tenso
 
 
 def make_optimizer(model: nn.Module, config, lr: float) -> torch.optim.Optimizer:
-    """SGD with momentum and weight decay, or Adam without (Table 3), over every trainable parameter, each once.
+    """SGD (Table 3) with momentum and weight decay, or Adam without, over every trainable parameter, each once.
 
     Raises: ValueError where none is trainable; of an Expanded none of theta_o1.
     """

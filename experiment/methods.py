@@ -21,7 +21,7 @@ from tasks import TASKS
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the paper's tables, or an ablation."""
+    """A method that REM is compared with, or REM and its ablations."""
 
     function: Callable  # takes (model, data, forget, config, generator), and log= and corrupted= where it asks for them
     label: str  # in figures
@@ -31,8 +31,8 @@ class Method:
     etd: str = "dropped"
     reads_forget: bool = True  # False: the same network at every discovery rate
     twin: str = ""  # the method of which it is another name; "all" has each algorithm once
-    # "compared" in the paper's tables; a "variant", another version of one of those; an "ablation" of Table 2; "ideal":
-    # shown apart, the oracles that know all of D_c, and ETD trained anew.
+    # "compared": in the paper's tables, but for SSD and CUTS; a "variant", another version of one of those; an
+    # "ablation": of Table 2, but for rem-ce; "ideal": shown apart, oracles that know all of D_c, and ETD trained anew.
     part: str = "compared"
     norm: str = ""  # what forget_norm's "auto" comes to
 

@@ -11,7 +11,7 @@ from functools import cache, partial
 from rem import Settings
 from tasks import EVERY_TASK, PEOPLE, TRIGGERS
 
-VERSION = "0.6.3"  # of the code: rows and networks of another version do not count
+VERSION = "0.6.4"  # of the code: rows and networks of another version do not count
 STAGES = {"task": "task, a cell of the 2-D task space (Sec. 4)", "network": "network (A.3)",
           "training": "training (A.3, Table 3)", "unlearning": "unlearning (A.3, Table 3)", "run": "the run"}
 
@@ -103,7 +103,8 @@ class Config:
 
     @property
     def extra_ratio(self) -> float:
-        """theta_o2's width over theta_o1's: `ratio`, else what is left of the 100 % network (A.3)."""
+        """theta_o2's width over theta_o1's: `ratio`, else what is left of the 100 % network (A.3), to within rounding of
+        each layer's channels."""
         return 1 / self.capacity - 1 if self.ratio is None else self.ratio
 
 

@@ -19,7 +19,7 @@ from tasks import TASKS
 LISTED = {"task", "dataset", "arch", "capacity", "seed", "method", "etd", "discovery"}  # of an overview
 
 # --- Presets: the paper's tables and figures --------------------------------------------------------------------------
-# REM ends by itself (engine/ending.py) where they do not say stop="max".
+# REM is as README's "Choices" has it, but for fig5, which has Algorithm 1 as printed.
 
 RATES = "0.1:1.0:0.1"
 WHOLE_PLANE = {"task": "all", "discovery": RATES, "seed": "0,1,2", "capacity": "0.5", "etd": "both"}
@@ -40,7 +40,7 @@ PRESETS = {
     "table8": [{**RESNET, **MAIN, "etd": "on", "p_mem": "0.05"}, {**RESNET, "method": "retrain", "etd": "off"}],
     "table9": [{**VIT, **MAIN, "etd": "on", "p_mem": "0.05"}, {**VIT, "method": "retrain", "etd": "off"}],
     "fig5": [{**RESNET, "task": "poison", "discovery": "0.5", "etd": "off", "method": "rem", "unlearn_epochs": "5",
-              "stop": "max", "curve": "on"}],
+              "stop": "max", "reach": "0", "disbelieved": "0", "curve": "on"}],
     "fig8": [{**RESNET, "discovery": "1.0", "method": "no-ul", "capacity": "0.1,0.2,0.3,0.5,0.7,0.9"},
              {**RESNET, "discovery": "1.0", "method": "no-ul", "capacity": "1.0", "etd": "off"}],
     "quick": [{"task": "all", "discovery": "0.1,0.5,1.0", "method": "no-ul,cf,npo,rem", "seed": "0"}],

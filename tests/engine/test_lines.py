@@ -170,13 +170,32 @@ def test_no_pass_begins_beyond(seed, epoch):
             remove(state, reach=reach)
         return state, distance(theta_of(state), begin)
 
-    state, far = begun(0.9 * STEP, 5)  # one update is STEP long
-    assert state.record["passes"] == 1 and far == pytest.approx(STEP, rel=1e-9)
-    state, far = begun(1.5 * STEP, 50)  # two of them are at most twice as long, and less where they turn back
+    reach = 4.5 * STEP
+    state, far = begun(reach, 50)  # five updates are at most five times STEP long, and less where they turn back
     short = [begun(9.0, most, epoch=2)[1] for most in range(state.record["passes"])]
-    assert state.record["passes"] < 50 and max(short) < 1.5 * STEP <= far
-    little, _ = begun(1.5 * STEP, 50, believed=0.25)  # for which its line alone goes on less far
+    assert 5 <= state.record["passes"] < 50 and max(short) < reach <= far
+    little, _ = begun(reach, 50, believed=0.25)  # for which its line alone goes on less far
     assert little.record["passes"] == state.record["passes"]
+
+
+@pytest.mark.parametrize("batch, steps, reach, length", [
+    (6, 1, 4 * STEP, STEP), (6, 1, 3 * STEP, 0.75 * STEP), (2, 3, 12 * STEP, STEP), (2, 3, 6 * STEP, STEP / 2),
+    (1, 6, STEP, STEP / 24)])
+def test_a_pass_is_a_quarter_of_the_way_at_most(batch, steps, reach, length):
+    """A33: updates are shorter than STEP where those of a pass would go farther than a quarter of `reach`, so that a
+    D_f of many batches ends no farther than that beyond it."""
+    def far(most):
+        state = started(0, epoch=2, forget=torch.arange(6), batch=batch, max_passes=most)
+        begin = copies(theta_of(state))
+        with acc_forget(0.9):
+            remove(state, reach=reach)
+        return distance(theta_of(state), begin), state.record
+
+    whole, record = far(50)
+    assert record["updates"] == steps * record["passes"] and 4 <= record["passes"] < 50
+    assert reach <= whole <= (1 + 1 / 4) * reach * (1 + 1e-9)
+    once, _ = far(1)
+    assert 0.5 * steps * length < once <= steps * length * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

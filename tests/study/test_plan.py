@@ -231,10 +231,12 @@ def test_presets_train_as_table_3_says(name):
 
 
 def test_presets_of_the_figures():
-    """R8: Fig. 5: poison at rate 0.5 over 5 epochs, with the curve; Fig. 8: capacities with and without ETD."""
+    """R8: Fig. 5: poison at rate 0.5 over 5 epochs of Algorithm 1 as printed, with the curve; Fig. 8: capacities with
+    and without ETD."""
     assert [(c.task, c.discovery, c.method, c.etd, c.curve, c.unlearn_epochs, c.capacity, c.dataset, c.seed)
             for c in preset("fig5", {})] == [("poison", 0.5, "rem", False, True, 5, 0.5, "cifar10", seed)
                                            for seed in (0, 1, 2)]
+    assert {(c.stop, c.reach, c.disbelieved) for c in preset("fig5", {})} == {("max", 0.0, 0.0)}
     found = preset("fig8", {})
     assert {(c.task, c.method, c.dataset, c.arch) for c in found} == {(task, "no-ul", "cifar10", "resnet9")
                                                                       for task in TASKS}
