@@ -86,8 +86,10 @@ def wrap(net: nn.Module, ratio: float, layers) -> Expanded:
         elif is_norm(module):
             wrappers[module] = ExpandedBatchNorm(module)
         elif getattr(module, "running_mean", None) is not None:
+            hint = "; build it with nn.BatchNorm2d, whose weights have the same names"
+            plain = hint * isinstance(module, nn.SyncBatchNorm)
             raise TypeError(f"cannot expand {name!r}: masked passes would move the running statistics of "
-                            f"{type(module).__name__}")
+                            f"{type(module).__name__}{plain}")
         elif isinstance(module, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
             raise TypeError(f"cannot expand {name!r}: {type(module).__name__} turns masked zeros into other values in "
                             "training")

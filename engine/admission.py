@@ -121,7 +121,7 @@ def self_check(expanded: nn.Module, shape: torch.Size) -> str | None:
     try:
         with torch.enable_grad():
             return mixed_up(probe.eval(), x)
-    except MISFIT as error:  # no hooks are on here: with them nn.TransformerEncoderLayer, for one, takes another path
+    except MISFIT as error:  # no hooks are on here: with them a network may take another path
         if out_of_memory(error):
             raise
         return f"cannot expand the network {type(probe.net).__name__}: {error}"

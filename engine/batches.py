@@ -6,6 +6,8 @@
                                 (index, x, y), (B,) int64 dataset indices on the CPU, inputs of `dtype`, (B,) int64
                                 labels; in an order drawn from the generator, without one in that of `index`
     data.augments               optional: False where augment=True changes nothing, so that the reference runs once
+    data.trusted                optional: (m,) int64 examples of D_r whose labels somebody has looked at: they are
+                                neither held out nor suspected
 
 In a run of several processes (torch.distributed) data.batches yields this one's share of each batch.
 """
@@ -22,6 +24,13 @@ def count_batches(n: int, size: int) -> int:
     batch of one example joins the batch before it.
     """
     return -(-n // size) - (n % size == 1 and n > size > 1)
+
+
+def trusted(data) -> torch.Tensor:
+    """(N,) bool, the examples whose labels somebody has looked at; of most data none."""
+    index = getattr(data, "trusted", None)
+    found = torch.zeros(len(data), dtype=torch.bool)
+    return found if index is None else found.index_fill_(0, index, True)
 
 
 def batches_of(s, index: torch.Tensor | None, augment: bool = True, size: int | None = None):

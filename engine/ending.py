@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import torch
 
+from engine.batches import trusted
 from engine.scores import accuracy_of, right_on
 from engine.streams import stream
 
@@ -75,11 +76,12 @@ class Repaired:
     """
 
     def __init__(self, s):
-        retain = (~s.in_forget).nonzero().flatten()
+        retain = (~s.in_forget & ~trusted(s.data)).nonzero().flatten()
         few = max(round(HELD_OUT * len(retain)), min(LEAST, int(MOST * len(retain)))) if len(retain) > 10 else 0
         order = torch.randperm(len(retain), generator=stream(s.config.seed, "watched"))
         self.held_out = retain[order[:few]].sort().values if few else None  # W, (w,) int64
-        self.trained_on = torch.cat([s.forget, retain[order[few:]]]).sort().values if few else None
+        watched = torch.zeros(len(s.data), dtype=torch.bool).index_fill_(0, retain[order[:few]], True)
+        self.trained_on = (~watched).nonzero().flatten() if few else None
         self.untouched = accuracy_of(s, self.held_out, s.reference.net) if few else None  # Acc(W)
         self.began = s.generator.get_state()
         self.farther = s.config.farther  # how often Algorithm 1 may start over

@@ -77,6 +77,7 @@ def run_pass(net: nn.Module, x: torch.Tensor, active: MaskedPass | None, layers:
     """net(x) while every expanded layer holds `active`; the layers let go of it whatever happens.
 
     They hold it again while the backward pass goes through this pass: activation checkpointing runs blocks anew there.
+    torch's fast path of attention, which reads weights past the layers that hold them, is off in a masked pass.
     """
     def hold(what: MaskedPass | None) -> None:
         for layer in layers:
@@ -86,10 +87,13 @@ def run_pass(net: nn.Module, x: torch.Tensor, active: MaskedPass | None, layers:
         hold(active)
         torch.autograd.Variable._execution_engine.queue_callback(lambda: hold(None))  # at the end of the backward pass
 
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
         hold(active)
+        torch.backends.mha.set_fastpath_enabled(fast and active is None)
         out = net(x)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         hold(None)
     if isinstance(out, torch.Tensor) and out.requires_grad:
         out.register_hook(enter)  # of several passes in one loss, the backward pass takes the latest first, each whole

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from engine.batches import batches_of
+from engine.batches import batches_of, trusted
 from engine.checks import NonFiniteLoss
 from engine.modes import eval_mode
 from engine.ranks import over_ranks
@@ -44,7 +44,8 @@ def right_on(s, index: torch.Tensor, net: torch.nn.Module | None = None) -> torc
 
 @torch.no_grad()
 def believed(s, index: torch.Tensor | None) -> torch.Tensor | None:
-    """The examples of `index`, or of D_tr, without those of D_r whose label as given theta_o1 disbelieves.
+    """The examples of `index`, or of D_tr, without those of D_r whose label as given theta_o1 disbelieves, and which
+    nobody has looked at.
 
     Choice: after an epoch an image of D_r is a suspect where CE of its label is above `disbelieved`; from epoch 2 on
     step 3 leaves it out, so that it cannot teach theta_o1 what step 2 has removed. It is looked at before step 2: after
@@ -58,8 +59,9 @@ def believed(s, index: torch.Tensor | None) -> torch.Tensor | None:
         for rows, x, y in batches_of(s, None, augment=False):
             suspect[rows.to(s.device)] = (cross_entropy(s, x, y) > s.config.disbelieved).to(suspect)
     over_ranks([suspect])  # each process has seen its share
-    suspect = (suspect.cpu() > 0) & ~s.in_forget
-    if 2 * int(suspect.sum()) > int((~s.in_forget).sum()):
+    doubtful = ~s.in_forget & ~trusted(s.data)
+    suspect = (suspect.cpu() > 0) & doubtful
+    if 2 * int(suspect.sum()) > int(doubtful.sum()):
         return index
     index = torch.arange(len(s.data)) if index is None else index
     return index[~suspect[index]]

@@ -28,8 +28,9 @@ from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
 from experiment.console import clipped, progress, tell
 from experiment.data import MEMORY_FORMAT, Data, Dataset
+from experiment.datasets import files_of
 from experiment.methods import METHODS, allowed_with, check_names, find_method
-from experiment.people import in_order, read_people
+from experiment.people import check_images, in_order, read_people
 from experiment.rows import NO_SCORES
 from experiment.settings import Config
 from experiment.user_code import same_world
@@ -57,7 +58,10 @@ def labels_by_people(config: Config, dataset: Dataset) -> torch.Tensor:
     """The labels (N,) int64 in the settings' file, in the order of the training images."""
     if not config.human_labels:
         raise ValueError("task human needs the labels that people gave; name their file with --human-labels")
-    return in_order(read_people(config.human_labels, config.human_column), dataset)
+    found = read_people(config.human_labels, config.human_column)
+    if config.dataset == "folder" and found.images:
+        check_images(found, files_of(config.data_dir))
+    return in_order(found, dataset)
 
 
 def counted(config: Config, dataset: Dataset) -> Config:

@@ -201,6 +201,11 @@ def read_tree(root, image_size):
     return arrays | {"root": str(root.resolve())}
 
 
+def files_of(root):
+    """Return the paths of the training images below root/train, in the order in which a folder's images are read."""
+    return [path for path, _ in _listing(Path(root), "train").samples]
+
+
 def _cached(path):
     """Return what the cache file holds, or None where there is none or it is damaged."""
     if not path.is_file():

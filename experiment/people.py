@@ -7,7 +7,7 @@
 import csv
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class People:
     path: str
     labels: torch.Tensor  # (M,) int64
     clean: torch.Tensor | None  # (M,) int64, the data set's own labels as the file has them; None: it has none
+    images: list[str] | None = None  # (M,) paths, in their order; None: the file names no images
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ def read_people(path: str | Path, column: str = "aggre") -> People:
     labels = whole_numbers(path, name, found[name])
     if clean is not None and len(clean) != len(labels):
         raise ValueError(f"{path} has {len(labels)} labels by people and {len(clean)} clean ones; it is damaged")
-    return People(str(path), labels, clean)
+    return People(str(path), labels, clean, found.get("path") if path.suffix.lower() == ".csv" else None)
 
 
 def read_pickle(path: Path) -> dict:
@@ -106,7 +107,8 @@ def read_table(path: Path) -> dict:
         if lines and "path" in lines[0]:
             lines.sort(key=lambda line: line["path"].split("/"))
         names = [name for name in (lines[0] if lines else ()) if name not in (None, "path")]
-        return {name: np.array([int(line[name]) for line in lines]) for name in names}
+        images = {"path": [line["path"] for line in lines]} if lines and "path" in lines[0] else {}
+        return images | {name: np.array([int(line[name]) for line in lines]) for name in names}
     except (ValueError, TypeError, AttributeError, OverflowError, csv.Error) as error:
         raise ValueError(f"{path} is no table of labels ({first_line(error)[:120]}); {WANTED}") from error
 
@@ -121,6 +123,18 @@ def whole_numbers(path: Path, name: str, values) -> torch.Tensor:
 
 
 # --- Order ------------------------------------------------------------------------------------------------------------
+
+def check_images(people: People, files: list[str]) -> None:
+    """Raise ValueError unless a file that names its images names those of a folder, in their order.
+
+    Suffixes may differ, and a path may begin below the folder: what it has of `files` is compared.
+    """
+    for own, file in zip(people.images or (), files):
+        parts = PurePosixPath(own.replace("\\", "/")).with_suffix("").parts
+        if parts != PurePosixPath(Path(file).as_posix()).with_suffix("").parts[-len(parts):]:
+            raise ValueError(f"{people.path} has labels of {own} where the folder has {file}; give the labels of these "
+                             "images")
+
 
 def in_order(people: People, dataset: Dataset) -> torch.Tensor:
     """The labels by people of a data set's training images, (N,) int64 on the CPU.

@@ -136,11 +136,18 @@ def show_changes(args: argparse.Namespace, scores: dict, before: list, after: li
         write_page(file, title=Path(args.out).name, facts=facts, scores=scores, parts=parts, classes=folder.classes,
                    cards=cards, total=0 if ranking is None else len(ranking.index),
                    likely=0 if ranking is None else ranking.likely, bad=args.bad,
-                   saved=file.with_name(f"{file.stem}-bad.csv").name, verdict=verdict)
+                   saved=unused(f"{file.stem}-bad", args.bad), verdict=verdict)
     except Exception as error:  # the weights and the report are there all the same
         stale = f"; {file} is of an earlier repair" * file.exists()
         return f"no page to open ({first_line(error)}){stale}"
     return f"{file} shows what changed and {len(cards)} suspects to tick: open it in a browser"
+
+
+def unused(stem: str, lists: list[str]) -> str:
+    """The name of a new list: STEM.csv, or STEM-2.csv, STEM-3.csv, ... where a list of this repair has that name."""
+    taken = {Path(name).name for name in lists}
+    names = itertools.chain([f"{stem}.csv"], (f"{stem}-{k}.csv" for k in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def before_and_after(before: list, after: list, data, heldout, folder: Folder) -> dict:

@@ -23,11 +23,13 @@ from experiment.files import asks_for_code, check_readable, write_whole
 
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights", "params", "module", "state")
+DEEPEST = 4  # containers in each other; a file may hold a dict that holds itself
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "_module.", "timm_model.")
 ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of wrapped parts of a network
 HEADS = {"aux1", "aux2", "AuxLogits"}  # of GoogLeNet and Inception, which are built without
 EXTRAS = ("n_averaged", "total_ops", "total_params")  # weight averaging and the profiler thop leave these behind
 SAFE_TORCH = (2, 10)  # before it weights_only=True could be broken (CVE-2025-32434, CVE-2026-24747)
+OWN_STATE = "_extra_state"  # how a key ends under which a module keeps what it likes (get_extra_state)
 SAVE = "where it was made, run: state = model.state_dict(); torch.save(state, 'weights.pt')"
 TEXT = "is a text file, no file of weights; give the file that torch.save or safetensors wrote"
 REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what a repair can write back as it was stored
@@ -73,11 +75,11 @@ def read(path: str | Path, ema: bool = False) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} is a Git-LFS pointer, not the weights; fetch them with: git lfs pull")
     if re.match(rb"(?i)\s*<(!doctype|!--|html|head|\?xml)", head):
         raise ValueError(f"{path} is a web page, not weights; the download needs another address or a login")
-    if path.suffix == ".safetensors" and is_text(head):
+    if path.suffix.lower() == ".safetensors" and is_text(head):
         raise ValueError(f"{path} {TEXT}")
-    content = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path, head)
+    content = read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_pickle(path, head)
     stored = unwrap(content, path, ema)
-    for name, tensor in stored.items():
+    for name, tensor in tensors_of(stored).items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise ValueError(f"{path}: {name} is sparse, quantised or without values; save the plain float network")
     return stored
@@ -138,31 +140,47 @@ def check_zip(path: Path) -> None:
 
 def unwrap(content: object, path: Path, ema: bool) -> dict[str, torch.Tensor]:
     """The state dict inside a training state, whose containers may lie in each other."""
+    averaged, last = under(content, EMA), state_dict_in(content)
     if ema:
-        found = [content[key] for key in EMA if isinstance(content, dict) and isinstance(content.get(key), dict)]
-        if not found:
+        if averaged is None:
             raise ValueError(f"{path} holds no averaged weights ({', '.join(EMA)}); leave out --ema")
-        content = found[0]
-    elif isinstance(content, dict) and any(isinstance(content.get(key), dict) for key in EMA) and (
-            content.keys() & {*CONTAINERS}):
-        warnings.warn(f"{path} holds averaged weights too, which --ema takes", stacklevel=3)
-    for _ in range(len(CONTAINERS)):
-        if is_state_dict(content):
-            return dict(content)
-        inner = [content[key] for key in CONTAINERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
-        if not inner:
-            break
-        content = inner[0]
-    if isinstance(content, dict) and any(isinstance(content.get(key), dict) for key in EMA):
+        return averaged
+    if last is not None:
+        if averaged is not None:
+            warnings.warn(f"{path} holds averaged weights too, which --ema takes", stacklevel=3)
+        return last
+    if averaged is not None:
         raise ValueError(f"{path} holds averaged weights alone; add --ema")
+    for _ in range(DEEPEST):  # what there is instead, in the first container
+        inner = [content[key] for key in CONTAINERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
+        content = inner[0] if inner else content
     keys = ", ".join(sorted(map(str, content))[:8]) if isinstance(content, dict) else type(content).__name__
     raise ValueError(f"{path} holds no state dict, but: {keys or 'an empty dict'}; {SAVE}")
 
 
+def state_dict_in(content: object, depth: int = DEEPEST) -> dict[str, torch.Tensor] | None:
+    """The content, if it is a state dict, else what is `under` its containers."""
+    if is_state_dict(content):
+        return dict(content)
+    return under(content, CONTAINERS, depth) if depth else None
+
+
+def under(content: object, keys: tuple[str, ...], depth: int = DEEPEST) -> dict[str, torch.Tensor] | None:
+    """The first state dict under one of these keys; what lies under an earlier one may be settings."""
+    parts = [content[key] for key in keys if isinstance(content, dict) and isinstance(content.get(key), dict)]
+    return next((found for part in parts if (found := state_dict_in(part, depth - 1)) is not None), None)
+
+
 def is_state_dict(content: object) -> bool:
-    """A dict of tensors by name, at least one."""
-    return (isinstance(content, dict) and len(content) > 0
-            and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()))
+    """A dict of tensors by name, at least one, beside which modules may have kept states of their own."""
+    return (isinstance(content, dict) and any(isinstance(value, torch.Tensor) for value in content.values())
+            and all(isinstance(key, str) and (isinstance(value, torch.Tensor) or key.endswith(OWN_STATE))
+                    for key, value in content.items()))
+
+
+def tensors_of(stored: dict) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict."""
+    return {key: value for key, value in stored.items() if isinstance(value, torch.Tensor)}
 
 
 # --- Into the network and back ----------------------------------------------------------------------------------------
@@ -176,10 +194,13 @@ def load_into(model: nn.Module, stored: dict[str, torch.Tensor], file: str = "th
     Raises: ValueError for missing, unknown or misshapen weights, or values that are not finite; the text names the
         first.
     """
-    own = model.state_dict()
+    states = model.state_dict()
+    own, whole, stored = tensors_of(states), stored, tensors_of(stored)
     names = network_names(stored, set(own))
     found = set(names.values())
-    missing = [name for name in own if name not in found and not name.endswith("num_batches_tracked")]
+    tied = {own[name].data_ptr() for name in found if name in own and own[name].numel()}  # stored once, under one name
+    missing = [name for name in own if name not in found and not name.endswith("num_batches_tracked")
+               and own[name].data_ptr() not in tied]
     unknown = [name for name in found if name not in own]
     if missing or unknown or len(found) < len(names):
         parts = [f"{len(rest)} {what} ({', '.join(sorted(rest)[:3])}{', ...' if len(rest) > 3 else ''})"
@@ -198,7 +219,9 @@ def load_into(model: nn.Module, stored: dict[str, torch.Tensor], file: str = "th
     if broken := [key for key, name in names.items()  # a buffer that is a mask may hold -inf
                   if (~stored[key].isfinite() if name in moving else stored[key].isnan()).any()]:
         raise ValueError(f"{file} has values in {broken[0]} that are not finite; this network cannot be repaired")
-    model.load_state_dict({name: stored[key] for key, name in names.items()}, strict=False)
+    names |= {key: name for key, name in network_names(whole, set(states)).items()
+              if key not in stored and name in states}  # what modules keep beside their tensors
+    model.load_state_dict({name: whole[key] for key, name in names.items()}, strict=False)
     return names
 
 
@@ -234,6 +257,9 @@ def misshapen(odd: dict[str, tuple[torch.Size, torch.Size]], file: str) -> str:
     widths = {(a[0], b[0]) if a and b and a[1:] == b[1:] else None for a, b in odd.values()}
     if len(widths) == 1 and None not in widths:  # nothing but the outputs of one layer differ
         return other_classes(file, found[0], name, wanted[0])
+    if "pos" in name.lower() and len(found) == len(wanted) == 3 and found[::2] == wanted[::2]:
+        return (f"{file} has {name} for {found[1]} tokens, this network {wanted[1]}: it was trained on images of "
+                "another size; give that with --image-size")
     stem = " (a stem for small images?)" if len(found) == 4 and found[2:] != wanted[2:] else ""
     if len(found) == len(wanted) == 4 and found[1] != wanted[1] and {found[1], wanted[1]} <= {1, 3}:
         takes = {1: "grey images, one channel", 3: "colours, three channels"}
@@ -257,10 +283,11 @@ def write(path: str | Path, stored: dict[str, torch.Tensor], model: nn.Module, n
     Args: path: safetensors if it ends so, else torch.save; an old file stays until the new one is whole; stored, names:
         from `read` and `load_into`; model: the network that goes into the file.
     """
-    own = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    content = {key: own[names[key]].to(old.dtype) if key in names else old for key, old in stored.items()}
-    content = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in content.items()}
-    plain = Path(path).suffix == ".safetensors"
+    own = model.state_dict()
+    content = {key: own[names[key]] if key in names else old for key, old in stored.items()}
+    content |= {key: content[key].detach().cpu().to(old.dtype).clone(memory_format=torch.contiguous_format)
+                for key, old in tensors_of(stored).items()}
+    plain = Path(path).suffix.lower() == ".safetensors"
     write_whole(path, lambda file: file.write(safetensors_bytes(content)) if plain else torch.save(content, file))
 
 
@@ -302,6 +329,9 @@ def safetensors_bytes(tensors: dict[str, torch.Tensor]) -> bytes:
     kinds = {dtype: kind for kind, dtype in DTYPES.items()}
     header, parts, begin = {"__metadata__": {"format": "pt"}}, [], 0
     for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{name} is a {type(tensor).__name__}, which .safetensors does not hold; give --out "
+                             "another suffix")
         if tensor.dtype not in kinds:
             raise ValueError(f"{name} is {tensor.dtype}, which .safetensors does not hold; give --out another suffix")
         part = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -39,10 +39,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data", required=True, help="folder of train/<class>/* and, held out, test/ or val/<class>/*")
     p.add_argument("--model", required=True, help="resnet9, vit, torchvision's name, timm:NAME or FILE.py:FUNCTION")
     p.add_argument("--checkpoint", required=True, help="the trained weights: .pt, .pth, .bin, .ckpt or .safetensors")
-    p.add_argument("--bad", required=True, nargs="+", metavar="LIST",
-                   help="known bad images: paths, or indices in the order of the folders' and files' names, in "
-                        ".txt, .csv, .json or .npy; lists together, such as the first one and suspects.csv with true "
-                        "in a column `bad`; a CSV's column `true_label`, for all or some of them, is taught")
+    p.add_argument("--bad", required=True, nargs="+", action="extend", metavar="LIST",
+                   help="known bad images: paths from --data, from its train/ or from here, or indices in the order "
+                        "of the folders' and files' names, in .txt, .csv, .json or .npy; lists together, such as the "
+                        "first one and suspects.csv with true in a column `bad`; a CSV's column `true_label`, for all or some of them, is taught")
     p.add_argument("--out", required=True,
                    help="file of the repaired weights; a report (.json; .html to open) and suspects.csv go beside it")
     p.add_argument("--ema", action="store_true", help="repair the averaged weights of the checkpoint")
@@ -80,7 +80,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "instead of each process's own")
     p.add_argument("--no-finish", action="store_false", dest="finish", help="leave the network as REM leaves it: do "
                    "not train what was there before it once more, without what is likely bad")
-    p.add_argument("--skip-bad-images", action="store_true", help="leave out training images that cannot be decoded")
+    p.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded, of "
+                   "training and held out")
     p.add_argument("--force", action="store_true", help="go on although the network does not fit the folder, or does "
                    "not give the known bad images their labels")
 
@@ -121,9 +122,11 @@ def main(given: dict, argv: list[str]) -> int:
     if isinstance(train, Streamed):
         print(f"the images take {reading.size_of(len(train)) / 1e9:.3g} GB, and --max-memory is {room / 1e9:.3g}: they "
               f"are decoded anew in every pass, by {train.workers} processes")
-    check_forget(folder.forget, len(train))
     if skipped:
         print(f"{len(skipped)} images cannot be decoded and are left out, {skipped[0]} first")
+    if not len(folder.forget):
+        raise ValueError("none of the listed images can be decoded; list others, or give whole files")
+    check_forget(folder.forget, len(train))
     print(f"{len(train)} training images of {reading.size}x{reading.size}, {len(folder.forget)} known bad, "
           f"{len(heldout or ())} held out; {len(folder.classes)} classes; {device}", flush=True)
     if line := cut_off([*folder.paths, *(path for path, _ in folder.heldout or ())], reading, args.workers):
@@ -142,7 +145,8 @@ def main(given: dict, argv: list[str]) -> int:
     look_first(model, train, before[0], folder, reading, args.force, class_map)
     if not args.force:
         check_believed(train.labels.cpu(), before[0], folder.forget)
-    layers, say = None if args.layers is None else args.layers.split(","), functools.partial(print, flush=True)
+    layers = None if args.layers is None else [name.strip() for name in args.layers.split(",")]
+    say = functools.partial(print, flush=True)
     keep, files = state if args.checkpoint_every else None, Files(folder.paths, folder.labels, reading)
     truths = None if folder.truths is None else folder.truths[folder.forget]
     try:
@@ -167,9 +171,9 @@ def main(given: dict, argv: list[str]) -> int:
                 written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
         after = [data and predicted(repaired, data) for data in (train, heldout)]
         scores = before_and_after(before, after, train, heldout, folder)
+        found = verdict_of(model, train, heldout, before, after, folder.forget, similar, truths)
     except ArithmeticError as error:
         raise ValueError(f"{error} (the rate is --lr); {args.out} has these weights") from error
-    found = verdict_of(model, train, heldout, before, after, folder.forget, similar, truths)
     told, ranking = list_suspects(args.out, similar, repaired, train, folder, places)
     if ranks()[0]:
         return agreed_code(found, model)

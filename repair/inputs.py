@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -94,12 +95,15 @@ def open_folder(root: str | Path, bad, clean: str | Path | None = None, class_ma
     classes = list(found.classes) if class_map is None else read_classes(class_map, found.classes)
     paths = [Path(path) for path, _ in found.samples]
     labels = torch.tensor([classes.index(found.classes[y]) for y in found.targets])
+    if len(classes) < 2:
+        raise ValueError(f"{root / 'train'} has one class, {classes[0]!r}; a classifier has two at least: give the "
+                         "folder above all of its classes, or name them with --class-map")
     ordered = [name for name in classes if name in found.classes] == list(found.classes)
     lists = {file: read_file(Path(file)) for file in ([bad] if isinstance(bad, (str, Path)) else bad)}
     digests = {str(file): hashlib.sha256(content).hexdigest() for file, content in lists.items()}
     forget, said = read_lists(lists, paths, root, ordered)
     truths = read_truths(lists, paths, root, classes, labels)
-    clean = clean and read_labels(clean, paths, root, classes, ordered)
+    clean = None if clean is None else read_labels(clean, paths, root, classes, ordered)
     heldout, passed_over = list_heldout(root, classes)
     taught = [] if truths is None else [f"{int((truths >= 0).sum())} of these with a true label, which they are taught"]
     said = "\n".join([said, *taught, *passed_over])
@@ -174,12 +178,13 @@ def read_bad(file: str | Path, paths: list[Path], root: Path, ordered: bool = Tr
         raise ValueError(f"{file} lists no image; without known bad images there is nothing to repair")
     check_order(file, entries, ordered)
     found, lost = match(entries, paths, root)
-    if Path(file).suffix not in (".csv", ".json", ".npy"):
+    if Path(file).suffix.lower() not in (".csv", ".json", ".npy"):
         check_numbers(file, entries, paths)
     if lost:
         more = "" if len(lost) <= SHOWN else f" and {len(lost) - SHOWN} more"
         raise ValueError(f"{file}: {len(entries)} lines, {len(found)} matched; no training image below "
-                         f"{root / 'train'} for {', '.join(lost[:SHOWN])}{more}")
+                         f"{root / 'train'} for {', '.join(lost[:SHOWN])}{more}; paths count from {root}, from its "
+                         "train/ or from here")
     forget = torch.tensor(sorted(set(found)))
     twice = f", {len(found) - len(forget)} of them twice" if len(found) > len(forget) else ""
     first, last = (os.path.relpath(paths[i], root) for i in (forget[0], forget[-1]))
@@ -208,7 +213,7 @@ def check_numbers(file: str | Path, entries: list[str | int], paths: list[Path])
 def read_entries(path: Path, content: bytes | None = None) -> list[str | int]:
     """The paths or indices that a file lists; content: of the file, where it has been read."""
     content = read_file(path) if content is None else content
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         try:
             with io.BytesIO(content) as file:
                 entries = np.asarray(np.load(file, allow_pickle=False))  # an .npz gives its names
@@ -217,9 +222,9 @@ def read_entries(path: Path, content: bytes | None = None) -> list[str | int]:
         if entries.ndim != 1 or entries.dtype.kind not in "iu":
             raise ValueError(f"{path} holds {entries.dtype} of shape {entries.shape}; give a vector of indices")
         entries = entries.tolist()
-    elif path.suffix == ".json":
+    elif path.suffix.lower() == ".json":
         entries = json_entries(path, content)
-    elif path.suffix == ".csv":
+    elif path.suffix.lower() == ".csv":
         entries = csv_entries(path, content)
     else:
         entries = numbered([line.strip() for line in as_text(path, content).splitlines() if line.strip()])
@@ -374,7 +379,8 @@ def match(entries: list[str | int], paths: list[Path], root: Path) -> tuple[list
     """Positions of the entries among the training images, and the entries that are none of them, or several.
 
     Looked up in turn: a path from the folder, from train/ or from the root of all; what a link points to; a file's
-    name; that without its suffix.
+    name; that without its suffix; a path from the present folder, through links. Letters with accents count as the same
+    whether they are written as one or as two.
     """
     lookups = places, targets, names, stems = {}, {}, {}, {}
     for i, path in enumerate(paths):
@@ -389,7 +395,9 @@ def match(entries: list[str | int], paths: list[Path], root: Path) -> tuple[list
             good = [entry] if 0 <= entry < len(paths) else []
         else:
             spelt = entry, os.path.normpath(entry.replace("\\", "/"))
+            spelt += tuple(unicodedata.normalize(form, entry) for form in ("NFC", "NFD"))
             good = next((lookup[e] for lookup in lookups for e in spelt if e in lookup), [])
+            good = good or next((targets[e] for e in map(os.path.realpath, spelt) if e in targets), [])
         if len(good) == 1:
             found += good
         else:
@@ -445,7 +453,7 @@ def read_truths(lists: dict, paths: list[Path], root: Path, classes: list[str], 
     """
     truths, numbers = torch.full((len(paths),), -1), numbers_of(classes)
     for file, content in lists.items():
-        column, rows = bad_rows(Path(file), content) if Path(file).suffix == ".csv" else ("", [])
+        column, rows = bad_rows(Path(file), content) if Path(file).suffix.lower() == ".csv" else ("", [])
         named = next((name for name in TRUTH_COLUMNS if rows and name in rows[0]), None)
         if named is None:
             continue

@@ -31,7 +31,7 @@ from repair.state import bytes_of, marks_of, repair_key, resume, save_state
 from repair.truths import check_truths, with_truths
 
 FAMILIES = ("*mlp.0", "*mlp.fc1", "*block.3", "*denselayer*.conv1", "*branch2.0", "*squeeze",
-            "*branch[23].0.conv")  # inner layers of blocks
+            "*branch[23].0.conv", "*linear1")  # inner layers of blocks; the last one of nn.TransformerEncoderLayer
 FLAGS = ("batch", "optimizer", "unlearn_lr", "unlearn_epochs", "stop", "ratio", "seed")  # settings that have a flag
 READ = (*FLAGS, "momentum", "weight_decay", "gamma", "beta", "p_mem", "max_passes", "reach", "farther", "disbelieved",
         "precision")  # of Config
@@ -89,6 +89,7 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
     taught = with_truths(data, forget, truths)
     if keep:
         decided = (config, layers) if truths is None else (config, layers, truths.tolist())
+        decided += ("synchronised",) * sync_batchnorm
         notes = {"key": repair_key(model, data, forget, *decided), "marks": marks_of(data, files)}
         leave = bytes_of(model.state_dict()) if leave is None else leave
     if "reach" in settings and "farther" not in settings:
@@ -219,7 +220,8 @@ def expand_any(model: nn.Module, example: torch.Tensor, config: Config, layers, 
         grown = [name for name, m in expanded.layers().items() if getattr(m, "to_extra", None) is not None]
         say(f"theta_o2 beside {what} ({len(grown)} layers)")
         return expanded
-    raise TypeError(f"{refusals[0]}; {len(refusals) - 1} other choices of layers were refused too: try --layers")
+    others = f"; {len(refusals) - 1} other choices of layers were refused too" if len(refusals) > 1 else ""
+    raise TypeError(f"{refusals[0]}{others}: try --layers")
 
 
 def layer_choices(model: nn.Module, names: list[str], example: torch.Tensor):

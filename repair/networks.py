@@ -13,7 +13,7 @@ from torch import nn
 
 from engine.checks import first_line
 from experiment.console import clipped
-from experiment.user_code import function_of
+from experiment.user_code import function_of, same_world
 from models import ARCHITECTURES, build
 from repair.images import Reading
 
@@ -63,6 +63,9 @@ def build_network(model: str, classes: int, size: int | None = None, crop_pct: f
 def check_parameters(model: nn.Module, what: str) -> None:
     """Raise ValueError unless a network has parameters, and real ones; what: its name in the message."""
     found = dict(model.named_parameters())
+    if lazy := [name for name, p in found.items() if isinstance(p, nn.parameter.UninitializedParameter)]:
+        raise ValueError(f"{what} has lazy layers, {lazy[0]} first, whose shapes are not known yet; run it once on a "
+                         "batch of zeros where it is made")
     if not found:
         raise ValueError(f"{what} has no parameters, so a repair can change nothing; give a network with weights")
     if strange := [name for name, p in found.items() if p.is_complex()]:
@@ -84,7 +87,8 @@ def file_network(name: str, detail: str):
     def make(classes: int, image_size: int) -> nn.Module:
         try:
             asked = [key for key in ("num_classes", "classes") if key in inspect.signature(function).parameters]
-            made = function(**dict.fromkeys(asked[:1], classes))
+            with same_world():
+                made = function(**dict.fromkeys(asked[:1], classes))
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except (Exception, SystemExit) as error:

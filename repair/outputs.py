@@ -42,6 +42,9 @@ def check_replaced(args: argparse.Namespace, report_file: Path, state: Path) -> 
             if out.exists() and Path(name).exists() and out.samefile(name):
                 other = "folder" if what == "list" else "file"  # a list has one name in each folder
                 raise ValueError(f"{out} would replace the input {name}; give another {other} with --out")
+    if Path(args.out).exists() and not report_file.exists() and not state.exists():
+        raise ValueError(f"{args.out} exists, and no report of a repair lies beside it: it may be other weights, which "
+                         "would be replaced; give another name with --out, or remove it")
     if report_file.exists() and not is_report(report_file):
         raise ValueError(f"{report_file} is no report of a repair and would be replaced; give another name with --out")
     if page.exists() and not is_page(page):

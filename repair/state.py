@@ -86,7 +86,7 @@ def repair_key(model, data, forget: torch.Tensor, *settings) -> str:
     few = torch.arange(LOOKED_AT) * (len(data) - 1) // (LOOKED_AT - 1)
     ((images, _),) = data._read(few, [slice(0, len(few))], None)  # as they are stored, the same on every device
     for value in (*model.state_dict().values(), images, data.labels, forget):
-        key.update(raw(value))
+        key.update(raw(value) if isinstance(value, torch.Tensor) else repr(value).encode())  # what modules keep besides
     return key.hexdigest()
 
 

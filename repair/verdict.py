@@ -93,7 +93,7 @@ class Verdict(NamedTuple):
                  f"{percent(self.listed.before)} before"]
         change, what = (self.counted, "other training") if self.heldout is None else (self.heldout, "held-out")
         parts.append(f"accuracy on {change.images} {what} images {percent(change.after)}, {percent(change.before)} "
-                     f"before ({-100 * change.fall:+.1f} +- {100 * change.error:.1f} points)")
+                     f"before ({-100 * change.fall + 0.0:+.1f} +- {100 * change.error:.1f} points)")
         if self.heldout is None:
             parts.append(f"no images are held out ({names['heldout']}), so what new ones lose is not seen")
         for label, called, images, of in self.together:

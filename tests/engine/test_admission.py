@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F
 from torchvision.models import convnext, resnet
 from torchvision.models.efficientnet import MBConvConfig
 
@@ -168,6 +169,8 @@ def hooked(kind, layer):
     (derived("head", nn.Linear, "Linear"), "'head'"),
     (derived("norm1", nn.BatchNorm2d, "BatchNormAct2d"),
      "'norm1': masked passes would move the running statistics of BatchNormAct2d"),
+    (lambda net: setattr(net, "norm1", nn.SyncBatchNorm(3)),
+     "'norm1': masked passes would move the running statistics of SyncBatchNorm; build it with nn.BatchNorm2d"),
     (lambda net: nn.utils.parametrizations.weight_norm(net.conv1), "'conv1'"),
     (lambda net: setattr(net, "spare", nn.Conv2d(1, 2, 3)),
      "'spare': it did not run on the example; leave it out with layers="),
@@ -428,10 +431,39 @@ class Shortcut(Through):
         return super().forward(x)
 
 
+class Past(Linears):
+    """A network that, without gradients and hooks, reads layers' weights in place of calling them, as a fast path does.
+    """
+
+    def forward(self, x):
+        if torch.is_grad_enabled() or self.up._forward_hooks:
+            return super().forward(x)
+        inner = F.linear(self.stem(x), self.up.weight, self.up.bias).relu()
+        return F.linear(inner, self.head.weight, self.head.bias)
+
+
 def encoder():
-    """torch's encoder layer, whose fast path reads weights past its Linears."""
+    """torch's encoder layer, whose own fast path reads weights past its Linears."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
     return randomise(nn.Sequential(nn.Linear(8, 8), layer, Does(lambda x: x.mean(1)), nn.Linear(8, 4)), 0)
+
+
+def test_the_fast_path_of_attention_is_off_in_a_masked_pass():
+    """X7: torch's encoder layer is expanded; a masked pass without gradients is the one with them, the base pass is the
+    network's own bit for bit, and the switch is as it was."""
+    net, x = encoder().eval(), torch.randn((3, 6, 8), generator=gen(1))
+    expanded = expand.expand(net, x, layers=["1.linear1"]).eval()
+    mask = torch.rand((3, expanded.width), generator=gen(2)) < 0.5
+    for on in (True, False):
+        torch.backends.mha.set_fastpath_enabled(on)
+        try:
+            with torch.no_grad():
+                alone, own, masked = expanded(x), net(x), expanded(x, mask)
+            assert torch.equal(alone, own) and torch.backends.mha.get_fastpath_enabled() is on
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+        assert_close(masked, expanded(x, mask), 1e-5)
+        assert (masked - alone).abs().max() > 1e-3
 
 
 def meeting(into, back):
@@ -450,7 +482,7 @@ MEETING = "the network: examples do not meet their own masks, so the batch is no
     (lambda: meeting(lambda x: x.flip(0), lambda x: x.flip(0)), VECTORS, ["up"], MEETING),
     (lambda: meeting(lambda x: x, lambda x: x + x[:1]), VECTORS, ["up"], MEETING),
     (lambda: meeting(lambda x: x, lambda x: x + x[-1:]), VECTORS, ["up"], MEETING),
-    (encoder, torch.zeros(2, 6, 8), ["1.linear1"], "the network: without gradients it reads weights past its layers"),
+    (Past, VECTORS, ["up"], "the network: without gradients it reads weights past its layers"),
     (Shortcut, IMAGE, None, "the network Shortcut: the fast path wants all of its weights"),
     # gives classes instead of logits: no gradient comes back from them
     (lambda: nn.Sequential(Through(), nn.Softmax(dim=1), Does(lambda x: x.argmax(dim=1, keepdim=True).double())),

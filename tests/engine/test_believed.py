@@ -18,7 +18,7 @@ from engine.ending import Never, Repaired
 from engine.lines import copies
 from engine.scores import believed
 from etd import drop
-from helpers import make_data, seeds, small_net
+from helpers import Trusting, make_data, seeds, small_net
 from states import acc_forget, make_state, unlearn
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # the end may tell of harm
@@ -105,3 +105,19 @@ def test_judging_moves_nothing(seed, bound):
     assert torch.equal(state.generator.get_state(), drawn) and graphs and not any(graphs)
     assert all(module.training for module in state.expanded.modules())
     assert all(map(torch.equal, [*state.expanded.parameters(), *state.expanded.buffers()], begin))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_somebody_has_looked_at_stays(seed):
+    """A37: examples of `trusted` stay whatever theta_o1 thinks of them, and do not count towards the half of D_r."""
+    data, looked_at = make_data(seed, n=48), torch.arange(20, 34)
+    state = make_state(seed, data=Trusting(data, looked_at), net=small_net(seed, dtype=torch.float64), forget=FORGET)
+    state.epoch, ce, index = 2, ce_of(state), torch.arange(48)
+    doubtful = ~torch.isin(index, torch.cat([FORGET, looked_at]))  # 30
+    for share in (0.4, 0.6):
+        bound = float(ce[doubtful].quantile(1 - share))
+        state.config = replace(state.config, disbelieved=bound)
+        suspect = doubtful & (ce > bound)
+        assert (ce[looked_at] > bound).any() and int(suspect.sum()) == round(share * 30)
+        found = believed(state, index)
+        assert torch.equal(found, index[~suspect] if share < 0.5 else index)

@@ -17,7 +17,7 @@ from engine import ending
 from engine.ending import Never, Repaired
 from engine.modes import refresh_batchnorm
 from etd import drop
-from helpers import assert_same_state, gen, make_data, seeds, small_net
+from helpers import Trusting, assert_same_state, gen, make_data, seeds, small_net
 from metrics import accuracy, predict
 from states import make_state, unlearn
 
@@ -66,6 +66,16 @@ def test_who_is_held_out(n, known, size):
         assert end.held_out.max() - end.held_out.min() > n / 4 and len(end.held_out.diff().unique()) > 2
         found[seed, generator] = end.held_out.tolist()
     assert found[0, 0] == found[0, 1] != found[1, 0]
+
+
+def test_what_somebody_has_looked_at_is_not_held_out():
+    """A24: W is drawn from the other examples of D_r and counts them alone; step 3 trains on all that is not W."""
+    data, forget, looked_at = make_data(0, n=300, size=4), torch.arange(20), torch.arange(100, 300)
+    end = Repaired(make_state(0, data=Trusting(data, looked_at), net=small_net(0), forget=forget, extra_ratio=0.0))
+    assert len(end.held_out) == 20 and end.held_out.min() >= 20 and end.held_out.max() < 100  # a quarter of 80
+    assert torch.equal(torch.cat([end.held_out, end.trained_on]).sort().values, torch.arange(300))
+    few = Trusting(make_data(0, n=30, size=4), torch.arange(12, 30))
+    assert Repaired(make_state(0, data=few, net=small_net(0), forget=torch.arange(2))).held_out is None  # ten are left
 
 
 @pytest.mark.parametrize("retained, held_out", [(1, 0), (10, 0), (11, 2)])

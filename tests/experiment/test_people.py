@@ -12,11 +12,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import run
 from experiment.data import Dataset
 from experiment.parts import part_of
-from experiment.people import COLUMNS, People, in_order, read_people
+from experiment.people import COLUMNS, People, check_images, in_order, read_people
 from few_images import few, fresh, load_few, refusal  # noqa: F401
 from helpers import Evil, gen, make_dataset, rows_of, seeds
 from tasks import PEOPLE, discover, like_corrupted, people
@@ -136,6 +137,37 @@ def test_a_folder_is_in_the_order_of_its_classes(seed, n):
     if not torch.equal(tree.train.labels, clean):
         with pytest.raises(ValueError, match="differ from the data set's at .* its order is another"):
             in_order(read, replace(tree, name="cifar10"))
+
+
+def test_labels_are_of_the_images_that_they_name(tmp_path):
+    """Where a table names its images it must name those of the folder, whatever their suffix and above which folder."""
+    (tmp_path / "x.csv").write_text("path,clean,aggregate\ntrain/bee/b.png,1,0\ntrain/ant/a.png,0,0\n")
+    read = read_people(tmp_path / "x.csv")
+    assert read.images == ["train/ant/a.png", "train/bee/b.png"] and read.labels.tolist() == [0, 0]
+    check_images(read, ["/some/train/ant/a.jpg", "/some/train/bee/b.png"])
+    check_images(replace(read, images=["a.png", "bee\\b"]), ["/some/train/ant/a.jpg", "/some/train/bee/b.png"])
+    check_images(replace(read, images=None), ["x"])
+    for files in (["train/bee/b.png", "train/ant/a.png"], ["train/ant/a2.png", "train/bee/b.png"],
+                  ["train/ant/a.png", "train/wasp/b.png"]):
+        with pytest.raises(ValueError, match="has labels of train/.* where the folder has .*; give the labels of these"):
+            check_images(read, files)
+
+
+def test_a_folder_has_the_images_that_its_labels_name(tmp_path, capsys):
+    """By the command, too: labels of other files, as many and of the same classes, are refused before any training."""
+    for part in ("train", "test"):
+        for name in ("ant", "bee"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (8, 8), (60 * i, 0, 0)).save(tmp_path / part / name / f"{i}.png")
+    argv = ["--task", "human", "--dataset", "folder", "--data-dir", str(tmp_path), "--image-size", "16", "--epochs", "1",
+            "--width", "0.05", "--method", "no-ul", "--device", "cpu", "--out", str(tmp_path / "x.jsonl"),
+            "--human-labels", str(tmp_path / "x.csv")]
+    for shift, code in ((0, 0), (1, 2)):
+        lines = [f"{name}/{i + shift}.png,{y},{int(i == 2) ^ y}" for y, name in enumerate(("ant", "bee")) for i in range(4)]
+        (tmp_path / "x.csv").write_text("path,clean,aggregate\n" + "\n".join(lines))
+        assert run.main(argv) == code
+    assert "has labels of ant/1.png where the folder has" in capsys.readouterr().err
 
 
 @given(seeds)

@@ -47,6 +47,9 @@ CONTAINERS = {
     "nested": {"model": {"state_dict": WEIGHTS}},
     "two": {"model": OTHERS, "state_dict": WEIGHTS},  # as timm and Lightning have it
     "two, nested": {"model": {"net": OTHERS, "state_dict": WEIGHTS}, "params": OTHERS},
+    "settings first": {"model": {"name": "x", "width": 64}, "weights": WEIGHTS},
+    "settings in two": {"net": {"model": {"lr": 1}}, "params": {"state_dict": {}, "model": WEIGHTS}},
+    "averaged settings": {"ema": {"decay": 0.9}, "model": WEIGHTS},
     "numpy": {"state_dict": WEIGHTS, "a": np.float32(1), "b": np.int64(3), "c": np.bool_(True), "d": np.float16(1)},
     **{name: {name: WEIGHTS} for name in ("model_state_dict", "net", "weights", "params")},
 }
@@ -59,6 +62,24 @@ def test_every_container_gives_its_weights(tmp_path, name):
     for zipped in (True, False):
         path = saved(tmp_path, CONTAINERS[name], _use_new_zipfile_serialization=zipped)
         assert_same(read(path), WEIGHTS)
+
+
+def test_a_dict_that_holds_itself(tmp_path):
+    """K2: it holds no weights, which is told at once."""
+    content = {"epoch": 1}
+    content |= dict.fromkeys(("model", "net", "state_dict", "ema"), content)
+    for ema in (False, True):
+        with pytest.raises(ValueError, match="holds no"):
+            read(saved(tmp_path, content), ema)
+
+
+def test_settings_are_no_averaged_weights(tmp_path, recwarn):
+    """K1: a dict of settings under a key of averaged weights is not offered, and not taken."""
+    path = saved(tmp_path, CONTAINERS["averaged settings"])
+    assert_same(read(path), WEIGHTS)
+    assert not recwarn
+    with pytest.raises(ValueError, match="no averaged weights.*leave out --ema"):
+        read(path, ema=True)
 
 
 @pytest.mark.parametrize("key", checkpoints.EMA)
@@ -76,6 +97,7 @@ def test_averaged_weights_if_asked_alone(tmp_path, key):
     assert_same(read(path), WEIGHTS)
     with pytest.raises(ValueError, match="no averaged weights.*leave out --ema"):
         read(path, ema=True)
+    assert_same(read(saved(tmp_path, {"model": OTHERS, key: {"model": WEIGHTS}}), ema=True), WEIGHTS)
     path = saved(tmp_path, {key: WEIGHTS, "state_dict_ema": OTHERS})
     assert_same(read(path, ema=True), OTHERS)
 
@@ -192,6 +214,67 @@ def test_weights_that_could_not_be_kept(kind):
     if not kind.is_complex:
         load_into(frozen, stored)
     load_into(net, {**WEIGHTS, "head.weight": WEIGHTS["head.weight"].to(torch.bfloat16)})
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, a third one that keeps a state of its own, and the place of each of some tokens."""
+
+    def __init__(self, seed: int, tokens: int = 4):
+        super().__init__()
+        gen = torch.Generator().manual_seed(seed)
+        self.first, self.second, self.third = nn.Linear(3, 3), nn.Linear(3, 3, bias=False), Keeping(3, 2)
+        self.second.weight = self.first.weight
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, 3))
+        with torch.no_grad():
+            for p in self.parameters():
+                p.normal_(generator=gen)
+
+
+class Keeping(nn.Linear):
+    """A layer that keeps what is no tensor beside its weights."""
+
+    kept = "nothing"
+
+    def get_extra_state(self):
+        return {"kept": self.kept}
+
+    def set_extra_state(self, state):
+        self.kept = state["kept"]
+
+
+def test_tied_weights_that_are_stored_once():
+    """K4: what safetensors stores once under one of its names is whole, if the network ties it; nothing else is."""
+    model, source = Tied(0), Tied(1)
+    stored = {name: t for name, t in source.state_dict().items() if name != "second.weight" and "extra" not in name}
+    assert "second.weight" not in load_into(model, stored)
+    assert model.second.weight is model.first.weight and torch.equal(model.second.weight, source.first.weight)
+    model.second.weight = nn.Parameter(model.second.weight.clone())
+    with pytest.raises(ValueError, match=r"1 missing \(second.weight\)"):
+        load_into(model, stored)
+
+
+def test_what_modules_keep_beside_their_tensors(tmp_path):
+    """K1, K6: a state of a module's own is read, put in and written; it is no tensor, and no safetensors file has it."""
+    model, source = Tied(0), Tied(1)
+    source.third.kept = [1, "two"]
+    stored = read(saved(tmp_path, {"state_dict": {f"module.{name}": t for name, t in source.state_dict().items()}}))
+    names = load_into(model, stored)
+    assert model.third.kept == [1, "two"] and torch.equal(model.third.weight, source.third.weight)
+    model.third.kept = "later"
+    write(tmp_path / "out.pt", stored, model, names)
+    found = read(tmp_path / "out.pt")
+    assert list(found) == list(stored) and found["module.third._extra_state"] == {"kept": "later"}
+    assert torch.equal(found["module.third.weight"], model.third.weight)
+    with pytest.raises(ValueError, match="third._extra_state is a dict, which .safetensors does not hold"):
+        write(tmp_path / "out.safetensors", stored, model, names)
+    with pytest.raises(ValueError, match="holds no state dict"):
+        read(saved(tmp_path, {"third._extra_state": {"kept": 1}}))
+
+
+def test_another_number_of_tokens_is_another_size_of_images():
+    """K4: the flag that is at fault is named."""
+    with pytest.raises(ValueError, match="has pos_embed for 9 tokens, this network 4: .* give that with --image-size"):
+        load_into(Tied(0), Tied(0, tokens=9).state_dict())
 
 
 def test_only_a_mask_may_hold_infinities():

@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -33,6 +35,8 @@ LISTS = {
                     "9,TRUE,False,0\n",
     "cleanvision.csv": "path,is_dark_issue,is_blurry_issue\nant/0.png,0,0\nant/1.png,1,0\nbee/1.png,0,1\n"
                        "alone.png,1,1\n",
+    "SUFFIX.CSV": "path,bad\nant/0.png,\nant/1.png,true\nbee/1.png,true\nalone.png,true\n",
+    "Suffix.Json": json.dumps(["ant/1.png", "bee/1.png", "alone.png"]),
     "Capitals.csv": "Path,BAD\nant/0.png,\nant/1.png,true\nbee/1.png,TRUE\nalone.png,True\n",
     "semicolons.csv": "rank;filename;label_score;Bad\r\n1;ant/0.png;0,5;\r\n2;ant/1.png;0,1;TRUE\r\n"
                       "3;bee/1.png;0,1;true\r\n4;alone.png;0;true\r\n",
@@ -69,7 +73,7 @@ np.savez(ARCHIVE, a=[1], b=[2])
 
 @pytest.mark.parametrize("name, content, words", [
     ("a.txt", "ant/1.png\nant/77.png\nval/bee/9.png\n", r"3 lines, 1 matched.*'ant/77.png', 'val/bee/9.png'"),
-    ("a.txt", "1\n10\n", r"2 lines, 1 matched.* for 10$"),
+    ("a.txt", "1\n10\n", r"2 lines, 1 matched.* for 10;"),
     ("a.txt", "1.png\n", r"'1.png' \(2 images have this name\)"),
     ("a.txt", "\n \n", "lists no image"),
     ("a.txt", "\n".join(str(i) for i in range(100, 130)), "and 10 more"),
@@ -94,7 +98,7 @@ np.savez(ARCHIVE, a=[1], b=[2])
     ("a.json", "[" * 100_000, "a.json is no JSON that can be read: it holds too many lists"),
     ("a.json", "[" + "9" * 5000 + "]", "a.json: a number of 5,000 digits, at most 20 are read"),
     ("a.json", "[-" + "9" * 21 + "]", "a.json: a number of 21 digits"),
-    ("a.txt", "1" * 20, " for 1{20}$"), ("a.txt", "1" * 21, " for '1{21}'$"),  # a number, and a name
+    ("a.txt", "1" * 20, " for 1{20};"), ("a.txt", "1" * 21, " for '1{21}';"),  # a number, and a name
     ("a.txt", "9" * 5000, r"a.txt: 1 lines, 0 matched.*999\.\.\. \(5,000 letters\)"),
     ("a.csv", ",\n0," + "9" * 5000, r"a.csv has the columns 0, 999\S* \(5,000 letters\)"),
     ("a.csv", "filename,bad\nant/1.png,1\n", "line 2: bad is '1'; it must be True or False"),
@@ -133,6 +137,32 @@ def test_numbers_that_are_names(tmp_path):
     with pytest.raises(ValueError, match="b.txt: 3 may be an index or 3.png; give names with their suffix, or ind"):
         read("b.txt", "3\n0")
     assert read("b.txt", "3.png\n0002.png") == [0, 2] and read("b.json", "[3, 0]") == [0, 3]
+
+
+def test_paths_from_here(tmp_path, root, monkeypatch):
+    """B1: what find writes, a path from the present folder or through a linked one, is found, after all other ways."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "linked").symlink_to(root, target_is_directory=True)
+    file = written(tmp_path, "x.txt", f"pictures/train/ant/1.png\n./pictures/train/bee/1.png\n{tmp_path}/linked/train/"
+                                      "bee/alone.png\n")
+    forget, _ = read_bad(file, training(root), root)
+    assert forget.tolist() == [1, 6, 9]
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "1.png").symlink_to(root / "train" / "bee" / "3.png")
+    assert read_bad(written(tmp_path, "y.txt", "ant/1.png\n"), training(root), root)[0].tolist() == [1]
+    with pytest.raises(ValueError, match="'pictures/train/ant/7.png'; paths count from .*pictures, from its train/ or "
+                                         "from here"):
+        read_bad(written(tmp_path, "z.txt", "pictures/train/ant/7.png\n"), training(root), root)
+
+
+@pytest.mark.parametrize("own, other", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_in_either_spelling(tmp_path, root, own, other):
+    """B1: a name with an accent is found in either spelling of Unicode; what is spelt exactly so comes first."""
+    name = {form: unicodedata.normalize(form, "\u00e4\u00e9.png") for form in ("NFC", "NFD")}
+    paths = [*training(root), root / "train" / "bee" / name[own]]
+    assert read_bad(written(tmp_path, "x.txt", f"{name[other]}\n"), paths, root)[0].tolist() == [10]
+    both = [*paths, root / "train" / "bee" / name[other]]
+    assert read_bad(written(tmp_path, "x.txt", f"{name[other]}\n"), both, root)[0].tolist() == [11]
 
 
 def test_links_are_looked_up_last(tmp_path, root):
@@ -231,6 +261,18 @@ def test_the_folder(tmp_path, root):
     for part in ("test", "val"):
         (root / part).rename(tmp_path / part)
     assert open_folder(root, tmp_path / "b.txt").load(Reading(8))[1] is None
+
+
+def test_a_folder_of_one_class(tmp_path, root):
+    """B4: nothing can be told from one class: it is refused, unless a class map names others; a flag that is empty, as
+    an unset variable of a shell, is a file that is not there."""
+    bad = written(tmp_path, "bad.txt", "alone.png\n")
+    with pytest.raises(ValueError, match="cannot read"):
+        open_folder(root, bad, clean="")
+    shutil.rmtree(root / "train" / "ant")
+    with pytest.raises(ValueError, match="train has one class, 'bee'; a classifier has two at least: .* --class-map"):
+        open_folder(root, bad)
+    assert open_folder(root, bad, None, written(tmp_path, "classes.txt", "ant\nbee\n")).labels.tolist() == [1] * 5
 
 
 def test_the_class_map(tmp_path, root):

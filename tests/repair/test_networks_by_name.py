@@ -3,6 +3,7 @@
 import math
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +78,7 @@ def test_networks_that_cannot_be_built(monkeypatch, name, more, words):
     ("def make(): return 'resnet'", "make of .*net.py returns a str, not a torch.nn.Module"),
     ("from torch import nn\ndef make(): return nn.AdaptiveAvgPool2d(1)", "net.py:make has no parameters"),
     ("import torch\ndef make(): return torch.nn.Linear(1, 3, dtype=torch.complex64)", "net.py:make has complex param"),
+    ("from torch import nn\ndef make(): return nn.LazyLinear(3)", "net.py:make has lazy layers, weight first"),
     ("def make(): raise MemoryError('all of it')", "^all of it$"),
 ])
 def test_files_that_build_no_network(tmp_path, source, words):
@@ -87,6 +89,17 @@ def test_files_that_build_no_network(tmp_path, source, words):
     with pytest.raises((ValueError, MemoryError), match=words) as caught:
         build_network(f"{tmp_path / 'net.py'}:make", 3, 32)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_function_changes_is_put_back(tmp_path, monkeypatch):
+    """B6: folder, grad mode and default dtype are as they were after it, too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text("import os, torch\ndef make(classes):\n    os.chdir('/')\n"
+                                     "    torch.set_grad_enabled(False)\n    torch.set_default_dtype(torch.float64)\n"
+                                     "    return torch.nn.Linear(2, classes)")
+    made, _ = build_network("net.py:make", 3, 32)
+    assert made.weight.dtype == torch.float64 and Path.cwd() == tmp_path
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
 
 
 def test_the_function_repair_asks_for_parameters():

@@ -279,6 +279,18 @@ def test_the_saved_list_comes_back(tmp_path):
     assert labels.tolist() == [(i * 5) % len(CLASSES) if i % 4 else -1 for i in range(len(FILES))] + [-1]
 
 
+def test_a_later_round_saves_under_another_name(colours, capsys):  # noqa: F811
+    """S33: the list that the page saves has the name of none that the repair was given."""
+    data, out = colours["--data"], colours["--out"]
+    (data / "repaired-bad.csv").write_text("filename,true_label\n2-5.png,2\n")
+    for more, name in (((), "repaired-bad.csv"), ((data / "repaired-bad.csv",), "repaired-bad-2.csv"),
+                       ((data / "repaired-bad.csv", data / "repaired-bad-2.csv"), "repaired-bad-3.csv")):
+        (data / "repaired-bad-2.csv").write_text("filename\n3-0.png\n")
+        assert call(colours, "--epochs", 0, *(part for file in more for part in ("--bad", file))) == 0
+        source = out.with_suffix(".html").read_text(encoding="utf-8")
+        assert f'data-name="{name}"' in source and f"{name}</code>" in source
+
+
 def test_a_class_is_spelt_by_its_number_where_its_name_is_lost():
     """S33: with blanks around it, of no letters, or one that a spreadsheet computes; unless the number is a name."""
     assert spelt(["a", " b", "=c", "d\udc80", "e\r", "-"]) == ["a", "1", "2", "3", "4", "5"]

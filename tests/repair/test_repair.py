@@ -214,14 +214,43 @@ def test_what_layers_are_chosen_from():
     assert [found for _, found in layer_choices(plain, ["mlp.0", "stem"], EXAMPLE)] == [None, ["stem"]]
 
 
-def test_a_network_without_any_choice_is_refused():
-    """P5: the refusal is the first one, and says how many choices were tried and what to do."""
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4 * 900, 3))
+@pytest.mark.parametrize("name, more", [("first", 0), ("mlp", 1)])
+def test_a_network_without_any_choice_is_refused(name, more):
+    """P5: the refusal is the first one, and says how many more choices were tried, if any, and what to do."""
+    net = nn.Sequential()
+    net.add_module(name, nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)))
+    net.add_module("head", nn.Sequential(nn.Flatten(), nn.Linear(4 * 900, 3)))
     with pytest.raises(TypeError) as first:
         expand(net, EXAMPLE, 0.5)
-    more = len(list(layer_choices(net, ["0", "3"], EXAMPLE))) - 1
-    with pytest.raises(TypeError, match=f"^{re.escape(str(first.value))}; {more} other choices .* too: try --layers$"):
+    assert len(list(layer_choices(net, [f"{name}.0", "head.1"], EXAMPLE))) == 1 + more
+    others = "; 1 other choices of layers were refused too" * more
+    with pytest.raises(TypeError, match=f"^{re.escape(str(first.value) + others)}: try --layers$"):
         expand_any(net, EXAMPLE, HALF, None, None)
+
+
+def test_a_transformer_of_torch_needs_no_layers_named(capsys):
+    """P5: the feed-forward layers of nn.TransformerEncoderLayer are among the choices, and its repair runs."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    net = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.Flatten(2), Turned(), nn.TransformerEncoder(layer, 2), Mean(),
+                        nn.Linear(8, 3))
+    found = expand_any(net, EXAMPLE, HALF, None, print)
+    assert sorted(found.layers()) == [f"3.layers.{k}.linear{i}" for k in (0, 1) for i in (1, 2)]
+    assert "the inner layers *linear1, where healing is less tried (2 layers)" in capsys.readouterr().out
+
+
+class Turned(nn.Module):
+    """Tokens last to tokens first: (B, C, T) -> (B, T, C)."""
+
+    def forward(self, x):
+        return x.transpose(1, 2)
+
+
+class Mean(nn.Module):
+    """Over tokens: (B, T, C) -> (B, C)."""
+
+    def forward(self, x):
+        return x.mean(dim=1)
 
 
 # --- What goes in and comes out ---------------------------------------------------------------------------------------

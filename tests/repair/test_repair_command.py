@@ -138,6 +138,7 @@ def test_trials_note_every_choice_of_layers(monkeypatch, tmp_path):
     ({"--out": "x.state"}, (), "the state's name"),
     ({"--out": "suspects.csv"}, (), "the list's name"),
     ({"--out": "x.html"}, (), "the page's name"),
+    ({"--out": "two/other.pt"}, (), "other.pt exists, and no report of a repair lies beside it"),
     ({"--out": "page/x.pt"}, (), "x.html is no page of a repair and would be replaced"),
     *(({"--out": f"page/{name}.pt"}, (), f"{name}.json is no report of a repair and would be replaced")
       for name in ("list", "other", "torn")),
@@ -166,6 +167,7 @@ def test_bad_input_is_one_line_before_any_image_is_decoded(colours, capsys, monk
     (folder / "true.csv").write_text("path,label\n0-5.png,0\n")
     (folder / "two").mkdir()
     (folder / "two" / "suspects.csv").write_text("0-5.png\n")
+    (folder / "two" / "other.pt").write_bytes(b"")
     (folder / "page").mkdir()
     for name, content in (("x.html", ""), ("list.json", "[]"), ("other.json", '{"lr": 1}'), ("torn.json", "{")):
         (folder / "page" / name).write_text(content)
@@ -178,6 +180,31 @@ def test_bad_input_is_one_line_before_any_image_is_decoded(colours, capsys, monk
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
     assert len(lines) == 1 and words in lines[0]
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_lists_may_come_one_by_one(colours, capsys):
+    """B1: --bad twice is both lists together, as --bad with both is."""
+    (colours["--data"] / "more.txt").write_text("2-5.png\n")
+    assert call(colours, "--bad", colours["--data"] / "more.txt", "--epochs", 0) == 0
+    assert "3 known bad" in capsys.readouterr().out
+    assert report_of(colours)["arguments"]["bad"] == [str(colours["--data"] / name) for name in ("bad.txt", "more.txt")]
+
+
+def test_layers_with_blanks_between(colours, capsys):
+    """P3: blanks around the names of layers count for nothing."""
+    assert call(colours, "--layers", " 1 , 1*", "--epochs", 0) == 0
+    assert call(colours, "--layers", " 1 , none ", "--epochs", 0) == 2
+    assert "no layer is called 'none'" in capsys.readouterr().err
+
+
+def test_listed_images_that_cannot_be_decoded(colours, capsys):
+    """P3: what was left out is said, and that none of the listed images is left; not that no image was listed."""
+    for name in ("1/0-5.png", "2/1-5.png"):
+        (colours["--data"] / "train" / name).write_bytes(b"\x89PNG")
+    assert call(colours, "--epochs", 0, "--skip-bad-images") == 2
+    told = capsys.readouterr()
+    assert "2 images cannot be decoded and are left out" in told.out
+    assert "none of the listed images can be decoded" in told.err
 
 
 def test_a_rate_that_is_too_high_is_told_as_the_flag(colours, capsys):

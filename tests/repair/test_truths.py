@@ -8,6 +8,7 @@ import torch
 
 import claims
 from colours import call, colours, report_of  # noqa: F401
+from engine.batches import trusted
 from engine.streams import stream
 from examples.repair import make
 from experiment.data import Data
@@ -18,6 +19,7 @@ from metrics import accuracy, predict
 from repair import account, command
 from repair.inputs import open_folder
 from repair.network import repair
+from repair.progress import Watch
 from repair.truths import COPIES, check_truths, with_truths
 from tasks import put_trigger
 from train import fit
@@ -65,6 +67,15 @@ def test_taught_data_is_read_as_its_own(more):
             assert taught.augments == bool(more)
             for one, other in zip(found, wanted, strict=True):
                 assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_copies_are_trusted():
+    """Y1: somebody has looked at the copies' labels, which are neither held out nor suspected, also under a Watch."""
+    taught = with_truths(images_of(), FORGET, TRUTHS)
+    copies = torch.arange(24, 24 + 2 * COPIES)
+    assert torch.equal(taught.trusted, copies)
+    assert torch.equal(trusted(Watch("a pass", None).over(taught)).nonzero()[:, 0], copies)
+    assert not trusted(images_of()).any()
 
 
 def test_a_trigger_stays_on_the_copies():

@@ -88,7 +88,7 @@ def test_what_is_advised(stay, wrong, word, rate):
     error = wrong**0.5  # points, of 100 images
     numbers = (f"{word}: {10 * stay:.1f} % of the listed images get their given labels, 100.0 % before; accuracy on "
                f"100 other training images {100 - wrong:.1f} %, 100.0 % before "
-               f"({-1.0 * wrong:+.1f} +- {error:.1f} points)")
+               f"({0.0 - wrong:+.1f} +- {error:.1f} points)")
     for names, setting, part in ((FLAGS, "--lr", "test/"), (ARGUMENTS, "unlearn_lr", "heldout")):
         line, unseen = found.line(names), f"; no images are held out ({part}"
         assert found.word == word and line.startswith(numbers + unseen)
