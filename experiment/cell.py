@@ -14,6 +14,7 @@ import math
 import re
 import time
 import traceback
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from torch import nn
 from baselines import with_theta_o2
 from engine.checks import check_forget, first_line
 from engine.modes import eval_mode
-from engine.ranks import ranks
+from engine.ranks import over_ranks, ranks
 from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
 from experiment.console import clipped, progress, tell
@@ -139,11 +140,11 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
     def work():
         check_outputs(model, data)
         asked = inspect.signature(method).parameters
-        curve = config.curve and name in METHODS and "curve" in METHODS[name].reads
+        curve = config.curve and (":" in name or "curve" in METHODS[name].reads)
         with contextlib.nullcontext(log) if log else progress(name, config.quiet) as show:
             def tell(epoch: int, epochs: int, net, **values) -> None:
                 notes.append(values)
-                if curve:
+                if curve and epoch:
                     points.append(point(config, net, task, forget, epoch, **values))
                 if epoch:
                     show(epoch, epochs, net, **values)
@@ -161,6 +162,7 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
             raise TypeError(f"{name} returned {type(unlearned).__name__}; a method returns the unlearned network")
         anew = name in METHODS and METHODS[name].etd == "none"  # what trains anew had nothing to unlearn
         net, before = drop(unlearned) if isinstance(unlearned, Expanded) else unlearned, None if anew else original
+        check_same_everywhere(net, name)
         given, returned = check_outputs(original, task.train), check_outputs(net, task.train)
         if returned != given:
             raise ValueError(f"{name} returned a network of {returned} outputs; the one that it was given has {given}")
@@ -174,6 +176,23 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
         scores, _, failure = attempt(measure)
     row = {"status": "failed" if failure else "ok", "error": failure, **NO_SCORES, **(scores or {}), "seconds": seconds}
     return {**row, "points": points} if points else row
+
+
+def check_same_everywhere(net: nn.Module, name: str) -> None:
+    """Raise ValueError unless every process of the run has a network of the same parameters, bit for bit; statistics of
+    BatchNorm are the first one's in every pass (engine/modes.py)."""
+    rank, count = ranks()
+    parameters = list(net.parameters())
+    if count > 1 and parameters:
+        mark = 0
+        for p in parameters:
+            mark = zlib.crc32(p.detach().cpu().contiguous().view(torch.uint8).numpy(), mark)
+        marks = torch.zeros(count, dtype=torch.float64, device=parameters[0].device)
+        marks[rank] = mark
+        over_ranks([marks])
+        if len(marks.unique()) > 1:
+            raise ValueError(f"{name} left another network in each of {count} processes: take its steps with "
+                             "engine.updates.descend, which averages gradients over them, or run one process")
 
 
 def told_at_end(notes: list[dict], gamma: float) -> dict:

@@ -80,9 +80,10 @@ def once(rows: list[dict]) -> list[str]:
 
 
 def hardware(row: dict) -> str:
-    """Device, threads and torch of a run."""
+    """Device, threads, processes if there were several, and torch of a run."""
     threads = f", threads {row['threads']}" if "threads" in row and row.get("device") == "cpu" else ""
-    return f"{row.get('device')}{threads}, torch {row.get('torch')}"
+    processes = f", processes {row['processes']}" if row.get("processes", 1) > 1 else ""
+    return f"{row.get('device')}{threads}{processes}, torch {row.get('torch')}"
 
 
 def mixed(rows: list[dict]) -> dict[str, list[str]]:
@@ -132,7 +133,7 @@ def of_endings(rows: list[dict]) -> list[str]:
         return []
     texts = [", ".join(f"{name} {found[k]} of {found[0]} runs" for name, found in parts.items() if found[k]) or "none"
              for k in (1, 2)]
-    return [f"Gave up with Acc(D_f) above gamma: {texts[0]}. Did nothing, Acc(D_f) being at most gamma: {texts[1]}."]
+    return [f"Gave up with Acc(D_f) above gamma (REM: in some step 2): {texts[0]}. Did nothing, Acc(D_f) being at most gamma: {texts[1]}."]
 
 
 def slug(text: str) -> str:

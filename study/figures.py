@@ -65,12 +65,16 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
 
 
 def failed(number: str, drawn: list[dict], rows: list[dict]) -> int:
-    """How many runs failed that the figure would have drawn; Figs. 3, 6, 10 and 11 take every compared method."""
+    """How many runs failed that the figure would have drawn; Figs. 3, 6, 10 and 11 take every compared method, that of
+    the seeds each that reads D_f. Fig. 5 and the seeds are of one discovery rate."""
     places = {(row["arch"], row["capacity"], row["p_mem"]) for row in drawn}
     methods = {(row["method"], row["etd"]) for row in drawn}
-    whole = {"3": (False,), "6": (False, True), "10": (False, True), "11": (False, True)}.get(number, ())  # of etd
+    whole = {"3": (False,), "6": (False, True), "10": (False, True), "11": (False, True), "seeds": (False, True)}.get(number, ())  # etd
+    rates = {row["discovery"] for row in drawn} if number in ("5", "seeds") else ()
     lost = [row for row in networks(rows) if row["status"] == "failed" and (number not in CURVES or row["curve"])]
     lost = [row for row in lost if (row["arch"], row["capacity"], row["p_mem"]) in places]
+    lost = [row for row in lost if not rates or row["discovery"] in rates]
+    lost = [row for row in lost if number != "seeds" or reads_forget(row["method"])]
     return sum((r["method"], r["etd"]) in methods or r["etd"] in whole and compared(r["method"]) for r in lost)
 
 

@@ -1,7 +1,7 @@
 """The whole grid: many cells, each original trained once, killed and resumed at will, over jobs, GPUs and machines.
 
     python run.py grid --tasks all --discovery 0.1:1.0:0.1 --methods all --seeds 0,1,2 --out runs/all
-    python run.py grid --preset table1 --data-dir data --dry-run              # what there is to do, and hours
+    python run.py grid --preset table1 --data-dir data --dry-run              # what there is to do
     torchrun --nproc-per-node 8 -- run.py grid --preset table1 --out runs/t1  # a rank has its own originals and file
     python run.py report runs/all                                             # tables and figures out of the rows
 

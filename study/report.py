@@ -161,6 +161,8 @@ def apart(names: list[str]) -> list[str]:
 def choose(what: str, text: str, known) -> list[str]:
     """Names out of "a,b" or "all"; ValueError for one that is not known."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if text and not names:
+        raise ValueError(f"{what} is {text!r}, without a name; choose from {', '.join(known)} or all")
     if unknown := [name for name in names if name not in known and name != "all"]:
         raise ValueError(f"unknown {what} {unknown[0]!r}; choose from {', '.join(known)} or all")
     return list(known) if "all" in names else names

@@ -37,7 +37,7 @@ NOTES = {"over seeds": "Over seeds: mean ± SEM of each seed's mean product over
          "learnt": f"Learnt: accuracy on D_c's labels as given before unlearning ({' / '.join(TASKS)}).",
          "best per cell": "Best per cell, not ranked: at the values with the best mean product in each task and "
                           "discovery rate, chosen by the score itself, which no user could.",
-         "gave up / idle": "Gave up / idle: runs that ended above gamma; that did nothing.",
+         "gave up / idle": "Gave up / idle: runs that gave up above gamma (REM: in some step 2); that did nothing.",
          "REM less it": "REM less it: of the product in the same cell and seed, mean ± SEM over all pairs of runs; "
                         "over seeds: of each seed's mean over the cells that every seed has; pairs: seeds × cells."}
 
@@ -64,7 +64,8 @@ def make_tables(name: str, rows: list[dict], own: bool = False) -> list[Table]:
     """
     rows = sweep(without_extra_curves(rows))
     if name in ("mean", "cells"):
-        return [(means if name == "mean" else cells)(*group) for group in groups(rows, "etd")]
+        make = means if name == "mean" else cells
+        return [make(*title, part, rem_without_etd(rows, part)) for *title, part in groups(rows, "etd")]
     rows = etd_alone(rows)
     if name in ("plane", "ablations"):
         return list(filter(None, [(plane if name == "plane" else ablations)(*group) for group in groups(rows)]))
@@ -88,6 +89,13 @@ def groups(rows: list[dict], *more: str) -> list[tuple[str, str, list[dict]]]:
             title = f"{data}, {n} corrupted, {arch}, capacity {100 * capacity:g} %{training}, p_mem {p_mem:g}"
             found.append((name, title, [row for row in part if maskless(row) or row["p_mem"] == p_mem]))
     return found
+
+
+def rem_without_etd(rows: list[dict], part: list[dict]) -> list[dict]:
+    """REM's runs without ETD beside a part that `groups` has made: of its data, network and p_mem."""
+    place = {key: part[0][key] for key in ("data", "n", "arch", "capacity")}
+    masks = {row["p_mem"] for row in part if not maskless(row)} or {SETTINGS["p_mem"]}
+    return [row for row in pick(rows, method="rem", etd=False, kept=True, **place) if row["p_mem"] in masks]
 
 
 def belongs(row: dict, number: str) -> bool:
@@ -194,8 +202,9 @@ def of_the_paper(number: str) -> str:
 
 # --- Our own ----------------------------------------------------------------------------------------------------------
 
-def means(name: str, title: str, rows: list[dict]) -> Table:
-    """Every method of one group: runs, scores, seconds, and the time relative to training beside A.8's."""
+def means(name: str, title: str, rows: list[dict], rem: list[dict] = ()) -> Table:
+    """Every method of one group: runs, scores, seconds, and the time relative to training beside A.8's; rem: its runs
+    without ETD."""
     (rows, best), lines = kept_and_best(rows, "method"), []
     for (method,), part in by_product(split(rows, "method")).items():
         timed = [row for row in pick(part) if row.get("seconds") is not None]
@@ -203,7 +212,7 @@ def means(name: str, title: str, rows: list[dict]) -> Table:
         shares = [100 * row["seconds"] / row["train_seconds"] for row in timed if row.get("train_seconds")]
         times = [mean_sem(v)[0] if v else None for v in ([row["seconds"] for row in timed], shares)]
         times = [None if v is None else f"{v:.1f}" for v in (*times, PAPER["A.8"].get(method))]
-        lines.append((method, *summary(part).values(), *further(part, rows, best.get((method,), [])), *times))
+        lines.append((method, *summary(part).values(), *further(part, [*rows, *rem], best.get((method,), [])), *times))
     note = ("Time in percent of training, beside A.8's (CIFAR10, 50 % capacity). With --jobs the seconds include "
             "waiting for each other. Runs with Fig. 5's points are timed with their measuring, so these count only "
             "where there is no other.")
@@ -213,8 +222,8 @@ def means(name: str, title: str, rows: list[dict]) -> Table:
     return table_of("mean " + name, "Means: " + title, text, columns, lines)
 
 
-def cells(name: str, title: str, rows: list[dict]) -> Table:
-    """Mean product of each method in each task and at each discovery rate."""
+def cells(name: str, title: str, rows: list[dict], rem: list[dict] = ()) -> Table:
+    """Mean product of each method in each task and at each discovery rate; rem: its runs without ETD."""
     rates, lines = sorted({row["discovery"] for row in rows}), []
     kept = [row for row in rows if row["kept"]]
     for (task,), part in split(kept, "task").items():
@@ -223,7 +232,7 @@ def cells(name: str, title: str, rows: list[dict]) -> Table:
         named |= {f"{method}, best per cell (not ranked)": runs for (method,), runs in best.items()}
         for method, runs in named.items():
             found = (percent(row["product"] for row in pick(runs, discovery=rate)) for rate in rates)
-            lines.append((task, method, *found, *further(networks(runs), part)))
+            lines.append((task, method, *found, *further(networks(runs), [*part, *pick(rem, task=task)])))
     sizes = [len(part) for part in split(pick(kept), "task", "method", "discovery").values()]
     least_most = sorted({min(sizes, default=0), max(sizes, default=0)})
     text = (f"{caption(kept, 'method')} Columns: discovery rates; runs per cell: {' to '.join(map(str, least_most))}.")

@@ -378,3 +378,11 @@ def test_the_points_of_a_curve(name, kept):
     assert points[0]["base"] == 1 and points[0]["utility"] == accuracy(net, task.test)
     assert points[-1]["utility"] == rows[1]["utility"] and points[-1]["healed"] == rows[1]["healed"]
     assert "points" not in unlearn(tiny(curve=True), "npo", METHODS["npo"].function, net, task, forget)
+
+    def own(model, data, forget, config, generator, log):
+        log(0, 0, model, passes=1)  # no epoch, and no point
+        log(1, 1, model, loss=0.0)
+        return model
+
+    first, last = unlearn(tiny(curve=True), "x.py:own", own, net, task, forget)["points"]
+    assert (first["epoch"], last["epoch"], last["loss"]) == (0, 1, 0.0) and first["healed"] == last["healed"]

@@ -109,6 +109,23 @@ def test_a_cell_of_two_processes(tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_with_networks_of_their_own(tmp_path):
+    """G3: a method that trains on its share by itself leaves another network in each process: nothing is measured, and
+    one line says so; the rows before it are there, and say how many processes made them."""
+    (tmp_path / "own.py").write_text("import copy, torch\ndef f(model, data, forget, config, generator):\n"
+                                     "    net = copy.deepcopy(model)\n    net.head.weight.data += data.part[0]\n"
+                                     "    return net\n")
+    argv = ["--task", "random", "--per-class", "40", "--per-class-test", "10", "--epochs", "1", "--batch", "32",
+            "--width", "0.05", "--device", "cpu", "--method", f"no-ul,{tmp_path / 'own.py'}:f",
+            "--out", str(tmp_path / "rows.jsonl")]
+    found = ended(start(ROOT, "run.py", *argv))
+    told = [line for _, _, errors in found for line in errors if "own.py:f" in line or "Traceback" in line]
+    assert all(code for code, _, _ in found) and len(told) == 1
+    assert "own.py:f left another network in each of 2 processes: take its steps with engine.updates.descend" in told[0]
+    assert [(row["method"], row["processes"]) for row in rows_of(tmp_path / "rows.jsonl")] == [("no-ul", 2)]
+
+
+@pytest.mark.slow
 def test_bad_input_is_one_line_of_all_processes(tmp_path):
     """G4, R2: what all processes refuse one alone tells, in one line; all exit with code 2; nothing is written."""
     found = ended(start(tmp_path, str(ROOT / "run.py"), "cscore"))

@@ -130,7 +130,34 @@ def global_noise(net, model, data):
         net.conv1.weight += torch.randn(net.conv1.weight.shape)
 
 
+def without_gradients(net, model, data):
+    torch.set_grad_enabled(False)
+
+
+def hooked(net, model, data):
+    net.register_forward_pre_hook(lambda module, x: (x[0] + 1,))
+
+
+def computed_otherwise(net, model, data):
+    net.forward = lambda x: model.eval()(x) + 1
+
+
+def logging(*calls):
+    """A method that logs these epochs, each with a loss, or 0 with the number of its passes."""
+    def method(model, data, forget, config, generator, log):
+        check_forget(forget, len(data))
+        for epoch, epochs in calls:
+            log(epoch, epochs, model, **({"loss": 1.0} if epoch else {"passes": epochs or None}))
+        return copy.deepcopy(model)
+    return method
+
+
 BROKEN = [
+    (contract.plain_network, broken(hooked)),
+    (contract.plain_network, broken(computed_otherwise)),
+    (contract.deterministic, broken(without_gradients)),
+    *((contract.logs_epochs, logging(*calls)) for calls in (
+        [(2, 2)], [(1, 2), (1, 2)], [(1, 3), (2, 2)], [(1, 1), (2, 1)], [(0, 0), (1, 1)])),
     (contract.inputs_stay, broken(lambda net, model, data: model.norm1.running_mean.add_(1) is None)),
     (contract.deterministic, broken(global_noise)),
     (contract.blind, lambda model, data, forget, config, generator, *, test: model),
@@ -144,6 +171,23 @@ def test_contract_can_be_broken(keeps, method):
     """A18: a method that breaks a property fails it."""
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         keeps(method)
+
+
+@pytest.mark.parametrize("calls", [[(1, 3), (2, 3), (3, 3)], [(1, 5)], [(0, 0)], []])
+def test_what_may_be_logged(calls):
+    """A18: epochs of a number of its own, fewer than announced, a run without passes, nothing; always where it is
+    given, without asking whether it is."""
+    contract.assert_contract(logging(*calls))
+
+
+@pytest.mark.parametrize("name", list(RUNNABLE))
+def test_ours_log_each_epoch_that_is_asked_for(name):
+    """A18: once an epoch, or once without."""
+    calls = []
+    contract.unlearn(RUNNABLE[name], log=lambda epoch, epochs, net, **more: calls.append((epoch, epochs)), epochs=2,
+                     unlearn_epochs=2)
+    asked = "log" in inspect.signature(RUNNABLE[name]).parameters
+    assert calls in ([[(0, 0)], [(1, 2), (2, 2)]] if asked else [[]])
 
 
 def test_contract_sees_what_is_read():

@@ -255,6 +255,7 @@ def test_redirection(tmp_path):
 
     rows = [curve([1.0, 0.2]), curve([0.8, 0.0], seed=1), curve([0.0, 0.0], discovery=1.0), make_row()]
     rows += [make_row(status="failed", seed=2, curve=True), make_row(status="failed", seed=3)]
+    rows += [make_row(status="failed", seed=2, curve=True, discovery=0.9)]  # of another rate than is drawn
     figure = only("5", load(tmp_path, rows))
     (axes,) = figure.axes
     base, full = [lines[0] for lines in axes.containers]
@@ -395,7 +396,13 @@ def test_every_seed_is_a_point(tmp_path):
             for method, healings in found.items() for seed, healed in healings.items()]
     rows += [make_row("rem", 0.2, 0.9, task="poison", discovery=0.5, seed=5),
              make_row("no-ul", 0.1, 0.9, task="poison")]
-    (axes,) = only("seeds", load(tmp_path, rows)).axes
+    for method, rate in (("rem", 0.5), ("npo", 0.1), ("a.py:f", 0.1), ("a.py:f", 0.5)):  # of two it would have drawn one
+        rows.append(make_row(method, status="failed", task="poison", discovery=rate, seed=7))
+    rows.append(make_row("cf", status="failed", task="poison", discovery=0.1, seed=7))
+    rows.append(make_row("no-ul", status="failed", task="poison", discovery=0.1, seed=7))  # reads no D_f: no column
+    figure = only("seeds", load(tmp_path, rows))
+    assert "3 failed runs left out" in " ".join(figure.get_suptitle().split())
+    (axes,) = figure.axes
     points = [part.get_offsets().tolist() for part in axes.collections]
     assert [[y for _, y in part] for part in points] == [pytest.approx([70, 80, 90]), pytest.approx([50, 10])]
     assert [[round(x) for x, _ in part] for part in points] == [[0, 0, 0], [1, 1]]

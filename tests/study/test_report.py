@@ -161,6 +161,7 @@ BAD = [
      "unknown table '3'; choose from mean, cells, plane, ablations, 1, 2, 4, 5, 6, 7, 8, 9 or all"),
     (["{file}", "--figure", "2", "--out", "o"], "unknown figure '2'; choose from 1, 3, 4"),
     (["{file}", "--format", "pdf"], "unknown format 'pdf'; choose from markdown, latex, csv or all"),
+    (["{file}", "--table", " ,"], "table is ' ,', without a name; choose from mean, cells"),
     (["{file}", "--seeds", "1,4"], "no row has seed 1; there are 0"),
     (["{file}", "--seed", "x"], "--seed is 'x'; it takes int values such as 1,2 or 1:3:1"),
     (["{file}", "--table", "5"], "table 5 has no rows in these results"),

@@ -55,6 +55,9 @@ def test_minus_rem_in_the_tables(tmp_path):
     got = {m: line(one("4", both), method=m, ETD=True, capacity="50")["minus REM"] for m in ("rem", "npo")}
     assert got == {"rem": (pytest.approx(-20.0), None), "npo": (pytest.approx(-30.0), None)}
     assert line(one("plane", both), method="npo on ETD")["minus REM"] == got["npo"]
+    for name in ("mean", "cells"):
+        _, etd = make_tables(name, both)  # each training has a table of its own
+        assert {m: line(etd, method=m)["minus REM"] for m in ("rem", "npo")} == got, name
     both = load(tmp_path, [row_of(0.5, etd=True), row_of(0.4, "npo", etd=True)])
     assert line(one("4", both), method="npo", ETD=True)["minus REM"] == (pytest.approx(-10.0), None)
     wide = load(tmp_path, [row_of(0.7), row_of(0.4, "npo", capacity=1.0)])
@@ -187,7 +190,7 @@ def test_runs_that_gave_up_or_did_nothing_are_counted(tmp_path):
     rows = load(tmp_path, [ended("npo", True, 100), ended("npo", False, 0, seed=1), ended("npo", False, 3, seed=2),
                            row_of(0.5, "npo", seed=3), ended("rem", False, 0), ended("cf", False, None),
                            ended("potion", False, 0), ended("a.py:f", False, 0)])
-    words = ("Gave up with Acc(D_f) above gamma: npo 1 of 3 runs. "
+    words = ("Gave up with Acc(D_f) above gamma (REM: in some step 2): npo 1 of 3 runs. "
              "Did nothing, Acc(D_f) being at most gamma: npo 1 of 3 runs, potion 1 of 1 runs.")
     for name in ("mean", "cells", "4", "1", "plane"):
         assert words in one(name, rows).caption, name
@@ -196,7 +199,7 @@ def test_runs_that_gave_up_or_did_nothing_are_counted(tmp_path):
     both = one("4", load(tmp_path, [ended("npo", True, 9), ended("npo", False, 9, etd=True)]))
     assert "npo 1 of 1 runs. Did nothing" in both.caption  # of the two trainings each by itself
     none = one("mean", load(tmp_path, [ended("rem", False, 4)]))
-    assert "Gave up with Acc(D_f) above gamma: none. Did nothing, Acc(D_f) being at most gamma: none." in none.caption
+    assert "Gave up with Acc(D_f) above gamma (REM: in some step 2): none. Did nothing, Acc(D_f) being at most gamma: none." in none.caption
     old = one("plane", load(tmp_path, [row_of(0.5)]))
     assert "Gave up" not in old.caption and "gave up / idle" not in old.header
 
