@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine import (MaskedPass, MaskTable, channels_of, check_index, copy_of, draw_bits, initialiser, logits_of,
-                    refresh_batchnorm, run_pass, run_with, swap)
+                    refresh_batchnorm, run_pass, run_with, swap, undisturbed)
 
 # --- Masks ------------------------------------------------------------------------------------------------------------
 
@@ -79,6 +79,12 @@ class ExpandedWeight(nn.Module):
 
     weight = property(lambda self: self.base.weight)  # theta_o1's, for a network that reads it instead of calling this
     bias = property(lambda self: self.base.bias)
+
+    def __getattr__(self, name: str):  # out_features and the like are theta_o1's, too
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.active is None:
@@ -185,6 +191,7 @@ class Expanded(nn.Module):
 
 # --- Training ---------------------------------------------------------------------------------------------------------
 
+@undisturbed
 def train_etd(expanded: Expanded, data, config, generator: torch.Generator, fit, shared: torch.Tensor | None = None,
               log=None) -> Expanded:
     """Train theta_o1 and theta_o2 together, each example through its own path in theta_o2 (Sec. 2).

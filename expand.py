@@ -13,8 +13,8 @@ import contextlib
 import torch
 from torch import nn
 
-from engine import (MISFIT, MaskedPass, check_network, copy_of, eval_mode, followed_layers, is_norm, is_weight,
-                    naming_errors, run_pass, self_check, swap)
+from engine import (MISFIT, MaskedPass, check_network, check_same, copy_of, eval_mode, followed_layers, is_norm,
+                    is_weight, naming_errors, run_pass, self_check, swap)
 from etd import Expanded, ExpandedBatchNorm, ExpandedWeight
 
 WIDEST = 2**40  # bits of a mask row in the dry run, in which the widest layer is not known yet; they take no memory
@@ -56,12 +56,15 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
             grow_to_fit(expanded, example, generator, mask_everywhere)
             problem = self_check(expanded, example.shape[1:])
             if problem is None:
-                return expanded
-        raise TypeError(problem)
+                break
+        else:
+            raise TypeError(problem)
     except TypeError as error:
         if layers is not None or hasattr(model, "expandable"):
             raise
         raise TypeError(f"{error}{suggestion(model, example)}") from error
+    check_same(expanded, model, example)
+    return expanded
 
 
 # --- Wrapping ---------------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 
 from engine import (Choices, Line, MaskTable, Reference, Repaired, accuracy_of, batches_of, believed, check_sets,
-                    checked, copy_of, cross_entropy, finite_weights, make_optimizer, modes_of, one_pass, passing_mode,
-                    positive, put_modes, refresh_batchnorm, report, settings_from, start_over, stream, training_mode,
-                    warn_above)
+                    checked, copy_of, cross_entropy, finite_weights, first_inputs, make_optimizer, modes_of, one_pass,
+                    passing_mode, positive, put_modes, refresh_batchnorm, report, settings_from, start_over, stream,
+                    training_mode, undisturbed, warn_above)
 from etd import Expanded, drop, mask_rows, mask_table
 from expand import expand
 
@@ -100,12 +100,14 @@ class State:
 
 # --- Algorithm 1 ------------------------------------------------------------------------------------------------------
 
+@undisturbed
 def rem(model: torch.nn.Module, data, forget: torch.Tensor, config, generator: torch.Generator, *,
         shared: torch.Tensor | None = None, until=Repaired, step3=None, log=None, state: State | None = None):
     """Unlearn with Algorithm 1: expand, then remove and redirect for at most `unlearn_epochs` epochs, then drop.
 
     Args:
-        model: trained plain network, or an Expanded of ETD training (REM on ETD), seed and p_mem as there; left as is.
+        model: trained plain network, or an Expanded: of ETD training (REM on ETD), seed and p_mem as there, or of
+            `expand` with layers of your choice; left as it is.
         data: D_tr with its labels as given, see engine/batches.py; config: Settings, or a record that has them.
         forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr; on any device.
         generator: on the CPU, of order, augmentation and dropout; theta_o2 and the masks are drawn from config.seed.
@@ -146,13 +148,13 @@ def add_capacity(model: torch.nn.Module, data, forget: torch.Tensor, config, gen
     if isinstance(model, Expanded):
         expanded = copy_of(model).under(config.seed, config.p_mem)
     else:
-        _, example, _ = next(iter(data.batches(forget[:2], size=2, generator=torch.Generator())))
+        example = first_inputs(model, data, forget)  # (2, ...)
         expanded = expand(model, example, config.extra_ratio, generator=stream(config.seed, "theta_o2"))
     device = next(expanded.parameters()).device
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, shared).to(device)
     # "ref" corresponds to the initialization of the respective weights
     reference = Reference(expanded, masks, config.precision)
-    in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
+    in_forget = torch.zeros(len(data), dtype=torch.bool, device="cpu").index_fill_(0, forget, True)
     optimizer = make_optimizer(expanded, config, config.unlearn_lr)
     return State(expanded, reference, data, forget, in_forget, masks, optimizer, config, generator, modes_of(expanded),
                  device)

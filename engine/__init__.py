@@ -12,8 +12,9 @@
 The paper's files take their names from here; `engine.<file>` has the rest.
 """
 
-from engine.admission import MISFIT, check_network, followed_layers, is_norm, is_weight, naming_errors, self_check
-from engine.batches import batches_of
+from engine.admission import (MISFIT, check_network, check_same, followed_layers, is_norm, is_weight, naming_errors,
+                              self_check)
+from engine.batches import batches_of, first_inputs
 from engine.bits import MaskTable, draw_bits
 from engine.checks import (check_forget, check_index, check_sets, checked, finite_weights, positive, settings_from,
                            warn_above)
@@ -24,5 +25,5 @@ from engine.lines import Line
 from engine.modes import copy_of, eval_mode, modes_of, passing_mode, put_modes, refresh_batchnorm, training_mode
 from engine.reference import Reference
 from engine.scores import accuracy_of, believed, cross_entropy
-from engine.streams import stream
+from engine.streams import stream, undisturbed
 from engine.updates import logits_of, make_optimizer, one_pass, report

@@ -9,7 +9,8 @@
     data.trusted                optional: (m,) int64 examples of D_r whose labels somebody has looked at: they are
                                 neither held out nor suspected
 
-In a run of several processes (torch.distributed) data.batches yields this one's share of each batch.
+In a run of several processes (torch.distributed) data.batches yields this one's share of each batch, rank::processes;
+a shuffled batch of fewer than two examples per process goes to every process whole, since BatchNorm needs two.
 """
 
 import torch
@@ -29,8 +30,41 @@ def count_batches(n: int, size: int) -> int:
 def trusted(data) -> torch.Tensor:
     """(N,) bool, the examples whose labels somebody has looked at; of most data none."""
     index = getattr(data, "trusted", None)
-    found = torch.zeros(len(data), dtype=torch.bool)
+    found = torch.zeros(len(data), dtype=torch.bool, device="cpu")
     return found if index is None else found.index_fill_(0, index, True)
+
+
+def first_inputs(model: torch.nn.Module, data, forget: torch.Tensor) -> torch.Tensor:
+    """(B, ...) inputs of one or two examples of D_f, as `data` gives them in training.
+
+    Raises: TypeError or ValueError, before anything is computed, for a model or data that cannot be used.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give the trained torch.nn.Module")
+    if not callable(getattr(data, "batches", None)):
+        raise TypeError(f"data is a {type(data).__name__} without batches(); wrap it as engine/batches.py says")
+    given = next(iter(data.batches(forget[:2], size=2, generator=torch.Generator())), None)
+    if not isinstance(given, (tuple, list)) or len(given) != 3 or not all(isinstance(t, torch.Tensor) for t in given):
+        raise TypeError(f"data.batches yields {described(given)}; it must yield tensors (index, x, y)")
+    rows, x, y = given
+    check_batch(rows, x, y)
+    return x
+
+
+def described(given) -> str:
+    """What something is, for a message."""
+    if isinstance(given, (tuple, list)):
+        return f"({', '.join(type(part).__name__ for part in given)})"
+    return "nothing" if given is None else f"a {type(given).__name__}"
+
+
+def check_batch(rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Raise ValueError unless labels are classes, one for each input; what is on another device is not looked into."""
+    if y.dtype != torch.int64 or y.shape != (len(x),) or len(rows) != len(x):
+        raise ValueError(f"data.batches yields labels of {y.dtype} and shape {tuple(y.shape)} for {len(x)} inputs and "
+                         f"{len(rows)} indices; they must be int64 of shape ({len(x)},), classes from 0")
+    if y.device.type == "cpu" and len(y) and int(y.min()) < 0:
+        raise ValueError(f"data.batches yields the label {int(y.min())}; labels are classes from 0")
 
 
 def batches_of(s, index: torch.Tensor | None, augment: bool = True, size: int | None = None):
@@ -41,12 +75,13 @@ def batches_of(s, index: torch.Tensor | None, augment: bool = True, size: int | 
     Yields: (rows, x, y): (B,) int64 on the CPU, (B, ...) inputs, (B,) int64 labels.
     Raises: ValueError: data.batches yields other examples than those asked for.
     """
-    asked = torch.arange(len(s.data)) if index is None else index
+    asked = torch.arange(len(s.data), device="cpu") if index is None else index
     dtype = next(s.expanded.parameters()).dtype
     generator = s.generator if augment else None
     given = s.data.batches(index, size=size or s.config.batch, generator=generator, augment=augment, dtype=dtype)
     seen = [torch.empty(0, dtype=torch.int64)]
     for rows, x, y in without_lone_last(given, len(asked)):
+        check_batch(rows, x, y)
         seen.append(rows.clone())
         yield rows, x.to(s.device), y.to(s.device)
     seen = torch.cat(seen)

@@ -7,6 +7,7 @@
 import difflib
 import functools
 import math
+import numbers
 import warnings
 from dataclasses import fields
 
@@ -78,12 +79,13 @@ def settings_from(record, kind: type):
 
     A record may hold settings for others beside all of these, as a whole experiment's does. One that lacks some of
     these and has other names is taken for misspelt, so that no setting vanishes.
-    Args: record: an instance of `kind`, a dict, or any object with attributes.
+    Args: record: an instance of `kind`, a dict, or any object or class with attributes.
     Raises: ValueError for a name that `kind` does not know, with the nearest that it does.
     """
     if isinstance(record, kind):
         return record
-    given = record if isinstance(record, dict) else vars(record)
+    given = record if isinstance(record, dict) else [name for name in dir(record) if not name.startswith("_")
+                                                     and not callable(getattr(record, name))]
     names = [f.name for f in fields(kind)]
     has = record.__contains__ if isinstance(record, dict) else lambda name: hasattr(record, name)
     known = [name for name in names if has(name)]
@@ -99,7 +101,8 @@ def checked(**allowed):
 
     Args: allowed: by name a tuple of texts, the choices, or a pair of numbers, the least and the most; every other
         number must be at least 0.
-    Raises (the decorated class): TypeError for an unknown name, with the nearest known one; ValueError for a value.
+    Raises (the decorated class): TypeError for an unknown name, with the nearest known one, and for a value of another
+        kind than the default; ValueError for a value.
     """
     def decorate(kind: type) -> type:
         make, names = kind.__init__, [f.name for f in fields(kind)]
@@ -110,8 +113,9 @@ def checked(**allowed):
                 if name not in names:
                     raise TypeError(f"{kind.__name__} has no setting {name!r}; did you mean {nearest(name, names)!r}?")
             make(self, *values, **given)
-            for name in names:
-                value = getattr(self, name)
+            for f in fields(kind):
+                name, value = f.name, getattr(self, f.name)
+                check_kind(name, value, f.default)
                 if name in allowed or isinstance(value, (int, float)):
                     check_value(name, value, allowed.get(name, (0, math.inf)))
 
@@ -119,6 +123,14 @@ def checked(**allowed):
         return kind
 
     return decorate
+
+
+def check_kind(name: str, value, default) -> None:
+    """Raise TypeError for a text, or what is no number, where a setting is a number; whole ones must be whole."""
+    wanted = numbers.Integral if isinstance(default, int) else numbers.Real
+    if isinstance(default, (int, float)) and not isinstance(default, bool) and (
+            not isinstance(value, wanted) or isinstance(value, bool)):
+        raise TypeError(f"{name} is {value!r}; it must be a {'whole ' * (wanted is numbers.Integral)}number")
 
 
 def check_value(name: str, value, among: tuple) -> None:

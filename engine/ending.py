@@ -80,7 +80,7 @@ class Repaired:
         few = max(round(HELD_OUT * len(retain)), min(LEAST, int(MOST * len(retain)))) if len(retain) > 10 else 0
         order = torch.randperm(len(retain), generator=stream(s.config.seed, "watched"))
         self.held_out = retain[order[:few]].sort().values if few else None  # W, (w,) int64
-        watched = torch.zeros(len(s.data), dtype=torch.bool).index_fill_(0, retain[order[:few]], True)
+        watched = torch.zeros(len(s.data), dtype=torch.bool, device="cpu").index_fill_(0, retain[order[:few]], True)
         self.trained_on = (~watched).nonzero().flatten() if few else None
         self.untouched = accuracy_of(s, self.held_out, s.reference.net) if few else None  # Acc(W)
         self.began = s.generator.get_state()

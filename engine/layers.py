@@ -40,7 +40,8 @@ def initialiser(weight: torch.Tensor, inputs: int, generator: torch.Generator):
     layout = torch.channels_last if nhwc and not weight.is_contiguous() else torch.contiguous_format
 
     def fresh(rows: int, columns: int) -> nn.Parameter:
-        values = torch.rand((rows, columns, *weight.shape[2:]), generator=generator, dtype=torch.float64)
+        values = torch.rand((rows, columns, *weight.shape[2:]), generator=generator, dtype=torch.float64,
+                            device="cpu")
         values = ((2 * values - 1) * bound).to(weight.dtype).to(weight.device)
         return nn.Parameter(values.contiguous(memory_format=layout))
 

@@ -65,15 +65,18 @@ def passing_mode(s, training: bool) -> None:
 def frozen_norms(net: nn.Module, modes: list[bool]) -> list[nn.Module]:
     """The BatchNorms whose running statistics must stay, because the network's user froze them.
 
-    A user freezes one by putting it in eval mode in a network that trains, or by taking requires_grad from all of its
-    parameters. modes: as the network came.
+    A user freezes one by putting it in eval mode in a network that trains, by taking requires_grad from all of its
+    parameters, or by a train() of the network's own that leaves it in eval mode. modes: as the network came.
     """
+    now = modes_of(net)
+    stays = [not training for training in modes_of(net.train())]
+    put_modes(net, now)
     found = []
-    for module, training in zip(net.modules(), modes, strict=True):
+    for module, training, in_eval in zip(net.modules(), modes, stays, strict=True):
         if isinstance(module, NORMS):
             own = list(module.parameters(recurse=False))
             no_gradient = bool(own) and not any(p.requires_grad for p in own)
-            if no_gradient or (modes[0] and not training):
+            if no_gradient or in_eval or (modes[0] and not training):
                 found.append(module)
     return found
 

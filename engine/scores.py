@@ -63,5 +63,5 @@ def believed(s, index: torch.Tensor | None) -> torch.Tensor | None:
     suspect = (suspect.cpu() > 0) & doubtful
     if 2 * int(suspect.sum()) > int(doubtful.sum()):
         return index
-    index = torch.arange(len(s.data)) if index is None else index
+    index = torch.arange(len(s.data), device="cpu") if index is None else index
     return index[~suspect[index]]

@@ -1,7 +1,13 @@
-"""Random numbers: a stream per purpose and seed, and a global state that is left as it was found."""
+"""Random numbers: a stream per purpose and seed, and a global state that is left as it was found.
+
+    @undisturbed                                # a method gives the same whatever surrounds the call
+    def rem(model, data, forget, config, generator): ...
+"""
 
 import contextlib
+import functools
 import hashlib
+import inspect
 
 import torch
 
@@ -26,3 +32,37 @@ def forked_rng(generator: torch.Generator, device: torch.device):
         for source in [torch.default_generator, *(torch.cuda.default_generators[index] for index in cuda)]:
             source.manual_seed(seed)
         yield
+
+
+def undisturbed(method):
+    """Decorate a method that takes a `generator`: it gives the same whatever surrounds the call, and leaves that as it
+    was: autocast, which would go on with casts of weights that have changed since, grad and inference mode, and global
+    random numbers, which a data set may draw.
+
+    Raises (the decorated method): TypeError or ValueError for a generator that cannot be used.
+    """
+    named = inspect.signature(method)
+
+    @functools.wraps(method)
+    def run(*given, **more):
+        asked = named.bind(*given, **more).arguments
+        state = asked.get("state")  # of an earlier call, which has one
+        check_generator(generator := asked["generator"] if state is None else state.generator)
+        with contextlib.ExitStack() as world:
+            world.enter_context(torch.inference_mode(False))  # which switches gradients on as well
+            for kind in ("cpu", "cuda"):
+                world.enter_context(torch.autocast(kind, enabled=False))
+            world.enter_context(forked_rng(generator, torch.device("cpu")))
+            return method(*given, **more)
+
+    return run
+
+
+def check_generator(generator) -> None:
+    """Raise TypeError or ValueError unless it is a generator on the CPU, and not the global one, which dropout reseeds.
+    """
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator is {generator!r}; give torch.Generator().manual_seed(seed)")
+    if generator.device.type != "cpu" or generator is torch.default_generator:
+        where = "torch's global one" if generator is torch.default_generator else f"on {generator.device}"
+        raise ValueError(f"generator is {where}; give one of its own on the CPU, torch.Generator().manual_seed(seed)")

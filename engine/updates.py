@@ -19,7 +19,8 @@ from engine.streams import forked_rng
 def logits_of(net: nn.Module, x: torch.Tensor, precision: str, mask: torch.Tensor | None = None) -> torch.Tensor:
     """(B, classes) logits in float32 at least, computed in "bf16", "float32" or with "auto" in bf16 on GPUs alone."""
     bf16 = precision == "bf16" or (precision == "auto" and x.device.type == "cuda")
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16 and x.dtype != torch.float16):
+    # without a cache: it would outlive an update where the caller's autocast is on
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16 and x.dtype != torch.float16, cache_enabled=False):
         logits = net(x) if mask is None else net(x, mask)
     if not isinstance(logits, torch.Tensor):
         raise TypeError(f"the network gives a {type(logits).__name__}, not logits; switch auxiliary heads off")

@@ -234,7 +234,7 @@ def crops(net, x):
     (lambda: Does(crops, Through()), IMAGE, None, "'layer.conv': it runs on 4 rows for 2 examples, so their masks do"),
     (lambda: Linears(lambda x: x[None], lambda x: x[0]), torch.zeros(2, 6), ["up"], "'up': it runs on 1 rows for 2"),
     (lambda: Linears(tokens_first, lambda x: x.mean(0), inputs=3), torch.zeros(2, 6), ["up"],
-     "'up': it runs on 2 rows for 3 examples"),  # of the self-check
+     "'up': it runs on 2 rows for 6 examples"),  # of the self-check
 ])
 def test_where_masks_or_extra_channels_do_not_fit(make, inputs, layers, text):
     """X10, X11, X12: a single layer, one that meets extra channels once and none the other time, in either order, and a
@@ -418,6 +418,44 @@ def test_weights_of_the_self_check(positive):
         assert (drawn.min() >= 0) == positive
     for value, centre in ((net[0].bias, 0), (net[1].bias, 0), (net[2].bias, 0), (net[1].weight, 1)):
         assert (value.detach() - centre).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.15)
+
+
+# --- theta_o1 alone is the network ------------------------------------------------------------------------------------
+
+class Asking(nn.Module):
+    """A network that asks its layers for their class."""
+
+    def __init__(self, kind, then):
+        super().__init__()
+        self.layers = chain(nn.BatchNorm2d(3), nn.ReLU())
+        self.kind, self.then = kind, then
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, self.kind):
+                x = self.then(x)
+        return x
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.Conv2d])
+def test_a_network_that_asks_for_classes_is_refused(kind):
+    """X1, X10: with wrappers in it it computes something else: it is told so, and layers=[...] is not advised."""
+    net = randomise(Asking(kind, torch.tanh), 0)
+    state = torch.get_rng_state()
+    text = refused(net)
+    assert "theta_o1 computes something else" in text and "isinstance" in text and "layers=[" not in text
+    assert torch.equal(torch.get_rng_state(), state)
+    assert expand.expand(randomise(Asking(kind, lambda x: x), 0), IMAGE).width == 3
+
+
+def test_attributes_of_layers_are_their_own():
+    """X1: a network may ask a wrapped layer for its sizes; what it has not is an AttributeError that names it."""
+    expanded = expand.expand(small_net(0), IMAGE)
+    conv, own = expanded.net.conv2, small_net(0).conv2
+    assert (conv.out_channels, conv.kernel_size, conv.padding) == (own.out_channels, own.kernel_size, own.padding)
+    with pytest.raises(AttributeError, match="nothing"):
+        conv.nothing
 
 
 # --- The self-check: every weight reaches the output, every example meets its mask ------------------------------------

@@ -9,7 +9,8 @@ from engine.batches import batches_of, count_batches
 from engine.ending import Never, Repaired
 from engine.modes import refresh_batchnorm
 from helpers import assert_close, assert_same_state, gen, make_data, seeds, small_net
-from states import Loose, make_state, unlearn
+from rem import rem
+from states import Loose, make_state, small, unlearn
 
 
 @given(seeds, st.integers(1, 40), st.integers(1, 12))
@@ -100,3 +101,52 @@ def test_foreign_batches_must_be_those_asked_for(spoil):
     if spoil == "turned":
         rows = [at for at, _, _ in batches_of(make_state(data=data), torch.tensor([2, 5, 7]))]
         assert torch.cat(rows).sort().values.tolist() == [2, 5, 7]
+
+
+class Giving:
+    """Data whose batches are what a function makes of others'."""
+
+    def __init__(self, make):
+        self.data, self.make = make_data(0), make
+
+    def __len__(self):
+        return len(self.data)
+
+    def batches(self, *args, **more):
+        return (self.make(*batch) for batch in self.data.batches(*args, **more))
+
+
+@pytest.mark.parametrize("make, error, text", [
+    (lambda rows, x, y: (x, y), TypeError, r"yields \(Tensor, Tensor\); it must yield tensors \(index, x, y\)"),
+    (lambda rows, x, y: x, TypeError, "yields a Tensor; it must"),
+    (lambda rows, x, y: (rows.tolist(), x, y), TypeError, r"yields \(list, Tensor, Tensor\); it must"),
+    (lambda rows, x, y: (rows, x, y.int()), ValueError, r"labels of torch.int32 and shape \(2,\) for 2 inputs"),
+    (lambda rows, x, y: (rows, x, y[:, None]), ValueError, r"shape \(2, 1\) for 2 inputs.* int64 of shape \(2,\)"),
+    (lambda rows, x, y: (rows, x, y[:1]), ValueError, r"shape \(1,\) for 2 inputs and 2 indices"),
+    (lambda rows, x, y: (rows[:1], x, y), ValueError, "for 2 inputs and 1 indices"),
+    (lambda rows, x, y: (rows, x, y - 100), ValueError, "the label -(99|100|9[0-9]); labels are classes from 0"),
+])
+def test_what_data_must_give(make, error, text):
+    """A16: a batch of something else is refused before anything is expanded or trained, by what was found; so is a label
+    of -100, which cross_entropy would pass over in silence."""
+    with pytest.raises(error, match=text):
+        unlearn(data=Giving(make), forget=torch.tensor([2, 5]))
+
+
+@pytest.mark.parametrize("model, data, text", [
+    (lambda x: x, make_data(0), "model is a function; give the trained torch.nn.Module"),
+    (small_net(0).state_dict(), make_data(0), "model is a OrderedDict"),
+    (small_net(0), torch.zeros(12, 1, 8, 8), r"data is a Tensor without batches\(\); wrap it"),
+    (small_net(0), [(torch.zeros(1, 8, 8), 0)] * 12, r"data is a list without batches\(\)"),
+])
+def test_what_is_no_model_or_no_data(model, data, text):
+    """A16: it is a TypeError that says what was found."""
+    with pytest.raises(TypeError, match=text):
+        rem(model, data, torch.tensor([2, 5]), small(), gen(0))
+
+
+def test_a_later_label_is_looked_at_too():
+    """A16: not the first batch's alone."""
+    data = Giving(lambda rows, x, y: (rows, x, torch.where(rows == 9, -1, y)))
+    with pytest.raises(ValueError, match="the label -1; labels are classes from 0"):
+        unlearn(data=data, forget=torch.tensor([2, 5]))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -89,6 +90,7 @@ class Attributes:
     (Some(passes=9), Some(passes=9)), (Attributes(), Some(0.25, "wide")),
     (dict(rate=0, kind="wide", passes=1, more=2), Some(0, "wide", 1)),
     (SimpleNamespace(rate=1, kind="wide", passes=1, epochs=9), Some(1, "wide", 1)),
+    (type("Config", (), dict(rate=0.1, kind="wide", help=lambda self: None)), Some(0.1, "wide")),  # a class itself
 ])
 def test_settings_from_records(record, expected):
     """A26: what a record lacks has its default; one that has all settings may hold more, for others."""
@@ -98,7 +100,8 @@ def test_settings_from_records(record, expected):
 @pytest.mark.parametrize("make, error, text", [
     *((lambda record=record: settings_from(record, Some), ValueError, "unknown setting 'rates'; did you mean 'rate'")
       for record in (dict(rates=0.1, kinds="wide"), SimpleNamespace(rates=0.1),
-                     dict(rate=0.1, kind="wide", rates=0.1))),
+                     dict(rate=0.1, kind="wide", rates=0.1), type("Config", (), dict(rates=0.1))(),
+                     type("Config", (), dict(rates=0.1)))),
     (lambda: Some(pases=1), TypeError, "Some has no setting 'pases'; did you mean 'passes'"),
     (lambda: replace(Some(), pases=1), TypeError, "Some has no setting 'pases'; did you mean 'passes'")])
 def test_unknown_names(make, error, text):
@@ -121,6 +124,20 @@ def test_values_without_sense(changes, text):
         with pytest.raises(ValueError, match=text):
             make()
     assert Some(rate=0, passes=0).rate == 0 and Some(rate=1).rate == 1
+
+
+@pytest.mark.parametrize("changes, text", [
+    (dict(rate="5e-4"), "rate is '5e-4'; it must be a number"), (dict(rate=None), "rate is None; it must be a number"),
+    (dict(rate=True), "rate is True"), (dict(passes="3"), "passes is '3'; it must be a whole number"),
+    (dict(passes=3.0), "passes is 3.0; it must be a whole number"), (dict(passes=True), "passes is True"),
+])
+def test_values_of_another_kind(changes, text):
+    """A26: a text, as a YAML reader leaves 5e-4, is no number, and 3.0 is no number of passes: a TypeError, before any
+    work; numpy's numbers are."""
+    for make in (lambda: Some(**changes), lambda: settings_from(changes, Some), lambda: replace(Some(), **changes)):
+        with pytest.raises(TypeError, match=text):
+            make()
+    assert Some(rate=np.float32(0.5), passes=np.int64(2)) == Some(rate=0.5, passes=2) and Some(rate=1) == Some(rate=1.0)
 
 
 def test_positive():

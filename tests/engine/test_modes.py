@@ -25,6 +25,14 @@ class Both(nn.Module):
         self.conv2, self.norm2 = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
         self.plain, self.drop, self.head = nn.BatchNorm2d(4, affine=False), nn.Dropout(0.1), nn.Linear(4, 4)
 
+    kept_in_eval = False  # whether norm1 stays in evaluation mode whatever the network is told
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.kept_in_eval:
+            self.norm1.eval()
+        return self
+
     def forward(self, x):
         x = self.norm1(self.conv1(x)).relu()
         x = self.plain(self.norm2(self.conv2(x))).relu()
@@ -35,6 +43,7 @@ HOW = {  # what a user does to the network, and the BatchNorms whose statistics 
     "eval in a training network": (lambda net: net.norm1.eval(), ["norm1"]),
     "no gradient": (lambda net: net.norm1.requires_grad_(False), ["norm1"]),
     "both, in evaluation mode": (lambda net: net.eval().norm1.requires_grad_(False), ["norm1"]),
+    "a train() of its own": (lambda net: setattr(net.eval(), "kept_in_eval", True), ["norm1"]),
     "a part without gradient": (lambda net: net.norm1.weight.requires_grad_(False), []),
     "evaluation mode": (lambda net: net.eval(), []),
     "not at all": (lambda net: net, []),

@@ -7,8 +7,11 @@ import torch
 from hypothesis import given
 
 from engine import streams
+from engine.ending import Never, Repaired
 from engine.streams import forked_rng, stream
-from helpers import gen, seeds
+from helpers import assert_same_state, gen, make_data, seeds, small_net
+from rem import rem
+from states import small, unlearn
 
 CPU = torch.device("cpu")
 
@@ -69,3 +72,58 @@ def test_forked_numbers_on_the_gpu():
     with forked_rng(gen(3), torch.device("cuda")):
         torch.rand(4, device="cuda")
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+# --- Whatever surrounds a call ----------------------------------------------------------------------------------------
+
+class Drawing:
+    """Data that draws global random numbers in every pass, as a transform does; everything else is the data's own."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getattr__(self, name: str):
+        return getattr(self.data, name)
+
+    def batches(self, *args, **more):
+        for rows, x, y in self.data.batches(*args, **more):
+            yield rows, x + 0.1 * torch.rand(()), y
+
+
+SURROUNDINGS = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "other random numbers": lambda: torch.random.fork_rng([]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Acc")
+@pytest.mark.parametrize("until", [Never, Repaired])
+@pytest.mark.parametrize("around", SURROUNDINGS)
+def test_a_call_is_the_same_in_all_surroundings(around, until):
+    """A9: REM's network is the same bit for bit in the caller's autocast, without gradients, in inference mode and with
+    other global random numbers, which a data set may draw; all of it is as it was afterwards."""
+    how = dict(net=small_net(0), until=until, reach=0.05, disbelieved=1.5, unlearn_epochs=3, unlearn_lr=0.1)
+    how["data"] = Drawing(make_data(0, n=48, flip=True))
+    torch.manual_seed(0)
+    wanted = unlearn(**how)
+    with SURROUNDINGS[around]():
+        torch.manual_seed(1)
+        state = torch.get_rng_state(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+        found = unlearn(**how)
+        assert torch.equal(torch.get_rng_state(), state[0])
+        assert (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == state[1:]
+    assert_same_state(found, wanted)
+
+
+@pytest.mark.parametrize("generator, error, text", [
+    (None, TypeError, "generator is None; give torch.Generator"), (0, TypeError, "generator is 0; give"),
+    (torch.default_generator, ValueError, "generator is torch's global one; give one of its own on the CPU")])
+def test_generators_that_cannot_be_used(generator, error, text):
+    """A9: the global one would be reseeded by what it seeds, so that every epoch had the same order."""
+    with pytest.raises(error, match=text):
+        rem(small_net(0), make_data(0), torch.tensor([1]), small(), generator)

@@ -161,7 +161,8 @@ def one_mask_for_the_batch(self, outputs, extra, dtype):
 
 
 def theta_o2_in_every_pass(self, x, mask=None):
-    mask = torch.ones((len(x), self.width), dtype=torch.bool) if mask is None and self.width else mask
+    alone = mask is None and self.width and self.training  # in eval mode expand itself refuses it
+    mask = torch.ones((len(x), self.width), dtype=torch.bool) if alone else mask
     active = None if mask is None else layers.MaskedPass(mask)
     return layers.run_pass(self.net, x, active, list(self.layers().values()))
 
