@@ -46,6 +46,7 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
     if isinstance(model, Expanded):
         raise TypeError("the network is expanded already; drop it first or use it as it is")
     check_network(model)
+    copy_of(model)  # what cannot be copied is told by itself: other layers would not help
     layers = None if layers is None else list(layers)  # read once for each try
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     state = generator.get_state()

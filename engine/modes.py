@@ -13,9 +13,16 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def copy_of(net: nn.Module) -> nn.Module:
-    """A deep copy; torch cannot copy a tensor with its autograd graph, which some networks keep: it is detached."""
+    """A deep copy; torch cannot copy a tensor with its autograd graph, which some networks keep: it is detached.
+
+    Raises: TypeError for a network that cannot be copied.
+    """
     kept = [value for module in net.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
-    return copy.deepcopy(net, {id(value): value.detach() for value in kept if not value.is_leaf})
+    try:
+        return copy.deepcopy(net, {id(value): value.detach() for value in kept if not value.is_leaf})
+    except (RuntimeError, TypeError) as error:  # a graph in a list, a lock, an open file
+        raise TypeError(f"cannot copy the network {type(net).__name__}: {error}; clear what it keeps of its passes, and "
+                        "what is no tensor and no number") from error
 
 
 @contextlib.contextmanager

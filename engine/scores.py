@@ -7,7 +7,7 @@ from engine.batches import batches_of, trusted
 from engine.checks import NonFiniteLoss
 from engine.modes import eval_mode
 from engine.ranks import over_ranks
-from engine.updates import logits_of
+from engine.updates import check_logits, logits_of
 
 
 def cross_entropy(s, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -33,7 +33,7 @@ def right_on(s, index: torch.Tensor, net: torch.nn.Module | None = None) -> torc
     odd = torch.zeros((), dtype=torch.int64, device=s.device)  # looked at once, at the end
     with eval_mode(net):
         for rows, x, y in batches_of(s, index, augment=False, size=min(1024, 4 * s.config.batch)):
-            logits = net(x)  # (B, classes)
+            logits = check_logits(net(x), x)  # (B, classes)
             right[rows.to(s.device)] = (logits.argmax(dim=1) == y).to(right)
             odd += (~logits.isfinite()).sum()
     over_ranks([right, odd])  # each process has seen its share, or all

@@ -22,9 +22,17 @@ def logits_of(net: nn.Module, x: torch.Tensor, precision: str, mask: torch.Tenso
     # without a cache: it would outlive an update where the caller's autocast is on
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16 and x.dtype != torch.float16, cache_enabled=False):
         logits = net(x) if mask is None else net(x, mask)
+    return check_logits(logits, x).to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def check_logits(logits, x: torch.Tensor) -> torch.Tensor:
+    """The logits themselves, if they are (B, classes) of B inputs; else a TypeError or ValueError."""
     if not isinstance(logits, torch.Tensor):
         raise TypeError(f"the network gives a {type(logits).__name__}, not logits; switch auxiliary heads off")
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if logits.dim() != 2 or len(logits) != len(x):
+        raise ValueError(f"the network gives {tuple(logits.shape)} for {len(x)} inputs; logits must be "
+                         f"({len(x)}, classes)")
+    return logits
 
 
 def make_optimizer(model: nn.Module, config, lr: float) -> torch.optim.Optimizer:

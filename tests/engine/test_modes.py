@@ -1,6 +1,7 @@
 """engine/modes.py: training and evaluation mode, copies, and the running statistics of BatchNorm."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -151,3 +152,15 @@ def test_copies():
     twin = copy_of(net)
     assert_same_state(twin, net)
     assert net.seen.grad_fn is not None and twin.seen.grad_fn is None and torch.equal(twin.seen, net.seen.detach())
+
+
+@pytest.mark.parametrize("keep", [lambda net: [net(torch.zeros(2, *IMAGE.shape[1:]))], lambda net: threading.Lock()])
+def test_what_cannot_be_copied(keep):
+    """X10: a graph that a list keeps, or what no copy can have, is a TypeError that says what to do."""
+    net = small_net(0)
+    net.kept = keep(net)
+    with pytest.raises(TypeError, match="cannot copy the network Net: .*; clear what it keeps of its passes"):
+        copy_of(net)
+    with pytest.raises(TypeError, match="cannot copy the network Net") as told:
+        expand(net, IMAGE)
+    assert "layers=[" not in str(told.value)

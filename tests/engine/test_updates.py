@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from engine.scores import accuracy_of
 from engine.updates import logits_of, one_pass
 from helpers import gen, small_net
 from states import make_state
@@ -42,6 +43,18 @@ def test_what_is_no_logits_is_told():
     net.register_forward_hook(lambda module, args, out: namedtuple("Outputs", "logits aux")(out, out))
     with pytest.raises(TypeError, match="gives a Outputs, not logits; switch auxiliary heads off"):
         logits_of(net, torch.zeros(2, 1, 8, 8), "float32")
+
+
+@pytest.mark.parametrize("change, shape", [
+    (lambda z: z[:, 0], r"\(2,\)"), (lambda z: z[:, :, None, None], r"\(2, 4, 1, 1\)"), (lambda z: z[:1], r"\(1, 4\)")])
+def test_logits_of_another_shape(change, shape):
+    """X10: a ValueError that says what it gives, where scores are taken, too."""
+    net = small_net(0)
+    net.register_forward_hook(lambda module, args, out: change(out))
+    with pytest.raises(ValueError, match=f"the network gives {shape} for 2 inputs; logits must be"):
+        logits_of(net, torch.zeros(2, 1, 8, 8), "float32")
+    with pytest.raises(ValueError, match="logits must be"):
+        accuracy_of(make_state(), torch.tensor([1, 2]), net)
 
 
 def test_the_mean_and_the_steps_of_a_pass():
