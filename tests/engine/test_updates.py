@@ -45,6 +45,18 @@ def test_what_is_no_logits_is_told():
         logits_of(net, torch.zeros(2, 1, 8, 8), "float32")
 
 
+@pytest.mark.parametrize("outer", [True, False])
+def test_bf16_is_of_the_weights_as_they_are(outer):
+    """A20: inside another autocast region, too, which would keep the casts of weights until it ends."""
+    net, x = small_net(0), torch.rand(2, 1, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outer):
+        before = logits_of(net, x, "bf16")
+        with torch.no_grad():
+            net.head.weight.mul_(2)
+            net.head.bias.mul_(2)
+        assert torch.equal(logits_of(net, x, "bf16"), 2 * before) and before.any()
+
+
 @pytest.mark.parametrize("change, shape", [
     (lambda z: z[:, 0], r"\(2,\)"), (lambda z: z[:, :, None, None], r"\(2, 4, 1, 1\)"), (lambda z: z[:1], r"\(1, 4\)")])
 def test_logits_of_another_shape(change, shape):
