@@ -21,8 +21,8 @@ def copy_of(net: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(net, {id(value): value.detach() for value in kept if not value.is_leaf})
     except (RuntimeError, TypeError) as error:  # a graph in a list, a lock, an open file
-        raise TypeError(f"cannot copy the network {type(net).__name__}: {error}; clear what it keeps of its passes, and "
-                        "what is no tensor and no number") from error
+        raise TypeError(f"cannot copy the network {type(net).__name__}: {error}; clear what it keeps of its passes, "
+                        "and what is no tensor and no number") from error
 
 
 @contextlib.contextmanager

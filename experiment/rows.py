@@ -55,8 +55,8 @@ def append_row(out: str, row: dict) -> None:
 def provenance(device: torch.device, argv) -> dict:
     """Where a row comes from: code, library, device and command."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"device": name, "threads": torch.get_num_threads(), "processes": ranks()[1], **processor(), "torch": torch.__version__,
-            "version": VERSION, "git": git_hash(), "argv": list(argv)}
+    return {"device": name, "threads": torch.get_num_threads(), "processes": ranks()[1], **processor(),
+            "torch": torch.__version__, "version": VERSION, "git": git_hash(), "argv": list(argv)}
 
 
 def git_hash() -> str | None:

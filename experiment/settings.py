@@ -103,8 +103,8 @@ class Config:
 
     @property
     def extra_ratio(self) -> float:
-        """theta_o2's width over theta_o1's: `ratio`, else what is left of the 100 % network (A.3), to within rounding of
-        each layer's channels."""
+        """theta_o2's width over theta_o1's: `ratio`, else what is left of the 100 % network (A.3), to within rounding
+        of each layer's channels."""
         return 1 / self.capacity - 1 if self.ratio is None else self.ratio
 
 

@@ -42,7 +42,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--bad", required=True, nargs="+", action="extend", metavar="LIST",
                    help="known bad images: paths from --data, from its train/ or from here, or indices in the order "
                         "of the folders' and files' names, in .txt, .csv, .json or .npy; lists together, such as the "
-                        "first one and suspects.csv with true in a column `bad`; a CSV's column `true_label`, for all or some of them, is taught")
+                        "first one and suspects.csv with true in a column `bad`; a CSV's column `true_label`, for all "
+                        "or some of them, is taught")
     p.add_argument("--out", required=True,
                    help="file of the repaired weights; a report (.json; .html to open) and suspects.csv go beside it")
     p.add_argument("--ema", action="store_true", help="repair the averaged weights of the checkpoint")

@@ -19,9 +19,9 @@ where the first number is that of the undiscovered images that end at their true
     CE, weight 5           93.2 +- 1.4  / 83.2 +- 8.7  87.8 +- 3.6  / 80.1 +- 8.2  77.8 +- 7.3  / 92.3 +- 2.1
     fine-tuning, see below 61.3 +- 3.4  / 97.8 +- 0.6  77.0 +- 1.3  / 91.6 +- 0.4   1.9 +- 0.9  / 94.6 +- 0.9
 
-Fine-tuning is of the untouched network: 5 epochs without D_f, with the same copies. Copies are trusted: neither held out
-nor suspected (since 0.6.4; over 33 such runs nothing else moved beyond chance, and the listed images that end at their
-true labels rose from 99.3 to 100 %; rows not kept).
+Fine-tuning is of the untouched network: 5 epochs without D_f, with the same copies. Copies are trusted: neither held
+out nor suspected (since 0.6.4; over 33 such runs nothing else moved beyond chance, and the listed images that end at
+their true labels rose from 99.3 to 100 %; rows not kept).
 """
 
 from dataclasses import dataclass

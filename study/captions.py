@@ -133,7 +133,8 @@ def of_endings(rows: list[dict]) -> list[str]:
         return []
     texts = [", ".join(f"{name} {found[k]} of {found[0]} runs" for name, found in parts.items() if found[k]) or "none"
              for k in (1, 2)]
-    return [f"Gave up with Acc(D_f) above gamma (REM: in some step 2): {texts[0]}. Did nothing, Acc(D_f) being at most gamma: {texts[1]}."]
+    return [f"Gave up with Acc(D_f) above gamma (REM: in some step 2): {texts[0]}. Did nothing, Acc(D_f) being at most "
+            f"gamma: {texts[1]}."]
 
 
 def slug(text: str) -> str:

@@ -69,7 +69,7 @@ def failed(number: str, drawn: list[dict], rows: list[dict]) -> int:
     the seeds each that reads D_f. Fig. 5 and the seeds are of one discovery rate."""
     places = {(row["arch"], row["capacity"], row["p_mem"]) for row in drawn}
     methods = {(row["method"], row["etd"]) for row in drawn}
-    whole = {"3": (False,), "6": (False, True), "10": (False, True), "11": (False, True), "seeds": (False, True)}.get(number, ())  # etd
+    whole = {"3": (False,), **dict.fromkeys(("6", "10", "11", "seeds"), (False, True))}.get(number, ())  # of etd
     rates = {row["discovery"] for row in drawn} if number in ("5", "seeds") else ()
     lost = [row for row in networks(rows) if row["status"] == "failed" and (number not in CURVES or row["curve"])]
     lost = [row for row in lost if (row["arch"], row["capacity"], row["p_mem"]) in places]

@@ -127,8 +127,8 @@ class Giving:
     (lambda rows, x, y: (rows, x, y - 100), ValueError, "the label -(99|100|9[0-9]); labels are classes from 0"),
 ])
 def test_what_data_must_give(make, error, text):
-    """A16: a batch of something else is refused before anything is expanded or trained, by what was found; so is a label
-    of -100, which cross_entropy would pass over in silence."""
+    """A16: a batch of something else is refused before anything is expanded or trained, by what was found; so is a
+    label of -100, which cross_entropy would pass over in silence."""
     with pytest.raises(error, match=text):
         unlearn(data=Giving(make), forget=torch.tensor([2, 5]))
 

@@ -149,7 +149,7 @@ def test_labels_are_of_the_images_that_they_name(tmp_path):
     check_images(replace(read, images=None), ["x"])
     for files in (["train/bee/b.png", "train/ant/a.png"], ["train/ant/a2.png", "train/bee/b.png"],
                   ["train/ant/a.png", "train/wasp/b.png"]):
-        with pytest.raises(ValueError, match="has labels of train/.* where the folder has .*; give the labels of these"):
+        with pytest.raises(ValueError, match="has labels of train/.* where the folder has .*; give the labels of"):
             check_images(read, files)
 
 
@@ -160,11 +160,12 @@ def test_a_folder_has_the_images_that_its_labels_name(tmp_path, capsys):
             (tmp_path / part / name).mkdir(parents=True)
             for i in range(4):
                 Image.new("RGB", (8, 8), (60 * i, 0, 0)).save(tmp_path / part / name / f"{i}.png")
-    argv = ["--task", "human", "--dataset", "folder", "--data-dir", str(tmp_path), "--image-size", "16", "--epochs", "1",
-            "--width", "0.05", "--method", "no-ul", "--device", "cpu", "--out", str(tmp_path / "x.jsonl"),
+    argv = ["--task", "human", "--dataset", "folder", "--data-dir", str(tmp_path), "--image-size", "16", "--epochs",
+            "1", "--width", "0.05", "--method", "no-ul", "--device", "cpu", "--out", str(tmp_path / "x.jsonl"),
             "--human-labels", str(tmp_path / "x.csv")]
     for shift, code in ((0, 0), (1, 2)):
-        lines = [f"{name}/{i + shift}.png,{y},{int(i == 2) ^ y}" for y, name in enumerate(("ant", "bee")) for i in range(4)]
+        lines = [f"{name}/{i + shift}.png,{y},{int(i == 2) ^ y}" for y, name in enumerate(("ant", "bee"))
+                 for i in range(4)]
         (tmp_path / "x.csv").write_text("path,clean,aggregate\n" + "\n".join(lines))
         assert run.main(argv) == code
     assert "has labels of ant/1.png where the folder has" in capsys.readouterr().err

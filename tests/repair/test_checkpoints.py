@@ -254,7 +254,7 @@ def test_tied_weights_that_are_stored_once():
 
 
 def test_what_modules_keep_beside_their_tensors(tmp_path):
-    """K1, K6: a state of a module's own is read, put in and written; it is no tensor, and no safetensors file has it."""
+    """K1, K6: a state of a module's own is read, put in and written; it is no tensor: no safetensors file has it."""
     model, source = Tied(0), Tied(1)
     source.third.kept = [1, "two"]
     stored = read(saved(tmp_path, {"state_dict": {f"module.{name}": t for name, t in source.state_dict().items()}}))

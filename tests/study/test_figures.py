@@ -396,7 +396,7 @@ def test_every_seed_is_a_point(tmp_path):
             for method, healings in found.items() for seed, healed in healings.items()]
     rows += [make_row("rem", 0.2, 0.9, task="poison", discovery=0.5, seed=5),
              make_row("no-ul", 0.1, 0.9, task="poison")]
-    for method, rate in (("rem", 0.5), ("npo", 0.1), ("a.py:f", 0.1), ("a.py:f", 0.5)):  # of two it would have drawn one
+    for method, rate in (("rem", 0.5), ("npo", 0.1), ("a.py:f", 0.1), ("a.py:f", 0.5)):  # two are at the drawn rate
         rows.append(make_row(method, status="failed", task="poison", discovery=rate, seed=7))
     rows.append(make_row("cf", status="failed", task="poison", discovery=0.1, seed=7))
     rows.append(make_row("no-ul", status="failed", task="poison", discovery=0.1, seed=7))  # reads no D_f: no column

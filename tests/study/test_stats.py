@@ -199,7 +199,8 @@ def test_runs_that_gave_up_or_did_nothing_are_counted(tmp_path):
     both = one("4", load(tmp_path, [ended("npo", True, 9), ended("npo", False, 9, etd=True)]))
     assert "npo 1 of 1 runs. Did nothing" in both.caption  # of the two trainings each by itself
     none = one("mean", load(tmp_path, [ended("rem", False, 4)]))
-    assert "Gave up with Acc(D_f) above gamma (REM: in some step 2): none. Did nothing, Acc(D_f) being at most gamma: none." in none.caption
+    assert ("Gave up with Acc(D_f) above gamma (REM: in some step 2): none. Did nothing, Acc(D_f) being at most gamma: "
+            "none.") in none.caption
     old = one("plane", load(tmp_path, [row_of(0.5)]))
     assert "Gave up" not in old.caption and "gave up / idle" not in old.header
 
