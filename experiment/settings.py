@@ -11,7 +11,7 @@ from functools import cache, partial
 from rem import Settings
 from tasks import EVERY_TASK, PEOPLE, TRIGGERS
 
-VERSION = "0.6.4"  # of the code: rows and networks of another version do not count
+VERSION = "0.6.5"  # of the code: rows and networks of another version do not count
 STAGES = {"task": "task, a cell of the 2-D task space (Sec. 4)", "network": "network (A.3)",
           "training": "training (A.3, Table 3)", "unlearning": "unlearning (A.3, Table 3)", "run": "the run"}
 

@@ -36,7 +36,7 @@ RATES = {"sgd": 0.03, "adam": 1.5e-3}  # peak, down to a fifth; 0.01, 5e-4 and f
 TRIES = 3  # rates at most, each a third of the one before
 RUINED = 0.1  # of what is left: where so many more are wrong after it, the rate was too high
 GONE = 0.9  # share of a label's images: where more are called another class, the repaired network has lost that class
-FEW = 30  # members of D_f: fewer cannot hold off by themselves what was missed
+FEW, OF = 30, 200  # members of D_f: fewer, or than one image in OF, cannot hold off by themselves what was missed
 SAME = 1 / 3  # of D_f: where fewer get the repaired network's answers they may have gone to some third class
 
 
@@ -87,9 +87,10 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     it is taught what the repaired network says of it. (A published network, `trojan` in results/repair, gets 13 % of
     its triggered images right without that and 75 % with it; elsewhere it is level or worse, since such answers err.)
     And what both signs call bad, its label to the repaired network and its looks, is as good as listed where fewer than
-    FEW are: in the second training it is treated as D_f is, so that bad images that neither sign tells meet more than
-    these few. (With five of 50 listed and six missed a trigger came back otherwise. Of 50 listed it costs: 386 such
-    images of the same network 0.9 points of accuracy, for nothing.) Not where D_f is taught answers, which err.
+    FEW are, or than one image in OF: in the second training it is treated as D_f is, so that bad images that neither
+    sign tells meet more than these few. (With five of 50 listed and six missed a trigger came back otherwise, and with
+    50 of 500 among 50,000 images 8 % stayed misled in place of 0.3. Of 50 listed among 5,000 it costs: 386 such images of the same network 0.9
+    points of accuracy, for nothing.) Not where D_f is taught answers, which err.
     The end is by D_f and what is treated so: the network is taken unless more of them get their labels as given than
     from the repaired one, and more than a repair may leave (BELIEVED).
     Args:
@@ -109,7 +110,8 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
         alike = agreed(looking_alike(features(model, data), labels, forget, config.seed), data.device)
     truths = check_truths(true_labels, forget, data)
     truths = torch.full((len(forget),), -1) if truths is None else truths
-    both = (disbelieved & alike & (len(forget) < FEW)).nonzero()[:, 0]  # (b,) as good as listed
+    few = len(forget) < max(FEW, len(data) / OF)
+    both = (disbelieved & alike & few).nonzero()[:, 0]  # (b,) as good as listed
     says = what_it_says(z[forget], labels[forget], truths)
     first = taught(model, data, disbelieved | alike, forget, truths, config, logged(log, 0))
     if first is None:

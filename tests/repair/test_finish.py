@@ -196,6 +196,10 @@ def test_what_both_trainings_are_given(learnt, monkeypatch, third):
     monkeypatch.setattr(finish_module, "FEW", len(known))  # these are enough
     done = finish(model, repaired, data, known, CONFIG, **how)
     assert done.both == 0 and torch.equal(seen[3][3], known) and done.line.endswith(" of the listed ones")
+    monkeypatch.setattr(finish_module, "OF", (len(data) - 1) / len(known))  # these are not, of so many images
+    assert finish(model, repaired, data, known, CONFIG, **how).both == 1
+    monkeypatch.setattr(finish_module, "OF", len(data) / len(known))
+    assert finish(model, repaired, data, known, CONFIG, **how).both == 0
     with pytest.raises(ValueError, match="3 true labels for 8 known bad images"):
         finish(model, repaired, data, known, CONFIG, true_labels=truths[:3])
 
