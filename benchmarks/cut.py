@@ -1,7 +1,7 @@
 """How well suspects.csv is ranked and cut: precision and recall of what it calls likely bad, its estimate of how many.
 
-    python benchmarks/cut.py --keep runs/cut --out results/repair/suspects.jsonl    # a JSON line per cell; an hour
-    python benchmarks/cut.py --table results/repair/suspects.jsonl                  # the tables of results/repair
+    python benchmarks/cut.py --keep runs/cut --out results/repair/suspects/cut.jsonl    # a JSON line per cell; an hour
+    python benchmarks/cut.py --table results/repair/suspects/cut.jsonl                  # its tables
 
 Cells are the three tasks on fashion-mini at two shares of corrupted images and two discovery rates, repaired by REM as
 run.py does it, and the shapes and clothes of examples/inner_layers.py, repaired as `run.py repair` does it. What the

@@ -142,7 +142,8 @@ def check_same(expanded: nn.Module, model: nn.Module, example: torch.Tensor) -> 
                 torch.manual_seed(0)
                 outs.append(net(x).double())
     own, found = outs
-    if not torch.equal(own, found) and not (own - found).abs().max() <= TOLERANCES.get(weight.dtype, 1e-3) * own.abs().max():
+    allowed = TOLERANCES.get(weight.dtype, 1e-3) * own.abs().max()
+    if not torch.equal(own, found) and not (own - found).abs().max() <= allowed:  # `not <=`: NaN is refused, too
         raise TypeError(f"cannot expand the network {type(model).__name__}: with wrapped layers theta_o1 computes "
                         "something else, as where a network asks its layers for their class (isinstance, type); write "
                         "it so that it need not")

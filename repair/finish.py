@@ -9,7 +9,8 @@ true ones), so that a trigger that is still in the rest is not learnt again. Tha
 what it believes again was disbelieved for the accuracy that REM had lost, and comes back for a second such training,
 which gives the network that is returned. In that one, where few are listed, the images that both signs call bad, which
 REM disbelieves and which look like D_f, are treated as D_f is; and where the first one has sent D_f to some third
-class, it is taught what the repaired network says of it. Measured in results/repair/README.md, beside what was tried.
+class, it is taught what the repaired network says of it. Measured in results/repair; what else was tried stands in
+results/repair/finish.
 """
 
 from typing import NamedTuple
@@ -84,8 +85,9 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     The second training begins with the original again, on what was left and what a second opinion brings back: what the
     repaired network disbelieves is dropped only where the first training's network, which has lost less, does so too.
     Where D_f has gone to some third class by then (`gone_elsewhere`), as a trigger does that means another label now,
-    it is taught what the repaired network says of it. (A published network, `trojan` in results/repair, gets 13 % of
-    its triggered images right without that and 75 % with it; elsewhere it is level or worse, since such answers err.)
+    it is taught what the repaired network says of it. (A published network, `trojan` in results/repair/published, gets
+    13 % of its triggered images right without that and 75 % with it; elsewhere it is level or worse, since such answers
+    err.)
     And what both signs call bad, its label to the repaired network and its looks, is as good as listed where fewer than
     FEW are, or than one image in OF: in the second training it is treated as D_f is, so that bad images that neither
     sign tells meet more than these few. (With five of 50 listed and six missed a trigger came back otherwise, and with

@@ -20,7 +20,7 @@ f alone; no clean label is read.
 The number of bad images is taken from both sides. Were R images bad, of mean chance c, then sum_i c_i^2 over the rest
 would be R c, since c_i of the images of chance c_i are bad; and c is measured on D_f, whose images are bad. So
 R = sum_i c_i^2 / mean_{D_f} c: evidence that the model trusts too much or too little is weighed by what it says of D_f.
-How well this ranks and counts is measured in results/repair/README.md: rather too few are counted, since D_f itself was
+How well this ranks and counts is measured in results/repair/suspects: rather too few are counted, since D_f itself was
 unlearnt and gives itself away more than what nobody listed.
 """
 

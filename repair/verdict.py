@@ -210,9 +210,9 @@ def undoubted(labels: torch.Tensor, forget: torch.Tensor, margins: torch.Tensor,
     seeds 0 to 2): of 19 repairs that cost held-out images nothing all other training images call 18 HARMED, these none.
     Of 33 repairs that held-out images call HARMED, at rates too high or from good images, these tell 29; of four at the
     default rate one, so held-out images are worth having. That was without `looking_alike`. On a published backdoored
-    network (results/repair, `badnets`) half of the images of one label are bad, of which the probe leaves 57 of 450 in
-    the half; they have the largest margins, so that 47 of the 830 images that counted were bad. Without what looks
-    alike 10 of 755 are; in the trials of results/repair it is 0 to 1 % on average, with either.
+    network (`badnets` in results/repair/published) half of the images of one label are bad, of which the probe leaves
+    57 of 450 in the half; they have the largest margins, so that 47 of the 830 images that counted were bad. Without
+    what looks alike 10 of 755 are; in the trials of results/repair it is 0 to 1 % on average, with either.
     Args: labels: (N,) int64, as given; forget: (k,) int64, D_f; margins: (N,) `suspects.margin` of the untouched
         network; similar: (N,) `suspects.probe` of its features, and alike: (N,) bool, `looking_alike`; None where
         they are not to be had.

@@ -11,12 +11,13 @@ A table is made again in one of two ways:
 - by a command that stands above it on its page: `run.py report RESULTS --table NAMES`, `run.py suspects --out FILE`,
   or a script with a function `table` (`benchmarks/scale.py`, `tests/spread.py --out FILE`). The page may leave columns
   out, but no line that has runs;
-- by a function of expected.py (TABLES), which reads the labels of the lines and computes their cells.
+- by a function of expected.py or repairs.py (TABLES), which reads the labels of the lines and computes their cells.
 
 No row may come from changed code that was not committed (its `git` ends with -dirty).
 
-A figure in a sentence is found by the words around it (sentences.py). No sentence is asked for: where a page does not
-have the words, a line says that there was nothing to compare. New rows take an edited table or sentence, nothing else.
+A figure in a sentence is found by the words around it (sentences.py, repairs.py). No sentence is asked for: where a
+page does not have the words, a line says that there was nothing to compare. New rows take an edited table or sentence,
+nothing else.
 
 Not checked, because no rows hold them: what a page calls "no result file kept"; the paper's numbers in sentences, but
 for a few; counts that are written as words ("in all nine cells"); ranges of what a figure shows; in README.md the table
@@ -30,9 +31,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import repairs
 from expected import TABLES
 from made import ROOT, cells_of, grid_of, lines_at, made_by, rows_at
 from sentences import FIGURES
+
+MAKERS = TABLES | repairs.TABLES
+SAID = FIGURES | repairs.FIGURES
 
 MISSING = (ValueError, LookupError, TypeError, OSError)  # what rows that are not there, or not alike, bring about
 # Leading columns that name a line rather than measure something.
@@ -85,7 +90,7 @@ def remade(shown: Shown) -> list[list[str]] | None:
             if len(set(header)) == len(header) and set(shown.header) <= set(header):
                 places = [header.index(name) for name in shown.header]
                 return [[line[place] for place in places] for line in lines]
-    make = TABLES.get((shown.page, *shown.header[:2]))
+    make = MAKERS.get((shown.page, *shown.header[:2]))
     return make([cells for _, cells in shown.rows]) if make else None
 
 
@@ -167,7 +172,7 @@ def check_figures(page: str, told: Report) -> None:
     """Compare the figures in a page's sentences with what the rows give, wherever the page has the words."""
     text = (ROOT / page).read_text(encoding="utf-8")
     try:
-        figures = FIGURES[page]() if page in FIGURES else ()
+        figures = SAID[page]() if page in SAID else ()
     except MISSING as error:
         told.differs(page, 1, "figures in sentences", "some", f"none: {error!r}")
         return

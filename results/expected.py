@@ -1,6 +1,6 @@
 """What the rows give for the tables that no command prints. See check.py.
 
-    lines = TABLES["results/repair/README.md", "network", "images"](labels)  # labels: the lines as shown
+    lines = TABLES["results/spread/README.md", "over runs", "mean"](labels)  # labels: the lines as shown
 """
 
 import itertools
@@ -157,35 +157,6 @@ def figure_5(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
-def trials(labels: list[list[str]]) -> list[list[str]]:
-    """What repair heals of each network, images and layers, at each seed, before -> after, in the order shown."""
-    parts, lines = {}, []
-    for row in lines_at("results/repair/trials.jsonl"):
-        parts.setdefault((row["network"], row["images"], row["layers"]), []).append(row)
-
-    def place(key: tuple) -> int:  # of the line shown; the page says less of the layers than the rows
-        shown = [key[:2] == tuple(label[:2]) and key[2].startswith(label[2].replace("`", "")) for label in labels]
-        return shown.index(True) if any(shown) else len(labels)
-
-    for key in sorted(parts, key=place):
-        label = labels[place(key)][:3] if place(key) < len(labels) else list(key)
-        pairs = [" -> ".join(" / ".join(f"{100 * row[name][k]:.0f}" for row in parts[key]) for k in (0, 1))
-                 for name in ("stickered", "clean")]
-        lines.append([*label, *pairs, " / ".join(f"{100 * row['misled'][1]:.0f}" for row in parts[key])])
-    return lines
-
-
-def candidates(labels: list[list[str]]) -> list[list[str]]:
-    """Healed / Utility of each way to finish a repair, on the corruptions that it was chosen on, and mean product."""
-    rows, lines = lines_at("results/repair/candidates.jsonl"), []
-    for name in dict.fromkeys(row["candidate"] for row in rows):
-        runs = {row["corruption"]: row for row in rows if row["candidate"] == name}
-        cells = [" / ".join(f"{100 * runs[kind][key]:.0f}" for key in ("healed", "utility"))
-                 for kind in ("patch", "logo", "blended", "labels")]
-        lines.append([name, *cells, f"{100 * fmean(run['healed'] * run['utility'] for run in runs.values()):.1f}"])
-    return lines
-
-
 def every_seed(labels: list[list[str]]) -> list[list[str]]:
     """Healed of each seed by method, poison at 0.1: mean, least, most, and at how many seeds it is below REM's."""
     rows, lines = rows_at("results/fashion-mini/seeds"), []
@@ -230,39 +201,6 @@ def small_settings(labels: list[list[str]]) -> list[list[str]]:
     return [[f"{row['task']}, {row['discovery']:g}", *(str(row[name]) for name in names),
              f"{far[id(row)]:g}{' by itself' * bool(row['farther'])}",
              *(f"{100 * row[key]:.0f}" for key in SCORES)] for row in rows]
-
-
-def second_opinions(labels: list[list[str]]) -> list[list[str]]:
-    """Ends of a repair beside one training."""
-    return ends_of_repair("second.jsonl", "once")
-
-
-def both_signs(labels: list[list[str]]) -> list[list[str]]:
-    """Ends of a repair where few are listed."""
-    return ends_of_repair("both.jsonl", "as in 0.6.0")
-
-
-def rates_of_finish(labels: list[list[str]]) -> list[list[str]]:
-    """Ends of a repair by the rate and the epochs of the finish, and by other rules."""
-    return ends_of_repair("rates.jsonl", "0.01, 4 epochs")
-
-
-def ends_of_repair(file: str, first: str) -> list[list[str]]:
-    """Means over trials of how a repair ends, the product less that of the first (± SEM), and trials that lost over two
-    points of Utility."""
-    rows, lines = lines_at(f"results/repair/{file}"), []
-    once = [row["healed"] * row["utility"] for row in rows if row["finish"] == first]
-    for name in dict.fromkeys(row["finish"] for row in rows):
-        runs = [row for row in rows if row["finish"] == name]
-        found = [row["healed"] * row["utility"] for row in runs]
-        ahead = [100 * (one - other) for one, other in zip(found, once, strict=True)]
-        error = stdev(ahead) / len(ahead) ** 0.5
-        lost = [row["before"][1] - row["utility"] for row in runs]
-        scores = [100 * fmean(row[key] for row in runs) for key in ("healed", "utility")] + [100 * fmean(found)]
-        lines.append([name, str(len(runs)), *(f"{score:.1f}" for score in scores),
-                      f"{fmean(ahead):+.1f} ± {error:.1f}" if error else "", str(sum(x > 0.02001 for x in lost)),
-                      f"{100 * max(lost):.0f}"])
-    return lines
 
 
 SPREAD = {"REM, Healed": "rem healed", "REM, Utility": "rem utility", "REM, product": "rem product",
@@ -422,33 +360,6 @@ def steps(labels: list[list[str]]) -> list[list[str]]:
     return lines
 
 
-def of_trials() -> dict[str, list[str]]:
-    """The trials of the repair: their number, the product of the finish, what it gains in Utility on average and loses
-    at most; and how far it is ahead of each treatment at its best rate for all trials, and in each trial."""
-    rows = lines_at("results/repair/rivals.jsonl")
-    runs = {name: {(row["network"], row["corruption"], row["seed"]): row for row in rows if row["treatment"] == name}
-            for name in dict.fromkeys(row["treatment"] for row in rows)}
-    mine = runs.pop("finished")
-    product = 100 * fmean(row["product"] for row in mine.values())
-    lost = [100 * (row["before"]["utility"] - row["utility"]) for row in mine.values()]
-    found = {"finished": [str(len(mine)), f"{product:.1f}", f"{-fmean(lost):.1f}", f"{max(lost):.1f}"]}
-    for name, others in runs.items():
-        stays = [row["before"]["product"] for row in others.values()]  # where a treatment cannot be done
-        tried = [{one["rate"]: one["product"] for one in row["tried"]} for row in others.values()]
-        rates = {rate for one in tried for rate in one}
-        best = max(fmean(one.get(rate, own) for one, own in zip(tried, stays, strict=True)) for rate in rates)
-        each = fmean(own if row["product"] is None else row["product"]
-                     for row, own in zip(others.values(), stays, strict=True))
-        found[name] = [f"{product - 100 * value:.1f}" for value in (best, each)]
-    return found
-
-
-def ahead_of_rivals(labels: list[list[str]]) -> list[list[str]]:
-    """How far the finish is ahead of each rival, at its best rate for all trials and in each trial."""
-    trials = of_trials()
-    return [[name, *trials[name]] for name in ("REM", "taught", "retrained", "CLP", "fine-tuned")]
-
-
 def what_was_learnt(labels: list[list[str]]) -> list[list[str]]:
     """The front page's table of data: what the untouched network had learnt of each task, and REM's lead over NPO."""
     data = {"fashion-mini": rows_at(GRID), "10,000 images": rows_at(f"{SMALL}/nine"),
@@ -491,12 +402,6 @@ TABLES = {
     ("results/lasting/README.md", "variant", "Healed after epoch 3"): twelve_epochs,
     ("results/lasting/README.md", "width", "task, discovery"): natural_images,
     ("results/spread/README.md", "over runs", "mean"): machines,
-    ("results/repair/README.md", "network", "images"): trials,
-    ("results/repair/README.md", "candidate", "patch"): candidates,
-    ("results/repair/README.md", "treatment", "one rate for all trials"): ahead_of_rivals,
-    ("results/repair/README.md", "candidate", "trials"): second_opinions,
-    ("results/repair/README.md", "variant", "trials"): both_signs,
-    ("results/repair/README.md", "what differs", "trials"): rates_of_finish,
     ("results/fashion-mini/seeds/README.md", "method", "Healed, seeds 0 to 9"): every_seed,
     ("results/fashion-mini/triggers/README.md", "trigger", "corrupted"): every_trigger,
     ("results/cifar10-jpeg-small/README.md", "trigger", "corrupted"):

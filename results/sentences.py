@@ -1,6 +1,6 @@
 """What the rows give for figures that stand in sentences. See check.py.
 
-    for words, figures in FIGURES["results/repair/README.md"](): ...  # ("At most {} % of stickered images", ["18"])
+    for words, figures in FIGURES["results/spread/README.md"](): ...  # ("({} runs; one", ["30"])
 
 A figure is text, as it should stand in place of {}; None where no row holds it.
 """
@@ -8,8 +8,9 @@ A figure is text, as it should stand in place of {}; None where no row holds it.
 from statistics import fmean, stdev
 
 from expected import (ANEW, CELLS, COPY, FLOAT32, GRID, LASTING, MINI, NINE, RATES, SEVEN, SMALL, TASKS, TEN, TWELVE,
-                      half_and_quarter, mean, mean_sem, of_trials, plane_of, seeds_difference)
+                      half_and_quarter, mean, mean_sem, plane_of, seeds_difference)
 from made import grid_of, lines_at, made_by, rows_at
+from repairs import of_published, of_repairs, of_trials
 from study import discovery
 from study.rows import networks, pick, products
 from study.stats import minus
@@ -236,46 +237,6 @@ def of_machines() -> list[tuple]:
                        f"{min(over):.1f}"])]
 
 
-def of_repairs() -> list[tuple]:
-    """Repair of other networks: the most that is lost or left; what the ranking and its cut find."""
-    runs, cuts = lines_at("results/repair/trials.jsonl"), lines_at("results/repair/suspects.jsonl")
-    off = [100 * (run["likely"] / run["undiscovered"] - 1) for run in cuts]
-    found = [[run["recall"][name] for run in cuts] for name in ("overall", "by score", "by similar", "better rank")]
-    ahead = [str(sum(own >= other for own, other in zip(found[0], values, strict=True))) for values in found[1:]]
-    right, all_marked = (sum(run[name] for run in cuts) for name in ("right", "likely"))
-    others = [abs(100 * (run["others"]["other answers"] / run["undiscovered"] - 1)) for run in cuts]
-    return [("At most {} % of stickered images", [f"{100 * max(run['misled'][1] for run in runs):.0f}"]),
-            ("clean accuracy falls by at most {} points",
-             [f"{100 * max(run['clean'][0] - run['clean'][1] for run in runs):.0f}"]),
-            ("mean recall over the {} runs is {} in the overall order, {} by score, {} by similar and {} by the better "
-             "rank", [str(len(cuts)), *(f"{fmean(values):.2f}" for values in found)]),
-            ("no lower than by score in {}, by similar in {} and by the better rank in {}", ahead),
-            ("off by {} % on average, from {} to {} %; {} % of the marked images are bad",
-             [f"{fmean(map(abs, off)):.0f}", f"{min(off):.0f}", f"{max(off):.0f}", f"{100 * right / all_marked:.0f}"]),
-            ("given labels would be off by {} %", [f"{fmean(others):.0f}"])]
-
-
-def of_published() -> dict[tuple, list[str]]:
-    """Published networks by name, number of images and of bad ones: misled before and after the default repair, what
-    it gains on clean images, triggered ones right after it; in percent."""
-    rows = [row for row in lines_at("results/repair/published.jsonl") if row["treatment"] == "repair"]
-    return {(row["network"], row["images"], row["bad"]): [
-        f"{100 * row['before']['misled']:.0f}", f"{100 * row['after']['misled']:.1f}",
-        f"{100 * (row['after']['clean'] - row['before']['clean']):.1f}", f"{100 * row['after']['triggered']:.0f}",
-        f"{100 * row['before']['clean']:.1f}", f"{100 * row['after']['clean']:.1f}"] for row in rows}
-
-
-def of_finish() -> list[tuple]:
-    """The page of the repair: the finish in the trials, and on published networks."""
-    trials, whole = of_trials(), of_published()["badnets", 50000, 5000]
-    count, product, gained, worst = trials["finished"]
-    return [("Over {} trials the finish ends at a product of {},", [count, product]),
-            ("it gains {} points on the untouched network on average, and no trial loses more than {};",
-             [gained, worst]),
-            ("(misled {} -> {}), has {} % of the triggered images right and gains {} points of accuracy",
-             [whole[0], whole[1], whole[3], whole[2]])]
-
-
 def of_tuning() -> list[tuple]:
     """The copy of CIFAR-10 at 16x16 with REM of version 0.5.0: beside 0.2.0 at seed 0, and beside no unlearning."""
     rows = pick(rows_at(ANEW), etd=False)
@@ -427,7 +388,6 @@ FIGURES = {
     "results/fashion-mini/suspects/README.md": of_suspects,
     "results/growth/README.md": of_growth,
     "results/lasting/README.md": of_lasting,
-    "results/repair/README.md": lambda: of_repairs() + of_finish(),
     "results/scale/README.md": of_scale,
     "results/spread/README.md": of_machines,
     "results/tuning/README.md": of_tuning,
