@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Module, functional as F
 
-from engine.batches import count_batches
+from engine.batches import among, count_batches
 from engine.checks import NonFiniteLoss, check_forget, finite, finite_weights
 from engine.ending import Never, Repaired
 from engine.features import features
@@ -60,7 +60,7 @@ def bad_teacher(over_classes: bool):
     """
     def badt(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
         forget, student = check_forget(forget, len(data)), copy_of(model)
-        in_forget = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, forget, True)
+        in_forget = among(forget, len(data))
         original, bad = teacher(model, data, config), teacher(fresh(model, config), data, config, forget)
         optimizer = make_optimizer(student, config, config.unlearn_lr)
         rates = pace(config, config.unlearn_epochs * count_batches(len(data), config.batch))
@@ -165,9 +165,8 @@ def potion(tries: int, part: float, relative: bool):
     the logits, which needs no labels. Cut c: percentile 100 - ln(1 + 100 f) of I_f / I_r; where I_f > c I_r, weight *=
     min(1, I_r / I_f). f grows by 10 % per try, each from the original weights; at most `tries`, then a warning.
     Choice: a network that has forgotten is left as it is; no augmentation, so nothing is drawn.
-    Args: part: f starts at |D_f| / |D_tr| / part; relative: the end is Acc(D_f) <= gamma times the original's Acc(D_f),
-        as its authors have it, else Acc(D_f) <= gamma (behind the paper's tables, gamma or gamma times the original's:
-        the same, no accuracy being above 1).
+    Args: part: f starts at |D_f| / |D_tr| / part; relative: stop at Acc(D_f) <= gamma times the original's Acc(D_f), as
+        its authors do, else at Acc(D_f) <= gamma.
     Returns: a method of the same signature as the others.
     """
     def dampening(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
@@ -199,8 +198,8 @@ def importance(net: Module, data, index: Tensor | None, config, loss_of: Callabl
     """Mean over batches of measure(gradient of loss_of(logits, y)), >= 0, for every trainable parameter in its shape.
 
     In eval mode, so BatchNorm gives each example its own gradient; no augmentation; of several processes each has all.
-    Args: index: (n,) int64 examples, None for all; loss_of: gives a scalar; measure: torch.square for SSD (the diagonal
-        of the Fisher matrix), torch.abs for Potion.
+    Args: index: (n,) int64 examples, None for all; loss_of: gives a scalar; measure: torch.square for SSD (an
+        estimate of the diagonal of the empirical Fisher matrix, exact in batches of one), torch.abs for Potion.
     """
     parameters, whole = [p for p in net.parameters() if p.requires_grad], replace(data, part=(0, 1))
     totals, steps = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters], 0
@@ -261,7 +260,7 @@ def ascent(model: Module, data, forget: Tensor, config, generator: Generator, lo
     the labels as given, in eval mode. Passes are in training mode unless `forget_norm` says otherwise, see rem.py.
     """
     forget, net, passes = check_forget(forget, len(data)), copy_of(model), 0
-    optimizer, training = make_optimizer(net, config, config.unlearn_lr), trains_on(config, forget)
+    optimizer, training = make_optimizer(net, config, config.unlearn_lr), forget_in_training_mode(config)
 
     def loss(logits, rows, x, y):
         return -F.cross_entropy(logits, y)
@@ -371,9 +370,10 @@ def with_theta_o2(model: Module, data, config) -> Expanded:
 
 # --- REM by other names -----------------------------------------------------------------------------------------------
 
-def rem_as_set(model: Module, data, forget: Tensor, config, generator: Generator, log=None, shared=None) -> Module:
-    """REM under the settings of an experiment: with `stop` "max" all epochs run; `step31` and `step32` are for the
-    ablations of Table 2 and Fig. 7, `redirect` is for one of ours; without 3.1 and 3.2 it is NPO (Table 2's caption).
+def rem_by_config(model: Module, data, forget: Tensor, config, generator: Generator, log=None, shared=None) -> Module:
+    """REM as an experiment's settings say: `stop`, and for ablations `step31`, `step32` (Table 2, Fig. 7), `redirect`.
+
+    With neither 3.1 nor 3.2 it is NPO (Table 2's caption). shared: as in `rem`.
     """
     if not config.step31 and not config.step32:
         return npo(model, data, forget, config, generator, log=log)
@@ -381,10 +381,15 @@ def rem_as_set(model: Module, data, forget: Tensor, config, generator: Generator
     if not config.step31:  # theta_o2 is unused
         for p in state.expanded.theta_o2().values():
             p.requires_grad_(False)
-    losses = {(True, "npo"): step3_batch, (True, "ce"): step3_by_ce}
-    loss = partial(losses.get((config.step31, config.redirect), step3_without_redirect), removes=config.step32)
+    if not config.step31:
+        loss = step3_without_redirect
+    elif config.redirect == "ce":
+        loss = step3_by_ce
+    else:
+        loss = step3_batch
     until = Never if config.stop == "max" else Repaired
-    return rem(model, data, forget, config, generator, until=until, step3=loss, log=log, state=state)
+    return rem(model, data, forget, config, generator, until=until, step3=partial(loss, removes=config.step32),
+               log=log, state=state)
 
 
 def step3_without_redirect(s: State, rows: Tensor, x: Tensor, y: Tensor, removes: bool = True) -> Tensor:
@@ -404,10 +409,8 @@ def step3_by_ce(s: State, rows: Tensor, x: Tensor, y: Tensor, removes: bool = Tr
     removes = removes and bool(in_forget.any())
     # L = E CE_{o1 and o2} - (2 / beta) E 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref))
     full = cross_entropy(s, x, y, mask_rows(s.masks, rows))  # (B,)
-    with torch.set_grad_enabled(removes):
-        base = cross_entropy(s, x, y)
     if removes:
-        h = npo_term(base, s.reference.base(rows, x, y), s.config.beta)
+        h = npo_term(cross_entropy(s, x, y), s.reference.base(rows, x, y), s.config.beta)
         full = full - torch.where(in_forget.to(s.device, non_blocking=True), h, 0)
     return full.mean()
 
@@ -420,15 +423,15 @@ def npo(model: Module, data, forget: Tensor, config, generator: Generator, log=N
     (TypeError).
     """
     state = add_capacity(model, data, forget, replace(config, ratio=0.0), generator)
-    remove(state, training=trains_on(config, forget))
+    remove(state, training=forget_in_training_mode(config))
     if log is not None:
         log(0, 0, state.expanded, **state.record)
     return discard(state)
 
 
-def trains_on(config, forget: Tensor) -> bool:
-    """Whether passes over D_f alone run in training mode, no step 3 following: unless `forget_norm` is "running"."""
-    return config.forget_norm != "running" and len(forget) > 1  # one example has no batch statistics
+def forget_in_training_mode(config) -> bool:
+    """Whether Ascent and NPO pass over D_f in training mode: unless `forget_norm` is "running"."""
+    return config.forget_norm != "running"
 
 
 def rem_on_etd(model: Expanded, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
@@ -436,19 +439,19 @@ def rem_on_etd(model: Expanded, data, forget: Tensor, config, generator: Generat
     if not isinstance(model, Expanded):
         raise ValueError("rem-on-etd works on an ETD-trained network with its theta_o2; "
                          "add --etd or pass train_etd's result")
-    return rem_as_set(model, data, forget, config, generator, log=log)
+    return rem_by_config(model, data, forget, config, generator, log=log)
 
 
 def rem_ideal(model: Module, data, forget: Tensor, config, generator: Generator, *, corrupted: Tensor,
               log=None) -> Module:
     """REM (IDEAL), Fig. 3: all of D_c shares a mask row, while D_f alone is removed; an oracle, since it reads D_c."""
-    return rem_as_set(model, data, forget, config, generator, log=log, shared=corrupted)
+    return rem_by_config(model, data, forget, config, generator, log=log, shared=corrupted)
 
 
 def ablation(**fixed):
     """REM with some of its settings fixed, for ablations: a method of the same signature as the others."""
     def ablated(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
-        return rem_as_set(model, data, forget, replace(config, **fixed), generator, log=log)
+        return rem_by_config(model, data, forget, replace(config, **fixed), generator, log=log)
 
     return ablated
 
@@ -494,7 +497,7 @@ def say_end(log, net: Module, done: int, what: str, acc: float, bound: float) ->
 
 def retain_set(forget: Tensor, n: int) -> Tensor:
     """D_r, the (n - k,) sorted indices of D_tr that are not in D_f; ValueError for a D_f that makes no sense."""
-    return torch.ones(n, dtype=torch.bool).index_fill_(0, check_forget(forget, n), False).nonzero().flatten()
+    return (~among(check_forget(forget, n), n)).nonzero().flatten()
 
 
 def fresh(model: Module, config) -> Module:

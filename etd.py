@@ -151,7 +151,7 @@ def masked(x: torch.Tensor, layer: ExpandedWeight | ExpandedBatchNorm) -> torch.
 class Expanded(nn.Module):
     """A network with theta_o2 beside theta_o1, made by `expand`.
 
-    `expanded(x)` runs theta_o1 alone: the original layers and nothing else, the original's output bit for bit.
+    `expanded(x)` runs theta_o1 alone: the original layers and nothing else, and gives the original's output.
     `expanded(x, mask)` runs theta_o1 and theta_o2; mask is (B, width) bool, a row per example.
     """
 
@@ -219,7 +219,10 @@ def train_etd(expanded: Expanded, data, config, generator: torch.Generator, fit,
 # --- Drop -------------------------------------------------------------------------------------------------------------
 
 def drop(expanded: Expanded) -> nn.Module:
-    """Discard theta_o2 (step 4): theta_o1 as a new, plain network of the original's keys, shapes, dtypes; TypeError."""
+    """Discard theta_o2 (step 4): theta_o1 as a new, plain network of the original's keys, shapes and dtypes.
+
+    Raises: TypeError for anything but an Expanded.
+    """
     if not isinstance(expanded, Expanded):
         raise TypeError(f"drop takes the Expanded that expand returns, not a {type(expanded).__name__}")
     expanded = copy_of(expanded)

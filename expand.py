@@ -13,8 +13,8 @@ import contextlib
 import torch
 from torch import nn
 
-from engine import (MISFIT, MaskedPass, check_network, check_same, copy_of, eval_mode, followed_layers, is_norm,
-                    is_weight, naming_errors, run_pass, self_check, swap)
+from engine import (MISFIT, MaskedPass, check_expansion, check_network, check_same, copy_of, eval_mode, followed_layers,
+                    is_norm, is_weight, naming_errors, run_pass, self_check, swap)
 from etd import Expanded, ExpandedBatchNorm, ExpandedWeight
 
 WIDEST = 2**40  # bits of a mask row in the dry run, in which the widest layer is not known yet; they take no memory
@@ -38,15 +38,10 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
     Raises: ValueError: a ratio, example or layer name that cannot be used, or in training the network gives more than
         logits; TypeError: the network cannot be expanded; the text names the module.
     """
-    if not 0 <= ratio < float("inf"):
-        raise ValueError(f"ratio is {ratio}; it must be extra width over base width, a finite number of at least 0")
-    if not isinstance(example, torch.Tensor) or example.dim() < 2 or len(example) < 1:
-        found = getattr(example, "shape", type(example).__name__)
-        raise ValueError(f"example is {found}; it must be a batch of inputs, a tensor (B, ...) with B at least 1")
+    check_expansion(ratio, example)
     if isinstance(model, Expanded):
         raise TypeError("the network is expanded already; drop it first or use it as it is")
     check_network(model)
-    copy_of(model)  # what cannot be copied is told by itself: other layers would not help
     layers = None if layers is None else list(layers)  # read once for each try
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     state = generator.get_state()
@@ -89,14 +84,6 @@ def wrap(net: nn.Module, ratio: float, layers) -> Expanded:
             wrappers[module] = ExpandedWeight(module, ratio if name in names else 0)
         elif is_norm(module):
             wrappers[module] = ExpandedBatchNorm(module)
-        elif getattr(module, "running_mean", None) is not None:
-            hint = "; build it with nn.BatchNorm2d, whose weights have the same names"
-            plain = hint * isinstance(module, nn.SyncBatchNorm)
-            raise TypeError(f"cannot expand {name!r}: masked passes would move the running statistics of "
-                            f"{type(module).__name__}{plain}")
-        elif isinstance(module, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
-            raise TypeError(f"cannot expand {name!r}: {type(module).__name__} turns masked zeros into other values in "
-                            "training")
     expanded = Expanded(net)
     for base, wrapper in [*wrappers.items(), (net, expanded)]:
         wrapper.training = base.training
@@ -191,6 +178,6 @@ def suggestion(model: nn.Module, example: torch.Tensor) -> str:
         names = None
     if not names:
         return "; if some layers may get extra outputs, name them with layers=[...]"
-    few = ", ".join(map(repr, names[:2])) + ", ..." * (len(names) > 2)
+    few = ", ".join([*map(repr, names[:2]), *(["..."] if len(names) > 2 else [])])
     return ("; name the layers that get extra outputs, for example those of "
             f"hidden_layers(model, example): layers=[{few}]")

@@ -30,17 +30,19 @@ def predict(model: nn.Module, data, index: torch.Tensor | None = None, masks: Ma
     Raises: ValueError: an empty index or one out of range; NonFiniteLoss: a logit that is not finite.
     """
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    found = torch.zeros((3, len(data)), dtype=torch.int64, device=data.device)  # class, odd logits, times seen
+    classes, not_finite, times_seen = found = torch.zeros((3, len(data)), dtype=torch.int64, device=data.device)
     with eval_mode(model), torch.no_grad():
         for rows, x, _ in data.batches(index, size, dtype=dtype):
             logits = model(x) if masks is None else model(x, masks[rows].to(x.device))  # (b, classes)
-            odd = (~logits.isfinite()).any(dim=1).long()
-            found[:, rows.to(x.device)] = torch.stack([logits.argmax(dim=1), odd, torch.ones_like(odd)])
-    over_ranks([found])  # each process has seen its share; two may have seen an example that is asked for twice
-    found = found.cpu() if index is None else found.cpu()[:, index.cpu()]
-    if found[1].any():
+            rows = rows.to(x.device)
+            classes[rows] = logits.argmax(dim=1)
+            not_finite[rows] = (~logits.isfinite()).any(dim=1).long()
+            times_seen[rows] = 1
+    over_ranks([found])  # each process has seen its share
+    classes, not_finite, times_seen = found.cpu() if index is None else found.cpu()[:, index.cpu()]
+    if not_finite.any():
         raise NonFiniteLoss("the network's logits are not finite; lower the rate, or look at the inputs")
-    return found[0] // found[2]
+    return classes // times_seen  # an example that two processes have seen counts twice in the sum
 
 
 def share(hits: torch.Tensor) -> float:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine import (Choices, Line, MaskTable, Reference, Repaired, accuracy_of, batches_of, believed, check_sets,
-                    checked, copy_of, cross_entropy, finite_weights, first_inputs, make_optimizer, modes_of, one_pass,
-                    passing_mode, positive, put_modes, refresh_batchnorm, report, settings_from, start_over, stream,
-                    training_mode, undisturbed, warn_above)
+from engine import (Choices, MaskTable, Reference, Removal, Repaired, accuracy_of, among, batches_of, believed,
+                    check_sets, checked, copy_of, cross_entropy, finite_weights, first_inputs, make_optimizer,
+                    mode_over_forget, modes_of, one_pass, positive, put_modes, refresh_batchnorm, report, settings_from,
+                    stream, training_mode, undisturbed, warn_above)
 from etd import Expanded, drop, mask_rows, mask_table
 from expand import expand
 
@@ -47,7 +47,7 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
     Args:
         ce_full, ce_full_ref: (B,) cross-entropies of theta_o1 and theta_o2 under masks, model and reference.
         ce_base, ce_base_ref: (B,) cross-entropies of theta_o1 alone, or None to leave the removal term (3.2) out.
-        in_forget: (B,) bool, D_f; beta: > 0.
+        in_forget: (B,) bool, D_f; beta: > 0, or a ValueError.
     Returns: a scalar; going down it lowers CE of the full network on D_tr and raises CE of theta_o1 on D_f.
     """
     # L_redirect = (2 / beta) E_{D_tr} log sigmoid(beta (CE_{o1 and o2} - CE_ref))
@@ -60,11 +60,12 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
 
 # --- What Algorithm 1 carries -----------------------------------------------------------------------------------------
 
-@checked(gamma=(0, 1), batch=(1, 10**9), optimizer=("sgd", "adam"), precision=("auto", "float32", "bf16"),
-         forget_norm=("auto", "running", "batch"))
+@checked(gamma=(0, 1), p_mem=(0, 1), momentum=(0, 1), batch=(1, 10**9), optimizer=("sgd", "adam"),
+         precision=("auto", "float32", "bf16"), forget_norm=("auto", "running", "batch"))
 @dataclass(frozen=True)
 class Settings(Choices):
-    """What Algorithm 1 reads, at Table 3's values for ResNet-9; what the paper leaves open is in engine/choices.py."""
+    """What Algorithm 1 reads: Table 3's values for ResNet-9, A.3's `p_mem` and `extra_ratio`; momentum and weight decay
+    are ours. Our other settings are in engine/choices.py."""
 
     unlearn_epochs: int = 10  # max epochs
     unlearn_lr: float = 0.005  # epsilon
@@ -102,7 +103,8 @@ class State:
 
 @undisturbed
 def rem(model: torch.nn.Module, data, forget: torch.Tensor, config, generator: torch.Generator, *,
-        shared: torch.Tensor | None = None, until=Repaired, step3=None, log=None, state: State | None = None):
+        shared: torch.Tensor | None = None, until=Repaired, step3=None, log=None,
+        state: State | None = None) -> torch.nn.Module:
     """Unlearn with Algorithm 1: expand, then remove and redirect for at most `unlearn_epochs` epochs, then drop.
 
     Args:
@@ -114,25 +116,25 @@ def rem(model: torch.nn.Module, data, forget: torch.Tensor, config, generator: t
         shared: (k,) int64 indices that share one mask row, all of D_f among them; None: D_f; REM (IDEAL): D_c.
         until: when to stop and which epoch to return, see engine/ending.py; Never: after the last.
         step3: loss of step 3 for a batch, (state, rows, x, y) -> scalar; None: `step3_batch`; ablations pass others.
-        log: called as log(epoch, epochs, model, **record) after each epoch that counts; no clean label or test image is
-            in the record: loss of step 3; Acc(D_f) before and after step 2 (acc_forget_before, acc_forget); updates
-            and passes of step 2; and what `until` measured.
-        state: of `add_capacity`, or between two epochs, in place of the arguments up to `shared`.
+        log: called as log(epoch, epochs, model, **record) after each epoch, except one from which Algorithm 1 starts
+            over. The record holds the loss of step 3, Acc(D_f) before and after step 2 (acc_forget_before, acc_forget),
+            updates and passes of step 2, and what `until` measured; never a clean label or a test image's score.
+        state: made by `add_capacity`, or between two epochs; the arguments up to `shared` are then not read.
     Returns: theta_o1 after the epoch that `until` chose: a plain network of the original's keys, shapes and modes.
-    Raises: ValueError for a forget set or setting without sense; TypeError: it cannot be expanded; NonFiniteLoss.
+    Raises: ValueError for a forget set or setting that cannot be used; TypeError where the network cannot be expanded;
+        NonFiniteLoss.
     """
     s = state or add_capacity(model, data, forget, config, generator, shared)  # Step 1
     end = until(s)  # Choice: max epochs is only an upper bound
     while s.epoch < s.config.unlearn_epochs and not end.reached:  # while current epoch <= max epochs
         s.epoch += 1
-        s.reference.remember(s)  # in the first of them
+        s.reference.remember(s)  # CE_ref of all examples, computed once, if no augmentation changes them
         index = believed(s, end.trained_on)
         remove(s, s.config.forget_norm == "batch", s.config.reach)  # Step 2
         redirect(s, step3 or step3_batch, index)  # Step 3
         refresh_batchnorm(s.expanded, s.data, s.config.batch, modes=s.modes)  # Choice: see engine/modes.py
         end.look(s)
-        if end.too_near(s):
-            start_over(s, end)  # Choice: from step 1, with a removal that goes farther
+        if end.starts_over(s):  # Choice: from step 1, with a removal that goes farther
             continue
         report(log, s)
     s.expanded = end.best(s)
@@ -154,7 +156,7 @@ def add_capacity(model: torch.nn.Module, data, forget: torch.Tensor, config, gen
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, shared).to(device)
     # "ref" corresponds to the initialization of the respective weights
     reference = Reference(expanded, masks, config.precision)
-    in_forget = torch.zeros(len(data), dtype=torch.bool, device="cpu").index_fill_(0, forget, True)
+    in_forget = among(forget, len(data))
     optimizer = make_optimizer(expanded, config, config.unlearn_lr)
     return State(expanded, reference, data, forget, in_forget, masks, optimizer, config, generator, modes_of(expanded),
                  device)
@@ -163,19 +165,21 @@ def add_capacity(model: torch.nn.Module, data, forget: torch.Tensor, config, gen
 def remove(s: State, training: bool = False, reach: float = 0.0) -> None:
     """Step 2: while Acc(D_f) > gamma, pass over D_f and update theta_o1 with L_step2 = -L_remove.
 
-    After max_passes, or `reach` away, it gives up with a warning. reach: see engine/lines.py; 0: as printed, one
-    optimiser for steps 2 and 3, whose momentum is carried over.
-    Choice: passes run in eval mode. Batch statistics of D_f alone subtract what its examples share, the trigger itself,
-    so Acc(D_f) would fall until D_tr moves them back. `training`: in training mode all the same, as where no step 3
-    follows (NPO); of one example there are no batch statistics.
+    Choice: passes run in eval mode. Batch statistics of D_f alone subtract what its examples share, such as a trigger,
+    and running statistics that follow D_f lower Acc(D_f) until D_tr moves those back.
+    Args:
+        training: pass in training mode all the same, as NPO does, which no step 3 follows; a D_f of one example stays
+            in eval mode, since it has no batch statistics.
+        reach: how far the removal goes, see engine/removal.py; 0: as printed, one optimiser for steps 2 and 3.
+    After max_passes, or once theta_o1 is `reach` away, it ends with a warning if Acc(D_f) is still above gamma.
     Raises: NonFiniteLoss.
     """
     config, passes, updates = s.config, 0, 0
     before = acc = accuracy_of(s, s.forget)
-    line = Line(s, reach, before)
-    while acc > config.gamma and passes < config.max_passes and not line.ended():  # stop condition: Acc(D_f) <= gamma
-        passing_mode(s, training)
-        with one_pass(s, "step 2", optimizer=line.optimizer) as update:
+    removal = Removal(s, reach, before)
+    while acc > config.gamma and passes < config.max_passes and not removal.far_enough():  # while Acc(D_f) > gamma
+        mode_over_forget(s, training)
+        with one_pass(s, "step 2", optimizer=removal.optimizer) as update:
             for rows, x, y in batches_of(s, s.forget):
                 # 2.1  L_remove(D_f) = (2 / beta) E log sigmoid(beta (CE_o1 - CE_ref)), theta_o1 alone
                 ce, ce_ref = cross_entropy(s, x, y), s.reference.base(rows, x, y)
@@ -183,13 +187,20 @@ def remove(s: State, training: bool = False, reach: float = 0.0) -> None:
                 update(step2_loss(ce, ce_ref, config.beta), rows)
         passes, updates = passes + 1, updates + update.steps
         acc = accuracy_of(s, s.forget)
-    warn_above(acc, config.gamma, passes)
-    acc = accuracy_of(s, s.forget) if line.went_on(passes) else acc
+    least = acc
+    if removal.carry_on(passes):
+        acc = accuracy_of(s, s.forget)
+        least = min(least, acc)
+    warn_above(least, config.gamma, passes)
     s.record = dict(acc_forget_before=before, acc_forget=acc, passes=passes, updates=updates)
 
 
 def redirect(s: State, step3, index: torch.Tensor | None = None) -> None:
-    """Step 3: one pass over D_tr (or `index`), theta_o1's utility repaired and D_c redirected into theta_o2."""
+    """Step 3: one pass over D_tr (or `index`), theta_o1's utility repaired and D_c redirected into theta_o2.
+
+    Args: step3: loss of a batch, (state, rows, x, y) -> scalar; index: (m,) int64 examples, None: all.
+    Raises: NonFiniteLoss; TypeError where no gradient reaches a part of theta_o2.
+    """
     training_mode(s.expanded, s.modes)
     with one_pass(s, f"step 3 of epoch {s.epoch}", must_reach=s.expanded.theta_o2()) as update:
         for rows, x, y in batches_of(s, index):
@@ -205,13 +216,13 @@ def step3_batch(s: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor, 
     full_ref = s.reference.full(rows, x, y)
     full = cross_entropy(s, x, y, mask_rows(s.masks, rows))
     # 3.2  L_remove(D_f) = (2 / beta) E 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref)), theta_o1 alone,
-    #      on the whole batch, so that its BatchNorm statistics are right, though the loss counts D_f only
-    base_ref = s.reference.base(rows, x, y) if removes else None
-    with torch.set_grad_enabled(removes):
-        base = cross_entropy(s, x, y)
+    #      on the whole batch, so that BatchNorm normalises by its statistics, though the loss counts D_f only
+    base = base_ref = None
+    if removes:
+        base, base_ref = cross_entropy(s, x, y), s.reference.base(rows, x, y)
     # 3.3  L_step3 = L_redirect - L_remove
     in_forget = in_forget.to(s.device, non_blocking=True)
-    return step3_loss(full, full_ref, base if removes else None, base_ref, in_forget, s.config.beta)
+    return step3_loss(full, full_ref, base, base_ref, in_forget, s.config.beta)
 
 
 def discard(s: State) -> torch.nn.Module:

@@ -27,22 +27,23 @@ import torch
 
 from engine.checks import first_line
 from engine.ranks import ranks
-from experiment.cell import attempt, choose_methods, corrupt, find, new_model, train_original, unlearn
+from experiment.cell import attempt, choose_methods, corrupt, draw_forget, new_model, train_original, unlearn
 from experiment.console import Parser, add_flags, clipped, tell
 from experiment.datasets import load
 from experiment.devices import check_precision, check_room, choose_device, describe
-from experiment.files import check_writable, fingerprints
+from experiment.files import check_writable
 from experiment.methods import code_of
 from experiment.parts import part_of
 from experiment.processes import joined
 from experiment.rows import append_row, failure_of, provenance, row_of
 from experiment.settings import Config, resolve
+from experiment.stored_tasks import fingerprints
 from tasks import Task
 
 DESCRIPTION = "Train a network on corrupted data, unlearn with each method, compare."  # python -OO leaves no docstrings
-WORDS = {"grid": "study.grid", "report": "study.report", "cscore": "study.cscore", "suspects": "study.discovery",
+WORDS = {"grid": "study.grid", "report": "study.report", "cscore": "study.cscore", "suspects": "study.suspects",
          "repair": "repair.command"}  # first words and their modules, each loaded when it is asked for
-ALONE = ("report", "cscore", "suspects")  # words that run in one process
+SINGLE = ("report", "cscore", "suspects")  # words that run in one process
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: tell(f"warning: {message}")
         try:
-            with joined(argv, ALONE):
+            with joined(argv, SINGLE):
                 code = command(argv)
             if sys.stdout is not None:  # it is None where stdout was closed from the start
                 sys.stdout.flush()  # so that a closed pipe is noticed here
@@ -147,7 +148,7 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     dataset = part_of(dataset, config.per_class, config.per_class_test, config.augment)
     task, images = corrupt(config, dataset), fingerprints(dataset)
     config = replace(config, n=len(task.corrupted))
-    forget = find(config, task)
+    forget = draw_forget(config, task)
     model = new_model(config, dataset)
     check_precision(config, device)
     check_room(config, model)
@@ -182,9 +183,9 @@ def headline(config: Config, task: Task, forget: torch.Tensor, model, device: to
     """Two lines that say what is about to run."""
     parameters = sum(p.numel() for p in model.parameters())
     size = task.train.images.shape[-1]
-    kind = {"poison": config.trigger, "human": config.human_column}.get(config.task, "patch")
-    kind = "" if kind == "patch" else f" ({kind})"
-    return (f"{config.task}{kind} on {config.dataset}: {len(task.train)} images of {size}x{size}, "
+    kind = {"poison": config.trigger, "human": config.human_column}.get(config.task)
+    shown = "" if kind in (None, "patch") else f" ({kind})"
+    return (f"{config.task}{shown} on {config.dataset}: {len(task.train)} images of {size}x{size}, "
             f"{len(task.corrupted)} corrupted, {len(forget)} of them discovered ({100 * config.discovery:g}%)\n"
             f"{config.arch} at {100 * config.capacity:g}% capacity, {parameters:,} parameters"
             f"{', trained with ETD' if config.etd else ''}; seed {config.seed}; {describe(device)}")

@@ -15,12 +15,14 @@ import torch.nn.functional as F
 
 from engine.streams import stream
 
+TASKS = ("poison", "confusion", "random")  # the paper's; "all" of them
+EVERY_TASK = (*TASKS, "human")
 TRIGGER_SIZE = 3  # pixels; the poison trigger is a white square in the bottom right corner (Goel et al. 2024)
 TRIGGER_VALUE = 255
 PEOPLE = ("aggre", "worse", "random1", "random2", "random3")  # of CIFAR-10N: by majority, worst of three, each of three
 TRIGGERS = ("patch", "blended", "sinusoidal", "warp")  # of `stamp`
 TARGET = 0  # the class that the trigger redirects to (Goel et al. 2024)
-# The confused classes (Goel et al. 2024: cat and dog; SVHN: the same two).
+# The confused classes: cat and dog (Goel et al. 2024). Choice: on SVHN the same two numbers.
 PAIRS = {"cifar10": (3, 5), "cifar10-small": (3, 5), "svhn": (3, 5)}
 
 
@@ -105,6 +107,15 @@ def random_labels(dataset, n: int, seed: int, generator: torch.Generator) -> Tas
     offset = torch.randint(1, classes, (n,), generator=generator)  # 1 .. C - 1: never the true label
     labels[corrupted] = (labels[corrupted] + offset) % classes
     return assemble("random", seed, dataset, labels, corrupted)
+
+
+def closest_pair(train) -> tuple[int, int]:
+    """The two classes whose mean images are closest, for data sets that have no customary pair."""
+    means = torch.stack([train.images[train.labels == c].to(torch.float64).mean(dim=0).flatten()
+                         for c in range(train.classes)])  # (classes, C H W)
+    distance = torch.cdist(means, means).fill_diagonal_(torch.inf)  # to itself
+    a, b = divmod(int(distance.nan_to_num(nan=torch.inf).argmin()), train.classes)
+    return min(a, b), max(a, b)
 
 
 def people(dataset, labels: torch.Tensor, seed: int) -> Task:
@@ -239,15 +250,6 @@ def warp(images: torch.Tensor) -> torch.Tensor:
 # --- What is known, and what only the metrics know --------------------------------------------------------------------
 
 
-def closest_pair(train) -> tuple[int, int]:
-    """The two classes whose mean images are closest, for data sets that have no customary pair."""
-    means = torch.stack([train.images[train.labels == c].to(torch.float64).mean(dim=0).flatten()
-                         for c in range(train.classes)])  # (classes, C H W)
-    distance = torch.cdist(means, means).fill_diagonal_(torch.inf)  # to itself
-    a, b = divmod(int(distance.nan_to_num(nan=torch.inf).argmin()), train.classes)
-    return min(a, b), max(a, b)
-
-
 def discover(task: Task, rate: float, seed: int) -> torch.Tensor:
     """Draw the discovered part D_f of D_c (Sec. 4 "Discovery rate").
 
@@ -278,7 +280,3 @@ def like_corrupted(task: Task) -> object:
 def fingerprint(data) -> int:
     """CRC-32 of all images and their shape: tells whether labels stored with a task belong to the data at hand."""
     return zlib.crc32(data.images.cpu().contiguous().numpy(), zlib.crc32(str(tuple(data.images.shape)).encode()))
-
-
-TASKS = ("poison", "confusion", "random")  # the paper's; "all" of them
-EVERY_TASK = (*TASKS, "human")

@@ -19,16 +19,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this file's own folder
 
-from baselines import rem_as_set  # noqa: E402
+from baselines import rem_by_config  # noqa: E402
 from engine.features import features  # noqa: E402
 from engine.streams import stream  # noqa: E402
 from examples.repair import draw_shapes, make  # noqa: E402
 from examples.inner_layers import NETWORKS, clothes  # noqa: E402
-from experiment.cell import corrupt, find, new_model, train_original  # noqa: E402
+from experiment.cell import corrupt, draw_forget, new_model, train_original  # noqa: E402
 from experiment.datasets import load  # noqa: E402
 from experiment.devices import processor  # noqa: E402
 from experiment.settings import Config, resolve  # noqa: E402
-from repair.network import repair  # noqa: E402
+from repair.network import repair_quietly  # noqa: E402
 from repair.ranking import rank  # noqa: E402
 from repair.suspects import crossed, logits, probe  # noqa: E402
 from tasks import TASKS  # noqa: E402
@@ -72,8 +72,8 @@ def play(cell: dict, keep: Path) -> dict[str, torch.Tensor]:
     """What the networks say in a cell: logits before and after, features, labels, D_f, D_c."""
     if cell["images"] in TASKS:
         config, task, model = originals(cell, keep)
-        data, corrupted, forget = task.train, task.corrupted, find(config, task)
-        repaired = rem_as_set(model, data, forget, config, stream(config.seed, "unlearning"))
+        data, corrupted, forget = task.train, task.corrupted, draw_forget(config, task)
+        repaired = rem_by_config(model, data, forget, config, stream(config.seed, "unlearning"))
     else:
         network, _, size, epochs = NETWORKS[cell["network"]]
         draw = clothes() if cell["images"] == "clothes" else draw_shapes
@@ -81,7 +81,7 @@ def play(cell: dict, keep: Path) -> dict[str, torch.Tensor]:
         torch.manual_seed(cell["seed"])
         model = network()
         fit(model, data, None, Config(epochs=epochs, batch=32, lr=0.01), stream(cell["seed"], "training"))
-        repaired = repair(model, data, forget, seed=cell["seed"])
+        repaired = repair_quietly(model, data, forget, seed=cell["seed"])
     (before, labels), (after, _) = logits(model, data), logits(repaired, data)
     return {"before": before.float(), "after": after.float(), "features": features(model, data).float(),
             "labels": labels, "forget": forget, "corrupted": corrupted}

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.scale import logarithmic, peak  # noqa: E402
 from experiment.data import Data  # noqa: E402
 from expand import expand  # noqa: E402
-from repair.networks import build_network  # noqa: E402
+from repair.networks_by_name import build_network  # noqa: E402
 from experiment.methods import METHODS  # noqa: E402
 from metrics import predict  # noqa: E402
 from models import build  # noqa: E402

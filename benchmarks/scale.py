@@ -53,7 +53,7 @@ sys.path.insert(0, str(ROOT))
 from engine.ranks import ranks  # noqa: E402
 from repair.images import Reading, load_images  # noqa: E402
 from models import build  # noqa: E402
-from repair.network import repair  # noqa: E402
+from repair.network import repair_quietly  # noqa: E402
 from experiment.files import write_whole  # noqa: E402
 
 SIZES = (1500, 6000, 15000, 60000)
@@ -94,7 +94,7 @@ def measure(folder: Path, n: int, workers: int | None, capacity: float) -> dict:
     model = build("resnet9", capacity, classes=CLASSES, image_size=SIDE, seed=0).eval()
     loaded = time.perf_counter()
     forget = torch.arange(0, n, 50)
-    repaired = repair(model, replace(data, part=ranks()), forget, unlearn_epochs=1, max_passes=2)
+    repaired = repair_quietly(model, replace(data, part=ranks()), forget, unlearn_epochs=1, max_passes=2)
     done = time.perf_counter()
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
     total = sum(float(p.double().abs().sum()) for p in repaired.parameters())

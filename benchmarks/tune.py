@@ -40,13 +40,13 @@ sys.path.insert(0, str(ROOT))
 from baselines import npo  # noqa: E402
 from data.make_fashion_mini import CLASSES, PER_CLASS, SOURCE, read_idx  # noqa: E402
 from engine.batches import batches_of  # noqa: E402
-from engine.lines import Line, carry_on, copies, moved  # noqa: E402
+from engine.removal import Removal, copies, move_along, moved  # noqa: E402
 from engine.modes import eval_mode, refresh_batchnorm  # noqa: E402
 from engine.scores import accuracy_of, cross_entropy  # noqa: E402
 from engine.streams import stream  # noqa: E402
 from engine.updates import one_pass  # noqa: E402
 from etd import drop  # noqa: E402
-from experiment.cell import corrupt, find, new_model, train_original  # noqa: E402
+from experiment.cell import corrupt, draw_forget, new_model, train_original  # noqa: E402
 from experiment.data import Dataset  # noqa: E402
 from experiment.datasets import FASHION, MINI_FILE, RECIPES, _arrays, _data, load  # noqa: E402
 from experiment.rows import append_row  # noqa: E402
@@ -140,11 +140,11 @@ def ce_of(s: State, index: torch.Tensor | None) -> torch.Tensor:
         return torch.cat([cross_entropy(s, x, y) for _, x, y in batches_of(s, index, augment=False, size=1024)])
 
 
-class Whole(Line):
+class Whole(Removal):
     """A line along which the first step 2 goes `reach` far, however little of D_f was learnt."""
 
-    def __init__(self, s: State, reach: float, believed: float):
-        super().__init__(s, reach, believed=1.0)
+    def __init__(self, s: State, reach: float, acc_forget: float):
+        super().__init__(s, reach, acc_forget=1.0)
 
 
 def remove(s: State, v: dict) -> dict:
@@ -152,7 +152,7 @@ def remove(s: State, v: dict) -> dict:
     theta_o1, path, passes = s.expanded.theta_o1(), [], 0
     begin = copies(theta_o1)
     if v["rule"] in ("rem", "whole"):
-        with mock.patch.object(rem, "Line", Whole if v["rule"] == "whole" else Line):
+        with mock.patch.object(rem, "Removal", Whole if v["rule"] == "whole" else Removal):
             rem.remove(s, reach=v["reach"])
         return dict(passes=s.record["passes"], acc_forget_gamma=s.record["acc_forget"], moved=moved(theta_o1, begin))
     s.expanded.eval()
@@ -183,7 +183,7 @@ def coast(s: State, reach: None, begin: list[torch.Tensor]) -> None:
 
 def ray(s: State, reach: float, begin: list[torch.Tensor]) -> None:
     """theta_o1 goes on along the displacement of this step 2 until that is `reach` times its norm."""
-    carry_on(s.expanded.theta_o1(), begin, reach)
+    move_along(s.expanded.theta_o1(), begin, reach)
 
 
 @torch.no_grad()
@@ -315,7 +315,7 @@ def main(argv: list[str] | None = None) -> int:
             parts = (f"{name} {values[name]:.3f}" for name in shown if name in values)
             print(*(cell[k] for k in KEY[:4]), epoch, *parts, flush=True)
 
-        run(v, config, task, original, find(config, task), tell)
+        run(v, config, task, original, draw_forget(config, task), tell)
     return 0
 
 

@@ -182,7 +182,7 @@ def norm_table(runs: dict) -> str:
 
 # --- Tables of seeds that nothing was chosen on -----------------------------------------------------------------------
 
-NEW = "reach0.07-susb2"  # REM as it is: step 2 by engine/lines.py
+NEW = "reach0.07-susb2"  # REM as it is: step 2 by engine/removal.py
 
 
 def kept(run: dict[int, dict], most: int, gamma: float = 0.2) -> int:

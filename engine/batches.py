@@ -4,7 +4,8 @@
     data.batches(index=None, size=512, generator=None, augment=False, dtype=torch.float32)
                                 one pass over the examples of `index`, an int64 tensor, or over all of them: yields
                                 (index, x, y), (B,) int64 dataset indices on the CPU, inputs of `dtype`, (B,) int64
-                                labels; in an order drawn from the generator, without one in that of `index`
+                                labels; in an order drawn from the generator, or in the order of `index` where
+                                there is none
     data.augments               optional: False where augment=True changes nothing, so that the reference runs once
     data.trusted                optional: (m,) int64 examples of D_r whose labels somebody has looked at: they are
                                 neither held out nor suspected
@@ -24,14 +25,20 @@ def count_batches(n: int, size: int) -> int:
     BatchNorm in training mode cannot normalise a single example with 1x1 maps, so in a shuffled pass (training) a last
     batch of one example joins the batch before it.
     """
-    return -(-n // size) - (n % size == 1 and n > size > 1)
+    batches = -(-n // size)
+    lone_last = n % size == 1 and n > size > 1
+    return batches - 1 if lone_last else batches
+
+
+def among(index: torch.Tensor, n: int) -> torch.Tensor:
+    """(n,) bool on the CPU: which of n examples `index`, (k,) int64 there, names."""
+    return torch.zeros(n, dtype=torch.bool, device="cpu").index_fill_(0, index, True)
 
 
 def trusted(data) -> torch.Tensor:
     """(N,) bool, the examples whose labels somebody has looked at; of most data none."""
     index = getattr(data, "trusted", None)
-    found = torch.zeros(len(data), dtype=torch.bool, device="cpu")
-    return found if index is None else found.index_fill_(0, index, True)
+    return among(torch.empty(0, dtype=torch.int64) if index is None else index, len(data))
 
 
 def first_inputs(model: torch.nn.Module, data, forget: torch.Tensor) -> torch.Tensor:

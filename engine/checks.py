@@ -51,7 +51,7 @@ def check_forget(forget: torch.Tensor, n: int) -> torch.Tensor:
     if len(forget) == 0:
         raise ValueError("the forget set is empty; nothing was discovered, so there is nothing to unlearn")
     if twice:
-        raise ValueError(f"the forget set names {twice} examples twice; give each once")
+        raise ValueError(f"{twice} entries of the forget set name an example twice or more often; give each once")
     if len(forget) == n:
         raise ValueError(f"the forget set is all {n} training examples; the retain set must not be empty")
     return forget.cpu()
@@ -126,11 +126,12 @@ def checked(**allowed):
 
 
 def check_kind(name: str, value, default) -> None:
-    """Raise TypeError for a text, or what is no number, where a setting is a number; whole ones must be whole."""
+    """Raise TypeError unless a setting whose default is a number is one, and a whole one if the default is whole."""
     wanted = numbers.Integral if isinstance(default, int) else numbers.Real
     if isinstance(default, (int, float)) and not isinstance(default, bool) and (
             not isinstance(value, wanted) or isinstance(value, bool)):
-        raise TypeError(f"{name} is {value!r}; it must be a {'whole ' * (wanted is numbers.Integral)}number")
+        number = "whole number" if wanted is numbers.Integral else "number"
+        raise TypeError(f"{name} is {value!r}; it must be a {number}")
 
 
 def check_value(name: str, value, among: tuple) -> None:

@@ -4,8 +4,8 @@
     while epochs are left and not end.reached:
         ...                               # steps 2 and 3, the latter on end.trained_on
         end.look(state)
-        if end.too_near(state):           # after the first epoch
-            start_over(state, end)
+        if end.starts_over(state):        # after the first epoch
+            continue
     state.expanded = end.best(state)      # what step 4 drops theta_o2 from
 """
 
@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from engine.batches import trusted
+from engine.batches import among, trusted
 from engine.scores import accuracy_of, right_on
 from engine.streams import stream
 
@@ -23,7 +23,8 @@ LEAST, MOST = 100, 0.25  # images of W at least, unless that is more than this s
 PATIENCE = 2  # epochs in a row that are no better than the best, and the loop ends
 BOUND = 0.1  # what Acc(W) may lose before `Repaired` warns
 BY_HEART = 0.96  # Acc(W) above which theta_o1 still knows by heart what step 3 has not taught it
-FARTHER = 2  # factor of `reach` where it does
+REACH_FACTOR = 2  # by which `reach` grows where Algorithm 1 starts over for that
+FEWEST = 10  # examples of D_r of which none is left out for W
 KEPT = ("kept", "right", "acc", "forgotten", "waited")  # what `Repaired` carries from epoch to epoch
 
 
@@ -39,7 +40,7 @@ class Never:
     def look(self, s) -> None:
         """Nothing is looked at."""
 
-    def too_near(self, s) -> bool:
+    def starts_over(self, s) -> bool:
         """No: `reach` is taken as it is."""
         return False
 
@@ -67,24 +68,27 @@ class Repaired:
     was trained on W once, and forgets that from epoch to epoch while it gets better at new images (on a copy of
     CIFAR-10 Acc(W) is 0.793, 0.786 and 0.790 after epochs 1 to 3, and on test images 0.746, 0.751 and 0.753;
     results/tuning).
-    Where no epoch counts, all run and the one that believes least of D_f is returned, with a warning; and with one,
-    too, where Acc(W) of what comes back is more than BOUND below the untouched network's. That one was trained on W,
-    which flatters it by its gap to new images: repaired networks that are as good on test images lose 0.03 to 0.1
-    (results/tuning).
-    All of it is of theta_o1 alone and labels as given. Of ten examples of D_r or fewer none is left out: then all
+    Where no epoch counts, all epochs run, and the one after which Acc(D_f) is lowest is returned, with a warning. A
+    warning comes, too, where Acc(W) of the returned epoch is more than BOUND below the untouched network's: that one
+    was trained on W, and so is better there than on new images; repaired networks that are as good on test images lose
+    0.03 to 0.1 (results/tuning).
+    All of it is of theta_o1 alone and labels as given. Of FEWEST examples of D_r or fewer none is left out: then all
     epochs run and the last is returned, as by `Never`.
     """
 
     def __init__(self, s):
         retain = (~s.in_forget & ~trusted(s.data)).nonzero().flatten()
-        few = max(round(HELD_OUT * len(retain)), min(LEAST, int(MOST * len(retain)))) if len(retain) > 10 else 0
-        order = torch.randperm(len(retain), generator=stream(s.config.seed, "watched"))
-        self.held_out = retain[order[:few]].sort().values if few else None  # W, (w,) int64
-        watched = torch.zeros(len(s.data), dtype=torch.bool, device="cpu").index_fill_(0, retain[order[:few]], True)
-        self.trained_on = (~watched).nonzero().flatten() if few else None
-        self.untouched = accuracy_of(s, self.held_out, s.reference.net) if few else None  # Acc(W)
+        self.held_out = self.trained_on = self.untouched = None  # W, (w,) int64; all but W; Acc(W) before the repair
+        if len(retain) > FEWEST:
+            least = min(LEAST, int(MOST * len(retain)))
+            size = max(round(HELD_OUT * len(retain)), least)
+            order = torch.randperm(len(retain), generator=stream(s.config.seed, "watched"))
+            self.held_out = retain[order[:size]].sort().values
+            held = among(self.held_out, len(s.data))
+            self.trained_on = (~held).nonzero().flatten()
+            self.untouched = accuracy_of(s, self.held_out, s.reference.net)
         self.began = s.generator.get_state()
-        self.farther = s.config.farther  # how often Algorithm 1 may start over
+        self.restarts_left = s.config.farther
         self.clear()
 
     def clear(self) -> None:
@@ -116,23 +120,32 @@ class Repaired:
         if comes_back:
             self.kept, self.acc, self.forgotten = snapshot(s.expanded), acc, forgotten
         s.record |= {"acc_forget_end": forgotten, "acc_held_out": acc, "best": comes_back}
-        if self.farther < s.config.farther:
+        if self.restarts_left < s.config.farther:
             s.record["reach"] = s.config.reach
 
-    def too_near(self, s) -> bool:
-        """Whether the first epoch has left what theta_o1 knew by heart, so that Algorithm 1 has to start over, farther.
+    def starts_over(self, s) -> bool:
+        """Start over, farther, where the first epoch has left what theta_o1 knew by heart; returns whether it does."""
+        if self.too_near(s):
+            start_over(s, self)
+            return True
+        return False
 
-        Choice: an undiscovered bad image is known as the images of W are, which step 3 does not teach: where nearly all
-        of W is still right after it, so are those. How far a removal has to go for that depends on the network, and
-        `reach` alone is too near where it was trained in many small steps: after 0.07 on 10,000 images of 32x32 that
-        were learnt by heart Acc(W) is 0.95 to 0.98, with 64 % of the test images right, and little of what is
-        undiscovered is healed (results/tuning). So then the first removal is done again from the beginning, FARTHER
-        times as far, at most `farther` times. It is not where step 2 made no pass, or went less than all of `reach`.
+    def too_near(self, s) -> bool:
+        """Whether the first epoch has left what theta_o1 knew by heart.
+
+        Choice: theta_o1 knows an undiscovered bad image as it knows the images of W, which step 3 does not teach. Where
+        nearly all of W is still right after the epoch, the bad ones are still known, too. How far a removal has to go
+        depends on the network, and `reach` alone is too near where it was trained in many small steps: after 0.07 on
+        10,000 images of 32x32 that were learnt by heart Acc(W) is 0.95 to 0.98, with 64 % of the test images right, and
+        little of what is undiscovered is healed (results/tuning). So the first removal is then done again from the
+        beginning, REACH_FACTOR times as far, at most `farther` times; not where step 2 made no pass, or went less than
+        the whole `reach`.
         """
-        if s.epoch != 1 or self.held_out is None or self.farther < 1 or not s.config.reach:
+        if s.epoch != 1 or self.held_out is None or self.restarts_left < 1 or not s.config.reach:
             return False
-        whole = s.record["passes"] and s.record["acc_forget_before"] >= 2 * s.config.gamma  # see engine/lines.py
-        return bool(whole) and s.record["acc_held_out"] > BY_HEART
+        made_a_pass = s.record["passes"] > 0
+        went_all_the_way = s.record["acc_forget_before"] >= 2 * s.config.gamma  # see Removal.goal
+        return made_a_pass and went_all_the_way and s.record["acc_held_out"] > BY_HEART
 
     def beats(self, right: torch.Tensor, forgotten: float, gamma: float) -> bool:
         """Whether an epoch that gets these images of W right is better than the best so far."""
@@ -172,16 +185,16 @@ class Repaired:
             setattr(self, name, content[name])
 
 
-def start_over(s, end) -> None:
-    """Put Algorithm 1 back to where step 1 has left it, with FARTHER times the `reach`.
+def start_over(s, end: Repaired) -> None:
+    """Put Algorithm 1 back to where step 1 has left it, with REACH_FACTOR times the `reach`.
 
     It goes on as it would have with that `reach` from the beginning: weights and statistics are the reference's, the
-    generator draws anew what it drew, and the optimiser is new after a removal in any case (engine/lines.py).
+    generator draws anew what it drew, and the optimiser is new after a removal in any case (engine/removal.py).
     """
     put_back(s.expanded, snapshot(s.reference.net))
     s.generator.set_state(end.began)
-    s.epoch, s.config = 0, replace(s.config, reach=FARTHER * s.config.reach)
-    end.farther -= 1
+    s.epoch, s.config = 0, replace(s.config, reach=REACH_FACTOR * s.config.reach)
+    end.restarts_left -= 1
     end.clear()
 
 

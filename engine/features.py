@@ -34,15 +34,17 @@ def features(model: nn.Module, data, index: torch.Tensor | None = None, layer: i
 
 
 @torch.no_grad()  # a graph over all batches would hold what every layer gave of every image
-def gather(model: nn.Module, data, index: torch.Tensor | None, of) -> torch.Tensor:
-    """(n, d) float64 on the CPU: the rows of of(x, y), (B, d), in the order of `index` or of the data; every process of
-    a run gives its share and has all. ValueError where data.batches leaves some out."""
+def gather(model: nn.Module, data, index: torch.Tensor | None, rows_of) -> torch.Tensor:
+    """(n, d) float64 on the CPU: rows_of(x, y), (B, d), for the images of `index`, or for all, in their order.
+
+    Of several processes each computes a share and gets all. ValueError where data.batches leaves some out.
+    """
     index = torch.arange(len(data)) if index is None else check_index(index, len(data)).cpu()
     places = torch.zeros(len(data), dtype=torch.int64).index_put_((index,), torch.arange(len(index)))
     weight, found = next(model.parameters()), None
     with eval_mode(model):
         for rows, x, y in data.batches(index, size=BATCH, dtype=weight.dtype):
-            h = of(x.to(weight.device), y.to(weight.device)).cpu()
+            h = rows_of(x.to(weight.device), y.to(weight.device)).cpu()
             found = h.new_zeros((len(index), h.shape[1] + 1)) if found is None else found
             found[places[rows]] = F.pad(h, (0, 1), value=1)  # the last column: how often it was seen
     if ranks()[1] > 1:

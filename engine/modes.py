@@ -58,10 +58,10 @@ def training_mode(net: nn.Module, modes: list[bool]) -> None:
         norm.eval()
 
 
-def passing_mode(s, training: bool) -> None:
+def mode_over_forget(s, training: bool) -> None:
     """Put the network of Algorithm 1's state in the mode in which it passes over D_f alone.
 
-    training: in training mode, where D_f has more than one example; one has no batch statistics.
+    That is training mode if `training` and D_f has more than one example (one has no batch statistics), else eval mode.
     """
     if training and len(s.forget) > 1:
         training_mode(s.expanded, s.modes)
@@ -88,8 +88,8 @@ def frozen_norms(net: nn.Module, modes: list[bool]) -> list[nn.Module]:
     return found
 
 
-def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.Generator | None = None,
-                      modes: list[bool] | None = None, index: torch.Tensor | None = None) -> None:
+def refresh_batchnorm(model: nn.Module, data, size: int = 512, modes: list[bool] | None = None,
+                      index: torch.Tensor | None = None) -> None:
     """Recompute base running statistics, in place, from base-only passes over the training images; no label is read.
 
     Training with masks alone never moves them, and an epoch of few steps leaves them behind the weights. So ETD
@@ -97,10 +97,10 @@ def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.
     and the user then see the same network. On 13 cells of tuning images the product is 1.6 +- 0.4 points higher after
     epoch 1, 0.3 +- 0.4 after epoch 2 and 0.2 +- 0.2 lower after epoch 3 than with statistics that lag behind
     (results/tuning).
-    Choice: means over the images of one shuffled pass, augmented as in training.
-    Args: model: plain or Expanded; data: D_tr, see batches.py; size: of a batch; generator: of the pass, None: seeded
-        with 0; modes: as the network came, None: as it is; frozen BatchNorms keep their statistics (`frozen_norms`);
-        index: (k,) int64 images to pass over, some of them more than once, None: all of them once.
+    Choice: means over the images of one shuffled pass, whose order is always the same, augmented as in training.
+    Args: model: plain or Expanded; data: D_tr, see batches.py; size: of a batch; modes: as the network came, None: as
+        it is; frozen BatchNorms keep their statistics (`frozen_norms`); index: (k,) int64 images to pass over, some of
+        them more than once, None: all of them once.
     """
     frozen = set(frozen_norms(model, modes_of(model) if modes is None else modes))
     norms = [m for m in model.modules() if isinstance(m, NORMS) and m.running_mean is not None and m not in frozen]
@@ -119,7 +119,7 @@ def refresh_batchnorm(model: nn.Module, data, size: int = 512, generator: torch.
         for norm in norms:
             after.callback(setattr, norm, "momentum", norm.momentum)
             after.enter_context(norm.register_forward_pre_hook(count))
-        order = generator or torch.Generator().manual_seed(0)
+        order = torch.Generator().manual_seed(0)
         given = data.batches(index, size=size, generator=order, augment=True, dtype=weight.dtype)
         for _, x, _ in without_lone_last(given, len(data) if index is None else len(index)):
             model(x.to(weight.device))

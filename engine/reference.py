@@ -17,7 +17,7 @@ class Reference:
         self.net = copy_of(expanded).requires_grad_(False).eval()
         self.masks = masks
         self.precision = precision
-        self.known = None  # (2, N): full and base, once `remember` has been called
+        self.known = None  # (2, N): CE_ref full and base, by dataset index; None where augmentation changes the images
 
     def full(self, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """(B,) CE_ref of theta_o1 and theta_o2 under each example's mask; rows: (B,) int64 on the CPU."""

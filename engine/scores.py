@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from engine.batches import batches_of, trusted
+from engine.batches import batches_of
 from engine.checks import NonFiniteLoss
 from engine.modes import eval_mode
 from engine.ranks import over_ranks
@@ -40,28 +40,3 @@ def right_on(s, index: torch.Tensor, net: torch.nn.Module | None = None) -> torc
     if odd:
         raise NonFiniteLoss(f"{odd} logits are not finite; lower the rate, or if no update was made look at the inputs")
     return right.cpu()[index.cpu()] > 0
-
-
-@torch.no_grad()
-def believed(s, index: torch.Tensor | None) -> torch.Tensor | None:
-    """The examples of `index`, or of D_tr, without those of D_r whose label as given theta_o1 disbelieves, and which
-    nobody has looked at.
-
-    Choice: after an epoch an image of D_r is a suspect where CE of its label is above `disbelieved`; from epoch 2 on
-    step 3 leaves it out, so that it cannot teach theta_o1 what step 2 has removed. It is looked at before step 2: after
-    a removal whole classes are disbelieved. In epoch 1, or where `disbelieved` is 0, none is left out, and none either
-    where more than half of D_r would be: then it is the network that is wrong.
-    """
-    if s.epoch < 2 or not s.config.disbelieved:
-        return index
-    suspect = torch.zeros(len(s.data), device=s.device)
-    with eval_mode(s.expanded):
-        for rows, x, y in batches_of(s, None, augment=False):
-            suspect[rows.to(s.device)] = (cross_entropy(s, x, y) > s.config.disbelieved).to(suspect)
-    over_ranks([suspect])  # each process has seen its share
-    doubtful = ~s.in_forget & ~trusted(s.data)
-    suspect = (suspect.cpu() > 0) & doubtful
-    if 2 * int(suspect.sum()) > int(doubtful.sum()):
-        return index
-    index = torch.arange(len(s.data), device="cpu") if index is None else index
-    return index[~suspect[index]]

@@ -17,7 +17,7 @@ from engine.ranks import ranks
 def stream(seed: int, purpose: str) -> torch.Generator:
     """A CPU generator for one purpose, such as "weights" or "task", so that its draws never shift those for another."""
     digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # manual_seed takes 63 bits
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # 63 bits: a signed integer
 
 
 @contextlib.contextmanager
@@ -35,9 +35,10 @@ def forked_rng(generator: torch.Generator, device: torch.device):
 
 
 def undisturbed(method):
-    """Decorate a method that takes a `generator`: it gives the same whatever surrounds the call, and leaves that as it
-    was: autocast, which would go on with casts of weights that have changed since, grad and inference mode, and global
-    random numbers, which a data set may draw.
+    """Decorate a method that takes a `generator`: its result does not depend on the caller's autocast, grad mode,
+    inference mode or global random state, and it leaves all of these as they were.
+
+    Autocast is off because its cache would outlive updates; the global state is put back because a data set may draw.
 
     Raises (the decorated method): TypeError or ValueError for a generator that cannot be used.
     """

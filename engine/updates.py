@@ -38,7 +38,7 @@ def check_logits(logits, x: torch.Tensor) -> torch.Tensor:
 def make_optimizer(model: nn.Module, config, lr: float) -> torch.optim.Optimizer:
     """SGD (Table 3) with momentum and weight decay, or Adam without, over every trainable parameter, each once.
 
-    Raises: ValueError where none is trainable; of an Expanded none of theta_o1.
+    Raises: ValueError where no parameter is trainable, or of an Expanded's theta_o1 none.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     own = model.theta_o1() if hasattr(model, "theta_o1") else parameters
@@ -50,7 +50,8 @@ def make_optimizer(model: nn.Module, config, lr: float) -> torch.optim.Optimizer
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, count: int = 1) -> torch.Tensor:
-    """One step down the mean of `loss` over ranks (here over `count` examples); weights no rank reaches stay."""
+    """One step down `loss`, averaged over ranks by their `count` of examples; parameters that no rank's gradient
+    reaches stay."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     loss = loss.detach()
@@ -91,7 +92,7 @@ def one_pass(s, where: str, must_reach: dict[str, nn.Parameter] | None = None,
     Args: where: names a loss that is not finite; must_reach: parameters, by name, that a gradient must reach, unless
         they are frozen; optimizer: None: the state's.
     The mean loss goes into the state's record. Raises: NonFiniteLoss; TypeError for a parameter that no gradient has
-    reached, such as one behind activation checkpointing.
+    reached, such as one of a block that the network skips in training.
     """
     update = Pass(optimizer or s.optimizer, s.device, must_reach or {})
     with forked_rng(s.generator, s.device):

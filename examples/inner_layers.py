@@ -17,7 +17,7 @@ from torchvision import models
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this file's own folder
 
-from repair.network import repair
+from repair.network import repair_quietly
 from experiment.datasets import load  # noqa: E402
 from examples.repair import draw_shapes, make, right  # noqa: E402
 from models import build  # noqa: E402
@@ -74,7 +74,7 @@ def main() -> int:
             before, told = (right(model, clean)[0], *right(model, stickered)), []
             for layers in choices:
                 begin = time.perf_counter()
-                repaired = repair(model, train, known, seed=seed, layers=layers and [layers], say=told.append)
+                repaired = repair_quietly(model, train, known, seed=seed, layers=layers and [layers], say=told.append)
                 chosen = [line.removeprefix("theta_o2 beside ") for line in told if line.startswith("theta_o2")]
                 after = (right(repaired, clean)[0], *right(repaired, stickered))
                 optimizer = next(line.split()[1] for line in reversed(told) if line.startswith("optimizer"))

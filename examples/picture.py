@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this f
 
 from engine.modes import eval_mode  # noqa: E402
 from engine.streams import stream  # noqa: E402
-from experiment.cell import corrupt, find, new_model, train_original  # noqa: E402
+from experiment.cell import corrupt, draw_forget, new_model, train_original  # noqa: E402
 from experiment.datasets import load  # noqa: E402
 from experiment.methods import METHODS  # noqa: E402
 from experiment.settings import resolve  # noqa: E402
@@ -41,7 +41,7 @@ def run(config):
     """The main job: the task, the first undiscovered misled images, and each method's network by its title."""
     dataset = load(config.dataset)
     task = corrupt(config, dataset)
-    forget = find(config, task)
+    forget = draw_forget(config, task)
     original = train_original(config, task, new_model(config, dataset))
     networks = {title: METHODS[name].function(original, task.train, forget, config, stream(config.seed, "unlearning"))
                 for name, title in SHOWN}

@@ -12,12 +12,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from engine.batches import among
 from engine.modes import NORMS, copy_of, refresh_batchnorm
 from engine.streams import stream
 from examples.corrupted import Trial
 from examples.zoo import Subject
 from experiment.settings import Config
-from repair.network import choose_settings, repair
+from repair.network import choose_settings, repair_quietly
 from train import fit
 
 EPOCHS = 5  # of fine-tuning
@@ -60,7 +61,8 @@ def ended(net: nn.Module, trial: Trial, index: torch.Tensor, subject: Subject) -
 @functools.lru_cache(maxsize=3)  # a repair goes on from the one at rate 1
 def rem_alone(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate: float) -> nn.Module:
     """REM, with the settings that `repair` chooses but for a factor of its rate."""
-    return repair(model, trial.train, trial.known, seed=seed, unlearn_lr=rate * settings_of(model, trial).unlearn_lr)
+    rate = rate * settings_of(model, trial).unlearn_lr
+    return repair_quietly(model, trial.train, trial.known, seed=seed, unlearn_lr=rate)
 
 
 def settings_of(model: nn.Module, trial: Trial) -> Config:
@@ -93,7 +95,7 @@ def pruned(model: nn.Module, trial: Trial, subject: Subject, seed: int, rate: fl
 
 def rest_of(trial: Trial) -> torch.Tensor:
     """(N - k,) int64, the images that are not listed."""
-    return torch.ones(len(trial.train), dtype=torch.bool).index_fill_(0, trial.known, False).nonzero()[:, 0]
+    return (~among(trial.known, len(trial.train))).nonzero()[:, 0]
 
 
 # name: function, its three rates

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from baselines import with_theta_o2
+from engine.admission import out_of_memory
 from engine.checks import check_forget, first_line
 from engine.modes import eval_mode
 from engine.ranks import over_ranks, ranks
@@ -65,14 +66,14 @@ def labels_by_people(config: Config, dataset: Dataset) -> torch.Tensor:
     return in_order(found, dataset)
 
 
-def counted(config: Config, dataset: Dataset) -> Config:
+def with_true_n(config: Config, dataset: Dataset) -> Config:
     """The settings with the number of corrupted images that the task has: of people's labels it is found, not set."""
     if config.task != "human":
         return config
     return replace(config, n=len(corrupt(config, dataset).corrupted))
 
 
-def find(config: Config, task: Task) -> torch.Tensor:
+def draw_forget(config: Config, task: Task) -> torch.Tensor:
     """D_f at the settings' discovery rate, checked."""
     return check_forget(discover(task, config.discovery, config.seed), len(task.train))
 
@@ -90,7 +91,7 @@ def new_model(config: Config, dataset: Dataset):
     try:
         model = build(config.arch, config.width * config.capacity, **shape, seed=seed)
     except (OverflowError, RuntimeError, TypeError) as error:  # widths that no tensor has
-        if "allocate" in str(error):  # told with what it asked for
+        if out_of_memory(error):  # told with what it asked for
             raise
         raise ValueError(f"{config.arch} of width {config.width:g} at capacity {config.capacity:g} cannot be built "
                          f"({first_line(error)}); give smaller ones") from error
@@ -142,7 +143,7 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
         asked = inspect.signature(method).parameters
         curve = config.curve and (":" in name or "curve" in METHODS[name].reads)
         with contextlib.nullcontext(log) if log else progress(name, config.quiet) as show:
-            def tell(epoch: int, epochs: int, net, **values) -> None:
+            def note(epoch: int, epochs: int, net, **values) -> None:
                 notes.append(values)
                 if curve and epoch:
                     points.append(point(config, net, task, forget, epoch, **values))
@@ -153,7 +154,7 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
                 first = (add_capacity(model, data, forget, config, stream(config.seed, "curve")).expanded if keeps
                          else model)
                 points.append(point(config, first, task, forget, 0))
-            more = {"log": tell} if "log" in asked else {}
+            more = {"log": note} if "log" in asked else {}
             more |= {"corrupted": task.corrupted.clone()} if "corrupted" in asked else {}
             return method(model, data, forget.clone(), config, generator, **more)
 

@@ -225,7 +225,7 @@ class Streamed:
     std: tuple[float, ...] | None = None
     labels: torch.Tensor | None = None  # (N,) int64 in place of the samples' own; None: theirs, each read once for it
     augmented: object | None = None  # the same samples under random transforms; None: pad and flip are all there is
-    workers: int = 0  # processes that read, to which some systems pickle dataset; at most a pass's batches less one
+    workers: int = 0  # processes that read (some systems pickle dataset for them); fewer where a pass is short
     device: torch.device = torch.device("cpu")  # where the batches go, by way of pinned memory if it is a GPU
     pad: int = 0  # of uint8 images, as in Data
     flip: bool = False
@@ -251,8 +251,10 @@ class Streamed:
             parts = [slice(a, min(n, a + 512)) for a in range(0, n, 512)]
             read = torch.cat([labels.cpu() for _, labels in self._read(torch.arange(n), parts, None)])
             object.__setattr__(self, "labels", read)
-        for i in ((self.labels < 0) | (self.labels >= self.classes)).nonzero().flatten().tolist():
-            raise ValueError(f"label of sample {i} is {int(self.labels[i])}, expected 0 to {self.classes - 1}")
+        wrong = ((self.labels < 0) | (self.labels >= self.classes)).nonzero().flatten().tolist()
+        if wrong:
+            raise ValueError(f"label of sample {wrong[0]} is {int(self.labels[wrong[0]])}, expected 0 to "
+                             f"{self.classes - 1}")
         as_if = torch.zeros((), dtype=torch.uint8).expand(n, *shape)  # takes no memory
         Data(as_if, self.labels, self.classes, self.mean, self.std, self.pad)  # whose checks are ours
 
@@ -306,7 +308,10 @@ class _Samples:
         np.random.seed(seed % 2**32)
         try:
             image, label = self.dataset[i]
-            label = 0 if self.classes is None else label.item() if hasattr(label, "item") else label
+            if self.classes is None:
+                label = 0
+            elif hasattr(label, "item"):
+                label = label.item()
         except Exception as error:  # transforms and decoders raise anything
             return f"sample {i} cannot be read as a pair (image, label): {first_line(error)}"
         kind = _kind(image)

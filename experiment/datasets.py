@@ -24,15 +24,11 @@ import torch.nn.functional as F
 
 from engine.checks import first_line
 from experiment.data import Data, Dataset
-from experiment.files import check_readable, write_whole
+from experiment.files import write_whole
+from experiment.image_files import DECODER, MOST_PIXELS, decode_image, list_images, mean_and_std
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IMAGENETTE_CLASSES = 10
-SLIM = 16  # longer side over shorter one of an image file above which its ends are cut off before it is resized
-DECODER = 2  # of `_decode_one`: raised where it reads a file otherwise than before, so that no older cache is read
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # by contents; of EPS a program is started
-MOST_PIXELS = 4096  # per side of an image that a network gets
-MOST_RESIZED = 8192  # per side of one before its centre is cropped
 MINI_FILE = Path(__file__).resolve().parent.parent / "data" / "fashion-mini.npz"
 
 # Choice: everything that is fixed per data set. mean, std: per channel, of the training pixels in [0, 1] at native size
@@ -184,7 +180,7 @@ def read_tree(root, image_size):
     Returns: dict of x_train, x_test (N, 3, H, W) uint8, y_train, y_test (N,) int64, names, mean, std.
     Raises: ValueError for missing folders, different classes in train and test, or a file that is no image.
     """
-    train, test = _listing(root, "train"), _listing(root, "test", "val")
+    train, test = list_images(root, "train"), list_images(root, "test", "val")
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(f"{train.root} and {test.root} must have the same classes: only one has {', '.join(odd)}")
@@ -195,7 +191,7 @@ def read_tree(root, image_size):
         for split, found in (("train", train), ("test", test)):
             arrays[f"x_{split}"] = torch.from_numpy(_decode(found.samples, image_size))
             arrays[f"y_{split}"] = torch.tensor(found.targets)
-        arrays["mean"], arrays["std"] = _moments(arrays["x_train"])
+        arrays["mean"], arrays["std"] = mean_and_std(arrays["x_train"])
         with contextlib.suppress(OSError, RuntimeError):  # a folder that cannot be written or a full disk: no cache
             write_whole(cache, lambda file: torch.save({**arrays, "checksum": _checksum(arrays)}, file))
     return arrays | {"root": str(root.resolve())}
@@ -203,7 +199,7 @@ def read_tree(root, image_size):
 
 def files_of(root):
     """Return the paths of the training images below root/train, in the order in which a folder's images are read."""
-    return [path for path, _ in _listing(Path(root), "train").samples]
+    return [path for path, _ in list_images(Path(root), "train").samples]
 
 
 def _cached(path):
@@ -223,25 +219,6 @@ def _checksum(arrays):
     for key in ("x_train", "y_train", "x_test", "y_test"):
         total = zlib.crc32(arrays[key].numpy(), total)
     return total
-
-
-def _listing(root, *choices):
-    """Return torchvision's listing (classes, samples, targets) of the first of root/choice that exists."""
-    from torchvision.datasets import ImageFolder
-
-    for choice in choices:
-        if (root / choice).is_dir():
-            try:
-                found = ImageFolder(root / choice)
-            except OSError as error:  # no classes, a class without images, a link to itself
-                raise ValueError(f"{error} (expected {root.resolve() / choice}/<class>/*.png or .jpg)") from error
-            folders = {os.path.dirname(path) for path, _ in found.samples}
-            if len({os.path.realpath(folder) for folder in folders}) < len(folders):
-                raise ValueError(f"a folder below {root.resolve() / choice} links to another one of them, so "
-                                 "images would count twice: remove the link")
-            return found
-    raise ValueError(f"no folder {root.resolve() / choices[0]}: give the folder above train/<class>/* and "
-                     "test/<class>/* or val/<class>/* (--data-dir; of repair --data, where train/ is enough)")
 
 
 def _fingerprint(root, *listings):
@@ -264,7 +241,7 @@ def _decode(samples, size):
     images = np.empty((len(samples), 3, size, size), np.uint8)
 
     def fill(i):
-        images[i] = _decode_one(samples[i][0], size).transpose(2, 0, 1)
+        images[i] = decode_image(samples[i][0], size).transpose(2, 0, 1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(fill, range(len(samples))):  # the loop raises what a thread raised
@@ -272,57 +249,3 @@ def _decode(samples, size):
     return images
 
 
-def _decode_one(path, size, squash=False):
-    """Return (size, size, 3) uint8: RGB, shorter side resized to `size`, centre crop; or both sides with `squash`."""
-    from PIL import Image
-
-    try:
-        check_readable(path)  # a pipe would be waited for
-        with Image.open(path, formats=FORMATS) as image:
-            image.draft("RGB", (2 * size, 2 * size))  # lets a large JPEG be decoded at a fraction of its size
-            image = (_eight_bits(image) if image.mode[0] in "IF" else image).convert("RGB")
-    except Exception as error:  # PIL's decoders raise anything, and DecompressionBombError for billions of pixels
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ValueError(f"cannot decode {path} ({reason}): remove or replace it") from error
-    if squash:
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    if (short := min(image.size)) != size:
-        if max(image.size) > SLIM * short:  # resized whole it could fill the memory
-            width, height = (min(side, SLIM * short) for side in image.size)
-            left, top = (image.width - width) // 2, (image.height - height) // 2
-            image = image.crop((left, top, left + width, top + height))
-        scale = size / short
-        image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
-    left, top = ((side - size) // 2 for side in image.size)
-    return np.asarray(image)[top : top + size, left : left + size]
-
-
-def _eight_bits(image):
-    """Return a grey image of 16 bits as one of 8, one whose values are all of 8 bits as it is.
-
-    ValueError for other pixels, whose range is not known.
-    """
-    from PIL import Image
-
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"its pixels, {values.min():g} to {values.max():g}, are neither of 8 bits nor of 16")
-    scale = 257 if values.max() > 255 else 1  # 65535 / 257 is 255
-    return Image.fromarray((values / scale).round().astype(np.uint8))
-
-
-def _moments(images):
-    """Return mean and std per channel of (N, C, H, W) uint8 in [0, 1] units, exactly, by counting pixel values.
-
-    Instead of one tensor an iterable of parts will do.
-    """
-    values = torch.arange(256, dtype=torch.float64) / 255
-    parts = images.split(4096) if isinstance(images, torch.Tensor) else images
-    counted = sum(torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in part.transpose(0, 1)])
-                  for part in parts)  # (C, 256)
-    mean, std = [], []
-    for counts in counted:
-        share = counts.double() / counts.sum()
-        mean.append(float(share @ values))
-        std.append(max(float(share @ (values - mean[-1]) ** 2) ** 0.5, 1 / 255))  # a constant channel has std 0
-    return mean, std

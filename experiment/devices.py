@@ -34,7 +34,7 @@ def describe(device: torch.device) -> str:
     if device.type != "cpu":
         return str(device)
     threads = torch.get_num_threads()
-    return f"cpu ({torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)})"
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' if threads > 1 else ''})"
 
 
 def check_precision(config: Config, device: torch.device) -> None:
@@ -49,7 +49,7 @@ def check_precision(config: Config, device: torch.device) -> None:
 def check_room(config: Config, model) -> None:
     """Raise ValueError for a theta_o2 that cannot fit into this machine's memory, before hours of training.
 
-    Its ratio is as given, or follows from the capacity; of a capacity it counts where a method reads it.
+    The ratio is the given one, or follows from the capacity; in the latter case it counts only if a method reads it.
     """
     methods = [name.strip() for name in config.method.split(",")]
     idle = not any(name == "all" or reads_setting("ratio", {**vars(config), "method": name}) for name in methods)

@@ -78,7 +78,7 @@ METHODS = {
     "cuts": Method(b.cuts, "CUTS", frozenset({"unlearn_lr"})),
     "etd": Method(b.etd, "ETD", frozenset(MASKS), "none", False, part="ideal"),
     "etd-ideal": Method(b.etd_ideal, "ETD (ideal)", frozenset(MASKS), "none", False, part="ideal"),
-    "rem": _rem(b.rem_as_set, "REM"),
+    "rem": _rem(b.rem_by_config, "REM"),
     "rem-on-etd": _rem(b.rem_on_etd, "REM", etd="only", twin="rem"),
     "rem-ideal": _rem(b.rem_ideal, "REM (ideal)", part="ideal"),
     "rem-no31": _rem(b.ablation(step31=False, step32=True), "REM without 3.1", STEP3 | MASKS, part="ablation"),

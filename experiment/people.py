@@ -14,7 +14,8 @@ import torch
 
 from engine.checks import first_line
 from experiment.data import Dataset
-from experiment.files import asks_for_code, check_readable
+from experiment.files import check_readable
+from experiment.pickles import asks_for_code
 from tasks import PEOPLE
 
 # Of --human-column: the keys of the authors' .pt, and the names in a .csv.

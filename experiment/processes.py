@@ -24,13 +24,13 @@ def from_torchrun(name: str, default: int) -> int:
 
 
 @contextlib.contextmanager
-def joined(argv: list[str], alone):
-    """Be one of the processes that torchrun has started, for the length of the block; if alone, nothing changes, nor
-    for `grid`, whose processes each have cells of their own.
+def joined(argv: list[str], single):
+    """Be one of the processes that torchrun has started, for the length of the block.
 
-    The first process prints and writes. Of an error, whoever meets it first tells: the others may know no more than
-    that one is gone, and leave by way of SystemExit.
-    Args: argv: the command line; alone: first words that run in one process, for which it raises ValueError.
+    In a run of one process nothing changes, nor for `grid`, whose processes have cells of their own. The first process
+    prints and writes. Only the first process that meets an error reports it: the others may know no more than that one
+    is gone, and leave by way of SystemExit.
+    Args: argv: the command line; single: first words that run in one process; under torchrun they raise ValueError.
     """
     if from_torchrun("WORLD_SIZE", 1) < 2 or argv[:1] == ["grid"]:
         yield
@@ -48,7 +48,7 @@ def joined(argv: list[str], alone):
                 nowhere = quiet.enter_context(open(os.devnull, "w"))
                 quiet.enter_context(contextlib.redirect_stdout(nowhere))
                 quiet.enter_context(contextlib.redirect_stderr(nowhere))
-            if argv and argv[0] in alone:
+            if argv and argv[0] in single:
                 raise ValueError(f"{argv[0]} runs in one process; torchrun is for one cell, grid and repair")
             yield
         with contextlib.suppress(RuntimeError):  # the store may be gone, once all have come

@@ -11,7 +11,7 @@ from functools import cache, partial
 from rem import Settings
 from tasks import EVERY_TASK, PEOPLE, TRIGGERS
 
-VERSION = "0.6.5"  # of the code: rows and networks of another version do not count
+VERSION = "0.6.6"  # of the code: in grid a row or network of another version does not count as done
 STAGES = {"task": "task, a cell of the 2-D task space (Sec. 4)", "network": "network (A.3)",
           "training": "training (A.3, Table 3)", "unlearning": "unlearning (A.3, Table 3)", "run": "the run"}
 
@@ -30,14 +30,16 @@ class Config:
 
     task: str = of_task("poison", "corruption by regularity: poison, confusion, random; human: by people",
                         choices=EVERY_TASK)
-    n: int = of_task(1000, "corrupted training examples |D_c|; of human as the labels have it", "[1, inf)")
-    trigger: str = of_task("patch", "of poison: patch (the paper's), blended, sinusoidal or warp", choices=TRIGGERS)
+    n: int = of_task(1000, "corrupted training examples |D_c|; for human it follows from the labels", "[1, inf)")
+    trigger: str = of_task("patch", "trigger of poison: patch (the paper's), blended, sinusoidal or warp",
+                           choices=TRIGGERS)
     pair: str | None = of_task(None, "confused classes A,B (default: 3,5 on cifar10, svhn; else the most alike)")
     dataset: str = of_task("fashion-mini", "fashion-mini, fashion-mnist, cifar10, cifar10-small (1,000 training and "
                            "200 test images a class), svhn, imagenette or folder")
     per_class: int | None = of_task(None, "training images of each class that are drawn (default: all)", "[1, inf)")
     per_class_test: int | None = of_task(None, "test images of each class that are drawn (default: all)", "[1, inf)")
-    human_column: str = of_task("aggre", "of human: labels by majority, worst of three, or by one of three people",
+    human_column: str = of_task("aggre", "which labels of human: by majority, the worst of three, or of one of three "
+                                "people",
                                 choices=PEOPLE)
     image_size: int | None = of_task(None, "pixels each way (default: the data set's own)", "[1, inf)")
     seed: int = of_task(0, "seed of everything: task, weights, masks, order", f"[0, {2**63})")
@@ -66,8 +68,8 @@ class Config:
     discovery: float = of_unlearning(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]", "(0, 1]")
     unlearn_epochs: int = of_unlearning(Settings.unlearn_epochs, "most epochs of Alg. 1; all those of cf, scrub, badt",
                                         "[0, inf)")
-    stop: str = of_unlearning("repaired", "end of REM: repaired (after two epochs that are no better, within "
-                              "--unlearn-epochs; the latest level with the best counts) or max (all run; the last is)",
+    stop: str = of_unlearning("repaired", "end of REM: repaired (after two epochs in a row that are no better; the "
+                              "latest level with the best is returned) or max (all epochs run; the last is returned)",
                               choices=("repaired", "max"))
     unlearn_lr: float = of_unlearning(Settings.unlearn_lr, "epsilon of Alg. 1", "[0, inf)")
     gamma: float = of_unlearning(Settings.gamma, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")
@@ -108,13 +110,18 @@ class Config:
         return 1 / self.capacity - 1 if self.ratio is None else self.ratio
 
 
-AFTER_TRAINING, PLACE = ({f.name for f in fields(Config) if f.metadata["stage"] == stage}
-                         for stage in ("unlearning", "run"))  # an original depends on neither, a cell on the first
+def names_of(stage: str) -> set[str]:
+    """The fields of Config that belong to a stage."""
+    return {f.name for f in fields(Config) if f.metadata["stage"] == stage}
+
+
+AFTER_TRAINING = names_of("unlearning")  # an original network does not depend on these
+OF_THE_RUN = names_of("run")  # neither an original network nor a cell depends on these
 
 
 # Settings that a data set or an architecture changes unless the command line names them.
-# Choice: fashion-mini is small, so that the main job takes less than a minute on two CPU cores. Its 100 % network is
-# ResNet-9 at half width; epochs, batch and rate of training were chosen on other images of its training set.
+# Choice: fashion-mini is small, so that the first command of the README takes 40 to 100 s on two CPU cores. Its 100 %
+# network is ResNet-9 at half width; epochs, batch and rate of training were chosen on other images of its training set.
 # The paper's proportions are kept: 2 % corrupted (1,000 of 50,000), one fifth of the peak rate (0.005 of 0.025) for a
 # quarter of the epochs (10 of 40).
 ARCH_PRESETS = {"vit": dict(optimizer="adam", lr=1e-4, batch=2048, unlearn_lr=2e-5,  # Table 3
@@ -160,7 +167,7 @@ def check(config: Config) -> None:
         if choices and value not in choices:
             raise ValueError(f"{f.name} is {value!r}; choose from {', '.join(choices)}")
         if within and not inside(value, within):
-            least = ("at least " if within[0] == "[" else "above ") + within[1:-6]
+            least = f"{'at least' if within[0] == '[' else 'above'} {within[1:].partition(',')[0]}"
             wanted = f"a finite number {least}" if "inf" in within else f"in {within}"
             raise ValueError(f"{f.name.replace('_', '-')} is {value}; it must be {wanted}")
 

@@ -3,14 +3,16 @@
     repaired = repair(model, data, forget)
 
     command.py   `run.py repair`                       network.py     any network: settings, layers, REM
-    inputs.py    the user's folder and lists           images.py      image files, decoded
-    networks.py  networks by name                      checkpoints.py files of weights, read safely
+    inputs.py    the user's folder of images           lists.py       lists of bad images and of true labels
+    images.py    image files, decoded                  checkpoints.py files of weights, read safely
     mismatch.py  whether network and folder fit        suspects.py    what was not discovered
-    ranking.py   both rankings in one, and a cut       sheets.py      the list of suspects
+    looks.py     images that look like the known bad   ranking.py     both rankings in one, and a cut
     outputs.py   what is written, and where            page.py        the page to open, in the frame page.html
     state.py     going on after an interruption        class_order.py the order of the classes, by matching
     progress.py  how far long work has come            channels.py    networks of grey images
     truths.py    true labels that are known            verdict.py     repaired, not repaired or harmed
+    networks_by_name.py    ours, torchvision's, timm's, a file's
+    suspects_list.py       suspects.csv, and what its user says in it
     finish.py    the network from before, without what is likely bad
     account.py   what is told at the end
 """

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from engine.batches import among
 from engine.checks import first_line
 from engine.features import features
 from engine.ranks import over_ranks, ranks
@@ -26,9 +27,11 @@ from repair.outputs import beside_weights
 from repair.page import CARDS, Card, Part, write_page
 from repair.progress import Watch, tell_here
 from repair.ranking import Ranking, rank
-from repair.sheets import beside, named, write_suspects
+from repair.suspects_list import beside, named, write_suspects
 from repair.suspects import crossed, logits, probe
 from repair.verdict import REPAIRED, Verdict, judge, looked_at, undoubted
+
+AT_ONCE = 5  # copies of the features that the probes hold at once, at most
 
 
 def verdict_of(model: nn.Module, data, heldout, before: list, after: list, forget: torch.Tensor, similar,
@@ -70,7 +73,7 @@ def list_suspects(out: str, similar, repaired: nn.Module, data, folder: Folder, 
     except Exception as error:
         if ranks()[1] > 1:
             raise  # the other processes know nothing of it
-        stale = f"; {beside(out)}: of an earlier repair" * beside(out).exists()
+        stale = f"; {beside(out)}: of an earlier repair" if beside(out).exists() else ""
         return f"no list of suspects ({first_line(error)}){stale}", None
 
 
@@ -110,7 +113,8 @@ def no_looks(data) -> Looks:
 def in_room(model: nn.Module, data) -> bool:
     """Whether there is memory for the features of all images."""
     layers = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    need = 5 * 8 * len(data) * max(weight.shape[1] for weight in layers[-1:])  # bytes, of the last one's in float64
+    features_of_one = max(weight.shape[1] for weight in layers[-1:])  # of the last layer
+    need = AT_ONCE * 8 * len(data) * features_of_one  # bytes, in float64
     return ranks()[1] > 1 or need <= room_for_images(torch.device("cpu"))  # several processes must agree
 
 
@@ -123,7 +127,7 @@ def show_changes(args: argparse.Namespace, scores: dict, before: list, after: li
     """
     file, labels = beside_weights(args.out, ".html"), data.labels.cpu()
     try:
-        others = torch.ones(len(data), dtype=torch.bool).index_fill_(0, folder.forget, False)
+        others = ~among(folder.forget, len(data))
         parts = [] if heldout is None else [Part("held-out images", heldout.labels.cpu(), before[1], after[1])]
         parts.append(Part("other training images, given labels", labels[others], before[0][others], after[0][others]))
         first = [] if ranking is None else list(itertools.islice(ranking.suspects(), CARDS))
@@ -138,7 +142,7 @@ def show_changes(args: argparse.Namespace, scores: dict, before: list, after: li
                    likely=0 if ranking is None else ranking.likely, bad=args.bad,
                    saved=unused(f"{file.stem}-bad", args.bad), verdict=verdict)
     except Exception as error:  # the weights and the report are there all the same
-        stale = f"; {file} is of an earlier repair" * file.exists()
+        stale = f"; {file} is of an earlier repair" if file.exists() else ""
         return f"no page to open ({first_line(error)}){stale}"
     return f"{file} shows what changed and {len(cards)} suspects to tick: open it in a browser"
 
@@ -156,7 +160,7 @@ def before_and_after(before: list, after: list, data, heldout, folder: Folder) -
     Args: before, after: what was predicted of `data` and of `heldout`, where there is any.
     """
     pair, labels = (before[0], after[0]), data.labels.cpu()
-    known = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, folder.forget, True)
+    known = among(folder.forget, len(data))
     rows = {"known bad, their given labels": [share_of((p == labels)[known]) for p in pair]}
     if folder.truths is not None:
         rows["known bad, their true labels"] = [share_of((p == folder.truths)[folder.truths >= 0]) for p in pair]

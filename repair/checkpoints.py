@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiment.files import asks_for_code, check_readable, write_whole
+from experiment.files import check_readable, write_whole
+from experiment.pickles import asks_for_code
 
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights", "params", "module", "state")

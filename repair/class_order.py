@@ -28,18 +28,17 @@ class Order(NamedTuple):
         return np.argsort(self.outputs).tolist()
 
 
-def another_order(predicted: torch.Tensor, labels: torch.Tensor, classes: int, seed: int = 0) -> Order | None:
+def another_order(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> Order | None:
     """The order of the classes that explains predictions better than the given one; None where none does.
 
     A matching fits noise too: of C classes and few images each it hits far more than 1 / C of these. So the images are
     split in two halves, alike in their labels; each half is judged by the order that the other one gives.
     Choice: an order explains the predictions if Cohen's kappa is at least EXPLAINS, and its hits are DEVIATIONS above
     what chance gives.
-    Args: predicted, labels: (n,) int64 in [0, classes), of images whose labels are not known to be wrong; seed: of the
-        split.
+    Args: predicted, labels: (n,) int64 in [0, classes), of images whose labels are not known to be wrong.
     """
     predicted, labels = predicted.cpu().numpy(), labels.cpu().numpy()
-    counts, half = confusion(predicted, labels, classes), halves(labels, seed)
+    counts, half = confusion(predicted, labels, classes), halves(labels)
     if min(counts.max(axis=0).sum(), counts.max(axis=1).sum()) < EXPLAINS * len(labels):
         return None  # no order can, and a matching of noise takes longest
     hits, expected, variance = 0, 0.0, 0.0
@@ -58,9 +57,9 @@ def another_order(predicted: torch.Tensor, labels: torch.Tensor, classes: int, s
     return None if (outputs == np.arange(classes)).all() else Order(outputs, hits / len(labels))
 
 
-def halves(labels: np.ndarray, seed: int) -> np.ndarray:
+def halves(labels: np.ndarray) -> np.ndarray:
     """0 or 1 for each image, drawn so that both halves have the same number of each label, but for one."""
-    drawn = np.random.default_rng(seed).permutation(len(labels))
+    drawn = np.random.default_rng(0).permutation(len(labels))
     order = drawn[np.argsort(labels[drawn], kind="stable")]
     half = np.empty(len(labels), dtype=np.int64)
     half[order] = np.arange(len(labels)) % 2

@@ -25,7 +25,7 @@ from repair.images import Files, cut_off, room_for_images
 from repair.inputs import open_folder
 from repair.mismatch import check_logits, look_first, memory_format_of, predicted
 from repair.network import FLAGS, READ, choose_settings, repaired_with, unwrapped
-from repair.networks import build_network
+from repair.networks_by_name import build_network
 from repair.outputs import beside_weights, check_apart, check_replaced, digest, written
 from repair.progress import Watch, tell_here
 from repair.state import bytes_of
@@ -63,9 +63,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--ratio", type=float, help="theta_o2's width over the network's (default: 0.25)")
     p.add_argument("--epochs", type=int, dest="unlearn_epochs", help="most epochs of REM, passes over all training "
                    "images; --stop ends it before that; 0: no repair (default: 8)")
-    p.add_argument("--stop", choices=("repaired", "max"), help="repaired: at the first epoch that is no better than "
-                   "the best before, by images that are held out and the known bad, and the best one is written; max: "
-                   "all of --epochs, and the last one is written (default: repaired)")
+    p.add_argument("--stop", choices=("repaired", "max"), help="repaired: after two epochs in a row that are no "
+                   "better than the best, by held-out training images and the known bad ones; the latest epoch that "
+                   "is level with the best is written; max: all of --epochs run, and the last one is written "
+                   "(default: repaired)")
     p.add_argument("-b", "--batch-size", type=int, dest="batch", help="(default: from the number of images)")
     p.add_argument("--lr", type=float, dest="unlearn_lr", help="rate of unlearning; that of the finish is in "
                    "proportion (default: from the kind of network)")

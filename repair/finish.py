@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from engine.batches import among
 from engine.checks import NonFiniteLoss, check_forget
 from engine.features import features
 from engine.modes import copy_of, modes_of, put_modes, refresh_batchnorm
@@ -117,7 +118,7 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     says = what_it_says(z[forget], labels[forget], truths)
     first = taught(model, data, disbelieved | alike, forget, truths, config, logged(log, 0))
     if first is None:
-        return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False, ruined=True)
+        return Finished(repaired, *dropped_counts(disbelieved, alike), len(both), taken=False, ruined=True)
     said = predict(first, data)  # (N,)
     disbelieved = disbelieved & (said != labels)  # a second opinion
     elsewhere = gone_elsewhere(said, says, labels, forget, truths)
@@ -127,15 +128,15 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
         bad, answers = torch.cat([forget, both]), torch.cat([truths, both.new_full(both.shape, -1)])  # (k + b,) both
     net = taught(model, data, disbelieved | alike, bad, answers, config, logged(log, EPOCHS))
     if net is None:
-        return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False, ruined=True)
+        return Finished(repaired, *dropped_counts(disbelieved, alike), len(both), taken=False, ruined=True)
     before, after = (believed_share(network, data, bad) for network in (repaired, net))
     if after > max(before, BELIEVED):
-        return Finished(repaired, *counted(disbelieved, alike), len(both), taken=False)
+        return Finished(repaired, *dropped_counts(disbelieved, alike), len(both), taken=False)
     put_modes(net, modes_of(model))
-    return Finished(net, *counted(disbelieved, alike), len(both), taken=True, answers=elsewhere)
+    return Finished(net, *dropped_counts(disbelieved, alike), len(both), taken=True, answers=elsewhere)
 
 
-def counted(disbelieved: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+def dropped_counts(disbelieved: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tensor, int, int]:
     """Which images are in either, (m,) int64, and how many are in each, (N,) bool both."""
     return (disbelieved | alike).nonzero()[:, 0], int(disbelieved.sum()), int(alike.sum())
 
@@ -178,7 +179,7 @@ def taught_at(rate: float, model: nn.Module, data, left: torch.Tensor, bad: torc
     """
     net = copy_of(model)
     index = torch.cat([left, *[bad] * COPIES])
-    is_bad = torch.zeros(len(data), dtype=torch.bool).index_fill_(0, bad, True)
+    is_bad = among(bad, len(data))
     answer = torch.full((len(data),), -1).index_copy_(0, bad, answers)
 
     def loss(rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -252,7 +253,7 @@ def called_otherwise(z: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor
     wrong images for each right one is not what training would have made a classifier of. No less than GONE: of the
     label of a published backdoor 66 % may be bad (a fifth of all images), and those that look like D_f are not all.
     And none at all where the rest are more than half of them: then it is the network that is wrong, as in
-    `engine.scores.believed`.
+    `engine.beliefs.believed`.
     """
     found = (z.argmax(dim=1) != labels).index_fill(0, forget, False)
     others = torch.ones_like(found).index_fill_(0, forget, False)

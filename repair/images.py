@@ -15,11 +15,11 @@ import torch
 
 from engine.checks import first_line
 from experiment.data import Data, Streamed
-from experiment.datasets import FORMATS, MOST_PIXELS, MOST_RESIZED, _decode_one, _moments
 from experiment.files import check_readable
+from experiment.image_files import FORMATS, MOST_PIXELS, MOST_RESIZED, decode_image, mean_and_std
 from repair.progress import Watch, tell_here
 
-MANY = 10_000  # files of which the shapes are looked at
+MANY = 10_000  # files, at most, of which the shapes are looked at
 PART = 256  # files that are decoded at a time where none is kept
 
 
@@ -67,7 +67,7 @@ def pixels(path: Path, reading: Reading) -> np.ndarray:
     edge = (resized - size) // 2
     try:
         squashed = reading.resize == "squash"
-        image = _decode_one(path, resized, squashed)[edge : edge + size, edge : edge + size]
+        image = decode_image(path, resized, squashed)[edge : edge + size, edge : edge + size]
         return grey_of(image)[None] if reading.channels == 1 else image.transpose(2, 0, 1)
     except Exception as error:  # decoders raise anything on damaged or hostile files
         cause = error.__cause__ or error
@@ -76,7 +76,7 @@ def pixels(path: Path, reading: Reading) -> np.ndarray:
 
 
 def grey_of(image: np.ndarray) -> np.ndarray:
-    """(H, W) of an image (H, W, 3): of a grey one its own values."""
+    """(H, W) grey values of an image (H, W, 3); those of an image that is grey already stay as they are."""
     from PIL import Image
 
     return np.asarray(Image.fromarray(image).convert("L"))
@@ -109,7 +109,7 @@ def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip
 def cut_off(paths: list[Path], reading: Reading, workers: int | None = None) -> str | None:
     """A line on the borders that a centre crop takes from images that are not square; None where it takes none.
 
-    Of MANY files or more, that many are looked at, evenly spaced; of each its head alone is read.
+    At most MANY files are looked at, evenly spaced, and only the head of each is read.
     """
     if reading.resize != "crop" or not paths:
         return None
@@ -179,7 +179,7 @@ def load_images(paths: list[Path], labels: torch.Tensor, classes: int, reading: 
     if reading.size_of(len(paths)) <= room:
         images, kept = decode(paths, reading, workers or cores(), skip)
         check_some(kept, paths)
-        mean, std = (reading.mean, reading.std) if reading.mean else _moments(images)
+        mean, std = (reading.mean, reading.std) if reading.mean else mean_and_std(images)
         return Data(images, labels[kept], classes, tuple(mean), tuple(std)), kept
     mean, std, kept = reading.mean, reading.std, torch.arange(len(paths))
     if skip or mean is None:
@@ -208,7 +208,7 @@ def survey(paths: list[Path], reading: Reading, workers: int | None, skip: bool)
             kept.append(found + a)
             yield images
 
-    return *_moments(parts()), torch.cat(kept)
+    return *mean_and_std(parts()), torch.cat(kept)
 
 
 def cores() -> int:

@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from engine.batches import among
 from engine.ranks import over_ranks, ranks
 from engine.streams import stream
 from repair.suspects import probe_logits
@@ -30,7 +31,7 @@ def looking_alike(h: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor, s
     the looks that tell nothing.
     Args: h: (N, d) features; labels: (N,) as given; forget: (k,) int64; seed: of what is held out together.
     """
-    known = torch.zeros(len(h), dtype=torch.bool).index_fill_(0, forget, True)
+    known = among(forget, len(h))
     alike = torch.zeros_like(known)
     if len(forget) < LEAST:
         return alike
@@ -72,9 +73,9 @@ def apart(members: torch.Tensor, others: torch.Tensor) -> bool:
     """Whether members of D_f look like D_f more than others do, beyond chance: similarities (m,) and (n,), all of them
     by probes that do not know the image, since a probe tells images apart that it knows, whatever they are.
 
-    Above a similarity lies a share r of the members and q of the others. The largest r - q is Kolmogorov's and
-    Smirnov's statistic: were all from one distribution, it would be above sqrt(log(1 / p) (m + n) / (2 m n)) with
-    chance p. It has to be, at CHANCE.
+    Above a similarity lies a share r of the members and q of the others. The largest r - q is the one-sided
+    Kolmogorov-Smirnov statistic: were all from one distribution, it would for large m and n exceed
+    sqrt(log(1 / p) (m + n) / (2 m n)) with chance p. It has to, at CHANCE.
     """
     m, n = len(members), len(others)
     return n > 0 and float(gaps(members, others).max()) > math.sqrt(math.log(1 / CHANCE) * (m + n) / (2 * m * n))

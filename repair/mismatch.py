@@ -18,13 +18,14 @@ from engine.modes import eval_mode
 from engine.ranks import over_ranks, ranks
 from experiment.console import tell
 from experiment.data import Data, Streamed
-from experiment.datasets import _moments
+from experiment.image_files import mean_and_std
 from metrics import predict
 from repair.checkpoints import other_classes
 from repair.class_order import another_order, write_order
 from repair.images import Reading, decode, shape_of
-from repair.inputs import DIGITS, Folder
-from repair.networks import IMAGENET
+from repair.inputs import Folder
+from repair.lists import DIGITS
+from repair.networks_by_name import IMAGENET
 from repair.progress import Watch, tell_here
 
 NORMS = (IMAGENET, ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3),
@@ -64,7 +65,8 @@ def check_logits(model: nn.Module, data: Data | Streamed, name: str, file: str) 
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # networks raise anything
-            grey = " (a network of grey images: self.net(x.mean(1, keepdim=True)))" * ("channels" in str(error))
+            of_grey = " (a network of grey images: self.net(x.mean(1, keepdim=True)))"
+            grey = of_grey if "channels" in str(error) else ""
             raise ValueError(f"--model {name} does not run on images of {'x'.join(map(str, data.shape))} "
                              f"({first_line(error)}); check --image-size, or FILE.py:FUNCTION{grey}") from error
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != len(x):
@@ -160,7 +162,7 @@ def readings(model: nn.Module, data: Data, paths: list[Path], reading: Reading, 
     if colours:
         yield note("BGR images (which FILE.py:FUNCTION can flip)", replace(data, images=data.images.flip(1)))
     grey = [tuple((sum(values) / 3,) for values in norm) for norm in NORMS]
-    for mean, std in (*(NORMS if colours else (*grey, MNIST)), _moments(data.images.cpu())):
+    for mean, std in (*(NORMS if colours else (*grey, MNIST)), mean_and_std(data.images.cpu())):
         if (tuple(mean), tuple(std)) != (data.mean, data.std):
             numbers = [" ".join(f"{v:.4g}" for v in values) for values in (mean, std)]
             yield note(f"--mean {numbers[0]} --std {numbers[1]}", replace(data, mean=tuple(mean), std=tuple(std)))

@@ -25,7 +25,7 @@ from experiment.data import Data, Streamed
 from experiment.settings import Config
 from rem import Settings, add_capacity, rem
 from repair.mismatch import memory_format_of
-from repair.networks import check_parameters
+from repair.networks_by_name import check_parameters
 from repair.progress import Watch
 from repair.state import bytes_of, marks_of, repair_key, resume, save_state
 from repair.truths import check_truths, with_truths
@@ -43,8 +43,8 @@ EPOCH = ("epoch {}/{}: {updates} updates of step 2, Acc(D_f) {acc_forget_before:
          "step 3 {loss:.3f}, Acc(held out) {acc_held_out:.2f}; {:.0f} s, at most {:.0f} s left")
 
 
-def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, **more) -> nn.Module:
-    """A repaired copy of a trained classifier: REM from some known bad examples; arguments as of `repaired_with`."""
+def repair_quietly(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, **more) -> nn.Module:
+    """`repaired_with` without its settings: a repaired copy, of which no verdict is given."""
     return repaired_with(model, data, forget, **more)[0]
 
 
@@ -148,7 +148,7 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
 
 
 class Again(Exception):
-    """The first epoch has left more harm than one step 3 can mend, or nothing removed: to be begun again at `reach`.
+    """The first epoch did more harm than step 3 can mend, or removed nothing: REM is to begin again at `reach`.
 
     Choice: how far a removal may go depends on the network: of timm's `test_resnet` reach 0.07 leaves accuracies of 0.7
     after ten epochs and 0.03 leaves 0.96, while small networks with BatchNorm lose nothing at 0.07 and keep half of the

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from experiment.files import check_writable
 from repair.inputs import Folder
-from repair.networks import FILES
+from repair.networks_by_name import FILES
 from repair.page import is_page
-from repair.sheets import answered, beside
+from repair.suspects_list import answered, beside
 
 ENDINGS = (*FILES, ".tar", ".json", ".state", ".html")  # what a file's name may end in; the last three are refused
 

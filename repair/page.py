@@ -175,7 +175,8 @@ def matrices(part: Part, classes: list[str]) -> str:
         errors.index_add_(0, answers, wrong)
     chosen = errors.argsort(descending=True, stable=True)[:SHOWN].sort().values.tolist()
     place = torch.full((len(classes),), len(chosen)).index_put_((torch.tensor(chosen),), torch.arange(len(chosen)))
-    names = [classes[k] for k in chosen] + ["others"] * (len(chosen) < len(classes))
+    others = ["others"] if len(chosen) < len(classes) else []
+    names = [classes[k] for k in chosen] + others
     return "\n".join(matrix(place[part.labels], place[answers], names, when)
                      for when, answers in (("before", part.before), ("after", part.after)))
 
@@ -236,7 +237,7 @@ def card_of(card: Card, classes: list[str]) -> str:
     lines = "".join(f"<dt>{name}</dt><dd>{text(value)}</dd>" for name, value in facts.items())
     small = ' class="small"' if max(card.image.shape[1:]) <= SMALL else ""
     mark = '<span class="likely">likely</span>' if card.likely else ""
-    return (f'<li class="card{" is-likely" * card.likely}" data-file="{text(card.file)}" data-rank="{overall}" '
+    return (f'<li class="card{" is-likely" if card.likely else ""}" data-file="{text(card.file)}" data-rank="{overall}" '
             f'data-score-rank="{by_score}" data-similar-rank="{"" if by_similar is None else by_similar}">\n'
             f'<label><img{small} src="{thumbnail(card.image)}" alt="{text(card.file)}">'
             f'{mark}<input type="checkbox">{overall} is bad</label>\n<dl>{lines}</dl>\n'
@@ -245,7 +246,7 @@ def card_of(card: Card, classes: list[str]) -> str:
 
 
 def spelt(classes: list[str]) -> list[str]:
-    """How a CSV file names each class so that inputs.read_labels finds it again: its name or, of a name that would be
+    """How a CSV file names each class so that lists.read_labels finds it again: its name or, of a name that would be
     changed on the way (blanks around it, letters that are none, a formula of a spreadsheet), its number."""
     found = []
     for k, name in enumerate(classes):

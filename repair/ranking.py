@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import torch
 
+from engine.batches import among
 from repair.suspects import given_loss
 
 LEAST = 4  # members of D_f from which on what they look like counts
@@ -75,7 +76,7 @@ def rank(z: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor, similar: t
         similar: (N,) how much each looks like D_f, in [0, 1], `suspects.probe`; crossed: (N,) the same from probes that
             do not know the image, `suspects.crossed`; None, both, where there are no features.
     """
-    rest = torch.ones(len(z), dtype=torch.bool).index_fill_(0, forget, False)
+    rest = ~among(forget, len(z))
     odds = odds_of_labels(z, labels, forget)
     if crossed is not None:
         odds = odds + odds_of_looks(crossed, labels, forget)
@@ -116,7 +117,7 @@ def odds_of_looks(crossed: torch.Tensor, labels: torch.Tensor, forget: torch.Ten
     """
     if len(forget) < LEAST:
         return torch.zeros_like(crossed)
-    rest = torch.ones(len(crossed), dtype=torch.bool).index_fill_(0, forget, False)
+    rest = ~among(forget, len(crossed))
     middle = crossed[rest].median().expand(int(labels.max()) + 1).clone()  # of a class that is all in D_f
     for y in labels[rest].unique():
         middle[y] = crossed[rest & (labels == y)].median()

@@ -15,7 +15,8 @@ from engine.checks import first_line
 from engine.ending import put_back, snapshot
 from engine.modes import modes_of
 from experiment.data import Data
-from experiment.files import asks_for_code, check_readable, write_whole
+from experiment.files import check_readable, write_whole
+from experiment.pickles import asks_for_code
 from repair.images import Files
 from rem import State
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from engine.batches import among
 from engine.checks import NonFiniteLoss, check_forget
 from engine.features import gather
 
@@ -49,7 +50,7 @@ def suspects(model: nn.Module, data, forget: torch.Tensor) -> Suspects:
 
 def ranked(score: torch.Tensor, forget: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices outside D_f by falling score, ties in the order of the data, and those scores; score: (N,), of all."""
-    index = torch.ones(len(score), dtype=torch.bool).index_fill_(0, forget, False).nonzero().flatten()
+    index = (~among(forget, len(score))).nonzero().flatten()
     index = index[score[index].argsort(descending=True, stable=True)]
     return index, score[index]
 
@@ -99,7 +100,7 @@ def probe(h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
     Minimises mean_{D_f} log(1 + exp(-f)) / 2 + mean_{rest} log(1 + exp(f)) / 2 + |w|^2 / (2 N), f = w . h + b, over
     features at mean 0 and variance 1. The rest holds the undiscovered part too, as positives without a label.
     """
-    known = torch.zeros(len(h), dtype=torch.bool).index_fill_(0, forget, True)
+    known = among(forget, len(h))
     return torch.sigmoid(probe_logits(h, known, h))
 
 
@@ -131,13 +132,13 @@ def crossed(h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
     fitted without it, every other one the mean over the probes. A single image of D_f cannot be held out, and is not.
     """
     forget, parts = forget.sort().values, min(FOLDS, len(forget))
-    known = torch.zeros(len(h), dtype=torch.bool).index_fill_(0, forget, True)
+    known = among(forget, len(h))
     if parts < 2:
         return probe_logits(h, known, h)
     held_out, mean = torch.zeros(len(h), dtype=h.dtype), torch.zeros(len(h), dtype=h.dtype)
     for fold in range(parts):
         out = forget[fold::parts]
-        inside = torch.ones(len(h), dtype=torch.bool).index_fill_(0, out, False)
+        inside = ~among(out, len(h))
         f = probe_logits(h[inside], known[inside], h)
         held_out[out] = f[out]
         mean += f / parts

@@ -1,7 +1,7 @@
 """What came of a repair, in a word: REPAIRED, NOT REPAIRED, HARMED, or the last two; so that none is worse in silence.
 
-    check_believed(before, labels, forget)                       # ValueError where there is nothing to repair
-    found = judge(labels, before, after, forget, counted)        # found.line, with what to try next
+    check_believed(labels, before, forget)                       # ValueError where there is nothing to repair
+    found = judge(labels, before, after, forget, counted)        # print(found.line()): with what to try next
     repaired = judged_repair(model, data, forget)                # `repair` with both; a warning says the same
 
 Only labels as given are read.
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.distributions import Binomial
 
+from engine.batches import among
 from engine.checks import NonFiniteLoss, check_forget
 from engine.features import features, gather
 from repair import network
@@ -143,7 +144,7 @@ def judge(labels: torch.Tensor, before: torch.Tensor, after: torch.Tensor, forge
         count; truths: (k,) int64 true labels of D_f, -1 where unknown: what was taught them needs no `gone_together`.
     """
     unknown = forget if truths is None else forget[truths.to(forget.device) < 0]
-    known = torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, forget, True)
+    known = among(forget, len(labels))
     listed, others = (changed(*(part[rows] for part in (labels, before, after))) for rows in (known, counted & ~known))
     held = None if heldout is None else changed(*heldout)
     words = []
@@ -165,7 +166,7 @@ def gone_together(labels: torch.Tensor, after: torch.Tensor, forget: torch.Tenso
     show all these classes, if it gives each its own. Where there are two classes p is 1, and nothing is told.
     Choice: this is told in the line and is no word of the verdict. Where two classes were confused it is as it should
     be; of images with a trigger it says that the trigger now means another class. Only somebody who looks at them can
-    tell. (A bound of three quarters alone, as up to version 0.6.1, missed nine of twelve with four other classes.)
+    tell. (A bound of three quarters alone missed nine of twelve with four other classes.)
     Args: labels: (N,) int64, as given; after: (N,) int64, predicted; forget: (k,) int64, those of D_f whose true labels
         nobody has given.
     """
@@ -218,7 +219,7 @@ def undoubted(labels: torch.Tensor, forget: torch.Tensor, margins: torch.Tensor,
         they are not to be had.
     Returns: (N,) bool.
     """
-    left = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, forget, False)
+    left = ~among(forget, len(labels))
     left = left if alike is None else left & ~alike
     for score, part in ((similar, 2), (margins, 3)):
         left = left if score is None else lowest(score, left, labels, part)
@@ -274,7 +275,7 @@ def judged_repair(model: nn.Module, data, forget: torch.Tensor, *, heldout=None,
         forget: (k,) int64 indices of the known bad ones; neither empty nor all.
         heldout: Data or Streamed of images that were not trained on, by which harm is seen best.
         force: go on where the network does not give the known bad ones their labels.
-        more: of network.repair: true_labels, layers, say, keep and so on, and settings such as unlearn_epochs=2.
+        more: of network.repaired_with: true_labels, layers, say, keep and so on, and settings such as unlearn_epochs=2.
     Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes.
     Warns: with the line of `judge` where the verdict is not REPAIRED.
     Raises: ValueError: forget, a true label or a setting cannot be used, or the network does not believe the known bad
@@ -285,7 +286,7 @@ def judged_repair(model: nn.Module, data, forget: torch.Tensor, *, heldout=None,
     labels, (before, margins) = data.labels.cpu(), looked_at(model, data)
     if not force:
         check_believed(labels, before, forget, ARGUMENTS)
-    repaired = network.repair(model, data, forget, **more)
+    repaired, _ = network.repaired_with(model, data, forget, **more)
     held = heldout and (heldout.labels.cpu(), *(looked_at(net, heldout)[0] for net in (model, repaired)))
     h = features(model, data)  # (N, d)
     alike = looking_alike(h, labels, forget, more.get("seed", 0))

@@ -9,7 +9,7 @@ from functools import partial
 from statistics import fmean, stdev
 
 from made import grid_of, lines_at, reported, rows_at
-from study import discovery
+from study import suspects
 from study.rows import SCORES, networks, pick, products
 from study.stats import mean_of_seeds, minus, percent
 
@@ -376,7 +376,7 @@ def what_was_learnt(labels: list[list[str]]) -> list[list[str]]:
 
 def suspects_short(labels: list[list[str]]) -> list[list[str]]:
     """Lines and columns of the table of suspects that the front page shows: poison at both rates, and all."""
-    header, *lines = grid_of(discovery.suspects_table(lines_at("results/fashion-mini/suspects/scores.jsonl")))
+    header, *lines = grid_of(suspects.suspects_table(lines_at("results/fashion-mini/suspects/scores.jsonl")))
     places = [header.index(name) for name in ("score", "poison 0.1", "confusion 0.1", "random 0.1", "all")]
     wanted = [label[0] for label in labels]
     return [[line[place] for place in places] for name in wanted for line in lines if line[0] == name]

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from study import discovery, report  # noqa: E402
+from study import report, suspects  # noqa: E402
 from study.rows import load_rows  # noqa: E402
 
 
@@ -53,7 +53,7 @@ def made_by(command: str) -> list[list[list[str]]]:
     out = next((ROOT / value for name, value in itertools.pairwise(given) if name in ("--out", "--table")), None)
     if script == "run.py" and given[:1] == ["suspects"] and out and out.is_file():
         lines = lines_at(str(out.relative_to(ROOT)))
-        return [grid_of(make(lines)) for make in (discovery.suspects_table, discovery.round_table)]
+        return [grid_of(make(lines)) for make in (suspects.suspects_table, suspects.round_table)]
     return scripted(script, out) if script.count("/") == 1 else []
 
 

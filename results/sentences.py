@@ -11,7 +11,7 @@ from expected import (ANEW, CELLS, COPY, FLOAT32, GRID, LASTING, MINI, NINE, RAT
                       half_and_quarter, mean, mean_sem, plane_of, seeds_difference)
 from made import grid_of, lines_at, made_by, rows_at
 from repairs import of_published, of_repairs, of_trials
-from study import discovery
+from study import suspects
 from study.rows import networks, pick, products
 from study.stats import minus
 from study.tables import PAPER
@@ -100,20 +100,20 @@ def of_step_2() -> list[tuple]:
 def of_suspects() -> list[tuple]:
     """Suspects: ranges over cells of some scores, and what the rounds change."""
     lines = lines_at("results/fashion-mini/suspects/scores.jsonl")
-    header, *scored = grid_of(discovery.suspects_table(lines))
+    header, *scored = grid_of(suspects.suspects_table(lines))
     cells = {line[0]: dict(zip(header[1:], line[1:], strict=True)) for line in scored}
 
     def number(score: str, column: str, key: int) -> float:  # 0: AUROC, 1: recall
         return float(cells[score][column].split(" / ")[key].split(" ± ")[0])
 
-    named = (discovery.NEAREST, discovery.PROBE)
+    named = (suspects.NEAREST, suspects.PROBE)
     confusion, random = ([number(name, f"{task} {rate:g}", key) for name in named for rate in (0.1, 0.5)]
                          for task, key in (("confusion", 1), ("random", 0)))
-    _, *rounds = grid_of(discovery.round_table(lines_at("results/fashion-mini/suspects/rounds.jsonl")))
+    _, *rounds = grid_of(suspects.round_table(lines_at("results/fashion-mini/suspects/rounds.jsonl")))
     product = [[cell.split(" / ")[-1].split(" ± ")[0] for cell in line[4:]] for line in rounds]
     known = [line[3].split(" / ") for line in rounds]
     repaired = [fmean(row["auroc"] for row in lines if (row.get("score"), row["task"], row["discovery"])
-                      == (discovery.REPAIRED, task, rate)) for task in TASKS for rate in (0.1, 0.5)]
+                      == (suspects.REPAIRED, task, rate)) for task in TASKS for rate in (0.1, 0.5)]
     return [("{} or more in all six cells", [f"{int(100 * min(repaired)) / 100:.2f}"]),
             ("little recall on confusion ({} to {})", least_most(confusion, 2)),
             ("labels (AUROC {} to {})", least_most(random, 2)),
@@ -329,14 +329,10 @@ def of_small() -> list[tuple]:
 
 
 def of_readme() -> list[tuple]:
-    """README.md: the spread over machines, and a published network."""
-    runs = lines_at("results/spread/main.jsonl")
-    over = fmean(100 * run["product over npo"] for run in runs)
+    """README.md: a published network."""
     whole = of_published()["badnets", 50000, 5000]
     return [("misleads {} % of images in place of {} %, and accuracy rises from {} to {} %",
-             [whole[1], whole[0], *whole[4:]]),
-            ("over {} runs of version 0.2.0 (5 seeds", [str(len(runs))]),
-            ("REM's product is {} points above NPO's on average", [f"{over:.1f}"])]
+             [whole[1], whole[0], *whole[4:]])]
 
 
 def of_front_page() -> list[tuple]:

@@ -17,15 +17,16 @@ import torch
 
 from engine.batches import count_batches
 from engine.streams import stream
-from experiment.cell import attempt, corrupt, counted, new_model
+from experiment.cell import attempt, corrupt, with_true_n, new_model
 from experiment.console import Parser, add_flags
 from experiment.data import Data, Dataset
 from experiment.datasets import load
 from experiment.devices import choose_device
-from experiment.files import check_writable, fingerprints
+from experiment.files import check_writable
 from experiment.parts import part_of
 from experiment.rows import append_row, provenance
 from experiment.settings import Config, resolve
+from experiment.stored_tasks import fingerprints
 from metrics import accuracy, c_score, check_c_score, mean_sem
 from tasks import EVERY_TASK, TASKS, Task
 from train import fit
@@ -66,7 +67,7 @@ def main(given: dict, argv: list[str]) -> int:
     check_writable(config.out)
     dataset = load(config.dataset, config.data_dir, config.image_size, config.download)
     dataset = part_of(dataset, config.per_class, config.per_class_test, config.augment)
-    configs = [counted(each, dataset) for each in configs]
+    configs = [with_true_n(each, dataset) for each in configs]
     sizes = subset_sizes(shares, configs[0].n)
     images = fingerprints(dataset)
     tasks = [corrupt(c, dataset) for c in configs]

@@ -55,7 +55,7 @@ def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]
         warnings = "; ".join(filter(None, [brief(drawn, lost), other_masks(part, drawn)]))
         warnings = "".join("\n" + line for line in textwrap.wrap(warnings, 60))
         count = len(networks(drawn))
-        runs = f"{count} run{'s' * (count != 1)}"
+        runs = f"{count} run{'s' if count != 1 else ''}"
         name = f"Fig. {number}: " if number.isdecimal() else ""
         figure.suptitle(f"{name}{title}\n{data}, {n} corrupted images, {runs}{warnings}", fontsize=11)
         made.append((slug(f"figure {number} {data} n{n}"), figure))
@@ -161,7 +161,7 @@ def figure1(figure, rows: list[dict]) -> Drawn:
              for m in ("retrain", "potion", "no-ul", "scrub", "ascent", "rem")}
     panels = [(name, part, untouched) for name, part in found.items() if part]
     drawn = heat(figure, need(panels, "rem, scrub, ascent, potion, retrain or etd (resnet9, capacity 0.5)"), 2)
-    return f"{len(panels)} method{'s' * (len(panels) != 1)} over discovery and regularity", drawn
+    return f"{len(panels)} method{'s' if len(panels) != 1 else ''} over discovery and regularity", drawn
 
 
 def every_heat_map(figure, rows: list[dict], arch: str) -> Drawn:

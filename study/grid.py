@@ -25,13 +25,13 @@ from pathlib import Path
 import torch
 
 from baselines import no_ul
-from experiment.cell import attempt, counted, find, unlearn
+from experiment.cell import attempt, with_true_n, draw_forget, unlearn
 from experiment.console import LONG, Parser, flag, flags, progress, tell
 from experiment.files import check_writable
 from experiment.methods import code_of, find_method
 from experiment.processes import from_torchrun
 from experiment.rows import append_row, failure_of, provenance, row_of
-from experiment.settings import Config, PLACE
+from experiment.settings import Config, OF_THE_RUN
 from study.originals import (check_cells, check_originals, dataset_of, device_of, images_of, load_original,
                              make_original, where_of)
 from study.plan import PRESETS, by_original, expand_axes, original_of, overview, preset
@@ -65,7 +65,7 @@ def main(given: dict, argv: list[str]) -> int:
         raise ValueError(f"--jobs is {jobs}; it must be at least 1")
     rank, world = place_in_world()
     folder, cells = cells_of(given, name, rank, world)
-    cells = [counted(cell, dataset_of(cell)) if cell.task == "human" else cell for cell in cells]
+    cells = [with_true_n(cell, dataset_of(cell)) if cell.task == "human" else cell for cell in cells]
     check_cells(cells)
     groups = shard_cells(by_original(cells), rank, world)
     found = {where: images_of(cell) for where, cell in {where_of(cell): cell for cell in cells}.items()}
@@ -94,8 +94,8 @@ def main(given: dict, argv: list[str]) -> int:
 
 def cells_of(given: dict, name: str | None, rank: int, world: int) -> tuple[Path, list[Config]]:
     """The grid's folder, and its cells as the flags or a preset name them; each rank writes a file of its own there."""
-    place = {key: value for key, value in given.items() if key in PLACE}
-    axes = {key: value for key, value in given.items() if key not in PLACE}
+    place = {key: value for key, value in given.items() if key in OF_THE_RUN}
+    axes = {key: value for key, value in given.items() if key not in OF_THE_RUN}
     folder = place.pop("out", "runs/grid")
     if not folder:
         raise ValueError("--out is empty; name the folder of the grid")
@@ -162,7 +162,7 @@ def work_through(remaining, folder: Path, jobs: int, origin: dict, retry: bool, 
     """Train the originals and run the cells, up to `jobs` at a time; a row for each as it ends.
 
     Args: remaining: [(original, cells)]; folder: of the grid; jobs: 1 runs everything in this process, more in worker
-        processes; origin: where the rows come from, see experiment.provenance; retry: make damaged originals anew;
+        processes; origin: where the rows come from, see experiment.rows.provenance; retry: make damaged originals anew;
         lines: print what is done.
     Returns: the number of cells that failed.
     """
@@ -226,7 +226,7 @@ def measure(cell: Config, folder: str) -> dict:
     """The measured half of a cell's row. What a method that trains alone makes is there already."""
     original = original_of(cell)
     task, network, seconds = load_original(original, folder)
-    forget = find(cell, task)
+    forget = draw_forget(cell, task)
     if original.method:
         row = unlearn(replace(cell, quiet=True), cell.method, no_ul, network, task, forget)
         return {"train_seconds": None, **row, "seconds": seconds}

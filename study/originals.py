@@ -20,17 +20,17 @@ import torch
 from baselines import with_theta_o2
 from engine.checks import finite_weights
 from engine.streams import stream
-from experiment.cell import attempt, corrupt, find, new_model, train_original
+from experiment.cell import attempt, corrupt, draw_forget, new_model, train_original
 from experiment.console import LONG, progress
 from experiment.data import Dataset
 from experiment.datasets import load
 from experiment.devices import check_room, choose_device
-from experiment.files import (check_writable, fingerprints, load_task, other_images, read_task, save_task,
-                              write_whole)
+from experiment.files import check_writable, write_whole
 from experiment.methods import METHODS, find_method
 from experiment.parts import part_of
 from experiment.processes import from_torchrun
 from experiment.settings import Config
+from experiment.stored_tasks import fingerprints, load_task, other_images, read_task, save_task
 from study.rows import cell_key
 from tasks import Task
 
@@ -79,7 +79,7 @@ def check_cells(cells: list[Config]) -> None:
     device_of(cells[0])
     tasks = {(*where_of(c), c.task, c.n, c.trigger, c.human_column, c.pair, c.discovery): c for c in cells}
     for cell in tasks.values():
-        find(cell, corrupt(cell, dataset_of(cell)))
+        draw_forget(cell, corrupt(cell, dataset_of(cell)))
     networks = {}
     for c in cells:
         sizes = c.dataset, c.image_size, c.arch, c.width, c.capacity, c.patch, c.dim, c.depth
@@ -148,7 +148,7 @@ def make_original(original: Config, folder: str | Path, retry: bool = False) -> 
 
 
 def train(original: Config, task: Task, model, log):
-    """The original network, or the one that a method makes that trains alone, as `experiment.unlearn` would run it."""
+    """The original network, or the one that a method makes that trains alone, as `cell.unlearn` would run it."""
     if not original.method:
         return train_original(original, task, model, log)
     more = {"corrupted": task.corrupted} if original.method == "etd-ideal" else {}

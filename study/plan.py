@@ -12,7 +12,7 @@ from pathlib import Path
 
 from experiment.console import flag
 from experiment.methods import MASKS, METHODS, check_names, allowed_with, reads_setting
-from experiment.settings import AFTER_TRAINING, Config, PLACE, kind_of, resolve
+from experiment.settings import AFTER_TRAINING, Config, OF_THE_RUN, kind_of, resolve
 from study.rows import SETTINGS, cell_key
 from tasks import TASKS
 
@@ -185,5 +185,5 @@ def differences(configs: list[Config]) -> list[str]:
     """Of each those settings, as they are typed, that its method reads and in which they differ."""
     read = [{name: getattr(c, name) for name in SETTINGS if reads_setting(name, vars(c))} for c in configs]
     names = [name for name in SETTINGS if len({mine[name] for mine in read if name in mine}) > 1]
-    names = [name for name in names if name not in LISTED | PLACE]
+    names = [name for name in names if name not in LISTED | OF_THE_RUN]
     return ["".join(f" {flag(name)[2:]} {mine[name]}" for name in names if name in mine) for mine in read]

@@ -21,7 +21,7 @@ from experiment.console import tell
 from experiment.datasets import RECIPES
 from experiment.files import check_readable
 from experiment.methods import MASKS, METHODS, OF_VIT, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
-from experiment.settings import DATASET_PRESETS, Config, PLACE, VERSION, resolve
+from experiment.settings import DATASET_PRESETS, Config, OF_THE_RUN, VERSION, resolve
 from tasks import PAIRS
 
 SETTINGS = {f.name: f.default for f in fields(Config)}
@@ -32,7 +32,8 @@ VARIANTS = ("rem", *(name for name in METHODS if METHODS[name].part == "ablation
 SWEPT = sorted(OPTIONAL - MASKS - STEP3 - {"curve"})  # of which a method may be run with several values, to choose from
 # Or None; old rows lack some.
 NUMBERS = ("seconds", "train_seconds", "healed_test", "misled", "learnt", "acc_forget", "passes", "reach_used")
-NOT_IDENTITY = PLACE | {"curve"}  # what two rows of one run may differ in; `data` has the place of a folder of images
+# What two rows of one run may differ in; `data` has the place of a folder of images.
+NOT_IDENTITY = OF_THE_RUN | {"curve"}
 IDENTITY = itemgetter("data", *(name for name in SETTINGS if name not in NOT_IDENTITY))
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
@@ -62,14 +63,19 @@ def warn_of_versions(rows: list[dict]) -> None:
     others = [row for row in rows if row.get("images") not in (None, images.get(IDENTITY(row)))]
     for (data,), part in split(others, "data").items():
         found = ", ".join(sorted({row["images"] for row in part}))
-        tell(f"warning: {data}: {len(part)} row{'s' * (len(part) > 1)} of other images ({found}) left out; of each "
-             "cell the images of the last row count, in the order of the files")
+        tell(f"warning: {data}: {rows_in_words(part)} of other images ({found}) left out; of each cell the images of "
+             "the last row count, in the order of the files")
     last = {IDENTITY(row): row.get("code") for row in rows}
     older = [row for row in rows if row.get("code") != last[IDENTITY(row)]]
     for (method,), part in split(older, "method").items():
         codes = ", ".join(sorted({str(row.get("code"))[:8] for row in part}))
-        tell(f"warning: {method}: {len(part)} row{'s' * (len(part) > 1)} of another file or version ({codes}) left "
-             "out; of each cell the version of the last row counts, in the order of the files")
+        tell(f"warning: {method}: {rows_in_words(part)} of another file or version ({codes}) left out; of each cell "
+             "the version of the last row counts, in the order of the files")
+
+
+def rows_in_words(rows: list[dict]) -> str:
+    """Their number, as "1 row" or "3 rows"."""
+    return "1 row" if len(rows) == 1 else f"{len(rows)} rows"
 
 
 def read_rows(folder: str | Path) -> list[dict]:
@@ -130,7 +136,7 @@ def checked(row: dict) -> dict:
 def key_of(config: Config, code: str | None) -> str:
     """16 hexadecimal digits of what a cell's numbers depend on, the path of a folder and a user's code among it."""
     facts = {name: getattr(config, name) if reads_setting(name, vars(config)) else default
-             for name, default in SETTINGS.items() if name not in PLACE}
+             for name, default in SETTINGS.items() if name not in OF_THE_RUN}
     if config.dataset == "folder":
         facts["data_dir"] = str(Path(config.data_dir).resolve())
     if config.task == "human" and config.human_labels:

@@ -266,7 +266,9 @@ def plane(name: str, title: str, rows: list[dict]) -> Table | None:
 
 def called(method: str, etd: bool) -> str:
     """A method with its training."""
-    return "ETD alone" if etd and method == "no-ul" else method + " on ETD" * etd
+    if not etd:
+        return method
+    return "ETD alone" if method == "no-ul" else f"{method} on ETD"
 
 
 def ablations(name: str, title: str, rows: list[dict]) -> Table | None:

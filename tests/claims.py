@@ -28,7 +28,7 @@ if __name__ == "__main__":  # pytest.ini says so to pytest
     sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "data")]
 
 import run
-from baselines import rem_as_set, with_theta_o2
+from baselines import rem_by_config, with_theta_o2
 from engine.streams import stream
 from etd import drop, mask_table, train_etd
 from examples.repair import make
@@ -36,7 +36,7 @@ from experiment.datasets import load
 from experiment.methods import METHODS
 from experiment.settings import Config, resolve
 from metrics import accuracy, evaluate
-from repair.network import repair
+from repair.network import repair_quietly
 from tasks import discover, make_task
 from train import fit
 
@@ -134,7 +134,7 @@ def healed_after(seed: int, epochs: int, stop: str) -> float:
     """Healed of REM at discovery 0.3 with at most `epochs` epochs."""
     config, task, original = poisoned(seed)
     forget, config = discover(task, 0.3, seed), replace(config, unlearn_epochs=epochs, stop=stop)
-    unlearned = rem_as_set(original, task.train, forget, config, stream(seed, "unlearning"))
+    unlearned = rem_by_config(original, task.train, forget, config, stream(seed, "unlearning"))
     return evaluate(unlearned, task, forget)["healed"]
 
 
@@ -162,7 +162,7 @@ def sticker(seed: int) -> dict[str, float]:
     train, _, known, clean, stickered = make(seed, size=16)
     model = network(seed, channels=3, classes=3)
     fit(model, train, None, Config(epochs=8, batch=32, lr=0.01), stream(seed, "training"))
-    repaired = repair(model, train, known)
+    repaired = repair_quietly(model, train, known)
     return {"healed more": accuracy(repaired, stickered) - accuracy(model, stickered),
             "clean lost": accuracy(model, clean) - accuracy(repaired, clean)}
 

@@ -15,7 +15,7 @@ import pytest
 import conftest
 import index
 import run
-from experiment.settings import PLACE, Config, resolve
+from experiment.settings import OF_THE_RUN, Config, resolve
 from study import plan
 
 ROOT = Path(run.__file__).resolve().parent
@@ -48,7 +48,7 @@ def test_every_command_is_understood(argv):
     if word is None:
         run.choose_methods(resolve(given))
     elif given.pop("word") == "grid":
-        axes = {name: text for name, text in given.items() if name in {f.name for f in fields(Config)} - PLACE}
+        axes = {name: text for name, text in given.items() if name in {f.name for f in fields(Config)} - OF_THE_RUN}
         assert plan.preset(given["preset"], axes) if given.get("preset") else plan.expand_axes(axes)
 
 

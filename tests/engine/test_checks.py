@@ -41,7 +41,7 @@ def test_indices(index, text):
 @pytest.mark.parametrize("forget, shared, text", [
     ([], [5], "the forget set is empty; nothing was discovered"),
     ([3, 0, 4, 1, 2, 5], None, "all 6 training examples; the retain set must not be empty"),
-    ([1, 1, 2, 2, 2], None, "names 3 examples twice"),
+    ([1, 1, 2, 2, 2], None, "3 entries of the forget set name an example twice"),
     ([1, 5], [5, 3], "shared lacks examples of D_f"),
     ([1, 5], [5, 1, 6], "index 6 out of range")])
 def test_forget_and_shared_sets(forget, shared, text):

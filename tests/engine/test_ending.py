@@ -268,7 +268,7 @@ def test_a_removal_was_too_near(changes, near):
     record = {name: given.pop(name) for name in ("passes", "acc_forget_before", "acc_held_out")}
     state = make_state(size=5, **{name: given[name] for name in ("n", "reach", "farther", "gamma")})
     state.epoch, state.record = given["epoch"], record
-    assert Repaired(state).too_near(state) is near and not Never(state).too_near(state)
+    assert Repaired(state).too_near(state) is near and not Never(state).starts_over(state)
 
 
 @few

@@ -24,7 +24,7 @@ from experiment.methods import METHODS  # noqa: E402
 from helpers import assert_close, gen, make_data, small_net, tiny  # noqa: E402
 from metrics import accuracy, predict  # noqa: E402
 from rem import rem  # noqa: E402
-from repair.network import repair  # noqa: E402
+from repair.network import repair_quietly  # noqa: E402
 from repair.suspects import suspects  # noqa: E402
 from several import ended, start  # noqa: E402
 from train import fit  # noqa: E402
@@ -63,7 +63,7 @@ def networks() -> dict:
     predict(trained, more)
     found["evaluated"] = trained.state_dict()
     told = []
-    found["repair"] = repair(norm, more, torch.arange(9), say=told.append, unlearn_epochs=2).state_dict()
+    found["repair"] = repair_quietly(norm, more, torch.arange(9), say=told.append, unlearn_epochs=2).state_dict()
     found["told"] = {"epochs": torch.tensor(sum("loss of step 3" in line for line in told))}
     listed = suspects(net, data, FORGET)
     found["suspects"] = {"index": listed.index, "score": listed.score, "features": features(net, data),

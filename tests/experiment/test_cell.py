@@ -17,9 +17,9 @@ from engine.checks import NonFiniteLoss
 from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
 from experiment import cell
-from experiment.cell import attempt, corrupt, find, new_model, point, train_original, unlearn
+from experiment.cell import attempt, corrupt, draw_forget, new_model, point, train_original, unlearn
 from experiment.methods import METHODS, allowed_with
-from experiment.settings import AFTER_TRAINING, PLACE
+from experiment.settings import AFTER_TRAINING, OF_THE_RUN
 from helpers import assert_same_state, gen, make_data, make_dataset, small_net, tiny
 from metrics import accuracy, evaluate, predict
 from models import build
@@ -57,7 +57,7 @@ def test_a_task_is_that_of_the_settings(name, seed):
     config, dataset = made(seed, task=name, discovery=0.3)
     ours, theirs = corrupt(config, dataset), make_task(name, dataset, 20, seed)
     for one, other in ((ours.corrupted, theirs.corrupted), (ours.train.labels, theirs.train.labels),
-                       (ours.train.images, theirs.train.images), (find(config, ours), discover(theirs, 0.3, seed))):
+                       (ours.train.images, theirs.train.images), (draw_forget(config, ours), discover(theirs, 0.3, seed))):
         assert torch.equal(one, other)
 
 
@@ -118,7 +118,7 @@ def test_an_original_depends_on_no_setting_of_unlearning():
                   max_passes=1, reach=0.5, farther=0, disbelieved=1.0, forget_norm="batch", alpha=1.0, ssd_alpha=1.0,
                   schedule="constant", step31=False, step32=False, redirect="ce", curve=True, data_dir="x",
                   human_labels="x", download=True, device="cpu", out="x")
-    assert others.keys() == (AFTER_TRAINING | PLACE) - {"quiet"}
+    assert others.keys() == (AFTER_TRAINING | OF_THE_RUN) - {"quiet"}
     assert_same_state(*(train_original(each, task, small_net(0)) for each in (config, replace(config, **others))))
 
 

@@ -1,4 +1,4 @@
-"""A task in a file (experiment/files.py), with the very labels that training saw (A.3); nothing in a file is run."""
+"""A task in a file (experiment/stored_tasks.py), with the very labels that training saw (A.3); nothing in a file is run."""
 
 import ast
 from dataclasses import replace
@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tasks
-from experiment import files
+from experiment import pickles
 from experiment.data import Data
-from experiment.files import asks_for_code, fingerprints, load_task, save_task
+from experiment.pickles import asks_for_code
+from experiment.stored_tasks import fingerprints, load_task, save_task
 from helpers import Evil, make_dataset, seeds
 from tasks import discover, fingerprint, make_task
 from test_tasks import assert_same_task, balanced, cases
@@ -113,9 +114,9 @@ def test_a_task_that_asks_for_code(tmp_path):
 def test_what_is_looked_at_of_a_pickle(tmp_path, monkeypatch):
     """A8: a pickle is looked at as far as STEPS opcodes, and its notes; names neither flood a terminal nor steer it."""
     (tmp_path / "long").write_bytes(b"\x80\x02" + b"N" * 97 + b"cos\nsystem\n.")  # 100 opcodes
-    for steps, found in ((files.STEPS, "os.system"), (100, "os.system"), (99, None)):
+    for steps, found in ((pickles.STEPS, "os.system"), (100, "os.system"), (99, None)):
         with monkeypatch.context() as patch:
-            patch.setattr(files, "STEPS", steps)
+            patch.setattr(pickles, "STEPS", steps)
             assert asks_for_code(tmp_path / "long", ValueError()) == found
     (tmp_path / "noted").write_bytes(b"\x80\x04\x8c\x01b\x8c\x01a\x94\x8c\x02os\x94h\x01\x8c\x06system\x93.")
     assert asks_for_code(tmp_path / "noted", ValueError()) == "os.system"  # by a name that was noted before

@@ -120,9 +120,9 @@ def test_grey_images_of_16_bits(tmp_path, kind):
 
 def decodes(folder, size=8) -> bool:
     """Whether a load has to decode files; that it need not shows in no result."""
-    calls, inner = [], datasets._decode_one
+    calls, inner = [], datasets.decode_image
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "_decode_one", lambda *args: calls.append(args) or inner(*args))
+        patch.setattr(datasets, "decode_image", lambda *args: calls.append(args) or inner(*args))
         read(folder, size)
     return bool(calls)
 

@@ -144,7 +144,8 @@ def main():
 def interrupted(body: str, times: int = 1, group: bool = False, ignored: bool = False) -> tuple[int, str]:
     """Exit code and stderr of a process that got SIGINT at each of the first lines that it printed."""
     kept = signal.SIG_IGN if ignored else signal.default_int_handler
-    process = subprocess.Popen([sys.executable, "-B", "-c", SCRIPT.replace("BODY", body)], cwd=ROOT, text=True,
+    quiet = ["-W", "ignore::DeprecationWarning"]  # newer Pythons warn of a fork beside threads
+    process = subprocess.Popen([sys.executable, "-B", *quiet, "-c", SCRIPT.replace("BODY", body)], cwd=ROOT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, kept),
                                env={**os.environ, "OMP_NUM_THREADS": "1"})

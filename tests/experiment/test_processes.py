@@ -28,7 +28,7 @@ def test_where_nothing_is_joined(monkeypatch, size, argv):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     handler, stdout = signal.getsignal(signal.SIGTERM), sys.stdout
     with pytest.raises(KeyError, match="mine"):
-        with joined(argv, run.ALONE):
+        with joined(argv, run.SINGLE):
             assert not dist.is_initialized() and sys.stdout is stdout
             assert signal.getsignal(signal.SIGTERM) is handler
             raise KeyError("mine")

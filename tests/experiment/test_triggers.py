@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tasks
 from engine.streams import stream
 from experiment.data import Data, Dataset, batches
-from experiment.files import load_task, read_task, save_task
+from experiment.stored_tasks import load_task, read_task, save_task
 from helpers import gen, make_dataset, seeds
 
 SHAPES = st.tuples(st.integers(3, 8), st.integers(3, 8), st.sampled_from([1, 3]))  # height, width, channels

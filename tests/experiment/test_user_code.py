@@ -11,7 +11,7 @@ from experiment.methods import check_names, check_signature, code_of, load_metho
 from experiment.user_code import function_of, same_world
 from few_images import FEW, few, fresh  # noqa: F401
 from helpers import rows_of
-from repair.networks import file_network
+from repair.networks_by_name import file_network
 
 # In a few passes rounding decides whether gamma is reached.
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")

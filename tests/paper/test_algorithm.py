@@ -228,7 +228,7 @@ def test_without_3_1_and_3_2_it_is_npo(seed, epochs, ratio, beta, augment, norm,
     caption); neither knows `reach` or `disbelieved`."""
     data, outs, on = make_data(seed, pad=int(augment), flip=augment), [], dict(reach=choice, disbelieved=choice)
     config = tiny(gamma=0.2, unlearn_epochs=epochs, ratio=ratio, beta=beta, max_passes=9, forget_norm=norm)
-    for method, changes in ((baselines.rem_as_set, dict(**on, step31=False, step32=False)), (baselines.npo, {}),
+    for method, changes in ((baselines.rem_by_config, dict(**on, step31=False, step32=False)), (baselines.npo, {}),
                             (baselines.npo, on)):
         with acc_forget(0.9, 0.8, 0.5, 0.0):
             outs.append(method(small_net(seed), data, draw_forget(seed, 12, 5), replace(config, **changes), gen(seed)))
@@ -249,7 +249,7 @@ def test_settings_choose_the_loss_and_the_end(changes, step3, stop, end):
     test_twins.py."""
     data, forget = make_data(0, n=40), draw_forget(0, 40, 6)
     config = tiny(stop=stop, gamma=1.0, **changes)
-    found = baselines.rem_as_set(small_net(0), data, forget, config, gen(0))
+    found = baselines.rem_by_config(small_net(0), data, forget, config, gen(0))
     assert_same_state(found, rem(small_net(0), data, forget, config, gen(0), until=end, step3=step3))
     assert not torch.equal(found.conv1.weight, small_net(0).conv1.weight)
 

@@ -44,7 +44,8 @@ betas = st.sampled_from([0.5, 1.0, 2.0])
 @example(0, 10, 6, True)
 def test_each_example_of_d_tr_once_an_epoch(seed, size, batch, flip):
     """A7, M7: step 3 visits each D_tr index once, reshuffled, each under its own mask row and D_f under the shared one,
-    and theta_o1 alone on the very same images; the flip makes the reference run on each batch."""
+    and theta_o1 alone on the very same images of the batches that hold some of D_f; the flip makes the reference run on
+    each batch."""
     data, forget = numbered(20, seed=seed, flip=flip), draw_forget(seed, 20, size)
     state = make_state(seed, data=data, forget=forget, batch=batch)
     own = [oracles.mask_row(0, None if i in forget else i, state.expanded.width, 0.5) for i in range(20)]
@@ -55,9 +56,11 @@ def test_each_example_of_d_tr_once_an_epoch(seed, size, batch, flip):
         redirect(state, step3_batch)
         hook.remove()
         masked, alone = ([args for args in seen if (len(args) == 2) == kind] for kind in (True, False))
-        for (x, mask), (same,) in zip(masked, alone, strict=True):
-            assert torch.equal(x, same)
+        for x, mask in masked:
             assert mask.tolist() == [own[i] for i in numbers(data, x)]
+        with_d_f = [x for x, _ in masked if set(numbers(data, x)) & set(forget.tolist())]
+        for x, (same,) in zip(with_d_f, alone, strict=True):
+            assert torch.equal(x, same)
         orders.append(sum((numbers(data, x) for x, _ in masked), []))
         assert sorted(orders[-1]) == list(range(20))
     assert orders[0] != orders[1] != orders[2]
@@ -65,14 +68,13 @@ def test_each_example_of_d_tr_once_an_epoch(seed, size, batch, flip):
 
 @given(seeds)
 def test_no_idle_passes(seed):
-    """A7: the reference runs for the terms that a batch has, once each, and theta_o1 alone has no gradient where it has
-    no term."""
+    """A7: theta_o1 alone, like the reference, runs for the terms that a batch has, once each."""
     state, asked, base = make_state(seed, data=make_data(seed, pad=1), forget=torch.tensor([0]), batch=3), [], []
     state.reference.net.register_forward_hook(lambda net, args, out: asked.append(len(args)))
     state.expanded.register_forward_hook(lambda net, args, out: base.append(out.requires_grad) if len(args) == 1
                                          else None)
     redirect(state, step3_batch)
-    assert sorted(asked) == [1] + [2] * 4 and sorted(base) == [False] * 3 + [True]  # D_f is in one batch of four
+    assert sorted(asked) == [1] + [2] * 4 and base == [True]  # D_f is in one batch of four
 
 
 # --- The loss of a batch ----------------------------------------------------------------------------------------------
@@ -93,8 +95,8 @@ def test_it_starts_at_the_reference(seed, beta, precision, flip):
 
 @given(seed=seeds, removes=st.booleans())
 def test_the_channels_of_d_f_move(seed, removes):
-    """F7, M7: step 3 moves theta_o1, D_f's own channels and both kinds of statistics, and no channel that is off in
-    every row."""
+    """F7, M7: step 3 moves theta_o1, D_f's own channels and the statistics of the passes that it makes, and no channel
+    that is off in every row."""
     state = make_state(seed, weight_decay=0.0, p_mem=0.3, extra_ratio=2.0, size=3)
     bits = state.masks[:]
     bits[:, :2] = False
@@ -111,7 +113,8 @@ def test_the_channels_of_d_f_move(seed, removes):
     assert not torch.equal(extra_tensors(state.expanded)["head.to_base"][:, 2], extra["head.to_base"][:, 2])
     assert not torch.equal(extra_tensors(state.expanded)["norm1.running_mean"], extra["norm1.running_mean"])
     for name, value in drop(state.expanded).state_dict().items():
-        assert not torch.equal(value, base.state_dict()[name]) or ".bias" in name, name
+        still = "num_batches" in name or "running" in name if not removes else False  # no pass of theta_o1 alone
+        assert torch.equal(value, base.state_dict()[name]) == still or ".bias" in name, name
 
 
 # --- Gradients for all of theta_o2 ------------------------------------------------------------------------------------

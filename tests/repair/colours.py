@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import run
-from repair.networks import build_network
+from repair.networks_by_name import build_network
 from several import ended, start
 
 ROOT = Path(run.__file__).resolve().parent

@@ -27,7 +27,7 @@ from repair import account, command
 from repair import finish as finish_module
 from repair.finish import called_otherwise, finish, finish_loss, gone_elsewhere, same_answers
 from repair.looks import looking_alike
-from repair.network import repair
+from repair.network import repair_quietly
 from repair.progress import Watch
 from train import fit
 
@@ -64,7 +64,7 @@ def learnt():
     model = build("resnet9", 0.125, classes=3, image_size=16, seed=0)
     fit(model, data, None, CONFIG, stream(0, "training"))
     model.eval()
-    return data, bad, known, stamped, model, repair(model, data, known, unlearn_epochs=2).eval()
+    return data, bad, known, stamped, model, repair_quietly(model, data, known, unlearn_epochs=2).eval()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What a user brings to a repair (repair/inputs.py, B1 to B4): the folder, lists, true labels, class order."""
+"""What a user brings to a repair (inputs.py and lists.py, B1 to B4): the folder, lists, true labels, class order."""
 
 import io
 import json
@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from image_tree import CLASSES, root, training, written  # noqa: F401
-from repair import inputs
+from repair import lists as reading
 from repair.images import Reading
-from repair.inputs import open_folder, read_bad, read_labels
+from repair.inputs import open_folder
+from repair.lists import read_bad, read_labels
 
 # --- Lists of bad images ----------------------------------------------------------------------------------------------
 
@@ -119,7 +120,7 @@ def test_a_line_that_matches_nothing_stops(tmp_path, root, name, content, words)
 
 def test_a_list_is_bounded(tmp_path, root, monkeypatch):
     """B2: no more than LARGEST bytes are read, of what a shell gives too."""
-    monkeypatch.setattr(inputs, "LARGEST", 9)
+    monkeypatch.setattr(reading, "LARGEST", 9)
     assert read_bad(written(tmp_path, "a.txt", b"ant/1.png"), training(root), root)[0].tolist() == [1]
     with pytest.raises(ValueError, match="a.txt has more than 0 MB"):
         read_bad(written(tmp_path, "a.txt", b"ant/1.png\n"), training(root), root)

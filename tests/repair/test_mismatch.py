@@ -15,7 +15,7 @@ from helpers import make_data, small_net, streamed
 from repair import mismatch
 from repair.images import Reading
 from repair.inputs import Folder
-from repair.network import repair
+from repair.network import repair_quietly
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whether a cap is reached
 
@@ -182,7 +182,7 @@ def test_networks_that_flatten_by_view():
     for source in (data, streamed(data)):
         assert mismatch.memory_format_of(net, source) == torch.contiguous_format
         assert mismatch.memory_format_of(small_net(0), source) == torch.channels_last
-        found = repair(net, source, forget, unlearn_epochs=1, gamma=1.0)
+        found = repair_quietly(net, source, forget, unlearn_epochs=1, gamma=1.0)
         assert list(found.state_dict()) == list(net.state_dict())
         assert not torch.equal(found[-1].weight, net[-1].weight)
     assert data.memory_format == torch.channels_last

@@ -28,7 +28,7 @@ from PIL import Image
 from colours import call, colours  # noqa: F401
 from helpers import gen
 from repair import page
-from repair.inputs import read_bad, read_labels
+from repair.lists import read_bad, read_labels
 from repair.page import Card, Part, is_page, page_of, spelt, thumbnail, write_page
 
 CLASSES = ["<script>alert(1)</script>", "a \"quoted\" & 'b'", "=cmd|' /C calc'!A0", "{{suspects}}", "</title>", "猫",

@@ -18,7 +18,7 @@ from colours import ROOT, add_to_net, call, colours, words  # noqa: F401
 from helpers import assert_same_state, gen, make_data, small_net, streamed
 from repair import images, network, progress
 from repair.images import in_threads
-from repair.network import repair
+from repair.network import repair_quietly
 from repair.progress import Watch
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")
@@ -121,10 +121,10 @@ def test_a_repair_tells_batches_within_the_first_epoch(monkeypatch):
 
     data, lines = make_data(0, n=1200), []
     settings = dict(unlearn_epochs=2, batch=8, stop="max")  # an epoch takes a while
-    wanted = repair(small_net(0), data, FORGET, **settings)
+    wanted = repair_quietly(small_net(0), data, FORGET, **settings)
     monkeypatch.setattr(network, "Watch", quick)  # so that a fraction of a second is long
     monkeypatch.setattr(progress, "MOST", 0.01)
-    found = repair(small_net(0), data, FORGET, say=lines.append, **settings)
+    found = repair_quietly(small_net(0), data, FORGET, say=lines.append, **settings)
     assert_same_state(found, wanted)
     assert made == ["choosing layers for theta_o2", "epoch 1/2 is under way"]
     first = next(i for i, line in enumerate(lines) if line.startswith("epoch 1/2: "))

@@ -25,7 +25,7 @@ from helpers import assert_same_state, make_data, small_net
 from models import build
 from repair import network
 from repair.mismatch import predicted
-from repair.network import choose_settings, expand_any, layer_choices, repair, synchronised
+from repair.network import choose_settings, expand_any, layer_choices, repair_quietly, synchronised
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whether a cap is reached
 
@@ -80,7 +80,7 @@ def test_how_far_a_removal_goes(monkeypatch, lost, believed, by_heart, given, ag
     chosen = choose_settings(small_net(0), 60, {"unlearn_epochs": 2})[0]
     assert used == replace(chosen, reach=reach, farther=used.farther)
     monkeypatch.setattr(ending, "BY_HEART", 2.0)
-    assert_same_state(found, repair(small_net(0), data, FORGET, unlearn_epochs=2, reach=reach))
+    assert_same_state(found, repair_quietly(small_net(0), data, FORGET, unlearn_epochs=2, reach=reach))
 
 
 def test_settings_that_a_repair_does_not_read_are_refused():
@@ -88,9 +88,9 @@ def test_settings_that_a_repair_does_not_read_are_refused():
     data, net = make_data(0, n=24), small_net(0)
     for name, value, hint in (("epochs", 1, "unlearn_epochs"), ("lr", 1e-9, "unlearn_lr"), ("alpha", 1.0, "batch, ")):
         with pytest.raises(ValueError, match=f"a repair reads no {name}; give {hint}"):
-            repair(net, data, FORGET, **{name: value})
+            repair_quietly(net, data, FORGET, **{name: value})
     with pytest.raises(TypeError, match="steps"):
-        repair(net, data, FORGET, steps=3)
+        repair_quietly(net, data, FORGET, steps=3)
 
 
 @pytest.mark.parametrize("name, values", [
@@ -103,7 +103,7 @@ def test_every_setting_that_is_taken_is_used(name, values):
     common = {"unlearn_epochs": 3, "batch": 6, "gamma": 0.0, "max_passes": 3, "unlearn_lr": 0.02, "stop": "max"}
     data, forget = make_data(0, n=24), torch.arange(6)
     data.labels[forget] = predicted(small_net(0), data)[forget]  # as learnt, so that step 2 has something to do
-    found = [repair(small_net(0), data, forget, **{**common, name: value}) for value in values]
+    found = [repair_quietly(small_net(0), data, forget, **{**common, name: value}) for value in values]
     assert not torch.equal(found[0].head.weight, found[1].head.weight)
 
 
@@ -113,7 +113,7 @@ def test_the_seed_decides_the_order_too():
     found = []
     for seed in (0, 1, 0):
         torch.manual_seed(len(found))
-        found.append(repair(small_net(0), make_data(0, n=24), FORGET, seed=seed, **settings))
+        found.append(repair_quietly(small_net(0), make_data(0, n=24), FORGET, seed=seed, **settings))
     assert_same_state(found[0], found[2])
     assert not torch.equal(found[0].head.weight, found[1].head.weight)
 
@@ -259,9 +259,9 @@ def test_wrapped_networks_and_inputs_stay(capsys):
     """P7: DataParallel and compiled networks are unwrapped; network, data and modes stay; nothing is printed."""
     data, net = make_data(0, n=24), small_net(0).eval()
     before, labels = {name: t.clone() for name, t in net.state_dict().items()}, data.labels.clone()
-    plain = repair(net, data, FORGET, unlearn_epochs=1)
+    plain = repair_quietly(net, data, FORGET, unlearn_epochs=1)
     for wrapped in (nn.DataParallel(net), nn.DataParallel(torch.compile(net, backend="eager"))):
-        assert_same_state(repair(wrapped, data, FORGET, unlearn_epochs=1), plain)
+        assert_same_state(repair_quietly(wrapped, data, FORGET, unlearn_epochs=1), plain)
     assert all(torch.equal(net.state_dict()[name], t) for name, t in before.items())
     assert torch.equal(data.labels, labels)
     assert list(plain.state_dict()) == list(before) and not any(modes_of(plain))
@@ -278,7 +278,7 @@ def test_progress_says_what_each_step_did(monkeypatch, tmp_path):
     data, told, ticks = make_data(0, n=24), [], itertools.count(step=10)  # a clock that is looked at once an epoch
     monkeypatch.setattr(network, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     for stop in ("max", "repaired"):
-        repair(small_net(0), data, FORGET, unlearn_epochs=3, stop=stop, say=told.append)
+        repair_quietly(small_net(0), data, FORGET, unlearn_epochs=3, stop=stop, say=told.append)
     lines = [line for line in told if line.startswith("epoch ")]
     assert all("updates of step 2, Acc(D_f)" in line for line in lines) and len(lines) >= 4
     assert "Acc(held out) nan" in lines[0] and "nan" not in lines[3]
@@ -286,9 +286,9 @@ def test_progress_says_what_each_step_did(monkeypatch, tmp_path):
         assert line.startswith(f"epoch {k}/3: ") and line.endswith(f"; {10 * k} s, at most {10 * (3 - k)} s left")
     how = dict(unlearn_epochs=3, stop="max", keep=tmp_path / "x.state")
     with pytest.raises(KeyboardInterrupt):
-        repair(small_net(0), data, FORGET, say=interrupt, **how)
+        repair_quietly(small_net(0), data, FORGET, say=interrupt, **how)
     told.clear()
-    repair(small_net(0), data, FORGET, say=told.append, **how)
+    repair_quietly(small_net(0), data, FORGET, say=told.append, **how)
     assert [line.rpartition("; ")[2] for line in told[-2:]] == ["10 s, at most 10 s left", "20 s, at most 0 s left"]
 
 
@@ -297,11 +297,11 @@ def test_synchronised_batchnorm(monkeypatch):
     one process the numbers are those without; what is more than a BatchNorm is refused, and so are CPUs."""
     data, net, rem = make_data(0, n=24), small_net(0), Mock(wraps=network.rem)
     monkeypatch.setattr(network, "rem", rem)
-    synced = repair(net, data, FORGET, unlearn_epochs=1, sync_batchnorm=True)
+    synced = repair_quietly(net, data, FORGET, unlearn_epochs=1, sync_batchnorm=True)
     kinds = [type(module) for module in rem.call_args.args[0].modules()]
     assert kinds.count(nn.SyncBatchNorm) == 2 and nn.BatchNorm2d not in kinds
     assert type(synced.norm1) is nn.BatchNorm2d
-    assert_same_state(synced, repair(net, data, FORGET, unlearn_epochs=1))
+    assert_same_state(synced, repair_quietly(net, data, FORGET, unlearn_epochs=1))
     expanded = expand_any(net, torch.zeros(2, 1, 8, 8), HALF, None, lambda text: None)
     monkeypatch.setattr(network, "ranks", lambda: (0, 2))  # as in a run of two processes
     with pytest.raises(ValueError, match="needs GPUs"):

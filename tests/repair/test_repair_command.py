@@ -160,7 +160,7 @@ def test_trials_note_every_choice_of_layers(monkeypatch, tmp_path):
 ])
 def test_bad_input_is_one_line_before_any_image_is_decoded(colours, capsys, monkeypatch, changed, more, words):
     """P3: one line on stderr, exit code 2, nothing written, no work."""
-    monkeypatch.setattr(images, "_decode_one", lambda *args: pytest.fail("an image was decoded"))
+    monkeypatch.setattr(images, "decode_image", lambda *args: pytest.fail("an image was decoded"))
     folder = colours["--data"]
     monkeypatch.chdir(folder)
     (folder / "LINK").symlink_to(folder / "model.pt")

@@ -42,9 +42,9 @@ def refused(world: dict, capsys, *more) -> str:
 def test_a_state_that_cannot_be_written_costs_no_repair(tmp_path, monkeypatch, error, words):
     """P9: whatever writing it raises costs a line an epoch; the network is the one that it would have been."""
     data, net, told = make_data(0, n=24), small_net(0), []
-    whole = network.repair(net, data, FORGET, **SETTINGS)
+    whole = network.repair_quietly(net, data, FORGET, **SETTINGS)
     monkeypatch.setattr(state, "write_whole", Mock(side_effect=error))
-    found = network.repair(net, data, FORGET, keep=tmp_path / "x.state", say=told.append, **SETTINGS)
+    found = network.repair_quietly(net, data, FORGET, keep=tmp_path / "x.state", say=told.append, **SETTINGS)
     assert_same_state(found, whole)
     lines = [line for line in told if line.startswith("the state of epoch")]
     assert len(lines) == 2 and all(words in line for line in lines)
@@ -57,7 +57,7 @@ def test_states_leave_room_for_the_weights(tmp_path, monkeypatch, leave):
     asked, told, net, keep = Mock(wraps=state.check_disk), [], small_net(0), tmp_path / "x.state"
     monkeypatch.setattr(state.shutil, "disk_usage", lambda place: types.SimpleNamespace(free=0))
     monkeypatch.setattr(state, "check_disk", asked)
-    network.repair(net, make_data(0, n=24), FORGET, keep=keep, leave=leave, say=told.append, **SETTINGS)
+    network.repair_quietly(net, make_data(0, n=24), FORGET, keep=keep, leave=leave, say=told.append, **SETTINGS)
     assert not keep.exists() and "MB are free, the state takes" in told[-1]
     wanted = state.bytes_of(net.state_dict()) if leave is None else leave
     assert [one.args[2] for one in asked.call_args_list] == [wanted] * 2

@@ -19,7 +19,7 @@ from engine import ending
 from experiment.settings import Config
 from helpers import assert_same_state, make_data, small_net, streamed
 from repair import network
-from repair.network import repair
+from repair.network import repair_quietly
 from repair.state import marks_of, repair_key, same_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whether a cap is reached
@@ -48,7 +48,7 @@ def cut_after(writes: int):
 def cut_off(writes: int, net, data, **more) -> None:
     """Begin a repair that is interrupted right after it has written its state so many times."""
     with cut_after(writes), pytest.raises(KeyboardInterrupt):
-        repair(net, data, FORGET, **more)
+        repair_quietly(net, data, FORGET, **more)
 
 
 def epochs_of(lines: list[str]) -> list[str]:
@@ -80,7 +80,7 @@ def test_a_repair_that_is_cut_off_anywhere_goes_on(tmp_path, make_net, more, aug
     weights and buffers bit for bit, those too that a state dict leaves out, lines of the epochs that are left, no
     further epoch once it was done."""
     data, keep, settings, whole = make_data(0, n=60, **augmentation), tmp_path / "x.state", SETTINGS | more, []
-    wanted = repair(make_net(0), data, FORGET, say=whole.append, **settings)
+    wanted = repair_quietly(make_net(0), data, FORGET, say=whole.append, **settings)
     lines = epochs_of(whole)
     for cuts in (*([k] for k in range(1, len(lines) + 1)), [1, 1]):
         keep.unlink(missing_ok=True)
@@ -89,7 +89,7 @@ def test_a_repair_that_is_cut_off_anywhere_goes_on(tmp_path, make_net, more, aug
         assert [path.name for path in tmp_path.iterdir()] == ["x.state"]
         torch.manual_seed(sum(cuts))  # the global random state decides nothing
         told = []
-        found = repair(make_net(0), data, FORGET, keep=keep, say=told.append, **settings)
+        found = repair_quietly(make_net(0), data, FORGET, keep=keep, say=told.append, **settings)
         assert_same_state(found, wanted)
         assert all(map(torch.equal, found.buffers(), wanted.buffers()))
         assert f"going on after epoch {sum(cuts)}, from {keep}" in told and epochs_of(told) == lines[sum(cuts):]
@@ -104,12 +104,12 @@ def test_the_epoch_that_comes_back_is_carried_over(tmp_path, monkeypatch):
         return torch.arange(len(index)) < (len(index) if s.epoch == 1 else 0)
 
     monkeypatch.setattr(ending, "right_on", right_on)
-    wanted = repair(small_net(0), data, FORGET, say=told.append, **settings)
+    wanted = repair_quietly(small_net(0), data, FORGET, say=told.append, **settings)
     assert len(epochs_of(told)) == 3  # two that are worse
     cut_off(2, small_net(0), data, keep=keep, **settings)
     last = torch.load(keep, weights_only=True)["expanded"]
     assert not any(torch.equal(wanted.head.weight, t) for t in last.values())
-    assert_same_state(repair(small_net(0), data, FORGET, keep=keep, **settings), wanted)
+    assert_same_state(repair_quietly(small_net(0), data, FORGET, keep=keep, **settings), wanted)
 
 
 def test_a_repair_that_went_less_far_goes_on_as_far(tmp_path, monkeypatch):
@@ -118,7 +118,7 @@ def test_a_repair_that_went_less_far_goes_on_as_far(tmp_path, monkeypatch):
     data, keep, told = make_data(0, n=60), tmp_path / "x.state", []
     monkeypatch.setattr(network, "TOO_FAR", -2.0)  # whatever Acc(held out) is
     monkeypatch.setattr(network, "TOO_NEAR", 1.0)
-    wanted = repair(small_net(0), data, FORGET, **SETTINGS)
+    wanted = repair_quietly(small_net(0), data, FORGET, **SETTINGS)
     cut_off(1, small_net(0), data, keep=keep, **SETTINGS)
     found, used = network.repaired_with(small_net(0), data, FORGET, keep=keep, say=told.append, **SETTINGS)
     assert used.reach == 0.0175
@@ -159,23 +159,23 @@ def test_the_state_of_another_repair_is_not_used(tmp_path, other):
     """P9: what decides another repair begins anew, says so, and ends as without a file."""
     keep, told = tmp_path / "x.state", []
     same = dict(model=small_net(0), data=make_data(0, n=24), forget=FORGET, **SETTINGS)
-    repair(**same, keep=keep)
+    repair_quietly(**same, keep=keep)
     kept = keep.read_bytes()
-    found = repair(**{**same, **other}, keep=keep, say=told.append)
+    found = repair_quietly(**{**same, **other}, keep=keep, say=told.append)
     assert f"{keep} is the state of another repair and will be replaced" in told
-    assert_same_state(found, repair(**{**same, **other}))
+    assert_same_state(found, repair_quietly(**{**same, **other}))
     assert keep.read_bytes() != kept
 
 
 def test_a_state_with_this_repairs_key_and_less_in_it_is_refused(tmp_path):
     """P9: a state that lacks a part, such as one of an older version, is refused and not half used."""
     keep = tmp_path / "x.state"
-    repair(small_net(0), make_data(0, n=24), FORGET, keep=keep, **SETTINGS)
+    repair_quietly(small_net(0), make_data(0, n=24), FORGET, keep=keep, **SETTINGS)
     whole = torch.load(keep, weights_only=True)
     for part in set(whole) - {"key"}:
         torch.save({name: value for name, value in whole.items() if name != part}, keep)
         with pytest.raises(ValueError, match=f"x.state is no state of this repair .*{part}.*; move it away"):
-            repair(small_net(0), make_data(0, n=24), FORGET, keep=keep, **SETTINGS)
+            repair_quietly(small_net(0), make_data(0, n=24), FORGET, keep=keep, **SETTINGS)
 
 
 @pytest.mark.parametrize("read", [lambda data: data, streamed])

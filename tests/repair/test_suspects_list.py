@@ -1,4 +1,4 @@
-"""The list of suspects that a user gets, fills in and gives back (repair/sheets.py, the column `bad` of inputs.py).
+"""The list of suspects that a user gets, fills in and gives back (suspects_list.py, the column `bad` of lists.py).
 
 S15: it says what the network believes and comes back whatever the names hold; answers are never lost.
 """
@@ -17,7 +17,7 @@ from engine.features import features
 from helpers import make_data, small_net
 from image_tree import written
 from models import build
-from repair import account, networks, sheets
+from repair import account, networks_by_name, suspects_list
 from repair.inputs import Folder, open_folder
 from repair.ranking import rank
 from repair.suspects import crossed, given_loss, logits, probe
@@ -73,7 +73,7 @@ def test_the_list_says_what_the_network_believes(world):
     assert list(rows[0]) == OURS.split(",")
     assert [row["rank"] for row in rows] == [str(i) for i in range(1, 20)]
     folder = open_folder(world["--data"], world["--bad"])
-    net, reading = networks.build_network("resnet9:0.05", 2, 12)
+    net, reading = networks_by_name.build_network("resnet9:0.05", 2, 12)
     net.load_state_dict(torch.load(world["--out"], weights_only=True))
     train, *_ = folder.load(reading)
     z, labels = logits(net, train)
@@ -142,7 +142,8 @@ def test_a_list_where_some_things_are_missing(tmp_path):
     paths = [tmp_path / "train" / "a" / f"{i}.png" for i in range(12)]
     folder = Folder(tmp_path, ['=HYPERLINK("x")', "a=b"], paths, data.labels, torch.tensor([2, 5]), None, "")
     ranking = rank(*logits(net, data), folder.forget)._replace(likely=3)
-    sheets.write_suspects(tmp_path / "r.pt", ranking, data, folder, {path: 2 * i for i, path in enumerate(paths)})
+    places = {path: 2 * i for i, path in enumerate(paths)}
+    suspects_list.write_suspects(tmp_path / "r.pt", ranking, data, folder, places)
     rows = rows_of(tmp_path / "suspects.csv")
     assert [row["likely"] for row in rows] == ["true"] * 3 + ["false"] * 7
     assert len(rows) == 10 and all(row["filename"] == f"train/a/{int(row['index']) // 2}.png" for row in rows)
@@ -177,4 +178,4 @@ def test_features_that_would_fill_the_memory_are_left_out(monkeypatch, missing, 
     (False, OURS.replace(",", ";") + "\n" + 10 * ";" + "\n")])  # as a spreadsheet saves it
 def test_what_is_never_written_over(tmp_path, answered, content):
     """S15: a list with typed answers, whatever the case, delimiter or encoding; one of ours without any may be."""
-    assert sheets.answered(written(tmp_path, "suspects.csv", content)) == answered
+    assert suspects_list.answered(written(tmp_path, "suspects.csv", content)) == answered

@@ -1,4 +1,4 @@
-"""True labels of known bad images (repair/truths.py, Y1 to Y5; a column of the lists of inputs.py): they are taught."""
+"""True labels of known bad images (repair/truths.py, Y1 to Y5; a column of the lists of lists.py): they are taught."""
 
 from dataclasses import replace
 from unittest.mock import Mock
@@ -18,7 +18,7 @@ from image_tree import root, written  # noqa: F401
 from metrics import accuracy, predict
 from repair import account, command
 from repair.inputs import open_folder
-from repair.network import repair
+from repair.network import repair_quietly
 from repair.progress import Watch
 from repair.truths import COPIES, check_truths, with_truths
 from tasks import put_trigger
@@ -98,7 +98,7 @@ def test_a_trigger_stays_on_the_copies():
 def test_true_labels_that_cannot_be(truths, words):
     """Y4: a true label that is no class, or the one that the image has, is refused by `repair` before any training."""
     with pytest.raises(ValueError, match=words):
-        repair(small_net(0), images_of(), FORGET, true_labels=truths, say=pytest.fail)
+        repair_quietly(small_net(0), images_of(), FORGET, true_labels=truths, say=pytest.fail)
     with pytest.raises(ValueError, match="ant.png is listed as bad"):
         check_truths(torch.tensor([0, -1, -1]), FORGET, images_of(), ["x.png"] * 5 + ["ant.png"] * 19)
 
@@ -112,7 +112,7 @@ def test_true_labels_are_taught():
     kinds = torch.arange(len(train)) % 3  # what draw_shapes drew
     model = claims.network(0, channels=3, classes=3)
     fit(model, train, None, Config(epochs=8, batch=32, lr=0.01), stream(0, "training"))
-    plain, taught = (repair(model, train, known, true_labels=truths) for truths in (None, kinds[known]))
+    plain, taught = (repair_quietly(model, train, known, true_labels=truths) for truths in (None, kinds[known]))
     assert bool((train.labels[known] != kinds[known]).all())
     right = [float((predict(net, train, known) == kinds[known]).double().mean()) for net in (plain, taught)]
     assert right[1] >= max(right[0], 0.9)  # 1.0 at seeds 0, 1, 2; without 0.83 on average
@@ -126,7 +126,8 @@ def test_the_state_knows_true_labels(tmp_path):
 
     def told_by(truths) -> tuple[torch.nn.Module, str]:
         told = []
-        net = repair(small_net(0), images_of(), FORGET, keep=keep, say=told.append, true_labels=truths, **settings)
+        net = repair_quietly(small_net(0), images_of(), FORGET, keep=keep, say=told.append, true_labels=truths,
+                             **settings)
         return net, "\n".join(told)
 
     (first, _), (again, told) = told_by(TRUTHS), told_by(TRUTHS)

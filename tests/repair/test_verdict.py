@@ -24,7 +24,7 @@ from repair import network as plain
 from repair.inputs import open_folder
 from repair.looks import looking_alike
 from repair.mismatch import predicted
-from repair.networks import build_network
+from repair.networks_by_name import build_network
 from repair.suspects import logits, margin, probe
 from repair.verdict import (ARGUMENTS, FLAGS, HARMED, NOT_REPAIRED, REPAIRED, Together, Verdict, changed,
                             check_believed, judge, looked_at, lowest, undoubted)
@@ -195,7 +195,7 @@ def test_a_good_repair_is_not_called_harmful(share, known):
     """Q3: where 3 to 17 % of the other images are bad and disbelieved, which counted as loss would be HARMED, a repair
     from a part of them is REPAIRED by training images alone, unless held-out ones say that it did harm."""
     model, train, _, forget, test = learnt(0, share, known)
-    repaired = plain.repair(model, train, forget)
+    repaired = plain.repair_quietly(model, train, forget)
     alone = verdict_on(model, repaired, train, forget)
     assert NOT_REPAIRED not in alone.words
     assert HARMED not in alone.words or HARMED in verdict_on(model, repaired, train, forget, test).words
@@ -209,8 +209,8 @@ def test_bad_repairs_are_told():
     model, train, bad, forget, test = learnt(0, 0.05, 0.4)
     good = torch.ones(600, dtype=torch.bool).index_fill_(0, bad, False).nonzero()[:, 0]
     chance = good[torch.randperm(len(good), generator=gen(0))[:12]]
-    ruined = plain.repair(model, train, forget, unlearn_lr=0.1, stop="max")  # the last epoch, not the best
-    useless = plain.repair(model, train, chance, max_passes=10)
+    ruined = plain.repair_quietly(model, train, forget, unlearn_lr=0.1, stop="max")  # the last epoch, not the best
+    useless = plain.repair_quietly(model, train, chance, max_passes=10)
     for heldout in (None, test):
         assert HARMED in verdict_on(model, ruined, train, forget, heldout).words
         assert verdict_on(model, model, train, forget, heldout).words == (NOT_REPAIRED,)
@@ -323,7 +323,7 @@ def test_when_nothing_is_believed(believed, of, refused):
 
 def test_the_function_refuses_and_warns():
     """Q5, Q4: `repair` raises where nothing is believed, unless it is forced; it warns with the line of its verdict,
-    but not of REPAIRED; true labels go through; what it gives back is what network.repair does."""
+    but not of REPAIRED; true labels go through; what it gives back is what network.repair_quietly does."""
     data, net, forget = make_data(0, n=60, classes=4), small_net(0), torch.arange(6)
     data.labels[forget] = (predicted(net, data)[forget] + 1) % 4
     with pytest.raises(ValueError, match=r"0.0 % of the 6 known bad images .*to go on all the same: force=True$"):
@@ -334,7 +334,7 @@ def test_the_function_refuses_and_warns():
     data.labels[forget] = predicted(net, data)[forget]
     with pytest.warns(UserWarning, match="^NOT REPAIRED: 100.0 % of the listed .*a higher unlearn_lr, optimizer adam"):
         found = repair(net, data, forget, unlearn_epochs=0)
-    assert_same_state(found, plain.repair(net, data, forget, unlearn_epochs=0))
+    assert_same_state(found, plain.repair_quietly(net, data, forget, unlearn_epochs=0))
     heldout = make_data(1, n=40, classes=4)
     heldout.labels[:] = predicted(net, heldout)
     with pytest.warns(UserWarning, match="accuracy on 40 held-out images"):
@@ -350,7 +350,7 @@ def test_the_function_compares_with_the_untouched_network(monkeypatch, held_out)
     held = make_data(1, n=40, classes=4) if held_out else None
     if held_out:
         held.labels[:] = predicted(net, held)
-    monkeypatch.setattr(plain, "repair", lambda *args, **more: other)  # a network that is known to be worse
+    monkeypatch.setattr(plain, "repaired_with", lambda *args, **more: (other, None))  # a network that is known to be worse
     alike, h = Mock(return_value=torch.arange(240) % 3 == 0), features(net, data)
     monkeypatch.setattr(verdict, "looking_alike", alike)
     counted = undoubted(data.labels, forget, looked_at(net, data)[1], probe(h, forget), alike.return_value)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from baselines import with_theta_o2
 from engine import ending
 from experiment.methods import METHODS, OF_ONE_TASK, OF_VIT, OPTIONAL, allowed_with, reads_setting
-from experiment.settings import AFTER_TRAINING, Config, PLACE
+from experiment.settings import AFTER_TRAINING, Config, OF_THE_RUN
 from helpers import gen, make_data, small_net, tiny
 from made_cells import FIELDS, RATES, cells, other
 from metrics import predict
@@ -269,9 +269,9 @@ def test_keys_hold_the_settings_that_are_read(name, cell):
     training reads, and neither with any other, nor with where and how loudly it runs."""
     changed, alone = replace(cell, **{name: other(name, getattr(cell, name))}), METHODS[cell.method].trains_alone
     idle = {each for each in FIELDS if not reads_setting(each, asdict(cell))}
-    unread = AFTER_TRAINING | PLACE | (idle & {*OF_ONE_TASK, *OF_VIT})
+    unread = AFTER_TRAINING | OF_THE_RUN | (idle & {*OF_ONE_TASK, *OF_VIT})
     unread |= set() if cell.etd or alone else {"p_mem", "ratio"}
-    same, shared = name in PLACE | idle, name in unread and not (name == "method" and alone)
+    same, shared = name in OF_THE_RUN | idle, name in unread and not (name == "method" and alone)
     if name == "data_dir" and cell.dataset == "folder":  # which is told by its path
         same = shared = False
     if name in ("device", "precision"):

@@ -1,4 +1,4 @@
-"""How far weights have moved from where they were, further along that line, and so how far a removal goes."""
+"""How far step 2 moves theta_o1: updates of one length, and the way on along their line."""
 
 import torch
 
@@ -9,13 +9,14 @@ FEWEST = 4  # passes that such updates take to `reach` at least
 FAINT = 1e-15  # norm of a gradient below which squares of its entries are lost in float32
 
 
-class Line:
+class Removal:
     """How far one step 2 takes theta_o1, and by which steps: its strength is chosen, whatever rate and momentum are.
 
     Choice: at gamma the known images are forgotten, but what they share is not; distance in weight space takes that
-    out. So the first step 2 goes on along its line until theta_o1 is `reach` of its norm away; a later one ends at
-    gamma, and no pass begins that far out. Where little of D_f was learnt there is little to take out, and going as far
-    does harm (results/tuning): below Acc(D_f) = 2 gamma it goes on by the share Acc(D_f) / gamma - 1 of `reach` alone.
+    out. So the first step 2 goes on along its line until theta_o1 is `reach` of its norm away; a later step 2 ends at
+    gamma. In neither does a pass begin once theta_o1 is `reach` away. Where little of D_f was learnt there is little to
+    take out, and going as far does harm (results/tuning): below Acc(D_f) = 2 gamma it goes on by the share
+    Acc(D_f) / gamma - 1 of `reach` alone.
     Its updates have one length, STEP, and no momentum: where the network is sure of D_f the gradient is next to
     nothing, and a hundred updates at the rate of step 3 move nothing; where it is not, the first such update goes so
     far that of two confused classes one swallows the other, and there its gradient is nothing too. The optimiser of
@@ -24,29 +25,32 @@ class Line:
     With reach 0 nothing of this happens: Algorithm 1 as printed, one optimiser for both steps, momentum carried over.
     """
 
-    def __init__(self, s, reach: float, believed: float):
-        """Args: s: Algorithm 1's state as step 2 begins; reach: >= 0, over the norm of theta_o1; believed: Acc(D_f)."""
+    def __init__(self, s, reach: float, acc_forget: float):
+        """Args: s: Algorithm 1's state as step 2 begins; reach: >= 0, over the norm of theta_o1; acc_forget: Acc(D_f),
+        a fraction."""
         gamma = s.config.gamma
         self.s, self.reach = s, reach
         # goal = reach min(1, (Acc(D_f) - gamma) / gamma)
-        self.goal = reach * min(1.0, (believed - gamma) / gamma) if gamma else reach
+        part = min(1.0, (acc_forget - gamma) / gamma) if gamma else 1.0
+        self.goal = reach * part
         self.theta_o1 = [p for p in s.expanded.theta_o1() if p.requires_grad]
-        self.begin = copies(self.theta_o1) if reach else []
+        self.theta_begin = copies(self.theta_o1) if reach else []
         # length = min(STEP, reach / (FEWEST updates of a pass))
         length = min(STEP, reach / (FEWEST * count_batches(len(s.forget), s.config.batch)))
         self.optimizer = steps_of(self.theta_o1, length) if reach else s.optimizer  # of the passes over D_f
 
-    def ended(self) -> bool:
+    def far_enough(self) -> bool:
         """Whether theta_o1 is `reach` away, so that no further pass begins."""
-        return 0 < self.reach <= moved(self.theta_o1, self.begin)
+        return 0 < self.reach <= moved(self.theta_o1, self.theta_begin)
 
-    def went_on(self, passes: int) -> bool:
-        """After `passes` passes over D_f go on along the line; returns whether theta_o1 may have moved."""
+    def carry_on(self, passes: int) -> bool:
+        """After `passes` passes over D_f let step 3's optimiser begin anew and, in the first epoch, go on along the
+        line; returns whether theta_o1 may have moved."""
         if not self.reach or not passes:
             return False
         self.s.optimizer.state.clear()
         if self.s.epoch == 1:
-            carry_on(self.theta_o1, self.begin, self.goal)
+            move_along(self.theta_o1, self.theta_begin, self.goal)
         return self.s.epoch == 1
 
 
@@ -94,7 +98,7 @@ def moved(parameters: list[torch.Tensor], begin: list[torch.Tensor]) -> float:
 
 
 @torch.no_grad()
-def carry_on(parameters: list[torch.Tensor], begin: list[torch.Tensor], reach: float) -> None:
+def move_along(parameters: list[torch.Tensor], begin: list[torch.Tensor], reach: float) -> None:
     """Go on along theta - theta_begin until it is `reach` times as long as theta_begin; weights that are there stay."""
     # theta <- theta_begin + reach ||theta_begin|| d / ||d||,  d = theta - theta_begin
     far = moved(parameters, begin)

@@ -1,4 +1,4 @@
-"""engine/scores.py, `believed`: the images that step 3 leaves out, because theta_o1 disbelieves their labels.
+"""engine/beliefs.py, `believed`: the images that step 3 leaves out, because theta_o1 disbelieves their labels.
 
 That REM with `disbelieved` 0 is Algorithm 1 as printed is in paper/test_twins.py, that NPO ignores it in
 paper/test_algorithm.py.
@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import rem as rem_module
+from engine.beliefs import believed
 from engine.ending import Never, Repaired
-from engine.lines import copies
-from engine.scores import believed
+from engine.removal import copies
 from etd import drop
 from helpers import Trusting, make_data, seeds, small_net
 from states import acc_forget, make_state, unlearn

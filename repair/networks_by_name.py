@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from engine.admission import out_of_memory
 from engine.checks import first_line
 from experiment.console import clipped
 from experiment.user_code import function_of, same_world
@@ -52,7 +53,7 @@ def build_network(model: str, classes: int, size: int | None = None, crop_pct: f
     except AssertionError as error:  # of torchvision, for a size
         raise ValueError(f"{model} cannot be built at {size} pixels, --image-size ({first_line(error)})") from error
     except (OverflowError, RuntimeError, TypeError) as error:  # widths that no tensor has
-        if "allocate" in str(error):  # told with what it asked for
+        if out_of_memory(error):  # told with what it asked for
             raise
         raise ValueError(f"--model {clipped(model)} cannot be built at {size} pixels ({first_line(error)}); give "
                          "smaller widths or another --image-size") from error

@@ -1,4 +1,4 @@
-"""engine/lines.py: `reach`, how far the first step 2 takes theta_o1.
+"""engine/removal.py: `reach`, how far the first step 2 takes theta_o1.
 
 That REM with `reach` 0 is Algorithm 1 as printed is in paper/test_twins.py, that NPO ignores it in
 paper/test_algorithm.py; which methods read it is in study/test_plan.py, its default in experiment/test_settings.py.
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import rem as rem_module
 from engine.ending import Never
-from engine.lines import STEP, carry_on, copies, moved, steps_of
+from engine.removal import STEP, copies, move_along, moved, steps_of
 from helpers import assert_close, gen, make_data, seeds, small_net
 from rem import remove
 from states import acc_forget, make_state, unlearn
@@ -46,7 +46,7 @@ def vector(tensors) -> torch.Tensor:
 
 
 def distance(tensors, begin) -> float:
-    """How far the first are from the second, over the norm of the second: the twin of engine.lines.moved."""
+    """How far the first are from the second, over the norm of the second: the twin of engine.removal.moved."""
     return float(torch.linalg.vector_norm(vector(tensors) - vector(begin)) / torch.linalg.vector_norm(vector(begin)))
 
 
@@ -79,12 +79,12 @@ def walk(state, passes: int) -> None:
 def test_the_first_goes_as_far_as_told(seed, reach, passes, optimizer):
     """A32: the first step 2 makes updates of one length down the gradient, whatever the rate, the momentum and the
     optimiser of step 3, and ends `reach` times its first norm away on their line; frozen weights stay and do not count.
-    Acc(D_f) is of there, and D_f may be believed again; a warning is of where the passes end, at gamma."""
+    Acc(D_f) is of there, and D_f may be believed again, which is no reason for a warning: the passes ended at gamma."""
     twin = started(seed)
     state = started(seed, unlearn_lr=7.0, optimizer=optimizer)
     begin, theta_o2 = copies(theta_of(state)), copies(list(state.expanded.theta_o2().values()))
     walk(twin, passes)
-    carry_on(theta_of(twin), begin, reach)
+    move_along(theta_of(twin), begin, reach)
     with acc_forget(*[0.9] * passes, 0.1, 0.6) as asked, warnings.catch_warnings():
         warnings.simplefilter("error")
         remove(state, reach=reach)
@@ -224,7 +224,7 @@ def test_distances_in_closed_form(end, far, reach, then):
     for cut in ([2], [1, 1]):
         begin, theta = (list(torch.tensor(at, dtype=torch.float64).split(cut)) for at in ([3.0, 4.0], end))
         assert moved(theta, begin) == pytest.approx(far, rel=1e-12)
-        carry_on(theta, begin, reach)
+        move_along(theta, begin, reach)
         assert_close(torch.cat(theta), torch.tensor(then, dtype=torch.float64))
         assert torch.cat(begin).tolist() == [3, 4]
     assert moved([], []) == 0 and moved(begin, []) == 0

@@ -1,4 +1,4 @@
-"""study/discovery.py: does a repaired network find what was not discovered (Sec. 4)? Scores, rounds, the command."""
+"""study/on_cells.py: does a repaired network find what was not discovered (Sec. 4)? Scores, rounds, the command."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import run
-from baselines import rem_as_set
+from baselines import rem_by_config
 from engine.features import features
 from engine.streams import stream
 from etd import mask_table
@@ -18,7 +18,7 @@ from few_images import few, fresh, refusal  # noqa: F401
 from helpers import assert_same_state, gen, make_data, make_dataset, rows_of, small_net, tiny
 from metrics import evaluate, predict
 from repair.suspects import given_loss, logits, margin, nearest, probe, suspects, tracin
-from study import discovery
+from study import suspects as on_cells
 from study.rows import load_rows
 from tasks import discover, make_task
 
@@ -35,14 +35,14 @@ def test_auroc_and_recall_equal_naive_twins(pairs, looked):
     yes, no = [s for s, w in pairs if w], [s for s, w in pairs if not w]
     if yes and no:
         twin = sum((a > b) + (a == b) / 2 for a in yes for b in no) / (len(yes) * len(no))
-        assert discovery.auroc(score, wanted) == pytest.approx(twin, abs=1e-12)
+        assert on_cells.auroc(score, wanted) == pytest.approx(twin, abs=1e-12)
     else:
         with pytest.raises(ValueError, match="undefined"):
-            discovery.auroc(score, wanted)
+            on_cells.auroc(score, wanted)
     if yes:
         order = sorted(range(len(pairs)), key=lambda i: -pairs[i][0])
         ranks = [place for place, i in enumerate(order, 1) if pairs[i][1]]
-        assert discovery.recall(ranks, looked) == sum(pairs[i][1] for i in order[:looked]) / len(yes)
+        assert on_cells.recall(ranks, looked) == sum(pairs[i][1] for i in order[:looked]) / len(yes)
 
 
 def test_rows_of_scores_count_the_undiscovered_alone():
@@ -50,19 +50,19 @@ def test_rows_of_scores_count_the_undiscovered_alone():
     task = make_task("random", make_dataset(0, n=24), 6, 0)
     forget = discover(task, 0.5, 0)
     score = torch.zeros(24).index_fill_(0, task.corrupted, 1.0).double()
-    row, = discovery.rows_of_scores({"perfect": score}, task, forget)
+    row, = on_cells.rows_of_scores({"perfect": score}, task, forget)
     assert (row["auroc"], row["recall"], row["ranks"]) == (1.0, 1.0, [1, 2, 3])
     assert (row["undiscovered"], row["images"]) == (3, 21)
-    row, = discovery.rows_of_scores({"worst": -score}, task, forget)
+    row, = on_cells.rows_of_scores({"worst": -score}, task, forget)
     assert (row["auroc"], row["recall"], row["ranks"]) == (0.0, 0.0, [19, 20, 21])
-    assert discovery.rows_of_scores({"perfect": score}, task, task.corrupted) == []
+    assert on_cells.rows_of_scores({"perfect": score}, task, task.corrupted) == []
 
 
 def test_every_score_stands_under_its_name():
     """S13, S17: before and after, given label and channel, are not taken for each other."""
     data, forget = make_data(3, n=20), torch.tensor([1, 4, 7])
     model, repaired, through = small_net(0), small_net(1), torch.randn(20, 4, generator=gen(2)).double()
-    found = discovery.every_score(model, repaired, through, data, forget)
+    found = on_cells.every_score(model, repaired, through, data, forget)
     (before, labels), (after, _), h = logits(model, data), logits(repaired, data), features(model, data)
     ce = [given_loss(z, labels) for z in (before, after, through)]
     wanted = {"CE, untouched network": ce[0], "CE, repaired network": ce[1],
@@ -89,15 +89,15 @@ def setting(seed=0, rate=0.34, **changes):
 
 def repaired(config, task, original, forget):
     """The network of the method rem, as a cell runs it."""
-    return rem_as_set(original, task.train, forget, config, stream(config.seed, "unlearning"))
+    return rem_by_config(original, task.train, forget, config, stream(config.seed, "unlearning"))
 
 
 def twin_of_rounds(config, task, original, rounds: int, users) -> list[dict]:
     """`play` in a plain loop: what is known, the network repaired from it, and the suspects that this one names."""
     known = discover(task, config.discovery, config.seed)
-    _, through = discovery.repair_cell(config, original, task.train, known)
+    _, through = on_cells.repair_cell(config, original, task.train, known)
     network = repaired(config, task, original, known)
-    scores = discovery.every_score(original, network, through, task.train, known)
+    scores = on_cells.every_score(original, network, through, task.train, known)
     rows = [(1, "", 0, known)]
     for user, looked in users:
         more = known
@@ -108,7 +108,7 @@ def twin_of_rounds(config, task, original, rounds: int, users) -> list[dict]:
                 found = [index for index in found if index in task.corrupted.tolist()]
             more = torch.tensor(sorted({*more.tolist(), *found}))
             rows.append((number, user, looked, more))
-    return discovery.rows_of_scores(scores, task, known) + [
+    return on_cells.rows_of_scores(scores, task, known) + [
         {"round": number, "user": user, "looked": looked, "known": len(more),
          "known_bad": sum(index in task.corrupted.tolist() for index in more.tolist()),
          **evaluate(repaired(config, task, original, more), task, more, original)}
@@ -122,7 +122,7 @@ def test_rounds_equal_the_plain_loop(seed, changes):
     Where nothing joins D_f the scores are exactly the first round's. The nine scores are of the original and of the
     network repaired from D_f, and the undiscovered those of this D_f."""
     cell, users = setting(seed, **changes), [("looks", 12), ("none", 5), ("none", 0)]
-    rows = list(discovery.play(*cell, 3, users))
+    rows = list(on_cells.play(*cell, 3, users))
     assert rows == twin_of_rounds(*cell, 3, users)
     assert [row["known"] for row in rows[9:] if row["user"] == "none"] == [7, 12, 2, 2]
     assert all({**row, "round": 1, "user": ""} == rows[9] for row in rows[-2:])
@@ -148,8 +148,8 @@ def test_the_channel_is_that_of_the_epoch_that_is_returned(end):
         mask = mask_table(40, expanded.width, config.p_mem, config.seed, forget)[forget[0]]
         seen.append((logits(expanded, data)[0], logits(expanded, data, mask)[0], record.get("best")))
 
-    wanted = rem_as_set(original, data, forget, config, stream(0, "unlearning"), log=log)
-    network, through = discovery.repair_cell(config, original, data, forget)
+    wanted = rem_by_config(original, data, forget, config, stream(0, "unlearning"), log=log)
+    network, through = on_cells.repair_cell(config, original, data, forget)
     assert_same_state(network, wanted)
     (epoch,) = [k for k, (base, _, _) in enumerate(seen) if torch.equal(base, logits(network, data)[0])]
     assert torch.equal(through, seen[epoch][1])
@@ -167,20 +167,20 @@ def test_tables_are_means_over_seeds():
     """S17: mean ± SEM over seeds, of each seed's mean over its cells; one seed has no SEM; rounds apart by user."""
     rows = [{"score": "s", "task": task, "discovery": 0.5, "seed": seed, "auroc": auroc, "recall": auroc / 2}
             for task, seed, auroc in (("poison", 0, 0.8), ("random", 0, 0.4), ("poison", 1, 1.0), ("random", 1, 1.0))]
-    first, *_, last = discovery.suspects_table(rows).splitlines()
+    first, *_, last = on_cells.suspects_table(rows).splitlines()
     assert first == "AUROC / recall when |undiscovered| are flagged, mean ± SEM; seeds 0, 1"
     assert last == "| s | 0.90 ± 0.10 / 0.45 ± 0.05 | 0.70 ± 0.30 / 0.35 ± 0.15 | 0.80 ± 0.20 / 0.40 ± 0.10 |"
     rows = [{"round": number, "user": user, "looked": k, "task": "poison", "discovery": 0.1, "seed": 0, "known": known,
              "known_bad": 9, "healed": 0.5, "utility": 0.8, "product": 0.4}
             for number, user, k, known in ((1, "", 0, 9), (2, "looks", 5, 10), (2, "none", 5, 14))]
-    assert discovery.round_table(rows).splitlines()[-3:] == [
+    assert on_cells.round_table(rows).splitlines()[-3:] == [
         "| 0.1 | 1 |  | 9 / 9 | 50.0 / 80.0 / 40.0 |  |  |",
         "| 0.1 | 2 | looks at 5 | 10 / 9 | 50.0 / 80.0 / 40.0 |  |  |",
         "| 0.1 | 2 | none, top 5 | 14 / 9 | 50.0 / 80.0 / 40.0 |  |  |"]
-    assert discovery.suspects_table([]) == discovery.round_table([]) == ""
+    assert on_cells.suspects_table([]) == on_cells.round_table([]) == ""
     rows = [{"score": score, "task": task, "discovery": 0.5, "seed": 0, "auroc": 0.5, "recall": 0.25}
             for score, task in (("s", "poison"), ("s", "random"), ("t", "random"))]
-    assert discovery.suspects_table(rows).splitlines()[-1] == "| t |  | 0.50 / 0.25 | 0.50 / 0.25 |"  # one was not run
+    assert on_cells.suspects_table(rows).splitlines()[-1] == "| t |  | 0.50 / 0.25 | 0.50 / 0.25 |"  # one was not run
 
 
 def test_the_picture_draws_the_scores_it_names():
@@ -189,11 +189,11 @@ def test_the_picture_draws_the_scores_it_names():
     from matplotlib.figure import Figure
     common = {"task": "poison", "discovery": 0.5, "undiscovered": 2}
     rows = [{**common, "score": score, "seed": seed, "ranks": ranks} for score, seed, ranks in
-            ((discovery.REPAIRED, 0, [1, 2]), (discovery.REPAIRED, 1, [1, 3]), (discovery.UNTOUCHED, 0, [5, 6]))]
-    figure = discovery.draw_recall(Figure(layout="constrained"), rows)
+            ((on_cells.REPAIRED, 0, [1, 2]), (on_cells.REPAIRED, 1, [1, 3]), (on_cells.UNTOUCHED, 0, [5, 6]))]
+    figure = on_cells.draw_recall(Figure(layout="constrained"), rows)
     lines = {one.get_label(): list(one.get_ydata()) for one in figure.axes[0].get_lines()}
-    assert lines[discovery.REPAIRED] == [0.0, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
-    assert lines[discovery.UNTOUCHED] == [0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 1.0]
+    assert lines[on_cells.REPAIRED] == [0.0, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
+    assert lines[on_cells.UNTOUCHED] == [0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 1.0]
     assert lines["the best there can be"] == [0, 1, 1] and len(lines) == 3
 
 
@@ -218,7 +218,7 @@ def test_what_is_there_is_not_made_again(few, tmp_path, capsys, monkeypatch):
     assert "| score | poison 0.5 | random 0.5 | all |" in told and "| 1 | 1 |  | 10 / 10 |" in told
     assert {"git", "argv", "threads", "torch", "seed", "n", "gamma"} <= set(rows[0]) and "method" not in rows[0]
     assert len(list((tmp_path / "originals").glob("*.pt"))) == 2
-    monkeypatch.setattr(discovery, "play", lambda *args: pytest.fail("done already"))
+    monkeypatch.setattr(on_cells, "play", lambda *args: pytest.fail("done already"))
     assert command(*argv) == 0
     assert capsys.readouterr().out == told
     with pytest.raises(ValueError, match="no rows"):  # `report` passes over them without a warning

@@ -2,7 +2,7 @@
 
     print(write_suspects("out/repaired.pt", ranking, data, folder, places))
 
-inputs.read_bad reads it back, with a column `bad` that the user has added.
+lists.read_bad reads it back, with a column `bad` that the user has added.
 """
 
 import csv
@@ -11,7 +11,8 @@ import math
 from pathlib import Path
 
 from experiment.files import write_whole
-from repair.inputs import Folder, csv_lines
+from repair.inputs import Folder
+from repair.lists import csv_lines
 from repair.ranking import Ranking
 
 OLDER = ("rank", "filename", "index", "given_label", "predicted_label", "score", "label_score", "similar")

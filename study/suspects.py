@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from baselines import rem_as_set
+from baselines import rem_by_config
 from engine.features import features
 from engine.streams import stream
 from etd import mask_table
-from experiment.cell import attempt, counted, find
+from experiment.cell import attempt, with_true_n, draw_forget
 from experiment.console import Parser, add_flags, tell
 from experiment.files import check_writable
 from experiment.rows import append_row, provenance
@@ -96,7 +96,7 @@ def rows_of_scores(scores: dict[str, torch.Tensor], task: Task, forget: torch.Te
 # --- Repair, look, repair again ---------------------------------------------------------------------------------------
 
 def repair_cell(config: Config, original, data, forget: torch.Tensor):
-    """REM as `experiment.unlearn` runs it; returns its network, and its logits (N, C) through D_f's channel."""
+    """REM as `experiment.cell.unlearn` runs it; returns its network, and its logits (N, C) through D_f's channel."""
     kept = {}
 
     def log(epoch: int, epochs: int, expanded, best: bool = True, **record) -> None:
@@ -104,7 +104,7 @@ def repair_cell(config: Config, original, data, forget: torch.Tensor):
             mask = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget)[forget[0]]
             kept.update(logits=logits(expanded, data, mask)[0])
 
-    network = rem_as_set(original, data, forget, config, stream(config.seed, "unlearning"), log=log)
+    network = rem_by_config(original, data, forget, config, stream(config.seed, "unlearning"), log=log)
     return network, kept["logits"]
 
 
@@ -116,7 +116,7 @@ def play(config: Config, task: Task, original, rounds: int, users: list[tuple[st
         first K suspects between rounds: "looks" takes the corrupted ones into D_f, as one who knows them when they are
         seen; "none" takes all, right or wrong.
     """
-    first = find(config, task)
+    first = draw_forget(config, task)
     repaired, through = repair_cell(config, original, task.train, first)
     yield from rows_of_scores(every_score(original, repaired, through, task.train, first), task, first)
     yield {"round": 1, "user": "", "looked": 0, **scores_of(repaired, task, first, original)}
@@ -194,7 +194,7 @@ def cells_asked(given: dict) -> list[Config]:
         raise ValueError("--out is empty; name a result file")
     cells = [resolve({**given, "method": "rem", "task": task, "seed": seed, "discovery": rate})
              for seed in lists["seed"] for task in lists["task"] for rate in lists["discovery"]]
-    cells = [counted(cell, dataset_of(cell)) if cell.task == "human" else cell for cell in cells]
+    cells = [with_true_n(cell, dataset_of(cell)) if cell.task == "human" else cell for cell in cells]
     if cells[0].unlearn_epochs < 1:
         raise ValueError("--unlearn-epochs is 0; without a repair there are no suspects")
     if none := [cell.discovery for cell in cells if round(cell.discovery * cell.n) == 0]:

@@ -1,0 +1,94 @@
+"""Image files: which there are below a folder, one of them decoded, and mean and spread of their pixels.
+
+    found = list_images(Path("pictures"), "train")       # .classes, .samples, .targets, as torchvision has them
+    image = decode_image("pictures/train/cat/1.png", 32)  # (32, 32, 3) uint8
+    mean, std = mean_and_std(images)                     # per channel, of (N, C, H, W) uint8
+"""
+
+import os
+
+import numpy as np
+import torch
+
+from experiment.files import check_readable
+
+SLIM = 16  # longer side over shorter one of an image file above which its ends are cut off before it is resized
+DECODER = 2  # of `decode_image`: raised where it reads a file otherwise than before, so that no older cache is read
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # by contents; of EPS a program is started
+MOST_PIXELS = 4096  # per side of an image that a network gets
+MOST_RESIZED = 8192  # per side of one before its centre is cropped
+
+
+def list_images(root, *choices):
+    """Return torchvision's listing (classes, samples, targets) of the first of root/choice that exists."""
+    from torchvision.datasets import ImageFolder
+
+    for choice in choices:
+        if (root / choice).is_dir():
+            try:
+                found = ImageFolder(root / choice)
+            except OSError as error:  # no classes, a class without images, a link to itself
+                raise ValueError(f"{error} (expected {root.resolve() / choice}/<class>/*.png or .jpg)") from error
+            folders = {os.path.dirname(path) for path, _ in found.samples}
+            if len({os.path.realpath(folder) for folder in folders}) < len(folders):
+                raise ValueError(f"a folder below {root.resolve() / choice} links to another one of them, so "
+                                 "images would count twice: remove the link")
+            return found
+    raise ValueError(f"no folder {root.resolve() / choices[0]}: give the folder above train/<class>/* and "
+                     "test/<class>/* or val/<class>/* (--data-dir; of repair --data, where train/ is enough)")
+
+
+def decode_image(path, size, squash=False):
+    """Return (size, size, 3) uint8: RGB, shorter side resized to `size`, centre crop; or both sides with `squash`."""
+    from PIL import Image
+
+    try:
+        check_readable(path)  # a pipe would be waited for
+        with Image.open(path, formats=FORMATS) as image:
+            image.draft("RGB", (2 * size, 2 * size))  # lets a large JPEG be decoded at a fraction of its size
+            image = (eight_bits(image) if image.mode[0] in "IF" else image).convert("RGB")
+    except Exception as error:  # PIL's decoders raise anything, and DecompressionBombError for billions of pixels
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ValueError(f"cannot decode {path} ({reason}): remove or replace it") from error
+    if squash:
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    if (short := min(image.size)) != size:
+        if max(image.size) > SLIM * short:  # resized whole it could fill the memory
+            width, height = (min(side, SLIM * short) for side in image.size)
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+        scale = size / short
+        image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
+    left, top = ((side - size) // 2 for side in image.size)
+    return np.asarray(image)[top : top + size, left : left + size]
+
+
+def eight_bits(image):
+    """Return a grey image of 16 bits as one of 8, one whose values are all of 8 bits as it is.
+
+    ValueError for other pixels, whose range is not known.
+    """
+    from PIL import Image
+
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"its pixels, {values.min():g} to {values.max():g}, are neither of 8 bits nor of 16")
+    scale = 257 if values.max() > 255 else 1  # 65535 / 257 is 255
+    return Image.fromarray((values / scale).round().astype(np.uint8))
+
+
+def mean_and_std(images):
+    """Return mean and std per channel of (N, C, H, W) uint8 in [0, 1] units, exactly, by counting pixel values.
+
+    Instead of one tensor an iterable of parts will do.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    parts = images.split(4096) if isinstance(images, torch.Tensor) else images
+    counted = sum(torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in part.transpose(0, 1)])
+                  for part in parts)  # (C, 256)
+    mean, std = [], []
+    for counts in counted:
+        share = counts.double() / counts.sum()
+        mean.append(float(share @ values))
+        std.append(max(float(share @ (values - mean[-1]) ** 2) ** 0.5, 1 / 255))  # a constant channel has std 0
+    return mean, std
