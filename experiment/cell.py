@@ -28,11 +28,11 @@ from engine.modes import eval_mode
 from engine.ranks import over_ranks, ranks
 from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
-from experiment.console import clipped, progress, tell
+from experiment.console import clipped, number_of, progress, tell
 from experiment.data import MEMORY_FORMAT, Data, Dataset
 from experiment.datasets import files_of
 from experiment.methods import METHODS, allowed_with, check_names, find_method
-from experiment.people import check_images, in_order, read_people
+from experiment.people import in_order, of_files, read_people
 from experiment.rows import NO_SCORES
 from experiment.settings import Config
 from experiment.user_code import same_world
@@ -62,7 +62,7 @@ def labels_by_people(config: Config, dataset: Dataset) -> torch.Tensor:
         raise ValueError("task human needs the labels that people gave; name their file with --human-labels")
     found = read_people(config.human_labels, config.human_column)
     if config.dataset == "folder" and found.images:
-        check_images(found, files_of(config.data_dir))
+        found = of_files(found, files_of(config.data_dir))
     return in_order(found, dataset)
 
 
@@ -211,12 +211,21 @@ def point(config: Config, net, task: Task, forget: torch.Tensor, epoch: int, **v
     base: accuracy on D_c's given labels, of theta_o1 in REM; full: the same of theta_o1 with theta_o2 under D_f's mask.
     """
     scores = evaluate(net, task, forget)
-    found = {"epoch": epoch, "base": accuracy(net, task.train, task.corrupted), **values}
+    logged = {name: plain(value) for name, value in values.items()}
+    found = {"epoch": epoch, "base": accuracy(net, task.train, task.corrupted), **logged}
     found |= {name: scores[name] for name in ("healed", "healed_undiscovered", "utility")}
     if isinstance(net, Expanded):  # D_f's row for all of D_c
         shared = mask_table(len(task.train), net.width, config.p_mem, config.seed, task.corrupted)
         found["full"] = accuracy(net, task.train, task.corrupted, masks=shared)
     return found
+
+
+def plain(value):
+    """What a row can hold of what a method logs: a text, or a finite number of any kind; else None."""
+    if value is None or isinstance(value, (int, str)):
+        return value
+    number = number_of(value)
+    return number if number is None or math.isfinite(number) else None
 
 
 def attempt(work):

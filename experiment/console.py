@@ -11,6 +11,16 @@ from dataclasses import fields
 from experiment.settings import ARCH_PRESETS, BOTH_PRESETS, DATASET_PRESETS, STAGES, Config, kind_of
 
 
+def number_of(value) -> float | None:
+    """A number of any kind, a tensor of one too, as a float; None for what is none."""
+    if isinstance(value, (str, bytes)):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
 def tell(text: str) -> None:
     """Print a line on stderr, which may be closed or full: nothing that is done depends on whether it can be read."""
     try:
@@ -96,7 +106,8 @@ def progress(label: str, quiet: bool, min_seconds: float = 0.0):
         last, since = time.perf_counter(), f"epoch {epoch}"
         left = (last - begin) / epoch * (epochs - epoch)
         if last - begin + left >= min_seconds:
-            shown = "".join(f"{name} {values[name]:8.4f}  " for name in SHOWN if name in values)
+            numbers = {name: number_of(values.get(name)) for name in SHOWN}
+            shown = "".join(f"{name} {value:8.4f}  " for name, value in numbers.items() if value is not None)
             shown = f"{shown}{last - begin:6.1f} s  {left:6.1f} s left\n"
             print(f"{clear}{label:<8} epoch {epoch:3d}/{epochs}  {shown}", end="", flush=True)
 

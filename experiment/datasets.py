@@ -23,12 +23,14 @@ import torch
 import torch.nn.functional as F
 
 from engine.checks import first_line
+from experiment.console import tell
 from experiment.data import Data, Dataset
 from experiment.files import write_whole
-from experiment.image_files import DECODER, MOST_PIXELS, decode_image, list_images, mean_and_std
+from experiment.image_files import DECODER, MOST_PIXELS, check_apart, decode_image, list_images, mean_and_std
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IMAGENETTE_CLASSES = 10
+IMAGENETTE_IMAGES = 9469  # of training
 MINI_FILE = Path(__file__).resolve().parent.parent / "data" / "fashion-mini.npz"
 
 # Choice: everything that is fixed per data set. mean, std: per channel, of the training pixels in [0, 1] at native size
@@ -159,6 +161,9 @@ def read_torchvision(name, root, image_size, download):
         found = datasets.Imagenette(root, split="train", size="160px", download=download)
         if len(found.wnids) != IMAGENETTE_CLASSES:
             raise RuntimeError(f"{len(found.wnids)} of {IMAGENETTE_CLASSES} classes are there")
+        if len(found) != IMAGENETTE_IMAGES:
+            tell(f"warning: imagenette: {len(found):,} training images, where the archive has {IMAGENETTE_IMAGES:,}: "
+                 "was it unpacked to its end?")
     except Exception as error:  # files of random bytes make torchvision raise anything
         tried, reason = root.resolve() / FILES[name], first_line(error, kind=False)
         if download:
@@ -173,14 +178,15 @@ def read_torchvision(name, root, image_size, download):
 def read_tree(root, image_size):
     """Return the arrays of root/{train,test or val}/<class>/* as square RGB images, decoded or from the cache file.
 
-    The cache's name holds the size and a hash of all paths, lengths and times, so a changed folder is never served
-    stale. Caches of earlier states stay until they are deleted by hand.
+    The cache's name holds the size and a hash of all paths, lengths, times and numbers on the disk, so a changed folder
+    is never served stale. Caches of earlier states stay until they are deleted by hand.
     Args: root: Path of the folder above train/; image_size: pixels per side; the shorter side is resized to it, the
         rest is cropped around the centre.
     Returns: dict of x_train, x_test (N, 3, H, W) uint8, y_train, y_test (N,) int64, names, mean, std.
     Raises: ValueError for missing folders, different classes in train and test, or a file that is no image.
     """
     train, test = list_images(root, "train"), list_images(root, "test", "val")
+    check_apart(train, test)
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(f"{train.root} and {test.root} must have the same classes: only one has {', '.join(odd)}")
@@ -222,7 +228,10 @@ def _checksum(arrays):
 
 
 def _fingerprint(root, *listings):
-    """Return a short hash of which files there are, how long and how old; ValueError for what is no regular file."""
+    """Return a short hash of which files there are, how long and how old; ValueError for what is no regular file.
+
+    Two files that have changed places may be alike in length and time of writing, so their numbers on the disk count.
+    """
     entries = [DECODER]
     for path, _ in (sample for found in listings for sample in found.samples):
         try:
@@ -231,7 +240,8 @@ def _fingerprint(root, *listings):
             raise ValueError(f"cannot read {path} ({error.strerror}): remove or replace it") from error
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise ValueError(f"{path} is no regular file: remove it")
-        entries.append((os.path.relpath(path, root), status.st_size, status.st_mtime_ns))
+        marks = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+        entries.append((os.path.relpath(path, root), *marks))
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
 
 

@@ -6,10 +6,13 @@
 """
 
 import os
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from experiment.console import tell
 from experiment.files import check_readable
 
 SLIM = 16  # longer side over shorter one of an image file above which its ends are cut off before it is resized
@@ -20,22 +23,60 @@ MOST_RESIZED = 8192  # per side of one before its centre is cropped
 
 
 def list_images(root, *choices):
-    """Return torchvision's listing (classes, samples, targets) of the first of root/choice that exists."""
+    """Return torchvision's listing (classes, samples, targets) of the first of root/choice that exists.
+
+    Files and folders whose names begin with a dot are left out; how many other files are none of images is told.
+    """
     from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    class Visible(ImageFolder):
+        def find_classes(self, directory):
+            names = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and not hidden(entry.name))
+            if not names:
+                raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+            return names, {name: k for k, name in enumerate(names)}
+
+    passed_over = Counter()  # by suffix
+
+    def is_image(path):
+        if any(map(hidden, Path(path).relative_to(place).parts)):
+            return False
+        image = path.lower().endswith(IMG_EXTENSIONS)
+        if not image:
+            passed_over[Path(path).suffix.lower() or "no suffix"] += 1
+        return image
 
     for choice in choices:
         if (root / choice).is_dir():
+            place = root / choice
             try:
-                found = ImageFolder(root / choice)
+                found = Visible(place, is_valid_file=is_image)
             except OSError as error:  # no classes, a class without images, a link to itself
                 raise ValueError(f"{error} (expected {root.resolve() / choice}/<class>/*.png or .jpg)") from error
             folders = {os.path.dirname(path) for path, _ in found.samples}
             if len({os.path.realpath(folder) for folder in folders}) < len(folders):
                 raise ValueError(f"a folder below {root.resolve() / choice} links to another one of them, so "
                                  "images would count twice: remove the link")
+            if passed_over:
+                kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common())
+                tell(f"warning: files below {place} are passed over, as no images by their names: {kinds}; images end "
+                     f"in {', '.join(IMG_EXTENSIONS)}")
             return found
     raise ValueError(f"no folder {root.resolve() / choices[0]}: give the folder above train/<class>/* and "
                      "test/<class>/* or val/<class>/* (--data-dir; of repair --data, where train/ is enough)")
+
+
+def hidden(name):
+    """Whether a file or folder is none that its user looks at."""
+    return name.startswith(".")
+
+
+def check_apart(train, other):
+    """Raise ValueError where two listings are of one folder, or hold one file, by way of a link."""
+    own = {os.path.realpath(path) for path, _ in train.samples}
+    if shared := next((path for path, _ in other.samples if os.path.realpath(path) in own), None):
+        raise ValueError(f"{shared} is one of the training images below {train.root}: give images that were held out")
 
 
 def decode_image(path, size, squash=False):

@@ -6,13 +6,14 @@
 
 import csv
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 
 from engine.checks import first_line
+from experiment.console import tell
 from experiment.data import Dataset
 from experiment.files import check_readable
 from experiment.pickles import asks_for_code
@@ -125,16 +126,33 @@ def whole_numbers(path: Path, name: str, values) -> torch.Tensor:
 
 # --- Order ------------------------------------------------------------------------------------------------------------
 
-def check_images(people: People, files: list[str]) -> None:
-    """Raise ValueError unless a file that names its images names those of a folder, in their order.
+def of_files(people: People, files: list[str]) -> People:
+    """Labels of a file that names its images, in the order of a folder's; ValueError unless it names just these.
 
     Suffixes may differ, and a path may begin below the folder: what it has of `files` is compared.
     """
-    for own, file in zip(people.images or (), files):
-        parts = PurePosixPath(own.replace("\\", "/")).with_suffix("").parts
-        if parts != PurePosixPath(Path(file).as_posix()).with_suffix("").parts[-len(parts):]:
-            raise ValueError(f"{people.path} has labels of {own} where the folder has {file}; give the labels of these "
-                             "images")
+    places = {named_parts(own): row for row, own in enumerate(people.images)}
+    lengths = sorted({len(parts) for parts in places}, reverse=True)
+    order = []
+    for file in files:
+        parts = named_parts(Path(file).as_posix())
+        found = next((places[parts[-n:]] for n in lengths if parts[-n:] in places), None)
+        if found is None:
+            raise ValueError(f"{people.path} has no labels of {file}, but of such as {people.images[0]}; give the "
+                             "labels of these images")
+        order.append(found)
+    if sorted(order) != list(range(len(people.images))):
+        missing = sorted(set(range(len(people.images))) - set(order))
+        which = f"labels of {people.images[missing[0]]}, which the folder has not" if missing else "one image twice"
+        raise ValueError(f"{people.path} has {which}; give the labels of the folder's images")
+    rows = torch.tensor(order)
+    clean = None if people.clean is None else people.clean[rows]
+    return replace(people, labels=people.labels[rows], clean=clean, images=[people.images[row] for row in order])
+
+
+def named_parts(path: str) -> tuple[str, ...]:
+    """The parts of a path without its suffix, whichever way its slashes lean."""
+    return PurePosixPath(path.replace("\\", "/")).with_suffix("").parts
 
 
 def in_order(people: People, dataset: Dataset) -> torch.Tensor:
@@ -165,4 +183,8 @@ def in_order(people: People, dataset: Dataset) -> torch.Tensor:
                              f"{len(given)} images, so its order is another; give the file of this very data set")
         labels = torch.empty_like(people.labels)
         labels[given.argsort(stable=True)] = people.labels[people.clean.argsort(stable=True)]
+    wrong = int((labels != given).sum())
+    if people.clean is None and 2 * wrong > len(given):
+        tell(f"warning: {people.path} has no clean labels to check its order by, and {wrong} of its {len(given)} "
+             "labels differ from the data set's: is it in the order of the images?")
     return labels if rows is None else labels[rows]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from experiment.image_files import list_images
+from experiment.image_files import check_apart, list_images
 from repair.images import Reading, load_images
 from repair.lists import read_file, read_labels, read_lists, read_text, read_truths
 
@@ -84,13 +84,13 @@ def open_folder(root: str | Path, bad, clean: str | Path | None = None, class_ma
     forget, said = read_lists(lists, paths, root, ordered)
     truths = read_truths(lists, paths, root, classes, labels)
     clean = None if clean is None else read_labels(clean, paths, root, classes, ordered)
-    heldout, passed_over = list_heldout(root, classes)
+    heldout, passed_over = list_heldout(root, classes, found)
     taught = [] if truths is None else [f"{int((truths >= 0).sum())} of these with a true label, which they are taught"]
     said = "\n".join([said, *taught, *passed_over])
     return Folder(root, classes, paths, labels, forget, clean, said, heldout, digests, truths)
 
 
-def list_heldout(root: Path, classes: list[str]) -> tuple[list[tuple[Path, int]] | None, list[str]]:
+def list_heldout(root: Path, classes: list[str], training) -> tuple[list[tuple[Path, int]] | None, list[str]]:
     """Images and classes of root/test or, where that is none, such as a folder without labels, of root/val.
 
     Returns: None where there is no such folder; and a line if test/ was passed over. Raises: ValueError of both.
@@ -99,6 +99,7 @@ def list_heldout(root: Path, classes: list[str]) -> tuple[list[tuple[Path, int]]
     for part in filter(lambda part: (root / part).is_dir(), ("test", "val")):
         try:
             found = list_images(root, part)
+            check_apart(training, found)
             if strange := sorted(set(found.classes) - set(classes)):
                 raise ValueError(f"{found.root} has the class {strange[0]!r}, which {root / 'train'} has not")
         except ValueError as error:

@@ -176,7 +176,7 @@ def main(given: dict, argv: list[str]) -> int:
         check_originals(Path(cells[0].out).parent, [original for original, _ in by_original(left)])
     pairs = [(config, original) for original, group in by_original(cells) for config in group]
     failures = sum(not play_cell(config, original, plan, argv) for config, original in pairs)
-    rows = rows_there(cells)
+    rows = [row for row in rows_there(cells) if part_of(row) in parts_of(plan)]
     print("\n\n".join(filter(None, [suspects_table(rows), round_table(rows)])))
     if figure and any("score" in row for row in rows):
         path = Path(cells[0].out)
@@ -231,11 +231,17 @@ def check_rounds(cells: list[Config], rounds: int, users: list[tuple[str, int]])
 
 def is_done(config: Config, plan: tuple[int, list]) -> bool:
     """Whether a cell's rows are there, for all scores, rounds and users."""
-    rounds, users = plan
-    wanted = {(None, 1, "", 0), *((None, i, *user) for user in users for i in range(2, rounds + 1))}
-    if round(config.discovery * config.n) < config.n:  # else there is nothing left to find
-        wanted |= {(name, None, None, None) for name in EVERY}
+    wanted = parts_of(plan)
+    if round(config.discovery * config.n) == config.n:  # there is nothing left to find
+        wanted = {part for part in wanted if part[0] is None}
     return wanted <= {part_of(row) for row in rows_there([config])}
+
+
+def parts_of(plan: tuple[int, list]) -> set[tuple]:
+    """The rows of a cell, as `part_of` names them, that a number of rounds and the users ask for."""
+    rounds, users = plan
+    scores = {(name, None, None, None) for name in EVERY}
+    return scores | {(None, 1, "", 0), *((None, i, *user) for user in users for i in range(2, rounds + 1))}
 
 
 def play_cell(config: Config, original: Config, plan: tuple[int, list], argv: list[str]) -> bool:
@@ -294,6 +300,19 @@ def is_whole(row: dict, part: tuple[str, ...]) -> bool:
 
 # --- Output -----------------------------------------------------------------------------------------------------------
 
+def in_every_seed(rows: list[dict]) -> list[dict]:
+    """Rows of the cells that every seed has: means over others would differ for that alone."""
+    seeds = {row["seed"] for row in rows}
+    there = {(row["task"], row["discovery"], row["seed"]) for row in rows}
+    return [row for row in rows if all((row["task"], row["discovery"], seed) in there for seed in seeds)]
+
+
+def note_of_seeds(part: list[dict], rows: list[dict]) -> str:
+    """How many seeds a cell has, where they are fewer than a table's rows have."""
+    count, most = (len({row["seed"] for row in runs}) for runs in (part, rows))
+    return f" (seeds: {count})" if 0 < count < most else ""
+
+
 def over_seeds(rows: list[dict], key: str, factor: float = 1.0, digits: int = 2) -> str:
     """Mean ± SEM over seeds, of each seed's mean over its rows."""
     seeds = {row["seed"] for row in rows}
@@ -309,7 +328,8 @@ def pipe_table(title: str, rows: list[dict], header: list[str], lines: list[list
 
 
 def suspects_table(rows: list[dict]) -> str:
-    """AUROC / recall at |undiscovered| of each score, per task and rate and over all, mean ± SEM over seeds."""
+    """AUROC / recall at |undiscovered| of each score, mean ± SEM over seeds: per task and rate, and over the cells that
+    every seed has."""
     rows = [row for row in rows if "score" in row]
     columns = sorted({(EVERY_TASK.index(row["task"]), row["discovery"]) for row in rows})
     lines = []
@@ -317,7 +337,8 @@ def suspects_table(rows: list[dict]) -> str:
         mine = [row for row in rows if row["score"] == score]
         parts = [[row for row in mine if (row["task"], row["discovery"]) == (EVERY_TASK[t], rate)]
                  for t, rate in columns]
-        cells = [" / ".join(over_seeds(part, key) for key in ("auroc", "recall") if part) for part in (*parts, mine)]
+        cells = [" / ".join(over_seeds(part, key) for key in ("auroc", "recall") if part) + note_of_seeds(part, rows)
+                 for part in (*parts, in_every_seed(mine))]
         lines.append([score, *cells])
     header = ["score", *(f"{EVERY_TASK[t]} {rate:g}" for t, rate in columns), "all"]
     return pipe_table("AUROC / recall when |undiscovered| are flagged", rows, header, lines)
@@ -330,7 +351,8 @@ def round_table(rows: list[dict]) -> str:
     for (rate, number, user, looked), mine in split(rows, "discovery", "round", "user", "looked").items():
         how = {"": "", "looks": f"looks at {looked}", "none": f"none, top {looked}"}[user]
         parts = [[row for row in mine if row["task"] == task] for task in shown]
-        cells = [" / ".join(over_seeds(part, name, 100, 1) for name in SCORES if part) for part in parts]
+        cells = [" / ".join(over_seeds(part, name, 100, 1) for name in SCORES if part) + note_of_seeds(part, rows)
+                 for part in parts]
         known = " / ".join(f"{mean_sem(row[name] for row in mine)[0]:.0f}" for name in ("known", "known_bad"))
         lines.append([f"{rate:g}", str(number), how, known, *cells])
     header = ["discovery", "round", "user", "known / of them bad", *shown]

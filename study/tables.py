@@ -243,8 +243,11 @@ def cells(name: str, title: str, rows: list[dict], rem: list[dict] = ()) -> Tabl
 def plane(name: str, title: str, rows: list[dict]) -> Table | None:
     """Mean product of each method in every cell that has all seeds, and over them, beside the paper's; None of none."""
     rows, lines = [row for row in rows if compared(row["method"])], []
-    seeds = [{(row["task"], row["discovery"]) for row in part} for part in split(rows, "seed").values()]
-    shared = sorted(set.intersection(*seeds) if seeds else (), key=lambda cell: (EVERY_TASK.index(cell[0]), cell[1]))
+    has = {seed: {(row["task"], row["discovery"]) for row in part}
+           for (seed,), part in split(pick(rows), "seed").items()}
+    every = set().union(*has.values())
+    shared = sorted((cell for cell in every if all(cell in cells for cells in has.values())),
+                    key=lambda cell: (EVERY_TASK.index(cell[0]), cell[1]))
     if not shared:
         return None
     rows = [row for row in rows if (row["task"], row["discovery"]) in shared]
@@ -260,7 +263,10 @@ def plane(name: str, title: str, rows: list[dict]) -> Table | None:
                       "{} / {}".format(*ended) if noted else None, theirs.get((method, etd))))
     columns = {"method": False, **{f"{task} {rate:g}": False for task, rate in shared}, "mean": True, **BESIDE,
                "gave up / idle": False, f"Table {number}": False}
-    text = f"{caption(kept, 'method', 'etd')} Table {number}: the paper's product over its data and cells."
+    lacking = ", ".join(f"seed {seed} lacks {len(every - cells)}" for seed, cells in has.items() if every - cells)
+    left_out = [f"Cells left out, which not every seed has: {len(every) - len(shared)} ({lacking})."] if lacking else []
+    text = " ".join([caption(kept, "method", "etd"), *once(kept), *left_out,
+                     f"Table {number}: the paper's product over its data and cells."])
     return table_of("plane " + name, "Plane: " + title, text, columns, lines, digits=1)
 
 

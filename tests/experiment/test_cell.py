@@ -1,6 +1,8 @@
 """One cell (experiment/cell.py): a task, an original network, one method, and what is measured (Sec. 4, Sec. 6)."""
 
 import copy
+import json
+import math
 import os
 import re
 import sys
@@ -382,7 +384,10 @@ def test_the_points_of_a_curve(name, kept):
     def own(model, data, forget, config, generator, log):
         log(0, 0, model, passes=1)  # no epoch, and no point
         log(1, 1, model, loss=0.0)
+        log(2, 2, model, loss=np.float32(0.5), acc_forget=torch.tensor(0.25), a=math.nan, b=net, c=torch.ones(2), d=3)
         return model
 
-    first, last = unlearn(tiny(curve=True), "x.py:own", own, net, task, forget)["points"]
-    assert (first["epoch"], last["epoch"], last["loss"]) == (0, 1, 0.0) and first["healed"] == last["healed"]
+    row = unlearn(tiny(curve=True), "x.py:own", own, net, task, forget)
+    first, one, last = json.loads(json.dumps(row, allow_nan=False))["points"]  # as the row file wants it
+    assert (first["epoch"], one["epoch"], one["loss"]) == (0, 1, 0.0) and first["healed"] == one["healed"]
+    assert [last[name] for name in ("loss", "acc_forget", "a", "b", "c", "d")] == [0.5, 0.25, None, None, None, 3]

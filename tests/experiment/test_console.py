@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 import run
 from experiment import console
@@ -107,14 +108,16 @@ def test_progress_is_silent_about_what_is_short(capsys, clock, quiet, least, lin
 
 
 def test_a_line_of_progress(capsys, clock):
-    """R1: the epoch, the loss, Acc(D_f) and Acc(W) where they are known, the time so far and that left."""
+    """R1: the epoch, the loss, Acc(D_f) and Acc(W) where they are numbers, the time so far and that left."""
     with progress("rem", False) as log:
         clock[0] += 20
         log(1, 10, None, passes=3, acc_held_out=0.25, acc_forget=0.125, loss=0.5)
         log(2, 10, None, loss=1.0)
+        log(4, 10, None, loss=None, acc_forget=torch.tensor(0.5), acc_held_out="high")  # as a user's method may log
     assert capsys.readouterr().out.splitlines() == [
         "rem      epoch   1/10  loss   0.5000  acc_forget   0.1250  acc_held_out   0.2500    20.0 s   180.0 s left",
-        "rem      epoch   2/10  loss   1.0000    20.0 s    80.0 s left"]
+        "rem      epoch   2/10  loss   1.0000    20.0 s    80.0 s left",
+        "rem      epoch   4/10  acc_forget   0.5000    20.0 s    30.0 s left"]
 
 
 class Terminal(io.StringIO):

@@ -160,6 +160,53 @@ def test_a_changed_folder_is_decoded_anew(tmp_path):
     assert len(read(tmp_path).test) == 5
 
 
+def test_files_that_have_changed_places_are_decoded_anew(tmp_path):
+    """R9: as alike in length and time as an archive leaves them; only which file it is tells it."""
+    write_tree(tmp_path)
+    ant, bee = tmp_path / "train" / "ant" / "0.bmp", tmp_path / "train" / "bee" / "0.bmp"
+    for path, shade in ((ant, 50), (bee, 60)):
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(path)
+        os.utime(path, (1, 1))
+    assert read(tmp_path).train.images[[0, 4], 0, 0, 0].tolist() == [50, 60]
+    for path, target in ((ant, tmp_path / "x"), (bee, ant), (tmp_path / "x", bee)):
+        path.rename(target)
+    assert read(tmp_path).train.images[[0, 4], 0, 0, 0].tolist() == [60, 50]
+
+
+# --- Which files count ------------------------------------------------------------------------------------------------
+
+def test_what_is_hidden_or_no_image_is_passed_over(tmp_path, capsys):
+    """R7: names that begin with a dot are left out, folders too; how many files are none of images is told."""
+    write_tree(tmp_path)
+    train = tmp_path / "train"
+    for hidden in (train / "ant" / ".ipynb_checkpoints", train / ".git"):
+        hidden.mkdir()
+        Image.new("RGB", (8, 8)).save(hidden / "0.png")
+    Image.new("RGB", (8, 8)).save(train / "ant" / ".0.png")
+    found = read(tmp_path)
+    assert (len(found.train), found.train.classes, capsys.readouterr().err) == (6, 2, "")
+    for name in ("a.gif", "b.GIF", "c"):
+        (train / "bee" / name).touch()
+    assert len(read(tmp_path).train) == 6
+    assert "train are passed over, as no images by their names: 2 .gif, 1 no suffix; images" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_test_images_are_no_training_images(tmp_path):
+    """R7: a test folder, or one file of it, that is a link to training images is refused."""
+    write_tree(tmp_path)
+    shutil.rmtree(tmp_path / "test")
+    (tmp_path / "test").symlink_to(tmp_path / "train")
+    with pytest.raises(ValueError, match="test/ant/0.png is one of the training images below .*train"):
+        read(tmp_path)
+    (tmp_path / "test").unlink()
+    shutil.copytree(tmp_path / "train", tmp_path / "test")
+    (tmp_path / "test" / "bee" / "0.png").unlink()
+    (tmp_path / "test" / "bee" / "0.png").symlink_to(tmp_path / "train" / "bee" / "0.png")
+    with pytest.raises(ValueError, match="test/bee/0.png is one of the training images"):
+        read(tmp_path)
+
+
 def altered(key):
     """Damage to one thing that a cache holds, whose file stays one that torch reads."""
     def damage(cache):

@@ -17,7 +17,7 @@ from PIL import Image
 import run
 from experiment.data import Dataset
 from experiment.parts import part_of
-from experiment.people import COLUMNS, People, check_images, in_order, read_people
+from experiment.people import COLUMNS, People, in_order, of_files, read_people
 from few_images import few, fresh, load_few, refusal  # noqa: F401
 from helpers import Evil, gen, make_dataset, rows_of, seeds
 from tasks import PEOPLE, discover, like_corrupted, people
@@ -139,18 +139,32 @@ def test_a_folder_is_in_the_order_of_its_classes(seed, n):
             in_order(read, replace(tree, name="cifar10"))
 
 
+def test_an_order_that_nothing_checks_is_doubted(capsys):
+    """A file without clean labels most of whose labels are others than the data set's may be in another order."""
+    data = dataset_of([0, 1, 2, 3])
+    for labels, doubted in (([0, 1, 3, 2], False), ([1, 0, 3, 3], True)):
+        assert in_order(People("x.npy", torch.tensor(labels), None), data).tolist() == labels
+        assert ("3 of its 4 labels differ" in capsys.readouterr().err) == doubted
+    in_order(replace(by_people(np.array([0, 1, 2, 3])), labels=torch.tensor([1, 0, 3, 2])), data)
+    assert capsys.readouterr().err == ""
+
+
 def test_labels_are_of_the_images_that_they_name(tmp_path):
-    """Where a table names its images it must name those of the folder, whatever their suffix and above which folder."""
-    (tmp_path / "x.csv").write_text("path,clean,aggregate\ntrain/bee/b.png,1,0\ntrain/ant/a.png,0,0\n")
-    read = read_people(tmp_path / "x.csv")
-    assert read.images == ["train/ant/a.png", "train/bee/b.png"] and read.labels.tolist() == [0, 0]
-    check_images(read, ["/some/train/ant/a.jpg", "/some/train/bee/b.png"])
-    check_images(replace(read, images=["a.png", "bee\\b"]), ["/some/train/ant/a.jpg", "/some/train/bee/b.png"])
-    check_images(replace(read, images=None), ["x"])
-    for files in (["train/bee/b.png", "train/ant/a.png"], ["train/ant/a2.png", "train/bee/b.png"],
-                  ["train/ant/a.png", "train/wasp/b.png"]):
-        with pytest.raises(ValueError, match="has labels of train/.* where the folder has .*; give the labels of"):
-            check_images(read, files)
+    """Where a table names its images it must name those of the folder, whatever their suffix and above which folder;
+    they come in the folder's order, in which what lies in a class comes before what lies deeper."""
+    (tmp_path / "x.csv").write_text("path,clean,aggregate\ntrain/bee/b.png,1,3\ntrain/ant/z/a.png,0,2\n"
+                                    "train/ant/z.png,0,1\n")
+    read, files = read_people(tmp_path / "x.csv"), ["/s/train/ant/z.jpg", "/s/train/ant/z/a.png", "/s/train/bee/b.png"]
+    found = of_files(read, files)
+    assert found.images == [file.removeprefix("/s/").replace("jpg", "png") for file in files]
+    assert (found.labels.tolist(), found.clean.tolist()) == ([1, 2, 3], [0, 0, 1])
+    short = replace(read, images=["z\\a.png", "ant/z.png", "b"], clean=None, labels=torch.tensor([2, 1, 3]))
+    assert of_files(short, files).labels.tolist() == [1, 2, 3]
+    for names, text in ((["train/ant/y.png", *files[1:]], "has no labels of train/ant/y.png, but of such as train/ant"),
+                        (files[:2], "has labels of train/bee/b.png, which the folder has not"),
+                        ([*files, files[0]], "has one image twice")):
+        with pytest.raises(ValueError, match=text):
+            of_files(read, names)
 
 
 def test_a_folder_has_the_images_that_its_labels_name(tmp_path, capsys):
@@ -168,7 +182,7 @@ def test_a_folder_has_the_images_that_its_labels_name(tmp_path, capsys):
                  for i in range(4)]
         (tmp_path / "x.csv").write_text("path,clean,aggregate\n" + "\n".join(lines))
         assert run.main(argv) == code
-    assert "has labels of ant/1.png where the folder has" in capsys.readouterr().err
+    assert "train/ant/0.png, but of such as ant/1.png; give the labels of these images" in capsys.readouterr().err
 
 
 @given(seeds)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 
 import pytest
 import torch
@@ -58,8 +59,11 @@ def test_what_is_wrong_with_a_file(tmp_path, get, purpose, kind):
 
 def world():
     """What `same_world` puts back."""
+    kernels = torch.backends.cudnn
     return (os.getcwd(), torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
-            torch.get_num_threads(), torch.get_rng_state().tolist())
+            torch.get_num_threads(), torch.get_rng_state().tolist(), torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+            kernels.benchmark, kernels.deterministic, kernels.allow_tf32, list(warnings.filters))
 
 
 CHANGES = """import os, torch
@@ -69,12 +73,19 @@ torch.set_default_device("meta")
 torch.set_grad_enabled(not torch.is_grad_enabled())
 torch.set_num_threads(3)
 torch.manual_seed(5)
+torch.set_float32_matmul_precision("medium")
+torch.use_deterministic_algorithms(True, warn_only=True)
+torch.backends.cudnn.benchmark = torch.backends.cudnn.deterministic = True
+torch.backends.cudnn.allow_tf32 = False
+import warnings
+warnings.simplefilter("ignore")
 """
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_the_world_is_as_it_was_found(device):
-    """R11: folder, dtype, device, gradients, threads and random numbers are put back, after an error too."""
+    """R11: folder, dtype, device, gradients, threads, random numbers, filters of warnings, precision and choice of
+    kernels are put back, after an error too."""
     torch.set_default_device(device)
     torch.set_grad_enabled(device == "cpu")
     torch.set_num_threads(1 if device == "cpu" else 4)

@@ -232,6 +232,16 @@ def test_the_plane_has_the_cells_of_all_seeds(tmp_path):
     alone = line(table, method="ETD alone")
     assert (alone["mean"], alone["Table 4"], alone["pairs"]) == (mean_and_sem([0.1] * 6), "50.1", "2 × 6")
     assert not make_tables("plane", load(tmp_path, [make_row(seed=0), make_row(task="random", seed=1)]))
+    assert "Cells left out, which not every seed has: 3 (seed 1 lacks 3)." in table.caption
+
+
+def test_a_run_that_failed_takes_no_cell_off_the_plane(tmp_path):
+    """V6: a seed has the cells in which some method ended well; what is left out is said, and what is counted once."""
+    rows = grid(["npo", "rem"], seeds=(0, 1)) + [make_row("no-ul", discovery=0.1, seed=seed) for seed in (0, 1)]
+    failed = make_row("rem", status="failed", task="random", discovery=0.1, seed=9)
+    whole, more = (one("plane", load(tmp_path, part)) for part in (rows, [*rows, failed]))
+    assert more.header == whole.header and "left out" not in whole.caption + more.caption
+    assert "no-ul: the same network at every discovery rate, counted once." in whole.caption
 
 
 def test_ablations_are_paired(tmp_path):

@@ -183,6 +183,19 @@ def test_tables_are_means_over_seeds():
     assert on_cells.suspects_table(rows).splitlines()[-1] == "| t |  | 0.50 / 0.25 | 0.50 / 0.25 |"  # one was not run
 
 
+def test_tables_of_seeds_that_lack_cells():
+    """S17: over all are the cells that every seed has, and what has fewer seeds than the others says so."""
+    rows = [{"score": "s", "task": task, "discovery": 0.5, "seed": seed, "auroc": auroc, "recall": 0.5}
+            for task, seed, auroc in (("poison", 0, 0.1), ("random", 0, 0.4), ("random", 1, 1.0))]
+    assert on_cells.suspects_table(rows).splitlines()[-1] == (
+        "| s | 0.10 / 0.50 (seeds: 1) | 0.70 ± 0.30 / 0.50 ± 0.00 | 0.70 ± 0.30 / 0.50 ± 0.00 |")
+    assert on_cells.suspects_table(rows[::2]).splitlines()[-1].endswith(" | 1.00 / 0.50 (seeds: 1) |  |")  # none
+    rows = [{"round": 1, "user": "", "looked": 0, "task": task, "discovery": 0.1, "seed": seed, "known": 9,
+             "known_bad": 9, "healed": 0.5, "utility": 0.8, "product": 0.4}
+            for task, seed in (("poison", 0), ("random", 0), ("random", 1))]
+    assert " | 50.0 / 80.0 / 40.0 (seeds: 1) |  | 50.0 ± 0.0 / " in on_cells.round_table(rows)
+
+
 def test_the_picture_draws_the_scores_it_names():
     """S17: a line per score, recall over the images looked at, mean over seeds."""
     pytest.importorskip("matplotlib")
@@ -218,6 +231,8 @@ def test_what_is_there_is_not_made_again(few, tmp_path, capsys, monkeypatch):
     assert "| score | poison 0.5 | random 0.5 | all |" in told and "| 1 | 1 |  | 10 / 10 |" in told
     assert {"git", "argv", "threads", "torch", "seed", "n", "gamma"} <= set(rows[0]) and "method" not in rows[0]
     assert len(list((tmp_path / "originals").glob("*.pt"))) == 2
+    with open(out, "a") as file:  # of a call with rounds and another user
+        file.write(json.dumps({**rows[9], "round": 2, "user": "none", "looked": 3}) + "\n")
     monkeypatch.setattr(on_cells, "play", lambda *args: pytest.fail("done already"))
     assert command(*argv) == 0
     assert capsys.readouterr().out == told
