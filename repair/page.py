@@ -236,8 +236,8 @@ def card_of(card: Card, classes: list[str]) -> str:
              "score": f"{card.score:.3g}", "similar": similar}
     lines = "".join(f"<dt>{name}</dt><dd>{text(value)}</dd>" for name, value in facts.items())
     small = ' class="small"' if max(card.image.shape[1:]) <= SMALL else ""
-    mark = '<span class="likely">likely</span>' if card.likely else ""
-    return (f'<li class="card{" is-likely" if card.likely else ""}" data-file="{text(card.file)}" data-rank="{overall}" '
+    mark, kind = ('<span class="likely">likely</span>', "card is-likely") if card.likely else ("", "card")
+    return (f'<li class="{kind}" data-file="{text(card.file)}" data-rank="{overall}" '
             f'data-score-rank="{by_score}" data-similar-rank="{"" if by_similar is None else by_similar}">\n'
             f'<label><img{small} src="{thumbnail(card.image)}" alt="{text(card.file)}">'
             f'{mark}<input type="checkbox">{overall} is bad</label>\n<dl>{lines}</dl>\n'

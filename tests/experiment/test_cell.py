@@ -59,7 +59,8 @@ def test_a_task_is_that_of_the_settings(name, seed):
     config, dataset = made(seed, task=name, discovery=0.3)
     ours, theirs = corrupt(config, dataset), make_task(name, dataset, 20, seed)
     for one, other in ((ours.corrupted, theirs.corrupted), (ours.train.labels, theirs.train.labels),
-                       (ours.train.images, theirs.train.images), (draw_forget(config, ours), discover(theirs, 0.3, seed))):
+                       (ours.train.images, theirs.train.images),
+                       (draw_forget(config, ours), discover(theirs, 0.3, seed))):
         assert torch.equal(one, other)
 
 

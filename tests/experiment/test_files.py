@@ -1,4 +1,4 @@
-"""A task in a file (experiment/stored_tasks.py), with the very labels that training saw (A.3); nothing in a file is run."""
+"""A task in a file (experiment/stored_tasks.py), with the labels that training saw (A.3); nothing in a file is run."""
 
 import ast
 from dataclasses import replace

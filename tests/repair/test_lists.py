@@ -294,12 +294,16 @@ def test_the_class_map(tmp_path, root):
             opened("bee\nant\n", *more)
 
 
-@pytest.mark.parametrize("name, words", [("", ""), ("1.png", ""), ("cat/1.png", "has the class 'cat', which .*")])
+@pytest.mark.parametrize("name, words", [("", ""), ("1.png", ""), ("cat/1.png", "has the class 'cat', which .*"),
+                                         ("ant/1.png", "is one of the training images below .*")])
 def test_a_test_folder_without_labels_is_passed_over(tmp_path, root, name, words):
-    """B4: where test/ has no classes or strange ones, val/ is held out, which is said; without a val/ it is refused."""
+    """B4: where test/ has no classes or strange ones, or training images by way of links, val/ is held out, which is
+    said; without a val/ it is refused."""
     (root / "test" / name).parent.mkdir(parents=True, exist_ok=True)
     (root / "test").mkdir(exist_ok=True)
-    if name:
+    if name == "ant/1.png":
+        (root / "test" / name).symlink_to(next((root / "train" / "ant").glob("*.png")))
+    elif name:
         Image.new("RGB", (8, 8)).save(root / "test" / name)
     folder = open_folder(root, written(tmp_path, "b.txt", "9"))
     assert folder.heldout == [(root / "val" / "bee" / "9.png", 1)] and f"held out is {root / 'val'}: " in folder.said

@@ -350,7 +350,7 @@ def test_the_function_compares_with_the_untouched_network(monkeypatch, held_out)
     held = make_data(1, n=40, classes=4) if held_out else None
     if held_out:
         held.labels[:] = predicted(net, held)
-    monkeypatch.setattr(plain, "repaired_with", lambda *args, **more: (other, None))  # a network that is known to be worse
+    monkeypatch.setattr(plain, "repaired_with", lambda *args, **more: (other, None))  # a network known to be worse
     alike, h = Mock(return_value=torch.arange(240) % 3 == 0), features(net, data)
     monkeypatch.setattr(verdict, "looking_alike", alike)
     counted = undoubted(data.labels, forget, looked_at(net, data)[1], probe(h, forget), alike.return_value)
