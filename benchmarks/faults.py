@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from engine.streams import stream  # noqa: E402
+from experiment.console import told_in_a_line  # noqa: E402
 from examples.repair import draw_shapes, put_sticker, write_images  # noqa: E402
 from experiment.data import Data  # noqa: E402
 from experiment.settings import Config  # noqa: E402
@@ -210,4 +211,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told_in_a_line(main))

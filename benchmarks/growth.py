@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.scale import logarithmic, peak  # noqa: E402
+from experiment.console import told_in_a_line  # noqa: E402
 from experiment.data import Data  # noqa: E402
 from expand import expand  # noqa: E402
 from repair.networks_by_name import build_network  # noqa: E402
@@ -204,4 +205,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told_in_a_line(main))

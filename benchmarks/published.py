@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this f
 
 from engine.modes import copy_of  # noqa: E402
 from engine.streams import stream  # noqa: E402
+from experiment.console import told_in_a_line  # noqa: E402
 from examples.corrupted import Trial, some  # noqa: E402
 from examples.rivals import pruned, rest_of  # noqa: E402
 from experiment.data import Data  # noqa: E402
@@ -288,4 +289,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told_in_a_line(main))

@@ -51,6 +51,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from engine.ranks import ranks  # noqa: E402
+from experiment.console import told_in_a_line  # noqa: E402
 from repair.images import Reading, load_images  # noqa: E402
 from models import build  # noqa: E402
 from repair.network import repair_quietly  # noqa: E402
@@ -198,4 +199,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told_in_a_line(main))

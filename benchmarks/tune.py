@@ -45,6 +45,7 @@ from engine.modes import eval_mode, refresh_batchnorm  # noqa: E402
 from engine.scores import accuracy_of, cross_entropy  # noqa: E402
 from engine.streams import stream  # noqa: E402
 from engine.updates import one_pass  # noqa: E402
+from experiment.console import told_in_a_line  # noqa: E402
 from etd import drop  # noqa: E402
 from experiment.cell import corrupt, draw_forget, new_model, train_original  # noqa: E402
 from experiment.data import Dataset  # noqa: E402
@@ -320,4 +321,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told_in_a_line(main))

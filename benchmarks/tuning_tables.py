@@ -14,6 +14,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.tune import KEY, SILENT, read  # noqa: E402
+from experiment.console import told_in_a_line  # noqa: E402
 from metrics import mean_sem  # noqa: E402
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
@@ -292,9 +293,12 @@ def main(argv: list[str] | None = None) -> int:
     """Print the tables of a file of rows."""
     p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     p.add_argument("--table", type=Path, required=True, metavar="ROWS", help="rows of benchmarks/tune.py")
-    print(table(read(p.parse_args(argv).table)), end="")
+    path = p.parse_args(argv).table
+    if not (rows := read(path)):
+        raise ValueError(f"{path} has no rows; name a file that benchmarks/tune.py has written")
+    print(table(rows), end="")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told_in_a_line(main))

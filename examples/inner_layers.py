@@ -17,6 +17,7 @@ from torchvision import models
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this file's own folder
 
+from experiment.console import told_in_a_line
 from repair.network import repair_quietly
 from experiment.datasets import load  # noqa: E402
 from examples.repair import draw_shapes, make, right  # noqa: E402
@@ -90,4 +91,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told_in_a_line(main))

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this f
 
 from engine.modes import eval_mode  # noqa: E402
 from engine.streams import stream  # noqa: E402
+from experiment.console import told_in_a_line  # noqa: E402
 from experiment.cell import corrupt, draw_forget, new_model, train_original  # noqa: E402
 from experiment.datasets import load  # noqa: E402
 from experiment.methods import METHODS  # noqa: E402
@@ -91,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told_in_a_line(main))

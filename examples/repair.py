@@ -14,6 +14,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this file's own folder
 
+from experiment.console import told_in_a_line  # noqa: E402
 from experiment.data import Data  # noqa: E402
 from metrics import predict  # noqa: E402
 from models import build  # noqa: E402
@@ -119,4 +120,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told_in_a_line(main))

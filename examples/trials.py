@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this f
 
 from engine.features import features  # noqa: E402
 from engine.streams import stream  # noqa: E402
+from experiment.console import told_in_a_line  # noqa: E402
 from examples.corrupted import CORRUPTIONS, TARGET, TRIGGERS, Trial, corrupt  # noqa: E402
 from examples.rivals import RIVALS, rem_alone, settings_of  # noqa: E402
 from examples.zoo import SUBJECTS, Subject  # noqa: E402
@@ -273,4 +274,4 @@ def pair(rows: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told_in_a_line(main))

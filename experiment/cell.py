@@ -28,7 +28,7 @@ from engine.modes import eval_mode
 from engine.ranks import over_ranks, ranks
 from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
-from experiment.console import clipped, number_of, progress, tell
+from experiment.console import Unheard, check_heard, clipped, number_of, progress, tell
 from experiment.data import MEMORY_FORMAT, Data, Dataset
 from experiment.datasets import files_of
 from experiment.methods import METHODS, allowed_with, check_names, find_method
@@ -232,7 +232,7 @@ def attempt(work):
     """Run work() and leave the world as it was; returns (result, seconds, error text or None).
 
     Diverging, running out of memory, or a user-supplied method that calls sys.exit is an outcome. An interrupt by the
-    user, or a reader that has closed the pipe, is none.
+    user, or a standard output that has gone away (`Unheard`), is none.
     """
     begin = time.perf_counter()
     result = failure = None
@@ -241,9 +241,10 @@ def attempt(work):
             result = work()
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
-    except (KeyboardInterrupt, BrokenPipeError):
+    except (KeyboardInterrupt, Unheard):
         raise
     except BaseException as error:
+        check_heard(error)
         if ranks()[1] > 1 and not isinstance(error, ArithmeticError):
             raise  # the other processes may know nothing of it
         place = traceback.extract_tb(error.__traceback__)[-1]

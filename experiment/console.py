@@ -2,13 +2,41 @@
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import threading
 import time
 from dataclasses import fields
+from pathlib import Path
 
+from engine.checks import first_line
 from experiment.settings import ARCH_PRESETS, BOTH_PRESETS, DATASET_PRESETS, STAGES, Config, kind_of
+
+
+class Unheard(BaseException):
+    """Standard output has gone away: a reader that has enough, a closed terminal, a full disk behind a log file.
+
+    Like an interrupt it is no failure of the work that printed, and passes by what turns failures into rows.
+    """
+
+
+def check_heard(error: BaseException) -> None:
+    """Raise Unheard where an error comes of a standard output that has gone away."""
+    if isinstance(error, OSError) and isinstance(sys.stdout, io.TextIOBase):
+        try:
+            sys.stdout.flush()  # what could not be written is still to be written
+        except (OSError, ValueError):
+            raise Unheard(str(error)) from error
+
+
+def told_in_a_line(main) -> int:
+    """Call main() and return what it does; of a wrong value or a missing file print a line on stderr and return 2."""
+    try:
+        return main()
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        tell(f"{Path(sys.argv[0]).name}: {first_line(error, kind=isinstance(error, OSError))}")
+        return 2
 
 
 def number_of(value) -> float | None:

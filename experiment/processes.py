@@ -40,6 +40,9 @@ def joined(argv: list[str], single):
         torch.cuda.set_device(from_torchrun("LOCAL_RANK", 0))
     for name in ("RANK", "MASTER_PORT"):
         from_torchrun(name, 0)
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} in the environment and {missing[0]} is not there; "
+                         "unset it, or start the command by torchrun")
     store, rank, size = next(iter(rendezvous("env://")))
     dist.init_process_group(store=store, rank=rank, world_size=size)
     try:

@@ -49,17 +49,17 @@ class Config:
     capacity: float = of_network(0.5, "width over that of the 100 % network, Table 4", "(0, 1]")
     patch: int = of_network(8, "ViT: pixels per side of a patch", "[1, inf)")
     dim: int = of_network(512, "ViT: embedding dimension; its 8 heads share it, an MLP has 3 times as much", "[8, inf)")
-    depth: int = of_network(4, "ViT: transformer blocks", "[1, inf)")
+    depth: int = of_network(4, "ViT: transformer blocks", "[1, 1000]")
     ratio: float | None = of_network(None, "theta_o2's width over theta_o1's (default: 1 / capacity - 1)", "[0, inf)")
     p_mem: float = of_network(Settings.p_mem, "share of theta_o2 that a mask turns on", "[0, 1]")
 
     etd: bool = of_training(False, "train with example-tied dropout, then unlearn from it")
     epochs: int = of_training(40, "epochs of training, of the original and in retrain; all of them run", "[0, inf)")
-    batch: int = of_training(Settings.batch, "batch size, of unlearning too", "[2, inf)")
+    batch: int = of_training(Settings.batch, "batch size, of unlearning too", "[2, 1000000000]")
     optimizer: str = of_training(Settings.optimizer, "sgd or adam", choices=("sgd", "adam"))
-    lr: float = of_training(0.025, "peak rate; ends at a fifth", "[0, inf)")
+    lr: float = of_training(0.025, "peak rate; ends at a fifth", "[0, 1e30]")
     momentum: float = of_training(Settings.momentum, "momentum of SGD", "[0, 1)")
-    weight_decay: float = of_training(Settings.weight_decay, "weight decay of SGD", "[0, inf)")
+    weight_decay: float = of_training(Settings.weight_decay, "weight decay of SGD", "[0, 1e30]")
     augment: bool = of_training(True, "crop and flip as is usual for the data set")
     precision: str = of_training(Settings.precision, "float32, bf16 or auto: bf16 on GPUs",
                                  choices=("auto", "float32", "bf16"))
@@ -71,7 +71,7 @@ class Config:
     stop: str = of_unlearning("repaired", "end of REM: repaired (after two epochs in a row that are no better; the "
                               "latest level with the best is returned) or max (all epochs run; the last is returned)",
                               choices=("repaired", "max"))
-    unlearn_lr: float = of_unlearning(Settings.unlearn_lr, "epsilon of Alg. 1", "[0, inf)")
+    unlearn_lr: float = of_unlearning(Settings.unlearn_lr, "epsilon of Alg. 1", "[0, 1e30]")
     gamma: float = of_unlearning(Settings.gamma, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")
     beta: float = of_unlearning(Settings.beta, "beta of Eq. 2", "(0, inf)")
     max_passes: int = of_unlearning(Settings.max_passes, "most passes over D_f in one step 2, then a warning",

@@ -12,6 +12,9 @@ import torch
 from engine.checks import first_line
 
 
+USERS = "user_"  # how the name of a user's file begins as a module
+
+
 def function_of(text: str, purpose: str):
     """The function that "path/to/file.py:function" names.
 
@@ -21,7 +24,7 @@ def function_of(text: str, purpose: str):
     path, _, name = text.rpartition(":")
     if not Path(path).is_file():
         raise ValueError(f"no file {path} for {purpose}; give path/to/file.py:function")
-    spec = importlib.util.spec_from_file_location(f"user_{Path(path).stem}", path)
+    spec = importlib.util.spec_from_file_location(USERS + Path(path).stem, path)
     try:
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # known by name, as dataclasses want it
         with same_world():

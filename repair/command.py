@@ -158,6 +158,8 @@ def main(given: dict, argv: list[str]) -> int:
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} (the rate is --lr)") from error
     if ranks()[0] == 0:  # the first process writes, and this first: what follows costs no repair
+        begun = {"unfinished": "the repair has not come to its end", "scores": {}, "sha256": digests, "settings": {}}
+        written(lambda: write_whole(report_file, lambda file: file.write(json.dumps(begun).encode())), keep, say)
         written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
     finished = None
     similar = functools.cache(lambda: similarity(model, train, folder.forget, config.seed))  # a pass, of many uses

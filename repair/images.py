@@ -159,7 +159,7 @@ def in_threads(work, n: int, workers: int | None, step) -> None:
                 raise
             step()
 
-    with ThreadPoolExecutor(count := workers or cores()) as pool:
+    with ThreadPoolExecutor(count := max(1, min(cores() if workers is None else workers, n))) as pool:
         try:
             for task in [pool.submit(take) for _ in range(count)]:
                 task.result()
@@ -177,13 +177,13 @@ def load_images(paths: list[Path], labels: torch.Tensor, classes: int, reading: 
     Raises: ValueError for a file that cannot be decoded, without `skip`; where none can.
     """
     if reading.size_of(len(paths)) <= room:
-        images, kept = decode(paths, reading, workers or cores(), skip)
+        images, kept = decode(paths, reading, workers, skip)
         check_some(kept, paths)
         mean, std = (reading.mean, reading.std) if reading.mean else mean_and_std(images)
         return Data(images, labels[kept], classes, tuple(mean), tuple(std)), kept
     mean, std, kept = reading.mean, reading.std, torch.arange(len(paths))
     if skip or mean is None:
-        *moments, kept = survey(paths, reading, workers or cores(), skip)
+        *moments, kept = survey(paths, reading, workers, skip)
         check_some(kept, paths)
         mean, std = (mean, std) if mean else moments
     files = Files([paths[i] for i in kept], labels[kept], reading)

@@ -78,6 +78,8 @@ def own_network(name: str, detail: str):
     if detail and not re.fullmatch(r"[0-9]+[.]?[0-9]*|[.][0-9]+", detail):
         raise ValueError(f"--model {name}:{detail}: after the colon stands a factor of the widths, such as {name}:0.5")
     capacity = float(detail or 1)
+    if not capacity > 0:
+        raise ValueError(f"--model {name}:{detail}: the factor of the widths must be above 0")
     return lambda classes, size: build(name, capacity, classes=classes, image_size=size), {}
 
 
@@ -129,7 +131,7 @@ def timm_network(name: str, detail: str):
     except ImportError as error:
         raise ValueError(f"{name}:{detail} needs timm: pip install timm") from error
     if detail.partition(".")[0] not in timm.list_models():  # resnet18.a1_in1k: the tag names its weights
-        raise ValueError(f"timm has no network {detail!r}")
+        raise ValueError(f"timm has no network {detail!r}; timm.list_models() names those that it has")
     usual = timm.get_pretrained_cfg(detail)
 
     def make(classes: int, image_size: int) -> nn.Module:

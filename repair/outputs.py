@@ -1,6 +1,7 @@
 """What a repair writes, each file whole or not at all: where its files go, and what they must not replace."""
 
 import argparse
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from repair.networks_by_name import FILES
 from repair.page import is_page
 from repair.suspects_list import answered, beside
 
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # of a disk, or of what one user may have of it
 ENDINGS = (*FILES, ".tar", ".json", ".state", ".html")  # what a file's name may end in; the last three are refused
 
 
@@ -83,7 +85,7 @@ def written(write, state: Path | None, say) -> None:
     try:
         write()
     except OSError as error:
-        if state is None or not state.exists():
+        if error.errno not in FULL or state is None or not state.exists():
             raise
         say(f"{error.strerror or error}: {state} is removed to make room")
         state.unlink()

@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import shutil
+import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from engine.modes import modes_of
 from experiment.data import Data
 from experiment.files import check_readable, write_whole
 from experiment.pickles import asks_for_code
+from experiment.settings import VERSION
+from experiment.user_code import USERS
 from repair.images import Files
 from rem import State
 
@@ -75,20 +79,28 @@ def load_state(state: State, end, path: str | Path) -> None:
 
 
 def repair_key(model, data, forget: torch.Tensor, *settings) -> str:
-    """SHA-256 of what decides a repair: the network and its weights, modes and what is frozen in it; how images are
-    read, LOOKED_AT of them, labels, D_f and settings.
+    """SHA-256 of what decides a repair: the version of the code; the network and its weights, modes, what is frozen in
+    it and the user's file that it is of; how images are read, LOOKED_AT of them, labels, D_f and settings.
 
     It is the same for images in memory and for streamed ones, which a rerun may need where less memory is free; all of
     the images count in `marks_of`.
     """
     reading = tuple(data.shape), tuple(data.mean), tuple(data.std), data.pad, data.flip
     kind = re.sub(r" at 0x[0-9a-f]+", "", str(model)), modes_of(model), [p.requires_grad for p in model.parameters()]
-    key = hashlib.sha256(repr((kind, reading, settings)).encode())
+    key = hashlib.sha256(repr((VERSION, kind, reading, settings)).encode())
+    for path in files_of(model):
+        key.update(path.read_bytes())
     few = torch.arange(LOOKED_AT) * (len(data) - 1) // (LOOKED_AT - 1)
     ((images, _),) = data._read(few, [slice(0, len(few))], None)  # as they are stored, the same on every device
     for value in (*model.state_dict().values(), images, data.labels, forget):
         key.update(raw(value) if isinstance(value, torch.Tensor) else repr(value).encode())  # what modules keep besides
     return key.hexdigest()
+
+
+def files_of(model) -> list[Path]:
+    """The users' files (experiment/user_code.py) that a network's modules are of, each once."""
+    names = sorted({type(module).__module__ for module in model.modules()})
+    return [Path(sys.modules[name].__file__) for name in names if name.startswith(USERS) and name in sys.modules]
 
 
 def raw(value: torch.Tensor):
@@ -144,6 +156,7 @@ def resume(state, end, path: str | Path, key: str, marks: dict[str, str]) -> str
         alike = same_images(content["marks"], marks)  # which states of older versions have not
         del content  # it is mapped to the file, which may be replaced
         if same and alike:
+            check_whole(path)
             load_state(state, end, path)
     except Exception as error:  # a file of something else can raise anything
         raise ValueError(f"{path} is no state of this repair ({why_refused(path, error)}); move it away to begin "
@@ -153,6 +166,13 @@ def resume(state, end, path: str | Path, key: str, marks: dict[str, str]) -> str
     if not alike:
         return f"{path} is the state of a repair of other images and will be replaced: some have changed since"
     return f"going on after epoch {state.epoch}, from {path}"
+
+
+def check_whole(path: Path) -> None:
+    """Raise ValueError unless a file of torch.save is as it was written, by the checksums in it, which torch ignores."""
+    with zipfile.ZipFile(path) as archive:
+        if name := archive.testzip():
+            raise ValueError(f"{name} in it is damaged")
 
 
 def why_refused(path: Path, error: Exception) -> str:

@@ -5,6 +5,7 @@
     python run.py report runs/cells.jsonl --table 4,cells --format latex --seeds 0
 """
 
+import argparse
 import csv
 import hashlib
 import io
@@ -80,9 +81,16 @@ FORMATS = {"markdown": (markdown, ".md"), "latex": (latex, ".tex"), "csv": (as_c
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
+def named(path: str) -> str:
+    """A path that is not empty, as an unset variable of a shell is."""
+    if not path:
+        raise argparse.ArgumentTypeError("an empty name; name result files, or folders of them")
+    return path
+
+
 def add_arguments(p: Parser) -> None:
     """The flags; a wrong one is one line on stderr and exit code 2."""
-    p.add_argument("results", nargs="+", help="result files of run.py, or folders for every *.jsonl below them")
+    p.add_argument("results", nargs="+", type=named, help="result files of run.py, or folders for every *.jsonl below them")
     p.add_argument("--table", help=f"tables, separated by commas: {', '.join(NAMES)} or all (default: mean)")
     p.add_argument("--figure", help=f"figures, separated by commas: {', '.join(DRAW)} or all; needs --out, matplotlib")
     p.add_argument("--seeds", "--seed", metavar="LIST", help="only rows of these, 0,1 or 0:4:1 (default: all)")

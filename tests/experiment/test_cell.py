@@ -1,6 +1,8 @@
 """One cell (experiment/cell.py): a task, an original network, one method, and what is measured (Sec. 4, Sec. 6)."""
 
 import copy
+import errno
+import io
 import json
 import math
 import os
@@ -20,6 +22,7 @@ from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
 from experiment import cell
 from experiment.cell import attempt, corrupt, draw_forget, new_model, point, train_original, unlearn
+from experiment.console import Unheard
 from experiment.methods import METHODS, allowed_with
 from experiment.settings import AFTER_TRAINING, OF_THE_RUN
 from helpers import assert_same_state, gen, make_data, make_dataset, small_net, tiny
@@ -318,6 +321,22 @@ def test_what_an_odd_method_does_reaches_no_other(capsys, kind):
         place = "test_cell" if kind in ("leaves", "base", "lines") else "cell"
         assert re.fullmatch(rf"{re.escape(error)} \({place}\.py:\d+\)", row["error"])
         assert capsys.readouterr().err == f"failed: {row['error']}\n"
+
+
+@pytest.mark.parametrize("reason", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+def test_a_standard_output_that_has_gone_is_no_failure(monkeypatch, capsys, reason):
+    """R3, R12: of it no row is made, whoever printed; an error of the same kind is one where the output is heard."""
+    assert str(OSError(reason, "x")) in attempt(lambda: raised(OSError(reason, "x")))[2]
+
+    class Gone(io.StringIO):
+        def flush(self):
+            raise OSError(reason, "gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Gone())
+        with pytest.raises(Unheard):
+            attempt(lambda: print("a line", flush=True))
+        assert "ValueError: mine" in attempt(lambda: raised(ValueError("mine")))[2]
 
 
 def test_errors_of_one_process_of_several(monkeypatch, capsys):

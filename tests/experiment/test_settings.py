@@ -115,12 +115,12 @@ def test_choices_are_checked(name):
 def test_the_ends_of_every_range(name):
     """R2: an interval takes what is inside, an end with a square bracket, and neither beyond nor infinity."""
     within, whole = FIELDS[name].metadata["within"], FIELDS[name].type in (int, int | None)
-    near = 1 if whole else 1e-9
-    for text, bracket, inwards in zip(within[1:-1].split(", "), (within[0], within[-1]), (near, -near), strict=True):
+    for text, bracket, side in zip(within[1:-1].split(", "), (within[0], within[-1]), (1, -1), strict=True):
         if text == "inf":
             taken, refused = [], [float("inf")]
         else:
             end = int(text) if whole else float(text)
+            inwards = side * (1 if whole else 1e-9 * max(1, end))
             taken, refused = [end + inwards], [end - inwards]
             (taken if bracket in "[]" else refused).append(end)
         for value in taken:

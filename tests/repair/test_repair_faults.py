@@ -107,6 +107,25 @@ def test_room_is_made_once(tmp_path):
     assert told == [f"full: {kept} is removed to make room"]
 
 
+def test_no_room_is_made_where_room_is_not_what_lacks(tmp_path):
+    """P9: what may not be written, on a disk with room, costs no state."""
+    kept = tmp_path / "x.state"
+    kept.write_bytes(b"state")
+    with pytest.raises(PermissionError):
+        outputs.written(Mock(side_effect=PermissionError(errno.EACCES, "no")), kept, pytest.fail)
+    assert kept.read_bytes() == b"state"
+
+
+def test_a_repair_without_a_state_that_is_cut_off_begins_anew(colours, monkeypatch, capsys):
+    """P9: the weights that lie there are known as a repair's, which has not come to its end, and may be replaced."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(command, "finish", Mock(side_effect=KeyboardInterrupt))
+        call(colours, *SHORT, "--checkpoint-every", 0)
+    assert colours["--out"].is_file() and "unfinished" in report_of(colours)
+    assert call(colours, *SHORT, "--checkpoint-every", 0) == 0
+    assert "unfinished" not in report_of(colours)
+
+
 def test_the_room_of_a_state_is_not_underrated(tmp_path):
     """P9: the estimate is at least the file, and not far above it; a folder that is not there yet is made."""
     content = {"a": {"b": [torch.zeros(1000), torch.zeros(3, dtype=torch.int64)]}, "c": torch.zeros(50_000), "d": "x"}

@@ -17,8 +17,9 @@ from torch import nn
 from colours import call, colours  # noqa: F401
 from engine import ending
 from experiment.settings import Config
+from experiment.user_code import function_of
 from helpers import assert_same_state, make_data, small_net, streamed
-from repair import network
+from repair import network, state
 from repair.network import repair_quietly
 from repair.state import marks_of, repair_key, same_images
 
@@ -165,6 +166,38 @@ def test_the_state_of_another_repair_is_not_used(tmp_path, other):
     assert f"{keep} is the state of another repair and will be replaced" in told
     assert_same_state(found, repair_quietly(**{**same, **other}))
     assert keep.read_bytes() != kept
+
+
+@pytest.mark.parametrize("what", ["version", "file"])
+def test_the_state_of_other_code_is_not_used(tmp_path, monkeypatch, what):
+    """P9: nor is a state of another version, or of a network whose user has changed its file since."""
+    path, keep, told = tmp_path / "mine.py", tmp_path / "x.state", []
+
+    def again(text: str) -> None:
+        path.write_text("from helpers import small_net\nclass Net(type(small_net(0))):\n    pass\n" + text)
+        net = function_of(f"{path}:Net", "a test")()
+        net.load_state_dict(small_net(0).state_dict())
+        repair_quietly(net, make_data(0, n=24), FORGET, keep=keep, say=told.append, **SETTINGS)
+
+    again("")
+    again("")
+    assert not any("another repair" in line for line in told) and any("going on after" in line for line in told)
+    if what == "version":
+        monkeypatch.setattr(state, "VERSION", "0.0.1")
+    again("# other\n" if what == "file" else "")
+    assert any("is the state of another repair and will be replaced" in line for line in told)
+
+
+def test_a_state_that_was_altered_is_refused(tmp_path):
+    """P9: one bit of one weight is enough, which torch itself does not notice."""
+    keep = tmp_path / "x.state"
+    repair_quietly(small_net(0), make_data(0, n=24), FORGET, keep=keep, **SETTINGS)
+    content = bytearray(keep.read_bytes())
+    at = content.find(torch.load(keep, weights_only=True)["expanded"]["net.head.base.weight"].numpy().tobytes())
+    content[at + 3] ^= 64
+    keep.write_bytes(content)
+    with pytest.raises(ValueError, match="x.state is no state of this repair .* in it is damaged.*; move it away"):
+        repair_quietly(small_net(0), make_data(0, n=24), FORGET, keep=keep, **SETTINGS)
 
 
 def test_a_state_with_this_repairs_key_and_less_in_it_is_refused(tmp_path):
