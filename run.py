@@ -28,7 +28,7 @@ import torch
 from engine.checks import first_line
 from engine.ranks import ranks
 from experiment.cell import attempt, choose_methods, corrupt, draw_forget, new_model, train_original, unlearn
-from experiment.console import Parser, Unheard, add_flags, check_heard, clipped, tell
+from experiment.console import Parser, Unheard, add_flags, clipped, tell
 from experiment.datasets import load
 from experiment.devices import check_precision, check_room, choose_device, describe
 from experiment.files import check_writable
@@ -84,17 +84,11 @@ def main(argv: list[str] | None = None) -> int:
         except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:  # torch's, for absurd sizes
             tell(f"run.py: {clipped(what_went_wrong(error), 2000)}")
             return 2
-        except (Unheard, OSError) as error:
-            try:
-                check_heard(error)
-            except Unheard:
-                pass
-            else:  # a disk that is full, a file that went away
-                if not isinstance(error, Unheard):
-                    tell(f"run.py: {type(error).__name__}: {error}")
-                    return 1
-            # the reader of its output, such as head, has enough; or Python complains when it ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (BrokenPipeError, Unheard):  # the reader of its output, such as head, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+            return 1
+        except OSError as error:  # a disk that is full, a file that went away
+            tell(f"run.py: {type(error).__name__}: {error}")
             return 1
 
 

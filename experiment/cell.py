@@ -28,7 +28,7 @@ from engine.modes import eval_mode
 from engine.ranks import over_ranks, ranks
 from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
-from experiment.console import Unheard, check_heard, clipped, number_of, progress, tell
+from experiment.console import Unheard, clipped, is_heard, number_of, progress, tell
 from experiment.data import MEMORY_FORMAT, Data, Dataset
 from experiment.datasets import files_of
 from experiment.methods import METHODS, allowed_with, check_names, find_method
@@ -244,7 +244,8 @@ def attempt(work):
     except (KeyboardInterrupt, Unheard):
         raise
     except BaseException as error:
-        check_heard(error)
+        if isinstance(error, OSError) and not is_heard():
+            raise Unheard(str(error)) from error
         if ranks()[1] > 1 and not isinstance(error, ArithmeticError):
             raise  # the other processes may know nothing of it
         place = traceback.extract_tb(error.__traceback__)[-1]

@@ -2,8 +2,8 @@
 
 import argparse
 import contextlib
-import io
 import os
+import select
 import sys
 import threading
 import time
@@ -21,13 +21,24 @@ class Unheard(BaseException):
     """
 
 
-def check_heard(error: BaseException) -> None:
-    """Raise Unheard where an error comes of a standard output that has gone away."""
-    if isinstance(error, OSError) and isinstance(sys.stdout, io.TextIOBase):
-        try:
-            sys.stdout.flush()  # what could not be written is still to be written
-        except (OSError, ValueError):
-            raise Unheard(str(error)) from error
+def say(text: str) -> None:
+    """Print a text at once, as it is; raises Unheard where standard output has gone away."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        raise Unheard(str(error)) from error
+
+
+def is_heard() -> bool:
+    """Whether standard output has a reader: False for a pipe or a terminal whose other end is closed."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    ends = select.poll()
+    try:
+        ends.register(sys.stdout.fileno(), 0)
+        return not ends.poll(0)
+    except (AttributeError, OSError, ValueError):  # what has no file, or is closed, was so from the start
+        return True
 
 
 def told_in_a_line(main) -> int:
@@ -137,7 +148,7 @@ def progress(label: str, quiet: bool, min_seconds: float = 0.0):
             numbers = {name: number_of(values.get(name)) for name in SHOWN}
             shown = "".join(f"{name} {value:8.4f}  " for name, value in numbers.items() if value is not None)
             shown = f"{shown}{last - begin:6.1f} s  {left:6.1f} s left\n"
-            print(f"{clear}{label:<8} epoch {epoch:3d}/{epochs}  {shown}", end="", flush=True)
+            say(f"{clear}{label:<8} epoch {epoch:3d}/{epochs}  {shown}")
 
     def watch() -> None:
         with contextlib.suppress(OSError):  # a terminal that is gone

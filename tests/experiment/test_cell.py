@@ -22,7 +22,7 @@ from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
 from experiment import cell
 from experiment.cell import attempt, corrupt, draw_forget, new_model, point, train_original, unlearn
-from experiment.console import Unheard
+from experiment.console import Unheard, progress
 from experiment.methods import METHODS, allowed_with
 from experiment.settings import AFTER_TRAINING, OF_THE_RUN
 from helpers import assert_same_state, gen, make_data, make_dataset, small_net, tiny
@@ -325,17 +325,27 @@ def test_what_an_odd_method_does_reaches_no_other(capsys, kind):
 
 @pytest.mark.parametrize("reason", [errno.EPIPE, errno.EIO, errno.ENOSPC])
 def test_a_standard_output_that_has_gone_is_no_failure(monkeypatch, capsys, reason):
-    """R3, R12: of it no row is made, whoever printed; an error of the same kind is one where the output is heard."""
+    """R3, R12: of a line of progress that cannot be printed no row is made, nor of anybody's that meets a closed pipe;
+    an error of the same kind is an outcome where the output is heard."""
     assert str(OSError(reason, "x")) in attempt(lambda: raised(OSError(reason, "x")))[2]
 
     class Gone(io.StringIO):
         def flush(self):
             raise OSError(reason, "gone")
 
-    with monkeypatch.context() as patch:
+    def train():
+        with progress("train", quiet=False) as log:
+            log(1, 1, None)
+
+    end, begin = os.pipe()
+    os.close(end)
+    with monkeypatch.context() as patch, os.fdopen(begin, "w") as unread:
         patch.setattr(sys, "stdout", Gone())
         with pytest.raises(Unheard):
-            attempt(lambda: print("a line", flush=True))
+            attempt(train)
+        patch.setattr(sys, "stdout", unread)
+        with pytest.raises(Unheard):
+            attempt(lambda: raised(OSError(reason, "x")))
         assert "ValueError: mine" in attempt(lambda: raised(ValueError("mine")))[2]
 
 

@@ -19,7 +19,7 @@ from engine import ending
 from experiment.settings import Config
 from experiment.user_code import function_of
 from helpers import assert_same_state, make_data, small_net, streamed
-from repair import network, state
+from repair import network
 from repair.network import repair_quietly
 from repair.state import marks_of, repair_key, same_images
 
@@ -183,7 +183,7 @@ def test_the_state_of_other_code_is_not_used(tmp_path, monkeypatch, what):
     again("")
     assert not any("another repair" in line for line in told) and any("going on after" in line for line in told)
     if what == "version":
-        monkeypatch.setattr(state, "VERSION", "0.0.1")
+        monkeypatch.setattr("repair.state.VERSION", "0.0.1")
     again("# other\n" if what == "file" else "")
     assert any("is the state of another repair and will be replaced" in line for line in told)
 
