@@ -180,7 +180,7 @@ def test_no_pass_begins_beyond(seed, epoch):
 
 @pytest.mark.parametrize("batch, steps, reach, length", [
     (6, 1, 4 * STEP, STEP), (6, 1, 3 * STEP, 0.75 * STEP), (2, 3, 12 * STEP, STEP), (2, 3, 6 * STEP, STEP / 2),
-    (1, 6, STEP, STEP / 24)])
+    (1, 6, STEP, STEP / 24), (5, 1, 3 * STEP, 0.75 * STEP)])
 def test_a_pass_is_a_quarter_of_the_way_at_most(batch, steps, reach, length):
     """A33: updates are shorter than STEP where those of a pass would go farther than a quarter of `reach`, so that a
     D_f of many batches ends no farther than that beyond it."""
@@ -196,6 +196,7 @@ def test_a_pass_is_a_quarter_of_the_way_at_most(batch, steps, reach, length):
     assert reach <= whole <= (1 + 1 / 4) * reach * (1 + 1e-9)
     once, _ = far(1)
     assert 0.5 * steps * length < once <= steps * length * (1 + 1e-9)
+    assert steps > 1 or once == pytest.approx(length, rel=1e-9)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

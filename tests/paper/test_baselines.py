@@ -324,6 +324,34 @@ def test_ssd_has_a_batch_of_its_own():
         assert torch.equal(outs[0].conv2.weight, outs[1].conv2.weight) == alike
 
 
+def test_weights_that_nothing_reaches_move_no_cut(monkeypatch):
+    """L16: a weight that no gradient reaches has no ratio, so that Potion's cuts are those of the others."""
+    net, cuts = small_net(3), []
+    idle = copy.deepcopy(net)
+    idle.idle = nn.Parameter(torch.ones(500))
+    monkeypatch.setattr(baselines, "dampen", lambda *given: cuts.append(given[-1]))
+    monkeypatch.setattr(baselines, "accuracy", lambda *_: 1.0)
+    monkeypatch.setattr(baselines, "say_end", lambda *_: None)
+    for one in (net, idle):
+        METHODS["potion"](one, make_data(3, n=30), torch.arange(5), tiny(gamma=0.0), gen(0))
+    assert len(cuts) == 100 and cuts[:50] == cuts[50:]
+
+
+@pytest.mark.parametrize("name, n", [("badt", 17), ("scrub", 18)])
+def test_the_rates_end_with_the_last_update(name, n, monkeypatch):
+    """N2: where a last example joins the batch before it, too, the last update is at a fifth of the peak rate."""
+    rates = []
+
+    def descend(optimizer, *given, real=baselines.descend):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return real(optimizer, *given)
+
+    monkeypatch.setattr(baselines, "descend", descend)
+    METHODS[name](small_net(0), make_data(0, n=n), torch.arange(5),
+                  tiny(batch=4, unlearn_epochs=2, unlearn_lr=0.01, schedule="linear"), gen(0))
+    assert rates[-1] == pytest.approx(0.2 * 0.01) and max(rates) == pytest.approx(0.01)
+
+
 # --- Methods that stop by Acc(D_f) ------------------------------------------------------------------------------------
 
 ENDS = [("ascent", 3, "passes", 0.2), ("npo", 3, "passes", 0.2), ("potion", 50, "tries of Potion", 0.2),

@@ -139,6 +139,16 @@ class Inside(nn.Module):
             self.head = nn.Linear(2, 2)
 
 
+def test_old_files_fit_a_wrapper_and_have_something_beside_them():
+    """K2: files of old versions of torch, without num_batches_tracked, are told from wrappers and extras, too."""
+    old = {name: t for name, t in small_net(0).state_dict().items() if not name.endswith("num_batches_tracked")}
+    for before in ("", "module."):
+        stored = {before + name: t for name, t in old.items()}
+        assert load_into(Inside("net", 1), stored) == {before + name: "net." + name for name in old}
+    stored = {"model." + name: t for name, t in old.items()}
+    assert set(load_into(small_net(1), {**stored, "criterion.weight": torch.ones(4)})) == set(stored)
+
+
 @pytest.mark.parametrize("name, before", [("model", ""), ("model", "module."), ("model", "net.module."),
                                           ("module", "module."), ("_orig_mod", ""), ("n_averaged", "")])
 def test_a_network_whose_own_names_are_such_keeps_them(name, before):

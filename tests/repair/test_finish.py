@@ -363,3 +363,16 @@ def test_looks_are_found_once_for_all(colours, monkeypatch):  # noqa: F811
     monkeypatch.setattr(account, "ranks", lambda: (0, 2))
     with pytest.raises(MemoryError):  # of two processes the other one would wait for this one
         account.looks_if_any(fail, None)
+
+
+def test_the_settings_seed_draws_the_order(learnt, monkeypatch):
+    """A training draws from a stream of the settings' seed."""
+    data, _, known, _, model, _ = learnt
+    found = []
+    monkeypatch.setattr(finish_module, "fit", lambda net, data, index, config, generator, **more:
+                        found.append(generator.get_state()))
+    for seed in (0, 7):
+        finish_module.taught(model, data, torch.zeros(len(data), dtype=torch.bool), known,
+                             torch.full_like(known, -1), replace(CONFIG, seed=seed))
+    assert len(found) == 2
+    assert all(map(torch.equal, found, (stream(seed, "finish").get_state() for seed in (0, 7))))

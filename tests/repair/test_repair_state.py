@@ -211,6 +211,26 @@ def test_a_state_with_this_repairs_key_and_less_in_it_is_refused(tmp_path):
             repair_quietly(small_net(0), make_data(0, n=24), FORGET, keep=keep, **SETTINGS)
 
 
+class Addressed(nn.ReLU):
+    """A layer that shows an object of its own, by its address."""
+
+    def __init__(self):
+        super().__init__()
+        self.function = object()
+
+    def extra_repr(self):
+        return f"function={self.function}"
+
+
+def test_an_address_is_no_other_network():
+    """P9: where objects lie in memory, which another process has elsewhere, is not of the key."""
+    data, nets = make_data(0, n=24), [small_net(0), small_net(0)]
+    for net in nets:
+        net.act = Addressed()
+    assert str(nets[0]) != str(nets[1])
+    assert repair_key(nets[0], data, FORGET, Config(), None) == repair_key(nets[1], data, FORGET, Config(), None)
+
+
 @pytest.mark.parametrize("read", [lambda data: data, streamed])
 def test_the_key_tells_repairs_apart(read):
     """P9: each other network, data set, D_f or setting has a key of its own; one repair the same, streamed or not. The

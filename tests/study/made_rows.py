@@ -24,7 +24,7 @@ def make_row(method="rem", healed=0.8, utility=0.9, status="ok", **settings) -> 
            "torch": "2.6.0", "version": VERSION, "git": "abc", "argv": [], "train_seconds": 20.0, "status": status,
            "error": None if good else "boom"}
     scores = {"healed": healed, "utility": utility, "product": healed * utility, "healed_test": healed, "seconds": 5.0}
-    return {**row, **(scores if good else dict.fromkeys(scores))}
+    return {**row, **(scores if good else {**dict.fromkeys(scores), "seconds": 900.0})}  # a failed run took its time
 
 
 def row_of(product: float, method="rem", **settings) -> dict:

@@ -179,3 +179,13 @@ def test_bad_input(monkeypatch, tmp_path, capsys, argv, words):
     monkeypatch.setattr(cscore, "fit", lambda *a, **more: pytest.fail("training began"))
     assert words in refusal(capsys, "cscore", *QUICK, "--out", tmp_path / "x", *argv)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("size, epochs", [(16, 7), (17, 7), (18, 4), (32, 4), (33, 4)])
+def test_epochs_of_a_subset(monkeypatch, size, epochs):
+    """V15: a last batch of one example joins the one before it, so that 17 examples are one batch of 16, too."""
+    dataset, passed = load_few("fashion-mini"), []
+    task = make_task("random", dataset, 40, seed=0)
+    monkeypatch.setattr(cscore, "fit", lambda *args, epochs: passed.append(epochs))
+    cscore.learner(small(), dataset, task.train, 7, {size: []})(task.corrupted[:size], 0)
+    assert passed == [epochs]

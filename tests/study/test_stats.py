@@ -205,6 +205,12 @@ def test_runs_that_gave_up_or_did_nothing_are_counted(tmp_path):
     assert "Gave up" not in old.caption and "gave up / idle" not in old.header
 
 
+def test_methods_without_passes_are_not_idle(tmp_path):
+    """R3: a method that makes no passes over D_f has not done nothing."""
+    rows = load(tmp_path, [ended(name, False, None) for name in ("no-ul", "ssd", "retrain")])
+    assert "Did nothing, Acc(D_f) being at most gamma: none." in one("mean", rows).caption
+
+
 # --- The plane, the ablations -----------------------------------------------------------------------------------------
 
 

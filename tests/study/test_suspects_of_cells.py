@@ -14,6 +14,7 @@ from baselines import rem_by_config
 from engine.features import features
 from engine.streams import stream
 from etd import mask_table
+from experiment.settings import resolve
 from few_images import few, fresh, refusal  # noqa: F401
 from helpers import assert_same_state, gen, make_data, make_dataset, rows_of, small_net, tiny
 from metrics import evaluate, predict
@@ -322,3 +323,10 @@ def test_rounds_and_picture_of_the_command(few, tmp_path, capsys):
 def test_bad_input_is_one_line(argv, words, capsys, tmp_path):
     """S17: one line on stderr and exit code 2, before any training."""
     assert words in refusal(capsys, "suspects", "--out", tmp_path / "s.jsonl", *argv) and not list(tmp_path.iterdir())
+
+
+def test_a_rate_that_finds_all_leaves_no_scores_to_wait_for(monkeypatch):
+    """S17, R5: 0.96 of ten is ten: the row of the round is all that there will be."""
+    monkeypatch.setattr(on_cells, "rows_there", lambda cells: [{"round": 1, "user": "", "looked": 0}])
+    for rate, done in ((1.0, True), (0.96, True), (0.9, False)):
+        assert on_cells.is_done(resolve({"n": 10, "discovery": rate}), (1, [])) == done

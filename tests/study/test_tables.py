@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiment.methods import METHODS
-from made_rows import column, every_cell, grid, line, load, make_row, mean_and_sem, noting, one
+from made_rows import column, every_cell, grid, line, load, make_row, mean_and_sem, noting, one, row_of
 from study.stats import summary
 from study.tables import PAPER, make_tables
 
@@ -334,3 +334,17 @@ def test_papers_tables_agree_with_each_other():
     assert {(r["etd"], r["method"]): r["vit"] for r in first if r["vit"] != "OOM"} == {
         key: value[2] for key, value in keyed("5", capacity=0.5).items() if key[1] != "cf"}
     assert keyed("2", method="rem") == keyed("1", method="rem")
+
+
+def test_rem_without_etd_is_of_the_same_p_mem(tmp_path):
+    """V19: beside runs on ETD stand those of REM without it that have the same p_mem."""
+    rows = load(tmp_path, [row_of(0.6, p_mem=0.2), row_of(0.2, p_mem=0.05), row_of(0.7, "npo", etd=True, p_mem=0.2)])
+    (table,) = (table for table in make_tables("mean", rows) if ", with ETD, p_mem 0.2" in table.title)
+    assert line(table, method="npo")["minus REM"] == (pytest.approx(10.0), None)
+
+
+def test_the_time_of_a_failed_run_is_in_no_mean(tmp_path):
+    """V19: a failed run has seconds, which do not count."""
+    rows = load(tmp_path, [make_row(seed=0), make_row(seed=1, status="failed")])
+    got = line(one("mean", rows), method="rem")
+    assert (got["seconds"], got["time %"]) == ("5.0", "25.0")
