@@ -13,12 +13,13 @@ from torch import nn
 
 from engine.admission import out_of_memory
 from engine.checks import first_line
+from experiment import datasets
 from experiment.console import clipped
 from experiment.user_code import function_of, same_world
 from models import ARCHITECTURES, build
 from repair.images import Reading
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = (datasets.IMAGENET["mean"], datasets.IMAGENET["std"])
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # of weights, which --model does not take
 
 

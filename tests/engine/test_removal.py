@@ -159,6 +159,19 @@ def test_a_later_one_ends_at_gamma(seed, epoch, reach):
     assert state.record["acc_forget"] == 0.1 and state.record["passes"] == 2
 
 
+@pytest.mark.parametrize("end, told", [(0.1, False), (0.4, True), (0.9, True)])
+def test_a_warning_is_of_what_the_way_on_has_left(end, told):
+    """A3, A32: where the passes give up above gamma, only what is above it on the line, too, is warned of, at the lower
+    of the two; the record has Acc(D_f) there."""
+    state = started(0, max_passes=2)
+    with acc_forget(0.9, 0.9, 0.5, end), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        remove(state, reach=0.3)
+    assert state.record["acc_forget"] == end
+    texts = [f"Acc(D_f) is {min(0.5, end):.2f} after 2 passes, still above gamma = {state.config.gamma}"] if told else []
+    assert [str(one.message) for one in caught] == texts
+
+
 @pytest.mark.parametrize("seed, epoch", [(0, 1), (1, 2), (2, 3)])
 def test_no_pass_begins_beyond(seed, epoch):
     """A33: the pass that comes to `reach` is the last, though Acc(D_f) > gamma, and there the weights stay."""
