@@ -350,10 +350,11 @@ def of_front_page() -> list[tuple]:
     repairs, machine = dict(of_repairs()), dict(of_machines())
     won = machine["above NPO's in {} of the {} runs"]
     rounds = dict(of_suspects())["raises D_f from {} to {}"]
-    trials, whole = of_trials(), of_published()["badnets", 50000, 5000]
+    trials, whole, few_bad = of_trials(), *(of_published()["badnets", 50000, bad] for bad in (5000, 500))
     return [("ends {} points of product ahead of REM alone at one rate for all ({} at the best", trials["REM"]),
             ("clean accuracy rises by {} points on average, and no trial loses more than {}.", trials["finished"][2:]),
             ("the first one goes from {} to {} % misled and gains {} points", whole[:3]),
+            ("with 500 bad and 50 listed to {} %, at a gain of {}", few_bad[1:3]),
             ("REM's product is {} there in place of {} on fashion-mini",
              [by_heart()[0], plane_of(*MINI)["rem"]["over seeds"].split(" ± ")[0]]),
             *of_both(),
