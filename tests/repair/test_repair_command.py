@@ -303,7 +303,7 @@ def test_what_fails_after_the_repair_costs_no_weights(colours, capsys, monkeypat
 @pytest.mark.parametrize("workers, mean", [(0, IMAGENET), (1, ())])
 def test_images_above_max_memory_are_streamed_with_the_same_result(colours, capsys, workers, mean):
     """P8: above --max-memory every pass decodes anew, the run says so; weights, report and suspects are the same."""
-    (colours["--data"] / "val").symlink_to(colours["--data"] / "train")
+    shutil.copytree(colours["--data"] / "train", colours["--data"] / "val")
     out, found = colours["--out"], []
     for room in (1, 0.0001):
         assert call(colours, "--epochs", 1, "--max-memory", room, "--workers", workers, *mean) == 0
