@@ -139,10 +139,13 @@ def of_networks() -> list[tuple]:
     """Published networks: the default repair of 50,000 images, a tenth and a hundredth of them bad."""
     before, after, gained, right, *_ = of_published()["badnets", 50000, 5000]
     _, few_after, few_gained, few_right, *_ = of_published()["badnets", 50000, 500]
+    other = of_published()["trojan", 50000, 500]
     return [("(misled {} -> {}), has {} % of the triggered images right and gains {} points of accuracy",
              [before, after, right, gained]),
             ("the default repair of `badnets` gains {} points of accuracy on clean test images; {} % of the triggered "
-             "ones are still misled, and {} % are right", [few_gained, few_after, few_right])]
+             "ones are still misled, and {} % are right", [few_gained, few_after, few_right]),
+            ("the default repair gains {} points; {} % of the triggered images are still misled, and {} % are right",
+             [other[2], other[1], other[3]])]
 
 
 # As in expected.py and sentences.py.
