@@ -7,7 +7,6 @@
 
 import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,34 +36,33 @@ def list_images(root, *choices):
                 raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
             return names, {name: k for k, name in enumerate(names)}
 
-    passed_over = Counter()  # by suffix
+    place = next((root / choice for choice in choices if (root / choice).is_dir()), None)
+    if place is None:
+        raise ValueError(f"no folder {root.resolve() / choices[0]}: give the folder above train/<class>/* and "
+                         "test/<class>/* or val/<class>/* (--data-dir; of repair --data, where train/ is enough)")
+    below, passed_over = len(os.path.join(place, "")), Counter()  # the latter by suffix
 
     def is_image(path):
-        if any(map(hidden, Path(path).relative_to(place).parts)):
+        if any(map(hidden, path[below:].split(os.sep))):
             return False
         image = path.lower().endswith(IMG_EXTENSIONS)
         if not image:
-            passed_over[Path(path).suffix.lower() or "no suffix"] += 1
+            passed_over[os.path.splitext(path)[1].lower() or "no suffix"] += 1
         return image
 
-    for choice in choices:
-        if (root / choice).is_dir():
-            place = root / choice
-            try:
-                found = Visible(place, is_valid_file=is_image)
-            except OSError as error:  # no classes, a class without images, a link to itself
-                raise ValueError(f"{error} (expected {root.resolve() / choice}/<class>/*.png or .jpg)") from error
-            folders = {os.path.dirname(path) for path, _ in found.samples}
-            if len({os.path.realpath(folder) for folder in folders}) < len(folders):
-                raise ValueError(f"a folder below {root.resolve() / choice} links to another one of them, so "
-                                 "images would count twice: remove the link")
-            if passed_over:
-                kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common())
-                tell(f"warning: files below {place} are passed over, as no images by their names: {kinds}; images end "
-                     f"in {', '.join(IMG_EXTENSIONS)}")
-            return found
-    raise ValueError(f"no folder {root.resolve() / choices[0]}: give the folder above train/<class>/* and "
-                     "test/<class>/* or val/<class>/* (--data-dir; of repair --data, where train/ is enough)")
+    try:
+        found = Visible(place, is_valid_file=is_image)
+    except OSError as error:  # no classes, a class without images, a link to itself
+        raise ValueError(f"{error} (expected {place.resolve()}/<class>/*.png or .jpg)") from error
+    folders = {os.path.dirname(path) for path, _ in found.samples}
+    if len({os.path.realpath(folder) for folder in folders}) < len(folders):
+        raise ValueError(f"a folder below {place.resolve()} links to another one of them, so images would count twice: "
+                         "remove the link")
+    if passed_over:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common())
+        tell(f"warning: files below {place} are passed over, as no images by their names: {kinds}; images end in "
+             f"{', '.join(IMG_EXTENSIONS)}")
+    return found
 
 
 def hidden(name):
