@@ -381,7 +381,6 @@ def rem_by_config(model: Module, data, forget: Tensor, config, generator: Genera
     if not config.step31:  # theta_o2 is unused
         for p in state.expanded.theta_o2().values():
             p.requires_grad_(False)
-    if not config.step31:
         loss = step3_without_redirect
     elif config.redirect == "ce":
         loss = step3_by_ce

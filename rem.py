@@ -187,11 +187,10 @@ def remove(s: State, training: bool = False, reach: float = 0.0) -> None:
                 update(step2_loss(ce, ce_ref, config.beta), rows)
         passes, updates = passes + 1, updates + update.steps
         acc = accuracy_of(s, s.forget)
-    least = acc
+    reached = acc
     if removal.carry_on(passes):
         acc = accuracy_of(s, s.forget)
-        least = min(least, acc)
-    warn_above(least, config.gamma, passes)
+    warn_above(min(reached, acc), config.gamma, passes)
     s.record = dict(acc_forget_before=before, acc_forget=acc, passes=passes, updates=updates)
 
 

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this f
 from baselines import rem_by_config  # noqa: E402
 from engine.features import features  # noqa: E402
 from engine.streams import stream  # noqa: E402
-from experiment.console import told_in_a_line  # noqa: E402
 from examples.repair import draw_shapes, make  # noqa: E402
 from examples.inner_layers import NETWORKS, clothes  # noqa: E402
 from experiment.cell import corrupt, draw_forget, new_model, train_original  # noqa: E402
+from experiment.console import told_in_a_line  # noqa: E402
 from experiment.datasets import load  # noqa: E402
 from experiment.devices import processor  # noqa: E402
 from experiment.settings import Config, resolve  # noqa: E402

@@ -45,9 +45,9 @@ from engine.modes import eval_mode, refresh_batchnorm  # noqa: E402
 from engine.scores import accuracy_of, cross_entropy  # noqa: E402
 from engine.streams import stream  # noqa: E402
 from engine.updates import one_pass  # noqa: E402
-from experiment.console import told_in_a_line  # noqa: E402
 from etd import drop  # noqa: E402
 from experiment.cell import corrupt, draw_forget, new_model, train_original  # noqa: E402
+from experiment.console import told_in_a_line  # noqa: E402
 from experiment.data import Dataset  # noqa: E402
 from experiment.datasets import FASHION, MINI_FILE, RECIPES, _arrays, _data, load  # noqa: E402
 from experiment.rows import append_row  # noqa: E402

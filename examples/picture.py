@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this f
 
 from engine.modes import eval_mode  # noqa: E402
 from engine.streams import stream  # noqa: E402
-from experiment.console import told_in_a_line  # noqa: E402
 from experiment.cell import corrupt, draw_forget, new_model, train_original  # noqa: E402
+from experiment.console import told_in_a_line  # noqa: E402
 from experiment.datasets import load  # noqa: E402
 from experiment.methods import METHODS  # noqa: E402
 from experiment.settings import resolve  # noqa: E402

@@ -92,7 +92,7 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     And what both signs call bad, its label to the repaired network and its looks, is as good as listed where fewer than
     FEW are, or than one image in OF: in the second training it is treated as D_f is, so that bad images that neither
     sign tells meet more than these few. (With five of 50 listed and six missed a trigger came back otherwise, and with
-    50 of 500 among 50,000 images 8 % stayed misled in place of 0.3. Of 50 listed among 5,000 it costs: 386 such images
+    50 of 500 among 50,000 images 8 % stayed misled in place of 0.4. Of 50 listed among 5,000 it costs: 386 such images
     of the same network 0.9 points of accuracy, for nothing.) Not where D_f is taught answers, which err.
     The end is by D_f and what is treated so: the network is taken unless more of them get their labels as given than
     from the repaired one, and more than a repair may leave (BELIEVED).
