@@ -438,10 +438,12 @@ class Asking(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.Conv2d])
-def test_a_network_that_asks_for_classes_is_refused(kind):
-    """X1, X10: with wrappers in it it computes something else: it is told so, and layers=[...] is not advised."""
-    net = randomise(Asking(kind, torch.tanh), 0)
+@pytest.mark.parametrize("kind, then", [(nn.BatchNorm2d, torch.tanh), (nn.Conv2d, torch.tanh),
+                                        (nn.Conv2d, lambda x: 1.0005 * x)])
+def test_a_network_that_asks_for_classes_is_refused(kind, then):
+    """X1, X10: with wrappers in it it computes something else, be it little: it is told so, and layers=[...] is not
+    advised."""
+    net = randomise(Asking(kind, then), 0)
     state = torch.get_rng_state()
     text = refused(net)
     assert "theta_o1 computes something else" in text and "isinstance" in text and "layers=[" not in text
