@@ -10,6 +10,7 @@ import contextlib
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from engine.modes import copy_of
 
@@ -260,13 +261,21 @@ KEEPING = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, n
 def followed_layers(net: nn.Module, example: torch.Tensor) -> list[str]:
     """Layers that another one follows with nothing but activations between, such as the first of a feed-forward block.
 
+    A layer whose output is concatenated, too, is none: extra channels would stand among the others there.
     Args: net: on the meta device, put in eval mode; example: (B, ...) a batch of inputs, B >= 1.
     """
-    order, names, before = [], [], None
+    order, names, before, origins = [], [], None, Origins()
+
+    def leave(name, module, out):
+        order.append((name, module))
+        if is_weight(module):
+            origins.begin(name, out)
+
     with torch.no_grad(), contextlib.ExitStack() as hooks:
         for name, module in net.named_modules():
-            hooks.enter_context(module.register_forward_hook(lambda m, x, out, name=name: order.append((name, m))))
-        net.eval()(example[:2].detach().to("meta", next(net.parameters()).dtype))
+            hooks.enter_context(module.register_forward_hook(lambda m, x, out, name=name: leave(name, m, out)))
+        with origins:
+            net.eval()(example[:2].detach().to("meta", next(net.parameters()).dtype))
     for name, module in order:
         if is_weight(module) and getattr(module, "groups", 1) == 1:
             if before and before[1].weight.shape[0] == module.weight.shape[1] and before[0] not in names:
@@ -274,4 +283,27 @@ def followed_layers(net: nn.Module, example: torch.Tensor) -> list[str]:
             before = name, module
         elif not isinstance(module, (*KEEPING, nn.Sequential)) and not is_norm(module):
             before = before if is_weight(module) and module.groups == module.in_channels else None
-    return names
+    return [name for name in names if name not in origins.joined]
+
+
+class Origins(TorchFunctionMode):
+    """Follows the outputs of layers through torch's functions: `joined` are the layers whose outputs reach a `cat`."""
+
+    def __init__(self):
+        super().__init__()
+        self.joined, self.of = set(), {}  # of: id of a tensor -> (the tensor, so that its id stays its own, names)
+
+    def begin(self, name: str, out: torch.Tensor) -> None:
+        """Note that a tensor is the output of a layer, whatever went in."""
+        self.of[id(out)] = out, {name}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        read = [part for value in (*args, *(kwargs or {}).values())
+                for part in (value if isinstance(value, (list, tuple)) else [value])]
+        names = set().union(*(self.of[id(part)][1] for part in read if id(part) in self.of))
+        if function in (torch.cat, torch.concat, torch.concatenate):
+            self.joined |= names
+        elif names and isinstance(out, torch.Tensor):
+            self.of[id(out)] = out, names
+        return out

@@ -678,6 +678,27 @@ def test_layers_that_do_not_fit_are_not_suggested():
     assert "; if some layers may get extra outputs, name them with layers=[...]" in refused(chain(Does(flip)))
 
 
+def beside(layers, x):
+    """A tail that reads what two layers make one after the other, as the skip connections of a U-Net."""
+    first, second, tail = layers
+    once = first(x).relu()
+    return tail(torch.cat([once, second(once)], dim=1))
+
+
+def test_layers_that_are_concatenated_are_not_suggested():
+    """X10, X13: what a layer gives may go on to the next one and, too, into a concatenation, of a single tensor even,
+    where extra channels would stand among the others; the layers that are suggested do expand."""
+    dense = torchvision.models.DenseNet(4, (2, 2), 8, num_classes=3)
+    inner = [f"features.denseblock{i}.denselayer{j}.conv1" for i in (1, 2) for j in (1, 2)]
+    assert expand.hidden_layers(dense, torch.zeros(2, 3, 32, 32)) == inner
+    assert expand.expand(dense, torch.zeros(2, 3, 32, 32), layers=inner).width > 0
+    tail = nn.Sequential(nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 1), *pooled(5))
+    skip = Does(beside, nn.ModuleList([nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1), tail]))
+    assert "layers=['layer.2.0']" in refused(skip)
+    assert expand.hidden_layers(skip, IMAGE) == ["layer.2.0"]
+    assert expand.expand(skip, IMAGE, layers=["layer.2.0"]).width == 6
+
+
 def grouped(groups):
     """Three convolutions, the one in the middle in groups."""
     return nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=groups), nn.ReLU(),
