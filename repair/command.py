@@ -21,7 +21,7 @@ from repair.account import (agreed_code, before_and_after, list_suspects, looks_
                             table_of_changes, verdict_of)
 from repair.channels import with_channels
 from repair.finish import finish
-from repair.images import Files, cut_off, room_for_images
+from repair.images import Files, changed_by_reading, room_for_images
 from repair.inputs import open_folder
 from repair.mismatch import check_logits, look_first, memory_format_of, predicted
 from repair.network import FLAGS, READ, choose_settings, repaired_with, unwrapped
@@ -131,7 +131,8 @@ def main(given: dict, argv: list[str]) -> int:
     check_forget(folder.forget, len(train))
     print(f"{len(train)} training images of {reading.size}x{reading.size}, {len(folder.forget)} known bad, "
           f"{len(heldout or ())} held out; {len(folder.classes)} classes; {device}", flush=True)
-    if line := cut_off([*folder.paths, *(path for path, _ in folder.heldout or ())], reading, args.workers):
+    everything = [*folder.paths, *(path for path, _ in folder.heldout or ())]
+    for line in changed_by_reading(everything, reading, args.workers):
         print(line, flush=True)
     model, train = model.to(device), replace(train.to(device), part=ranks())
     train = replace(train, memory_format=memory_format_of(model, train))

@@ -21,6 +21,7 @@ from repair.progress import Watch, tell_here
 
 MANY = 10_000  # files, at most, of which the shapes are looked at
 PART = 256  # files that are decoded at a time where none is kept
+DAMAGED = (1, 1), "L"  # of a file without a head
 
 
 @dataclass(frozen=True)
@@ -106,42 +107,57 @@ def decode(paths: list[Path], reading: Reading, workers: int | None = None, skip
     return images[kept] if bad else images, kept  # a copy would take their memory again
 
 
-def cut_off(paths: list[Path], reading: Reading, workers: int | None = None) -> str | None:
-    """A line on the borders that a centre crop takes from images that are not square; None where it takes none.
+def changed_by_reading(paths: list[Path], reading: Reading, workers: int | None = None) -> list[str]:
+    """Lines on what reading takes from the images: borders that a centre crop cuts off, and more than 8 bits.
 
     At most MANY files are looked at, evenly spaced, and only the head of each is read.
     """
-    if reading.resize != "crop" or not paths:
-        return None
-    looked, resized = paths[:: -(-len(paths) // MANY)], round(reading.size / reading.crop_pct)
-    cut = np.zeros(len(looked))  # shares of the longer side
+    looked = paths[:: -(-len(paths) // MANY) or 1]
+    heads = [DAMAGED] * len(looked)
 
-    def measure(i: int) -> None:
-        short, long = sorted(shape_of(looked[i]))
-        cut[i] = 1 - resized / max(resized, round(long * resized / max(1, short)))
+    def look(i: int) -> None:
+        heads[i] = head_of(looked[i])
 
     with Watch("looking at the images' shapes", tell_here) as watch:
         watch.begin(len(looked), " images")
-        in_threads(measure, len(looked), workers, watch.step)
-    found = np.sort(100 * cut[cut > 0])
+        in_threads(look, len(looked), workers, watch.step)
+    images = f"{len(looked):,} images" + (f", evenly spaced among {len(paths):,}," if len(looked) < len(paths) else "")
+    return [*cut_off([size for size, _ in heads], reading, images), *deep([mode for _, mode in heads], images)]
+
+
+def cut_off(sizes: list[tuple[int, int]], reading: Reading, images: str) -> list[str]:
+    """The line on images that are not square, by their widths and heights, if any loses a part of its longer side."""
+    if reading.resize != "crop":
+        return []
+    resized = round(reading.size / reading.crop_pct)
+    sides = [sorted(size) for size in sizes]
+    kept = [resized / max(resized, round(long * resized / max(1, short))) for short, long in sides]
+    found = np.sort([100 * (1 - share) for share in kept if share < 1])
     if not len(found):
-        return None
-    among = "" if len(looked) == len(paths) else f", evenly spaced among {len(paths):,},"
+        return []
     shares = f"{found[0]:.0f} to {found[-1]:.0f} %, in the median {np.median(found):.0f} %,"
-    return (f"{len(found):,} of {len(looked):,} images{among} are not square: {shares} of their longer side is cut off "
-            "at the borders; if the network was trained on whole images: --resize squash")
+    return [f"{len(found):,} of {images} are not square: {shares} of their longer side is cut off at the borders; if "
+            "the network was trained on whole images: --resize squash"]
 
 
-def shape_of(path: Path) -> tuple[int, int]:
-    """Width and height by a file's head; (1, 1) of one that is damaged, which decoding tells of."""
+def deep(modes: list[str], images: str) -> list[str]:
+    """The line on grey images of more than 8 bits, by Pillow's modes, if there are any."""
+    found = sum(mode.startswith("I") for mode in modes)
+    return [f"{found:,} of {images} have more than 8 bits per pixel: 65535 becomes 255, so that those of 12 bits are "
+            "dark, and one whose values are all below 256 stays as it is; if the network was trained on other values, "
+            "give images of 8 bits"] if found else []
+
+
+def head_of(path: Path) -> tuple[tuple[int, int], str]:
+    """Width and height, and Pillow's mode, by a file's head; DAMAGED where there is none, which decoding tells of."""
     from PIL import Image
 
     try:
         check_readable(path)
         with Image.open(path, formats=FORMATS) as image:
-            return image.size
+            return image.size, image.mode
     except Exception:  # decoders raise anything
-        return 1, 1
+        return DAMAGED
 
 
 def in_threads(work, n: int, workers: int | None, step) -> None:

@@ -22,7 +22,7 @@ from experiment.image_files import mean_and_std
 from metrics import predict
 from repair.checkpoints import other_classes
 from repair.class_order import another_order, write_order
-from repair.images import Reading, decode, shape_of
+from repair.images import Reading, decode, head_of
 from repair.inputs import Folder
 from repair.lists import DIGITS
 from repair.networks_by_name import IMAGENET
@@ -167,7 +167,7 @@ def readings(model: nn.Module, data: Data, paths: list[Path], reading: Reading, 
             numbers = [" ".join(f"{v:.4g}" for v in values) for values in (mean, std)]
             yield note(f"--mean {numbers[0]} --std {numbers[1]}", replace(data, mean=tuple(mean), std=tuple(std)))
     other_way = "squash" if reading.resize == "crop" else "crop"
-    others = [replace(reading, resize=other_way)] if any(len({*shape_of(path)}) > 1 for path in paths) else []
+    others = [replace(reading, resize=other_way)] if any(len({*head_of(path)[0]}) > 1 for path in paths) else []
     if sizes:
         others += [replace(reading, size=size, crop_pct=crop) for size, crop in
                    ((reading.size, 0.875), *((size, 1.0) for size in SIZES))]

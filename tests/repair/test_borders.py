@@ -10,7 +10,7 @@ from PIL import Image
 
 from colours import began, call, colours, report_of  # noqa: F401
 from helpers import make_data
-from repair.images import Files, Reading, cut_off, decode, load_images
+from repair.images import Files, Reading, changed_by_reading, decode, load_images
 from repair.state import marks_of, same_images
 
 
@@ -43,15 +43,30 @@ def test_what_is_cut_off_is_counted(tmp_path, monkeypatch):
     paths = [striped(tmp_path / f"{i}.png", *side) for i, side in enumerate(sides)]
     (tmp_path / "torn.png").write_bytes(b"torn")
     os.mkfifo(tmp_path / "pipe.png")  # which would be waited for
-    line = cut_off([*paths, tmp_path / "torn.png", tmp_path / "pipe.png"], Reading(20), 1)
+    (line,) = changed_by_reading([*paths, tmp_path / "torn.png", tmp_path / "pipe.png"], Reading(20), 1)
     assert line.startswith("3 of 7 images are not square: 20 to 75 %, in the median 50 %, of their longer side is cut")
     assert line.endswith("--resize squash")
-    assert cut_off(paths[3:], Reading(20), 1) is cut_off(paths, Reading(20, resize="squash"), 1) is None
-    assert cut_off([], Reading(20), 1) is None
+    for nothing in ((paths[3:], Reading(20)), (paths, Reading(20, resize="squash")), ([], Reading(20))):
+        assert changed_by_reading(*nothing, 1) == []
     near = striped(tmp_path / "near.png", 1000, 1026)  # a pixel of 21 where the crop is of images of 20
-    assert "5 to 5 %" in cut_off([near], Reading(16, 0.8), 1) and cut_off([near], Reading(16), 1) is None
+    assert "5 to 5 %" in changed_by_reading([near], Reading(16, 0.8), 1)[0]
+    assert changed_by_reading([near], Reading(16), 1) == []
     monkeypatch.setattr("repair.images.MANY", 3)
-    assert cut_off(paths, Reading(20), 1).startswith("2 of 3 images, evenly spaced among 5, are not square: 20 to 50 %")
+    (line,) = changed_by_reading(paths, Reading(20), 1)
+    assert line.startswith("2 of 3 images, evenly spaced among 5, are not square: 20 to 50 %")
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_images_of_more_than_8_bits_are_counted(tmp_path, kind):
+    """B4, R7: how such grey images become 8 bits is said, whichever way they become square, and not of others."""
+    for i, values in enumerate((np.zeros((8, 8), np.uint16), np.zeros((8, 9), np.uint16), np.zeros((8, 8), np.uint8))):
+        Image.fromarray(values).save(tmp_path / f"{i}.{kind}")
+    paths = sorted(tmp_path.iterdir())
+    square, line = changed_by_reading(paths, Reading(8), 1)
+    assert "1 of 3 images are not square" in square
+    assert line.startswith("2 of 3 images have more than 8 bits per pixel: 65535 becomes 255")
+    assert changed_by_reading(paths, Reading(8, resize="squash"), 1) == [line]
+    assert changed_by_reading(paths[2:], Reading(8), 1) == []
 
 
 def test_a_state_knows_how_images_became_square(tmp_path):
