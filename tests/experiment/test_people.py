@@ -251,3 +251,13 @@ def test_command_line(few, tmp_path, monkeypatch, capsys):  # noqa: F811
     assert rows[0]["human_labels"] == str(tmp_path.resolve() / "people.pt")
     assert f"human (random2) on fashion-mini: 128 images of 16x16, {wrong} corrupted" in capsys.readouterr().out
     assert "name their file with --human-labels" in refusal(capsys, *argv)
+
+
+def test_a_table_that_was_written_on_windows_names_its_images():
+    """Its lines are put in the folder's order with their clean labels, though class "a-b" came before "a"."""
+    names = ["a-b\\0.png", "a\\0.png", "a\\1.png"]
+    read = People("x.csv", torch.tensor([1, 0, 1]), torch.tensor([1, 0, 0]), names)
+    found = of_files(read, ["/s/train/a/0.png", "/s/train/a/1.png", "/s/train/a-b/0.png"])
+    assert (found.labels.tolist(), found.clean.tolist()) == ([0, 1, 1], [0, 0, 1])
+    dataset = dataset_of(found.clean, name="folder", classes=2)
+    assert torch.equal(in_order(found, dataset), found.labels)

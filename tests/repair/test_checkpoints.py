@@ -252,6 +252,16 @@ class Keeping(nn.Linear):
         self.kept = state["kept"]
 
 
+@pytest.mark.parametrize("kept, other", [("first.weight", "second.weight"), ("second.weight", "first.weight")])
+def test_tied_weights_are_looked_at_under_either_name(kept, other):
+    """K4: a tied weight that is stored once must be finite and real under whichever of its names it lies."""
+    stored = {name: t for name, t in Tied(1).state_dict().items() if name != other and "extra" not in name}
+    for value, words in ((torch.full((3, 3), torch.inf), "that are not finite"),
+                         (torch.ones(3, 3, dtype=torch.int64), "which a repair cannot keep")):
+        with pytest.raises(ValueError, match=words):
+            load_into(Tied(0), {**stored, kept: value})
+
+
 def test_tied_weights_that_are_stored_once():
     """K4: what safetensors stores once under one of its names is whole, if the network ties it; nothing else is."""
     model, source = Tied(0), Tied(1)

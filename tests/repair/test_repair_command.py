@@ -133,6 +133,7 @@ def test_trials_note_every_choice_of_layers(monkeypatch, tmp_path):
     ({"--out": "x.pt", "--bad": ["none", "x.state"]}, (), "would replace the input"),
     ({"--out": "train/1/1-1.png"}, (), "would lie among the images"),
     ({"--out": "elsewhere/x.pt"}, (), "would lie among the images"),  # where a link of train/ leads to
+    ({"--out": "held/x.pt"}, (), "would lie among the images"),  # or one of val/
     ({"--out": "two/x.pt", "--bad": "two/suspects.csv"}, (), "give another folder with --out"),
     ({"--out": "x.json"}, (), "the report's name"),
     ({"--out": "x.state"}, (), "the state's name"),
@@ -173,6 +174,10 @@ def test_bad_input_is_one_line_before_any_image_is_decoded(colours, capsys, monk
         (folder / "page" / name).write_text(content)
     (folder / "train" / "0").rename(folder / "elsewhere")
     (folder / "train" / "0").symlink_to(folder / "elsewhere")
+    (folder / "held").mkdir()
+    shutil.copy(folder / "elsewhere" / "0-0.png", folder / "held" / "new.png")
+    (folder / "val").mkdir()
+    (folder / "val" / "0").symlink_to(folder / "held")
     for name in ("x.json", "x.state"):
         (folder / name).write_text('["0-5.png"]')
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

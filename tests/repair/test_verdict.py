@@ -359,3 +359,19 @@ def test_the_function_compares_with_the_untouched_network(monkeypatch, held_out)
         repair(net, data, forget, heldout=held, seed=5)
     assert all(map(torch.equal, alike.call_args.args, (h, data.labels, forget))) and alike.call_args.args[3] == 5
     assert [str(one.message) for one in told] == [wanted.line(ARGUMENTS)] and HARMED in wanted.words
+
+
+@pytest.mark.parametrize("truths", [None, torch.ones(12, dtype=torch.int64)])
+def test_the_function_knows_what_was_taught(monkeypatch, truths):
+    """Q4, Y5: that the listed images now go to one class is told, but not where it is the true one, as was given."""
+    data, net, other, forget = make_data(0, n=240, classes=4), small_net(0), small_net(0), torch.arange(12)
+    data.labels[:] = torch.arange(240) % 4
+    data.labels[forget] = 0
+    after = data.labels.index_fill(0, forget, 1)
+    after[12:120] = (after[12:120] + 1) % 4  # and much else is wrong, so that a warning comes
+    monkeypatch.setattr(plain, "repaired_with", lambda *args, **more: (other, None))
+    monkeypatch.setattr(verdict, "looked_at",
+                        lambda model, data: (after if model is other else data.labels, torch.zeros(240)))
+    with pytest.warns(UserWarning, match="^HARMED") as told:
+        repair(net, data, forget, true_labels=truths)
+    assert ("12 of the 12 listed images labelled 0 are now called 1" in str(told[0].message)) == (truths is None)

@@ -105,6 +105,13 @@ def test_tables_of_people(tmp_path):
     assert len(make_tables("plane", load(tmp_path, rows + [make_row("rem", task="random", n=31, discovery=0.1)]))) == 2
 
 
+def test_files_of_one_name_in_two_folders_are_two_files():
+    """R9: labels by people are told apart by the whole path of their file."""
+    one_key, other = (cell_key(resolve({"task": "human", "human_labels": f"{folder}/a.pt", "method": "rem"}))
+                      for folder in "xy")
+    assert one_key != other
+
+
 def test_suspects_of_people(few, labels, tmp_path, capsys):  # noqa: F811
     """R9: `run.py suspects` ranks what people mislabelled and nobody has found, and shows it as a column of its own."""
     out = tmp_path / "x" / "scores.jsonl"

@@ -272,3 +272,12 @@ def test_ablations_are_paired(tmp_path):
     assert line(table, method="rem-ideal")["paired runs"] == 1 and len(table.rows) == 6
     assert line(table, method="etd-ideal")["paired runs"] == len(RATES)  # reads no D_f
     assert not make_tables("ablations", load(tmp_path, rem))
+
+
+def test_rem_that_was_swept_is_one_value_beside_the_others(tmp_path):
+    """V6, V19: minus REM is less REM at the value that it is compared at, not at the best one as well."""
+    rows = load(tmp_path, [row_of(0.5), row_of(0.9, gamma=0.3), row_of(0.4, "npo"), row_of(0.4, "scrub", etd=True)])
+    for name in ("mean", "cells"):
+        plain, etd = make_tables(name, rows)
+        assert line(plain, method="npo")["minus REM"] == (pytest.approx(-10.0), None), name
+        assert line(etd, method="scrub")["minus REM"] == (pytest.approx(-10.0), None), name

@@ -69,6 +69,8 @@ def test_a_network_counts_once_for_all_rates(tmp_path, method, etd):
     if method != "etd-ideal":
         paper = line(one("4", rows), method="no-ul", ETD=etd or method == "etd", capacity="50")
         assert (paper["n"], paper["product"]) == (3, want) and "counted once" in one("4", rows).caption
+        alone = "ETD alone" if etd or method == "etd" else "no-ul"
+        assert line(one("plane", rows), method=alone)["mean"] == want
 
 
 def test_the_times(tmp_path):
