@@ -125,10 +125,12 @@ def of_cut() -> list[tuple]:
             ("given labels would be off by {} %", [f"{fmean(others):.0f}"])]
 
 
-def of_published() -> dict[tuple, list[str]]:
-    """Published networks by name, number of images and of bad ones: misled before and after the default repair, what
-    it gains on clean images, triggered ones right after it; in percent."""
-    rows = [row for row in lines_at("results/repair/published/networks.jsonl") if row["treatment"] == "repair"]
+def of_published(treatment: str = "repair") -> dict[tuple, list[str]]:
+    """Published networks by name, number of images and of bad ones, at seed 0: misled before and after a treatment,
+    what it gains on clean images, triggered ones right after it, and accuracy on clean ones before and after it; in
+    percent."""
+    rows = [row for row in lines_at("results/repair/published/networks.jsonl") if row["treatment"] == treatment
+            and row["seed"] == 0]
     return {(row["network"], row["images"], row["bad"]): [
         f"{100 * row['before']['misled']:.0f}", f"{100 * row['after']['misled']:.1f}",
         f"{100 * (row['after']['clean'] - row['before']['clean']):.1f}", f"{100 * row['after']['triggered']:.0f}",
@@ -139,13 +141,18 @@ def of_networks() -> list[tuple]:
     """Published networks: the default repair of 50,000 images, a tenth and a hundredth of them bad."""
     before, after, gained, right, *_ = of_published()["badnets", 50000, 5000]
     _, few_after, few_gained, few_right, *_ = of_published()["badnets", 50000, 500]
-    other = of_published()["trojan", 50000, 500]
+    other, most = (of_published()["trojan", 50000, bad] for bad in (500, 5000))
+    alone = of_published("REM")["trojan", 50000, 5000]
     return [("(misled {} -> {}), has {} % of the triggered images right and gains {} points of accuracy",
              [before, after, right, gained]),
             ("the default repair of `badnets` gains {} points of accuracy on clean test images; {} % of the triggered "
              "ones are still misled, and {} % are right", [few_gained, few_after, few_right]),
             ("the default repair gains {} points; {} % of the triggered images are still misled, and {} % are right",
-             [other[2], other[1], other[3]])]
+             [other[2], other[1], other[3]]),
+            ("{} % of the triggered images are misled, accuracy on clean ones is {} % in place of {} %",
+             [f"{float(alone[1]):.0f}", alone[5], alone[4]]),
+            ("The default repair ends at {} % misled, has {} % of the triggered images right and gains {} points",
+             [most[1], most[3], most[2]])]
 
 
 # As in expected.py and sentences.py.

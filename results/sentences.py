@@ -351,11 +351,14 @@ def of_front_page() -> list[tuple]:
     won = machine["above NPO's in {} of the {} runs"]
     rounds = dict(of_suspects())["raises D_f from {} to {}"]
     trials, whole, few_bad = of_trials(), *(of_published()["badnets", 50000, bad] for bad in (5000, 500))
+    other = {bad: of_published()["trojan", 50000, bad] for bad in (500, 5000)}
+    alone = f"{float(of_published('REM')['trojan', 50000, 5000][1]):.0f}"
     return [("ends {} points of product ahead of REM alone at one rate for all ({} at the best", trials["REM"]),
             ("clean accuracy rises by {} points on average, and no trial loses more than {}.", trials["finished"][2:]),
             ("the first one goes from {} to {} % misled and gains {} points", whole[:3]),
-            ("with 500 bad and 50 listed to {} %, at a gain of {}, and the second one to {} %, at a gain of {} (",
-             few_bad[1:3] + of_published()["trojan", 50000, 500][1:3]),
+            ("with 500 bad and 50 listed to {} %, at a gain of {}", few_bad[1:3]),
+            ("With 5,000 bad the second one goes to {} %, at a gain of {}, where REM alone leaves {} %, and with 500 to "
+             "{} %, at a gain of {} (", [*other[5000][1:3], alone, *other[500][1:3]]),
             ("REM's product is {} there in place of {} on fashion-mini",
              [by_heart()[0], plane_of(*MINI)["rem"]["over seeds"].split(" ± ")[0]]),
             *of_both(),

@@ -305,7 +305,8 @@ FUNCTIONS = {
     "shuffle": lambda x: x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2), "roll": lambda x: x.roll(1, dims=1),
     "flip": flip, "mean": lambda x: x * x.mean(1, keepdim=True), "softmax": lambda x: x.softmax(dim=1),
     "groupnorm-plain": lambda x: nn.functional.group_norm(x, 1), "sigmoid": torch.sigmoid, "exp": torch.exp,
-    "softplus": nn.functional.softplus, "shift": lambda x: x + 0.5, "halves": halves}
+    "softplus": nn.functional.softplus, "shift": lambda x: x + 0.5, "nan": lambda x: x * x.abs().log(),
+    "halves": halves}
 
 
 @pytest.mark.parametrize("width, ratio", [(4, 1.0), (6, 0.5), (8, 2.0)])
@@ -678,25 +679,27 @@ def test_layers_that_do_not_fit_are_not_suggested():
     assert "; if some layers may get extra outputs, name them with layers=[...]" in refused(chain(Does(flip)))
 
 
-def beside(layers, x):
-    """A tail that reads what two layers make one after the other, as the skip connections of a U-Net."""
-    first, second, tail = layers
-    once = first(x).relu()
-    return tail(torch.cat([once, second(once)], dim=1))
-
-
-def test_layers_that_are_concatenated_are_not_suggested():
-    """X10, X13: what a layer gives may go on to the next one and, too, into a concatenation, of a single tensor even,
-    where extra channels would stand among the others; the layers that are suggested do expand."""
-    dense = torchvision.models.DenseNet(4, (2, 2), 8, num_classes=3)
+def test_layers_of_a_densenet():
+    """X10, X13: what is concatenated, be it a single tensor, is no hidden layer; those that are suggested do expand."""
+    net, inputs = torchvision.models.DenseNet(4, (2, 2), 8, num_classes=3), torch.zeros(2, 3, 32, 32)
     inner = [f"features.denseblock{i}.denselayer{j}.conv1" for i in (1, 2) for j in (1, 2)]
-    assert expand.hidden_layers(dense, torch.zeros(2, 3, 32, 32)) == inner
-    assert expand.expand(dense, torch.zeros(2, 3, 32, 32), layers=inner).width > 0
+    assert expand.hidden_layers(net, inputs) == inner
+    assert expand.expand(net, inputs, layers=inner).width > 0
+
+
+@pytest.mark.parametrize("join", [torch.cat, torch.concat, torch.concatenate])
+def test_layers_that_are_concatenated_are_not_suggested(join):
+    """X10, X13: what a layer gives may go on to the next one and into a concatenation, too, as in a U-Net, where extra
+    channels would stand among the others."""
+    def skipping(layers, x):
+        once = layers[0](x).relu()
+        return layers[2](join([once, layers[1](once)], dim=1))
+
     tail = nn.Sequential(nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 1), *pooled(5))
-    skip = Does(beside, nn.ModuleList([nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1), tail]))
-    assert "layers=['layer.2.0']" in refused(skip)
-    assert expand.hidden_layers(skip, IMAGE) == ["layer.2.0"]
-    assert expand.expand(skip, IMAGE, layers=["layer.2.0"]).width == 6
+    net = Does(skipping, nn.ModuleList([nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1), tail]))
+    assert "layers=['layer.2.0']" in refused(net)
+    assert expand.hidden_layers(net, IMAGE) == ["layer.2.0"]
+    assert expand.expand(net, IMAGE, layers=["layer.2.0"]).width == 6
 
 
 def grouped(groups):

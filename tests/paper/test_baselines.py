@@ -410,6 +410,18 @@ def test_a20_the_mode_that_is_set(name):
         assert not torch.equal(out.conv1.weight, net.conv1.weight)
 
 
+@pytest.mark.parametrize("name", ["ascent", "badt", "scrub"])
+@pytest.mark.filterwarnings("ignore:Acc")
+def test_a30_frozen_norms(name):
+    """A30: the statistics of a BatchNorm that its user froze stay bit for bit, those of another move."""
+    net = small_net(0)
+    net.norm1.eval()
+    out = METHODS[name](net, learnt(net, make_data(0)), draw(0)[0], tiny(max_passes=1), gen(0))
+    assert torch.equal(out.norm1.running_mean, net.norm1.running_mean)
+    assert torch.equal(out.norm1.running_var, net.norm1.running_var) and not out.norm1.training
+    assert not torch.equal(out.norm2.running_mean, net.norm2.running_mean)
+
+
 # --- Back along a task vector -----------------------------------------------------------------------------------------
 
 def test_cuts_takes_the_nearest_of_equal_steps():

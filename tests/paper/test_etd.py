@@ -290,6 +290,14 @@ def test_etd_of_the_papers_network(dtype):
     assert not torch.equal(dropped.head.weight, net.head.weight)
 
 
+def test_precision():
+    """L10, L11: ETD trains in the precision of the settings; float64 stays float64 under bf16."""
+    for dtype, alike in ((torch.float32, False), (torch.float64, True)):
+        nets = [trained(small_net(0, dtype=dtype), make_data(0), tiny(precision=precision), gen(0))
+                for precision in ("float32", "bf16")]
+        assert torch.equal(nets[0].net.head.weight, nets[1].net.head.weight) == alike
+
+
 # --- Sec. 2: "at inference time, the memorization neurons are dropped out" --------------------------------------------
 
 def test_an_exception_in_a_masked_pass_leaves_no_mask_behind():

@@ -162,6 +162,8 @@ def test_no_mask_is_left_after_a_backward_pass():
     net = randomise(Block("reentrant"), 0)
     expanded, x = expand(net, IMAGE).train(), torch.rand(3, 1, 8, 8, generator=gen(0))
     expanded(x, rows(0, expanded, 3)).sum().backward()
+    assert torch.equal(expanded.net(x), net.train()(x))  # not expanded(x), which takes masks off by itself
+    assert all(layer.active is None for layer in expanded.layers().values())
     assert torch.equal(expanded(x), net.train()(x))
     out = expanded(x, rows(0, expanded, 3))
     expanded.layers()["stem"].base.weight.register_hook(lambda grad: 1 / 0)
