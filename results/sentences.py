@@ -81,9 +81,23 @@ def of_methods() -> list[tuple]:
 
 
 def of_ten_rates() -> list[tuple]:
-    """fashion-mini, ten rates: the range of REM's product."""
-    rem = points_of(pick(rows_at(TEN), method="rem", etd=False))
-    return [("its product is between {} and {} in all {} cells", [*least_most(rem, 0), str(len(rem))])]
+    """fashion-mini, ten rates: the range of REM's product; on ETD what the methods have on poison, and what REM costs."""
+    rows = rows_at(TEN)
+    rem = points_of(pick(rows, method="rem", etd=False))
+    names = ("rem", "scrub", "potion", "npo", "ascent", "badt", "no-ul")
+    on_etd = {name: pick(rows, method=name, etd=True) for name in names}
+    behind = {name: f"{fmean(rem) - fmean(points_of(runs)):.1f}" for name, runs in on_etd.items()}
+    poison = {name: least_most(points_of(pick(runs, task="poison")), 0) for name, runs in on_etd.items()}
+    alone, mine = ({task: fmean(points_of(pick(on_etd[name], task=task))) for task in TASKS}
+                   for name in ("no-ul", "rem"))
+    return [("its product is between {} and {} in all {} cells", [*least_most(rem, 0), str(len(rem))]),
+            ("REM ends {} points behind REM, and Potion, SCRUB, NPO and Ascent {} to {},",
+             [behind["rem"], behind["potion"], behind["ascent"]]),
+            ("random labels are healed to {} and {} there", [f"{alone[task]:.0f}" for task in ("confusion", "random")]),
+            ("REM on ETD has {} to {} at the ten rates, SCRUB {} to {}, Potion {} to {}, NPO {} to {}, Ascent {} to {} "
+             "and BadT {} to {};", [value for name in names[:-1] for value in poison[name]]),
+            ("costs {} points on confusion and {} on random labels, beside",
+             [f"{alone[task] - mine[task]:.1f}" for task in ("confusion", "random")])]
 
 
 def of_step_2() -> list[tuple]:
