@@ -169,7 +169,7 @@ def resume(state, end, path: str | Path, key: str, marks: dict[str, str]) -> str
 
 
 def check_whole(path: Path) -> None:
-    """Raise ValueError unless a file of torch.save is as it was written, by the checksums in it, which torch ignores."""
+    """Raise ValueError unless a file of torch.save is as it was written, by its checksums, which torch ignores."""
     with zipfile.ZipFile(path) as archive:
         if name := archive.testzip():
             raise ValueError(f"{name} in it is damaged")

@@ -81,7 +81,7 @@ def of_methods() -> list[tuple]:
 
 
 def of_ten_rates() -> list[tuple]:
-    """fashion-mini, ten rates: the range of REM's product; on ETD what the methods have on poison, and what REM costs."""
+    """fashion-mini, ten rates: REM's product; on ETD what the methods have on poison, and what REM costs."""
     rows = rows_at(TEN)
     rem = points_of(pick(rows, method="rem", etd=False))
     names = ("rem", "scrub", "potion", "npo", "ascent", "badt", "no-ul")
@@ -134,8 +134,8 @@ def of_suspects() -> list[tuple]:
             ("raises D_f from {} to {}", [known[0][0], known[1][0]]),
             ("gains {} points of product over the three tasks ({} on poison, {} on confusion, {} on random labels;",
              gained_by_rounds("looks")),
-            ("level with discovery 1 ({} against {}), confusion and random labels below it ({} against {}, {} against {})",
-             [line[k] for k in range(3) for line in (product[1], product[-1])]),
+            ("level with discovery 1 ({} against {}), confusion and random labels below it ({} against {}, {} against "
+             "{})", [line[k] for k in range(3) for line in (product[1], product[-1])]),
             ("unseen, {} clean ones among them", [str(int(known[2][0]) - int(known[2][1]))]),
             ("among them, gains {} points", gained_by_rounds("none")[:1])]
 
@@ -385,8 +385,8 @@ def of_front_page() -> list[tuple]:
             ("clean accuracy rises by {} points on average, and no trial loses more than {}.", trials["finished"][2:]),
             ("the first one goes from {} to {} % misled and gains {} points", whole[:3]),
             ("with 500 bad and 50 listed to {} %, at a gain of {}", few_bad[1:3]),
-            ("With 5,000 bad the second one goes to {} %, at a gain of {}, where REM alone leaves {} %, and with 500 to "
-             "{} %, at a gain of {} (", [*other[5000][1:3], alone, *other[500][1:3]]),
+            ("With 5,000 bad the second one goes to {} %, at a gain of {}, where REM alone leaves {} %, and with "
+             "500 to {} %, at a gain of {} (", [*other[5000][1:3], alone, *other[500][1:3]]),
             ("REM's product is {} there in place of {} on fashion-mini",
              [by_heart()[0], plane_of(*MINI)["rem"]["over seeds"].split(" ± ")[0]]),
             *of_both(),

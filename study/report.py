@@ -90,7 +90,8 @@ def named(path: str) -> str:
 
 def add_arguments(p: Parser) -> None:
     """The flags; a wrong one is one line on stderr and exit code 2."""
-    p.add_argument("results", nargs="+", type=named, help="result files of run.py, or folders for every *.jsonl below them")
+    p.add_argument("results", nargs="+", type=named,
+                   help="result files of run.py, or folders for every *.jsonl below them")
     p.add_argument("--table", help=f"tables, separated by commas: {', '.join(NAMES)} or all (default: mean)")
     p.add_argument("--figure", help=f"figures, separated by commas: {', '.join(DRAW)} or all; needs --out, matplotlib")
     p.add_argument("--seeds", "--seed", metavar="LIST", help="only rows of these, 0,1 or 0:4:1 (default: all)")

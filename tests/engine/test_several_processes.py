@@ -117,8 +117,8 @@ def test_two_processes_give_one_network(found):
                 assert torch.equal(value, second[name][key]), (name, key)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "badt known", "scrub known", "held out", "known", "all", "all known", "rem-on-etd", "logs",
-                                  "numbers", "told", "suspects"])
+@pytest.mark.parametrize("name", [*NAMES, "badt known", "scrub known", "held out", "known", "all", "all known",
+                                  "rem-on-etd", "logs", "numbers", "told", "suspects"])
 def test_two_processes_give_the_numbers_of_one(found, name):
     """G1: without BatchNorm every method, REM's decisions, logs and predictions are one process's, within rounding."""
     alone, first, _ = found
