@@ -152,7 +152,9 @@ def of_networks() -> list[tuple]:
             ("{} % of the triggered images are misled, accuracy on clean ones is {} % in place of {} %",
              [f"{float(alone[1]):.0f}", alone[5], alone[4]]),
             ("The default repair ends at {} % misled, has {} % of the triggered images right and gains {} points",
-             [most[1], most[3], most[2]])]
+             [most[1], most[3], most[2]]),
+            ("Plain fine-tuning gains {} points and leaves it as it is.",
+             [of_published("fine-tuned")["trojan", 50000, 5000][2]])]
 
 
 # As in expected.py and sentences.py.
