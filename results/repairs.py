@@ -154,7 +154,15 @@ def of_networks() -> list[tuple]:
             ("The default repair ends at {} % misled, has {} % of the triggered images right and gains {} points",
              [most[1], most[3], most[2]]),
             ("Plain fine-tuning gains {} points and leaves it as it is.",
-             [of_published("fine-tuned")["trojan", 50000, 5000][2]])]
+             [of_published("fine-tuned")["trojan", 50000, 5000][2]]),
+            ("Of `trojan` the default repair leaves {} % misled", [another_draw()])]
+
+
+def another_draw() -> str:
+    """Misled after the default repair of `trojan` at seed 1, in percent."""
+    (row,) = [row for row in lines_at("results/repair/published/seed-1.jsonl")
+              if (row["network"], row["treatment"]) == ("trojan", "repair")]
+    return f"{100 * row['after']['misled']:.1f}"
 
 
 # As in expected.py and sentences.py.

@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from expected import (ANEW, CELLS, COPY, FLOAT32, GRID, LASTING, MINI, NINE, RATES, SEVEN, SMALL, TASKS, TEN, TWELVE,
                       half_and_quarter, mean, mean_sem, plane_of, seeds_difference)
 from made import grid_of, lines_at, made_by, rows_at
-from repairs import of_published, of_repairs, of_trials
+from repairs import another_draw, of_published, of_repairs, of_trials
 from study import suspects
 from study.rows import networks, pick, products
 from study.stats import minus
@@ -383,6 +383,7 @@ def of_front_page() -> list[tuple]:
     alone = f"{float(of_published('REM')['trojan', 50000, 5000][1]):.0f}"
     return [("ends {} points of product ahead of REM alone at one rate for all ({} at the best", trials["REM"]),
             ("clean accuracy rises by {} points on average, and no trial loses more than {}.", trials["finished"][2:]),
+            ("the second one ends at {} %).", [another_draw()]),
             ("the first one goes from {} to {} % misled and gains {} points", whole[:3]),
             ("with 500 bad and 50 listed to {} %, at a gain of {}", few_bad[1:3]),
             ("With 5,000 bad the second one goes to {} %, at a gain of {}, where REM alone leaves {} %, and with "
