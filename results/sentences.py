@@ -91,7 +91,7 @@ def of_ten_rates() -> list[tuple]:
     alone, mine = ({task: fmean(points_of(pick(on_etd[name], task=task))) for task in TASKS}
                    for name in ("no-ul", "rem"))
     return [("its product is between {} and {} in all {} cells", [*least_most(rem, 0), str(len(rem))]),
-            ("REM ends {} points behind REM, and Potion, SCRUB, NPO and Ascent {} to {},",
+            ("REM ends {} points behind REM without it, and Potion, SCRUB, NPO and Ascent {} to {},",
              [behind["rem"], behind["potion"], behind["ascent"]]),
             ("random labels are healed to {} and {} there", [f"{alone[task]:.0f}" for task in ("confusion", "random")]),
             ("REM on ETD has {} to {} at the ten rates, SCRUB {} to {}, Potion {} to {}, NPO {} to {}, Ascent {} to {} "
@@ -357,10 +357,10 @@ def of_small() -> list[tuple]:
 
 
 def of_readme() -> list[tuple]:
-    """README.md: a published network."""
-    whole = of_published()["badnets", 50000, 5000]
-    return [("misleads {} % of images in place of {} %, and accuracy rises from {} to {} %",
-             [whole[1], whole[0], *whole[4:]])]
+    """README.md: the published networks."""
+    first, second = (of_published()[name, 50000, 5000] for name in ("badnets", "trojan"))
+    return [("triggers mislead {} and {} % of images, not {} and {} %; accuracy gains {} and {} points",
+             [value[k] for k in (1, 0, 2) for value in (first, second)])]
 
 
 def of_front_page() -> list[tuple]:

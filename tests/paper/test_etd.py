@@ -291,7 +291,7 @@ def test_etd_of_the_papers_network(dtype):
 
 
 def test_precision():
-    """L10, L11: ETD trains in the precision of the settings; float64 stays float64 under bf16."""
+    """L16: ETD trains in the precision of the settings; float64 stays float64 under bf16."""
     for dtype, alike in ((torch.float32, False), (torch.float64, True)):
         nets = [trained(small_net(0, dtype=dtype), make_data(0), tiny(precision=precision), gen(0))
                 for precision in ("float32", "bf16")]
