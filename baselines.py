@@ -19,8 +19,7 @@ from torch import Generator, Tensor
 from torch.nn import Module, functional as F
 
 from engine.batches import among, count_batches
-from engine.checks import NonFiniteLoss, check_forget, finite, finite_weights
-from engine.ending import Never, Repaired
+from engine.checks import NonFiniteLoss, check_forget, finite, finite_weights, settings_from
 from engine.features import features
 from engine.modes import copy_of, eval_mode, modes_of, put_modes, training_mode
 from engine.scores import cross_entropy
@@ -30,7 +29,8 @@ from etd import Expanded, drop, mask_rows, train_etd
 from expand import expand
 from metrics import accuracy, predict
 from models import reinitialise
-from rem import State, add_capacity, discard, npo_term, rem, remove, step3_batch
+from rem import Settings, State, add_capacity, discard, npo_term, rem, remove, step3_batch
+from rem_plus import Settings as PlusSettings, rem_plus
 from train import fit, rate
 
 SCRUB_TEMPERATURE = 4.0
@@ -371,13 +371,25 @@ def with_theta_o2(model: Module, data, config) -> Expanded:
 # --- REM by other names -----------------------------------------------------------------------------------------------
 
 def rem_by_config(model: Module, data, forget: Tensor, config, generator: Generator, log=None, shared=None) -> Module:
-    """REM as an experiment's settings say: `stop`, and for ablations `step31`, `step32` (Table 2, Fig. 7), `redirect`.
+    """Algorithm 1 as printed, or as an experiment's `step31`, `step32` (Table 2, Fig. 7) and `redirect` change it.
 
     With neither 3.1 nor 3.2 it is NPO (Table 2's caption). shared: as in `rem`.
     """
+    return by_steps(rem, Settings, model, data, forget, config, generator, log, shared)
+
+
+def rem_plus_by_config(model: Module, data, forget: Tensor, config, generator: Generator, log=None,
+                       shared=None) -> Module:
+    """REM+, or as `step31`, `step32` and `redirect` change it; args: as of `rem_by_config`."""
+    return by_steps(rem_plus, PlusSettings, model, data, forget, config, generator, log, shared)
+
+
+def by_steps(unlearn: Callable, settings: type, model: Module, data, forget: Tensor, config, generator: Generator, log,
+             shared) -> Module:
+    """`rem` or `rem_plus` with the loss of step 3 that an experiment's settings ask for."""
     if not config.step31 and not config.step32:
         return npo(model, data, forget, config, generator, log=log)
-    state = add_capacity(model, data, forget, config, generator, shared)
+    state = add_capacity(model, data, forget, settings_from(config, settings), generator, shared)
     if not config.step31:  # theta_o2 is unused
         for p in state.expanded.theta_o2().values():
             p.requires_grad_(False)
@@ -386,9 +398,8 @@ def rem_by_config(model: Module, data, forget: Tensor, config, generator: Genera
         loss = step3_by_ce
     else:
         loss = step3_batch
-    until = Never if config.stop == "max" else Repaired
-    return rem(model, data, forget, config, generator, until=until, step3=partial(loss, removes=config.step32),
-               log=log, state=state)
+    return unlearn(model, data, forget, config, generator, step3=partial(loss, removes=config.step32), log=log,
+                   state=state)
 
 
 def step3_without_redirect(s: State, rows: Tensor, x: Tensor, y: Tensor, removes: bool = True) -> Tensor:
@@ -418,7 +429,7 @@ def npo(model: Module, data, forget: Tensor, config, generator: Generator, log=N
     """NPO (Zhang et al. 2024a): Algorithm 1's step 2 alone, without theta_o2 (Table 2: no 3.1 and no 3.2).
 
     Loss: -h(CE - CE_ref) on D_f, whole passes until Acc(D_f) <= gamma, in training mode unless `forget_norm` says
-    otherwise. Being step 2 as printed, without `reach`, it takes the networks that `expand.expand` takes and no other
+    otherwise. Being step 2 of Algorithm 1, it takes the networks that `expand.expand` takes and no other
     (TypeError).
     """
     state = add_capacity(model, data, forget, replace(config, ratio=0.0), generator)
@@ -441,16 +452,19 @@ def rem_on_etd(model: Expanded, data, forget: Tensor, config, generator: Generat
     return rem_by_config(model, data, forget, config, generator, log=log)
 
 
-def rem_ideal(model: Module, data, forget: Tensor, config, generator: Generator, *, corrupted: Tensor,
-              log=None) -> Module:
+def ideal(method: Callable):
     """REM (IDEAL), Fig. 3: all of D_c shares a mask row, while D_f alone is removed; an oracle, since it reads D_c."""
-    return rem_by_config(model, data, forget, config, generator, log=log, shared=corrupted)
+    def unlearn(model: Module, data, forget: Tensor, config, generator: Generator, *, corrupted: Tensor,
+                log=None) -> Module:
+        return method(model, data, forget, config, generator, log=log, shared=corrupted)
+
+    return unlearn
 
 
-def ablation(**fixed):
+def ablation(method: Callable, **fixed):
     """REM with some of its settings fixed, for ablations: a method of the same signature as the others."""
     def ablated(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
-        return rem_by_config(model, data, forget, replace(config, **fixed), generator, log=log)
+        return method(model, data, forget, replace(config, **fixed), generator, log=log)
 
     return ablated
 

@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this file's own folder
 
-from baselines import rem_by_config  # noqa: E402
+from baselines import rem_plus_by_config  # noqa: E402
 from engine.features import features  # noqa: E402
 from engine.streams import stream  # noqa: E402
 from examples.repair import draw_shapes, make  # noqa: E402
@@ -74,7 +74,7 @@ def play(cell: dict, keep: Path) -> dict[str, torch.Tensor]:
     if cell["images"] in TASKS:
         config, task, model = originals(cell, keep)
         data, corrupted, forget = task.train, task.corrupted, draw_forget(config, task)
-        repaired = rem_by_config(model, data, forget, config, stream(config.seed, "unlearning"))
+        repaired = rem_plus_by_config(model, data, forget, config, stream(config.seed, "unlearning"))
     else:
         network, _, size, epochs = NETWORKS[cell["network"]]
         draw = clothes() if cell["images"] == "clothes" else draw_shapes

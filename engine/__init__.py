@@ -4,26 +4,21 @@
     scores.py      cross-entropy and accuracy of a network          reference.py  the frozen network of Eq. 2
     modes.py       training and evaluation mode, BatchNorm          streams.py    random numbers
     ranks.py       several processes                                checks.py     refusals, with what was found
-    admission.py   which networks can be expanded                   ending.py     when REM ends, and what it returns
-    layers.py      layers by kind, and a masked pass                bits.py       a table of bits
-    features.py    what a network computes of every image          removal.py    how far step 2 goes
-    beliefs.py     which labels of D_r theta_o1 believes            choices.py    settings of ours
+    admission.py   which networks can be expanded                   bits.py       a table of bits
+    layers.py      layers by kind, and a masked pass                features.py   what a network computes of every image
 
-rem.py, etd.py and expand.py take their names from here; every other file imports from `engine.<file>`.
+rem.py, rem_plus.py, etd.py and expand.py take their names from here; every other file imports from `engine.<file>`.
 """
 
 from engine.admission import (MISFIT, check_expansion, check_network, check_same, followed_layers, is_norm, is_weight,
                               naming_errors, self_check)
-from engine.batches import among, batches_of, first_inputs
-from engine.beliefs import believed
+from engine.batches import among, batches_of, count_batches, first_inputs, trusted
 from engine.bits import MaskTable, draw_bits
 from engine.checks import check_index, check_sets, checked, finite_weights, positive, settings_from, warn_above
-from engine.choices import Choices
-from engine.ending import Never, Repaired
 from engine.layers import MaskedPass, channels_of, initialiser, run_pass, run_with, swap
 from engine.modes import copy_of, eval_mode, mode_over_forget, modes_of, put_modes, refresh_batchnorm, training_mode
+from engine.ranks import over_ranks
 from engine.reference import Reference
-from engine.removal import Removal
-from engine.scores import accuracy_of, cross_entropy
+from engine.scores import accuracy_of, cross_entropy, right_on
 from engine.streams import stream, undisturbed
 from engine.updates import logits_of, make_optimizer, one_pass, report

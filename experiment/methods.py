@@ -32,14 +32,15 @@ class Method:
     reads_forget: bool = True  # False: the same network at every discovery rate
     twin: str = ""  # the method of which it is another name; "all" has each algorithm once
     # "compared": in the paper's tables, but for SSD and CUTS; a "variant", another version of one of those; an
-    # "ablation": of Table 2, but for rem-ce; "ideal": shown apart, oracles that know all of D_c, and ETD trained anew.
+    # "ablation": of Table 2, but for rem-ce; "ideal": shown apart, oracles that know all of D_c, and ETD trained anew;
+    # "of REM+": what an ablation or an oracle of REM is, of REM+.
     part: str = "compared"
     norm: str = ""  # what forget_norm's "auto" comes to
 
     @property
     def in_all(self) -> bool:
         """Whether "all" means it too: each algorithm once, in the version that is compared."""
-        return not self.twin and self.part != "variant"
+        return not self.twin and self.part not in ("variant", "of REM+")
 
     @property
     def trains_alone(self) -> bool:
@@ -52,12 +53,18 @@ TUNING = {"unlearn_epochs", "unlearn_lr", "curve"}
 PACED = TUNING | {"schedule"}
 STEP2 = {"unlearn_lr", "gamma", "max_passes", "forget_norm"}
 STEP3 = {"step31", "step32", "redirect"}
-REM = {*STEP2, *TUNING, *MASKS, *STEP3, "beta", "stop", "reach", "farther", "disbelieved"}
+REM = {*STEP2, *TUNING, *MASKS, *STEP3, "beta"}
+REM_PLUS = REM | {"reach", "stop", "disbelieved", "farther"}  # one setting for each of its changes
 
 
 def _rem(function, label: str, fixed=frozenset(), **more) -> Method:
     """REM, which keeps an ETD-trained network's theta_o2, or an ablation with some of its settings fixed."""
-    return Method(function, label, frozenset(REM - fixed), **{"etd": "kept", "norm": "running"} | more)
+    return Method(function, label, **{"reads": frozenset(REM - fixed), "etd": "kept", "norm": "running"} | more)
+
+
+def _plus(function, label: str, fixed=frozenset(), **more) -> Method:
+    """REM+, or what an ablation of REM is, of REM+."""
+    return _rem(function, label, **{"reads": frozenset(REM_PLUS - fixed)} | more)
 
 
 METHODS = {
@@ -78,12 +85,25 @@ METHODS = {
     "cuts": Method(b.cuts, "CUTS", frozenset({"unlearn_lr"})),
     "etd": Method(b.etd, "ETD", frozenset(MASKS), "none", False, part="ideal"),
     "etd-ideal": Method(b.etd_ideal, "ETD (ideal)", frozenset(MASKS), "none", False, part="ideal"),
+    # Algorithm 1 as printed, its upper bound (Fig. 3) and its ablations (Table 2; rem-ce is ours)
+    # Algorithm 1 as printed, its upper bound (Fig. 3) and its ablations (Table 2; rem-ce is ours).
     "rem": _rem(b.rem_by_config, "REM"),
     "rem-on-etd": _rem(b.rem_on_etd, "REM", etd="only", twin="rem"),
-    "rem-ideal": _rem(b.rem_ideal, "REM (ideal)", part="ideal"),
-    "rem-no31": _rem(b.ablation(step31=False, step32=True), "REM without 3.1", STEP3 | MASKS, part="ablation"),
-    "rem-no32": _rem(b.ablation(step31=True, step32=False), "REM without 3.2", {"step31", "step32"}, part="ablation"),
-    "rem-ce": _rem(b.ablation(redirect="ce"), "REM by cross-entropy", {"redirect"}, part="ablation"),
+    "rem-ideal": _rem(b.ideal(b.rem_by_config), "REM (ideal)", part="ideal"),
+    "rem-no31": _rem(b.ablation(b.rem_by_config, step31=False, step32=True), "REM without 3.1", STEP3 | MASKS,
+                     part="ablation"),
+    "rem-no32": _rem(b.ablation(b.rem_by_config, step31=True, step32=False), "REM without 3.2", {"step31", "step32"},
+                     part="ablation"),
+    "rem-ce": _rem(b.ablation(b.rem_by_config, redirect="ce"), "REM by cross-entropy", {"redirect"}, part="ablation"),
+    # REM+ (rem_plus.py), and the same of it.
+    "rem-plus": _plus(b.rem_plus_by_config, "REM+"),
+    "rem-plus-ideal": _plus(b.ideal(b.rem_plus_by_config), "REM+ (ideal)", part="of REM+"),
+    "rem-plus-no31": _plus(b.ablation(b.rem_plus_by_config, step31=False, step32=True), "REM+ without 3.1",
+                           STEP3 | MASKS, part="of REM+"),
+    "rem-plus-no32": _plus(b.ablation(b.rem_plus_by_config, step31=True, step32=False), "REM+ without 3.2",
+                           {"step31", "step32"}, part="of REM+"),
+    "rem-plus-ce": _plus(b.ablation(b.rem_plus_by_config, redirect="ce"), "REM+ by cross-entropy", {"redirect"},
+                         part="of REM+"),
 }
 OF_ONE_TASK = {"trigger": ("poison",), "human_column": ("human",), "n": TASKS}  # of human n is found, not set
 OF_VIT = {"patch", "dim", "depth"}

@@ -8,10 +8,10 @@ import sys
 from dataclasses import dataclass, field, fields
 from functools import cache, partial
 
-from rem import Settings
+from rem_plus import Settings
 from tasks import EVERY_TASK, PEOPLE, TRIGGERS
 
-VERSION = "0.6.6"  # of the code: in grid a row or network of another version does not count as done
+VERSION = "0.7.0"  # of the code: in grid a row or network of another version does not count as done
 STAGES = {"task": "task, a cell of the 2-D task space (Sec. 4)", "network": "network (A.3)",
           "training": "training (A.3, Table 3)", "unlearning": "unlearning (A.3, Table 3)", "run": "the run"}
 
@@ -64,26 +64,26 @@ class Config:
     precision: str = of_training(Settings.precision, "float32, bf16 or auto: bf16 on GPUs",
                                  choices=("auto", "float32", "bf16"))
 
-    method: str = of_unlearning("no-ul,cf,npo,rem", "methods, separated by commas: names, all or FILE.py:FUNCTION")
+    method: str = of_unlearning("no-ul,cf,npo,rem,rem-plus", "methods, separated by commas: names, all or FILE.py:FUNCTION")
     discovery: float = of_unlearning(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]", "(0, 1]")
-    unlearn_epochs: int = of_unlearning(Settings.unlearn_epochs, "most epochs of Alg. 1; all those of cf, scrub, badt",
+    unlearn_epochs: int = of_unlearning(Settings.unlearn_epochs, "max epochs of Alg. 1; epochs of cf, scrub, badt",
                                         "[0, inf)")
-    stop: str = of_unlearning("repaired", "end of REM: repaired (after two epochs in a row that are no better; the "
-                              "latest level with the best is returned) or max (all epochs run; the last is returned)",
+    stop: str = of_unlearning("repaired", "REM+, early stopping: repaired (on; after two epochs that are no better) or "
+                              "max (off; all epochs run, the last is returned)",
                               choices=("repaired", "max"))
     unlearn_lr: float = of_unlearning(Settings.unlearn_lr, "epsilon of Alg. 1", "[0, 1e38]")
     gamma: float = of_unlearning(Settings.gamma, "step 2 stops once Acc(D_f) <= gamma", "[0, 1]")
     beta: float = of_unlearning(Settings.beta, "beta of Eq. 2", "(0, inf)")
     max_passes: int = of_unlearning(Settings.max_passes, "most passes over D_f in one step 2, then a warning",
                                     "[0, inf)")
-    reach: float = of_unlearning(Settings.reach, "how far REM's first step 2 goes, over theta_o1's norm; 0: as "
-                                 "printed, momentum is carried into step 3", "[0, inf)")
-    farther: int = of_unlearning(Settings.farther, "how often REM starts over with twice the reach, where its "
-                                 "first epoch leaves what the network knows by heart; 0: never", "[0, inf)")
-    disbelieved: float = of_unlearning(Settings.disbelieved, "CE of a given label above which step 3 of REM leaves an "
-                                       "image of D_r out, from epoch 2 on; 0: all stay in", "[0, inf)")
+    reach: float = of_unlearning(Settings.reach, "REM+, relative distance: how far its first step 2 moves theta_o1, over "
+                                 "the norm; 0: off", "[0, inf)")
+    farther: int = of_unlearning(Settings.farther, "REM+, restart: how often it starts over with twice the reach, where "
+                                 "its first epoch leaves what was memorised; 0: off", "[0, inf)")
+    disbelieved: float = of_unlearning(Settings.disbelieved, "REM+, small-loss selection: CE of a given label above "
+                                       "which step 3 leaves an image of D_r out, from epoch 2 on; 0: off", "[0, inf)")
     forget_norm: str = of_unlearning(Settings.forget_norm, "statistics in passes over D_f of rem, npo, ascent; auto: "
-                                     "running in rem", choices=("auto", "running", "batch"))
+                                     "running in rem, rem-plus", choices=("auto", "running", "batch"))
     alpha: float = of_unlearning(0.01, "SCRUB: weight of distillation (A.3)", "[0, inf)")
     ssd_alpha: float = of_unlearning(100.0, "SSD: dampen where D_f's importance is above this times D_tr's", "[0, inf)")
     schedule: str = of_unlearning("linear", "rate of cf, scrub, badt: linear (up, down to a fifth) or constant",

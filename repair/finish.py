@@ -253,7 +253,7 @@ def called_otherwise(z: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor
     wrong images for each right one is not what training would have made a classifier of. No less than GONE: of the
     label of a published backdoor 66 % may be bad (a fifth of all images), and those that look like D_f are not all.
     And none at all where the rest are more than half of them: then it is the network that is wrong, as in
-    `engine.beliefs.believed`.
+    `rem_plus.small_loss`.
     """
     found = (z.argmax(dim=1) != labels).index_fill(0, forget, False)
     others = torch.ones_like(found).index_fill_(0, forget, False)

@@ -14,8 +14,7 @@ from dataclasses import fields, replace
 import torch
 from torch import nn
 
-from engine.checks import check_forget, first_line
-from engine.ending import BY_HEART, Never, Repaired
+from engine.checks import check_forget, first_line, settings_from
 from engine.modes import eval_mode
 from engine.ranks import ranks
 from engine.streams import stream
@@ -23,7 +22,8 @@ from etd import Expanded
 from expand import expand
 from experiment.data import Data, Streamed
 from experiment.settings import Config
-from rem import Settings, add_capacity, rem
+from rem import add_capacity
+from rem_plus import MEMORISED, EarlyStopping, Settings, rem_plus
 from repair.mismatch import memory_format_of
 from repair.networks_by_name import check_parameters
 from repair.progress import Watch
@@ -52,7 +52,7 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
                   true_labels: torch.Tensor | None = None, layers=None, say=None, keep=None, every: int = 1,
                   leave: int | None = None, files=None, sync_batchnorm: bool = False, **settings
                   ) -> tuple[nn.Module, Config]:
-    """A repaired copy of a trained classifier, by REM from some known bad examples, and the settings that made it.
+    """A repaired copy of a trained classifier, by REM+ from some known bad examples, and the settings that made it.
 
     Args:
         model: any network that `expand` takes, also inside DataParallel or compiled; left as it is.
@@ -98,22 +98,22 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
 
     def begun(reach: float, again: bool):
         """Algorithm 1's state after step 1, or where an earlier run was cut off, and what decides the end."""
-        chosen = replace(config, reach=reach, farther=0 if again else config.farther)
+        chosen = settings_from(replace(config, reach=reach, farther=0 if again else config.farther), Settings)
         state = add_capacity(expanded, taught, forget, chosen, stream(config.seed, "repair"))
-        end = (Never if config.stop == "max" else Repaired)(state)
+        end = EarlyStopping(state)
         if keep and not again and (line := resume(state, end, keep, **notes)):
             say(line)
         return state, end
 
     def log(epoch: int, epochs: int, net, **record) -> None:
-        if epoch == 1 and isinstance(end, Repaired) and end.held_out is not None:
+        if epoch == 1 and end.held_out is not None:
             if nearer and end.untouched - end.acc > TOO_FAR:
                 raise Again(state.config.reach / 2, f"Acc(held out) is {end.acc:.2f} after the first epoch, "
                             f"{end.untouched:.2f} before it: step 2 went too far")
-            if reach < config.reach and end.forgotten > TOO_NEAR:
-                raise Again(2 * reach, f"Acc(D_f) is {end.forgotten:.2f} after the first epoch: step 2 was too near")
+            if reach < config.reach and end.acc_forget > TOO_NEAR:
+                raise Again(2 * reach, f"Acc(D_f) is {end.acc_forget:.2f} after the first epoch: step 2 was too near")
             if state.config.reach > reach:
-                say(f"Acc(held out) was above {BY_HEART:g} after the first epoch: what the network knows by heart was "
+                say(f"Acc(held out) was above {MEMORISED:g} after the first epoch: what the network has memorised was "
                     f"still there; once more, with reach {state.config.reach:.3g}")
         spent = time.perf_counter() - begin
         left, record = spent / (epoch - done) * (epochs - epoch), dict(acc_held_out=math.nan) | record
@@ -134,8 +134,7 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
             state.data = watch.over(taught)
             warnings.filterwarnings("ignore", r"Acc\(W\) fell")  # verdict.py judges harm with more to go by
             try:
-                repaired = rem(expanded, taught, forget, config, state.generator, until=lambda _: end, log=log,
-                               state=state)
+                repaired = rem_plus(expanded, taught, forget, config, state.generator, log=log, state=state, end=end)
             except Again as error:
                 nearer, reach, again = nearer - 1 if error.reach < reach else 0, error.reach, True
                 say(f"{error}; once more, with reach {reach:.3g}")
@@ -190,7 +189,7 @@ def choose_settings(model: nn.Module, n: int, given: dict) -> tuple[Config, list
               "optimizer": (optimizer, why),
               "unlearn_lr": (UNLEARN_LR["sgd"], "near Table 3's") if sgd else
                             (UNLEARN_LR["adam"], "Table 3's rate of training; few steps"),
-              "unlearn_epochs": (8, "at most: REM ends after two that are no better"),
+              "unlearn_epochs": (8, "at most: REM+ ends after two that are no better"),
               "gamma": (0.05, "few are known, so nearly all of them are removed"),
               "reach": (0.07 if norm else 0.02, f"how far step 2 goes {'with' if norm else 'without'} BatchNorm"),
               "ratio": (0.25, "theta_o2 as wide as a quarter of the network")}

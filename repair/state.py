@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from engine.checks import first_line
-from engine.ending import put_back, snapshot
 from engine.modes import modes_of
 from experiment.data import Data
 from experiment.files import check_readable, write_whole
@@ -23,6 +22,7 @@ from experiment.settings import VERSION
 from experiment.user_code import USERS
 from repair.images import Files
 from rem import State
+from rem_plus import put_back, snapshot
 
 LOOKED_AT = 32  # images, evenly spaced, by which a state knows its data, however it is read
 BESIDE = 2**10  # bytes of a file for each tensor beside its values, and 64 times as many for the whole
@@ -33,7 +33,7 @@ BESIDE = 2**10  # bytes of a file for each tensor beside its values, and 64 time
 def save_state(state: State, end, path: str | Path, *, leave: int = 0, **notes) -> None:
     """Write all that REM's next epoch depends on, and `notes`, so that it can go on elsewhere; whole or not at all.
 
-    The reference is not among it: step 1 makes it anew from the same network. end: of engine/ending.py.
+    The reference is not among it: step 1 makes it anew from the same network. end: EarlyStopping of rem_plus.py.
     Args: leave: bytes that must be free beside the state, for the repaired weights.
     Raises: OSError: there is no room for both, or the file cannot be written.
     """

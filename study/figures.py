@@ -304,9 +304,9 @@ def figure5(figure, rows: list[dict]) -> Drawn:
 
 def lasting(figure, rows: list[dict]) -> Drawn:
     """How long a repair lasts where REM goes on: Healed and Acc(D_f) after each epoch, a line per discovery rate."""
-    rows = [row for row in pick(rows, **HALF_WIDTH, method="rem", etd=False, stop="max") if noted(row, "healed")]
+    rows = [row for row in pick(rows, **HALF_WIDTH, method="rem", etd=False) if noted(row, "healed")]
     rows = need([row for row in rows if noted(row, "acc_forget_before", row["points"][1:])],
-                "rem with --curve and --stop max, with Healed after each epoch (resnet9, capacity 0.5)")
+                "rem with --curve, with Healed after each epoch (resnet9, capacity 0.5)")
     epochs = max(row["unlearn_epochs"] for row in rows)
     rows = pick(rows, unlearn_epochs=epochs)
     for task, (above, below) in panels_of(figure, rows, 2):

@@ -28,6 +28,7 @@ SETTINGS = {f.name: f.default for f in fields(Config)}
 SCORES = ("healed", "utility", "product")
 # In [0, 1]; other numbers are at least 0.
 SHARES = {*SCORES, "healed_test", "misled", "learnt", "acc_forget", "base", "full"}
+PRINTED_SINCE = (0, 7)  # versions before this one had REM+ under the name `rem`
 VARIANTS = ("rem", *(name for name in METHODS if METHODS[name].part == "ablation"), "rem-no31-no32")  # of Table 2
 SWEPT = sorted(OPTIONAL - MASKS - STEP3 - {"curve"})  # of which a method may be run with several values, to choose from
 # Or None; old rows lack some.
@@ -97,7 +98,7 @@ def read_file(file: Path) -> list[dict]:
         try:
             row = json.loads(line)
             if not is_other(row):
-                rows.append(checked(row))
+                rows.append(named(checked(row)))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             odd.append(number)
     if odd:
@@ -129,6 +130,23 @@ def checked(row: dict) -> dict:
     for text in (value for value in row.values() if isinstance(value, str)):
         text.encode("utf-8", "surrogateescape")  # half a letter is none; a file's name may have bytes that are none
     return row
+
+
+def named(row: dict) -> dict:
+    """The row, its method named by what its settings say that it was.
+
+    Versions before 0.7 ran REM+ under the name `rem` (and its ablations likewise). Such a row is of `rem` where all four
+    changes of REM+ were off, else of `rem-plus`. Without `stop` or `reach` a restart cannot happen, so `farther` does
+    not matter there.
+    """
+    version = tuple(int(part) for part in str(row.get("version") or "0").split(".")[:2])
+    name = row["method"]
+    if version >= PRINTED_SINCE or name not in METHODS or not name.startswith("rem"):
+        return row
+    printed = row["stop"] == "max" and not row["reach"] and not row["disbelieved"]
+    if printed:
+        return row
+    return {**row, "method": "rem-plus" if name == "rem-on-etd" else name.replace("rem", "rem-plus", 1)}
 
 
 # --- What tells cells apart -------------------------------------------------------------------------------------------
@@ -185,12 +203,12 @@ def canonical(row: dict) -> dict:
     rem-on-etd is rem on a network trained with --etd; rem with a step or the redirect loss changed is that ablation.
     """
     method, pixels, named = row["method"], size_of(row), set()
-    if method in ("rem", "rem-on-etd"):
+    if method in ("rem", "rem-on-etd", "rem-plus"):
         named = STEP3
         off = "".join(f"-no{step}" for step in ("31", "32") if not row["step" + step])
-        method = "rem" + off + ("-ce" if row["redirect"] == "ce" and row["step31"] else "")
+        method = method.removesuffix("-on-etd") + off + ("-ce" if row["redirect"] == "ce" and row["step31"] else "")
     idle = {name for name in OPTIONAL - {"curve"} if not reads_setting(name, row)} | named
-    usual = "batch" if method == "rem-no31-no32" else METHODS[row["method"]].norm if row["method"] in METHODS else ""
+    usual = "batch" if method.endswith("-no31-no32") else METHODS[row["method"]].norm if row["method"] in METHODS else ""
     idle |= {"forget_norm"} if row["forget_norm"] == usual else set()
     data = row["dataset"] + (f" {place_of(row)}" if row["dataset"] == "folder" else "")
     usual_part = DATASET_PRESETS.get(row["dataset"], {}).get("per_class")
@@ -310,7 +328,7 @@ def without_extra_curves(rows: list[dict]) -> list[dict]:
 
 def compared(method: str) -> bool:
     """Whether Tables 1 and 4-9 have a method: user-supplied ones too, no variant that is shown apart."""
-    return ":" in method or method in METHODS and METHODS[method].part not in ("ablation", "ideal")
+    return ":" in method or method in METHODS and METHODS[method].part not in ("ablation", "ideal", "of REM+")
 
 
 def pick(rows: list[dict], **wanted) -> list[dict]:

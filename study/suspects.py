@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from baselines import rem_by_config
+from baselines import rem_plus_by_config
 from engine.features import features
 from engine.streams import stream
 from etd import mask_table
@@ -104,7 +104,7 @@ def repair_cell(config: Config, original, data, forget: torch.Tensor):
             mask = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget)[forget[0]]
             kept.update(logits=logits(expanded, data, mask)[0])
 
-    network = rem_by_config(original, data, forget, config, stream(config.seed, "unlearning"), log=log)
+    network = rem_plus_by_config(original, data, forget, config, stream(config.seed, "unlearning"), log=log)
     return network, kept["logits"]
 
 
@@ -192,7 +192,7 @@ def cells_asked(given: dict) -> list[Config]:
     lists = {name: parse_axis(f, given.pop(name)) for name, f in AXES.items()}
     if not given["out"]:
         raise ValueError("--out is empty; name a result file")
-    cells = [resolve({**given, "method": "rem", "task": task, "seed": seed, "discovery": rate})
+    cells = [resolve({**given, "method": "rem-plus", "task": task, "seed": seed, "discovery": rate})
              for seed in lists["seed"] for task in lists["task"] for rate in lists["discovery"]]
     cells = [with_true_n(cell, dataset_of(cell)) if cell.task == "human" else cell for cell in cells]
     if cells[0].unlearn_epochs < 1:

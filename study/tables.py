@@ -30,15 +30,15 @@ BESIDE = {"over seeds": True, "seeds": False, "minus REM": True, "pairs": False,
 SOME = ("misled", "learnt", "best per cell", "gave up / idle")  # columns for which few or old rows have no numbers
 NOTES = {"over seeds": "Over seeds: mean ± SEM of each seed's mean product over the cells (task, discovery rate) that "
                        "every seed has; seeds: seeds × cells.",
-         "minus REM": "Minus REM: likewise of the product less that of REM (without ETD, where there is such a run) in "
-                      "the same cell and seed; pairs: seeds × cells.",
+         "minus REM": "Minus REM: likewise of the product less that of REM (REM+ where REM was not run; without ETD, "
+                      "where there is such a run) in the same cell and seed; pairs: seeds × cells.",
          "misled": "Misled: share of triggered test images of other classes that get the target label, in runs of "
                    "poison.",
          "learnt": f"Learnt: accuracy on D_c's labels as given before unlearning ({' / '.join(TASKS)}).",
          "best per cell": "Best per cell, not ranked: at the values with the best mean product in each task and "
                           "discovery rate, chosen by the score itself, which no user could.",
          "gave up / idle": "Gave up / idle: runs that gave up above gamma (REM: in some step 2); that did nothing.",
-         "REM less it": "REM less it: of the product in the same cell and seed, mean ± SEM over all pairs of runs; "
+         "REM less it": "REM less it (REM+ less its own variants): of the product in the same cell and seed, mean ± SEM over all pairs of runs; "
                         "over seeds: of each seed's mean over the cells that every seed has; pairs: seeds × cells."}
 
 
@@ -95,7 +95,8 @@ def rem_without_etd(rows: list[dict], part: list[dict]) -> list[dict]:
     """REM's runs without ETD beside a part that `groups` has made: of its data, network and p_mem."""
     place = {key: part[0][key] for key in ("data", "n", "arch", "capacity")}
     masks = {row["p_mem"] for row in part if not maskless(row)} or {SETTINGS["p_mem"]}
-    return [row for row in pick(rows, method="rem", etd=False, kept=True, **place) if row["p_mem"] in masks]
+    own = {"rem", "rem-plus"}
+    return [row for row in pick(rows, method=own, etd=False, kept=True, **place) if row["p_mem"] in masks]
 
 
 def belongs(row: dict, number: str) -> bool:
@@ -114,9 +115,10 @@ def kept_and_best(rows: list[dict], *keys: str) -> tuple[list[dict], dict[tuple,
 
 
 def further(rows: list[dict], group: list[dict], best: list[dict] = ()) -> tuple:
-    """The columns BESIDE of one method: its runs, those of its group with REM's, its own at the best of each cell."""
-    rem = pick(group, method="rem", etd=False) or pick(group, method="rem")
-    own = {row["method"] for row in rows} == {"rem"} and {row["etd"] for row in rows} <= {row["etd"] for row in rem}
+    """The columns BESIDE of one method: its runs, those of its group with REM's or REM+'s, its own at the best of each cell."""
+    which = "rem" if pick(group, method="rem") else "rem-plus"
+    rem = pick(group, method=which, etd=False) or pick(group, method=which)
+    own = {row["method"] for row in rows} == {which} and {row["etd"] for row in rows} <= {row["etd"] for row in rem}
     less = {} if own else minus(products(rows), products(rem))
     misled = percent(row["misled"] for row in pick(rows) if row.get("misled") is not None)
     return (*mean_of_seeds(products(rows)), *mean_of_seeds(less), misled, learnt(rows),
@@ -279,14 +281,16 @@ def called(method: str, etd: bool) -> str:
 
 def ablations(name: str, title: str, rows: list[dict]) -> Table | None:
     """Table 2's variants and what knows all of D_c: product by task, REM's less theirs over all pairs; None of none."""
-    wanted = {*VARIANTS, *(each for each, method in METHODS.items() if method.part == "ideal")} - {"etd"}
+    shown = {"ideal", "of REM+"}
+    wanted = {*VARIANTS, "rem-plus", *(each for each, method in METHODS.items() if method.part in shown)} - {"etd"}
     (rows, _), lines = kept_and_best([row for row in rows if row["method"] in wanted]), []
-    if {row["method"] for row in rows} <= {"rem"}:
+    if {row["method"] for row in rows} <= {"rem", "rem-plus"}:
         return None
     parts = by_product(split(rows, "method", "etd"))
     for (method, etd), mine in parts.items():
-        score, rem = summary(mine), products(parts.get(("rem", etd), []))
-        less = {} if method == "rem" else minus(rem, products(mine))
+        whole = "rem-plus" if method.startswith("rem-plus") else "rem"
+        score, rem = summary(mine), products(parts.get((whole, etd), []))
+        less = {} if method == whole else minus(rem, products(mine))
         tasks = [percent(row["product"] for row in pick(mine, task=task)) for task in TASKS]
         lines.append((called(method, etd), score["n"], *tasks, score["product"], percent(less.values()),
                       len(less) or None, *mean_of_seeds(less)))

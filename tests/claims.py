@@ -28,7 +28,7 @@ if __name__ == "__main__":  # pytest.ini says so to pytest
     sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "data")]
 
 import run
-from baselines import rem_by_config, with_theta_o2
+from baselines import rem_plus_by_config, with_theta_o2
 from engine.streams import stream
 from etd import drop, mask_table, train_etd
 from examples.repair import make
@@ -90,7 +90,7 @@ def poisoned(seed: int):
 
 
 def poison(seed: int) -> dict[str, float]:
-    """S1, S2, S3, S5: REM at three rates and its rivals at 0.2, with Fig. 5's two accuracies at the end."""
+    """S1, S2, S3, S5: REM+ at three rates and its rivals at 0.2, with Fig. 5's two accuracies at the end."""
     config, task, original = poisoned(seed)
 
     def unlearned(method, rate, **more):
@@ -105,8 +105,8 @@ def poison(seed: int) -> dict[str, float]:
         curve.append([accuracy(net, task.train, task.corrupted, masks=masks)
                       for masks in (None, row.expand(len(task.train), -1))])
 
-    before, after = evaluate(original, task, forget), unlearned("rem", 0.2, log=log)
-    healed = {rate: unlearned("rem", rate)["healed"] for rate in (0.1, 1.0)}
+    before, after = evaluate(original, task, forget), unlearned("rem-plus", 0.2, log=log)
+    healed = {rate: unlearned("rem-plus", rate)["healed"] for rate in (0.1, 1.0)}
     rivals = {name: unlearned(name, 0.2)["healed"] for name in ("cf", "retrain")}
     return {"learnt": accuracy(original, task.train, task.corrupted), "healed before": before["healed"],
             "healed 0.2": after["healed"], "undiscovered 0.2": after["healed_undiscovered"],
@@ -131,10 +131,10 @@ def returning(seed: int) -> dict[str, float]:
 
 
 def healed_after(seed: int, epochs: int, stop: str) -> float:
-    """Healed of REM at discovery 0.3 with at most `epochs` epochs."""
+    """Healed of REM+ at discovery 0.3 with at most `epochs` epochs."""
     config, task, original = poisoned(seed)
     forget, config = discover(task, 0.3, seed), replace(config, unlearn_epochs=epochs, stop=stop)
-    unlearned = rem_by_config(original, task.train, forget, config, stream(seed, "unlearning"))
+    unlearned = rem_plus_by_config(original, task.train, forget, config, stream(seed, "unlearning"))
     return evaluate(unlearned, task, forget)["healed"]
 
 

@@ -6,11 +6,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.batches import batches_of, count_batches
-from engine.ending import Never, Repaired
 from engine.modes import refresh_batchnorm
 from helpers import assert_close, assert_same_state, gen, make_data, seeds, small_net
 from rem import rem
-from states import Loose, make_state, small, unlearn
+from rem_plus import rem_plus
+from states import SMALL_PLUS, Loose, make_state, small, unlearn
+
+PLUS = dict(method=rem_plus, base=SMALL_PLUS)
 
 
 @given(seeds, st.integers(1, 40), st.integers(1, 12))
@@ -27,18 +29,18 @@ def test_the_number_of_batches(seed, n, size):
 
 
 @pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up
-@pytest.mark.parametrize("more", [dict(gamma=1.0), dict(gamma=0.3, reach=0.5, disbelieved=1.4)])
+@pytest.mark.parametrize("more", [dict(gamma=1.0), dict(gamma=0.3), dict(gamma=1.0, **PLUS),
+                                  dict(gamma=0.3, reach=0.5, disbelieved=1.4, **PLUS)])
 def test_the_same_weights_from_a_source_of_ones_own(more):
     """A29, A38: a source with 171 rows at batch 10, whose last batch is one example, gives the weights and statistics
     that Data gives: the refresh of BatchNorm merges it too. Its length and its batches are all that is read of it, with
-    `reach` and `disbelieved` too."""
+    REM+ too."""
     data = make_data(0, n=171)
     forget = torch.arange(9)  # so that step 3 trains on 163 or 171 examples
-    for end in (Never, Repaired):
-        how = dict(forget=forget, batch=10, net=small_net(0, dtype=torch.float64), until=end, **more)
-        nets = [unlearn(data=source, **how) for source in (data, Loose(data))]
-        for a, b in zip(*(net.state_dict().values() for net in nets), strict=True):
-            assert_close(a.double(), b.double(), 1e-9)  # Data's reference is computed once, in batches of another size
+    how = dict(forget=forget, batch=10, net=small_net(0, dtype=torch.float64), **more)
+    nets = [unlearn(data=source, **how) for source in (data, Loose(data))]
+    for a, b in zip(*(net.state_dict().values() for net in nets), strict=True):
+        assert_close(a.double(), b.double(), 1e-9)  # Data's reference is computed once, in batches of another size
     for index, passed in ((None, 17), (torch.arange(31), 3)):
         nets = [small_net(0), small_net(0)]
         for net, source in zip(nets, (data, Loose(data)), strict=True):
@@ -61,11 +63,11 @@ class Reusing(Loose):
 
 @pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up
 @pytest.mark.parametrize("n", [12, 13])
-@pytest.mark.parametrize("end", [Never, Repaired])
-def test_batches_may_be_used_again(n, end):
+@pytest.mark.parametrize("how", [{}, PLUS])
+def test_batches_may_be_used_again(n, how):
     """A7: a source that gives every batch in the same memory trains the same network, also with a last batch of one."""
     data = make_data(0, n=n)
-    nets = [unlearn(data=source(data), gamma=0.3, until=end) for source in (Loose, Reusing)]
+    nets = [unlearn(data=source(data), gamma=0.3, **how) for source in (Loose, Reusing)]
     assert_same_state(*nets)
     assert not torch.equal(nets[0].head.weight, small_net(0).head.weight)
 

@@ -24,6 +24,7 @@ from experiment.methods import METHODS  # noqa: E402
 from helpers import assert_close, gen, make_data, small_net, tiny  # noqa: E402
 from metrics import accuracy, predict  # noqa: E402
 from rem import rem  # noqa: E402
+from rem_plus import rem_plus  # noqa: E402
 from repair.network import repair_quietly  # noqa: E402
 from repair.suspects import suspects  # noqa: E402
 from several import ended, start  # noqa: E402
@@ -46,10 +47,10 @@ def networks() -> dict:
     for name in ("badt", "scrub"):  # whose teachers are asked once where nothing augments
         found[f"{name} known"] = METHODS[name].function(net, plain, FORGET, tiny(gamma=0.3), gen(0)).state_dict()
     logs = []
-    config = tiny(unlearn_epochs=3, gamma=0.3, disbelieved=1.5)
+    config = tiny(unlearn_epochs=3, gamma=0.3, disbelieved=1.5, stop="repaired")
     for name, source in (("held out", data), ("known", plain)):
         log = lambda epoch, epochs, net, **record: logs.append(torch.tensor(list(record.values()), dtype=torch.float64))
-        found[name] = rem(net, source, FORGET, config, gen(0), log=log).state_dict()
+        found[name] = rem_plus(net, source, FORGET, config, gen(0), log=log).state_dict()
     for name, source in (("all", data), ("all known", plain)):  # every process reads all examples
         found[name] = rem(net, replace(source, part=(0, 1)), FORGET, config, gen(0)).state_dict()
     expanded = train_etd(with_theta_o2(net, data, tiny()), data, tiny(), gen(1), fit)

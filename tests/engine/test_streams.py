@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 
 from engine import streams
-from engine.ending import Never, Repaired
 from engine.streams import forked_rng, stream
 from helpers import assert_same_state, gen, make_data, seeds, small_net
 from rem import rem
-from states import small, unlearn
+from rem_plus import rem_plus
+from states import SMALL_PLUS, small, unlearn
 
 CPU = torch.device("cpu")
 
@@ -102,12 +102,12 @@ SURROUNDINGS = {
 
 
 @pytest.mark.filterwarnings("ignore:Acc")
-@pytest.mark.parametrize("until", [Never, Repaired])
+@pytest.mark.parametrize("how", [{}, dict(method=rem_plus, base=SMALL_PLUS, reach=0.05, disbelieved=1.5)])
 @pytest.mark.parametrize("around", SURROUNDINGS)
-def test_a_call_is_the_same_in_all_surroundings(around, until):
-    """A9: REM's network is the same bit for bit in the caller's autocast, without gradients, in inference mode and with
+def test_a_call_is_the_same_in_all_surroundings(around, how):
+    """A9: REM's network, and REM+'s, is the same bit for bit in the caller's autocast, without gradients, in inference mode and with
     other global random numbers, which a data set may draw; all of it is as it was afterwards."""
-    how = dict(net=small_net(0), until=until, reach=0.05, disbelieved=1.5, unlearn_epochs=3, unlearn_lr=0.1)
+    how = dict(net=small_net(0), unlearn_epochs=3, unlearn_lr=0.1, **how)
     how["data"] = Drawing(make_data(0, n=48, flip=True))
     torch.manual_seed(0)
     wanted = unlearn(**how)

@@ -7,13 +7,15 @@ from unittest import mock
 import torch
 
 import rem as rem_module
+import rem_plus
 from etd import ExpandedWeight
 from experiment.data import Data
 from helpers import gen, make_data, small_net
 
-# Algorithm 1 as printed; what engine/choices.py adds to it is tested in tests/engine
 SMALL = rem_module.Settings(unlearn_epochs=2, batch=4, unlearn_lr=0.02, max_passes=5, gamma=0.2, precision="float32",
-                            p_mem=0.5, reach=0.0, disbelieved=0.0)
+                            p_mem=0.5)
+# REM+ with early stopping and, once there is a distance, restarts alone; tests in tests/rem_plus switch the rest on.
+SMALL_PLUS = rem_plus.Settings(**vars(SMALL), reach=0.0, disbelieved=0.0)
 
 
 def small(**changes) -> rem_module.Settings:
@@ -26,22 +28,32 @@ def draw_forget(seed: int, n: int = 12, size: int = 4) -> torch.Tensor:
     return torch.randperm(n, generator=gen(seed))[:size]
 
 
-def make_state(seed: int = 0, *, data=None, net=None, forget=None, n: int = 12, size: int = 4, shared=None, **changes):
-    """The state after step 1; small_net, random data and four examples in D_f unless they are given."""
+def make_state(seed: int = 0, *, data=None, net=None, forget=None, n: int = 12, size: int = 4, shared=None,
+               base=SMALL, **changes):
+    """The state after step 1; small_net, random data and four examples in D_f unless they are given; base: settings."""
     data = make_data(seed, n=n) if data is None else data
     net = small_net(seed) if net is None else net
     forget = draw_forget(seed, len(data), size) if forget is None else forget
-    return rem_module.add_capacity(net, data, forget, small(**changes), gen(seed), shared)
+    return rem_module.add_capacity(net, data, forget, replace(base, **changes), gen(seed), shared)
+
+
+def plus_state(seed: int = 0, **more):
+    """`make_state` with the settings of REM+."""
+    return make_state(seed, **{"base": SMALL_PLUS} | more)
 
 
 def unlearn(seed: int = 0, *, data=None, net=None, forget=None, n: int = 12, size: int = 4, generator: int = 7,
-            until=rem_module.Repaired, step3=None, log=None, shared=None, **changes):
-    """One run of rem, by default of the settings' epochs on a dozen images, of which Repaired leaves none out."""
+            method=rem_module.rem, base=SMALL, step3=None, log=None, shared=None, **changes):
+    """One run of rem, or of another `method` like it, on a dozen images."""
     data = make_data(seed, n=n) if data is None else data
     net = small_net(seed) if net is None else net
     forget = draw_forget(seed, len(data), size) if forget is None else forget
-    return rem_module.rem(net, data, forget, small(**changes), gen(generator), until=until, step3=step3, log=log,
-                          shared=shared)
+    return method(net, data, forget, replace(base, **changes), gen(generator), step3=step3, log=log, shared=shared)
+
+
+def unlearn_plus(seed: int = 0, **more):
+    """One run of REM+ on a dozen images, of which early stopping holds none out."""
+    return unlearn(seed, method=rem_plus.rem_plus, base=SMALL_PLUS, **more)
 
 
 def extra_tensors(expanded) -> dict[str, torch.Tensor]:
@@ -75,15 +87,20 @@ def acc_forget(*values: float):
     """Step 2 finds these values of Acc(D_f), one after another, then the last one for ever; yields how often it asked.
 
     A mock of an inner function, because when step 2 stops must not depend on what a drawn network happens to know;
-    test_scores.py holds what is measured.
+    test_scores.py holds what is measured. Early stopping measures for itself.
     """
-    asked = []
+    asked, real = [], rem_plus.remove_to_distance
 
     def answer(state, index):
         asked.append(index)
         return values[min(len(asked), len(values)) - 1]
 
-    with mock.patch.object(rem_module, "accuracy_of", answer):
+    def remove_to_distance(state):
+        with mock.patch.object(rem_plus, "accuracy_of", answer):
+            real(state)
+
+    with (mock.patch.object(rem_module, "accuracy_of", answer),
+          mock.patch.object(rem_plus, "remove_to_distance", remove_to_distance)):
         yield asked
 
 

@@ -25,18 +25,17 @@ from hypothesis import strategies as st
 import baselines
 from architectures import IMAGE
 from engine.checks import NonFiniteLoss
-from engine.ending import Never, Repaired
 from engine.modes import refresh_batchnorm
 from etd import Expanded, mask_table, train_etd
 from expand import expand
 from experiment.settings import Config
 from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
 from rem import Settings, add_capacity, discard, rem, step3_batch
+from rem_plus import rem_plus
 from states import SMALL, acc_forget, draw_forget, make_state, small, unlearn
 from train import fit
 
 few = settings(max_examples=max(2, settings().max_examples * 2 // 5))  # several whole unlearning runs an example
-ENDS = {"Never": Never, "Repaired": Repaired}
 
 
 # --- Require ----------------------------------------------------------------------------------------------------------
@@ -123,15 +122,10 @@ def test_one_optimiser(seed, optimizer, frozen, ratio):
 def test_the_reference_never_moves(seed, augment):
     """F8: through all epochs the reference is step 1's copy of both parts, frozen, in evaluation mode and without
     gradients, and it shares no storage."""
-    states = []
-
-    def until(state):
-        states.append((state, copy.deepcopy(state.expanded)))
-        return Never(state)
-
+    state = make_state(seed, data=make_data(seed, flip=augment))
+    begun = copy.deepcopy(state.expanded)
     with acc_forget(0.9, 0.0):
-        unlearn(seed, data=make_data(seed, flip=augment), until=until)
-    ((state, begun),) = states
+        rem(*[None] * 5, state=state)
     reference = state.reference.net
     assert_same_state(reference, begun)
     assert not any(m.training for m in reference.modules())
@@ -146,14 +140,14 @@ def test_the_reference_never_moves(seed, augment):
 
 @given(st.integers(0, 4))
 def test_exactly_max_epochs(epochs):
-    """A4, A25: with Never exactly max epochs run, each a step 2 and then a step 3, and each is logged."""
+    """A4, A25: exactly max epochs run, each a step 2 and then a step 3, and each is logged."""
     seen, norms = [], []
 
     def log(epoch, most, model, **record):
         seen.append((epoch, most, type(model), *sorted(record)))
         norms.append(int(model.layers()["norm1"].num_batches_tracked))
 
-    unlearn(gamma=1.0, unlearn_epochs=epochs, until=Never, log=log)
+    unlearn(gamma=1.0, unlearn_epochs=epochs, log=log)
     parts = ["acc_forget", "acc_forget_before", "loss", "passes", "updates"]
     assert seen == [(epoch + 1, epochs, Expanded, *parts) for epoch in range(epochs)]
     first = int(small_net(0).norm1.num_batches_tracked)
@@ -161,11 +155,11 @@ def test_exactly_max_epochs(epochs):
 
 
 @few
-@given(seeds, st.sampled_from([0.0, 1.0]), st.sampled_from(list(ENDS)))
-def test_no_epoch(seed, gamma, end):
+@given(seeds, st.sampled_from([0.0, 1.0]))
+def test_no_epoch(seed, gamma):
     """A10: without an epoch every weight, statistic and counter is the original's, whatever gamma."""
     net = small_net(seed)
-    assert_same_state(unlearn(seed, net=net, n=40, unlearn_epochs=0, gamma=gamma, until=ENDS[end]), net)
+    assert_same_state(unlearn(seed, net=net, n=40, unlearn_epochs=0, gamma=gamma), net)
 
 
 def test_a_finished_run_goes_on_with_nothing():
@@ -173,9 +167,9 @@ def test_a_finished_run_goes_on_with_nothing():
     reference looks, once and for all."""
     state = make_state()
     state.epoch, state.data = state.config.unlearn_epochs, types.SimpleNamespace(augments=False)
-    assert_same_state(rem(*[None] * 5, until=Never, state=state), small_net(0))
+    assert_same_state(rem(*[None] * 5, state=state), small_net(0))
     other = make_state()
-    rem(*[None] * 5, until=Never, state=other)
+    rem(*[None] * 5, state=other)
     assert state.reference.known is None and other.reference.known is not None
 
 
@@ -185,7 +179,7 @@ def test_rate_zero(seed, optimizer, norm):
     """A10, D7: at rate 0 the original comes back, bit for bit, with its statistics made anew by one pass over D_tr."""
     data, net = make_data(seed), small_net(seed, norm=norm)
     with acc_forget(0.9, 0.0):
-        out = unlearn(seed, data=data, net=net, unlearn_lr=0.0, optimizer=optimizer, until=Never)
+        out = unlearn(seed, data=data, net=net, unlearn_lr=0.0, optimizer=optimizer)
     if norm:
         assert not torch.equal(net.norm1.running_mean, out.norm1.running_mean)
     refresh_batchnorm(net, data, SMALL.batch)
@@ -195,8 +189,8 @@ def test_rate_zero(seed, optimizer, norm):
 # --- Step 4 -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ENDS)
-def test_the_last_update_is_looked_at(end):
+@pytest.mark.parametrize("method", [rem, rem_plus])
+def test_the_last_update_is_looked_at(method):
     """A3: a run whose very last update overflows raises, with every loss before it finite."""
     count = []
 
@@ -205,7 +199,7 @@ def test_the_last_update_is_looked_at(end):
         return step3_batch(*batch) * (1e38 if len(count) == 6 else 1)
 
     with pytest.raises(NonFiniteLoss, match="not finite any more"):
-        unlearn(size=2, gamma=1.0, unlearn_lr=1e5, step3=last_is_wild, until=ENDS[end])
+        unlearn(size=2, gamma=1.0, unlearn_lr=1e5, step3=last_is_wild, method=method)
     assert len(count) == 6
 
 
@@ -225,15 +219,16 @@ def test_theta_o2_may_be_ruined():
        st.sampled_from(["auto", "running", "batch"]), st.floats(1e-3, 5.0))
 def test_without_3_1_and_3_2_it_is_npo(seed, epochs, ratio, beta, augment, norm, choice):
     """A13, A36: without 3.1 and 3.2 REM is NPO, bitwise, whatever theta_o2's width and the number of epochs (Table 2's
-    caption); neither knows `reach` or `disbelieved`."""
+    caption); neither knows `reach` or `disbelieved`, whose REM+ is NPO then, too."""
     data, outs, on = make_data(seed, pad=int(augment), flip=augment), [], dict(reach=choice, disbelieved=choice)
     config = tiny(gamma=0.2, unlearn_epochs=epochs, ratio=ratio, beta=beta, max_passes=9, forget_norm=norm)
     for method, changes in ((baselines.rem_by_config, dict(**on, step31=False, step32=False)), (baselines.npo, {}),
+                            (baselines.rem_plus_by_config, dict(**on, step31=False, step32=False)),
                             (baselines.npo, on)):
         with acc_forget(0.9, 0.8, 0.5, 0.0):
             outs.append(method(small_net(seed), data, draw_forget(seed, 12, 5), replace(config, **changes), gen(seed)))
-    assert_same_state(outs[0], outs[1])
-    assert_same_state(outs[0], outs[2])
+    for out in outs[1:]:
+        assert_same_state(outs[0], out)
     assert not torch.equal(outs[0].conv1.weight, small_net(seed).conv1.weight)
 
 
@@ -243,14 +238,13 @@ def test_without_3_1_and_3_2_it_is_npo(seed, epochs, ratio, beta, augment, norm,
     (dict(redirect="ce"), baselines.step3_by_ce),
     (dict(redirect="ce", step32=False), partial(baselines.step3_by_ce, removes=False)),
 ])
-@pytest.mark.parametrize("stop, end", [("max", Never), ("repaired", Repaired)])
-def test_settings_choose_the_loss_and_the_end(changes, step3, stop, end):
-    """A13, L14: `step32` and `redirect` choose the loss of step 3, and `stop` its end, whose numbers are the twin's in
-    test_twins.py."""
+@pytest.mark.parametrize("by_config, method", [(baselines.rem_by_config, rem), (baselines.rem_plus_by_config, rem_plus)])
+def test_settings_choose_the_loss(changes, step3, by_config, method):
+    """A13, L14: `step32` and `redirect` choose the loss of step 3, of REM and of REM+."""
     data, forget = make_data(0, n=40), draw_forget(0, 40, 6)
-    config = tiny(stop=stop, gamma=1.0, **changes)
-    found = baselines.rem_by_config(small_net(0), data, forget, config, gen(0))
-    assert_same_state(found, rem(small_net(0), data, forget, config, gen(0), until=end, step3=step3))
+    config = tiny(stop="repaired", gamma=1.0, **changes)
+    found = by_config(small_net(0), data, forget, config, gen(0))
+    assert_same_state(found, method(small_net(0), data, forget, config, gen(0), step3=step3))
     assert not torch.equal(found.conv1.weight, small_net(0).conv1.weight)
 
 

@@ -28,7 +28,7 @@ from torch import nn
 
 import baselines
 import contract
-from engine import ending
+import rem_plus
 from engine.batches import count_batches
 from engine.checks import NonFiniteLoss, check_forget
 from engine.streams import stream
@@ -56,13 +56,13 @@ def on_etd(model, data, forget, config, generator, log=None):
 
 
 def repaired(model, data, forget, config, generator, log=None):
-    """REM with the end that it has by default, which leaves two of these few images out of step 3."""
-    with mock.patch.object(ending, "HELD_OUT", 0.25):
-        return rem(model, data, forget, config, generator, until=ending.Repaired, log=log)
+    """REM+ with early stopping, which leaves two of these few images out of step 3."""
+    with mock.patch.object(rem_plus, "HELD_OUT", 0.25):
+        return rem_plus.rem_plus(model, data, forget, replace(config, stop="repaired"), generator, log=log)
 
 
 # Potion of 500 tries is tried 60 times here: no promise depends on their number
-RUNNABLE = {**METHODS, "rem-on-etd": on_etd, "rem, Repaired": repaired, "my_method.py:relabel": load_method(EXAMPLE)[1],
+RUNNABLE = {**METHODS, "rem-on-etd": on_etd, "rem-plus, early stopping": repaired, "my_method.py:relabel": load_method(EXAMPLE)[1],
             "potion-500": baselines.potion(tries=60, part=25, relative=True)}
 
 

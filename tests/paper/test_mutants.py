@@ -33,7 +33,9 @@ import test_step3_redirect
 import test_step4_drop
 import test_tasks
 import test_twins
-from engine import admission, batches, checks, ending, layers, modes, reference, scores, streams, updates
+import rem_plus
+import test_rem_plus
+from engine import admission, batches, checks, layers, modes, reference, scores, streams, updates
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -238,7 +240,7 @@ MUTANTS = [  # number, where, name, mutant, the property, its test
     (batches, "batches_of", the_same_order_each_time, "A7",
      test_step3_redirect.test_each_example_of_d_tr_once_an_epoch),
     (updates, "descend", without_momentum, "A23", test_twins.test_rem_is_the_plain_loop),
-    (ending.Repaired, "best", the_last_epoch, "A24", test_twins.test_repaired_is_the_same_loop),
+    (rem_plus.EarlyStopping, "best", the_last_epoch, "A24", test_rem_plus.test_rem_plus_is_the_plain_loop),
     (etd, "mask_rows", by_place_in_the_batch, "M3", test_etd.test_rows_are_the_same_at_every_look),
     (checks, "check_sets", each_its_own_row, "A23", test_twins.test_rem_is_the_plain_loop),
     (layers.MaskedPass, "over", one_mask_for_the_batch, "M17", test_etd.test_layers_use_a_prefix_of_the_row),

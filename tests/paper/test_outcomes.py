@@ -1,10 +1,13 @@
-"""What training brings about: the paper's claims in the small world of claims.py, as means over three seeds.
+"""What training brings about in the small world of claims.py, as means over three seeds.
 
-    S1  Table 1           REM heals the poison from a fifth of it, at the same utility
+These are what the paper says of REM, asked of REM+ (rem_plus.py): in 2 epochs of 20 steps the removal of the algorithm
+as printed is a matter of chance. Of REM itself results/claims has the figures.
+
+    S1  Table 1           REM+ heals the poison from a fifth of it, at the same utility
     S2  Table 1           at discovery 0.2 it heals what training on D_r keeps, be it fine-tuning or from scratch
     S3  Fig. 5            theta_o1 loses its accuracy on D_c's labels as given
     S4  Fig. 1 (d)        example-tied dropout alone heals random labels (low regularity), not poison (high)
-    S5  Fig. 3            REM heals as well from a tenth of D_c as from all of it
+    S5  Fig. 3            REM+ heals as well from a tenth of D_c as from all of it
     S6  Table 1, "No UL"  without unlearning the network is the trained one
 
 Training is chaotic: another CPU, another number of threads or another version of a library rounds otherwise and gives
@@ -27,7 +30,7 @@ from train import fit
 
 @pytest.mark.outcome("poison")
 def test_rem_heals_the_poison():
-    """S1: the trigger is learnt before; REM from a fifth of it heals, undiscovered images too, at the same utility."""
+    """S1: the trigger is learnt before; REM+ from a fifth of it heals, undiscovered images too, at the same utility."""
     assert mean("poison", "learnt") >= 0.9  # 1.00 in every run
     assert mean("poison", "healed before") <= 0.2  # 0.09, SD 0.02: k = 9
     assert mean("poison", "healed 0.2") >= 0.12  # 0.45, SD 0.11: k = 5.1
@@ -37,7 +40,7 @@ def test_rem_heals_the_poison():
 
 @pytest.mark.outcome("poison")
 def test_rem_beats_training_on_what_is_left():
-    """S2: at discovery 0.2 REM heals poison that fine-tuning and retraining on D_r, four fifths of it there, keep."""
+    """S2: at discovery 0.2 REM+ heals poison that fine-tuning and retraining on D_r, four fifths of it there, keep."""
     assert mean("poison", "over cf") >= 0.05  # 0.36, SD 0.10: k = 5.2
     assert mean("poison", "over retrain") >= 0.05  # the same: both heal as little as before
 
@@ -60,7 +63,7 @@ def test_etd_heals_the_irregular_alone():
 
 @pytest.mark.outcome("poison")
 def test_healing_does_not_fall_with_discovery():
-    """S5: REM does not heal less from all of D_c than from a tenth of it, within the spread."""
+    """S5: REM+ does not heal less from all of D_c than from a tenth of it, within the spread."""
     assert mean("poison", "1.0 over 0.1") >= -0.25  # 0.03, SD 0.08: k = 5.7
 
 

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 import oracles_loss as oracle
 from engine.batches import count_batches
 from engine.checks import NonFiniteLoss
-from engine.ending import Never
 from etd import Expanded, drop
 from experiment.data import batches
 from helpers import assert_close, assert_same_state, gen, make_data, seeds
@@ -83,7 +82,7 @@ def test_a_gamma_out_of_reach(seed, most, size, epochs):
     seen = []
     text = f"0.90 after {most} passes, still above gamma = 0.2"
     with acc_forget(0.9), pytest.warns(UserWarning, match=text) as caught:
-        net = unlearn(seed, size=size, max_passes=most, unlearn_epochs=epochs, until=Never,
+        net = unlearn(seed, size=size, max_passes=most, unlearn_epochs=epochs,
                       log=lambda *_, **record: seen.append((record["passes"], record["updates"])))
     assert seen == [(most, most * count_batches(size, 4))] * epochs
     assert len(caught) == epochs and not isinstance(net, Expanded)
@@ -152,7 +151,7 @@ def test_the_mode_of_its_passes(norm, training, size):
         model.register_forward_pre_hook(spy)
 
     with acc_forget(0.0, 0.9, 0.0):  # the hook stands when the second epoch begins
-        unlearn(size=size, forget_norm=norm, until=Never, batch=64, log=log)
+        unlearn(size=size, forget_norm=norm, batch=64, log=log)
     assert modes == [training and size > 1, True, True]  # step 2, and both passes of step 3
 
 

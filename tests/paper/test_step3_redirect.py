@@ -26,7 +26,6 @@ import oracles
 from architectures import IMAGE
 from engine.bits import MaskTable
 from engine.checks import NonFiniteLoss
-from engine.ending import Never
 from etd import drop, train_etd
 from expand import expand
 from helpers import assert_close, gen, make_data, randomise, rows, seeds, small_net, tiny
@@ -183,7 +182,7 @@ def test_theta_o2_without_a_gradient_is_named():
         model.net.how = "skipped"
 
     with pytest.raises(TypeError, match="cannot redirect through 'inner'"):
-        unlearn(net=net, gamma=1.0, until=Never, log=log)
+        unlearn(net=net, gamma=1.0, log=log)
 
 
 def test_a_rate_that_is_too_high():

@@ -20,10 +20,10 @@ import etd
 import expand
 import train
 from architectures import IMAGE, Keeping, draw
-from engine.ending import Never, Repaired
 from helpers import assert_same_state, gen, make_data, rows, run, seeds, small_net, tiny
 from models import build
 from rem import rem
+from rem_plus import rem_plus
 from states import extra_tensors
 
 ratios = st.sampled_from([0.0, 0.5, 1.0, 2.0])
@@ -160,8 +160,8 @@ def test_a_kept_activation_is_let_go_of():
     data, forget, net = make_data(0), torch.arange(9), Keeping()
     net(next(data.batches(forget))[1])  # one with a history, before anything starts
     etd.train_etd(baselines.with_theta_o2(net, data, tiny()), data, tiny(), gen(0), train.fit)
-    for until in (Never, Repaired):
-        assert type(rem(net, data, forget, tiny(), gen(0), until=until)) is Keeping
+    for method in (rem, rem_plus):
+        assert type(method(net, data, forget, tiny(), gen(0))) is Keeping
     baselines.fine_tune(net, data, forget, tiny(), gen(0))
     baselines.fresh(net, tiny())
     assert net.seen.grad_fn is not None

@@ -13,7 +13,7 @@ import torch
 
 # --- Algorithm 1 ------------------------------------------------------------------------------------------------------
 
-def rem(net, passes, plain, masks, forget, images, labels, *, epochs, gamma, max_passes, trained_on=None, step3=None):
+def rem(net, passes, plain, masks, forget, images, labels, *, epochs, gamma, max_passes, step3=None):
     """Algorithm 1 after its step 1; returns theta_o1 as it is after each epoch.
 
     Args:
@@ -22,7 +22,7 @@ def rem(net, passes, plain, masks, forget, images, labels, *, epochs, gamma, max
         plain: a list of batches of D_tr from which theta_o1's statistics are made anew after each epoch.
         masks: (N, width) of 0 and 1, the same row for all of D_f; forget: (k,) indices, D_f.
         images, labels: D_f without augmentation, by which Acc(D_f) is measured.
-        trained_on: what step 3 passes over; None: all of D_tr; step3: another loss of step 3, for the ablations.
+        step3: another loss of step 3, for the ablations.
     """
     step3, after = step3 or step3_loss, []
     for _ in range(epochs):  # while current epoch <= max epochs
@@ -33,7 +33,7 @@ def rem(net, passes, plain, masks, forget, images, labels, *, epochs, gamma, max
                 net.step(-net.h(x, y).mean())  # theta_o1 <- theta_o1 - epsilon grad(-L_remove)
             tries += 1
         # Step 3: redirect, in training mode
-        for rows, x, y in passes(trained_on):
+        for rows, x, y in passes(None):
             in_forget = torch.isin(rows, forget).double()  # 1{i in D_f}
             net.step(step3(net, x, y, masks[rows], in_forget))  # theta <- theta - epsilon grad L_step3
         net.refresh(plain)  # not in the paper: statistics that belong to the weights

@@ -1,7 +1,7 @@
-"""engine/removal.py: `reach`, how far the first step 2 takes theta_o1.
+"""REM+'s relative distance, `reach`: how far the first step 2 takes theta_o1, and by which updates.
 
-That REM with `reach` 0 is Algorithm 1 as printed is in paper/test_twins.py, that NPO ignores it in
-paper/test_algorithm.py; which methods read it is in study/test_plan.py, its default in experiment/test_settings.py.
+That `reach` 0 is step 2 as printed is in test_rem_plus.py; which methods read it is in study/test_plan.py, its default
+in experiment/test_settings.py.
 """
 
 import warnings
@@ -15,12 +15,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-import rem as rem_module
-from engine.ending import Never
-from engine.removal import STEP, copies, move_along, moved, steps_of
+import rem_plus
 from helpers import assert_close, gen, make_data, seeds, small_net
-from rem import remove
-from states import acc_forget, make_state, unlearn
+from rem_plus import STEP, copies, move_along, moved, steps_of
+from states import acc_forget, plus_state, unlearn_plus
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up
 few = settings(max_examples=settings().max_examples * 2 // 5)  # whole unlearning runs
@@ -30,9 +28,15 @@ def started(seed: int, epoch: int = 1, **changes):
     """Algorithm 1 in float64 after step 1, in an epoch; the network has a large frozen weight, too."""
     net = small_net(seed, dtype=torch.float64)
     net.frozen = nn.Parameter(torch.full((9,), 1e4, dtype=torch.float64), requires_grad=False)
-    state = make_state(seed, net=net, **changes)
+    state = plus_state(seed, net=net, **changes)
     state.epoch = epoch
     return state
+
+
+def remove(state, reach: float) -> None:
+    """Step 2 of REM+ with a `reach`."""
+    state.config = replace(state.config, reach=reach)
+    rem_plus.remove_to_distance(state)
 
 
 def theta_of(state) -> list[nn.Parameter]:
@@ -46,7 +50,7 @@ def vector(tensors) -> torch.Tensor:
 
 
 def distance(tensors, begin) -> float:
-    """How far the first are from the second, over the norm of the second: the twin of engine.removal.moved."""
+    """How far the first are from the second, over the norm of the second: the twin of rem_plus.moved."""
     return float(torch.linalg.vector_norm(vector(tensors) - vector(begin)) / torch.linalg.vector_norm(vector(begin)))
 
 
@@ -129,7 +133,7 @@ def test_what_is_known_beyond_doubt_is_forgotten():
         z = net.eval()(next(data.batches())[1])  # (12, 4)
         first, second = z[3].topk(2).values
         net.head.weight *= 70 / (first - second)
-    state = make_state(0, net=net, data=replace(data, labels=z.argmax(dim=1)), forget=forget, max_passes=30)
+    state = plus_state(0, net=net, data=replace(data, labels=z.argmax(dim=1)), forget=forget, max_passes=30)
     remove(state, reach=0.5)
     assert (state.record["acc_forget_before"], state.record["acc_forget"]) == (1, 0) and state.record["passes"] < 30
 
@@ -223,9 +227,9 @@ def test_step_3_begins_without_momentum(optimizer, reach):
         seen.append((state.epoch, state.record["passes"], len(state.optimizer.state) > 0))
         real(state, *given)
 
-    real, at_reach = rem_module.redirect, [0.1] if reach else []
-    with acc_forget(0.9, 0.1, *at_reach, 0.1, 0.9, 0.1), mock.patch.object(rem_module, "redirect", redirect):
-        unlearn(optimizer=optimizer, reach=reach, unlearn_epochs=3, unlearn_lr=1e-3, until=Never)
+    real, at_reach = rem_plus.redirect, [0.1] if reach else []
+    with acc_forget(0.9, 0.1, *at_reach, 0.1, 0.9, 0.1), mock.patch.object(rem_plus, "redirect", redirect):
+        unlearn_plus(optimizer=optimizer, reach=reach, unlearn_epochs=3, unlearn_lr=1e-3, stop="max")
     assert seen == [(1, 1, not reach), (2, 0, True), (3, 1, not reach)]
 
 

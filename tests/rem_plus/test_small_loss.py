@@ -1,8 +1,4 @@
-"""engine/beliefs.py, `believed`: the images that step 3 leaves out, because theta_o1 disbelieves their labels.
-
-That REM with `disbelieved` 0 is Algorithm 1 as printed is in paper/test_twins.py, that NPO ignores it in
-paper/test_algorithm.py.
-"""
+"""REM+'s small-loss selection: the images of D_r that step 3 leaves out, because their labels have a large loss."""
 
 from dataclasses import replace
 from unittest import mock
@@ -13,13 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-import rem as rem_module
-from engine.beliefs import believed
-from engine.ending import Never, Repaired
-from engine.removal import copies
+import rem_plus
 from etd import drop
 from helpers import Trusting, make_data, seeds, small_net
-from states import acc_forget, make_state, unlearn
+from rem_plus import EarlyStopping, copies, small_loss
+from states import acc_forget, plus_state, unlearn_plus
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # the end may tell of harm
 
@@ -34,13 +28,13 @@ def ce_of(state) -> torch.Tensor:
     return F.cross_entropy(torch.cat(logits), data.labels, reduction="none")
 
 
-def judged(seed: int, until, **changes):
+def judged(seed: int, **changes):
     """A run of three epochs: of each what step 3 was given, CE before and after step 2; then D_tr without W, and W."""
     seen, ends = [], []
 
-    def remove(state, *given, **more):
+    def remove(state):
         before = ce_of(state)
-        real["remove"](state, *given, **more)
+        real["remove_to_distance"](state)
         seen.append([before, ce_of(state)])
 
     def redirect(state, loss, index):
@@ -48,15 +42,16 @@ def judged(seed: int, until, **changes):
         real["redirect"](state, loss, index)
 
     def end(state):
-        ends.append(until(state))
+        ends.append(EarlyStopping(state))
         return ends[0]
 
-    real = {name: getattr(rem_module, name) for name in ("remove", "redirect")}
     data, net = make_data(seed, n=48, pad=1, flip=True), small_net(seed, dtype=torch.float64)
-    with acc_forget(*[0.9, 0.1] * 3), mock.patch.multiple(rem_module, remove=remove, redirect=redirect):
-        unlearn(seed, data=data, net=net, forget=FORGET, batch=16, unlearn_epochs=3, until=end, **changes)
+    with acc_forget(*[0.9, 0.1] * 3):
+        real = {name: getattr(rem_plus, name) for name in ("remove_to_distance", "redirect")}
+        with mock.patch.multiple(rem_plus, remove_to_distance=remove, redirect=redirect, EarlyStopping=end):
+            unlearn_plus(seed, data=data, net=net, forget=FORGET, batch=16, unlearn_epochs=3, **changes)
     taught = ends[0].trained_on
-    return seen, torch.arange(48) if taught is None else taught, getattr(ends[0], "held_out", None)
+    return seen, torch.arange(48) if taught is None else taught, ends[0].held_out
 
 
 def left_in(ce: torch.Tensor, taught: torch.Tensor, bound: float) -> torch.Tensor:
@@ -65,17 +60,17 @@ def left_in(ce: torch.Tensor, taught: torch.Tensor, bound: float) -> torch.Tenso
     return taught if 2 * suspect.sum() > len(ce) - len(FORGET) else taught[~suspect[taught]]
 
 
-@pytest.mark.parametrize("until", [Never, Repaired])
-def test_who_is_left_out(until):
+@pytest.mark.parametrize("stop", ["max", "repaired"])
+def test_who_is_left_out(stop):
     """A37: from epoch 2 on step 3 lacks exactly the images of D_r whose CE before step 2 is above `disbelieved`, unless
     that is more than half of D_r; D_f is all there, W is not."""
     out = kept = spared = other = most = 0
     for seed in range(4):
-        seen, taught, held_out = judged(seed, until, disbelieved=1.5)
+        seen, taught, held_out = judged(seed, stop=stop, disbelieved=1.5)
         known = torch.isin(taught, FORGET)
         assert len(seen) >= 2 and int(known.sum()) == len(FORGET)
         first = seen[0][2]
-        assert first is None if until is Never else torch.equal(first, taught)
+        assert first is None if stop == "max" else torch.equal(first, taught)
         for before, after, index in seen[1:]:
             index = taught if index is None else index
             assert torch.equal(index, left_in(before, taught, 1.5))
@@ -91,17 +86,17 @@ def test_who_is_left_out(until):
 def test_judging_moves_nothing(seed, bound):
     """A37: to judge draws no number, keeps no graph and leaves weights, statistics and modes as they were; in epoch 1,
     and where `disbelieved` is 0, no pass is made and none is left out."""
-    state, graphs = make_state(seed, forget=FORGET, disbelieved=bound), []
+    state, graphs = plus_state(seed, forget=FORGET, disbelieved=bound), []
     state.expanded.train()
     state.expanded.register_forward_pre_hook(lambda net, args: graphs.append(torch.is_grad_enabled()))
     drawn, begin = state.generator.get_state(), copies([*state.expanded.parameters(), *state.expanded.buffers()])
     for state.epoch, at in ((1, bound), (5, 0.0)):
         state.config = replace(state.config, disbelieved=at)
-        assert believed(state, None) is None and believed(state, FORGET) is FORGET and not graphs
+        assert small_loss(state, None) is None and small_loss(state, FORGET) is FORGET and not graphs
     state.epoch, state.config = 2, replace(state.config, disbelieved=bound)
-    index = believed(state, None)
+    index = small_loss(state, None)
     index = torch.arange(len(state.data)) if index is None else index
-    assert torch.isin(FORGET, index).all() and torch.equal(believed(state, index.flip(0)), index.flip(0))
+    assert torch.isin(FORGET, index).all() and torch.equal(small_loss(state, index.flip(0)), index.flip(0))
     assert torch.equal(state.generator.get_state(), drawn) and graphs and not any(graphs)
     assert all(module.training for module in state.expanded.modules())
     assert all(map(torch.equal, [*state.expanded.parameters(), *state.expanded.buffers()], begin))
@@ -111,7 +106,7 @@ def test_judging_moves_nothing(seed, bound):
 def test_what_somebody_has_looked_at_stays(seed):
     """A37: examples of `trusted` stay whatever theta_o1 thinks of them, and do not count towards the half of D_r."""
     data, looked_at = make_data(seed, n=48), torch.arange(20, 34)
-    state = make_state(seed, data=Trusting(data, looked_at), net=small_net(seed, dtype=torch.float64), forget=FORGET)
+    state = plus_state(seed, data=Trusting(data, looked_at), net=small_net(seed, dtype=torch.float64), forget=FORGET)
     state.epoch, ce, index = 2, ce_of(state), torch.arange(48)
     doubtful = ~torch.isin(index, torch.cat([FORGET, looked_at]))  # 30
     for share in (0.4, 0.6):
@@ -119,5 +114,5 @@ def test_what_somebody_has_looked_at_stays(seed):
         state.config = replace(state.config, disbelieved=bound)
         suspect = doubtful & (ce > bound)
         assert (ce[looked_at] > bound).any() and int(suspect.sum()) == round(share * 30)
-        found = believed(state, index)
+        found = small_loss(state, index)
         assert torch.equal(found, index[~suspect] if share < 0.5 else index)
