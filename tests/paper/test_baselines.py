@@ -193,7 +193,7 @@ def test_ours_log_each_epoch_that_is_asked_for(name):
 def test_contract_sees_what_is_read():
     """A12: a sealed task lets nothing be read but D_tr; D_c is open to the IDEAL methods alone."""
     asking = {name for name, method in METHODS.items() if "corrupted" in inspect.signature(method).parameters}
-    assert asking == {"etd-ideal", "rem-ideal"}
+    assert asking == {"etd-ideal", "rem-ideal", "rem-plus-ideal"}
     for kind, sealed in ((contract.SealedTask, {"test", "clean", "corrupted"}),
                          (contract.SealedButCorrupted, {"test", "clean"})):
         task = kind("poison", 0, *[torch.zeros(1)] * 4)

@@ -227,6 +227,9 @@ TWINS = {
     "rem-no31": lambda run: rem(run, step3=without_31), "rem-no32": lambda run: rem(run, step3=without_32),
     "rem-ce": lambda run: rem(run, step3=by_ce),
 }
+# Here REM+ has its four changes off; with them it is twins_plus.py's, in tests/rem_plus.
+TWINS |= {name.replace("rem", "rem-plus", 1): TWINS[name] for name in TWINS if name.startswith("rem")}
+del TWINS["rem-plus-on-etd"]
 
 
 # --- The comparison ---------------------------------------------------------------------------------------------------

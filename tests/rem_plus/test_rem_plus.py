@@ -81,6 +81,7 @@ class Case:
 @given(seeds, st.sampled_from([0.3, 0.8]), st.sampled_from([0.0, 0.02, 0.3]), st.sampled_from(["repaired", "max"]),
        st.sampled_from([0.0, 1.0, 1.6]), st.integers(0, 2), st.sampled_from([-1.0, 0.5]), st.booleans())
 @example(1, 0.3, 0.0, "repaired", 0.0, 0, 0.5, True)
+@example(3, 0.3, 0.0, "repaired", 0.0, 0, 0.5, True)  # the last epoch is not the one that comes back
 @example(1, 0.3, 0.02, "repaired", 1.6, 1, -1.0, True)
 @example(2, 0.3, 0.3, "max", 1.6, 1, -1.0, False)
 def test_rem_plus_is_the_plain_loop(seed, gamma, reach, stop, disbelieved, farther, memorised, augments):
