@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Module, functional as F
 
-from engine.batches import among, count_batches
+from engine.batches import among, count_batches, per_example
 from engine.checks import NonFiniteLoss, check_forget, finite, finite_weights, settings_from
 from engine.features import features
 from engine.modes import copy_of, eval_mode, modes_of, put_modes, training_mode
@@ -133,11 +133,10 @@ def teacher(net: Module, data, config, index: Tensor | None = None):
     def answer(rows: Tensor, x: Tensor) -> Tensor:
         return logits_of(frozen, x, config.precision)
 
-    if data.augments or data.part[1] > 1:  # of several processes each has seen its share alone
+    if data.augments:
         return answer
-    seen = [(rows, answer(rows, x)) for rows, x, _ in data.batches(index, dtype=next(frozen.parameters()).dtype)]
-    rows, logits = (torch.cat(part) for part in zip(*seen, strict=True))
-    known = logits.new_zeros((len(data), logits.shape[1])).index_copy_(0, rows.to(logits.device), logits)
+    batches = data.batches(index, dtype=next(frozen.parameters()).dtype)
+    known = per_example(batches, lambda rows, x, y: answer(rows, x), len(data))  # (N, classes)
     return lambda rows, x: known[rows.to(known.device, non_blocking=True)]
 
 
@@ -197,14 +196,14 @@ def importance(net: Module, data, index: Tensor | None, config, loss_of: Callabl
                measure: Callable) -> list[Tensor]:
     """Mean over batches of measure(gradient of loss_of(logits, y)), >= 0, for every trainable parameter in its shape.
 
-    In eval mode, so BatchNorm gives each example its own gradient; no augmentation; of several processes each has all.
+    In eval mode, so BatchNorm gives each example its own gradient; no augmentation.
     Args: index: (n,) int64 examples, None for all; loss_of: gives a scalar; measure: torch.square for SSD (an
         estimate of the diagonal of the empirical Fisher matrix, exact in batches of one), torch.abs for Potion.
     """
-    parameters, whole = [p for p in net.parameters() if p.requires_grad], replace(data, part=(0, 1))
+    parameters = [p for p in net.parameters() if p.requires_grad]
     totals, steps = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters], 0
     with eval_mode(net):
-        for _, x, y in whole.batches(index, config.batch, dtype=next(net.parameters()).dtype):
+        for _, x, y in data.batches(index, config.batch, dtype=next(net.parameters()).dtype):
             loss = loss_of(logits_of(net, x, config.precision), y)
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             for total, gradient in zip(totals, gradients, strict=True):
@@ -286,7 +285,7 @@ def cuts(model: Module, data, forget: Tensor, config, generator: Generator, log=
     """
     forget, net, tuned = check_forget(forget, len(data)), copy_of(model), copy_of(model)
     sample = torch.randperm(len(data), generator=generator)[:CUTS_IMAGES]  # V
-    nearest_of = neighbours(features(model, replace(data, part=(0, 1)), sample, layer=-2))
+    nearest_of = neighbours(features(model, data, sample, layer=-2))
 
     optimizer = make_optimizer(tuned, config, config.unlearn_lr)
     for number in range(1, CUTS_PASSES + 1):
@@ -495,7 +494,7 @@ def run_epoch(net: Module, optimizer: torch.optim.Optimizer, data, index: Tensor
             if rates is not None:
                 optimizer.param_groups[0]["lr"] = next(rates)
             loss = loss_of(logits_of(net, x, config.precision), rows, x, y)
-            total += descend(optimizer, loss, len(rows))
+            total += descend(optimizer, loss)
             steps += 1
     return finite(total, steps, where)
 

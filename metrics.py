@@ -11,10 +11,10 @@ import statistics
 import torch
 from torch import nn
 
+from engine.batches import per_example
 from engine.bits import MaskTable
 from engine.checks import NonFiniteLoss
 from engine.modes import eval_mode
-from engine.ranks import over_ranks
 from engine.streams import stream
 from tasks import TARGET, like_corrupted
 
@@ -30,19 +30,17 @@ def predict(model: nn.Module, data, index: torch.Tensor | None = None, masks: Ma
     Raises: ValueError: an empty index or one out of range; NonFiniteLoss: a logit that is not finite.
     """
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    classes, not_finite, times_seen = found = torch.zeros((3, len(data)), dtype=torch.int64, device=data.device)
+
+    def class_and_finite(rows, x, y):
+        logits = model(x) if masks is None else model(x, masks[rows].to(x.device))  # (b, classes)
+        return torch.stack([logits.argmax(dim=1), logits.isfinite().all(dim=1).long()], dim=1)  # (b, 2)
+
     with eval_mode(model), torch.no_grad():
-        for rows, x, _ in data.batches(index, size, dtype=dtype):
-            logits = model(x) if masks is None else model(x, masks[rows].to(x.device))  # (b, classes)
-            rows = rows.to(x.device)
-            classes[rows] = logits.argmax(dim=1)
-            not_finite[rows] = (~logits.isfinite()).any(dim=1).long()
-            times_seen[rows] = 1
-    over_ranks([found])  # each process has seen its share
-    classes, not_finite, times_seen = found.cpu() if index is None else found.cpu()[:, index.cpu()]
-    if not_finite.any():
+        found = per_example(data.batches(index, size, dtype=dtype), class_and_finite, len(data)).cpu()
+    classes, is_finite = found.T if index is None else found[index.cpu()].T
+    if not is_finite.all():
         raise NonFiniteLoss("the network's logits are not finite; lower the rate, or look at the inputs")
-    return classes // times_seen  # an example that two processes have seen counts twice in the sum
+    return classes
 
 
 def share(hits: torch.Tensor) -> float:

@@ -190,7 +190,7 @@ def pass_over_forget(s: State, optimizer: torch.optim.Optimizer, training: bool 
             # 2.1  L_remove(D_f) = (2 / beta) E log sigmoid(beta (CE_o1 - CE_ref)), theta_o1 alone
             ce, ce_ref = cross_entropy(s, x, y), s.reference.base(rows, x, y)  # (B,), (B,)
             # 2.2  theta_o1 <- theta_o1 - epsilon grad L_step2,  L_step2 = -L_remove; theta_o2 has no gradient here
-            update(step2_loss(ce, ce_ref, s.config.beta), rows)
+            update(step2_loss(ce, ce_ref, s.config.beta))
     return update.steps
 
 
@@ -206,7 +206,7 @@ def redirect(s: State, step3=None, index: torch.Tensor | None = None) -> None:
     with one_pass(s, f"step 3 of epoch {s.epoch}", must_reach=s.expanded.theta_o2()) as update:
         for rows, x, y in batches_of(s, index):
             # 3.3  theta <- theta - epsilon grad L_step3, both parts
-            update(step3(s, rows, x, y), rows)
+            update(step3(s, rows, x, y))
 
 
 def step3_batch(s: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor, removes: bool = True) -> torch.Tensor:

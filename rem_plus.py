@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import torch
 
 import rem
-from engine import (accuracy_of, among, batches_of, checked, count_batches, cross_entropy, eval_mode, over_ranks,
+from engine import (accuracy_of, among, batches_of, checked, count_batches, cross_entropy, eval_mode, per_example,
                     refresh_batchnorm, report, right_on, settings_from, stream, trusted, undisturbed, warn_above)
 from rem import State, add_capacity, discard, pass_over_forget, redirect, remove
 
@@ -344,13 +344,14 @@ def small_loss(s: State, index: torch.Tensor | None) -> torch.Tensor | None:
     """
     if s.epoch < 2 or not s.config.disbelieved:
         return index
-    large = torch.zeros(len(s.data), device=s.device)
+
+    def is_large(rows, x, y):
+        return cross_entropy(s, x, y) > s.config.disbelieved  # (B,)
+
     with eval_mode(s.expanded):
-        for rows, x, y in batches_of(s, None, augment=False):
-            large[rows.to(s.device)] = (cross_entropy(s, x, y) > s.config.disbelieved).to(large)
-    over_ranks([large])  # each process has seen its share
+        large = per_example(batches_of(s, None, augment=False), is_large, len(s.data)).cpu()
     doubtful = ~s.in_forget & ~trusted(s.data)
-    large = (large.cpu() > 0) & doubtful
+    large &= doubtful
     if 2 * int(large.sum()) > int(doubtful.sum()):
         return index
     index = torch.arange(len(s.data), device="cpu") if index is None else index

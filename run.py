@@ -18,23 +18,16 @@ from pathlib import Path
 # Two runs of 11 s at once took over 150 s, with this 32 s; one alone is as fast as before (results/spread/README.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from experiment.interrupts import answer_while_importing, answering
-
-if __name__ == "__main__":
-    answer_while_importing()  # importing torch takes seconds
-
 import torch
 
 from engine.checks import first_line
-from engine.ranks import ranks
 from experiment.cell import attempt, choose_methods, corrupt, draw_forget, new_model, train_original, unlearn
-from experiment.console import Parser, Unheard, add_flags, clipped, tell
+from experiment.console import Parser, add_flags, clipped, tell
 from experiment.datasets import load
 from experiment.devices import check_precision, check_room, choose_device, describe
 from experiment.files import check_writable
 from experiment.methods import code_of
 from experiment.parts import part_of
-from experiment.processes import joined
 from experiment.rows import append_row, failure_of, provenance, row_of
 from experiment.settings import Config, resolve
 from experiment.stored_tasks import fingerprints
@@ -43,7 +36,6 @@ from tasks import Task
 DESCRIPTION = "Train a network on corrupted data, unlearn with each method, compare."  # python -OO leaves no docstrings
 WORDS = {"grid": "study.grid", "report": "study.report", "cscore": "study.cscore", "suspects": "study.suspects",
          "repair": "repair.command"}  # first words and their modules, each loaded when it is asked for
-SINGLE = ("report", "cscore", "suspects")  # words that run in one process
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
@@ -68,23 +60,28 @@ def parser(word: str | None = None) -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 if a cell or a file failed, 2 for bad input, told in a line, 3
-    if a repair did not repair or did harm."""
+    """Run the command line and return the exit code.
+
+    Returns: 0; 1 if a cell or a file failed; 2 for bad input, told in a line; 3 if a repair did not repair or did harm;
+        130 at Ctrl-C, told in a line: files are written whole or not at all, and rows are appended whole.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name that stdout cannot encode ends no run
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: tell(f"warning: {message}")
         try:
-            with joined(argv, SINGLE):
-                code = command(argv)
+            code = command(argv)
             if sys.stdout is not None:  # it is None where stdout was closed from the start
                 sys.stdout.flush()  # so that a closed pipe is noticed here
             return code
         except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:  # torch's, for absurd sizes
             tell(f"run.py: {clipped(what_went_wrong(error), 2000)}")
             return 2
-        except (BrokenPipeError, Unheard):  # the reader of its output, such as head, has enough
+        except KeyboardInterrupt:
+            tell("run.py: interrupted; what was written is whole, and the same command goes on from there")
+            return 130
+        except BrokenPipeError:  # the reader of its output, such as head, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
             return 1
         except OSError as error:  # a disk that is full, a file that went away
@@ -98,20 +95,6 @@ def what_went_wrong(error: Exception) -> str:
     if asked := re.search(r"(?i)tried to allocate (\S+ ?\w*)", text):
         return f"out of memory, {asked[1]} asked for; take a smaller network, image size or batch"
     return text
-
-
-def what_is_left(argv: list[str]) -> str:
-    """What an interrupted command leaves, in words: rows, or the state from which `repair` goes on."""
-    if argv[:1] == ["report"]:
-        return "what was written is whole"
-    if argv[:1] != ["repair"]:
-        return "the rows of finished cells are in the result file"
-    given, _ = parser("repair").parse_known_args(argv)
-    state = importlib.import_module("repair.outputs").beside_weights(given.out, ".state")
-    kept = given.checkpoint_every and state.exists()
-    if not kept:
-        return "no state is kept, so the same command begins anew"
-    return f"the same command goes on from {state}, if that is its own"
 
 
 def command(argv: list[str]) -> int:
@@ -152,8 +135,7 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     model = new_model(config, dataset)
     check_precision(config, device)
     check_room(config, model)
-    train, test = (replace(data.to(device), part=ranks()) for data in (task.train, task.test))
-    task = replace(task, train=train, test=test)
+    task = replace(task, train=task.train.to(device), test=task.test.to(device))
     if not config.quiet:
         print(headline(config, task, forget, model, device), flush=True)
     original, train_seconds, failure = attempt(lambda: train_original(config, task, model.to(device)))
@@ -164,8 +146,7 @@ def compare(config: Config, argv: list[str] = ()) -> list[dict]:
         row = row_of(replace(config, method=paths.get(name, name)), codes[name], provenance(device, argv),
                      {"images": images, "train_seconds": train_seconds, **outcome})
         try:
-            if ranks()[0] == 0:
-                append_row(config.out, row)
+            append_row(config.out, row)
         except OSError as error:  # a full disk costs no method and no table
             unwritten, why = [*unwritten, name], error
         rows.append(row)
@@ -208,4 +189,4 @@ def table(rows: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(answering(main, lambda: what_is_left(sys.argv[1:])))
+    sys.exit(main())

@@ -65,7 +65,7 @@ def fit(model: nn.Module, data, index: torch.Tensor | None, config, generator: t
         with forked_rng(generator, device):
             for rows, x, y in data.batches(index, config.batch, generator, augment=True, dtype=dtype):
                 optimizer.param_groups[0]["lr"] = lr * rate(step, epochs * per_epoch, schedule)
-                total += descend(optimizer, loss(rows, x, y), len(rows))
+                total += descend(optimizer, loss(rows, x, y))
                 step += 1
         mean = finite(total, step - start, f"training epoch {epoch}")
         if log is not None:

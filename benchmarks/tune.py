@@ -161,7 +161,7 @@ def remove(s: State, v: dict) -> dict:
         path.append(round(acc, 3))
         with one_pass(s, "step 2") as update:
             for rows, x, y in batches_of(s, s.forget):
-                update(step2_loss(cross_entropy(s, x, y), s.reference.base(rows, x, y), s.config.beta), rows)
+                update(step2_loss(cross_entropy(s, x, y), s.reference.base(rows, x, y), s.config.beta))
         passes += 1
     at_gamma = moved(theta_o1, begin)
     u_gamma = float((ce_of(s, s.forget) - s.reference.known[1, s.forget]).mean())

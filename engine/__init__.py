@@ -3,21 +3,20 @@
     batches.py     batches of D_tr, in training order or plain      updates.py    one update, one pass of updates
     scores.py      cross-entropy and accuracy of a network          reference.py  the frozen network of Eq. 2
     modes.py       training and evaluation mode, BatchNorm          streams.py    random numbers
-    ranks.py       several processes                                checks.py     refusals, with what was found
-    admission.py   which networks can be expanded                   bits.py       a table of bits
-    layers.py      layers by kind, and a masked pass                features.py   what a network computes of every image
+    checks.py      refusals, with what was found                    admission.py  which networks can be expanded
+    layers.py      layers by kind, and a masked pass                bits.py       a table of bits
+    features.py    what a network computes of every image
 
 rem.py, rem_plus.py, etd.py and expand.py take their names from here; every other file imports from `engine.<file>`.
 """
 
 from engine.admission import (MISFIT, check_expansion, check_network, check_same, followed_layers, is_norm, is_weight,
                               naming_errors, self_check)
-from engine.batches import among, batches_of, count_batches, first_inputs, trusted
+from engine.batches import among, batches_of, count_batches, first_inputs, per_example, trusted
 from engine.bits import MaskTable, draw_bits
 from engine.checks import check_index, check_sets, checked, finite_weights, positive, settings_from, warn_above
 from engine.layers import MaskedPass, channels_of, initialiser, run_pass, run_with, swap
 from engine.modes import copy_of, eval_mode, mode_over_forget, modes_of, put_modes, refresh_batchnorm, training_mode
-from engine.ranks import over_ranks
 from engine.reference import Reference
 from engine.scores import accuracy_of, cross_entropy, right_on
 from engine.streams import stream, undisturbed

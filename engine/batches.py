@@ -9,14 +9,9 @@
     data.augments               optional: False where augment=True changes nothing, so that the reference runs once
     data.trusted                optional: (m,) int64 examples of D_r whose labels somebody has looked at: they are
                                 neither held out nor suspected
-
-In a run of several processes (torch.distributed) data.batches yields this one's share of each batch, rank::processes;
-a shuffled batch of fewer than two examples per process goes to every process whole, since BatchNorm needs two.
 """
 
 import torch
-
-from engine.ranks import ranks
 
 
 def count_batches(n: int, size: int) -> int:
@@ -93,19 +88,33 @@ def batches_of(s, index: torch.Tensor | None, augment: bool = True, size: int | 
         yield rows, x.to(s.device), y.to(s.device)
     seen = torch.cat(seen)
     right = torch.equal(seen.sort().values, asked.sort().values) and (augment or torch.equal(seen, asked))
-    if not right and ranks()[1] == 1:  # what other ranks have seen cannot be told from here
+    if not right:
         raise ValueError("data.batches must yield the indices that are asked for, each once, in order unless shuffled")
 
 
 def without_lone_last(batches, n: int):
     """The batches of a pass over n examples, a last one of a single example joined to the one before it.
 
-    BatchNorm may refuse one example alone. Of several processes each has its share, so there nothing is joined.
+    BatchNorm may refuse one example alone.
     """
     held, left = None, n
     for batch in batches:
         left -= len(batch[0])
-        if held is None and left == 1 < len(batch[0]) and ranks()[1] == 1:
+        if held is None and left == 1 < len(batch[0]):
             held = [part.clone() for part in batch]
             continue
         yield batch if held is None else tuple(torch.cat(parts) for parts in zip(held, batch, strict=True))
+
+
+def per_example(batches, values_of, n: int) -> torch.Tensor:
+    """What a pass gives of each example, in a table by dataset index.
+
+    Args: batches: of (rows, x, y); values_of: values_of(rows, x, y) -> (B, ...) of a batch; n: rows of the table.
+    Returns: (n, ...) in dtype and on device of the values; 0 for an example that the pass has not met.
+    """
+    table = None
+    for rows, x, y in batches:
+        values = values_of(rows, x, y)
+        table = values.new_zeros((n, *values.shape[1:])) if table is None else table
+        table[rows.to(values.device)] = values
+    return table

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from engine.batches import per_example
 from engine.checks import check_index
 from engine.modes import eval_mode
-from engine.ranks import over_ranks, ranks
 
 BATCH = 128  # images per batch of a pass
 
@@ -37,19 +37,19 @@ def features(model: nn.Module, data, index: torch.Tensor | None = None, layer: i
 def gather(model: nn.Module, data, index: torch.Tensor | None, rows_of) -> torch.Tensor:
     """(n, d) float64 on the CPU: rows_of(x, y), (B, d), for the images of `index`, or for all, in their order.
 
-    Of several processes each computes a share and gets all. ValueError where data.batches leaves some out.
+    Raises: ValueError where data.batches leaves some out.
     """
     index = torch.arange(len(data)) if index is None else check_index(index, len(data)).cpu()
     places = torch.zeros(len(data), dtype=torch.int64).index_put_((index,), torch.arange(len(index)))
-    weight, found = next(model.parameters()), None
+    weight = next(model.parameters())
+
+    def values_of(place, x, y):
+        h = rows_of(x.to(weight.device), y.to(weight.device)).cpu()
+        return F.pad(h, (0, 1), value=1)  # the last column: that it was seen
+
     with eval_mode(model):
-        for rows, x, y in data.batches(index, size=BATCH, dtype=weight.dtype):
-            h = rows_of(x.to(weight.device), y.to(weight.device)).cpu()
-            found = h.new_zeros((len(index), h.shape[1] + 1)) if found is None else found
-            found[places[rows]] = F.pad(h, (0, 1), value=1)  # the last column: how often it was seen
-    if ranks()[1] > 1:
-        over_ranks([found := found.to(weight.device)])
-    found = found.cpu()
+        batches = data.batches(index, size=BATCH, dtype=weight.dtype)
+        found = per_example(((places[rows], x, y) for rows, x, y in batches), values_of, len(index))
     if not found[:, -1].all():
         raise ValueError("data.batches must yield all the examples that are asked for; ask for each once")
-    return found[:, :-1] / found[:, -1:]
+    return found[:, :-1]

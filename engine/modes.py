@@ -4,10 +4,9 @@ import contextlib
 import copy
 
 import torch
-from torch import distributed as dist, nn
+from torch import nn
 
 from engine.batches import without_lone_last
-from engine.ranks import ranks
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -30,8 +29,6 @@ def eval_mode(model: nn.Module):
     """Put a network in eval mode and, at the end of the block, each of its modules back in the mode it had."""
     modes = modes_of(model)
     model.eval()
-    for buffer in model.buffers() if ranks()[1] > 1 else ():  # rank 0's running statistics are everyone's
-        dist.broadcast(buffer, 0)
     try:
         yield model
     finally:

@@ -3,9 +3,8 @@
 import torch
 from torch.nn import functional as F
 
-from engine.batches import batches_of
+from engine.batches import batches_of, per_example
 from engine.modes import copy_of
-from engine.ranks import over_ranks
 from engine.updates import logits_of
 
 
@@ -37,11 +36,8 @@ class Reference:
         """Compute both for all examples now, where no augmentation moves them; s: Algorithm 1's state."""
         if self.known is not None or getattr(s.data, "augments", True):
             return
-        weight, n = next(self.net.parameters()), len(s.data)
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        known = torch.zeros((3, n), dtype=dtype, device=weight.device)
-        for rows, x, y in batches_of(s, None, augment=False):
-            full, base = self.full(rows, x, y), self.base(rows, x, y)
-            known[:, rows.to(x.device)] = torch.stack([full, base, torch.ones_like(full)])
-        over_ranks([known])
-        self.known = known[:2] / known[2]  # by how many ranks an example was seen
+
+        def full_and_base(rows, x, y):
+            return torch.stack([self.full(rows, x, y), self.base(rows, x, y)], dim=1)  # (B, 2)
+
+        self.known = per_example(batches_of(s, None, augment=False), full_and_base, len(s.data)).T

@@ -3,10 +3,9 @@
 import torch
 from torch.nn import functional as F
 
-from engine.batches import batches_of
+from engine.batches import batches_of, per_example
 from engine.checks import NonFiniteLoss
 from engine.modes import eval_mode
-from engine.ranks import over_ranks
 from engine.updates import check_logits, logits_of
 
 
@@ -29,14 +28,16 @@ def right_on(s, index: torch.Tensor, net: torch.nn.Module | None = None) -> torc
     Returns: (k,) bool on the CPU. Raises: NonFiniteLoss: a logit is not finite.
     """
     net = s.expanded if net is None else net
-    right = torch.zeros(len(s.data), device=s.device)
-    odd = torch.zeros((), dtype=torch.int64, device=s.device)  # looked at once, at the end
+
+    def right_and_finite(rows, x, y):
+        logits = check_logits(net(x), x)  # (B, classes)
+        return torch.stack([logits.argmax(dim=1) == y, logits.isfinite().all(dim=1)], dim=1)  # (B, 2)
+
     with eval_mode(net):
-        for rows, x, y in batches_of(s, index, augment=False, size=min(1024, 4 * s.config.batch)):
-            logits = check_logits(net(x), x)  # (B, classes)
-            right[rows.to(s.device)] = (logits.argmax(dim=1) == y).to(right)
-            odd += (~logits.isfinite()).sum()
-    over_ranks([right, odd])  # each process has seen its share, or all
-    if odd:
-        raise NonFiniteLoss(f"{odd} logits are not finite; lower the rate, or if no update was made look at the inputs")
-    return right.cpu()[index.cpu()] > 0
+        batches = batches_of(s, index, augment=False, size=min(1024, 4 * s.config.batch))
+        right, is_finite = per_example(batches, right_and_finite, len(s.data)).cpu()[index.cpu()].T
+    if not is_finite.all():
+        odd = int((~is_finite).sum())
+        raise NonFiniteLoss(f"logits of {odd} examples are not finite; lower the rate, or if no update was made look "
+                            "at the inputs")
+    return right

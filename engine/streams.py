@@ -11,8 +11,6 @@ import inspect
 
 import torch
 
-from engine.ranks import ranks
-
 
 def stream(seed: int, purpose: str) -> torch.Generator:
     """A CPU generator for one purpose, such as "weights" or "task", so that its draws never shift those for another."""
@@ -22,11 +20,11 @@ def stream(seed: int, purpose: str) -> torch.Generator:
 
 @contextlib.contextmanager
 def forked_rng(generator: torch.Generator, device: torch.device):
-    """Global random numbers, dropout's, that depend on `generator` and rank; afterwards the global state is as before.
+    """Global random numbers, dropout's, that depend on `generator`; afterwards the global state is as before.
 
     The seed is what `generator` would draw next, read off a twin: its own stream, of order and augmentation, stays.
     """
-    seed = int(torch.randint(2**62, (), generator=generator.clone_state())) + ranks()[0]
+    seed = int(torch.randint(2**62, (), generator=generator.clone_state()))
     cuda = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
     with torch.random.fork_rng(cuda):
         for source in [torch.default_generator, *(torch.cuda.default_generators[index] for index in cuda)]:

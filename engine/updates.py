@@ -2,7 +2,7 @@
 
     with one_pass(state, "step 3 of epoch 1") as update:
         for rows, x, y in batches_of(state, None):
-            update(loss, rows)          # one step down the loss, over all processes
+            update(loss)                # one step down the loss
     update.mean, update.steps           # NonFiniteLoss at the end of the block unless the mean is a finite number
 """
 
@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from engine.checks import finite
-from engine.ranks import over_ranks, ranks
 from engine.streams import forked_rng
 
 
@@ -49,21 +48,12 @@ def make_optimizer(model: nn.Module, config, lr: float) -> torch.optim.Optimizer
     return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, count: int = 1) -> torch.Tensor:
-    """One step down `loss`, averaged over ranks by their `count` of examples; parameters that no rank's gradient
-    reaches stay."""
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> torch.Tensor:
+    """One step down `loss`, which comes back without its graph; parameters that no gradient reaches stay."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    loss = loss.detach()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if ranks()[1] > 1:  # a block that was skipped here may have run elsewhere
-        over_ranks([reached := loss.new_tensor([p.grad is not None for p in parameters])])
-        for p, times in zip(parameters, reached.tolist(), strict=True):
-            if times and p.grad is None:
-                p.grad = torch.zeros_like(p)
-    over_ranks([loss, *(p.grad for p in parameters if p.grad is not None)], count)
     optimizer.step()
-    return loss
+    return loss.detach()
 
 
 class Pass:
@@ -76,9 +66,9 @@ class Pass:
         self.mean = None  # at the end of the pass
         self.waiting = {name: p for name, p in must_reach.items() if p.requires_grad and p.numel()}
 
-    def __call__(self, loss: torch.Tensor, rows: torch.Tensor) -> None:
-        """One step down `loss`, a scalar over the examples `rows`."""
-        self.total += descend(self.optimizer, loss, len(rows))
+    def __call__(self, loss: torch.Tensor) -> None:
+        """One step down `loss`, the scalar of a batch."""
+        self.total += descend(self.optimizer, loss)
         self.steps += 1
         if self.waiting:
             self.waiting = {name: p for name, p in self.waiting.items() if p.grad is None}

@@ -14,7 +14,6 @@ import math
 import re
 import time
 import traceback
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,10 +24,9 @@ from baselines import with_theta_o2
 from engine.admission import out_of_memory
 from engine.checks import check_forget, first_line
 from engine.modes import eval_mode
-from engine.ranks import over_ranks, ranks
 from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
-from experiment.console import Unheard, clipped, is_heard, number_of, progress, tell
+from experiment.console import clipped, number_of, progress, tell
 from experiment.data import MEMORY_FORMAT, Data, Dataset
 from experiment.datasets import files_of
 from experiment.methods import METHODS, allowed_with, check_names, find_method
@@ -163,7 +161,6 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
             raise TypeError(f"{name} returned {type(unlearned).__name__}; a method returns the unlearned network")
         anew = name in METHODS and METHODS[name].etd == "none"  # what trains anew had nothing to unlearn
         net, before = drop(unlearned) if isinstance(unlearned, Expanded) else unlearned, None if anew else original
-        check_same_everywhere(net, name)
         given, returned = check_outputs(original, task.train), check_outputs(net, task.train)
         if returned != given:
             raise ValueError(f"{name} returned a network of {returned} outputs; the one that it was given has {given}")
@@ -177,23 +174,6 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
         scores, _, failure = attempt(measure)
     row = {"status": "failed" if failure else "ok", "error": failure, **NO_SCORES, **(scores or {}), "seconds": seconds}
     return {**row, "points": points} if points else row
-
-
-def check_same_everywhere(net: nn.Module, name: str) -> None:
-    """Raise ValueError unless every process of the run has a network of the same parameters, bit for bit; statistics of
-    BatchNorm are the first one's in every pass (engine/modes.py)."""
-    rank, count = ranks()
-    parameters = list(net.parameters())
-    if count > 1 and parameters:
-        mark = 0
-        for p in parameters:
-            mark = zlib.crc32(p.detach().cpu().contiguous().view(torch.uint8).numpy(), mark)
-        marks = torch.zeros(count, dtype=torch.float64, device=parameters[0].device)
-        marks[rank] = mark
-        over_ranks([marks])
-        if len(marks.unique()) > 1:
-            raise ValueError(f"{name} left another network in each of {count} processes: take its steps with "
-                             "engine.updates.descend, which averages gradients over them, or run one process")
 
 
 def told_at_end(notes: list[dict], gamma: float) -> dict:
@@ -231,8 +211,8 @@ def plain(value):
 def attempt(work):
     """Run work() and leave the world as it was; returns (result, seconds, error text or None).
 
-    Diverging, running out of memory, or a user-supplied method that calls sys.exit is an outcome. An interrupt by the
-    user, or a standard output that has gone away (`Unheard`), is none.
+    Diverging, running out of memory, or a user-supplied method that calls sys.exit is an outcome. Ctrl-C, or a
+    reader of standard output that has gone away, is none.
     """
     begin = time.perf_counter()
     result = failure = None
@@ -241,13 +221,9 @@ def attempt(work):
             result = work()
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
-    except (KeyboardInterrupt, Unheard):
+    except (KeyboardInterrupt, BrokenPipeError):
         raise
     except BaseException as error:
-        if isinstance(error, OSError) and not is_heard():
-            raise Unheard(str(error)) from error
-        if ranks()[1] > 1 and not isinstance(error, ArithmeticError):
-            raise  # the other processes may know nothing of it
         place = traceback.extract_tb(error.__traceback__)[-1]
         failure = f"{first_line(error)} ({Path(place.filename).name}:{place.lineno})"
         tell(f"failed: {failure}")

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import select
 import sys
 import threading
 import time
@@ -12,33 +11,6 @@ from pathlib import Path
 
 from engine.checks import first_line
 from experiment.settings import ARCH_PRESETS, BOTH_PRESETS, DATASET_PRESETS, STAGES, Config, kind_of
-
-
-class Unheard(BaseException):
-    """Standard output has gone away: a reader that has enough, a closed terminal, a full disk behind a log file.
-
-    Like an interrupt it is no failure of the work that printed, and passes by what turns failures into rows.
-    """
-
-
-def say(text: str) -> None:
-    """Print a text at once, as it is; raises Unheard where standard output has gone away."""
-    try:
-        print(text, end="", flush=True)
-    except OSError as error:
-        raise Unheard(str(error)) from error
-
-
-def is_heard() -> bool:
-    """Whether standard output has a reader: False for a pipe or a terminal whose other end is closed."""
-    if not hasattr(select, "poll"):  # Windows
-        return True
-    ends = select.poll()
-    try:
-        ends.register(sys.stdout.fileno(), 0)
-        return not ends.poll(0)
-    except (AttributeError, OSError, ValueError):  # what has no file, or is closed, was so from the start
-        return True
 
 
 def told_in_a_line(main) -> int:
@@ -148,7 +120,7 @@ def progress(label: str, quiet: bool, min_seconds: float = 0.0):
             numbers = {name: number_of(values.get(name)) for name in SHOWN}
             shown = "".join(f"{name} {value:8.4f}  " for name, value in numbers.items() if value is not None)
             shown = f"{shown}{last - begin:6.1f} s  {left:6.1f} s left\n"
-            say(f"{clear}{label:<8} epoch {epoch:3d}/{epochs}  {shown}")
+            print(f"{clear}{label:<8} epoch {epoch:3d}/{epochs}  {shown}", end="", flush=True)
 
     def watch() -> None:
         with contextlib.suppress(OSError):  # a terminal that is gone

@@ -33,7 +33,6 @@ class Data:
     std: tuple[float, ...]
     pad: int = 0  # random crop with this much zero padding, pixels; 0: no crop
     flip: bool = False  # random horizontal flip
-    part: tuple[int, int] = (0, 1)  # rank and number of processes: each takes its share of every batch
     memory_format: torch.memory_format = torch.channels_last  # of x; contiguous for networks that flatten by x.view
     # What augmentation must not move: called as _overlay(images, index, move), it returns move(images) put right.
     # Private, because it can tell which images it is for.
@@ -127,8 +126,6 @@ MEMORY_FORMAT = Data.memory_format  # of the networks too: tensor cores want it,
 def batches(data, index=None, size=512, generator=None, augment=False, dtype=torch.float32):
     """Iterate once over examples in batches (index, x, y).
 
-    One of k processes, data.part, gets every k-th example of each batch; a shuffled batch of fewer than 2 k goes to
-    every process whole, since BatchNorm in training mode needs two.
     All random numbers of the pass are drawn in this call, on the CPU: randperm(n), then if augmenting and pad > 0
     randint(0, 2 pad + 1, (2, n)) for the top and left corner, then if augmenting and flip randint(0, 2, (n,)).
     Args:
@@ -150,17 +147,16 @@ def batches(data, index=None, size=512, generator=None, augment=False, dtype=tor
         raise ValueError("augment=True draws random numbers: pass generator=torch.Generator().manual_seed(seed)")
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(f"generator is on {generator.device}, expected one on the CPU: pass torch.Generator()")
-    n, seed, least = len(index), None, 0
+    n, seed = len(index), None
     starts = range(0, n, size)
     if generator is not None:
-        starts, least = starts[: count_batches(n, size)], 2 * data.part[1]
+        starts = starts[: count_batches(n, size)]
         index = index[torch.randperm(n, generator=generator)]
     moves = _draw_moves(data, n, generator) if augment and (data.pad or data.flip) else None
     if augment:  # what the generator would draw next, read off a twin, so that its own stream stays
         seed = int(torch.randint(2**62, (), generator=generator.clone_state()))
-    (rank, ranks), pairs = data.part, zip(starts, [*starts[1:], n], strict=True)
-    spans = [slice(a, b) if b - a < least else slice(a + rank, b, ranks) for a, b in pairs]
-    return _iterate(data, index, moves, [at for at in spans if at.start < at.stop], dtype, seed)
+    spans = [slice(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
+    return _iterate(data, index, moves, spans, dtype, seed)
 
 
 def _draw_moves(data, n, generator):
@@ -229,7 +225,6 @@ class Streamed:
     device: torch.device = torch.device("cpu")  # where the batches go, by way of pinned memory if it is a GPU
     pad: int = 0  # of uint8 images, as in Data
     flip: bool = False
-    part: tuple[int, int] = (0, 1)
     memory_format: torch.memory_format = torch.channels_last
     _overlay = None
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from engine.ranks import ranks
 from experiment.devices import processor
 from experiment.settings import VERSION, Config
 
@@ -55,7 +54,7 @@ def append_row(out: str, row: dict) -> None:
 def provenance(device: torch.device, argv) -> dict:
     """Where a row comes from: code, library, device and command."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"device": name, "threads": torch.get_num_threads(), "processes": ranks()[1], **processor(),
+    return {"device": name, "threads": torch.get_num_threads(), **processor(),
             "torch": torch.__version__, "version": VERSION, "git": git_hash(), "argv": list(argv)}
 
 

@@ -18,10 +18,9 @@ from torch import nn
 from engine.batches import among
 from engine.checks import first_line
 from engine.features import features
-from engine.ranks import over_ranks, ranks
 from repair.images import room_for_images
 from repair.inputs import Folder
-from repair.looks import agreed, looking_alike
+from repair.looks import looking_alike
 from repair.mismatch import share_of
 from repair.outputs import beside_weights
 from repair.page import CARDS, Card, Part, write_page
@@ -29,7 +28,7 @@ from repair.progress import Watch, tell_here
 from repair.ranking import Ranking, rank
 from repair.suspects_list import beside, named, write_suspects
 from repair.suspects import crossed, logits, probe
-from repair.verdict import REPAIRED, Verdict, judge, looked_at, undoubted
+from repair.verdict import Verdict, judge, looked_at, undoubted
 
 AT_ONCE = 5  # copies of the features that the probes hold at once, at most
 
@@ -48,19 +47,9 @@ def verdict_of(model: nn.Module, data, heldout, before: list, after: list, forge
     return judge(labels, before[0], after[0], forget, counted, pair, truths)
 
 
-def agreed_code(found: Verdict, model: nn.Module) -> int:
-    """The exit code of all processes: the first one's.
-
-    None leaves before the first has written all, since torchrun ends the others as soon as one has failed.
-    """
-    code = torch.tensor([0 if found.words == (REPAIRED,) or ranks()[0] else 3], device=next(model.parameters()).device)
-    over_ranks([code])
-    return int(code)
-
-
 def list_suspects(out: str, similar, repaired: nn.Module, data, folder: Folder, places: dict
                   ) -> tuple[str, Ranking | None]:
-    """Rank the suspects and, in the first process, write them; a line that says so, or why there are none, and they.
+    """Rank the suspects and write them; a line that says so, or why there are none, and they.
 
     similar: called without arguments, gives what `similarity` does.
     """
@@ -69,10 +58,8 @@ def list_suspects(out: str, similar, repaired: nn.Module, data, folder: Folder, 
             z, labels = logits(repaired, watch.over(data))
         looks = similar()
         ranking = rank(z, labels, folder.forget, looks.similar, looks.crossed)
-        return "" if ranks()[0] else write_suspects(out, ranking, data, folder, places), ranking
+        return write_suspects(out, ranking, data, folder, places), ranking
     except Exception as error:
-        if ranks()[1] > 1:
-            raise  # the other processes know nothing of it
         stale = f"; {beside(out)}: of an earlier repair" if beside(out).exists() else ""
         return f"no list of suspects ({first_line(error)}){stale}", None
 
@@ -91,7 +78,7 @@ def similarity(model: nn.Module, data, forget: torch.Tensor, seed: int) -> Looks
         return no_looks(data)
     with Watch("features of the images", tell_here) as watch:
         h = features(model, watch.over(data))
-    alike = agreed(looking_alike(h, data.labels.cpu(), forget, seed), data.device)
+    alike = looking_alike(h, data.labels.cpu(), forget, seed)
     return Looks(probe(h, forget), crossed(h, forget), alike)
 
 
@@ -100,8 +87,6 @@ def looks_if_any(similar, data) -> Looks:
     try:
         return similar()
     except Exception:
-        if ranks()[1] > 1:
-            raise  # the other processes know nothing of it
         return no_looks(data)
 
 
@@ -115,7 +100,7 @@ def in_room(model: nn.Module, data) -> bool:
     layers = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     features_of_one = max(weight.shape[1] for weight in layers[-1:])  # of the last layer
     need = AT_ONCE * 8 * len(data) * features_of_one  # bytes, in float64
-    return ranks()[1] > 1 or need <= room_for_images(torch.device("cpu"))  # several processes must agree
+    return need <= room_for_images(torch.device("cpu"))
 
 
 def show_changes(args: argparse.Namespace, scores: dict, before: list, after: list, data, heldout, folder: Folder,

@@ -11,13 +11,12 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 
 from engine.checks import check_forget
-from engine.ranks import ranks
 from experiment.data import Streamed
 from experiment.devices import check_room, choose_device
 from experiment.files import write_whole
 from experiment.rows import provenance
 from repair import checkpoints
-from repair.account import (agreed_code, before_and_after, list_suspects, looks_if_any, show_changes, similarity,
+from repair.account import (before_and_after, list_suspects, looks_if_any, show_changes, similarity,
                             table_of_changes, verdict_of)
 from repair.channels import with_channels
 from repair.finish import finish
@@ -78,8 +77,6 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "decoded anew in every pass, with the same result (default: half of what is free)")
     p.add_argument("--checkpoint-every", type=int, default=1, metavar="EPOCHS", help="write the state beside --out, "
                    "which the same command goes on from if it was cut off (default: 1; 0: never)")
-    p.add_argument("--sync-batchnorm", action="store_true", help="under torchrun, batch statistics of the whole batch "
-                   "instead of each process's own")
     p.add_argument("--no-finish", action="store_false", dest="finish", help="leave the network as REM leaves it: do "
                    "not train what was there before it once more, without what is likely bad")
     p.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded, of "
@@ -119,7 +116,7 @@ def main(given: dict, argv: list[str]) -> int:
         check_room(choose_settings(model, len(places), settings)[0], model)  # told before any work
     except ValueError as error:
         raise ValueError(str(error).replace("unlearn-", "--")) from error  # the flags' names
-    room = room_for_images(device, args.max_memory, ranks()[1])
+    room = room_for_images(device, args.max_memory)
     train, heldout, skipped = folder.load(reading, args.workers, args.skip_bad_images, room)
     if isinstance(train, Streamed):
         print(f"the images take {reading.size_of(len(train)) / 1e9:.3g} GB, and --max-memory is {room / 1e9:.3g}: they "
@@ -134,9 +131,9 @@ def main(given: dict, argv: list[str]) -> int:
     everything = [*folder.paths, *(path for path, _ in folder.heldout or ())]
     for line in changed_by_reading(everything, reading, args.workers):
         print(line, flush=True)
-    model, train = model.to(device), replace(train.to(device), part=ranks())
+    model, train = model.to(device), train.to(device)
     train = replace(train, memory_format=memory_format_of(model, train))
-    heldout = heldout and replace(heldout.to(device), part=ranks(), memory_format=train.memory_format)
+    heldout = heldout and replace(heldout.to(device), memory_format=train.memory_format)
     model = model.to(memory_format=train.memory_format)
     check_logits(model, train, args.model, args.checkpoint)
     try:
@@ -155,13 +152,13 @@ def main(given: dict, argv: list[str]) -> int:
     try:
         repaired, config = repaired_with(model, train, folder.forget, layers=layers, say=say, keep=keep,
                                          every=args.checkpoint_every, leave=bytes_of(stored), files=files,
-                                         sync_batchnorm=args.sync_batchnorm, true_labels=truths, **settings)
+                                         true_labels=truths, **settings)
     except ArithmeticError as error:  # the loss is not finite any more
         raise ValueError(f"{error} (the rate is --lr)") from error
-    if ranks()[0] == 0:  # the first process writes, and this first: what follows costs no repair
-        begun = {"unfinished": "the repair has not come to its end", "scores": {}, "sha256": digests, "settings": {}}
-        written(lambda: write_whole(report_file, lambda file: file.write(json.dumps(begun).encode())), keep, say)
-        written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
+    # written before what follows, so that this costs no repair
+    begun = {"unfinished": "the repair has not come to its end", "scores": {}, "sha256": digests, "settings": {}}
+    written(lambda: write_whole(report_file, lambda file: file.write(json.dumps(begun).encode())), keep, say)
+    written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
     finished = None
     similar = functools.cache(lambda: similarity(model, train, folder.forget, config.seed))  # a pass, of many uses
     try:
@@ -172,16 +169,13 @@ def main(given: dict, argv: list[str]) -> int:
                                   alike=alike, log=watch.epoch)
             say(finished.line)
             repaired = finished.model
-            if ranks()[0] == 0:
-                written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
+            written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
         after = [data and predicted(repaired, data) for data in (train, heldout)]
         scores = before_and_after(before, after, train, heldout, folder)
         found = verdict_of(model, train, heldout, before, after, folder.forget, similar, truths)
     except ArithmeticError as error:
         raise ValueError(f"{error} (the rate is --lr); {args.out} has these weights") from error
     told, ranking = list_suspects(args.out, similar, repaired, train, folder, places)
-    if ranks()[0]:
-        return agreed_code(found, model)
     seconds = round(time.perf_counter() - begin, 1)
     line = found.line(classes=folder.classes)
     shown = show_changes(args, scores, before, after, train, heldout, folder, ranking, line)
@@ -198,4 +192,4 @@ def main(given: dict, argv: list[str]) -> int:
     written(lambda: write_whole(report_file, lambda file: file.write(text)), keep, say)
     if keep:
         keep.unlink(missing_ok=True)
-    return agreed_code(found, model)
+    return 0 if found.words == (REPAIRED,) else 3

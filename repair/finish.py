@@ -26,7 +26,7 @@ from engine.modes import copy_of, modes_of, put_modes, refresh_batchnorm
 from engine.streams import stream
 from engine.updates import logits_of
 from metrics import predict, share
-from repair.looks import agreed, looking_alike
+from repair.looks import looking_alike
 from repair.network import UNLEARN_LR
 from repair.suspects import logits
 from repair.truths import COPIES, check_truths
@@ -110,7 +110,7 @@ def finish(model: nn.Module, repaired: nn.Module, data, forget: torch.Tensor, co
     z = logits(repaired, data)[0]  # (N, C)
     disbelieved = called_otherwise(z, labels, forget)
     if alike is None:
-        alike = agreed(looking_alike(features(model, data), labels, forget, config.seed), data.device)
+        alike = looking_alike(features(model, data), labels, forget, config.seed)
     truths = check_truths(true_labels, forget, data)
     truths = torch.full((len(forget),), -1) if truths is None else truths
     few = len(forget) < max(FEW, len(data) / OF)

@@ -232,8 +232,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def room_for_images(device: torch.device, given: float | None = None, processes: int = 1) -> float:
-    """Bytes that a process may fill with images: `given` GB, or its share of half of what is free.
+def room_for_images(device: torch.device, given: float | None = None) -> float:
+    """Bytes that a process may fill with images: `given` GB, or half of what is free.
 
     Free is what the machine, or a container's limit, can give without swapping and, for a GPU, what is free on it as
     well. Where the system does not say, as on Windows, there is no bound.
@@ -245,7 +245,7 @@ def room_for_images(device: torch.device, given: float | None = None, processes:
     free = [math.inf]
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free.append(min(int(lines["MemAvailable"].split()[0]) * 1024, free_in_group()) / processes)
+        free.append(min(int(lines["MemAvailable"].split()[0]) * 1024, free_in_group()))
     except (OSError, KeyError, ValueError):
         pass
     if device.type == "cuda":

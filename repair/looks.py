@@ -11,7 +11,6 @@ import math
 import torch
 
 from engine.batches import among
-from engine.ranks import over_ranks, ranks
 from engine.streams import stream
 from repair.suspects import probe_logits
 
@@ -98,10 +97,3 @@ def as_similar(own: torch.Tensor, mean: torch.Tensor, members: torch.Tensor, oth
     """
     at = own[members].sort(descending=True).values  # (m,)
     return others & (mean >= at[gaps(own[members], mean[others]).argmax()])
-
-
-def agreed(found: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """(N,) bool, what most processes of the run have found: the last digits of a probe differ between processors."""
-    votes = found.to(device, torch.float32)
-    over_ranks([votes])
-    return 2 * votes.cpu() > ranks()[1]

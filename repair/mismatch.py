@@ -15,7 +15,6 @@ from torch import nn
 
 from engine.checks import first_line
 from engine.modes import eval_mode
-from engine.ranks import over_ranks, ranks
 from experiment.console import tell
 from experiment.data import Data, Streamed
 from experiment.image_files import mean_and_std
@@ -49,7 +48,7 @@ def memory_format_of(model: nn.Module, data: Data | Streamed) -> torch.memory_fo
     contiguous ones alone."""
     few, weight = torch.arange(min(2, len(data))), next(model.parameters())
     for found in (torch.channels_last, torch.contiguous_format):
-        ((_, x, _),) = replace(data, memory_format=found, part=(0, 1)).batches(few, dtype=weight.dtype)
+        ((_, x, _),) = replace(data, memory_format=found).batches(few, dtype=weight.dtype)
         with eval_mode(model), torch.no_grad(), contextlib.suppress(Exception):
             model(x.to(weight.device))
             return found
@@ -108,7 +107,7 @@ def look_first(model, data, before: torch.Tensor, folder: Folder, reading: Readi
     better = [one for one in found if one[0] > share_of(hits[chosen]) + BETTER][:3]
     words = [f"{value:.1%} with {what}" for value, what, _ in better]
     if better and better[0][2] and class_map is not None:
-        words[0] += told_order(better[0][2], class_map, data.device)
+        words[0] += told_order(better[0][2], class_map)
     if better or accuracy < LOW:
         none = "no more with other class orders, colours, mean and std or sizes: it was trained on other images"
         raise ValueError(f"the network gives {accuracy:.1%} of the labels, so something does not fit; on {len(chosen)} "
@@ -139,14 +138,9 @@ def listed(names) -> str:
     return ", ".join(names if len(names) <= FEW else (*names[:4], "..."))
 
 
-def told_order(names: list[str], class_map: Path, device: torch.device) -> str:
-    """Write a class map, in the first process, and say how to use it."""
-    wait = [torch.zeros(1, device=device)]
-    if ranks()[0]:
-        over_ranks(wait)  # until the first process has written, so that this one finds the file
+def told_order(names: list[str], class_map: Path) -> str:
+    """Write a class map, and say how to use it."""
     file = write_order(names, class_map)
-    if not ranks()[0]:
-        over_ranks(wait)
     return f": add --class-map {shlex.quote(str(file))}, which has it" if file else ", which --class-map takes"
 
 

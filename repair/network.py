@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import copy
 import fnmatch
 import math
 import time
@@ -16,7 +15,6 @@ from torch import nn
 
 from engine.checks import check_forget, first_line, settings_from
 from engine.modes import eval_mode
-from engine.ranks import ranks
 from engine.streams import stream
 from etd import Expanded
 from expand import expand
@@ -50,7 +48,7 @@ def repair_quietly(model: nn.Module, data: Data | Streamed, forget: torch.Tensor
 
 def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *,
                   true_labels: torch.Tensor | None = None, layers=None, say=None, keep=None, every: int = 1,
-                  leave: int | None = None, files=None, sync_batchnorm: bool = False, **settings
+                  leave: int | None = None, files=None, **settings
                   ) -> tuple[nn.Module, Config]:
     """A repaired copy of a trained classifier, by REM+ from some known bad examples, and the settings that made it.
 
@@ -65,7 +63,6 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
         keep: file for the state after each `every` epochs, from which the same call goes on; None, every=0: no state.
         leave: bytes that a state leaves free on its file system, for what the caller will write; None: the weights'.
         files: the images' files, by which, too, a state knows whether they are the same.
-        sync_batchnorm: of several processes, batch statistics are those of the whole batch; needs GPUs.
         settings: of settings.Config, over the defaults of `choose_settings`, such as unlearn_epochs=2 or seed=1.
     Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes; the settings, whose reach is the
         one that was used in the end, see `Again`.
@@ -84,12 +81,9 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
     example = torch.zeros((2, *data.shape), device=weight.device)
     with Watch("choosing layers for theta_o2", say) as watch:
         expanded = expand_any(model, example, config, layers, watch.say)
-    if sync_batchnorm:
-        expanded = synchronised(expanded)
     taught = with_truths(data, forget, truths)
     if keep:
         decided = (config, layers) if truths is None else (config, layers, truths.tolist())
-        decided += ("synchronised",) * sync_batchnorm
         notes = {"key": repair_key(model, data, forget, *decided), "marks": marks_of(data, files)}
         leave = bytes_of(model.state_dict()) if leave is None else leave
     if "reach" in settings and "farther" not in settings:
@@ -119,7 +113,7 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
         left, record = spent / (epoch - done) * (epochs - epoch), dict(acc_held_out=math.nan) | record
         watch.say(EPOCH.format(epoch, epochs, spent, left, **record))
         watch.what = f"epoch {epoch + 1}/{epochs} is under way"
-        if keep and every and epoch % every == 0 and ranks()[0] == 0:
+        if keep and every and epoch % every == 0:
             try:
                 save_state(state, end, keep, leave=leave, **notes)
             except Exception as error:  # a full disk, whatever it is told as, costs no repair
@@ -139,11 +133,7 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
                 nearer, reach, again = nearer - 1 if error.reach < reach else 0, error.reach, True
                 say(f"{error}; once more, with reach {reach:.3g}")
     used = replace(config, reach=state.config.reach)  # which may be that of an earlier run, cut off
-    if not sync_batchnorm:
-        return repaired, used
-    plain = copy.deepcopy(model)  # whose BatchNorms are of their own kind
-    plain.load_state_dict(repaired.state_dict())
-    return plain, used
+    return repaired, used
 
 
 class Again(Exception):
@@ -161,17 +151,6 @@ class Again(Exception):
         """Args: reach: to begin again at; why: in words."""
         super().__init__(why)
         self.reach = reach
-
-
-def synchronised(expanded: Expanded) -> Expanded:
-    """The network with every BatchNorm a SyncBatchNorm; TypeError for one that is more than a BatchNorm."""
-    plain = (nn.BatchNorm1d, nn.BatchNorm2d)
-    for name, module in expanded.named_modules():
-        if isinstance(module, plain) and type(module) not in plain:
-            raise TypeError(f"cannot synchronise {name!r}: {type(module).__name__} computes more than a BatchNorm")
-    if ranks()[1] > 1 and next(expanded.parameters()).device.type == "cpu":
-        raise ValueError("--sync-batchnorm needs GPUs: torch has no SyncBatchNorm on the CPU; leave it out")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(expanded)
 
 
 def choose_settings(model: nn.Module, n: int, given: dict) -> tuple[Config, list[str]]:

@@ -107,8 +107,8 @@ class Watched:
 
     def batches(self, index=None, *args, **more):
         """A pass of the data, batch by batch; what it draws is drawn now, as in the data's own."""
-        n, processes = len(self) if index is None else len(index), self.data.part[1]
-        return self.counted(self.data.batches(index, *args, **more), -(-n // processes))
+        n = len(self) if index is None else len(index)
+        return self.counted(self.data.batches(index, *args, **more), n)
 
     def counted(self, batches, n: int):
         """The batches, counted; n: images in them."""

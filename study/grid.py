@@ -26,13 +26,12 @@ import torch
 
 from baselines import no_ul
 from experiment.cell import attempt, with_true_n, draw_forget, unlearn
-from experiment.console import LONG, Parser, Unheard, flag, flags, progress, tell
+from experiment.console import LONG, Parser, flag, flags, progress, tell
 from experiment.files import check_writable
 from experiment.methods import code_of, find_method
-from experiment.processes import from_torchrun
 from experiment.rows import append_row, failure_of, provenance, row_of
 from experiment.settings import Config, OF_THE_RUN
-from study.originals import (check_cells, check_originals, dataset_of, device_of, images_of, load_original,
+from study.originals import (check_cells, check_originals, dataset_of, device_of, from_torchrun, images_of, load_original,
                              make_original, where_of)
 from study.plan import PRESETS, by_original, expand_axes, original_of, overview, preset
 from study.rows import cell_key, read_rows, rows_by_cell
@@ -188,8 +187,8 @@ def work_through(remaining, folder: Path, jobs: int, origin: dict, retry: bool, 
 def rows_of(future: Future, original: Config | None, cells: list[Config], origin: dict, lines) -> list[dict]:
     """The rows that a finished piece of work gives: none for an original that trained, else one per cell."""
     error = future.exception()
-    if isinstance(error, Unheard) or (original is not None and isinstance(error, OSError)):
-        raise error  # nobody listens, or what was trained cannot be kept: no row says more
+    if isinstance(error, BrokenPipeError) or (original is not None and isinstance(error, OSError)):
+        raise error  # nobody reads the output, or what was trained cannot be kept: no row says more
     failure = error and (DIED if isinstance(error, BrokenProcessPool) else f"{type(error).__name__}: {error}")
     if original is None:
         return [failed_row(cells[0], origin, failure) if failure else future.result()]

@@ -21,14 +21,13 @@ from baselines import with_theta_o2
 from engine.checks import finite_weights
 from engine.streams import stream
 from experiment.cell import attempt, corrupt, draw_forget, new_model, train_original
-from experiment.console import LONG, progress
+from experiment.console import LONG, clipped, progress
 from experiment.data import Dataset
 from experiment.datasets import load
 from experiment.devices import check_room, choose_device
 from experiment.files import check_writable, write_whole
 from experiment.methods import METHODS, find_method
 from experiment.parts import part_of
-from experiment.processes import from_torchrun
 from experiment.settings import Config
 from experiment.stored_tasks import fingerprints, load_task, other_images, read_task, save_task
 from study.rows import cell_key
@@ -70,6 +69,15 @@ def device_of(config: Config) -> torch.device:
         torch.cuda.set_device(own)
         return own
     return choose_device(config.device)
+
+
+def from_torchrun(name: str, default: int) -> int:
+    """What torchrun has put into the environment under a name: a whole number of at least 0; ValueError."""
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise ValueError(f"{name} is {clipped(text)!r} in the environment; torchrun sets it to a whole number: unset "
+                         "it, or start the command by torchrun")
+    return int(text)
 
 
 def check_cells(cells: list[Config]) -> None:

@@ -204,31 +204,37 @@ def test_a_full_disk_takes_neither_table_nor_later_methods(few, tmp_path, monkey
     assert [row["method"] for row in rows_of(out)] == ["npo"]
 
 
-def interrupt(*args, **more):
-    """What Ctrl-C does."""
-    raise KeyboardInterrupt
+SLEEPING = """
+import time
+def rest(model, data, forget, config, generator):
+    print("resting", flush=True)
+    time.sleep(600)
+"""
 
 
-def test_an_interrupt_keeps_the_rows(few, tmp_path, monkeypatch):  # noqa: F811
-    """R3: an interrupt during the second method leaves the first one's row, and passes to who tells of it."""
-    monkeypatch.setitem(METHODS, "cf", replace(METHODS["cf"], function=interrupt))
-    out = tmp_path / "x"
-    with pytest.raises(KeyboardInterrupt):
-        run.main(["--method", "no-ul,cf", "--quiet", "--out", str(out), *QUICK])
+@pytest.mark.skipif(os.name != "posix", reason="SIGINT is sent as POSIX does")
+def test_ctrl_c_is_one_line_and_keeps_the_rows(tmp_path):
+    """R3: SIGINT during the second method ends the process with exit code 130 and one line, without a traceback; the
+    first method's row is whole."""
+    (tmp_path / "rest.py").write_text(SLEEPING)
+    out, method = tmp_path / "x", f"no-ul,{tmp_path / 'rest.py'}:rest"
+    argv = ["--method", method, "--quiet", "--out", str(out), *QUICK, "--per-class", "20", "--per-class-test", "5"]
+    process = subprocess.Popen([sys.executable, "-B", "run.py", *argv], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, preexec_fn=restore_ctrl_c)
+    try:
+        assert process.stdout.readline() == "resting\n", process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("run.py: interrupted; ") and "Traceback" not in err
     assert [row["method"] for row in rows_of(out)] == ["no-ul"]
 
 
-@pytest.mark.parametrize("argv, words", [
-    ("repair --out new.pt --checkpoint-every 1", "the same command goes on from new.state, if that is its own"),
-    ("repair --out new.pt --checkpoint-every 0", "no state is kept, so the same command begins anew"),
-    ("report results", "what was written is whole"), ("grid", "the rows of finished cells are in the result file"),
-    ("", "the rows of finished cells are in the result file")])
-def test_what_an_interrupt_leaves(tmp_path, monkeypatch, argv, words):
-    """R3: Ctrl-C behind a word says what is left: of a repair the state from which it goes on, if there is one."""
-    monkeypatch.chdir(tmp_path)
-    Path("new.state").touch()
-    needed = ["--data", "d", "--model", "vit", "--checkpoint", "c", "--bad", "b"] if "repair" in argv else []
-    assert run.what_is_left([*argv.split(), *needed]) == words
+def restore_ctrl_c() -> None:
+    """Let SIGINT raise KeyboardInterrupt, whatever the parent made of it: a script's & switches it off."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize("argv, read", [
