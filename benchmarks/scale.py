@@ -1,35 +1,10 @@
-"""What `repair` costs against the number of images: seconds and peak memory, in memory, streamed, on two processes.
+"""What `repair` costs against the number of images: seconds and peak memory, in memory and streamed.
 
     python benchmarks/scale.py                       # 1,500 to 60,000 images: rows, table, picture in results/scale
     python benchmarks/scale.py --sizes 1500 --out runs/scale
 
-Every measurement is a process of its own (two under torchrun) that reads image files, repairs an untrained network for
+Every measurement is a process of its own that reads image files, repairs an untrained network for
 one epoch and says what it took. The images are drawn: what they show changes neither time nor memory.
-
-On paper: 1.28 million images of 224x224, ResNet-50, 8 GPUs, 64 cores
----------------------------------------------------------------------
-Nothing here was run at that size. Assumed: a GPU trains 2,800 images a second (three forward passes each: 8,400 forward
-passes a second), a core decodes 120 JPEG files a second, 1,000 known bad images, REM ends after 3 epochs.
-
-Arithmetic in forward passes over D_tr; theta_o2 a quarter as wide makes a full pass 1.25^2 = 1.56 of a plain one:
-    predictions before and after                                           2
-    reference, once, since nothing is augmented:  1.56 + 1               = 2.6
-    an epoch: 3.1 forward and back 3 x 1.56, 3.2 forward and back 3 (back only
-              where a batch holds known bad images, here two in three not),
-              BatchNorm anew 1, the watched twentieth 0.05      at most = 8.7, of 3 epochs 26.2
-    step 2 on 1,000 images                                                 0.0
-    together 30.8 x 1.28e6 / (8 x 8,400 a second)                        = 590 s
-Gradients: 25.6e6 x 1.56 weights of 4 bytes are 160 MB a step, 1.28e6 / 512 = 2,500 steps an epoch; at 100 GB/s about
-    2 x 160 MB / 100 GB/s = 3 ms a step, 24 s in all.
-Decoding, anew in every pass: 2 + 1 + 3 x 2.05 = 9.2 passes x 1.28e6 / (64 x 120 a second) = 1,530 s. The cores decide,
-    not the GPUs, unless there are some 170 of them: about 26 minutes, and then the list of suspects.
-Memory: in memory the images would be 1.28e6 x 3 x 224^2 = 193 GB in each of 8 processes, so they are streamed. Masks of
-    512 bits a row: 82 MB. Reference losses: 2 x 4 bytes, 10 MB. Order of a pass: 10 MB. A batch of 64: 7 GB on a GPU.
-
-What would break first: memory, in the list of suspects. Decoding for it is shared, 2 x 1.28e6 / (64 x 120) = 330 s, but
-each process holds in float64 all logits, 1.28e6 x 1,000 x 8 = 10 GB, and features, 1.28e6 x 2,048 x 8 = 21 GB, of which
-the logistic regression makes as much again: 50 GB, 400 in all. Next: the paths, some 400 bytes each, 0.5 GB in every
-process and, as Python counts references in them, in time in every worker: 8 x 9 x 0.5 = 37 GB.
 """
 
 import argparse
@@ -40,17 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import distributed as dist
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from engine.ranks import ranks  # noqa: E402
 from experiment.console import told_in_a_line  # noqa: E402
 from repair.images import Reading, load_images  # noqa: E402
 from models import build  # noqa: E402
@@ -58,9 +30,8 @@ from repair.network import repair_quietly  # noqa: E402
 from experiment.files import write_whole  # noqa: E402
 
 SIZES = (1500, 6000, 15000, 60000)
-# name: processes, workers of each; no workers: in memory
-MODES = {"in memory": (1, None), "streamed, 0 workers": (1, 0), "streamed, 1 worker": (1, 1),
-         "streamed, 2 workers": (1, 2), "in memory, 2 processes": (2, None), "streamed, 2 processes": (2, 0)}
+# name: workers; None: in memory
+MODES = {"in memory": None, "streamed, 0 workers": 0, "streamed, 1 worker": 1, "streamed, 2 workers": 2}
 CLASSES, SIDE = 10, 32
 COLUMNS = ("images", "mode", "load s", "repair s", "peak MB", "above the start MB")
 
@@ -83,11 +54,9 @@ def peak() -> float:
 def measure(folder: Path, n: int, workers: int | None, capacity: float) -> dict:
     """Read n files and repair a network for one epoch: seconds, peak memory, and a sum that tells the result.
 
-    Args: workers: of Streamed; None: images in memory. Returns: of the first process, whose peak is told.
+    Args: workers: of Streamed; None: images in memory. Returns: of this process, whose peak is told.
     """
     torch.set_num_threads(1)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("gloo")
     start, begin = peak(), time.perf_counter()
     paths, labels = sorted(folder.glob("*.png"))[:n], torch.arange(n) % CLASSES
     reading = Reading(SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -95,7 +64,7 @@ def measure(folder: Path, n: int, workers: int | None, capacity: float) -> dict:
     model = build("resnet9", capacity, classes=CLASSES, image_size=SIDE, seed=0).eval()
     loaded = time.perf_counter()
     forget = torch.arange(0, n, 50)
-    repaired = repair_quietly(model, replace(data, part=ranks()), forget, unlearn_epochs=1, max_passes=2)
+    repaired = repair_quietly(model, data, forget, unlearn_epochs=1, max_passes=2)
     done = time.perf_counter()
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
     total = sum(float(p.double().abs().sum()) for p in repaired.parameters())
@@ -104,17 +73,16 @@ def measure(folder: Path, n: int, workers: int | None, capacity: float) -> dict:
 
 
 def run_mode(folder: Path, n: int, mode: str, capacity: float) -> dict:
-    """One measurement, in a process or two of its own."""
-    processes, workers = MODES[mode]
+    """One measurement, in a process of its own."""
+    workers = MODES[mode]
     words = [str(Path(__file__).resolve()), "--measure", str(folder), "--sizes", str(n), "--capacity", str(capacity)]
     words += [] if workers is None else ["--workers", str(workers)]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes > 1 else []
-    done = subprocess.run([sys.executable, *launch, *words], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise RuntimeError(f"{mode} at {n} images failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("{"))
-    return {"n": n, "mode": mode, "processes": processes, "workers": workers, "capacity": capacity, **json.loads(line)}
+    return {"n": n, "mode": mode, "workers": workers, "capacity": capacity, **json.loads(line)}
 
 
 def table(rows: list[dict]) -> str:
@@ -176,8 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if args.measure:
         found = measure(args.measure, args.sizes[0], args.workers, args.capacity)
-        if ranks()[0] == 0:
-            print(json.dumps(found))
+        print(json.dumps(found))
         return 0
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "scale.jsonl"

@@ -28,7 +28,7 @@ from repair.networks_by_name import build_network
 from repair.outputs import beside_weights, check_apart, check_replaced, digest, written
 from repair.progress import Watch, tell_here
 from repair.state import bytes_of
-from repair.verdict import check_believed
+from repair.verdict import REPAIRED, check_believed
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:

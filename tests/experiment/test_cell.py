@@ -2,7 +2,6 @@
 
 import copy
 import errno
-import io
 import json
 import math
 import os

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -14,7 +15,6 @@ import torch
 import run
 from experiment.cell import new_model
 from experiment.datasets import load
-from experiment.methods import METHODS
 from experiment.rows import provenance
 from experiment.settings import Config, resolve
 from experiment.stored_tasks import fingerprints

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import IterableDataset
 
@@ -108,42 +108,6 @@ def test_any_number_of_workers_gives_the_same_pass():
     assert torch.equal(next(twin.batches(rows, size=10))[1], data.images[rows].float())
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
     assert (np.random.get_state()[1] == before[2]).all()
-
-
-@given(seeds, st.integers(1, 13), st.integers(2, 5), st.integers(1, 3), st.booleans())
-@example(0, 8, 4, 2, True)  # two for each are enough
-def test_shares_of_a_batch(seed, n, size, ranks, shuffle):
-    """U3: the processes' shares of each batch are the batch, the examples of one process in their order; a shuffled
-    batch of fewer than two for each is everyone's, and a share that is empty is left out."""
-    data = make_data(seed, n=n, pad=1)
-    twin = streamed(data)
-    whole = {int(i): x for at, xs, _ in data.batches(size=size, generator=gen(1) if shuffle else None, augment=shuffle)
-             for i, x in zip(at, xs, strict=True)}
-    how = dict(size=size, augment=shuffle)
-    sizes = [len(at) for at, _, _ in data.batches(size=size, generator=gen(1) if shuffle else None)]
-    parts = []
-    for rank in range(ranks):
-        mine = [list(replace(source, part=(rank, ranks)).batches(generator=gen(1) if shuffle else None, **how))
-                for source in (data, twin)]
-        assert_same_pass(*mine)
-        parts.append(torch.cat([at for at, _, _ in mine[0]]) if mine[0] else torch.empty(0, dtype=torch.int64))
-        for at, x, y in mine[0]:
-            assert torch.equal(y, data.labels[at])
-            assert all(torch.equal(image, whole[int(i)]) for i, image in zip(at, x, strict=True))
-    times = torch.cat(parts).bincount(minlength=n)
-    few = sum(size for size in sizes if shuffle and size < 2 * ranks)
-    assert sorted(times.tolist()) == [1] * (n - few) + [ranks] * few
-
-
-def test_shares_have_the_random_transforms_of_the_whole():
-    """U3, U2: a sample's random transforms depend on its place in the whole pass, not in a process's share of it."""
-    data = make_data(0, n=12)
-    source = Streamed(Samples(data, plain), 4, augmented=Samples(data, noisy), labels=data.labels)
-    whole, *shares = ({int(i): image for rows, images, _ in replace(source, part=part).batches(
-        size=6, generator=gen(1), augment=True) for i, image in zip(rows, images, strict=True)}
-        for part in ((0, 1), (0, 2), (1, 2)))
-    assert len(shares[0]) == len(shares[1]) == 6 and {**shares[0], **shares[1]}.keys() == whole.keys()
-    assert all(torch.equal(image, whole[i]) for share in shares for i, image in share.items())
 
 
 # --- Methods and metrics ----------------------------------------------------------------------------------------------

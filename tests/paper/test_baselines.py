@@ -37,9 +37,9 @@ from experiment.data import batches
 from experiment.methods import METHODS as RECORDS
 from experiment.methods import load_method
 from experiment.settings import Config
-from helpers import assert_close, assert_same_state, gen, make_data, seeds, small_net, tiny
+from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
 from metrics import accuracy
-from rem import add_capacity, rem
+from rem import add_capacity
 from test_metrics import answering, numbered
 
 METHODS = {name: record.function for name, record in RECORDS.items()}
@@ -239,13 +239,6 @@ def test_one_example():
 
 # --- Distillation -----------------------------------------------------------------------------------------------------
 
-def test_a_teacher_of_several_processes_answers_for_all():
-    """G1: a process that reads its share of each batch alone gets the answers for every example, augmented or not."""
-    data, net = make_data(0), small_net(0)
-    answer = baselines.teacher(net, replace(data, part=(0, 2)), tiny())
-    rows, x, _ = next(batches(data))
-    assert_close(answer(rows, x), net.eval()(x).detach(), 1e-5)
-
 
 # --- Dampening --------------------------------------------------------------------------------------------------------
 
@@ -303,15 +296,6 @@ def test_a_parameter_that_no_output_depends_on_stays(name):
     assert torch.equal(out.idle.weight, net.idle.weight) and torch.equal(out.conv2.weight, net.conv2.weight)
     assert not torch.equal(out.conv1.weight, net.conv1.weight)
     assert all(p.isfinite().all() for p in out.parameters())
-
-
-def test_importances_of_several_processes():
-    """G1: a process that reads its share of each batch alone has the importances of the whole batches."""
-    net, data = small_net(0), make_data(0)
-    outs = [METHODS["ssd"](net, one, draw(0)[0], tiny(ssd_alpha=0.5), gen(0)) for one in
-            (data, replace(data, part=(1, 2)))]
-    assert_same_state(*outs)
-    assert not torch.equal(outs[0].conv1.weight, net.conv1.weight)
 
 
 def test_ssd_has_a_batch_of_its_own():

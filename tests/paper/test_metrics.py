@@ -132,15 +132,6 @@ def test_v1_masks_go_by_index():
         assert metrics.accuracy(ByMask(), data, asked, own, masks) == 1
 
 
-def test_v2_what_two_processes_saw_counts_once(monkeypatch):
-    """V2, G1: sums over processes that have both seen every example give each one's class, and tell of odd logits."""
-    monkeypatch.setattr(metrics, "over_ranks", lambda parts: [part.mul_(2) for part in parts])
-    logits, data, _ = draw_case(0, 12)
-    assert metrics.predict(Answers(logits), data).tolist() == predictions(logits)
-    with pytest.raises(NonFiniteLoss, match="logits are not finite"):
-        metrics.predict(Answers(logits + torch.inf), data)
-
-
 def test_v2_the_last_batch_weighs_by_its_examples():
     """V2: 76 wrong ones at the end, most of the last batch of whatever size, are 76 of 1,100."""
     guesses = torch.zeros(1100, dtype=torch.int64)

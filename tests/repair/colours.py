@@ -5,9 +5,6 @@
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +14,6 @@ from PIL import Image
 
 import run
 from repair.networks_by_name import build_network
-from several import ended, start
 
 ROOT = Path(run.__file__).resolve().parent
 COLOURS = torch.tensor([[r, g, b] for r in (40, 120, 200) for g in (60, 180) for b in (30, 230)])  # class k is colour k
@@ -104,20 +100,3 @@ def report_of(world: dict) -> dict:
 def began(told: str) -> bool:
     """Whether a repair was begun, by what it printed."""
     return "theta_o2 beside" in told
-
-
-def ours(errors: list[str]) -> list[str]:
-    """The lines of stderr that are the project's, or a traceback's; torch writes a log of its own."""
-    return [line for line in errors if line.startswith(("run.py", "warning")) or "Traceback" in line]
-
-
-def in_two_processes(*argv: str) -> list[tuple[int, str, list[str]]]:
-    """Run `run.py ARGV` as torchrun does with two processes: exit code, stdout and the lines of stderr of each."""
-    return [(code, out, ours(errors)) for code, out, errors in ended(start(ROOT, "run.py", *argv))]
-
-
-def with_torchrun(*argv: str) -> subprocess.CompletedProcess:
-    """Run `torchrun --nproc-per-node 2 run.py ARGV`."""
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                           ROOT / "run.py", *argv], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -97,18 +97,6 @@ def test_a_class_map_replaces_nothing(tmp_path):
     assert not (tmp_path / "y.txt").exists()
 
 
-def test_one_process_writes_the_class_map_for_all(tmp_path, monkeypatch):
-    """P2: of several processes the first one writes it and the others, which wait for that, find it."""
-    steps = []
-    monkeypatch.setattr(mismatch, "over_ranks", lambda tensors: steps.append("meet"))  # in place of another process
-    monkeypatch.setattr(mismatch, "write_order", lambda *args: steps.append("write"))
-    for rank, wanted in ((0, ["write", "meet"]), (1, ["meet", "write"])):
-        monkeypatch.setattr(mismatch, "ranks", lambda rank=rank: (rank, 2))
-        mismatch.told_order(["a"], tmp_path / "x.txt", torch.device("cpu"))
-        assert steps == wanted
-        steps.clear()
-
-
 def test_the_command_finds_the_order_and_goes_on_with_it(colours, capsys):
     """P2: an order that no tool has is printed and written; with the flag that is printed the network fits."""
     stored, order = torch.load(colours["--checkpoint"], weights_only=True), [7, 3, 11, 0, 1, 2, 10, 9, 8, 4, 6, 5]

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine import features as module
-from engine.features import features, gather
+from engine.features import features
 from engine.modes import modes_of, refresh_batchnorm
 from engine.streams import forked_rng
 from helpers import assert_close, gen, make_data, small_net
@@ -108,17 +107,6 @@ def test_rows_belong_to_the_index_that_the_data_gives():
         suspects(net, Turned(data, 2), torch.tensor([2, 5, 7]))
     with pytest.raises(ValueError, match="index 300 out of range"):
         features(net, data, torch.tensor([300]))
-
-
-def test_what_two_processes_read_counts_once(monkeypatch):
-    """S10: of images that each of two processes reads the rows are one process's, zeros among them too."""
-    data, net = make_data(0), small_net(0)
-    wanted = torch.stack([data.labels, 0 * data.labels], dim=1).double()
-    assert torch.equal(gather(net, data, None, lambda x, y: torch.stack([y, 0 * y], dim=1).double()), wanted)
-    alone = features(net, data)
-    monkeypatch.setattr(module, "ranks", lambda: (0, 2))
-    monkeypatch.setattr(module, "over_ranks", lambda sums: sums[0].mul_(2))  # the other process has the same rows
-    assert_close(features(net, data), alone, 1e-6)
 
 
 @pytest.mark.parametrize("read", [features, logits, looked_at, predict, refresh_batchnorm, believed_share],

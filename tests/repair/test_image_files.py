@@ -109,13 +109,13 @@ def test_mean_and_std_are_the_given_ones_or_those_of_the_training_images(root):
 
 
 def test_room_for_images(monkeypatch):
-    """P8: half of what is free, on a GPU too, shared by the processes, or the given GB; a bad number is refused."""
+    """P8: half of what is free, on a GPU too, or the given GB; a bad number is refused."""
     cpu = torch.device("cpu")
     # in place of /proc/meminfo, which is another one on every machine
     monkeypatch.setattr(images.Path, "read_text", lambda path: "MemFree: 1 kB\nMemAvailable:   4000 kB\n")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3000, 9000))  # free, and all of it
     assert room_for_images(torch.device("cuda")) == 1500
-    assert room_for_images(cpu) == 4000 * 1024 / 2 and room_for_images(cpu, None, 4) == 4000 * 1024 / 8
+    assert room_for_images(cpu) == 4000 * 1024 / 2
     monkeypatch.setattr(images.Path, "read_text", lambda path: "what")
     assert room_for_images(cpu) == float("inf") and room_for_images(cpu, 1.5) == 1.5e9
     with pytest.raises(ValueError, match="--max-memory is -1"):

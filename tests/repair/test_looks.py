@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from helpers import gen
-from repair import looks
-from repair.looks import CHANCE, agreed, apart, as_similar, gaps, groups, looking_alike, similarities
+from repair.looks import CHANCE, apart, as_similar, gaps, groups, looking_alike, similarities
 from repair.suspects import probe_logits
 
 
@@ -95,11 +94,3 @@ def test_what_is_apart_is_what_chance_does_not_make(m):
     members, others = torch.ones(m), (torch.arange(100) >= 50).float()  # r - q = 1 / 2 at 1
     assert apart(members, others) == (math.exp(-2 * 0.25 * m * 100 / (m + 100)) < CHANCE)
     assert not apart(members, others[:0])
-
-
-def test_most_processes_decide_what_looks_alike(monkeypatch):
-    """Of images that so many of n processes have found those of more than half of them are found."""
-    for n, votes, found in ((5, [0.0, 2, 3, 5], [False, False, True, True]), (6, [3.0, 4], [False, True])):
-        monkeypatch.setattr(looks, "ranks", lambda n=n: (0, n))
-        monkeypatch.setattr(looks, "over_ranks", lambda sums, votes=votes: sums[0].copy_(torch.tensor(votes)))
-        assert agreed(torch.zeros(len(votes), dtype=torch.bool), torch.device("cpu")).tolist() == found

@@ -8,7 +8,6 @@ import math
 import re
 from dataclasses import replace
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ from helpers import assert_same_state, make_data, small_net
 from models import build
 from repair import network
 from repair.mismatch import predicted
-from repair.network import choose_settings, expand_any, layer_choices, repair_quietly, synchronised
+from repair.network import choose_settings, expand_any, layer_choices, repair_quietly
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whether a cap is reached
 
@@ -290,22 +289,3 @@ def test_progress_says_what_each_step_did(monkeypatch, tmp_path):
     told.clear()
     repair_quietly(small_net(0), data, FORGET, say=told.append, **how)
     assert [line.rpartition("; ")[2] for line in told[-2:]] == ["10 s, at most 10 s left", "20 s, at most 0 s left"]
-
-
-def test_synchronised_batchnorm(monkeypatch):
-    """G2: with sync_batchnorm every BatchNorm runs as torch's SyncBatchNorm and the network's own kind comes back; in
-    one process the numbers are those without; what is more than a BatchNorm is refused, and so are CPUs."""
-    data, net, rem = make_data(0, n=24), small_net(0), Mock(wraps=network.rem)
-    monkeypatch.setattr(network, "rem", rem)
-    synced = repair_quietly(net, data, FORGET, unlearn_epochs=1, sync_batchnorm=True)
-    kinds = [type(module) for module in rem.call_args.args[0].modules()]
-    assert kinds.count(nn.SyncBatchNorm) == 2 and nn.BatchNorm2d not in kinds
-    assert type(synced.norm1) is nn.BatchNorm2d
-    assert_same_state(synced, repair_quietly(net, data, FORGET, unlearn_epochs=1))
-    expanded = expand_any(net, torch.zeros(2, 1, 8, 8), HALF, None, lambda text: None)
-    monkeypatch.setattr(network, "ranks", lambda: (0, 2))  # as in a run of two processes
-    with pytest.raises(ValueError, match="needs GPUs"):
-        synchronised(expanded)
-    expanded.net.more = type("Act", (nn.BatchNorm2d,), {})(3)
-    with pytest.raises(TypeError, match="cannot synchronise 'net.more': Act"):
-        synchronised(expanded)

@@ -6,7 +6,6 @@ import itertools
 import re
 import shlex
 import shutil
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +17,13 @@ import torchvision
 from torch import nn
 
 import run
-from colours import (IMAGENET, add_to_net, began, call, colours, in_two_processes, report_of,  # noqa: F401
-                     with_torchrun, words)
+from colours import (IMAGENET, add_to_net, began, call, colours, report_of,  # noqa: F401
+                     words)
 from examples import repair as example_repair
 from examples import inner_layers
 from examples.repair import draw_shapes, write_images
 from experiment.data import Data
-from helpers import assert_close, gen, rows_of, small_net
+from helpers import gen, rows_of, small_net
 from metrics import accuracy
 from repair import account, checkpoints, command, images, network
 from repair.inputs import Folder, open_folder
@@ -317,52 +316,3 @@ def test_images_above_max_memory_are_streamed_with_the_same_result(colours, caps
         streams = "the images take 0.000221 GB, and --max-memory is 0.0001: they are decoded anew in every pass" in told
         assert streams == (room < 1)
     assert found[0] == found[1]
-
-
-# --- Several processes ------------------------------------------------------------------------------------------------
-
-@pytest.mark.slow
-def test_torchrun_repairs_as_one_process_does(colours):
-    """G3: under torchrun two processes write one set of files: the weights, scores and suspects of one process, within
-    float32 rounding, with images streamed; each line is printed once."""
-    more = ("--epochs", 2, "--batch-size", 16, "--max-memory", 0, "--workers", 1, "--device", "cpu")
-    assert call(colours, *more) == 0
-    whole, scores = torch.load(colours["--out"], weights_only=True), report_of(colours)["scores"]
-    two = {**colours, "--out": colours["--data"] / "two" / "repaired.pt"}
-    done = with_torchrun(*words(two, *more))
-    assert done.returncode == 0, done.stderr
-    for name, value in torch.load(two["--out"], weights_only=True).items():
-        assert_close(value, whole[name], 1e-4)
-    assert report_of(two)["scores"] == scores
-    found = {path.name for path in two["--out"].parent.iterdir()}
-    assert found == {"repaired.pt", "repaired.json", "repaired.html", "suspects.csv"}
-    assert done.stdout.count("known bad, their given labels") == 1 and done.stdout.count("epoch 1/2") == 1
-
-
-DYING = """
-import os
-CALLS = []
-class Dying(nn.Module):
-    def forward(self, x):
-        CALLS.append(1)
-        if os.environ.get("RANK") == "1" and len(CALLS) == 60: os._exit(9)
-        return x
-def dying(classes): return colours(classes, Dying())
-"""
-
-
-@pytest.mark.slow
-def test_a_process_that_dies_ends_the_run_with_one_line(colours):
-    """G4: where one of two processes is killed, the other says so in one line; no output is there, whole or half."""
-    path = add_to_net(colours, DYING)
-    argv = words({**colours, "--model": f"{path}:dying"}, "--epochs", 9, "--device", "cpu", "--checkpoint-every", 0,
-                 "--batch-size", 4)
-    for _ in range(3):  # now and then gloo itself aborts a process whose peer has gone, before Python is told
-        (code, told, errors), (killed, _, last) = in_two_processes(*argv)
-        if code != -signal.SIGABRT:
-            break
-    assert killed == 9 and code == 2 and last == [], errors
-    assert began(told) and "known bad, their given labels" not in told  # it was in training
-    lines = [line for line in errors if not line.startswith("warning: the network has not learnt")]
-    assert [line[:41] for line in lines] == ["run.py: a process of this run has ended ("]
-    assert list(colours["--out"].parent.iterdir()) == []

@@ -53,20 +53,18 @@ def test_what_counts_as_known():
 @pytest.mark.parametrize("more", [{}, {"pad": 2, "flip": True}], ids=["plain", "augmented"])
 def test_taught_data_is_read_as_its_own(more):
     """Y1, Y2: known images come again behind all others, which are as they were, at their true labels: order, crop and
-    flip are what a Data that held these copies would give, bit for bit, in memory and streamed, in one process and in
-    the share of each of two."""
+    flip are what a Data that held these copies would give, bit for bit, in memory and streamed."""
     data = images_of(**more)
     again = torch.cat([torch.arange(24), FORGET[TRUTHS >= 0].repeat(COPIES)])
     labels = torch.cat([data.labels, TRUTHS[TRUTHS >= 0].repeat(COPIES)])
-    for part in ((0, 1), (0, 2), (1, 2)):
-        wanted = list(replace(data, images=data.images[again], labels=labels, part=part)
-                      .batches(size=8, generator=gen(3), augment=True))
-        for source in (data, streamed(data)):
-            taught = with_truths(replace(source, part=part), FORGET, TRUTHS)
-            found = list(taught.batches(size=8, generator=gen(3), augment=True))
-            assert taught.augments == bool(more)
-            for one, other in zip(found, wanted, strict=True):
-                assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    wanted = list(replace(data, images=data.images[again], labels=labels)
+                  .batches(size=8, generator=gen(3), augment=True))
+    for source in (data, streamed(data)):
+        taught = with_truths(source, FORGET, TRUTHS)
+        found = list(taught.batches(size=8, generator=gen(3), augment=True))
+        assert taught.augments == bool(more)
+        for one, other in zip(found, wanted, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_copies_are_trusted():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import claims
-from colours import began, call, colours, in_two_processes, words  # noqa: F401
+from colours import began, call, colours  # noqa: F401
 from engine.checks import NonFiniteLoss
 from engine.features import features
 from engine.streams import stream
@@ -257,16 +257,6 @@ def test_the_command_says_it(stickers, capsys, more, verdicts, code):
     assert found["word"] in verdicts and f"\n{found['word']}: " in told and ("Next, " in told) == (code == 3)
     assert found["held-out"]["images"] == 300 and found["listed"]["images"] == 12
     assert out.exists() and out.with_name("suspects.csv").exists()
-
-
-@pytest.mark.slow
-def test_two_processes_agree(stickers, tmp_path):
-    """Q6, Q4, G3: both end with the code of the verdict, and the first has written everything before either is gone.
-    With BatchNorm, whose statistics are sent around, none waits for one that is done."""
-    out = tmp_path / "out" / "r.pt"
-    found = in_two_processes(*words({**stickers, "--out": out}, "--epochs", 1, "--lr", 1e-9))
-    assert [each[0] for each in found] == [3, 3], found
-    assert {path.name for path in out.parent.iterdir()} == {"r.pt", "r.json", "r.html", "suspects.csv"}
 
 
 def test_the_command_doubts_as_the_untouched_network_does(colours, monkeypatch):

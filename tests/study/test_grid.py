@@ -22,7 +22,7 @@ import run
 from experiment.methods import METHODS
 from few_images import AXES, FEW, LOUD, QUICK, do, few, fresh, numbers, refusal, statuses  # noqa: F401
 from study import grid, originals
-from study.grid import Workers
+from study.grid import Workers, from_torchrun
 from study.originals import original_path
 from study.plan import by_original, expand_axes
 from study.rows import read_rows
@@ -456,3 +456,19 @@ def test_a_worker_has_its_share_and_an_interrupt_waits_for_none(tmp_path):
     finally:
         torch.set_num_threads(before)
     assert not multiprocessing.active_children()
+
+
+def test_what_torchrun_sets(capsys, monkeypatch, tmp_path):
+    """R2: what is no whole number is named, before any work."""
+    for value in ("abc", "", "-1", "1.5", "9" * 5000, "\u00b2"):
+        monkeypatch.setenv("LOCAL_RANK", value)
+        with pytest.raises(ValueError, match="^LOCAL_RANK is .* in the environment; torchrun sets it to a whole"):
+            from_torchrun("LOCAL_RANK", 0)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert from_torchrun("LOCAL_RANK", 0) == 3 and from_torchrun("NO_SUCH_NAME", 7) == 7
+    for name in ("WORLD_SIZE", "RANK"):
+        with monkeypatch.context() as patch:
+            patch.setenv("WORLD_SIZE", "3")
+            patch.setenv(name, "abc")
+            assert run.main(["grid", "--dry-run", "--out", str(tmp_path / "x")]) == 2
+        assert capsys.readouterr().err.startswith(f"run.py: {name} is 'abc'")
