@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine import (MaskTable, Reference, accuracy_of, among, batches_of, check_sets, checked, copy_of, cross_entropy,
-                    finite_weights, first_inputs, make_optimizer, mode_over_forget, modes_of, one_pass, positive,
-                    put_modes, refresh_batchnorm, report, settings_from, stream, training_mode, undisturbed, warn_above)
+from engine import (MaskTable, Reference, accuracy_of, among, batches_of, check_sets, check_settings, copy_of,
+                    cross_entropy, finite_weights, first_inputs, make_optimizer, mode_over_forget, modes_of, one_pass,
+                    positive, put_modes, refresh_batchnorm, report, settings_from, stream, training_mode, undisturbed,
+                    warn_above)
 from etd import Expanded, drop, mask_rows, mask_table
 from expand import expand
 
@@ -59,11 +60,11 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
 
 # --- What Algorithm 1 carries -----------------------------------------------------------------------------------------
 
-ALLOWED = dict(gamma=(0, 1), p_mem=(0, 1), momentum=(0, 1), batch=(1, 10**9), optimizer=("sgd", "adam"),
-               precision=("auto", "float32", "bf16"), forget_norm=("auto", "running", "batch"))  # values of Settings
+ALLOWED = dict(gamma="[0, 1]", p_mem="[0, 1]", momentum="[0, 1]", batch="[1, 1000000000]",
+               optimizer=("sgd", "adam"), precision=("auto", "float32", "bf16"),
+               forget_norm=("auto", "running", "batch"))  # values of Settings
 
 
-@checked(**ALLOWED)
 @dataclass(frozen=True)
 class Settings:
     """What Algorithm 1 reads: Table 3's values for ResNet-9 and A.3's, then what the paper leaves to whoever writes it
@@ -84,6 +85,9 @@ class Settings:
     max_passes: int = 100  # most passes over D_f in one step 2, then a warning
     forget_norm: str = "auto"  # BatchNorm in step 2: "running" statistics (auto) or those of each "batch"
     precision: str = "auto"  # bf16 autocast on GPUs, float32 on the CPU; or "float32", "bf16"
+
+    def __post_init__(self):
+        check_settings(self, ALLOWED)
 
 
 @dataclass

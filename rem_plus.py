@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import torch
 
 import rem
-from engine import (accuracy_of, among, batches_of, checked, count_batches, cross_entropy, eval_mode, per_example,
+from engine import (accuracy_of, among, batches_of, check_settings, count_batches, cross_entropy, eval_mode, per_example,
                     refresh_batchnorm, report, right_on, settings_from, stream, trusted, undisturbed, warn_above)
 from rem import State, add_capacity, discard, pass_over_forget, redirect, remove
 
@@ -44,7 +44,6 @@ REACH_FACTOR = 2  # by which `reach` grows then
 KEPT = ("kept", "right", "acc", "acc_forget", "waited")  # what `EarlyStopping` carries from epoch to epoch
 
 
-@checked(**rem.ALLOWED, stop=("repaired", "max"))
 @dataclass(frozen=True)
 class Settings(rem.Settings):
     """What REM+ reads: the settings of Algorithm 1 and one for each of the four changes."""
@@ -53,6 +52,9 @@ class Settings(rem.Settings):
     stop: str = "repaired"  # 2: early stopping; "max": off
     disbelieved: float = 2.0  # 3: CE of a given label above which step 3 leaves an image of D_r out; 0: off
     farther: int = 1  # 4: how often Algorithm 1 may start over with twice the reach; 0: off
+
+    def __post_init__(self):
+        check_settings(self, rem.ALLOWED | {"stop": ("repaired", "max")})
 
 
 @undisturbed

@@ -14,7 +14,7 @@ from engine.admission import (MISFIT, check_expansion, check_network, check_same
                               naming_errors, self_check)
 from engine.batches import among, batches_of, count_batches, first_inputs, per_example, trusted
 from engine.bits import MaskTable, draw_bits
-from engine.checks import check_index, check_sets, checked, finite_weights, positive, settings_from, warn_above
+from engine.checks import check_index, check_sets, check_settings, finite_weights, positive, settings_from, warn_above
 from engine.layers import MaskedPass, channels_of, initialiser, run_pass, run_with, swap
 from engine.modes import copy_of, eval_mode, mode_over_forget, modes_of, put_modes, refresh_batchnorm, training_mode
 from engine.reference import Reference

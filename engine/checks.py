@@ -7,7 +7,7 @@
 import difflib
 import functools
 import math
-import numbers
+import sys
 import warnings
 from dataclasses import fields
 
@@ -96,51 +96,39 @@ def settings_from(record, kind: type):
     return kind(**{name: get(name) for name in known})
 
 
-def checked(**allowed):
-    """Decorate a dataclass of settings: an unknown name is an error, and so is a value outside of what is allowed.
+def check_settings(settings, allowed: dict) -> None:
+    """Raise a TypeError or ValueError that names the first field of a dataclass of a wrong type or out of its range.
 
-    Args: allowed: by name a tuple of texts, the choices, or a pair of numbers, the least and the most; every other
-        number must be at least 0.
-    Raises (the decorated class): TypeError for an unknown name, with the nearest known one, and for a value of another
-        kind than the default; ValueError for a value.
+    A field that may be None and has None for its default is not looked at where it is None.
+    Args: allowed: by name a tuple of texts, the choices, or an interval such as "(0, 1]"; numbers that are not named
+        must be finite and at least 0.
     """
-    def decorate(kind: type) -> type:
-        make, names = kind.__init__, [f.name for f in fields(kind)]
-
-        @functools.wraps(make)
-        def __init__(self, *values, **given):
-            for name in given:
-                if name not in names:
-                    raise TypeError(f"{kind.__name__} has no setting {name!r}; did you mean {nearest(name, names)!r}?")
-            make(self, *values, **given)
-            for f in fields(kind):
-                name, value = f.name, getattr(self, f.name)
-                check_kind(name, value, f.default)
-                if name in allowed or isinstance(value, (int, float)):
-                    check_value(name, value, allowed.get(name, (0, math.inf)))
-
-        kind.__init__ = __init__
-        return kind
-
-    return decorate
-
-
-def check_kind(name: str, value, default) -> None:
-    """Raise TypeError unless a setting whose default is a number is one, and a whole one if the default is whole."""
-    wanted = numbers.Integral if isinstance(default, int) else numbers.Real
-    if isinstance(default, (int, float)) and not isinstance(default, bool) and (
-            not isinstance(value, wanted) or isinstance(value, bool)):
-        number = "whole number" if wanted is numbers.Integral else "number"
-        raise TypeError(f"{name} is {value!r}; it must be a {number}")
-
-
-def check_value(name: str, value, among: tuple) -> None:
-    """Raise ValueError unless a setting's value is one of its choices, or in its range, both ends of which count."""
-    if isinstance(among[0], str):
-        if value not in among:
+    for f in fields(settings):
+        name, value, kind = f.name, getattr(settings, f.name), kind_of(f)
+        if value is None and f.default is None:
+            continue
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+            raise TypeError(f"{name} is {value!r}; it must be {kind.__name__}")
+        among = allowed.get(name) or ("[0, inf)" if kind in (int, float) else ())
+        if isinstance(among, tuple) and among and value not in among:
             raise ValueError(f"{name} is {value!r}; choose from {', '.join(among)}")
-    elif not among[0] <= value <= among[1]:
-        raise ValueError(f"{name} is {value}; it must be from {among[0]} to {among[1]}")
+        if isinstance(among, str) and not inside(value, among):
+            least = f"{'at least' if among[0] == '[' else 'above'} {among[1:].partition(',')[0]}"
+            wanted = f"a finite number {least}" if "inf" in among else f"in {among}"
+            raise ValueError(f"{name.replace('_', '-')} is {value}; it must be {wanted}")
+
+
+def inside(value: float, interval: str) -> bool:
+    """Whether a number lies in an interval such as "(0, 1]"; whatever a float cannot hold does not."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    return above and value <= sys.float_info.max and (value <= high if interval[-1] == "]" else value < high)
+
+
+@functools.cache
+def kind_of(f) -> type:
+    """A field's type: bool, str, int or float; where None may stand too, the other one."""
+    return next(kind for kind in (bool, str, int, float) if f.type in (kind, kind | None))
 
 
 def positive(**settings: float) -> None:

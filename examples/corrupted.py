@@ -9,7 +9,6 @@ alone: two classes exchange some (Goel et al. 2022), or some are drawn at random
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -18,7 +17,7 @@ from engine.streams import stream
 from examples.repair import draw_shapes, put_sticker
 from experiment.data import Data
 from experiment.datasets import load
-from tasks import stamp
+from experiment.corruptions import TRIGGERS as STAMPS
 
 TARGET = 0  # the label that images with a trigger are given
 CLOTHES = (1, 3, 4, 7, 8)  # trousers, dresses, coats, sneakers and bags of fashion-mini
@@ -102,4 +101,4 @@ def some(among: torch.Tensor, count: int, generator: torch.Generator) -> torch.T
 
 def trigger(name: str, generator: torch.Generator) -> Callable:
     """A function from images (B, 3, H, W) uint8 to a copy with the trigger; where a logo is put is drawn each time."""
-    return (lambda images: put_sticker(images, generator)) if name == "logo" else partial(stamp, trigger=name)
+    return (lambda images: put_sticker(images, generator)) if name == "logo" else STAMPS[name]

@@ -27,17 +27,16 @@ from engine.modes import eval_mode
 from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
 from experiment.console import clipped, number_of, progress, tell
+from experiment.corruptions import TRIGGERS, labels_by_people, people
 from experiment.data import MEMORY_FORMAT, Data, Dataset
-from experiment.datasets import files_of
 from experiment.methods import METHODS, allowed_with, check_names, find_method
-from experiment.people import in_order, of_files, read_people
 from experiment.rows import NO_SCORES
 from experiment.settings import Config
 from experiment.user_code import same_world
 from metrics import accuracy, evaluate
 from models import build
 from rem import add_capacity
-from tasks import Task, discover, make_task, people
+from tasks import Task, discover, make_task
 from train import fit
 
 
@@ -51,17 +50,7 @@ def corrupt(config: Config, dataset: Dataset) -> Task:
     if config.task == "human":
         return people(dataset, labels_by_people(config, dataset), config.seed)
     pair = pair and (int(pair[1]), int(pair[2]))
-    return make_task(config.task, dataset, config.n, config.seed, pair, config.trigger)
-
-
-def labels_by_people(config: Config, dataset: Dataset) -> torch.Tensor:
-    """The labels (N,) int64 in the settings' file, in the order of the training images."""
-    if not config.human_labels:
-        raise ValueError("task human needs the labels that people gave; name their file with --human-labels")
-    found = read_people(config.human_labels, config.human_column)
-    if config.dataset == "folder" and found.images:
-        found = of_files(found, files_of(config.data_dir))
-    return in_order(found, dataset)
+    return make_task(config.task, dataset, config.n, config.seed, pair, TRIGGERS[config.trigger])
 
 
 def with_true_n(config: Config, dataset: Dataset) -> Config:

@@ -9,8 +9,8 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-from engine.checks import first_line
-from experiment.settings import ARCH_PRESETS, BOTH_PRESETS, DATASET_PRESETS, STAGES, Config, kind_of
+from engine.checks import first_line, kind_of
+from experiment.settings import ARCH_PRESETS, BOTH_PRESETS, DATASET_PRESETS, STAGES, Config
 
 
 def told_in_a_line(main) -> int:

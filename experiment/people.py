@@ -17,11 +17,11 @@ from experiment.console import tell
 from experiment.data import Dataset
 from experiment.files import check_readable
 from experiment.pickles import asks_for_code
-from tasks import PEOPLE
 
 # Of --human-column: the keys of the authors' .pt, and the names in a .csv.
-COLUMNS = dict(zip(PEOPLE, [("aggre_label", "aggregate"), ("worse_label", "worst"),
-                            *((f"random_label{k}", f"random{k}") for k in (1, 2, 3))], strict=True))
+COLUMNS = {"aggre": ("aggre_label", "aggregate"), "worse": ("worse_label", "worst"),
+           "random1": ("random_label1", "random1"), "random2": ("random_label2", "random2"),
+           "random3": ("random_label3", "random3")}
 CLEAN = ("clean_label", "clean", "true")
 KINDS = [getattr(np.dtypes, f"{kind}DType") for kind in (
     "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float32", "Float64")]  # as torch asks

@@ -4,13 +4,14 @@
     config = resolve({"dataset": "fashion-mini"})          # the same with the preset of a data set or architecture
 """
 
-import sys
 from dataclasses import dataclass, field, fields
-from functools import cache, partial
+from functools import partial
 
+from engine.checks import check_settings
 from rem_plus import Settings
-from tasks import EVERY_TASK, PEOPLE, TRIGGERS
+from tasks import TASKS
 
+EVERY_TASK = (*TASKS, "human")  # the paper's, and that of experiment/corruptions.py
 VERSION = "0.7.0"  # of the code: in grid a row or network of another version does not count as done
 STAGES = {"task": "task, a cell of the 2-D task space (Sec. 4)", "network": "network (A.3)",
           "training": "training (A.3, Table 3)", "unlearning": "unlearning (A.3, Table 3)", "run": "the run"}
@@ -26,13 +27,13 @@ of_task, of_network, of_training, of_unlearning, of_run = (partial(setting, stag
 
 @dataclass(frozen=True)
 class Config:
-    """One cell of the task space and how to train and unlearn in it; raises ValueError or TypeError as `check` does."""
+    """One cell of the task space and how to train and unlearn in it; raises as `check_settings` does."""
 
     task: str = of_task("poison", "corruption by regularity: poison, confusion, random; human: by people",
                         choices=EVERY_TASK)
     n: int = of_task(1000, "corrupted training examples |D_c|; for human it follows from the labels", "[1, inf)")
     trigger: str = of_task("patch", "trigger of poison: patch (the paper's), blended, sinusoidal or warp",
-                           choices=TRIGGERS)
+                           choices=("patch", "blended", "sinusoidal", "warp"))
     pair: str | None = of_task(None, "confused classes A,B (default: 3,5 on cifar10, svhn; else the most alike)")
     dataset: str = of_task("fashion-mini", "fashion-mini, fashion-mnist, cifar10, cifar10-small (1,000 training and "
                            "200 test images a class), svhn, imagenette or folder")
@@ -40,7 +41,7 @@ class Config:
     per_class_test: int | None = of_task(None, "test images of each class that are drawn (default: all)", "[1, inf)")
     human_column: str = of_task("aggre", "which labels of human: by majority, the worst of three, or of one of three "
                                 "people",
-                                choices=PEOPLE)
+                                choices=("aggre", "worse", "random1", "random2", "random3"))
     image_size: int | None = of_task(None, "pixels each way (default: the data set's own)", "[1, inf)")
     seed: int = of_task(0, "seed of everything: task, weights, masks, order", f"[0, {2**63})")
 
@@ -101,7 +102,7 @@ class Config:
     quiet: bool = of_run(False, "print the table only")
 
     def __post_init__(self):
-        check(self)
+        check_settings(self, {f.name: f.metadata["choices"] or f.metadata["within"] for f in fields(self)})
 
     @property
     def extra_ratio(self) -> float:
@@ -146,7 +147,7 @@ def resolve(given: dict) -> Config:
     """Defaults, then the presets of the data set, the architecture and both together, then what was given.
 
     Args: given: field names of Config to values.
-    Raises: ValueError, TypeError for an unknown setting, or as `check`.
+    Raises: ValueError, TypeError for an unknown setting, or as `check_settings`.
     """
     known = {f.name for f in fields(Config)}
     if unknown := sorted(set(given) - known):
@@ -154,32 +155,3 @@ def resolve(given: dict) -> Config:
     dataset, arch = given.get("dataset", Config.dataset), given.get("arch", Config.arch)
     presets = DATASET_PRESETS.get(dataset, {}), ARCH_PRESETS.get(arch, {}), BOTH_PRESETS.get((dataset, arch), {})
     return Config(**{name: value for preset in (*presets, given) for name, value in preset.items()})
-
-
-def check(config: Config) -> None:
-    """Raise a TypeError or ValueError that names the first setting of a wrong type or out of its range."""
-    for f in fields(config):
-        value, kind, within, choices = getattr(config, f.name), kind_of(f), f.metadata["within"], f.metadata["choices"]
-        if value is None and f.default is None:
-            continue
-        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
-            raise TypeError(f"{f.name} is {value!r}; it must be {kind.__name__}")
-        if choices and value not in choices:
-            raise ValueError(f"{f.name} is {value!r}; choose from {', '.join(choices)}")
-        if within and not inside(value, within):
-            least = f"{'at least' if within[0] == '[' else 'above'} {within[1:].partition(',')[0]}"
-            wanted = f"a finite number {least}" if "inf" in within else f"in {within}"
-            raise ValueError(f"{f.name.replace('_', '-')} is {value}; it must be {wanted}")
-
-
-def inside(value: float, interval: str) -> bool:
-    """Whether a number lies in an interval such as "(0, 1]"; whatever a float cannot hold does not."""
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    above = low <= value if interval[0] == "[" else low < value
-    return above and value <= sys.float_info.max and (value <= high if interval[-1] == "]" else value < high)
-
-
-@cache
-def kind_of(f) -> type:
-    """A field's type: bool, str, int or float; where None may stand too, the other one."""
-    return next(kind for kind in (bool, str, int, float) if f.type in (kind, kind | None))

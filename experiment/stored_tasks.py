@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from experiment.corruptions import TRIGGERS
 from experiment.data import Data, Dataset
 from experiment.files import write_whole
 from experiment.pickles import asks_for_code
@@ -32,7 +33,7 @@ def save_task(task: Task, path: str | Path) -> None:
     source = fingerprint(task.train) if task.source is None else task.source
     content = {"name": task.name, "seed": task.seed, "labels": task.train.labels.cpu(), "clean": task.clean,
                "corrupted": task.corrupted, "images": source, "test": fingerprint_with_labels(task.test),
-               "trigger": task.trigger}
+               "trigger": next(name for name, put in TRIGGERS.items() if put is task.trigger)}
     write_whole(path, lambda file: torch.save(content, file))
 
 
@@ -48,7 +49,7 @@ def load_task(path: str | Path, dataset: Dataset) -> Task:
         raise ValueError(f"the task in {path} was made from other {other[0]} images than {dataset.name}'s; "
                          "load the data it was made from, or begin anew elsewhere")
     clean = replace(dataset, train=replace(dataset.train, labels=content["clean"].to(dataset.train.images.device)))
-    trigger = content.get("trigger", "patch")  # older files have the only one that there was
+    trigger = TRIGGERS[content.get("trigger", "patch")]  # older files have the only one that there was
     return assemble(content["name"], content["seed"], clean, content["labels"], content["corrupted"], trigger)
 
 

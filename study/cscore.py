@@ -25,10 +25,10 @@ from experiment.devices import choose_device
 from experiment.files import check_writable
 from experiment.parts import part_of
 from experiment.rows import append_row, provenance
-from experiment.settings import Config, resolve
+from experiment.settings import EVERY_TASK, Config, resolve
 from experiment.stored_tasks import fingerprints
 from metrics import accuracy, c_score, check_c_score, mean_sem
-from tasks import EVERY_TASK, TASKS, Task
+from tasks import TASKS, Task
 from train import fit
 
 # Those settings of run.py that have a part in a C-score; the other flags are errors here.

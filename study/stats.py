@@ -11,7 +11,8 @@ from statistics import fmean
 
 from metrics import mean_sem
 from study.rows import SCORES, networks, pick
-from tasks import EVERY_TASK, TASKS
+from experiment.settings import EVERY_TASK
+from tasks import TASKS
 
 
 def percent(values) -> tuple[float, float | None] | None:

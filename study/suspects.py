@@ -24,7 +24,7 @@ from experiment.cell import attempt, with_true_n, draw_forget
 from experiment.console import Parser, add_flags, tell
 from experiment.files import check_writable
 from experiment.rows import append_row, provenance
-from experiment.settings import Config, resolve
+from experiment.settings import EVERY_TASK, Config, resolve
 from metrics import evaluate, mean_sem
 from repair.suspects import given_loss, logits, margin, nearest, probe, ranked, suspects, tracin
 from study.canvas import import_figure, save
@@ -32,7 +32,7 @@ from study.originals import (check_cells, check_originals, dataset_of, device_of
                              make_original)
 from study.plan import by_original, parse_axis
 from study.rows import SCORES, cell_key, split
-from tasks import EVERY_TASK, TASKS, Task
+from tasks import TASKS, Task
 
 # Those settings of run.py that have a part in it beside task, discovery and seed; the other flags are errors here.
 FLAGS = ("dataset", "per_class", "per_class_test", "data_dir", "download", "image_size", "n", "trigger", "human_labels",

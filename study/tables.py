@@ -18,7 +18,8 @@ from study.captions import caption, endings, once, slug
 from study.rows import (SCORES, SETTINGS, VARIANTS, compared, etd_alone, maskless, measured, networks, pick, products,
                         split, sweep, without_extra_curves)
 from study.stats import by_product, learnt, mean_of_seeds, minus, percent, summary
-from tasks import EVERY_TASK, TASKS
+from experiment.settings import EVERY_TASK
+from tasks import TASKS
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())
 ON_ETD = ("7", "8", "9")  # tables of networks trained with ETD

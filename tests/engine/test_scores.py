@@ -56,7 +56,7 @@ def test_one_wild_logit(where, value):
         return torch.where(hit[:, None] & (torch.arange(4) == 3), value, out)
 
     state.expanded.register_forward_hook(spoil)
-    with pytest.raises(NonFiniteLoss, match="1 logits are not finite"):
+    with pytest.raises(NonFiniteLoss, match="logits of 1 examples are not finite"):
         accuracy_of(state, state.forget)
 
 

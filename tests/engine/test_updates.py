@@ -77,7 +77,7 @@ def test_the_mean_and_the_steps_of_a_pass():
         for _ in range(3):
             loss = weight.square().mean()
             expected.append(float(loss.detach()))
-            update(loss, torch.arange(4))
+            update(loss)
     assert update.steps == 3 and update.mean == pytest.approx(sum(expected) / 3, rel=1e-5)
     assert state.record == {"loss": update.mean}
     assert expected[0] > expected[1] > expected[2]
@@ -93,7 +93,7 @@ def test_what_no_gradient_has_reached():
         must |= {"a.frozen": nn.Parameter(torch.ones(1), requires_grad=False), "a.empty": nn.Parameter(torch.ones(0))}
         with one_pass(state, "here", must) as update:
             for names in updates:
-                update(sum(weights[name].sum() for name in names), torch.arange(4))
+                update(sum(weights[name].sum() for name in names))
 
     passed(["conv1"], ["conv2"])
     passed()

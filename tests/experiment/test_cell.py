@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from baselines import with_theta_o2
-from engine import ending
+import rem_plus
 from engine.checks import NonFiniteLoss
 from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
@@ -249,7 +249,7 @@ def test_whatever_a_method_logs_makes_a_row(kind):
 def test_a_row_says_how_far_rem_went(monkeypatch, capsys):
     """R3, A40: where REM has started over reach_used is that of the epochs that count; other methods have none, nor has
     REM that does not, nor a user's that logs a `reach` of its own. A line of progress shows it."""
-    monkeypatch.setattr(ending, "BY_HEART", -1.0)
+    monkeypatch.setattr(rem_plus, "MEMORISED", -1.0)
     net, task = learnt_by_heart()
 
     def mine(model, data, forget, config, generator, log=None):

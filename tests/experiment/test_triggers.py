@@ -1,4 +1,5 @@
-"""The triggers of `tasks.stamp` beyond the paper's: their formulas by loops, after crop and flip, on test images.
+"""The triggers beyond the paper's (experiment/corruptions.py): their formulas by loops, after crop and flip, on test
+images.
 
 The white patch, the paper's trigger, is in tests/paper/test_tasks.py, who is misled by it in test_metrics.py.
 """
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 
 import tasks
 from engine.streams import stream
+from experiment.corruptions import TRIGGERS
 from experiment.data import Data, Dataset, batches
 from experiment.stored_tasks import load_task, read_task, save_task
 from helpers import gen, make_dataset, seeds
 
 SHAPES = st.tuples(st.integers(3, 8), st.integers(3, 8), st.sampled_from([1, 3]))  # height, width, channels
-OTHERS = tasks.TRIGGERS[1:]
+OTHERS = list(TRIGGERS)[1:]
 
 
 def pictures(seed, n, height, width, channels) -> torch.Tensor:
@@ -80,32 +82,19 @@ def by_loops(image: np.ndarray, trigger: str) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("trigger", tasks.TRIGGERS)
+@pytest.mark.parametrize("trigger", TRIGGERS)
 @given(seeds, SHAPES, st.integers(0, 3))
 def test_formulas(trigger, seed, shape, n):
     """Each trigger is its formula, pixel by pixel, to the nearest whole number, on any number of images, which are left
-    as they were; the global random state has no part and stays. Where none is named it is the patch."""
+    as they were; the global random state has no part and stays."""
     images = pictures(seed, n, *shape)
     torch.manual_seed(seed)
     before, state = images.clone(), torch.get_rng_state()
-    found = tasks.stamp(images, trigger)
+    found = TRIGGERS[trigger](images)
     assert torch.equal(torch.get_rng_state(), state) and torch.equal(images, before)
     assert found.dtype == torch.uint8 and found.shape == images.shape
     for image, ours in zip(images.double().numpy(), found.double().numpy(), strict=True):
         assert np.abs(by_loops(image, trigger) - ours).max() <= 0.5 + 1e-9
-    assert trigger != "patch" or torch.equal(tasks.stamp(images), found)
-
-
-@pytest.mark.parametrize("images, trigger, kind, text", [
-    (torch.zeros(1, 1, 4, 4, dtype=torch.uint8), "badnets", ValueError,
-     "unknown trigger 'badnets'; choose one of patch, blended, sinusoidal, warp"),
-    (torch.zeros(1, 1, 4, 4), "blended", TypeError, "torch.float32 with 4 dimensions.*torch.uint8"),
-    (torch.zeros(1, 4, 4, dtype=torch.uint8), "warp", TypeError, "torch.uint8 with 3 dimensions.*with 4"),
-])
-def test_bad_images(images, trigger, kind, text):
-    """What no trigger can be put on is an error that says what was found."""
-    with pytest.raises(kind, match=text):
-        tasks.stamp(images, trigger)
 
 
 # --- On the images of a task ------------------------------------------------------------------------------------------
@@ -117,41 +106,40 @@ def test_after_crop_and_flip(trigger, seed, shape, pad, flip, n):
     images = pictures(seed, 15, *shape)
     channels = shape[2]
     plain = Data(images, torch.arange(15) % 4, 4, (0.0,) * channels, (1 / 255,) * channels, pad=pad, flip=flip)
-    task = tasks.make_task("poison", Dataset("made", plain, plain, tuple("abcd")), n, seed, trigger=trigger)
+    task = tasks.make_task("poison", Dataset("made", plain, plain, tuple("abcd")), n, seed, trigger=TRIGGERS[trigger])
     shown = images.clone()
-    shown[task.corrupted] = tasks.stamp(images[task.corrupted], trigger)
+    shown[task.corrupted] = TRIGGERS[trigger](images[task.corrupted])
     assert torch.equal(task.train.images, shown) and torch.equal(plain.images, images)
     both = (batches(data, size=4, generator=gen(seed), augment=True) for data in (task.train, plain))
     for (rows, x, _), (again, clean, _) in zip(*both, strict=True):
         hit = torch.isin(rows, task.corrupted)
         expected = clean.round().to(torch.uint8)
-        expected[hit] = tasks.stamp(expected[hit], trigger)
+        expected[hit] = TRIGGERS[trigger](expected[hit])
         assert torch.equal(rows, again) and torch.equal(x.round().to(torch.uint8), expected)
 
 
 @given(seeds)
 def test_same_images_whatever_the_trigger(seed):
     """One seed poisons the same images with the same labels, whatever the trigger."""
-    made = [tasks.make_task("poison", make_dataset(seed), 6, seed, trigger=trigger) for trigger in tasks.TRIGGERS]
-    assert [task.trigger for task in made] == list(tasks.TRIGGERS)
+    made = [tasks.make_task("poison", make_dataset(seed), 6, seed, trigger=trigger) for trigger in TRIGGERS.values()]
     for task in made[1:]:
         assert torch.equal(task.corrupted, made[0].corrupted) and torch.equal(task.train.labels, made[0].train.labels)
         assert not torch.equal(task.train.images, made[0].train.images) and task.source == made[0].source
 
 
-@pytest.mark.parametrize("trigger", tasks.TRIGGERS)
+@pytest.mark.parametrize("trigger", TRIGGERS)
 def test_test_images_and_files(trigger, tmp_path):
     """The metrics' test images carry it, out of a file too; one that is older than the other triggers has the patch."""
     dataset = make_dataset(0, pad=1)
-    task = tasks.make_task("poison", dataset, 6, 0, trigger=trigger)
+    task = tasks.make_task("poison", dataset, 6, 0, trigger=TRIGGERS[trigger])
     save_task(task, tmp_path / "x.task")
     loaded = load_task(tmp_path / "x.task", dataset)
     for one in (task, loaded):
-        assert torch.equal(tasks.like_corrupted(one).images, tasks.stamp(dataset.test.images, trigger))
+        assert torch.equal(tasks.like_corrupted(one).images, TRIGGERS[trigger](dataset.test.images))
         assert torch.equal(one.test.images, dataset.test.images)
     both = (batches(one.train, generator=gen(1), augment=True) for one in (task, loaded))
     assert all(torch.equal(a[1], b[1]) for a, b in zip(*both, strict=True))
     content = read_task(tmp_path / "x.task")
     del content["trigger"]
     torch.save(content, tmp_path / "old.task")
-    assert load_task(tmp_path / "old.task", dataset).trigger == "patch"
+    assert load_task(tmp_path / "old.task", dataset).trigger is tasks.add_trigger

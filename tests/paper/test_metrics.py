@@ -32,7 +32,7 @@ from etd import mask_table
 from experiment.data import Data, Dataset, batches
 from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
 from oracles_loss import predictions
-from tasks import TARGET, Task, make_task
+from tasks import TARGET, Task, add_trigger, make_task
 
 sizes = st.sampled_from([1, 2, 3, 7, 20])
 NOBODY = torch.empty(0, dtype=torch.int64)
@@ -433,7 +433,7 @@ def test_v4_healed(name, seed, size, classes):
     task, g = draw_task(seed, name, classes), gen(seed + 1)
     forget = draw_forget(seed, task, size)
     bare = SimpleNamespace(name=name, train=task.train, test=task.test, clean=task.clean.clone(),
-                           corrupted=task.corrupted.clone(), **({"trigger": "patch"} if name == "poison" else {}))
+                           corrupted=task.corrupted.clone(), trigger=add_trigger)
     plain, triggered, before = (torch.randint(0, 4, (80,), generator=g) for _ in range(3))
     net, expected = answering(plain, triggered=triggered), scores_by_loops(task, forget, plain, triggered)
     assert metrics.evaluate(net, bare, forget) == expected

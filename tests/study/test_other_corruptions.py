@@ -14,7 +14,8 @@ from made_rows import column, load, make_row, one
 from study.plan import by_original, expand_axes, original_of, overview
 from study.rows import cell_key, read_rows
 from study.tables import make_tables
-from tasks import TASKS, TRIGGERS
+from experiment.corruptions import TRIGGERS
+from tasks import TASKS
 
 # --- Triggers ---------------------------------------------------------------------------------------------------------
 
