@@ -17,8 +17,8 @@ What the paper prints, what happens here, and what it is for (results/rem-plus/R
    leaves out images of D_r whose label theta_o1 gives a cross-entropy above `disbelieved`, as methods for noisy labels
    do. For: such an image cannot teach theta_o1 again what step 2 has removed. Costs: a pass for the losses, per epoch.
 4. Restart (`farther`, `EarlyStopping.starts_over`). Printed: nothing like it. Here: where the first epoch leaves
-   W nearly all right, Algorithm 1 begins anew with twice the distance. For: networks that know every image of D_tr, wrong labels
-   too. Costs: the first epoch runs twice there. It needs 1 and 2.
+   W nearly all right, Algorithm 1 begins anew with twice the distance. For: networks that know every image of D_tr,
+   wrong labels too. Costs: the first epoch runs twice there. It needs 1 and 2.
 """
 
 import warnings
@@ -27,8 +27,9 @@ from dataclasses import dataclass, replace
 import torch
 
 import rem
-from engine import (accuracy_of, among, batches_of, check_settings, count_batches, cross_entropy, eval_mode, per_example,
-                    refresh_batchnorm, report, right_on, settings_from, stream, trusted, undisturbed, warn_above)
+from engine import (accuracy_of, among, batches_of, check_settings, count_batches, cross_entropy, eval_mode,
+                    per_example, refresh_batchnorm, report, right_on, settings_from, stream, trusted, undisturbed,
+                    warn_above)
 from rem import State, add_capacity, discard, pass_over_forget, redirect, remove
 
 STEP = 0.0025  # length of an update of step 2, over the norm of theta_o1

@@ -23,11 +23,10 @@ import torch
 from engine.checks import first_line
 from experiment.cell import attempt, choose_methods, corrupt, draw_forget, new_model, train_original, unlearn
 from experiment.console import Parser, add_flags, clipped, tell
-from experiment.datasets import load
+from experiment.datasets import load, part_of
 from experiment.devices import check_precision, check_room, choose_device, describe
 from experiment.files import check_writable
 from experiment.methods import code_of
-from experiment.parts import part_of
 from experiment.rows import append_row, failure_of, provenance, row_of
 from experiment.settings import Config, resolve
 from experiment.stored_tasks import fingerprints

@@ -1,11 +1,10 @@
 """What Algorithm 1 and the other methods are made of. It imports torch alone and nothing else of this repository.
 
     batches.py     batches of D_tr, in training order or plain      updates.py    one update, one pass of updates
-    scores.py      cross-entropy and accuracy of a network          reference.py  the frozen network of Eq. 2
-    modes.py       training and evaluation mode, BatchNorm          streams.py    random numbers
-    checks.py      refusals, with what was found                    admission.py  which networks can be expanded
-    layers.py      layers by kind, and a masked pass                bits.py       a table of bits
-    features.py    what a network computes of every image
+    scores.py      accuracy and CE, of the frozen reference too     streams.py    random numbers
+    modes.py       training and evaluation mode, BatchNorm          admission.py  which networks can be expanded
+    checks.py      refusals, with what was found                    bits.py       a table of bits
+    layers.py      layers by kind, and a masked pass                features.py   what a network computes of every image
 
 rem.py, rem_plus.py, etd.py and expand.py take their names from here; every other file imports from `engine.<file>`.
 """
@@ -17,7 +16,6 @@ from engine.bits import MaskTable, draw_bits
 from engine.checks import check_index, check_sets, check_settings, finite_weights, positive, settings_from, warn_above
 from engine.layers import MaskedPass, channels_of, initialiser, run_pass, run_with, swap
 from engine.modes import copy_of, eval_mode, mode_over_forget, modes_of, put_modes, refresh_batchnorm, training_mode
-from engine.reference import Reference
-from engine.scores import accuracy_of, cross_entropy, right_on
+from engine.scores import Reference, accuracy_of, cross_entropy, right_on
 from engine.streams import stream, undisturbed
 from engine.updates import logits_of, make_optimizer, one_pass, report

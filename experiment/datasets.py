@@ -1,6 +1,7 @@
 """Where data sets come from: the built-in file, torchvision's classes, trees of image files (Sec. 4: data sets).
 
     dataset = load("fashion-mini")                           # .train and .test are data.Data
+    dataset = part_of(dataset, per_class=50)                 # .rows: which images of the whole these are
     arrays = read_tree(Path("pictures"), image_size=32)      # pictures/{train,test or val}/<class>/*
     arrays["x_train"], arrays["y_train"], arrays["names"]    # (N, 3, 32, 32) uint8, (N,) int64, class names
     arrays["mean"], arrays["std"]                            # trees only: per channel, of the training images
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.checks import first_line
+from engine.streams import stream
 from experiment.console import tell
 from experiment.data import Data, Dataset
 from experiment.files import write_whole
@@ -110,6 +112,46 @@ def check_memory(n, channels, size):
     if need > room:
         raise ValueError(f"{n:,} images of {size}x{size} take {need / 1e9:.3g} GB and this machine has "
                          f"{room / 1e9:.3g}: give a smaller --image-size")
+
+
+# ---- a part of a data set --------------------------------------------------------------------------------------------
+
+def part_of(dataset: Dataset, per_class: int | None = None, per_class_test: int | None = None,
+            augment: bool = True) -> Dataset:
+    """The data set with so many training and test images of each class; the very same one where nothing is asked.
+
+    Choice: the images are drawn with a seed of their own, since they are a data set by themselves: every seed of a task
+    has the same ones. They are drawn among a class's images in their order, so that copies of a data set whose classes
+    are in one order, image for image, have the same part. A smaller part lies within a larger one.
+    Args: per_class, per_class_test: images of each class, None for all; augment: whether training crops and flips.
+    Raises: ValueError where a class has fewer images.
+    """
+    train, test, more = dataset.train, dataset.test, {}
+    if per_class is not None:
+        rows = drawn(dataset, train.labels.cpu(), per_class, "training")
+        more = {"rows": rows, "whole": train.labels.cpu()}
+        train = replace(train, images=train.images[rows], labels=train.labels[rows])
+    if per_class_test is not None:
+        rows = drawn(dataset, test.labels.cpu(), per_class_test, "test")
+        test = replace(test, images=test.images[rows], labels=test.labels[rows])
+    if not augment:
+        train = replace(train, pad=0, flip=False)
+    if (per_class, per_class_test, augment) == (None, None, True):
+        return dataset
+    return replace(dataset, train=train, test=test, **more)
+
+
+def drawn(dataset: Dataset, labels: torch.Tensor, count: int, split: str) -> torch.Tensor:
+    """Indices (classes x count,) int64 of so many images of each class, sorted; labels: (N,) int64 on the CPU."""
+    found = []
+    for label, name in enumerate(dataset.names):
+        members = (labels == label).nonzero().flatten()
+        if len(members) < count:
+            flag = "--per-class" if split == "training" else "--per-class-test"
+            raise ValueError(f"{flag} is {count}; class {name} has {len(members)} {split} images, give at most these")
+        order = torch.randperm(len(members), generator=stream(0, f"part {split} class {label}"))
+        found.append(members[order[:count]])
+    return torch.cat(found).sort().values
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -20,10 +20,9 @@ from engine.streams import stream
 from experiment.cell import attempt, corrupt, with_true_n, new_model
 from experiment.console import Parser, add_flags
 from experiment.data import Data, Dataset
-from experiment.datasets import load
+from experiment.datasets import load, part_of
 from experiment.devices import choose_device
 from experiment.files import check_writable
-from experiment.parts import part_of
 from experiment.rows import append_row, provenance
 from experiment.settings import EVERY_TASK, Config, resolve
 from experiment.stored_tasks import fingerprints

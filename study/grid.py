@@ -31,8 +31,8 @@ from experiment.files import check_writable
 from experiment.methods import code_of, find_method
 from experiment.rows import append_row, failure_of, provenance, row_of
 from experiment.settings import Config, OF_THE_RUN
-from study.originals import (check_cells, check_originals, dataset_of, device_of, from_torchrun, images_of, load_original,
-                             make_original, where_of)
+from study.originals import (check_cells, check_originals, dataset_of, device_of, from_torchrun, images_of,
+                             load_original, make_original, where_of)
 from study.plan import PRESETS, by_original, expand_axes, original_of, overview, preset
 from study.rows import cell_key, read_rows, rows_by_cell
 

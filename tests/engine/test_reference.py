@@ -1,4 +1,4 @@
-"""engine/reference.py: the frozen network of Eq. 2, asked for by dataset index where nothing augments the data.
+"""engine/scores.py: the frozen network of Eq. 2, asked for by dataset index where nothing augments the data.
 
 That REM is the same with stored values and batch by batch is in paper/test_twins.py, which has both.
 """

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from baselines import with_theta_o2
 import rem_plus
+from baselines import with_theta_o2
 from engine.checks import NonFiniteLoss
 from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
@@ -257,8 +257,8 @@ def test_a_row_says_how_far_rem_went(monkeypatch, capsys):
         return model
 
     used = []
-    for name, function, changes in (("rem", None, {}), ("npo", None, {}), ("rem", None, {"stop": "max"}),
-                                    ("rem", None, {"farther": 0}), ("odd.py:f", mine, {})):
+    for name, function, changes in (("rem-plus", None, {}), ("npo", None, {}), ("rem-plus", None, {"stop": "max"}),
+                                    ("rem-plus", None, {"farther": 0}), ("odd.py:f", mine, {})):
         config = tiny(gamma=0.0, reach=0.05, max_passes=3, quiet=False, **{"stop": "repaired", "farther": 1} | changes)
         row = unlearn(config, name, function or METHODS[name].function, net, task, torch.arange(3))
         assert row["status"] == "ok", row["error"]

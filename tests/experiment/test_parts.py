@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.streams import stream
-from experiment.parts import part_of
+from experiment.datasets import part_of
 from experiment.settings import resolve
 from helpers import gen, make_dataset, seeds
 from pictures import write_tree

@@ -16,7 +16,7 @@ from PIL import Image
 
 import run
 from experiment.data import Dataset
-from experiment.parts import part_of
+from experiment.datasets import part_of
 from experiment.corruptions import people
 from experiment.people import COLUMNS, People, in_order, of_files, read_people
 from few_images import few, fresh, load_few, refusal  # noqa: F401

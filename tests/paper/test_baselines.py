@@ -237,9 +237,6 @@ def test_one_example():
         assert any(not torch.equal(a, b) for a, b in zip(out.parameters(), net.parameters(), strict=True)), name
 
 
-# --- Distillation -----------------------------------------------------------------------------------------------------
-
-
 # --- Dampening --------------------------------------------------------------------------------------------------------
 
 @given(seeds, st.sampled_from([0.0, 0.3, 1.0, 10.0]), st.sampled_from([0.5, 1.0, 20.0]))
