@@ -40,21 +40,24 @@ def step2_loss(ce: torch.Tensor, ce_ref: torch.Tensor, beta: float = 1.0) -> tor
     return -npo_term(ce, ce_ref, beta).mean()
 
 
-def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: float = 1.0) -> torch.Tensor:
+def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: float = 1.0,
+               weight: float = 1.0) -> torch.Tensor:
     """Step 3.3: L_step3 = L_redirect - L_remove, the mean over a batch of D_tr (Eq. 2).
 
-    Choice: D_f has its natural share of the batch, so both terms are divided by the batch size.
+    Choice: D_f has its natural share of the batch, so both terms are divided by the batch size. Eq. 2 prints a mean over
+    D_f: `remove_weight` "mean" (README, "Choices").
     Args:
         ce_full, ce_full_ref: (B,) cross-entropies of theta_o1 and theta_o2 under masks, model and reference.
         ce_base, ce_base_ref: (B,) cross-entropies of theta_o1 alone, or None to leave the removal term (3.2) out.
-        in_forget: (B,) bool, D_f; beta: > 0, or a ValueError.
+        in_forget: (B,) bool, D_f; beta: > 0, or a ValueError; weight: of each example of D_f in the removal term, 1 for
+            its natural share, N / |D_f| for a mean over D_f.
     Returns: a scalar; going down it lowers CE of the full network on D_tr and raises CE of theta_o1 on D_f.
     """
     # L_redirect = (2 / beta) E_{D_tr} log sigmoid(beta (CE_{o1 and o2} - CE_ref))
     loss = npo_term(ce_full, ce_full_ref, beta)  # (B,)
     if ce_base is not None:
-        # - L_remove = -(2 / beta) E_{D_tr} 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref))
-        loss = loss - torch.where(in_forget, npo_term(ce_base, ce_base_ref, beta), 0)
+        # - L_remove = -(2 / beta) E_{D_tr} weight 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref))
+        loss = loss - torch.where(in_forget, weight * npo_term(ce_base, ce_base_ref, beta), 0)
     return loss.mean()
 
 
@@ -62,7 +65,7 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
 
 ALLOWED = dict(gamma="[0, 1]", p_mem="[0, 1]", momentum="[0, 1]", batch="[1, 1000000000]",
                optimizer=("sgd", "adam"), precision=("auto", "float32", "bf16"),
-               forget_norm=("auto", "running", "batch"))  # values of Settings
+               forget_norm=("auto", "running", "batch"), remove_weight=("share", "mean"))  # values of Settings
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Settings:
     # The paper does not say:
     momentum: float = 0.9  # of SGD; one optimiser for steps 2 and 3
     weight_decay: float = 5e-4  # of SGD
+    remove_weight: str = "share"  # of 3.2: D_f has its "share" of the batch, or the "mean" over D_f counts (Eq. 2)
     max_passes: int = 100  # most passes over D_f in one step 2, then a warning
     forget_norm: str = "auto"  # BatchNorm in step 2: "running" statistics (auto) or those of each "batch"
     precision: str = "auto"  # bf16 autocast on GPUs, float32 on the CPU; or "float32", "bf16"
@@ -227,7 +231,8 @@ def step3_batch(s: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor, 
         base, base_ref = cross_entropy(s, x, y), s.reference.base(rows, x, y)
     # 3.3  L_step3 = L_redirect - L_remove
     in_forget = in_forget.to(s.device, non_blocking=True)
-    return step3_loss(full, full_ref, base, base_ref, in_forget, s.config.beta)
+    weight = len(s.data) / len(s.forget) if s.config.remove_weight == "mean" else 1.0
+    return step3_loss(full, full_ref, base, base_ref, in_forget, s.config.beta, weight)
 
 
 def discard(s: State) -> torch.nn.Module:

@@ -53,7 +53,7 @@ TUNING = {"unlearn_epochs", "unlearn_lr", "curve"}
 PACED = TUNING | {"schedule"}
 STEP2 = {"unlearn_lr", "gamma", "max_passes", "forget_norm"}
 STEP3 = {"step31", "step32", "redirect"}
-REM = {*STEP2, *TUNING, *MASKS, *STEP3, "beta"}
+REM = {*STEP2, *TUNING, *MASKS, *STEP3, "beta", "remove_weight"}
 REM_PLUS = REM | {"reach", "stop", "disbelieved", "farther"}  # one setting for each of its changes
 
 
@@ -85,25 +85,25 @@ METHODS = {
     "cuts": Method(b.cuts, "CUTS", frozenset({"unlearn_lr"})),
     "etd": Method(b.etd, "ETD", frozenset(MASKS), "none", False, part="ideal"),
     "etd-ideal": Method(b.etd_ideal, "ETD (ideal)", frozenset(MASKS), "none", False, part="ideal"),
-    # Algorithm 1 as printed, its upper bound (Fig. 3) and its ablations (Table 2; rem-ce is ours)
     # Algorithm 1 as printed, its upper bound (Fig. 3) and its ablations (Table 2; rem-ce is ours).
     "rem": _rem(b.rem_by_config, "REM"),
     "rem-on-etd": _rem(b.rem_on_etd, "REM", etd="only", twin="rem"),
     "rem-ideal": _rem(b.ideal(b.rem_by_config), "REM (ideal)", part="ideal"),
-    "rem-no31": _rem(b.ablation(b.rem_by_config, step31=False, step32=True), "REM without 3.1", STEP3 | MASKS,
-                     part="ablation"),
-    "rem-no32": _rem(b.ablation(b.rem_by_config, step31=True, step32=False), "REM without 3.2", {"step31", "step32"},
-                     part="ablation"),
-    "rem-ce": _rem(b.ablation(b.rem_by_config, redirect="ce"), "REM by cross-entropy", {"redirect"}, part="ablation"),
+    "rem-no31": _rem(b.ablation(b.rem_by_config, step31=False, step32=True), "REM without 3.1",
+                     STEP3 | MASKS | {"remove_weight"}, part="ablation"),
+    "rem-no32": _rem(b.ablation(b.rem_by_config, step31=True, step32=False), "REM without 3.2",
+                     {"step31", "step32", "remove_weight"}, part="ablation"),
+    "rem-ce": _rem(b.ablation(b.rem_by_config, redirect="ce"), "REM by cross-entropy", {"redirect", "remove_weight"},
+                   part="ablation"),
     # REM+ (rem_plus.py), and the same of it.
     "rem-plus": _plus(b.rem_plus_by_config, "REM+"),
     "rem-plus-ideal": _plus(b.ideal(b.rem_plus_by_config), "REM+ (ideal)", part="of REM+"),
     "rem-plus-no31": _plus(b.ablation(b.rem_plus_by_config, step31=False, step32=True), "REM+ without 3.1",
-                           STEP3 | MASKS, part="of REM+"),
+                           STEP3 | MASKS | {"remove_weight"}, part="of REM+"),
     "rem-plus-no32": _plus(b.ablation(b.rem_plus_by_config, step31=True, step32=False), "REM+ without 3.2",
-                           {"step31", "step32"}, part="of REM+"),
-    "rem-plus-ce": _plus(b.ablation(b.rem_plus_by_config, redirect="ce"), "REM+ by cross-entropy", {"redirect"},
-                         part="of REM+"),
+                           {"step31", "step32", "remove_weight"}, part="of REM+"),
+    "rem-plus-ce": _plus(b.ablation(b.rem_plus_by_config, redirect="ce"), "REM+ by cross-entropy",
+                         {"redirect", "remove_weight"}, part="of REM+"),
 }
 OF_ONE_TASK = {"trigger": ("poison",), "human_column": ("human",), "n": TASKS}  # of human n is found, not set
 OF_VIT = {"patch", "dim", "depth"}

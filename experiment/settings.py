@@ -84,6 +84,8 @@ class Config:
                                  "its first epoch leaves what was memorised; 0: off", "[0, inf)")
     disbelieved: float = of_unlearning(Settings.disbelieved, "REM+, small-loss selection: CE of a given label above "
                                        "which step 3 leaves an image of D_r out, from epoch 2 on; 0: off", "[0, inf)")
+    remove_weight: str = of_unlearning(Settings.remove_weight, "weight of 3.2: D_f's natural share of the batch, or the "
+                                       "mean over D_f that Eq. 2 prints", choices=("share", "mean"))
     forget_norm: str = of_unlearning(Settings.forget_norm, "statistics in passes over D_f of rem, npo, ascent; auto: "
                                      "running in rem, rem-plus", choices=("auto", "running", "batch"))
     alpha: float = of_unlearning(0.01, "SCRUB: weight of distillation (A.3)", "[0, inf)")

@@ -29,6 +29,7 @@ SCORES = ("healed", "utility", "product")
 # In [0, 1]; other numbers are at least 0.
 SHARES = {*SCORES, "healed_test", "misled", "learnt", "acc_forget", "base", "full"}
 PRINTED_SINCE = (0, 7)  # versions before this one had REM+ under the name `rem`
+LATER = {"remove_weight": "share"}  # settings that rows of earlier versions lack, and what these ran with
 VARIANTS = ("rem", *(name for name in METHODS if METHODS[name].part == "ablation"), "rem-no31-no32")  # of Table 2
 SWEPT = sorted(OPTIONAL - MASKS - STEP3 - {"curve"})  # of which a method may be run with several values, to choose from
 # Or None; old rows lack some.
@@ -98,7 +99,7 @@ def read_file(file: Path) -> list[dict]:
         try:
             row = json.loads(line)
             if not is_other(row):
-                rows.append(named(checked(row)))
+                rows.append(named(checked({**LATER, **row})))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             odd.append(number)
     if odd:
