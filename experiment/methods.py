@@ -85,7 +85,6 @@ METHODS = {
     "cuts": Method(b.cuts, "CUTS", frozenset({"unlearn_lr"})),
     "etd": Method(b.etd, "ETD", frozenset(MASKS), "none", False, part="ideal"),
     "etd-ideal": Method(b.etd_ideal, "ETD (ideal)", frozenset(MASKS), "none", False, part="ideal"),
-    # Algorithm 1 as printed, its upper bound (Fig. 3) and its ablations (Table 2; rem-ce is ours)
     # Algorithm 1 as printed, its upper bound (Fig. 3) and its ablations (Table 2; rem-ce is ours).
     "rem": _rem(b.rem_by_config, "REM"),
     "rem-on-etd": _rem(b.rem_on_etd, "REM", etd="only", twin="rem"),
