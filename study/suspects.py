@@ -100,7 +100,7 @@ def repair_cell(config: Config, original, data, forget: torch.Tensor):
     kept = {}
 
     def log(epoch: int, epochs: int, expanded, best: bool = True, **record) -> None:
-        if best:  # of the epochs so far, see engine/ending.py; the last such epoch is what REM returns
+        if best:  # of the epochs so far, see rem_plus.EarlyStopping; the last such epoch is what REM returns
             mask = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget)[forget[0]]
             kept.update(logits=logits(expanded, data, mask)[0])
 
