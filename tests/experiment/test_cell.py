@@ -249,8 +249,8 @@ def test_whatever_a_method_logs_makes_a_row(kind):
 
 
 def test_a_row_says_how_far_rem_plus_went(monkeypatch, capsys):
-    """R3, A40: where REM+ has started over reach_used is that of the epochs that count; other methods have none, nor has
-    REM+ that does not, nor a user's that logs a `reach` of its own. A line of progress shows it."""
+    """R3, A40: where REM+ has started over reach_used is that of the epochs that count; other methods have none, nor
+    has REM+ that does not, nor a user's that logs a `reach` of its own. A line of progress shows it."""
     monkeypatch.setattr(rem_plus, "MEMORISED", -1.0)
     net, task = learnt_by_heart()
 

@@ -76,7 +76,8 @@ def test_what_somebody_has_looked_at_is_not_held_out():
     assert len(end.held_out) == 20 and end.held_out.min() >= 20 and end.held_out.max() < 100  # a quarter of 80
     assert torch.equal(torch.cat([end.held_out, end.trained_on]).sort().values, torch.arange(300))
     few = Trusting(make_data(0, n=30, size=4), torch.arange(12, 30))
-    assert EarlyStopping(plus_state(0, data=few, net=small_net(0), forget=torch.arange(2))).held_out is None  # ten are left
+    ten_left = plus_state(0, data=few, net=small_net(0), forget=torch.arange(2))
+    assert EarlyStopping(ten_left).held_out is None
 
 
 @pytest.mark.parametrize("retained, held_out", [(1, 0), (10, 0), (11, 2)])

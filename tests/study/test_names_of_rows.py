@@ -53,8 +53,8 @@ def test_a_name_of_somebody_else_stays(method):
 
 
 def test_old_and_new_rows_of_one_run_are_one(tmp_path):
-    """R3, R9: a row of REM+ from before 0.7 and one of rem-plus are of one run, one without the changes and a new one of
-    rem, whose settings of REM+ do not matter; REM and REM+ are never one."""
+    """R3, R9: a row of REM+ from before 0.7 and one of rem-plus are of one run, and so are an old row without the
+    changes and a new one of rem, whose settings of REM+ do not matter; REM and REM+ are never one."""
     found = load(tmp_path, [old(healed=0.1), make_row("rem-plus", 0.2), old(healed=0.3, **OFF), make_row("rem", 0.4),
                             make_row("rem", 0.5, reach=0.3)])
     assert {row["method"]: row["healed"] for row in found} == {"rem-plus": 0.2, "rem": 0.5} and len(found) == 2

@@ -194,8 +194,8 @@ def cells_of(name):
 
 # table -> {(data set, network, n, capacity, etd, p_mem): methods}, read off the paper's rows and captions. Choices:
 # Potion on the ViT, which the paper has no memory for, and NPO on Imagenette run too; "Retrained" is a plain retraining
-# in every table. Fig. 3 has ETD alone (no-ul on an ETD-trained network) and REM (IDEAL) at 50 %, neither they nor REM at
-# 100 %.
+# in every table. Fig. 3 has ETD alone (no-ul on an ETD-trained network) and REM (IDEAL) at 50 %, and neither of them
+# nor REM at 100 %.
 ROWS = {
     "table1": {(*net, 0.5, etd, 0.2): MAIN if etd else MAIN | {"retrain"} for net in (RESNET, VIT)
                for etd in (False, True)},
@@ -215,8 +215,8 @@ ROWS = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_presets_are_the_tables(name):
-    """R8, R9: each table's preset, and that of Fig. 3, has its networks and methods at 3 tasks, 10 rates and 3 seeds, each cell once; SCRUB
-    with 4 alphas. A method has no cell where it has no meaning."""
+    """R8, R9: each table's preset, and that of Fig. 3, has its networks and methods at 3 tasks, 10 rates and 3 seeds,
+    each cell once; SCRUB with 4 alphas. A method has no cell where it has no meaning."""
     assert all(block["seed"] == "0,1,2" for block in PRESETS[name])
     found = {}
     for cell in cells_of(name):
