@@ -65,8 +65,8 @@ class Config:
     precision: str = of_training(Settings.precision, "float32, bf16 or auto: bf16 on GPUs",
                                  choices=("auto", "float32", "bf16"))
 
-    method: str = of_unlearning("no-ul,cf,npo,rem,rem-plus", "methods, separated by commas: names, all or "
-                                "FILE.py:FUNCTION")
+    method: str = of_unlearning("no-ul,cf,npo,rem,rem-plus",
+                                "methods, separated by commas: names, all or FILE.py:FUNCTION")
     discovery: float = of_unlearning(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]", "(0, 1]")
     unlearn_epochs: int = of_unlearning(Settings.unlearn_epochs, "max epochs of Alg. 1; epochs of cf, scrub, badt",
                                         "[0, inf)")
@@ -80,8 +80,8 @@ class Config:
                                     "[0, inf)")
     reach: float = of_unlearning(Settings.reach, "REM+, relative distance: how far its first step 2 moves theta_o1, "
                                  "over the norm; 0: off", "[0, inf)")
-    farther: int = of_unlearning(Settings.farther, "REM+, restart: how often it starts over with twice the reach, where "
-                                 "its first epoch leaves what was memorised; 0: off", "[0, inf)")
+    farther: int = of_unlearning(Settings.farther, "REM+, restart: how often it starts over with twice the reach, "
+                                 "where its first epoch leaves what was memorised; 0: off", "[0, inf)")
     disbelieved: float = of_unlearning(Settings.disbelieved, "REM+, small-loss selection: CE of a given label above "
                                        "which step 3 leaves an image of D_r out, from epoch 2 on; 0: off", "[0, inf)")
     remove_weight: str = of_unlearning(Settings.remove_weight, "weight of 3.2: D_f's natural share of the batch, or the "

@@ -136,9 +136,9 @@ def checked(row: dict) -> dict:
 def named(row: dict) -> dict:
     """The row, its method named by what its settings say that it was.
 
-    Versions before 0.7 ran REM+ under the name `rem` (and its ablations likewise). Such a row is of `rem` where all four
-    changes of REM+ were off, else of `rem-plus`. Without `stop` or `reach` a restart cannot happen, so `farther` does
-    not matter there.
+    Versions before 0.7 ran REM+ under the name `rem` (and its ablations likewise). Such a row is of `rem` where all
+    four changes of REM+ were off, else of `rem-plus`. Without `stop` or `reach` a restart cannot happen, so `farther`
+    does not matter there.
     """
     version = tuple(int(part) for part in str(row.get("version") or "0").split(".")[:2])
     name = row["method"]

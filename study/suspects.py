@@ -96,11 +96,11 @@ def rows_of_scores(scores: dict[str, torch.Tensor], task: Task, forget: torch.Te
 # --- Repair, look, repair again ---------------------------------------------------------------------------------------
 
 def repair_cell(config: Config, original, data, forget: torch.Tensor):
-    """REM as `experiment.cell.unlearn` runs it; returns its network, and its logits (N, C) through D_f's channel."""
+    """REM+ as `experiment.cell.unlearn` runs it; returns its network, and its logits (N, C) through D_f's channel."""
     kept = {}
 
     def log(epoch: int, epochs: int, expanded, best: bool = True, **record) -> None:
-        if best:  # of the epochs so far, see engine/ending.py; the last such epoch is what REM returns
+        if best:  # of the epochs so far, see rem_plus.EarlyStopping; the last such epoch is what REM+ returns
             mask = mask_table(len(data), expanded.width, config.p_mem, config.seed, forget)[forget[0]]
             kept.update(logits=logits(expanded, data, mask)[0])
 

@@ -39,8 +39,9 @@ NOTES = {"over seeds": "Over seeds: mean ± SEM of each seed's mean product over
          "best per cell": "Best per cell, not ranked: at the values with the best mean product in each task and "
                           "discovery rate, chosen by the score itself, which no user could.",
          "gave up / idle": "Gave up / idle: runs that gave up above gamma (REM: in some step 2); that did nothing.",
-         "REM less it": "REM less it (REM+ less its own variants): of the product in the same cell and seed, mean ± SEM over all pairs of runs; "
-                        "over seeds: of each seed's mean over the cells that every seed has; pairs: seeds × cells."}
+         "REM less it": "REM less it (REM+ less its own variants): of the product in the same cell and seed, mean ± SEM "
+                         "over all pairs of runs; over seeds: of each seed's mean over the cells that every seed has; "
+                         "pairs: seeds × cells."}
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def kept_and_best(rows: list[dict], *keys: str) -> tuple[list[dict], dict[tuple,
 
 
 def further(rows: list[dict], group: list[dict], best: list[dict] = ()) -> tuple:
-    """The columns BESIDE of one method: its runs, those of its group with REM's or REM+'s, its own at the best of each cell."""
+    """The columns BESIDE of one method: its runs, those of its group with REM's or REM+'s, its own at the best of each
+    cell."""
     which = "rem" if pick(group, method="rem") else "rem-plus"
     rem = pick(group, method=which, etd=False) or pick(group, method=which)
     own = {row["method"] for row in rows} == {which} and {row["etd"] for row in rows} <= {row["etd"] for row in rem}

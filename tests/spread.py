@@ -25,7 +25,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 ISAS = ("SSE41", "AVX2", "default")
-KINDS = ("poison", "lasting", "etd", "sticker", "score")  # of claims.py, and "returning", which takes longer
+KINDS = ("rem", "rem-plus", "lasting", "etd", "sticker", "score")  # of claims.py, and "returning", which takes longer
 K = 5  # standard errors between the mean and a bound, see README.md
 TESTED = 3  # seeds that a test takes the mean of
 

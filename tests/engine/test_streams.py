@@ -88,8 +88,8 @@ SURROUNDINGS = {
 @pytest.mark.parametrize("how", [{}, dict(method=rem_plus, base=SMALL_PLUS, reach=0.05, disbelieved=1.5)])
 @pytest.mark.parametrize("around", SURROUNDINGS)
 def test_a_call_is_the_same_in_all_surroundings(around, how):
-    """A9: REM's network, and REM+'s, is the same bit for bit in the caller's autocast, without gradients, in inference mode and with
-    other global random numbers, which a data set may draw; all of it is as it was afterwards."""
+    """A9: REM's network, and REM+'s, is the same bit for bit in the caller's autocast, without gradients, in inference
+    mode and with other global random numbers, which a data set may draw; all of it is as it was afterwards."""
     how = dict(net=small_net(0), unlearn_epochs=3, unlearn_lr=0.1, **how)
     how["data"] = Drawing(make_data(0, n=48, flip=True))
     torch.manual_seed(0)

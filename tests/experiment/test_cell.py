@@ -246,9 +246,9 @@ def test_whatever_a_method_logs_makes_a_row(kind):
         assert type(row["passes"]) in (int, type(None)) and type(row["gave_up"]) is bool
 
 
-def test_a_row_says_how_far_rem_went(monkeypatch, capsys):
-    """R3, A40: where REM has started over reach_used is that of the epochs that count; other methods have none, nor has
-    REM that does not, nor a user's that logs a `reach` of its own. A line of progress shows it."""
+def test_a_row_says_how_far_rem_plus_went(monkeypatch, capsys):
+    """R3, A40: where REM+ has started over reach_used is that of the epochs that count; other methods have none, nor
+    has REM+ that does not, nor a user's that logs a `reach` of its own. A line of progress shows it."""
     monkeypatch.setattr(rem_plus, "MEMORISED", -1.0)
     net, task = learnt_by_heart()
 
@@ -257,14 +257,15 @@ def test_a_row_says_how_far_rem_went(monkeypatch, capsys):
         return model
 
     used = []
-    for name, function, changes in (("rem-plus", None, {}), ("npo", None, {}), ("rem-plus", None, {"stop": "max"}),
-                                    ("rem-plus", None, {"farther": 0}), ("odd.py:f", mine, {})):
+    for name, function, changes in (("rem-plus", None, {}), ("npo", None, {}), ("rem", None, {}),
+                                    ("rem-plus", None, {"stop": "max"}), ("rem-plus", None, {"farther": 0}),
+                                    ("odd.py:f", mine, {})):
         config = tiny(gamma=0.0, reach=0.05, max_passes=3, quiet=False, **{"stop": "repaired", "farther": 1} | changes)
         row = unlearn(config, name, function or METHODS[name].function, net, task, torch.arange(3))
         assert row["status"] == "ok", row["error"]
         used.append(row.get("reach_used"))
         assert ("  reach   0.1000" in capsys.readouterr().out) is (used[-1] == 0.1)
-    assert used == [0.1, None, None, None, None]
+    assert used == [0.1, None, None, None, None, None]
 
 
 def test_who_is_told_of_each_epoch():

@@ -117,7 +117,7 @@ def test_the_command_itself(tmp_path):
     assert second.startswith(f"resnet9 at 50% capacity, {size:,} parameters; seed 0; cpu (")
     assert lines[0].startswith("train    epoch   1/1  loss ")
     assert lines[-1] == f"rows appended to {out}"
-    assert [row["method"] for row in rows_of(out)] == ["no-ul", "cf", "npo", "rem"]
+    assert [row["method"] for row in rows_of(out)] == ["no-ul", "cf", "npo", "rem", "rem-plus"]
     assert sorted(tmp_path.rglob("*")) == [out.parent, out]  # nothing else is left behind
 
 
@@ -129,7 +129,7 @@ def test_same_command_same_numbers(few, tmp_path, capsys):  # noqa: F811
         assert run.main(["--seed", seed, "--out", str(out), "--quiet", *QUICK]) == 0
         kept.append([json.dumps({k: v for k, v in row.items() if k not in TIMES | {"seed"}}) for row in rows_of(out)])
         names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
-        assert names == ["method", "no-ul", "cf", "npo", "rem"]
+        assert names == ["method", "no-ul", "cf", "npo", "rem", "rem-plus"]  # of which no flag named any
     assert kept[0] == kept[1] != kept[2]
 
 
@@ -184,7 +184,7 @@ def test_a_diverging_training_is_in_every_row(few, tmp_path):  # noqa: F811
     """R3: where the original network fails to train, every method's row says so."""
     out = tmp_path / "x"
     assert run.main(["--lr", "1e30", "--quiet", "--out", str(out), *QUICK, "--epochs", "3"]) == 1
-    assert [row["status"] for row in rows_of(out)] == ["failed"] * 4
+    assert [row["status"] for row in rows_of(out)] == ["failed"] * 5
     assert all(row["error"].startswith("training: NonFiniteLoss") for row in rows_of(out))
 
 

@@ -238,7 +238,8 @@ def test_without_3_1_and_3_2_it_is_npo(seed, epochs, ratio, beta, augment, norm,
     (dict(redirect="ce"), baselines.step3_by_ce),
     (dict(redirect="ce", step32=False), partial(baselines.step3_by_ce, removes=False)),
 ])
-@pytest.mark.parametrize("by_config, method", [(baselines.rem_by_config, rem), (baselines.rem_plus_by_config, rem_plus)])
+@pytest.mark.parametrize("by_config, method", [(baselines.rem_by_config, rem),
+                                               (baselines.rem_plus_by_config, rem_plus)])
 def test_settings_choose_the_loss(changes, step3, by_config, method):
     """A13, L14: `step32` and `redirect` choose the loss of step 3, of REM and of REM+."""
     data, forget = make_data(0, n=40), draw_forget(0, 40, 6)

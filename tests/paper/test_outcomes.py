@@ -1,13 +1,13 @@
 """What training brings about in the small world of claims.py, as means over three seeds.
 
-These are what the paper says of REM, asked of REM+ (rem_plus.py): in 2 epochs of 20 steps the removal of the algorithm
-as printed is a matter of chance. Of REM itself results/claims has the figures.
+These are claims of the paper, of REM as printed (rem.py) at Table 3's rate in the setting of Fig. 5: half of D_c is
+known and five epochs run. An epoch has 20 steps here, where CIFAR-10's has 98. What is true of REM+ alone stands
+in tests/rem_plus.
 
-    S1  Table 1           REM+ heals the poison from a fifth of it, at the same utility
-    S2  Table 1           at discovery 0.2 it heals what training on D_r keeps, be it fine-tuning or from scratch
+    S1  Table 1           REM heals the poison from half of it, at the same utility
+    S2  Table 1           it heals what training on D_r keeps, be it fine-tuning or from scratch
     S3  Fig. 5            theta_o1 loses its accuracy on D_c's labels as given
     S4  Fig. 1 (d)        example-tied dropout alone heals random labels (low regularity), not poison (high)
-    S5  Fig. 3            REM+ heals as well from a tenth of D_c as from all of it
     S6  Table 1, "No UL"  without unlearning the network is the trained one
 
 Training is chaotic: another CPU, another number of threads or another version of a library rounds otherwise and gives
@@ -28,30 +28,32 @@ from tasks import discover
 from train import fit
 
 
-@pytest.mark.outcome("poison")
+@pytest.mark.outcome("rem")
 def test_rem_heals_the_poison():
-    """S1: the trigger is learnt before; REM+ from a fifth of it heals, undiscovered images too, at the same utility."""
-    assert mean("poison", "learnt") >= 0.9  # 1.00 in every run
-    assert mean("poison", "healed before") <= 0.2  # 0.09, SD 0.02: k = 9
-    assert mean("poison", "healed 0.2") >= 0.12  # 0.45, SD 0.11: k = 5.1
-    assert mean("poison", "undiscovered 0.2") >= 0.12  # 0.46, SD 0.11: k = 5.2
-    assert mean("poison", "utility lost") <= 0.08  # 0.01, SD 0.02: k = 6
+    """S1: the trigger is learnt before; REM heals from half of it, undiscovered images too, at the same utility."""
+    assert mean("rem", "learnt") >= 0.9
+    assert mean("rem", "healed before") <= 0.2
+    assert mean("rem", "healed 0.5") >= 0.12
+    assert mean("rem", "undiscovered 0.5") >= 0.12
+    assert mean("rem", "misled before") >= 0.9
+    assert mean("rem", "misled") <= 0.85
+    assert mean("rem", "utility lost") <= 0.08
 
 
-@pytest.mark.outcome("poison")
+@pytest.mark.outcome("rem")
 def test_rem_beats_training_on_what_is_left():
-    """S2: at discovery 0.2 REM+ heals poison that fine-tuning and retraining on D_r, four fifths of it there, keep."""
-    assert mean("poison", "over cf") >= 0.05  # 0.36, SD 0.10: k = 5.2
-    assert mean("poison", "over retrain") >= 0.05  # the same: both heal as little as before
+    """S2: REM heals poison that fine-tuning and retraining on D_r, half of it there, keep."""
+    assert mean("rem", "over cf") >= 0.05
+    assert mean("rem", "over retrain") >= 0.05
 
 
-@pytest.mark.outcome("poison")
+@pytest.mark.outcome("rem")
 def test_theta_o1_loses_the_corruption():
     """S3: on D_c's labels as given theta_o1 loses its accuracy, which was 1.
 
     That D_f's channel takes it over does not hold on every seed in so few steps, so it is not asserted.
     """
-    assert mean("poison", "base") <= 0.95  # 0.23, SD 0.25: k = 5.1
+    assert mean("rem", "base") <= 0.85
 
 
 @pytest.mark.outcome("etd")
@@ -59,12 +61,6 @@ def test_etd_heals_the_irregular_alone():
     """S4: ETD without unlearning heals random labels, not the poison."""
     assert mean("etd", "random, more than plain") >= 0.04  # 0.32, SD 0.10: k = 5.1
     assert mean("etd", "poison") <= 0.2  # 0.09, SD 0.03: k = 7
-
-
-@pytest.mark.outcome("poison")
-def test_healing_does_not_fall_with_discovery():
-    """S5: REM+ does not heal less from all of D_c than from a tenth of it, within the spread."""
-    assert mean("poison", "1.0 over 0.1") >= -0.25  # 0.03, SD 0.08: k = 5.7
 
 
 def test_no_unlearning_changes_nothing():

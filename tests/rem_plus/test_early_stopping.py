@@ -76,7 +76,8 @@ def test_what_somebody_has_looked_at_is_not_held_out():
     assert len(end.held_out) == 20 and end.held_out.min() >= 20 and end.held_out.max() < 100  # a quarter of 80
     assert torch.equal(torch.cat([end.held_out, end.trained_on]).sort().values, torch.arange(300))
     few = Trusting(make_data(0, n=30, size=4), torch.arange(12, 30))
-    assert EarlyStopping(plus_state(0, data=few, net=small_net(0), forget=torch.arange(2))).held_out is None  # ten are left
+    ten_left = plus_state(0, data=few, net=small_net(0), forget=torch.arange(2))
+    assert EarlyStopping(ten_left).held_out is None
 
 
 @pytest.mark.parametrize("retained, held_out", [(1, 0), (10, 0), (11, 2)])
@@ -124,9 +125,9 @@ def dictated(monkeypatch):
     Of two such epochs one gets right what the other does, and more. Inner functions are replaced, because training
     meets no such numbers.
     """
-    def dictate(right, forgotten, untouched=1.0):
+    def dictate(right, acc_forget, untouched=1.0):
         def accuracy_of(state, index, net=None):
-            return forgotten[state.epoch - 1] if index is state.forget else untouched
+            return acc_forget[state.epoch - 1] if index is state.forget else untouched
 
         def right_on(state, index):
             return torch.arange(len(index)) < right[state.epoch - 1]
@@ -140,7 +141,7 @@ def dictated(monkeypatch):
 SOON = [0.1] * 5  # Acc(D_f) is below gamma, 0.2, from the first epoch on
 
 
-@pytest.mark.parametrize("right, forgotten, epochs, best", [  # of 13 images
+@pytest.mark.parametrize("right, acc_forget, epochs, best", [  # of 13 images
     ([7, 8, 9, 7, 7], SOON, 5, 3),
     ([9, 7, 7, 12, 12], SOON, 3, 1),  # two that are not better: the end
     ([8, 6, 9, 7, 7], SOON, 5, 3),  # one that is not better is forgiven, and the waiting begins anew
@@ -154,21 +155,21 @@ SOON = [0.1] * 5  # Acc(D_f) is below gamma, 0.2, from the first epoch on
     ([9, 9, 7, 7, 7], [0.1, 0.3, 0.1, 0.1, 0.1], 3, 1),  # and is not level
     ([7, 7, 7, 8, 6], [0.9, 0.5, 0.6, 0.2, 0.2], 5, 4),  # no end before one counts
     ([7, 7, 7, 7, 7], [0.5, 0.6, 0.7, 0.8, 0.2], 5, 5),  # and no waiting
-    # where no epoch counts all run, and of those that believe least of D_f the last comes back
+    # where no epoch counts all run, and of those that have the least Acc(D_f) the last comes back
     ([12, 10, 8, 10, 9], [0.9, 0.5, 0.6, 0.7, 0.6], 5, 2),
     ([12, 10, 8, 10, 9], [0.5, 0.5, 0.5, 0.6, 0.7], 5, 3),
     ([12, 10, 8, 10, 9], [1.0] * 5, 5, 5),
 ])
-def test_which_epochs_run_and_which_comes_back(dictated, recwarn, right, forgotten, epochs, best):
+def test_which_epochs_run_and_which_comes_back(dictated, recwarn, right, acc_forget, epochs, best):
     """A24, A19: two epochs in a row that are not better are the last; a copy of the latest that is level with the best
     comes back, and none above gamma where another is not, however much of W it gets right; where all are it is told."""
-    dictated(right, forgotten)
+    dictated(right, acc_forget)
     out, seen = watched(0, unlearn_epochs=5)
     assert len(seen) == epochs and number_of(out, seen) == [best]
     assert max(number for number, (record, _) in enumerate(seen, 1) if record["best"]) == best
     told = [str(w.message) for w in recwarn if "after the returned epoch" in str(w.message)]
-    assert len(told) == (forgotten[best - 1] > 0.2)
-    assert all(f"is {forgotten[best - 1]:.2f} after the returned epoch, above gamma = 0.2" in text for text in told)
+    assert len(told) == (acc_forget[best - 1] > 0.2)
+    assert all(f"is {acc_forget[best - 1]:.2f} after the returned epoch, above gamma = 0.2" in text for text in told)
 
 
 @pytest.mark.parametrize("lost, gained, level", [(0, 0, True), (6, 4, True), (6, 3, True), (6, 2, False),
@@ -295,6 +296,7 @@ def test_to_start_over_is_to_have_begun_farther(seed, optimizer, flip, times):
 
 @pytest.mark.outcome("lasting")
 def test_healing_lasts():
-    """A24: at discovery 0.3, Healed after ten times the epochs is that after the preset's, within the spread."""
+    """A24: at discovery 0.3, Healed after ten times the epochs is that after the preset's, within the spread; without
+    early stopping it changes by -0.17 to 0.14 at a seed."""
     assert claims.mean("lasting", "healed") >= 0.1  # 0.43, SD 0.11: k = 5.1
-    assert claims.mean("lasting", "change in 10x") >= -0.1  # 0.00, SD 0.00: k > 50; without early stopping -0.17 to 0.14 a seed
+    assert claims.mean("lasting", "change in 10x") >= -0.1  # 0.00, SD 0.00: k > 50

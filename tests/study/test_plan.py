@@ -14,8 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import baselines
+import rem_plus
 from baselines import with_theta_o2
-from engine import ending
 from experiment.methods import METHODS, OF_ONE_TASK, OF_VIT, OPTIONAL, allowed_with, reads_setting
 from experiment.settings import AFTER_TRAINING, Config, OF_THE_RUN
 from helpers import gen, make_data, small_net, tiny
@@ -60,7 +61,9 @@ def test_all_both_and_mixtures():
     """R2: `all` is every task or every algorithm once, within a list too; switches take on, off and both; values and
     ranges mix."""
     every = axis("method", "all")
-    assert axis("task", "all") == list(TASKS) and set(every) == set(METHODS) - {"rem-on-etd", "badt-sum", "potion-500"}
+    left_out = {"rem-on-etd", "badt-sum", "potion-500"}  # another name, and other versions
+    left_out |= {"rem-plus-ideal", "rem-plus-no31", "rem-plus-no32", "rem-plus-ce"}  # of REM they are the paper's
+    assert axis("task", "all") == list(TASKS) and set(every) == set(METHODS) - left_out
     assert axis("method", "cf,all,examples/my_method.py:relabel") == [
         "cf", *(name for name in every if name != "cf"), "examples/my_method.py:relabel"]
     assert [axis("etd", word) for word in ("on", "off", "both")] == [[True], [False], [False, True]]
@@ -103,8 +106,8 @@ def test_unknown_axis_and_value_out_of_range():
 
 
 def test_defaults_of_a_grid():
-    """R8: No axis at all is the four methods of a plain run; data set and architecture bring their presets."""
-    assert [cell.method for cell in expand_axes({})] == ["no-ul", "cf", "npo", "rem"]
+    """R8: No axis at all is the five methods of a plain run; data set and architecture bring their presets."""
+    assert [cell.method for cell in expand_axes({})] == ["no-ul", "cf", "npo", "rem", "rem-plus"]
     found = expand_axes({"arch": "resnet9,vit", "dataset": "fashion-mini,cifar10", "method": "rem"})
     assert {(c.arch, c.dataset): (c.optimizer, c.n) for c in found} == {
         ("resnet9", "fashion-mini"): ("sgd", 120), ("resnet9", "cifar10"): ("sgd", 1000),
@@ -147,7 +150,7 @@ def unlearned(method: str, config: Config, seed=0) -> dict[str, torch.Tensor]:
     data = replace(data, labels=predict(net, data, torch.arange(16)))
     if not allowed_with(method, False):
         net = with_theta_o2(net, data, config)
-    more = {"corrupted": torch.tensor([1, 4, 5, 9, 12])} if method in ("rem-ideal", "etd-ideal") else {}
+    more = {"corrupted": torch.tensor([1, 4, 5, 9, 12])} if method.endswith("-ideal") else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gamma is not reached
         return METHODS[method].function(net, data, forget, config, gen(0), **more).state_dict()
@@ -156,7 +159,7 @@ def unlearned(method: str, config: Config, seed=0) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_reads_what_concerns_it(method, monkeypatch):
     """R9: settings that a method's record keeps from it change no weight, and each one that it grants does."""
-    monkeypatch.setattr(ending, "BY_HEART", -1.0)  # so that `farther` counts whatever a few images give
+    monkeypatch.setattr(rem_plus, "MEMORISED", -1.0)  # so that `farther` counts whatever a few images give
     base = tiny(stop="repaired", gamma=0.2, max_passes=3, unlearn_lr=0.05, batch=16, epochs=1, reach=0.05)
     asked = {"method": method, "etd": not allowed_with(method, False)}
     changes = CHANGED | {"forget_norm": "running" if METHODS[method].norm == "batch" else "batch"}
@@ -191,13 +194,16 @@ def cells_of(name):
 
 # table -> {(data set, network, n, capacity, etd, p_mem): methods}, read off the paper's rows and captions. Choices:
 # Potion on the ViT, which the paper has no memory for, and NPO on Imagenette run too; "Retrained" is a plain retraining
-# in every table.
+# in every table. Fig. 3 has ETD alone (no-ul on an ETD-trained network) and REM (IDEAL) at 50 %, and neither of them
+# nor REM at 100 %.
 ROWS = {
     "table1": {(*net, 0.5, etd, 0.2): MAIN if etd else MAIN | {"retrain"} for net in (RESNET, VIT)
                for etd in (False, True)},
     "table2": {(*RESNET, 0.5, etd, 0.2): {"rem", "rem-no31", "rem-no32"} for etd in (False, True)},
     "table4": {(*RESNET, 0.5, True, 0.2): MAIN | {"cf"}, (*RESNET, 0.5, False, 0.2): MAIN | {"cf", "retrain"},
                (*RESNET, 1.0, False, 0.2): MAIN | {"cf", "retrain"}},
+    "fig3": {(*RESNET, 0.5, True, 0.2): {"no-ul"}, (*RESNET, 0.5, False, 0.2): MAIN | {"cf", "retrain", "rem-ideal"},
+             (*RESNET, 1.0, False, 0.2): (MAIN | {"cf", "retrain"}) - {"rem"}},
     "table5": {(*VIT, 0.5, True, 0.2): MAIN | {"cf"}, (*VIT, 0.5, False, 0.2): MAIN | {"cf", "retrain"},
                (*VIT, 1.0, False, 0.2): {"no-ul", "ascent"}},
     "table6": {(*IMAGENETTE, 0.5, False, 0.2): MAIN | {"retrain"}},
@@ -209,8 +215,8 @@ ROWS = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_presets_are_the_tables(name):
-    """R8, R9: each table's preset has its networks and methods at 3 tasks, 10 rates and 3 seeds, each cell once; SCRUB
-    with 4 alphas. A method has no cell where it has no meaning."""
+    """R8, R9: each table's preset, and that of Fig. 3, has its networks and methods at 3 tasks, 10 rates and 3 seeds,
+    each cell once; SCRUB with 4 alphas. A method has no cell where it has no meaning."""
     assert all(block["seed"] == "0,1,2" for block in PRESETS[name])
     found = {}
     for cell in cells_of(name):
@@ -236,7 +242,6 @@ def test_presets_of_the_figures():
     assert [(c.task, c.discovery, c.method, c.etd, c.curve, c.unlearn_epochs, c.capacity, c.dataset, c.seed)
             for c in preset("fig5", {})] == [("poison", 0.5, "rem", False, True, 5, 0.5, "cifar10", seed)
                                            for seed in (0, 1, 2)]
-    assert {(c.stop, c.reach, c.disbelieved) for c in preset("fig5", {})} == {("max", 0.0, 0.0)}
     found = preset("fig8", {})
     assert {(c.task, c.method, c.dataset, c.arch) for c in found} == {(task, "no-ul", "cifar10", "resnet9")
                                                                       for task in TASKS}
@@ -244,7 +249,27 @@ def test_presets_of_the_figures():
     assert pairs == {*product((0.1, 0.2, 0.3, 0.5, 0.7, 0.9), (False, True)), (1.0, False)}
     assert len(found) == len(pairs) * 3 * 3  # tasks and seeds
     quick = preset("quick", {})  # to try the grid with
-    assert {(c.dataset, c.seed, c.etd) for c in quick} == {("fashion-mini", 0, False)} and len(quick) == 3 * 3 * 4
+    assert {(c.dataset, c.seed, c.etd) for c in quick} == {("fashion-mini", 0, False)} and len(quick) == 3 * 3 * 5
+    assert {c.method for c in quick} == set(Config.method.split(","))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"quick"}))
+def test_presets_run_the_algorithm_as_printed(name, monkeypatch):
+    """R8: what a preset of the paper calls rem, without a flag, is Algorithm 1 of rem.py and never REM+, which a user
+    may name beside it; the ablations, rem-ideal and REM on ETD are of rem as printed, too."""
+    named = {cell.method for cell in cells_of(name)}
+    assert not {method for method in named if "plus" in method}
+    called = []
+    monkeypatch.setattr(baselines, "rem_plus", lambda *args, **more: called.append("rem_plus"))
+    monkeypatch.setattr(baselines, "rem", lambda *args, **more: called.append("rem"))
+    of_rem = sorted(method for method in named if method.startswith("rem"))
+    for method in of_rem:
+        more = {"corrupted": torch.tensor([1, 2])} if method.endswith("-ideal") else {}
+        METHODS[method].function(small_net(0), make_data(0), torch.tensor([1]), tiny(), gen(0), **more)
+    assert called == ["rem"] * len(of_rem)
+    beside = preset(name, {"seed": "0", "method": "rem,rem-plus"})
+    assert {cell.method for cell in beside} == {"rem", "rem-plus"}
+
 
 
 def test_given_values_replace_a_presets():
