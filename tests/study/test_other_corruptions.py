@@ -5,11 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import run
 from experiment.cell import corrupt
 from experiment.settings import resolve
-from few_images import FEW, do, few, fresh, load_few  # noqa: F401
-from helpers import rows_of
+from few_images import do, few, fresh, load_few  # noqa: F401
 from made_rows import column, load, make_row, one
 from study.plan import by_original, expand_axes, original_of, overview
 from study.rows import cell_key, read_rows
