@@ -1,6 +1,6 @@
 """Repair a classifier from Python: 120 of 6,000 images have a trigger and a wrong label, and half of those are known.
 
-    python examples/repair.py          # trains, repairs, prints the scores of both networks; two minutes on two cores
+    python examples/repair.py          # trains, repairs, prints the scores of both networks; some minutes on two cores
 """
 
 import sys
@@ -29,8 +29,8 @@ def main(**settings) -> int:
     fit(model, task.train, None, config, stream(config.seed, "training"))
 
     # What you need: your network, its training images with their labels as they are, and the indices of bad ones.
-    # `heldout` is not needed, but shows best what a repair costs.
-    repaired = repair(model, task.train, known, heldout=task.test, seed=config.seed, say=print)
+    # `heldout` need not be given, but shows best what a repair costs.
+    repaired = repair(model, task.train, known, heldout=task.test, unlearn_epochs=3, say=print)
 
     for name, network in (("before", model), ("after", repaired)):
         scores = evaluate(network, task, known)  # true labels are known here, and read by nothing else
