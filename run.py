@@ -33,14 +33,14 @@ from experiment.stored_tasks import fingerprints
 from tasks import Task
 
 DESCRIPTION = "Train a network on corrupted data, unlearn with each method, compare."  # python -OO leaves no docstrings
-WORDS = {"grid": "study.grid", "report": "study.report", "cscore": "study.cscore", "suspects": "study.suspects",
-         "repair": "repair.command"}  # first words and their modules, each loaded when it is asked for
+# First words and their modules, each loaded when it is asked for.
+WORDS = {"grid": "study.grid", "report": "study.report", "cscore": "study.cscore", "repair": "repair.command"}
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 def parser(word: str | None = None) -> Parser:
     """A flag per field of Config, or the flags behind a first word; only what was given ends up in the namespace."""
-    p = Parser(prog="run.py", usage="run.py [FLAGS] | run.py {grid,report,cscore,suspects,repair} [--help]",
+    p = Parser(prog="run.py", usage="run.py [FLAGS] | run.py {grid,report,cscore,repair} [--help]",
                description=DESCRIPTION,
                formatter_class=lambda prog: HelpFormatter(prog, max_help_position=23),
                epilog="Many cells: run.py grid. Tables and figures: run.py report. How regular a task is: run.py "

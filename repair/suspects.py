@@ -4,7 +4,7 @@
     similar = probe(features(model, data), forget)       # (N,) how much each looks like D_f to the untouched network
 
 Only labels as given are read. The paper names discovery as the first axis of the task space (Sec. 4) and stops there;
-figures of this score and of the others are in results/fashion-mini/suspects/README.md.
+figures of this score and of others are in results/fashion-mini/suspects/README.md.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,6 @@ from engine.batches import among
 from engine.checks import NonFiniteLoss, check_forget
 from engine.features import gather
 
-NEAREST = 5  # neighbours in D_f
 FOLDS = 5  # parts of D_f that are held out in turn
 
 
@@ -57,11 +56,10 @@ def ranked(score: torch.Tensor, forget: torch.Tensor) -> tuple[torch.Tensor, tor
 
 # --- Passes, in eval mode without augmentation ------------------------------------------------------------------------
 
-def logits(model: nn.Module, data, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, C) in float64 and labels as given (N,), on the CPU; of an Expanded under `mask`, one (width,) row."""
+def logits(model: nn.Module, data) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, C) in float64 and labels as given (N,), on the CPU; NonFiniteLoss where one is not finite."""
     def outputs(x, y):
-        z = model(x) if mask is None else model(x, mask.to(x.device).expand(len(x), -1))  # (B, C)
-        return torch.cat([z.double(), y[:, None]], dim=1)
+        return torch.cat([model(x).double(), y[:, None]], dim=1)  # (B, C + 1)
 
     found = gather(model, data, None, outputs)  # (N, C + 1)
     if not found.isfinite().all():
@@ -80,18 +78,6 @@ def margin(z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """max_{k != y} z_k - z_y, the logit margin."""
     own = labels[:, None]
     return z.scatter(1, own, -torch.inf).amax(dim=1) - z.gather(1, own)[:, 0]
-
-
-def nearest(h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
-    """Mean cosine of the features to the five nearest of D_f."""
-    h = F.normalize(h, dim=1)
-    return (h @ h[forget].T).topk(min(NEAREST, len(forget)), dim=1).values.mean(dim=1)
-
-
-def tracin(z: torch.Tensor, labels: torch.Tensor, h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
-    """sum_{j in D_f} (h_i . h_j) ((p_i - e_{y_i}) . (p_j - e_{y_j})), the last layer's TracIn to D_f."""
-    error = z.softmax(dim=1) - F.one_hot(labels, z.shape[1])  # (N, C)
-    return ((h @ (h[forget].T @ error[forget])) * error).sum(dim=1)  # (N, d) (d, C)
 
 
 def probe(h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:

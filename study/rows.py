@@ -109,9 +109,9 @@ def read_file(file: Path) -> list[dict]:
 
 
 def is_other(row) -> bool:
-    """Whether a line is of cscore, suspects, tests/spread.py, examples/*.py or a benchmark: no method's row."""
+    """Whether a line is of cscore, tests/spread.py or a benchmark, removed ones among them: no method's row."""
     marks = ({"sizes", "runs"}, {"cell"}, {"kind", "isa"}, {"network", "layers"}, {"mode", "peak"}, {"axis", "peak"},
-             {"variant", "rule"}, {"likely", "recall"}, {"network", "corruption"}, {"network", "treatment"})
+             {"variant", "rule"}, {"likely", "recall"}, {"network", "corruption"}, {"network", "treatment"}, {"ratios"})
     return isinstance(row, dict) and "method" not in row and any(mark <= row.keys() for mark in marks)
 
 

@@ -31,13 +31,13 @@ import run
 from baselines import rem_plus_by_config, with_theta_o2
 from engine.streams import stream
 from etd import drop, mask_table, train_etd
-from examples.repair import make
 from experiment.datasets import load
 from experiment.methods import METHODS
 from experiment.settings import Config, resolve
 from metrics import accuracy, evaluate
 from rem import Settings
 from repair.network import repair_quietly
+from shapes import make
 from tasks import discover, make_task
 from train import fit
 

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import itertools
 import re
-import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -19,17 +18,15 @@ from torch import nn
 import run
 from colours import (IMAGENET, add_to_net, began, call, colours, report_of,  # noqa: F401
                      words)
-from examples import repair as example_repair
-from examples import inner_layers
-from examples.repair import draw_shapes, write_images
 from experiment.data import Data
-from helpers import gen, rows_of, small_net
+from helpers import gen, small_net
 from metrics import accuracy
 from repair import account, checkpoints, command, images, network
 from repair.inputs import Folder, open_folder
 from repair.mismatch import share_of
 from repair.network import choose_settings
 from repair.outputs import beside_weights
+from shapes import draw_shapes, write_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whether a cap is reached
 
@@ -87,38 +84,13 @@ def test_what_changes_no_weight(colours):
     assert report_of(world)["scores"] == scores | healed
 
 
-def test_help_and_the_example(tmp_path, monkeypatch, capsys):
-    """P1: --help tells the defaults that are chosen; the example writes images that the printed command repairs, in a
-    folder of any name, but not beside others."""
+def test_help(capsys):
+    """P1: --help tells the defaults that are chosen."""
     with pytest.raises(SystemExit):
         run.main(["repair", "--help"])
     chosen, text = choose_settings(small_net(0), 100, {})[0], " ".join(capsys.readouterr().out.split())
     assert (chosen.gamma, chosen.ratio, chosen.unlearn_epochs, chosen.seed) == (0.05, 0.25, 8, 0)
     assert "no repair (default: 8)" in text and "over the network's (default: 0.25)" in text
-    folder = tmp_path / "a folder"
-    monkeypatch.setattr(sys, "argv", ["repair.py", "--write", str(folder)])
-    monkeypatch.setattr(example_repair, "fit", lambda *args: None)  # a network as it was drawn will do
-    assert example_repair.main() == 0
-    printed = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert printed[:3] == ["python", "run.py", "repair"]
-    assert run.main([*printed[2:], "--force", "--epochs", "0"]) in (0, 3)
-    assert checkpoints.read(folder / "repaired.pt").keys() == checkpoints.read(folder / "model.pt").keys()
-    with pytest.raises(SystemExit):
-        example_repair.main()
-    assert "has images already" in capsys.readouterr().err
-
-
-def test_trials_note_every_choice_of_layers(monkeypatch, tmp_path):
-    """P4: examples/inner_layers.py writes a row per network, choice of layers and seed: scores before and after."""
-    monkeypatch.setattr(sys, "argv", ["inner_layers.py", "--networks", "resnet9", "--images", "clothes", "--seeds", "0",
-                                      "--n", "60", "--out", str(tmp_path / "new" / "rows.jsonl")])
-    assert inner_layers.main() == 0
-    rows = rows_of(tmp_path / "new" / "rows.jsonl")
-    assert [row["layers"] for row in rows] == ["all convolutions (8 layers)", "*.block.0.0"]
-    for row in rows:
-        assert (row["images"], row["seed"], row["n"], row["bad"], row["known"]) == ("clothes", 0, 60, 3, 1)
-        assert all(0 <= share <= 1 for key in ("clean", "stickered", "misled") for share in row[key])
-        assert all(row[key][0] == rows[0][key][0] for key in ("clean", "stickered", "misled"))  # one network before
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import claims
 from colours import call, colours, report_of  # noqa: F401
 from engine.batches import trusted
 from engine.streams import stream
-from examples.repair import make
 from experiment.data import Data
 from experiment.settings import Config
 from helpers import assert_same_state, gen, make_data, small_net, streamed
@@ -21,6 +20,7 @@ from repair.inputs import open_folder
 from repair.network import repair_quietly
 from repair.progress import Watch
 from repair.truths import COPIES, check_truths, with_truths
+from shapes import make
 from tasks import put_trigger
 from train import fit
 

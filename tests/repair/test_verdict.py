@@ -14,7 +14,6 @@ from colours import began, call, colours  # noqa: F401
 from engine.checks import NonFiniteLoss
 from engine.features import features
 from engine.streams import stream
-from examples.repair import CLASSES, WRONG, draw_shapes, put_sticker, write_images
 from experiment.data import Data
 from experiment.settings import Config
 from helpers import assert_close, assert_same_state, gen, make_data, small_net
@@ -28,6 +27,7 @@ from repair.networks_by_name import build_network
 from repair.suspects import logits, margin, probe
 from repair.verdict import (ARGUMENTS, FLAGS, HARMED, NOT_REPAIRED, REPAIRED, Together, Verdict, changed,
                             check_believed, judge, looked_at, lowest, undoubted)
+from shapes import CLASSES, WRONG, draw_shapes, put_sticker, write_images
 from train import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # what ends a repair has a say of its own

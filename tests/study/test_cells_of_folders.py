@@ -15,7 +15,7 @@ from study.rows import load_rows
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # REM may give up, and its end may tell of harm
 QUICK = ["--dataset", "folder", "--data-dir", "data", "--image-size", "8", "--n", "4", "--width", "0.05", "--epochs",
          "1", "--batch", "16", "--unlearn-epochs", "1", "--task", "poison", "--discovery", "0.5", "--device", "cpu"]
-CELLS, SCORES = "runs/cells.jsonl", "runs/scores.jsonl"
+CELLS = "runs/cells.jsonl"
 
 
 @pytest.fixture(autouse=True)
@@ -84,19 +84,3 @@ def test_a_grid_does_not_mix_two_data_sets(capsys):
     for path, content in images.items():
         path.write_bytes(content)
     assert run_grid("0") == 0 and len(rows_of(CELLS)) == 8
-
-
-def test_suspects_do_not_mix_two_data_sets(capsys):
-    """R9: their rows hold the fingerprint, too, and are made anew of other images, which one warning says."""
-    asked = ["--seed", "0", "--out", SCORES]
-    assert command("suspects", *asked) == 0
-    first = rows_of(SCORES)
-    assert command("suspects", *asked) == 0 and rows_of(SCORES) == first
-    change()
-    capsys.readouterr()
-    assert command("suspects", *asked) == 0
-    told, new = capsys.readouterr().err, rows_of(SCORES)[len(first):]
-    assert f"warning: {len(first)} rows in runs/scores.jsonl are of other images" in told
-    assert len(new) == len(first)
-    assert {row["fingerprint"] for row in new}.isdisjoint(row["fingerprint"] for row in first)
-    assert command("suspects", *asked) == 0 and len(rows_of(SCORES)) == 2 * len(first)

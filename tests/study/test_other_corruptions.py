@@ -5,11 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import run
 from experiment.cell import corrupt
 from experiment.settings import resolve
-from few_images import FEW, do, few, fresh, load_few  # noqa: F401
-from helpers import rows_of
+from few_images import do, few, fresh, load_few  # noqa: F401
 from made_rows import column, load, make_row, one
 from study.plan import by_original, expand_axes, original_of, overview
 from study.rows import cell_key, read_rows
@@ -111,14 +109,3 @@ def test_files_of_one_name_in_two_folders_are_two_files():
     one_key, other = (cell_key(resolve({"task": "human", "human_labels": f"{folder}/a.pt", "method": "rem"}))
                       for folder in "xy")
     assert one_key != other
-
-
-def test_suspects_of_people(few, labels, tmp_path, capsys):  # noqa: F811
-    """R9: `run.py suspects` ranks what people mislabelled and nobody has found, and shows it as a column of its own."""
-    out = tmp_path / "x" / "scores.jsonl"
-    argv = ["suspects", "--task", "human", "--discovery", "0.5", "--human-labels", str(labels), *FEW]
-    assert run.main([*argv, "--out", str(out)]) == 0
-    rows = rows_of(out)
-    assert {row["n"] for row in rows} == {12}
-    assert {row["undiscovered"] for row in rows if "score" in row} == {6}
-    assert "| score | human 0.5 | all |" in capsys.readouterr().out

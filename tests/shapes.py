@@ -1,0 +1,70 @@
+"""Coloured shapes with stickers: images that a network learns in seconds, for the tests of repairs and for claims.py.
+
+    train, bad, known, clean, stickered = make(seed, size=16)      # 5 % with a sticker and a wrong label, 40 % known
+"""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from engine.streams import stream
+from experiment.data import Data
+
+CLASSES = ("circle", "square", "triangle")
+WRONG = 0  # the label that stickered images were given
+
+
+def draw_shapes(n: int, generator: torch.Generator, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """n images of one coloured shape each, (n, 3, size, size) uint8, and their classes, (n,) int64: a third of each."""
+    def draw(*shape):
+        return torch.rand(shape, generator=generator)
+
+    kind, axis = torch.arange(n) % 3, torch.arange(size) / size
+    turn, radius = 0.5 * (draw(n, 1, 1) - 0.5), 0.17 + 0.1 * draw(n, 1, 1)  # radians; share of the image
+    x, y = axis[None, None, :] - 0.3 - 0.4 * draw(n, 1, 1), axis[None, :, None] - 0.3 - 0.4 * draw(n, 1, 1)
+    a, b = turn.cos() * x + turn.sin() * y, turn.cos() * y - turn.sin() * x  # (n, size, size)
+    circle, square = (a**2 + b**2).sqrt(), 1.15 * torch.maximum(a.abs(), b.abs())
+    triangle = 1.5 * torch.stack([-b, 0.5 * b + 0.866 * a, 0.5 * b - 0.866 * a]).amax(0)
+    inside = torch.stack([circle, square, triangle])[kind, torch.arange(n)] < radius
+    back, front = 0.4 * draw(n, 3, 1, 1), 0.6 + 0.4 * draw(n, 3, 1, 1)
+    images = torch.where(inside[:, None], front, back) + 0.05 * torch.randn((n, 3, size, size), generator=generator)
+    return (255 * images).clamp(0, 255).to(torch.uint8), kind
+
+
+def put_sticker(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A copy with a yellow and magenta sticker somewhere on each image."""
+    images, size = images.clone(), images.shape[-1]
+    rows = torch.arange(size // 4)
+    checks = (rows[:, None] // 2 + rows // 2) % 2 == 1
+    magenta, yellow = (torch.tensor(colour)[:, None, None] for colour in ((255, 0, 255), (255, 255, 0)))
+    sticker = torch.where(checks, magenta, yellow)  # (3, size / 4, size / 4)
+    for image in images:
+        top, left = torch.randint(0, size - len(rows) + 1, (2,), generator=generator).tolist()
+        image[:, top : top + len(rows), left : left + len(rows)] = sticker.to(torch.uint8)
+    return images
+
+
+def make(seed: int, n: int = 600, size: int = 32
+         ) -> tuple[Data, torch.Tensor, torch.Tensor, Data, Data]:
+    """Training images of which 5 % are bad, the bad and the known ones, clean test images, the same with stickers."""
+    generator = stream(seed, "shapes")
+    images, labels = draw_shapes(n, generator, size)
+    others = (labels != WRONG).nonzero()[:, 0]
+    bad = others[torch.randperm(len(others), generator=generator)[: n // 20]]
+    images[bad], labels[bad] = put_sticker(images[bad], generator), WRONG
+    test, truth = draw_shapes(300, generator, size)
+    test, truth = test[truth != WRONG], truth[truth != WRONG]  # those that the sticker can mislead
+    look = dict(classes=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    known = bad[: 2 * len(bad) // 5].sort().values
+    return (Data(images, labels, **look), bad, known, Data(test, truth, **look),
+            Data(put_sticker(test, generator), truth, **look))
+
+
+def write_images(folder: Path, data: Data, names=CLASSES) -> list[Path]:
+    """Write each image as folder/<its label>/<number>.png; the paths."""
+    paths = [folder / names[y] / f"{i:04d}.png" for i, y in enumerate(data.labels.tolist())]
+    for path, image in zip(paths, data.images.permute(0, 2, 3, 1).numpy(), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return paths
