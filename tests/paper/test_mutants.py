@@ -35,7 +35,7 @@ import test_tasks
 import test_twins
 import rem_plus
 import test_rem_plus
-from engine import admission, batches, checks, layers, modes, reference, scores, streams, updates
+from engine import admission, batches, checks, layers, modes, scores, streams, updates
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -233,7 +233,7 @@ MUTANTS = [  # number, where, name, mutant, the property, its test
     (rem, "npo_term", log_of_sigmoid, "L11", test_eq2.test_finite_at_the_ends),
     (rem, "step3_loss", removal_of_all_examples, "L18", test_eq2.test_losses_are_the_numpy_twins),
     (rem, "step3_loss", removal_over_its_own_examples, "L18", test_eq2.test_losses_are_the_numpy_twins),
-    (reference.Reference, "__init__", reference_that_moves, "F8", test_algorithm.test_the_reference_never_moves),
+    (scores.Reference, "__init__", reference_that_moves, "F8", test_algorithm.test_the_reference_never_moves),
     (scores, "cross_entropy", always_through_theta_o2, "F6", test_step2_remove.test_theta_o1_alone_moves),
     (scores, "cross_entropy", never_through_theta_o2, "F7", test_step3_redirect.test_the_channels_of_d_f_move),
     (modes, "put_modes", modes_stay_as_they_are, "F11", test_metrics.test_v9_leaves_no_trace),
