@@ -10,9 +10,9 @@ from dataclasses import fields, replace
 from decimal import Decimal
 from pathlib import Path
 
+from engine.checks import kind_of
 from experiment.console import flag
 from experiment.methods import MASKS, METHODS, check_names, allowed_with, reads_setting
-from engine.checks import kind_of
 from experiment.settings import AFTER_TRAINING, Config, OF_THE_RUN, resolve
 from study.rows import SETTINGS, cell_key
 from tasks import TASKS

@@ -94,6 +94,20 @@ def test_h_reads_the_ratio_of_likelihoods(seed, beta, shift):
 
 @given(seeds, betas)
 @example(0, 2.0)
+def test_the_printed_ratio_would_learn_what_step_2_removes(seed, beta):
+    """L7: with the ratio of cross-entropies that Eq. 2 prints, going down L_step2 lowers CE on D_f; here it raises
+    it."""
+    ce, ce_ref = 0.1 + 5 * torch.rand(2, 20, generator=gen(seed), dtype=torch.float64)
+    ce.requires_grad_()
+    # L_step2 = -L_remove,  L_remove = (2 / beta) E log sigmoid(-beta log(CE / CE_ref)), read letter by letter
+    printed = -(2 / beta) * torch.nn.functional.logsigmoid(-beta * (ce / ce_ref).log()).mean()
+    (uphill,) = torch.autograd.grad(printed, ce)
+    (here,) = torch.autograd.grad(rem.step2_loss(ce, ce_ref, beta), ce)
+    assert (uphill > 0).all() and (here < 0).all()
+
+
+@given(seeds, betas)
+@example(0, 2.0)
 def test_the_pull(seed, beta):
     """L3, L4, L8: h is negative and rises with CE: its slope is 2 sigmoid(-beta u), strictly inside (0, 2), so no
     example pulls harder than 2 dCE; h(u) - h(-u) = 2 u."""
