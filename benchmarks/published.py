@@ -39,11 +39,12 @@ from experiment.datasets import load  # noqa: E402
 from experiment.rows import append_row, provenance  # noqa: E402
 from metrics import accuracy, predict, share  # noqa: E402
 from repair import checkpoints  # noqa: E402
-from repair.account import similarity, verdict_of  # noqa: E402
 from repair.finish import finish  # noqa: E402
 from repair.network import choose_settings, repaired_with  # noqa: E402
+from repair.pipeline import Looks, Seen, looks_of, see  # noqa: E402
 from repair.ranking import rank  # noqa: E402
 from repair.suspects import logits  # noqa: E402
+from repair.verdict import judge, undoubted  # noqa: E402
 from train import fit  # noqa: E402
 
 FILES = {"badnets": "badnets_8_02_ckpt.pth", "trojan": "trojan_sq_2_02_ckpt.pth"}
@@ -168,13 +169,13 @@ def treated(model: nn.Module, trial: Trial, seed: int, name: str, rem):
     return found.model, {**about, "finish": {**found.report(), "dropped_bad": bad, "left_bad": left}}
 
 
-def told_of(model: nn.Module, net: nn.Module, trial: Trial, similar) -> dict:
+def told_of(before: Seen, looks: Looks, net: nn.Module, trial: Trial) -> dict:
     """What the command says of a network at its end, and how many of its first suspects are bad, of as many as there
-    are to be found; similar: `account.similarity` of the network before."""
-    before, after = predict(model, trial.train), predict(net, trial.train)
-    verdict = verdict_of(model, trial.train, None, [before], [after], trial.known, lambda: similar)
+    are to be found; before, looks: of the network before."""
     z, labels = logits(net, trial.train)
-    first = rank(z, labels, trial.known, similar.similar, similar.crossed).index[: len(trial.bad) - len(trial.known)]
+    counted = undoubted(labels, trial.known, before.margins, looks.similar, looks.alike)
+    verdict = judge(labels, before.called, z.argmax(dim=1), trial.known, counted)
+    first = rank(z, labels, trial.known, looks.similar, looks.crossed).index[: len(trial.bad) - len(trial.known)]
     return {"verdict": verdict.word, "line": verdict.line(), "found": int(torch.isin(first, trial.bad).sum())}
 
 
@@ -183,7 +184,8 @@ def run(model: nn.Module, trial: Trial, cell: dict, treatments: list[str], out: 
     target, seed = TARGETS[cell["network"]], cell["seed"]
     before = scores_of(model, trial, target)
     print(f"before: {before}", flush=True)
-    similar = similarity(model, trial.train, trial.known, seed)
+    seen = see(model, trial.train)
+    looks = looks_of(seen, trial.train.labels.cpu(), trial.known, seed, trial.train.device)
     kept = "-".join(str(value) for value in cell.values())
 
     @functools.cache
@@ -199,7 +201,7 @@ def run(model: nn.Module, trial: Trial, cell: dict, treatments: list[str], out: 
     for name in treatments:
         net, about = treated(model, trial, seed, name, lambda truths: rem(truths is not None))
         row = {**cell, "bad": len(trial.bad), "known": len(trial.known), "treatment": name, "before": before,
-               "after": scores_of(net, trial, target), **told_of(model, net, trial, similar), **about,
+               "after": scores_of(net, trial, target), **told_of(seen, looks, net, trial), **about,
                **provenance(torch.device("cpu"), sys.argv[1:])}
         append_row(str(out), row)
         print(f"{kept} | {name}: {row['after']}, {row['verdict']}, {row.get('finish')}", flush=True)

@@ -18,7 +18,7 @@ from experiment.console import told_in_a_line  # noqa: E402
 from experiment.data import Data  # noqa: E402
 from metrics import predict  # noqa: E402
 from models import build  # noqa: E402
-from repair.network import repair_quietly  # noqa: E402
+from repair import repair  # noqa: E402
 from engine.streams import stream  # noqa: E402
 from experiment.settings import Config  # noqa: E402
 from train import fit  # noqa: E402
@@ -109,8 +109,9 @@ def main() -> int:
         print(f"python run.py repair --data {place} --model resnet9:0.25 --image-size 32 --mean 0.485 0.456 0.406 "
               f"--std 0.229 0.224 0.225 --checkpoint {place}/model.pt --bad {place}/bad.txt --out {place}/repaired.pt")
         return 0
-    repaired = repair_quietly(model, train, known, seed=seed, say=print)
-    results = [(right(net, clean)[0], *right(net, stickered)) for net in (model, repaired)]
+    repaired = repair(model, train, known, seed=seed, say=print)
+    print(repaired.verdict.line())
+    results = [(right(net, clean)[0], *right(net, stickered)) for net in (model, repaired.network)]
     for words, (plain, sticky, misled) in zip(("before", "after"), results, strict=True):
         print(f"{words:<7} accuracy on clean images {plain:.2f}, on stickered ones {sticky:.2f}; {misled:.2f} of these "
               f"are called {CLASSES[WRONG]}")

@@ -37,9 +37,10 @@ from experiment.rows import append_row, provenance  # noqa: E402
 from metrics import accuracy, predict, share  # noqa: E402
 from repair.finish import finish  # noqa: E402
 from repair.looks import looking_alike  # noqa: E402
+from repair.pipeline import looked_at  # noqa: E402
 from repair.ranking import rank  # noqa: E402
 from repair.suspects import crossed, logits, probe  # noqa: E402
-from repair.verdict import REPAIRED, judge, looked_at, undoubted  # noqa: E402
+from repair.verdict import REPAIRED, judge, undoubted  # noqa: E402
 from train import fit  # noqa: E402
 
 

@@ -1,6 +1,6 @@
 """Beyond the paper: repair a classifier of one's own from some known bad training images.
 
-    repaired = repair(model, data, forget)
+    found = repair(model, data, forget)       # found.network, found.verdict, found.ranking
 
     command.py   `run.py repair`                       network.py     any network: settings, layers, REM
     inputs.py    the user's folder of images           lists.py       lists of bad images and of true labels
@@ -17,4 +17,4 @@
     account.py   what is told at the end
 """
 
-from repair.verdict import judged_repair as repair  # noqa: F401
+from repair.pipeline import repair  # noqa: F401

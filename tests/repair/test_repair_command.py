@@ -26,7 +26,7 @@ from examples.repair import draw_shapes, write_images
 from experiment.data import Data
 from helpers import assert_close, gen, rows_of, small_net
 from metrics import accuracy
-from repair import account, checkpoints, command, images, network
+from repair import account, checkpoints, command, images, network, pipeline
 from repair.inputs import Folder, open_folder
 from repair.mismatch import share_of
 from repair.network import choose_settings
@@ -289,7 +289,7 @@ def test_what_fails_after_the_repair_costs_no_weights(colours, capsys, monkeypat
     def told_without(*names) -> str:
         with monkeypatch.context() as patched:
             for name in names:
-                patched.setattr(account, name, fail)
+                patched.setattr(account if name == "write_page" else pipeline, name, fail)
             assert call(colours, "--epochs", 0) == 0
         return capsys.readouterr().out
 
