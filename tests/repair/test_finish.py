@@ -349,7 +349,8 @@ def test_the_command_finishes_unless_told_not_to(colours, capsys, monkeypatch): 
 def test_looks_are_found_once_for_all(colours, monkeypatch):  # noqa: F811
     """The finish and the verdict have the same ones, of the settings' seed. Where they cannot be had, by any failure,
     the finish drops none for its looks, reads no features, and the repair ends as ever."""
-    finish, undoubted = Mock(wraps=pipeline.finish_repair), Mock(wraps=pipeline.undoubted)  # what they are told is not printed
+    # what they are told is not printed
+    finish, undoubted = Mock(wraps=pipeline.finish_repair), Mock(wraps=pipeline.undoubted)
     found, fail = Mock(return_value=torch.arange(72) % 9 == 4), Mock(side_effect=MemoryError("no room"))
     monkeypatch.setattr(pipeline, "finish_repair", finish)
     monkeypatch.setattr(pipeline, "undoubted", undoubted)
