@@ -16,21 +16,28 @@ BATCH = 128  # images per batch of a pass
 def features(model: nn.Module, data, index: torch.Tensor | None = None, layer: int = -1) -> torch.Tensor:
     """Penultimate features (N, d) of all images or those of `index`, float64 on the CPU: what the last linear or
     convolutional layer that runs is given, averaged over places or tokens; layer -2: what the one before is given."""
+    with penultimate(model, layer) as both:
+        return gather(model, data, index, lambda x, y: both(x)[1])
+
+
+@contextlib.contextmanager
+def penultimate(model: nn.Module, layer: int = -1):
+    """A function of inputs x (B, ...) that gives what the network gives, and the features (B, d) of that very pass."""
     given = []
 
-    def inputs_of_layer(x, y):
+    def both(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         given.clear()
-        model(x)
+        out = model(x)
         # of a convolution (B, d, H, W), else (B, d), (B, T, d), ..., or (B T, d) of a dense head
         module, h = given[max(layer, -len(given))]
         h = h.mean(dim=(2, 3)) if isinstance(module, nn.Conv2d) else h.reshape(len(x), -1, h.shape[-1]).mean(dim=1)
-        return h.double()  # (B, d)
+        return out, h.double()  # (B, d)
 
     with contextlib.ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 hooks.enter_context(module.register_forward_pre_hook(lambda m, inputs: given.append((m, inputs[0]))))
-        return gather(model, data, index, inputs_of_layer)
+        yield both
 
 
 @torch.no_grad()  # a graph over all batches would hold what every layer gave of every image

@@ -31,8 +31,9 @@ def main(**settings) -> int:
     # What you need: your network, its training images with their labels as they are, and the indices of bad ones.
     # `heldout` need not be given, but shows best what a repair costs.
     repaired = repair(model, task.train, known, heldout=task.test, unlearn_epochs=3, say=print)
+    print(repaired.verdict.line())
 
-    for name, network in (("before", model), ("after", repaired)):
+    for name, network in (("before", model), ("after", repaired.network)):
         scores = evaluate(network, task, known)  # true labels are known here, and read by nothing else
         print(f"{name:<7} accuracy {100 * scores['utility']:5.1f} %, of triggered images misled "
               f"{100 * scores['misled']:5.1f} %")

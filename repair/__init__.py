@@ -1,8 +1,9 @@
 """Beyond the paper: repair a classifier of one's own from some known bad training images.
 
-    repaired = repair(model, data, forget)
+    found = repair(model, data, forget)       # found.network, found.verdict, found.ranking
 
-    command.py   `run.py repair`                       network.py     any network: settings, layers, REM
+    command.py   `run.py repair`                       pipeline.py    `repair`: before, REM+, finish, after, verdict
+    network.py   any network: settings, layers, REM+
     inputs.py    the user's folder of images           lists.py       lists of bad images and of true labels
     images.py    image files, decoded                  checkpoints.py files of weights, read safely
     mismatch.py  whether network and folder fit        suspects.py    what was not discovered
@@ -14,7 +15,7 @@
     networks_by_name.py    ours, torchvision's, timm's, a file's
     suspects_list.py       suspects.csv, and what its user says in it
     finish.py    the network from before, without what is likely bad
-    account.py   what is told at the end
+    account.py   what is written and told at the end
 """
 
-from repair.verdict import judged_repair as repair  # noqa: F401
+from repair.pipeline import repair  # noqa: F401

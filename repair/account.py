@@ -1,8 +1,7 @@
-"""What a repair tells at its end: the verdict, what changed, the list of suspects and the page that shows both.
+"""What a repair tells at its end: what changed, the list of suspects and the page that shows all of it.
 
-    found = verdict_of(model, data, heldout, before, after, forget, similar)    # before, after: what was predicted
-    scores = before_and_after(before, after, data, heldout, folder)             # print(table_of_changes(scores))
-    line, ranking = list_suspects(out, similar, repaired, data, folder, places)
+    scores = before_and_after(found.before, found.after, data, heldout, folder)     # found: pipeline.Repaired
+    print(table_of_changes(scores), list_suspects(out, found, data, folder, places))
 
 Whatever fails here costs no repair: its weights are there, and a line says what is missing.
 """
@@ -10,97 +9,30 @@ Whatever fails here costs no repair: its weights are there, and a line says what
 import argparse
 import itertools
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from engine.batches import among
 from engine.checks import first_line
-from engine.features import features
-from repair.images import room_for_images
 from repair.inputs import Folder
-from repair.looks import looking_alike
 from repair.mismatch import share_of
 from repair.outputs import beside_weights
 from repair.page import CARDS, Card, Part, write_page
-from repair.progress import Watch, tell_here
-from repair.ranking import Ranking, rank
+from repair.pipeline import Repaired
+from repair.ranking import Ranking
 from repair.suspects_list import beside, named, write_suspects
-from repair.suspects import crossed, logits, probe
-from repair.verdict import Verdict, judge, looked_at, undoubted
-
-AT_ONCE = 5  # copies of the features that the probes hold at once, at most
 
 
-def verdict_of(model: nn.Module, data, heldout, before: list, after: list, forget: torch.Tensor, similar,
-               truths: torch.Tensor | None = None) -> Verdict:
-    """The verdict on a repair.
-
-    Args: before, after: what was predicted of `data` and of `heldout`, where there is any; forget: (k,) int64, D_f;
-        similar: called without arguments, gives what `similarity` does; truths: (k,) int64 true labels of D_f, -1 where
-        unknown, or None.
-    """
-    looks, labels = looks_if_any(similar, data), data.labels.cpu()
-    counted = undoubted(labels, forget, looked_at(model, data)[1], looks.similar, looks.alike)
-    pair = None if heldout is None else (heldout.labels.cpu(), before[1], after[1])
-    return judge(labels, before[0], after[0], forget, counted, pair, truths)
-
-
-def list_suspects(out: str, similar, repaired: nn.Module, data, folder: Folder, places: dict
-                  ) -> tuple[str, Ranking | None]:
-    """Rank the suspects and write them; a line that says so, or why there are none, and they.
-
-    similar: called without arguments, gives what `similarity` does.
-    """
+def list_suspects(out: str, found: Repaired, data, folder: Folder, places: dict) -> str:
+    """Write the list of suspects; a line that says so, or why there is none."""
+    why = found.unranked
     try:
-        with Watch("ranking the suspects", tell_here) as watch:
-            z, labels = logits(repaired, watch.over(data))
-        looks = similar()
-        ranking = rank(z, labels, folder.forget, looks.similar, looks.crossed)
-        return write_suspects(out, ranking, data, folder, places), ranking
+        if found.ranking is not None:
+            return write_suspects(out, found.ranking, data, folder, places)
     except Exception as error:
-        stale = f"; {beside(out)}: of an earlier repair" if beside(out).exists() else ""
-        return f"no list of suspects ({first_line(error)}){stale}", None
-
-
-class Looks(NamedTuple):
-    """How much each image looks like D_f to the network before the repair."""
-
-    similar: torch.Tensor | None  # (N,) `suspects.probe`
-    crossed: torch.Tensor | None  # (N,) `suspects.crossed`, to probes that do not know the image
-    alike: torch.Tensor  # (N,) bool, `looks.looking_alike`
-
-
-def similarity(model: nn.Module, data, forget: torch.Tensor, seed: int) -> Looks:
-    """Looks of all images; where the features would fill the memory no similarity, and no image that is alike."""
-    if not in_room(model, data):
-        return no_looks(data)
-    with Watch("features of the images", tell_here) as watch:
-        h = features(model, watch.over(data))
-    alike = looking_alike(h, data.labels.cpu(), forget, seed)
-    return Looks(probe(h, forget), crossed(h, forget), alike)
-
-
-def looks_if_any(similar, data) -> Looks:
-    """What `similar`, called without arguments, gives; where it fails, the finish and the verdict do without."""
-    try:
-        return similar()
-    except Exception:
-        return no_looks(data)
-
-
-def no_looks(data) -> Looks:
-    """No similarity, and no image that is alike."""
-    return Looks(None, None, torch.zeros(len(data), dtype=torch.bool))
-
-
-def in_room(model: nn.Module, data) -> bool:
-    """Whether there is memory for the features of all images."""
-    layers = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    features_of_one = max(weight.shape[1] for weight in layers[-1:])  # of the last layer
-    need = AT_ONCE * 8 * len(data) * features_of_one  # bytes, in float64
-    return need <= room_for_images(torch.device("cpu"))
+        why = first_line(error)
+    stale = f"; {beside(out)}: of an earlier repair" if beside(out).exists() else ""
+    return f"no list of suspects ({why}){stale}"
 
 
 def show_changes(args: argparse.Namespace, scores: dict, before: list, after: list, data, heldout, folder: Folder,

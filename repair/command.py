@@ -4,29 +4,32 @@
 """
 
 import argparse
-import functools
 import json
 import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
 
 from engine.checks import check_forget
-from experiment.data import Streamed
+from experiment.data import Data, Streamed
 from experiment.devices import check_room, choose_device
 from experiment.files import write_whole
 from experiment.rows import provenance
 from repair import checkpoints
-from repair.account import (before_and_after, list_suspects, looks_if_any, show_changes, similarity,
-                            table_of_changes, verdict_of)
+from repair.account import before_and_after, list_suspects, show_changes, table_of_changes
 from repair.channels import with_channels
-from repair.finish import finish
-from repair.images import Files, changed_by_reading, room_for_images
-from repair.inputs import open_folder
-from repair.mismatch import check_logits, look_first, memory_format_of, predicted
-from repair.network import FLAGS, READ, choose_settings, repaired_with, unwrapped
+from repair.images import Files, Reading, changed_by_reading, room_for_images
+from repair.inputs import Folder, open_folder
+from repair.mismatch import check_logits, look_first, memory_format_of
+from repair.network import FLAGS, READ, choose_settings, unwrapped
 from repair.networks_by_name import build_network
 from repair.outputs import beside_weights, check_apart, check_replaced, digest, written
-from repair.progress import Watch, tell_here
+from repair.pipeline import Repaired, Seen, repair, see
+from repair.progress import tell_here as say
 from repair.state import bytes_of
 from repair.verdict import REPAIRED, check_believed
 
@@ -85,6 +88,21 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "not give the known bad images their labels")
 
 
+class Inputs(NamedTuple):
+    """What the user's files hold."""
+
+    folder: Folder
+    model: nn.Module  # with the weights of the checkpoint, on the device
+    reading: Reading
+    stored: dict[str, torch.Tensor]  # as in the checkpoint
+    names: dict[str, str]  # stored name -> the network's
+    digests: dict[str, str]  # SHA-256 of each file as it was read
+    places: dict[Path, int]  # index of each image in the order of its folder, before any is left out
+    train: Data | Streamed
+    heldout: Data | Streamed | None
+    skipped: list[Path]
+
+
 def main(given: dict, argv: list[str]) -> int:
     """Run `run.py repair`; returns the exit code, 3 where the verdict is not REPAIRED.
 
@@ -93,13 +111,59 @@ def main(given: dict, argv: list[str]) -> int:
     args, begin = argparse.Namespace(**given), time.perf_counter()
     device = choose_device(args.device)
     report_file, state = (beside_weights(args.out, ending) for ending in (".json", ".state"))
+    check_arguments(args, report_file, state)
+    settings = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
+    keep = state if args.checkpoint_every else None
+    inputs = read_inputs(args, settings, device)
+    before = look_before(args, inputs)
+    found, scores = repair_and_save(args, inputs, before, settings, report_file, keep)
+    line = list_suspects(args.out, found, inputs.train, inputs.folder, inputs.places)
+    tell_changes(args, inputs, found, scores, line)
+    seconds = round(time.perf_counter() - begin, 1)
+    print(f"{args.out} has the repaired weights, {report_file} this report; {seconds} s")
+    report = report_of(args, argv, inputs, found, scores, seconds, device)
+    text = json.dumps(report, indent=1).encode()
+    written(lambda: write_whole(report_file, lambda file: file.write(text)), keep, say)
+    if keep:
+        keep.unlink(missing_ok=True)
+    return 0 if found.verdict.words == (REPAIRED,) else 3
+
+
+def check_arguments(args: argparse.Namespace, report_file: Path, state: Path) -> None:
+    """Raise ValueError for flags that cannot be used and for outputs that would replace something."""
     check_replaced(args, report_file, state)
     if args.workers is not None and args.workers < 0:
         raise ValueError(f"--workers is {args.workers}; give a number of threads or processes, 0 for none beside this")
-    settings = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
+
+
+# --- Files in ---------------------------------------------------------------------------------------------------------
+
+def read_inputs(args: argparse.Namespace, settings: dict, device: torch.device) -> Inputs:
+    """Read lists, weights and images, and say what was found."""
     folder = open_folder(args.data, args.bad, args.clean, args.class_map)
     check_apart(args.out, folder)
     print(folder.said)
+    model, reading, stored, names, digests = read_network(args, folder)
+    places = {path: i for i, path in enumerate(folder.paths)}
+    try:
+        check_room(choose_settings(model, len(places), settings)[0], model)  # told before any work
+    except ValueError as error:
+        raise ValueError(str(error).replace("unlearn-", "--")) from error  # the flags' names
+    train, heldout, skipped = read_images(args, folder, reading, device)
+    everything = [*folder.paths, *(path for path, _ in folder.heldout or ())]
+    for line in changed_by_reading(everything, reading, args.workers):
+        say(line)
+    model = model.to(device)
+    train = train.to(device)
+    train = replace(train, memory_format=memory_format_of(model, train))
+    heldout = heldout and replace(heldout.to(device), memory_format=train.memory_format)
+    model = model.to(memory_format=train.memory_format)
+    check_logits(model, train, args.model, args.checkpoint)
+    return Inputs(folder, model, reading, stored, names, digests, places, train, heldout, skipped)
+
+
+def read_network(args: argparse.Namespace, folder: Folder) -> tuple[nn.Module, Reading, dict, dict, dict]:
+    """The network with its weights, how images are read for it, the stored weights, their names, and digests."""
     model, reading = build_network(args.model, len(folder.classes), args.image_size, args.crop_pct, args.mean, args.std)
     reading = replace(reading, resize=args.resize)
     model, stored = unwrapped(model), checkpoints.read(args.checkpoint, args.ema)
@@ -111,11 +175,11 @@ def main(given: dict, argv: list[str]) -> int:
     if others := [key for key in stored if key not in names]:
         print(f"{len(others)} of {len(stored)} stored tensors are not of this network and stay as they are, "
               f"{others[0]} first")
-    places = {path: i for i, path in enumerate(folder.paths)}  # before any is left out
-    try:
-        check_room(choose_settings(model, len(places), settings)[0], model)  # told before any work
-    except ValueError as error:
-        raise ValueError(str(error).replace("unlearn-", "--")) from error  # the flags' names
+    return model, reading, stored, names, digests
+
+
+def read_images(args: argparse.Namespace, folder: Folder, reading: Reading, device: torch.device):
+    """Training images, held-out ones or None, and the files that were left out."""
     room = room_for_images(device, args.max_memory)
     train, heldout, skipped = folder.load(reading, args.workers, args.skip_bad_images, room)
     if isinstance(train, Streamed):
@@ -126,70 +190,70 @@ def main(given: dict, argv: list[str]) -> int:
     if not len(folder.forget):
         raise ValueError("none of the listed images can be decoded; list others, or give whole files")
     check_forget(folder.forget, len(train))
-    print(f"{len(train)} training images of {reading.size}x{reading.size}, {len(folder.forget)} known bad, "
-          f"{len(heldout or ())} held out; {len(folder.classes)} classes; {device}", flush=True)
-    everything = [*folder.paths, *(path for path, _ in folder.heldout or ())]
-    for line in changed_by_reading(everything, reading, args.workers):
-        print(line, flush=True)
-    model, train = model.to(device), train.to(device)
-    train = replace(train, memory_format=memory_format_of(model, train))
-    heldout = heldout and replace(heldout.to(device), memory_format=train.memory_format)
-    model = model.to(memory_format=train.memory_format)
-    check_logits(model, train, args.model, args.checkpoint)
+    say(f"{len(train)} training images of {reading.size}x{reading.size}, {len(folder.forget)} known bad, "
+        f"{len(heldout or ())} held out; {len(folder.classes)} classes; {device}")
+    return train, heldout, skipped
+
+
+# --- The repair -------------------------------------------------------------------------------------------------------
+
+def look_before(args: argparse.Namespace, inputs: Inputs) -> Seen:
+    """What the network gives before the repair; ValueError where it does not fit the folder or the list."""
     try:
-        before = [data and predicted(model, data) for data in (train, heldout)]  # so that every image is decoded once
+        before = see(inputs.model, inputs.train, inputs.heldout, say)
     except ArithmeticError as error:  # nothing has been trained, so no rate is to blame
         raise ValueError(f"{args.checkpoint} gives logits that are not finite on these images; check the file, --mean "
                          "and --std") from error
     class_map = beside_weights(args.out, ".classes.txt")
-    look_first(model, train, before[0], folder, reading, args.force, class_map)
+    look_first(inputs.model, inputs.train, before.called, inputs.folder, inputs.reading, args.force, class_map)
     if not args.force:
-        check_believed(train.labels.cpu(), before[0], folder.forget)
+        check_believed(inputs.train.labels.cpu(), before.called, inputs.folder.forget)
+    return before
+
+
+def repair_and_save(args: argparse.Namespace, inputs: Inputs, before: Seen, settings: dict, report_file: Path,
+                    keep: Path | None) -> tuple[Repaired, dict]:
+    """The repair, whose weights are written as they come, and what it changed."""
+    folder, saved = inputs.folder, []
     layers = None if args.layers is None else [name.strip() for name in args.layers.split(",")]
-    say = functools.partial(print, flush=True)
-    keep, files = state if args.checkpoint_every else None, Files(folder.paths, folder.labels, reading)
     truths = None if folder.truths is None else folder.truths[folder.forget]
+
+    def save(network: nn.Module) -> None:
+        if not saved:
+            begun = {"unfinished": "the repair has not come to its end", "scores": {}, "sha256": inputs.digests,
+                     "settings": {}}
+            written(lambda: write_whole(report_file, lambda file: file.write(json.dumps(begun).encode())), keep, say)
+        written(lambda: checkpoints.write(args.out, inputs.stored, network, inputs.names), keep, say)
+        saved.append(args.out)
+
     try:
-        repaired, config = repaired_with(model, train, folder.forget, layers=layers, say=say, keep=keep,
-                                         every=args.checkpoint_every, leave=bytes_of(stored), files=files,
-                                         true_labels=truths, **settings)
-    except ArithmeticError as error:  # the loss is not finite any more
-        raise ValueError(f"{error} (the rate is --lr)") from error
-    # written before what follows, so that this costs no repair
-    begun = {"unfinished": "the repair has not come to its end", "scores": {}, "sha256": digests, "settings": {}}
-    written(lambda: write_whole(report_file, lambda file: file.write(json.dumps(begun).encode())), keep, say)
-    written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
-    finished = None
-    similar = functools.cache(lambda: similarity(model, train, folder.forget, config.seed))  # a pass, of many uses
-    try:
-        if args.finish and config.unlearn_epochs:
-            alike = looks_if_any(similar, train).alike
-            with Watch("the finish", tell_here) as watch:
-                finished = finish(model, repaired, watch.over(train), folder.forget, config, true_labels=truths,
-                                  alike=alike, log=watch.epoch)
-            say(finished.line)
-            repaired = finished.model
-            written(lambda: checkpoints.write(args.out, stored, repaired, names), keep, say)
-        after = [data and predicted(repaired, data) for data in (train, heldout)]
-        scores = before_and_after(before, after, train, heldout, folder)
-        found = verdict_of(model, train, heldout, before, after, folder.forget, similar, truths)
-    except ArithmeticError as error:
-        raise ValueError(f"{error} (the rate is --lr); {args.out} has these weights") from error
-    told, ranking = list_suspects(args.out, similar, repaired, train, folder, places)
-    seconds = round(time.perf_counter() - begin, 1)
-    line = found.line(classes=folder.classes)
-    shown = show_changes(args, scores, before, after, train, heldout, folder, ranking, line)
-    print(table_of_changes(scores), line, told, shown, sep="\n")
-    print(f"{args.out} has the repaired weights, {report_file} this report; {seconds} s")
-    report = {"scores": scores, "verdict": found.report(), "finish": finished and finished.report(),
-              "likely_bad": ranking and ranking.likely, "seconds": seconds, "arguments": vars(args),
-              "settings": {name: getattr(config, name) for name in READ},
-              "reading": asdict(reading), "images": len(train), "classes": folder.classes,
-              "skipped": [str(path) for path in skipped],
-              "sha256": {**digests, args.out: digest(args.out)},
-              "torchvision": version("torchvision"), **provenance(device, argv)}
-    text = json.dumps(report, indent=1).encode()
-    written(lambda: write_whole(report_file, lambda file: file.write(text)), keep, say)
-    if keep:
-        keep.unlink(missing_ok=True)
-    return 0 if found.words == (REPAIRED,) else 3
+        found = repair(inputs.model, inputs.train, folder.forget, heldout=inputs.heldout, true_labels=truths,
+                       force=True, finish=args.finish, before=before, save=save, quiet=True, say=say, layers=layers,
+                       keep=keep, every=args.checkpoint_every, leave=bytes_of(inputs.stored),
+                       files=Files(folder.paths, folder.labels, inputs.reading), **settings)
+        return found, before_and_after(found.before, found.after, inputs.train, inputs.heldout, folder)
+    except ArithmeticError as error:  # the loss or a logit is not finite any more
+        there = f"; {args.out} has these weights" if saved else ""
+        raise ValueError(f"{error} (the rate is --lr){there}") from error
+
+
+# --- Files out --------------------------------------------------------------------------------------------------------
+
+def tell_changes(args: argparse.Namespace, inputs: Inputs, found: Repaired, scores: dict, listed: str) -> None:
+    """Write the page and print the table, the verdict and where the list and the page are."""
+    line = found.verdict.line(classes=inputs.folder.classes)
+    shown = show_changes(args, scores, found.before, found.after, inputs.train, inputs.heldout, inputs.folder,
+                         found.ranking, line)
+    print(table_of_changes(scores), line, listed, shown, sep="\n")
+
+
+def report_of(args: argparse.Namespace, argv: list[str], inputs: Inputs, found: Repaired, scores: dict, seconds: float,
+              device: torch.device) -> dict:
+    """The report, for JSON."""
+    return {"scores": scores, "verdict": found.verdict.report(), "finish": found.finished and found.finished.report(),
+            "likely_bad": found.ranking and found.ranking.likely, "seconds": seconds, "arguments": vars(args),
+            "settings": {name: getattr(found.config, name) for name in READ},
+            "reading": asdict(inputs.reading), "images": len(inputs.train), "classes": inputs.folder.classes,
+            "skipped": [str(path) for path in inputs.skipped],
+            "sha256": {**inputs.digests, args.out: digest(args.out)},
+            "torchvision": version("torchvision"), **provenance(device, argv)}

@@ -37,9 +37,9 @@ FEW = 20  # classes of which a message has all names
 PIXELS = 2**24  # of the images of one batch in passes without a gradient
 
 
-def predicted(model: nn.Module, data: Data | Streamed) -> torch.Tensor:
-    """(N,) classes, in batches that fit into memory; how far it is, is printed where it takes long."""
-    with Watch("what the network gives", tell_here) as watch:
+def predicted(model: nn.Module, data: Data | Streamed, say=tell_here) -> torch.Tensor:
+    """(N,) classes, in batches that fit into memory; say: called with lines where it takes long."""
+    with Watch("what the network gives", say) as watch:
         return predict(model, watch.over(data), size=max(16, PIXELS // math.prod(data.shape)))
 
 

@@ -9,6 +9,8 @@ import math
 import time
 import warnings
 from dataclasses import fields, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ from etd import Expanded
 from expand import expand
 from experiment.data import Data, Streamed
 from experiment.settings import Config
-from rem import add_capacity
+from rem import State, add_capacity
 from rem_plus import MEMORISED, EarlyStopping, Settings, rem_plus
 from repair.mismatch import memory_format_of
 from repair.networks_by_name import check_parameters
@@ -65,7 +67,7 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
         files: the images' files, by which, too, a state knows whether they are the same.
         settings: of settings.Config, over the defaults of `choose_settings`, such as unlearn_epochs=2 or seed=1.
     Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes; the settings, whose reach is the
-        one that was used in the end, see `Again`.
+        one that was used in the end, see `another_reach`.
     Raises: ValueError: forget, a true label or a setting cannot be used; TypeError: no choice of layers can be
         expanded; NonFiniteLoss: the rate is too high.
     """
@@ -77,67 +79,108 @@ def repaired_with(model: nn.Module, data: Data | Streamed, forget: torch.Tensor,
     config, reasons = choose_settings(model, len(data), settings)
     for line in reasons:
         say(line)
-    weight = next(model.parameters())
-    example = torch.zeros((2, *data.shape), device=weight.device)
-    with Watch("choosing layers for theta_o2", say) as watch:
-        expanded = expand_any(model, example, config, layers, watch.say)
-    taught = with_truths(data, forget, truths)
+    expanded = grown(model, data, config, layers, say)
+    states = None
     if keep:
-        decided = (config, layers) if truths is None else (config, layers, truths.tolist())
+        decided = [config, layers] if truths is None else [config, layers, truths.tolist()]
         notes = {"key": repair_key(model, data, forget, *decided), "marks": marks_of(data, files)}
-        leave = bytes_of(model.state_dict()) if leave is None else leave
+        states = States(keep, every, bytes_of(model.state_dict()) if leave is None else leave, notes)
     if "reach" in settings and "farther" not in settings:
         config = replace(config, farther=0)  # a distance that is given stays
-    nearer = 0 if "reach" in settings or config.stop == "max" else NEARER  # how often half the distance may be tried
-
-    def begun(reach: float, again: bool):
-        """Algorithm 1's state after step 1, or where an earlier run was cut off, and what decides the end."""
-        chosen = settings_from(replace(config, reach=reach, farther=0 if again else config.farther), Settings)
-        state = add_capacity(expanded, taught, forget, chosen, stream(config.seed, "repair"))
-        end = EarlyStopping(state)
-        if keep and not again and (line := resume(state, end, keep, **notes)):
-            say(line)
-        return state, end
-
-    def log(epoch: int, epochs: int, net, **record) -> None:
-        if epoch == 1 and end.held_out is not None:
-            if nearer and end.untouched - end.acc > TOO_FAR:
-                raise Again(state.config.reach / 2, f"Acc(held out) is {end.acc:.2f} after the first epoch, "
-                            f"{end.untouched:.2f} before it: step 2 went too far")
-            if reach < config.reach and end.acc_forget > TOO_NEAR:
-                raise Again(2 * reach, f"Acc(D_f) is {end.acc_forget:.2f} after the first epoch: step 2 was too near")
-            if state.config.reach > reach:
-                say(f"Acc(held out) was above {MEMORISED:g} after the first epoch: what the network has memorised was "
-                    f"still there; once more, with reach {state.config.reach:.3g}")
-        spent = time.perf_counter() - begin
-        left, record = spent / (epoch - done) * (epochs - epoch), dict(acc_held_out=math.nan) | record
-        watch.say(EPOCH.format(epoch, epochs, spent, left, **record))
-        watch.what = f"epoch {epoch + 1}/{epochs} is under way"
-        if keep and every and epoch % every == 0:
-            try:
-                save_state(state, end, keep, leave=leave, **notes)
-            except Exception as error:  # a full disk, whatever it is told as, costs no repair
-                told = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-                say(f"the state of epoch {epoch} could not be written to {keep} ({told})")
-
-    reach, again, repaired = config.reach, False, None
-    while repaired is None:
-        state, end = begun(reach, again)
-        begin, done = time.perf_counter(), state.epoch  # epochs of an earlier run
-        with warnings.catch_warnings(), Watch(f"epoch {done + 1}/{config.unlearn_epochs} is under way", say) as watch:
-            state.data = watch.over(taught)
-            warnings.filterwarnings("ignore", r"Acc\(W\) fell")  # verdict.py judges harm with more to go by
-            try:
-                repaired = rem_plus(expanded, taught, forget, config, state.generator, log=log, state=state, end=end)
-            except Again as error:
-                nearer, reach, again = nearer - 1 if error.reach < reach else 0, error.reach, True
-                say(f"{error}; once more, with reach {reach:.3g}")
+    run = Run(expanded, with_truths(data, forget, truths), forget, config, states, say)
+    repaired, state = at_the_right_reach(run, 0 if "reach" in settings or config.stop == "max" else NEARER)
     used = replace(config, reach=state.config.reach)  # which may be that of an earlier run, cut off
     return repaired, used
 
 
-class Again(Exception):
-    """The first epoch did more harm than step 3 can mend, or removed nothing: REM is to begin again at `reach`.
+class States(NamedTuple):
+    """Where the states of a repair are kept, and what they are known by."""
+
+    path: Path
+    every: int  # epochs between them; 0: none is written
+    leave: int  # bytes that one leaves free
+    notes: dict  # `repair_key` and `marks_of`
+
+
+class Run(NamedTuple):
+    """What a repair has decided on before Algorithm 1 begins."""
+
+    expanded: Expanded
+    data: object  # D_tr, and what true labels add to it
+    forget: torch.Tensor  # (k,) int64, D_f
+    config: Config
+    states: States | None  # None: no state is kept
+    say: object  # called with a line
+
+
+def grown(model: nn.Module, data, config: Config, layers, say) -> Expanded:
+    """The network with theta_o2 beside it."""
+    example = torch.zeros((2, *data.shape), device=next(model.parameters()).device)
+    with Watch("choosing layers for theta_o2", say) as watch:
+        expanded = expand_any(model, example, config, layers, watch.say)
+    return expanded
+
+
+def at_the_right_reach(run: Run, nearer: int) -> tuple[nn.Module, State]:
+    """REM+, begun again while `another_reach` asks for it; nearer: how often half the distance may be tried."""
+    reach, repaired = run.config.reach, None
+    state, end = begun(run, reach)
+    while repaired is None:
+        repaired, other = attempt(run, state, end, reach, nearer)
+        if other is not None:
+            nearer = nearer - 1 if other < reach else 0
+            reach = other
+            state, end = begun(run, reach, again=True)
+    return repaired, state
+
+
+def begun(run: Run, reach: float, again: bool = False) -> tuple[State, EarlyStopping]:
+    """Algorithm 1's state after step 1, or where an earlier run was cut off, and what decides the end."""
+    config = replace(run.config, reach=reach, farther=0 if again else run.config.farther)
+    state = add_capacity(run.expanded, run.data, run.forget, settings_from(config, Settings),
+                         stream(config.seed, "repair"))
+    end = EarlyStopping(state)
+    if run.states and not again and (line := resume(state, end, run.states.path, **run.states.notes)):
+        run.say(line)
+    return state, end
+
+
+def attempt(run: Run, state: State, end: EarlyStopping, reach: float, nearer: int
+            ) -> tuple[nn.Module | None, float | None]:
+    """REM+ from a state on: the repaired network and None, or None and the reach to begin again at."""
+    began, done, epochs = time.perf_counter(), state.epoch, run.config.unlearn_epochs
+
+    def until(last: int, log=None) -> nn.Module:
+        state.config = replace(state.config, unlearn_epochs=last)
+        return rem_plus(run.expanded, run.data, run.forget, run.config, state.generator, log=log, state=state, end=end)
+
+    def log(epoch: int, of: int, net, **record) -> None:
+        spent = time.perf_counter() - began
+        left = spent / (epoch - done) * (epochs - epoch)
+        watch.say(EPOCH.format(epoch, epochs, spent, left, **{"acc_held_out": math.nan, **record}))
+        watch.what = f"epoch {epoch + 1}/{epochs} is under way"
+        keep_state(run, state, end)
+
+    with warnings.catch_warnings(), Watch(f"epoch {done + 1}/{epochs} is under way", run.say) as watch:
+        state.data = watch.over(run.data)
+        warnings.filterwarnings("ignore", r"Acc\(W\) fell")  # verdict.py judges harm with more to go by
+        if not done and epochs:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", r"Acc\(D_f\) is .* after the returned epoch")  # it is told at the end
+                until(1)
+            other, why = another_reach(run, state, end, reach, nearer)
+            if why:
+                run.say(why)
+            if other is not None:
+                return None, other
+            log(1, epochs, state.expanded, **state.record)
+        return until(epochs, log), None
+
+
+def another_reach(run: Run, state: State, end: EarlyStopping, reach: float, nearer: int
+                  ) -> tuple[float | None, str | None]:
+    """Whether REM+ is to begin again after its first epoch, which did more harm than step 3 can mend or removed
+    nothing: the reach, None if not; and a line, also where REM+ has begun again by itself.
 
     Choice: how far a removal may go depends on the network: of timm's `test_resnet` reach 0.07 leaves accuracies of 0.7
     after ten epochs and 0.03 leaves 0.96, while small networks with BatchNorm lose nothing at 0.07 and keep half of the
@@ -146,11 +189,33 @@ class Again(Exception):
     images among them count as lost, too, though they should be: so where the nearer removal has come undone within an
     epoch, the farther one is taken.
     """
+    if end.held_out is None:
+        return None, None
+    if nearer and end.untouched - end.acc > TOO_FAR:
+        other = state.config.reach / 2
+        return other, (f"Acc(held out) is {end.acc:.2f} after the first epoch, {end.untouched:.2f} before it: step 2 "
+                       f"went too far; once more, with reach {other:.3g}")
+    if reach < run.config.reach and end.acc_forget > TOO_NEAR:
+        other = 2 * reach
+        return other, (f"Acc(D_f) is {end.acc_forget:.2f} after the first epoch: step 2 was too near; once more, with "
+                       f"reach {other:.3g}")
+    if state.config.reach > reach:
+        return None, (f"Acc(held out) was above {MEMORISED:g} after the first epoch: what the network has memorised "
+                      f"was still there; once more, with reach {state.config.reach:.3g}")
+    return None, None
 
-    def __init__(self, reach: float, why: str):
-        """Args: reach: to begin again at; why: in words."""
-        super().__init__(why)
-        self.reach = reach
+
+def keep_state(run: Run, state: State, end: EarlyStopping) -> None:
+    """Write the state of an epoch, where one is due; a full disk, whatever it is told as, costs no repair."""
+    states = run.states
+    if not states or not states.every or state.epoch % states.every:
+        return
+    try:
+        save_state(state, end, states.path, leave=states.leave, **states.notes)
+    except Exception as error:
+        told = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        run.say(f"the state of epoch {state.epoch} could not be written to {states.path} ({told})")
+
 
 
 def choose_settings(model: nn.Module, n: int, given: dict) -> tuple[Config, list[str]]:

@@ -2,26 +2,16 @@
 
     check_believed(labels, before, forget)                       # ValueError where there is nothing to repair
     found = judge(labels, before, after, forget, counted)        # print(found.line()): with what to try next
-    repaired = judged_repair(model, data, forget)                # `repair` with both; a warning says the same
 
 Only labels as given are read.
 """
 
-import warnings
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.distributions import Binomial
 
 from engine.batches import among
-from engine.checks import NonFiniteLoss, check_forget
-from engine.features import features, gather
-from repair import network
-from repair.looks import looking_alike
-from repair.mismatch import memory_format_of
-from repair.suspects import margin, probe
 
 BELIEVED = 0.1  # share of the listed images that may keep their given labels, if it is no third of that before
 LOST = 0.02  # accuracy that a repair may cost, beyond a paired error
@@ -235,21 +225,6 @@ def lowest(score: torch.Tensor, among: torch.Tensor, labels: torch.Tensor, part:
     return kept
 
 
-def looked_at(model: nn.Module, data) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a network makes of all images in one pass that keeps no logits, also where it is on another device.
-
-    Returns: (N,) int64 predicted classes and (N,) float64 `suspects.margin`, on the CPU. Raises: NonFiniteLoss.
-    """
-    def outputs(x, y):
-        z = model(x).double()  # (B, classes)
-        return torch.stack([z.argmax(dim=1).double(), margin(z, y)], dim=1)
-
-    found = gather(model, data, None, outputs)  # (N, 2)
-    if not found.isfinite().all():
-        raise NonFiniteLoss("the network's logits are not finite; lower the rate, or look at the inputs")
-    return found[:, 0].long(), found[:, 1]
-
-
 def check_believed(labels: torch.Tensor, before: torch.Tensor, forget: torch.Tensor, names: dict[str, str] = FLAGS
                    ) -> None:
     """Raise ValueError where under BELIEVED of the listed images get their given label from the untouched network.
@@ -261,37 +236,3 @@ def check_believed(labels: torch.Tensor, before: torch.Tensor, forget: torch.Ten
         raise ValueError(f"the network gives {100 * share:.1f} % of the {len(forget)} known bad images their labels as "
                          "given: it has not learnt them, so a repair has nothing to remove and may do harm. Check "
                          f"{names['file']}; to go on all the same: {names['force']}")
-
-
-# --- In Python --------------------------------------------------------------------------------------------------------
-
-def judged_repair(model: nn.Module, data, forget: torch.Tensor, *, heldout=None, force: bool = False, **more
-                  ) -> nn.Module:
-    """A repaired copy of a trained classifier, by REM from some known bad examples; a warning if it is not repaired.
-
-    Args:
-        model: any network that `expand` takes, also inside DataParallel or compiled; left as it is.
-        data: all training images, labels as the network was trained on them, in memory or Streamed.
-        forget: (k,) int64 indices of the known bad ones; neither empty nor all.
-        heldout: Data or Streamed of images that were not trained on, by which harm is seen best.
-        force: go on where the network does not give the known bad ones their labels.
-        more: of network.repaired_with: true_labels, layers, say, keep and so on, and settings such as unlearn_epochs=2.
-    Returns: a plain network of the keys, shapes and dtypes of `model`, in its modes.
-    Warns: with the line of `judge` where the verdict is not REPAIRED.
-    Raises: ValueError: forget, a true label or a setting cannot be used, or the network does not believe the known bad
-        images; TypeError: no choice of layers can be expanded; NonFiniteLoss: the rate is too high.
-    """
-    model, forget = network.unwrapped(model), check_forget(forget, len(data))
-    data, heldout = (part and replace(part, memory_format=memory_format_of(model, part)) for part in (data, heldout))
-    labels, (before, margins) = data.labels.cpu(), looked_at(model, data)
-    if not force:
-        check_believed(labels, before, forget, ARGUMENTS)
-    repaired, _ = network.repaired_with(model, data, forget, **more)
-    held = heldout and (heldout.labels.cpu(), *(looked_at(net, heldout)[0] for net in (model, repaired)))
-    h = features(model, data)  # (N, d)
-    alike = looking_alike(h, labels, forget, more.get("seed", 0))
-    counted = undoubted(labels, forget, margins, probe(h, forget), alike)
-    found = judge(labels, before, looked_at(repaired, data)[0], forget, counted, held, more.get("true_labels"))
-    if found.words != (REPAIRED,):
-        warnings.warn(found.line(ARGUMENTS), stacklevel=2)
-    return repaired

@@ -11,8 +11,8 @@ from helpers import assert_close, gen, make_data, small_net
 from metrics import predict
 from models import build
 from repair.finish import believed_share
+from repair.pipeline import looked_at
 from repair.suspects import logits, suspects
-from repair.verdict import looked_at
 
 # --- What a layer is given --------------------------------------------------------------------------------------------
 

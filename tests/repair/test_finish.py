@@ -23,7 +23,7 @@ from experiment.settings import Config
 from helpers import assert_close, assert_same_state, gen
 from metrics import accuracy, predict
 from models import build
-from repair import account, command
+from repair import pipeline
 from repair import finish as finish_module
 from repair.finish import called_otherwise, finish, finish_loss, gone_elsewhere, same_answers
 from repair.looks import looking_alike
@@ -349,20 +349,18 @@ def test_the_command_finishes_unless_told_not_to(colours, capsys, monkeypatch): 
 def test_looks_are_found_once_for_all(colours, monkeypatch):  # noqa: F811
     """The finish and the verdict have the same ones, of the settings' seed. Where they cannot be had, by any failure,
     the finish drops none for its looks, reads no features, and the repair ends as ever."""
-    finish, undoubted = Mock(wraps=command.finish), Mock(wraps=account.undoubted)  # what they are told is not printed
+    # what they are told is not printed
+    finish, undoubted = Mock(wraps=pipeline.finish_repair), Mock(wraps=pipeline.undoubted)
     found, fail = Mock(return_value=torch.arange(72) % 9 == 4), Mock(side_effect=MemoryError("no room"))
-    monkeypatch.setattr(command, "finish", finish)
-    monkeypatch.setattr(account, "undoubted", undoubted)
+    monkeypatch.setattr(pipeline, "finish_repair", finish)
+    monkeypatch.setattr(pipeline, "undoubted", undoubted)
     monkeypatch.setattr(finish_module, "features", fail)
     for looks, expected in ((found, found.return_value), (fail, torch.zeros(72, dtype=torch.bool))):
-        monkeypatch.setattr(account, "looking_alike", looks)
+        monkeypatch.setattr(pipeline, "looking_alike", looks)
         assert call(colours, "--epochs", 1, "--seed", 7) in (0, 3)
         assert torch.equal(finish.call_args.kwargs["alike"], expected)
         assert torch.equal(undoubted.call_args.args[4], expected)
     assert [one.args[3] for one in found.call_args_list] == [7]
-    monkeypatch.setattr(account, "ranks", lambda: (0, 2))
-    with pytest.raises(MemoryError):  # of two processes the other one would wait for this one
-        account.looks_if_any(fail, None)
 
 
 def test_the_settings_seed_draws_the_order(learnt, monkeypatch):

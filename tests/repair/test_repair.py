@@ -15,7 +15,7 @@ import torchvision
 from torch import nn
 
 import claims
-from engine import ending
+import rem_plus
 from engine.modes import modes_of
 from etd import ExpandedWeight
 from expand import expand
@@ -51,26 +51,34 @@ def test_settings_follow_from_data_and_network(n, norm, given, batch, optimizer,
     assert told == [f"batch {batch} ({math.ceil(n / batch)} steps per epoch on {n} images"] * ("batch" not in given)
 
 
-@pytest.mark.parametrize("lost, believed, by_heart, given, again, reach", [
+@pytest.mark.parametrize("lost, believed, memorised, given, again, reach", [
     (4, 1 / 3, False, {}, [], 0.07),  # of 14, against a third
     (5, 1 / 3, False, {}, [("too far", 0.035), ("too far", 0.0175)], 0.0175),
     (5, 1 / 3, False, {"reach": 0.07}, [], 0.07),
     (5, 0.34, False, {}, [("too far", 0.035), ("too far", 0.0175), ("too near", 0.035), ("too near", 0.07)], 0.07),
-    (0, 0.0, True, {}, [("by heart", 0.14)], 0.14),
+    (0, 0.0, True, {}, [("memorised", 0.14)], 0.14),
     (0, 0.0, True, {"reach": 0.07}, [], 0.07),
-    (0, 0.0, True, {"reach": 0.07, "farther": 2}, [("by heart", 0.28)], 0.28),
+    (0, 0.0, True, {"reach": 0.07, "farther": 2}, [("memorised", 0.28)], 0.28),
     (0, 0.0, True, {"farther": 0}, [], 0.07),
     (5, 0.0, True, {}, [("too far", 0.07)], 0.07)])
-def test_how_far_a_removal_goes(monkeypatch, lost, believed, by_heart, given, again, reach):
+def test_how_far_a_removal_goes(monkeypatch, lost, believed, memorised, given, again, reach):
     """P4, A40: half as far, at most twice, where the first epoch loses more than a third of the accuracy, and as far as
     before where that leaves more than a third of D_f believed; twice as far where it leaves what is known by heart,
     unless that loses a third of the accuracy. A given reach stays, unless `farther` is given too. It is said, and what
     comes back, the settings too, is that of a repair which was given the reach that was used in the end."""
     # every epoch gets so many wrong of those that step 3 leaves out, the untouched network none, and leaves so much of
     # D_f believed: what training brings about differs from machine to machine
-    monkeypatch.setattr(ending, "right_on", lambda s, index: torch.arange(len(index)) >= lost)
-    monkeypatch.setattr(ending, "accuracy_of", lambda s, index, net=None: believed if net is None else 1.0)
-    monkeypatch.setattr(ending, "BY_HEART", -1.0 if by_heart else 2.0)
+    monkeypatch.setattr(rem_plus, "right_on", lambda s, index: torch.arange(len(index)) >= lost)
+    accuracy_of, look = rem_plus.accuracy_of, rem_plus.EarlyStopping.look
+    monkeypatch.setattr(rem_plus, "accuracy_of", lambda s, index, net=None: accuracy_of(s, index) if net is None else 1.0)
+
+    def look_at(end, s):  # what step 2 measures itself stays as it is
+        with monkeypatch.context() as patch:
+            patch.setattr(rem_plus, "accuracy_of", lambda s, index: believed)
+            look(end, s)
+
+    monkeypatch.setattr(rem_plus.EarlyStopping, "look", look_at)
+    monkeypatch.setattr(rem_plus, "MEMORISED", -1.0 if memorised else 2.0)
     data, told = make_data(0, n=60), []
     data.labels[FORGET] = predicted(small_net(0), data)[FORGET]  # as learnt, so that step 2 has something to do
     found, used = network.repaired_with(small_net(0), data, FORGET, unlearn_epochs=2, say=told.append, **given)
@@ -78,7 +86,7 @@ def test_how_far_a_removal_goes(monkeypatch, lost, believed, by_heart, given, ag
         assert why in line and line.endswith(f"once more, with reach {tried:.3g}")
     chosen = choose_settings(small_net(0), 60, {"unlearn_epochs": 2})[0]
     assert used == replace(chosen, reach=reach, farther=used.farther)
-    monkeypatch.setattr(ending, "BY_HEART", 2.0)
+    monkeypatch.setattr(rem_plus, "MEMORISED", 2.0)
     assert_same_state(found, repair_quietly(small_net(0), data, FORGET, unlearn_epochs=2, reach=reach))
 
 

@@ -21,7 +21,7 @@ from colours import (IMAGENET, add_to_net, began, call, colours, report_of,  # n
 from experiment.data import Data
 from helpers import gen, small_net
 from metrics import accuracy
-from repair import account, checkpoints, command, images, network
+from repair import account, checkpoints, command, images, network, pipeline
 from repair.inputs import Folder, open_folder
 from repair.mismatch import share_of
 from repair.network import choose_settings
@@ -260,7 +260,7 @@ def test_what_fails_after_the_repair_costs_no_weights(colours, capsys, monkeypat
     def told_without(*names) -> str:
         with monkeypatch.context() as patched:
             for name in names:
-                patched.setattr(account, name, fail)
+                patched.setattr(account if name == "write_page" else pipeline, name, fail)
             assert call(colours, "--epochs", 0) == 0
         return capsys.readouterr().out
 

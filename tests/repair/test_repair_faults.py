@@ -19,7 +19,7 @@ import torch
 
 from colours import call, colours, report_of  # noqa: F401
 from helpers import Called, Evil, assert_same_state, make_data, small_net
-from repair import checkpoints, command, network, outputs, state
+from repair import checkpoints, command, network, outputs, pipeline, state
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whether a cap is reached
 FORGET = torch.tensor([1, 5, 9])
@@ -119,7 +119,7 @@ def test_no_room_is_made_where_room_is_not_what_lacks(tmp_path):
 def test_a_repair_without_a_state_that_is_cut_off_begins_anew(colours, monkeypatch, capsys):
     """P9: the weights that lie there are known as a repair's, which has not come to its end, and may be replaced."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(command, "finish", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(pipeline, "finish_repair", Mock(side_effect=KeyboardInterrupt))
         call(colours, *SHORT, "--checkpoint-every", 0)
     assert colours["--out"].is_file() and "unfinished" in report_of(colours)
     assert call(colours, *SHORT, "--checkpoint-every", 0) == 0
@@ -174,14 +174,14 @@ def test_lists_from_a_shell_are_read_once(colours, capsys, lists):
 
 def test_inputs_that_go_away_cost_nothing(colours, monkeypatch):
     """P3: the report's digests are of what was read, so that lists and weights may change or go meanwhile."""
-    digest, repaired = hashlib.sha256(colours["--checkpoint"].read_bytes()).hexdigest(), network.repaired_with
+    digest, repaired = hashlib.sha256(colours["--checkpoint"].read_bytes()).hexdigest(), pipeline.repaired_with
 
     def gone(*args, **more):
         colours["--checkpoint"].unlink()
         colours["--bad"].unlink()
         return repaired(*args, **more)
 
-    monkeypatch.setattr(command, "repaired_with", gone)
+    monkeypatch.setattr(pipeline, "repaired_with", gone)
     assert call(colours, "--epochs", 1) == 0
     assert report_of(colours)["sha256"][str(colours["--checkpoint"])] == digest
 

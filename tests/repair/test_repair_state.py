@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+import rem_plus
 from colours import call, colours  # noqa: F401
-from engine import ending
 from experiment.settings import Config
 from experiment.user_code import function_of
 from helpers import assert_same_state, make_data, small_net, streamed
@@ -104,7 +104,7 @@ def test_the_epoch_that_comes_back_is_carried_over(tmp_path, monkeypatch):
     def right_on(s, index):  # training meets no epoch that is better than all that follow on every machine
         return torch.arange(len(index)) < (len(index) if s.epoch == 1 else 0)
 
-    monkeypatch.setattr(ending, "right_on", right_on)
+    monkeypatch.setattr(rem_plus, "right_on", right_on)
     wanted = repair_quietly(small_net(0), data, FORGET, say=told.append, **settings)
     assert len(epochs_of(told)) == 3  # two that are worse
     cut_off(2, small_net(0), data, keep=keep, **settings)

@@ -17,7 +17,7 @@ from engine.features import features
 from helpers import make_data, small_net
 from image_tree import written
 from models import build
-from repair import account, networks_by_name, suspects_list
+from repair import networks_by_name, pipeline, suspects_list
 from repair.inputs import Folder, open_folder
 from repair.ranking import rank
 from repair.suspects import crossed, given_loss, logits, probe
@@ -158,9 +158,10 @@ def test_features_that_would_fill_the_memory_are_left_out(monkeypatch, missing, 
     """S15: five copies of them, 20 rows of the last layer's three inputs in float64, have to fit into what is free."""
     data, forget = make_data(0, n=20), torch.tensor([2, 5])
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3), torch.nn.Linear(3, 4))
-    monkeypatch.setattr(account, "room_for_images", lambda device: 5 * 20 * 3 * 8 - missing)
-    found = account.similarity(net, data, forget, 0)
-    assert [column is not None for column in found] == [similar, similar, True] and not found.alike.any()
+    monkeypatch.setattr(pipeline, "room_for_images", lambda device: 5 * 20 * 3 * 8 - missing)
+    found = pipeline.looks_of(pipeline.see(net, data), data.labels, forget, 0)
+    assert [column is not None for column in found[:3]] == [similar, similar, True]
+    assert not found.alike.any() and found.missing == ""
 
 
 @pytest.mark.parametrize("answered, content", [

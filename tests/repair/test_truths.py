@@ -15,7 +15,7 @@ from experiment.settings import Config
 from helpers import assert_same_state, gen, make_data, small_net, streamed
 from image_tree import root, written  # noqa: F401
 from metrics import accuracy, predict
-from repair import account, command
+from repair import pipeline
 from repair.inputs import open_folder
 from repair.network import repair_quietly
 from repair.progress import Watch
@@ -190,11 +190,11 @@ def test_two_lists_count_together(tmp_path, root):
 def test_the_command_teaches_them(colours, capsys, monkeypatch):
     """Y4, Y5: a column of true labels of --bad is told to the repair, the finish and the verdict, changes the weights
     and adds a line to the report; images that cannot be decoded are forgotten with their labels."""
-    bad, repaired_with = colours["--data"] / "bad.csv", Mock(wraps=command.repaired_with)
-    finish, judge = Mock(wraps=command.finish), Mock(wraps=account.judge)  # what they are told shows nowhere else
-    monkeypatch.setattr(command, "repaired_with", repaired_with)
-    monkeypatch.setattr(command, "finish", finish)
-    monkeypatch.setattr(account, "judge", judge)
+    bad, repaired_with = colours["--data"] / "bad.csv", Mock(wraps=pipeline.repaired_with)
+    finish, judge = Mock(wraps=pipeline.finish_repair), Mock(wraps=pipeline.judge)  # what they are told shows nowhere else
+    monkeypatch.setattr(pipeline, "repaired_with", repaired_with)
+    monkeypatch.setattr(pipeline, "finish_repair", finish)
+    monkeypatch.setattr(pipeline, "judge", judge)
     bad.write_text("path,true_label\n0-5.png,0\n1-5.png,\n")
     assert call(colours, "--epochs", 1) in (0, 3)
     plain = colours["--out"].read_bytes()

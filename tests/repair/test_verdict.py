@@ -18,15 +18,16 @@ from experiment.data import Data
 from experiment.settings import Config
 from helpers import assert_close, assert_same_state, gen, make_data, small_net
 from metrics import accuracy
-from repair import account, command, repair, verdict
 from repair import network as plain
+from repair import pipeline, repair
 from repair.inputs import open_folder
 from repair.looks import looking_alike
 from repair.mismatch import predicted
 from repair.networks_by_name import build_network
+from repair.pipeline import Seen, looked_at
 from repair.suspects import logits, margin, probe
 from repair.verdict import (ARGUMENTS, FLAGS, HARMED, NOT_REPAIRED, REPAIRED, Together, Verdict, changed,
-                            check_believed, judge, looked_at, lowest, undoubted)
+                            check_believed, judge, lowest, undoubted)
 from shapes import CLASSES, WRONG, draw_shapes, put_sticker, write_images
 from train import fit
 
@@ -262,7 +263,7 @@ def test_the_command_says_it(stickers, capsys, more, verdicts, code):
 def test_the_command_doubts_as_the_untouched_network_does(colours, monkeypatch):
     """Q2: the margins and looks by which images count are those of the network before the repair."""
     asked = Mock(wraps=undoubted)  # the numbers themselves show in no output
-    monkeypatch.setattr(account, "undoubted", asked)
+    monkeypatch.setattr(pipeline, "undoubted", asked)
     assert call(colours, "--epochs", 1) in (0, 3)
     net, reading = build_network(colours["--model"], 12, 32)
     net.load_state_dict(torch.load(colours["--checkpoint"], weights_only=True))
@@ -281,7 +282,7 @@ def test_the_command_names_the_classes(colours, monkeypatch, capsys):
     """Q4: where listed images have gone together, by their names, on stdout and on the page."""
     change = changed(*torch.zeros(3, 9, dtype=torch.int64))
     dictated = Verdict((REPAIRED,), change, change, None, (Together(2, 11, 5, 6),))
-    monkeypatch.setattr(command, "verdict_of", lambda *args: dictated)  # of two listed images nothing would be told
+    monkeypatch.setattr(pipeline, "judge", lambda *args: dictated)  # of two listed images nothing would be told
     assert call(colours, "--epochs", 0) == 0
     names = open_folder(colours["--data"], colours["--bad"], class_map=colours["--class-map"]).classes
     line = f"5 of the 6 listed images labelled {names[2]} are now called {names[11]}: "
@@ -313,7 +314,7 @@ def test_when_nothing_is_believed(believed, of, refused):
 
 def test_the_function_refuses_and_warns():
     """Q5, Q4: `repair` raises where nothing is believed, unless it is forced; it warns with the line of its verdict,
-    but not of REPAIRED; true labels go through; what it gives back is what network.repair_quietly does."""
+    but not of REPAIRED, nor where it is to be quiet; without epochs the network is as it was."""
     data, net, forget = make_data(0, n=60, classes=4), small_net(0), torch.arange(6)
     data.labels[forget] = (predicted(net, data)[forget] + 1) % 4
     with pytest.raises(ValueError, match=r"0.0 % of the 6 known bad images .*to go on all the same: force=True$"):
@@ -324,7 +325,10 @@ def test_the_function_refuses_and_warns():
     data.labels[forget] = predicted(net, data)[forget]
     with pytest.warns(UserWarning, match="^NOT REPAIRED: 100.0 % of the listed .*a higher unlearn_lr, optimizer adam"):
         found = repair(net, data, forget, unlearn_epochs=0)
-    assert_same_state(found, plain.repair_quietly(net, data, forget, unlearn_epochs=0))
+    assert_same_state(found.network, plain.repair_quietly(net, data, forget, unlearn_epochs=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert repair(net, data, forget, unlearn_epochs=0, quiet=True).verdict == found.verdict
     heldout = make_data(1, n=40, classes=4)
     heldout.labels[:] = predicted(net, heldout)
     with pytest.warns(UserWarning, match="accuracy on 40 held-out images"):
@@ -340,13 +344,14 @@ def test_the_function_compares_with_the_untouched_network(monkeypatch, held_out)
     held = make_data(1, n=40, classes=4) if held_out else None
     if held_out:
         held.labels[:] = predicted(net, held)
-    monkeypatch.setattr(plain, "repaired_with", lambda *args, **more: (other, None))  # a network known to be worse
+    config = Config(seed=5)
+    monkeypatch.setattr(pipeline, "repaired_with", lambda *args, **more: (other, config))  # a network known to be worse
     alike, h = Mock(return_value=torch.arange(240) % 3 == 0), features(net, data)
-    monkeypatch.setattr(verdict, "looking_alike", alike)
+    monkeypatch.setattr(pipeline, "looking_alike", alike)
     counted = undoubted(data.labels, forget, looked_at(net, data)[1], probe(h, forget), alike.return_value)
     wanted = verdict_on(net, other, data, forget, held, counted)
     with pytest.warns(UserWarning) as told:
-        repair(net, data, forget, heldout=held, seed=5)
+        repair(net, data, forget, heldout=held, finish=False, seed=5)
     assert all(map(torch.equal, alike.call_args.args, (h, data.labels, forget))) and alike.call_args.args[3] == 5
     assert [str(one.message) for one in told] == [wanted.line(ARGUMENTS)] and HARMED in wanted.words
 
@@ -359,9 +364,9 @@ def test_the_function_knows_what_was_taught(monkeypatch, truths):
     data.labels[forget] = 0
     after = data.labels.index_fill(0, forget, 1)
     after[12:120] = (after[12:120] + 1) % 4  # and much else is wrong, so that a warning comes
-    monkeypatch.setattr(plain, "repaired_with", lambda *args, **more: (other, None))
-    monkeypatch.setattr(verdict, "looked_at",
-                        lambda model, data: (after if model is other else data.labels, torch.zeros(240)))
+    monkeypatch.setattr(pipeline, "repaired_with", lambda *args, **more: (other, Config()))
+    monkeypatch.setattr(pipeline, "logits", lambda model, data: (torch.eye(4).double()[after], data.labels))
+    seen = Seen(data.labels, torch.zeros(240), None)
     with pytest.warns(UserWarning, match="^HARMED") as told:
-        repair(net, data, forget, true_labels=truths)
+        repair(net, data, forget, true_labels=truths, before=seen, finish=False)
     assert ("12 of the 12 listed images labelled 0 are now called 1" in str(told[0].message)) == (truths is None)
