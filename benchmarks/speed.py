@@ -33,7 +33,7 @@ from rem import add_capacity, pass_over_forget, redirect  # noqa: E402
 from tasks import discover, make_task  # noqa: E402
 from train import fit  # noqa: E402
 
-REPEATS = 5
+REPEATS = 3
 GEMM = {"cpu": 1024, "cuda": 8192}  # rows and columns of the matrices that the matmul rate is measured with
 SHARES = (0.25, 0.5)  # of the training images, beside all of them
 TRAINING, CONVENTIONAL, STEP2, STEP3 = "training epoch", "conventional epoch", "step 2, pass", "step 3, epoch"

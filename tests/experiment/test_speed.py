@@ -21,7 +21,8 @@ def test_ratios_of_a_small_run(tmp_path, capsys):
     assert len(rows) == devices and all(line.count("|") == 2 + devices for line in lines)
     assert len(lines) == 2 + len(rows[0]["ratios"]) + 2 and len(rows[0]["ratios"]) == 9
     for row in rows:
-        assert all(math.isfinite(value) and value > 0 for value in (*row["ratios"].values(), row["seconds"], row["peak"]))
+        numbers = [*row["ratios"].values(), row["seconds"], row["peak"]]
+        assert all(math.isfinite(number) and number > 0 for number in numbers)
         assert {"cpu", "isa", "threads", "torch", "git", "device", "argv"} <= row.keys() and is_other(row)
         assert row["images"] == 120 and row["flops"]["step 3, epoch"] > row["flops"]["training epoch"] > 0
 
