@@ -12,7 +12,8 @@ from pathlib import Path
 
 from experiment.console import flag
 from experiment.methods import MASKS, METHODS, check_names, allowed_with, reads_setting
-from experiment.settings import AFTER_TRAINING, Config, OF_THE_RUN, kind_of, resolve
+from engine.checks import kind_of
+from experiment.settings import AFTER_TRAINING, Config, OF_THE_RUN, resolve
 from study.rows import SETTINGS, cell_key
 from tasks import TASKS
 
