@@ -17,6 +17,7 @@ counts. An option with the name of a field of the rows chooses rows: `task=poiso
     names="a: b; c: d"   what stands in the table in place of a and c
     note=no          no line with seeds, versions and processors below the table
     open=tried       a row for each entry of this list in the rows
+    last=seed,epoch  of rows with the same values of these fields the last one counts
 
 A score is a field (`healed`, `before.misled`, `points.3.healed`) or two of them with `*`, `-` or `/` between; in
 percent, or as it is with `#`, and the decimals: `healed%1`, `seconds#2`. A mistake in a marker is one line, exit 2.
@@ -47,8 +48,7 @@ from tasks import EVERY_TASK  # noqa: E402
 BEGIN = re.compile(r"<!-- table: (.*) -->")
 END = "<!-- end -->"
 OURS = ("reach", "stop", "disbelieved", "farther")  # the four changes of REM+
-OF_ALL = {"by", "names", "note", "open"}
-COMPUTED = ("method", "variant")
+OF_ALL = {"by", "names", "note", "open", "last"}
 HEADS = {"healed": "Healed", "utility": "Utility"}
 OPERATIONS = {"*": lambda a, b: a * b, "/": lambda a, b: a / b if b else 0.0, "-": lambda a, b: a - b}
 
@@ -143,6 +143,8 @@ def parsed(text: str) -> Marker:
     rows = rows_at(tuple(word for word in words if "=" not in word))
     if "open" in given:
         rows = [{**row, **entry} for row in rows for entry in row.get(given["open"]) or []]
+    if "last" in given:
+        rows = list({tuple(field(row, key) for key in given["last"].split(",")): row for row in rows}.values())
     known = OF_ALL | KINDS[kind][1]
     chosen = {key: value.split(",") for key, value in given.items() if key not in known}
     for key, values in chosen.items():
