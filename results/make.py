@@ -11,7 +11,8 @@ A table stands on a page between a marker and an end, and what is between them i
 
 A marker has a kind (a function of KINDS says what its table shows), files or folders of rows, and options. A folder
 stands for all *.jsonl below it; `results/x:rem,npo` takes these methods alone; of one run in several places the last
-counts. An option with the name of a field of the rows chooses rows: `task=poison seed=0,1`. More options of all kinds:
+counts. An option with the name of a field of the rows chooses rows: `task=poison seed=0,1` (a comma
+before a space is part of a value). More options of all kinds:
 
     by=method,n      a line for each of these together; `variant` is the method with the settings that are not usual
     names="a: b; c: d"   what stands in the table in place of a and c
@@ -122,11 +123,12 @@ def table_of(text: str) -> list[str]:
     if odd := [pair[0] for pair in pairs if len(pair) != 2]:
         raise ValueError(f"names has {odd[0]!r}; write \"old: new; old: new\"")
     names = dict(pairs)
+    names |= {f"minus {old}": f"minus {new}" for old, new in names.items() if f"minus {old}" in header}
     if unused := set(names) - {cell for line in (header, *lines) for cell in line}:
         raise ValueError(f"names has {sorted(unused)[0]!r}, which is not in the table")
     grid = [[names.get(cell, cell) for cell in line] for line in (header, *lines)]
-    grid.insert(1, ["---"] * len(header))
     made = ["| " + " | ".join(line) + " |" for line in grid]
+    made.insert(1, "|---" * len(header) + "|")
     note = note_on(marker.rows)
     return made + ["", note] if note and marker.options.get("note") != "no" else made
 
@@ -146,7 +148,7 @@ def parsed(text: str) -> Marker:
     if "last" in given:
         rows = list({tuple(field(row, key) for key in given["last"].split(",")): row for row in rows}.values())
     known = OF_ALL | KINDS[kind][1]
-    chosen = {key: value.split(",") for key, value in given.items() if key not in known}
+    chosen = {key: re.split(",(?! )", value) for key, value in given.items() if key not in known}
     for key, values in chosen.items():
         if not any(key in row for row in rows):
             raise ValueError(f"{key!r} is neither an option of {kind} ({', '.join(sorted(known))}) nor a field of the rows")
@@ -294,7 +296,8 @@ def by_cell(rows: list[dict], score: str, cell: list[str], over: list[str]) -> d
     for row in rows:
         rate = row.get("discovery") if row.get("method") not in METHODS or reads_forget(row["method"]) else None
         key = (tuple(text_of(field(row, name)) for name in cell), rate, tuple(text_of(field(row, name)) for name in over))
-        found.setdefault(key, []).append(value_of(row, score))
+        if (value := value_of(row, score)) is not None:
+            found.setdefault(key, []).append(value)
     for key, values in found.items():
         if len(values) > 1 and len(set(values)) > 1:
             raise ValueError(f"{len(values)} rows differ in one cell {key}; name what they differ in by by= or a filter")
