@@ -439,7 +439,7 @@ def pairs(marker: Marker) -> tuple[list[str], list[list[str]]]:
 
 
 def each(marker: Marker) -> tuple[list[str], list[list[str]]]:
-    """Every seed's score in a line, with mean, least and most. Options: by; show: scores with a name before `:`."""
+    """Every seed's score in a line, and their mean. Options: by; show: scores with a name before `:`."""
     by, items = marker.words("by", "method"), [item.rpartition(":")[::2] for item in marker.need("show").split(",")]
     lines = []
     for place in marker.places(*by):
@@ -448,10 +448,10 @@ def each(marker: Marker) -> tuple[list[str], list[list[str]]]:
         cells = []
         for _, item in items:
             values = [100 * value_of(row, item) for row in part]
-            cells += [" / ".join(f"{v:.0f}" for v in values), f"{fmean(values):.1f}", f"{min(values):.0f} to {max(values):.0f}"]
+            cells += [" / ".join(f"{v:.0f}" for v in values), f"{fmean(values):.1f}"]
         lines.append([*place, *cells])
     heads = [HEADS.get(label or item, label or item) for label, item in items]
-    return [*by, *(text for head in heads for text in (f"{head}, each seed", "mean", "least to most"))], lines
+    return [*by, *(text for head in heads for text in (f"{head}, each seed", "mean"))], lines
 
 
 def spread(marker: Marker) -> tuple[list[str], list[list[str]]]:
