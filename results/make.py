@@ -310,6 +310,11 @@ def over_units(values: dict[tuple, float], sign: bool = False) -> tuple[str, str
     return (shown(*mean, sign=sign), count) if mean else ("", "")
 
 
+def counted(over: list[str]) -> str:
+    """The head of a column of numbers of units and cells."""
+    return "seeds × cells" if over == ["seed"] else f"({', '.join(over)}) × cells"
+
+
 # --- Kinds of tables --------------------------------------------------------------------------------------------------
 
 
@@ -364,7 +369,7 @@ def product(marker: Marker) -> tuple[list[str], list[list[str]]]:
     if unknown := [name for name in columns if name not in {*wide, *one}]:
         raise ValueError(f"unknown column {unknown[0]!r}; choose from {product.__doc__.split('columns, of ')[1].split(';')[0]}")
     heads = {"cells": [" ".join(cell) for cell in cells], "tasks": [task for (task,) in tasks], "minus": [f"minus {against}"],
-             "product": [HEADS.get(score, score)], "seeds": [f"{over[0]}s × cells"], "best": ["best per cell"]}
+             "product": [HEADS.get(score, score)], "seeds": [counted(over)], "best": ["best per cell"]}
     header = [*by, *(head for name in columns for head in heads.get(name, [HEADS.get(name, name)]))]
     full = [k for k in range(len(header)) if k < len(by) or any(line[k] for line in lines)]
     return [header[k] for k in full], [[line[k] for k in full] for line in lines]
@@ -435,7 +440,7 @@ def pairs(marker: Marker) -> tuple[list[str], list[list[str]]]:
         lines.append([*label, *(over_units(mine)[0] for mine in shared), less, count])
     if not lines:
         raise ValueError(f"no cell has {of} {sides[0]} and {sides[1]}")
-    return [*by, *sides, "difference", f"{over[0]}s × cells"], lines
+    return [*by, *sides, "difference", counted(over)], lines
 
 
 def each(marker: Marker) -> tuple[list[str], list[list[str]]]:
