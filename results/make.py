@@ -48,6 +48,7 @@ from tasks import EVERY_TASK  # noqa: E402
 
 BEGIN = re.compile(r"<!-- table: (.*) -->")
 END = "<!-- end -->"
+UNIT = re.compile(r"[%#]\d?")  # behind a score
 OURS = ("reach", "stop", "disbelieved", "farther")  # the four changes of REM+
 OF_ALL = {"by", "names", "note", "open", "last"}
 HEADS = {"healed": "Healed", "utility": "Utility"}
@@ -106,6 +107,15 @@ class Marker:
         if name not in self.options:
             raise ValueError(f"a table of the kind {self.kind} needs {name}=...")
         return self.options[name]
+
+    def scores(self) -> list[tuple[str, str]]:
+        """Head and scores of each column of `show`; ValueError for a score that no row has."""
+        items = [item.rpartition(":")[::2] for item in self.need("show").split(",")]
+        for score in (score for _, item in items for score in re.split("[+>]", item)):
+            if all(value_of(row, UNIT.sub("", score)) is None for row in self.rows):
+                raise ValueError(f"no row has a score {score!r}; a row has {', '.join(self.rows[0])}")
+        heads = [label or UNIT.sub("", item).replace("+", " / ").replace(">", " -> ") for label, item in items]
+        return [(HEADS.get(head, head), item) for head, (_, item) in zip(heads, items, strict=True)]
 
     def places(self, *keys: str) -> list[tuple[str, ...]]:
         """The values of these fields that the rows have together: as chosen, numbers ascending, else as they appear."""
@@ -211,6 +221,11 @@ def with_variants(rows: list[dict]) -> list[dict]:
     return found
 
 
+def having(rows: list[dict], keys: list[str], place: tuple[str, ...]) -> list[dict]:
+    """Rows whose fields have these values."""
+    return [row for row in rows if all(text_of(field(row, key)) == v for key, v in zip(keys, place, strict=True))]
+
+
 def field(row: dict, name: str):
     """A field, an entry of one (`before.misled`, `points.3.healed`); ValueError where the row has none."""
     if name == "method" and "variant" in row:
@@ -225,14 +240,25 @@ def field(row: dict, name: str):
 
 
 def value_of(row: dict, score: str) -> float | None:
-    """A score of a row: a field, or two with an operation between."""
+    """A score of a row: a field, or two with an operation between; None where the row lacks one."""
     for sign, operation in OPERATIONS.items():
         if sign in score:
-            parts = [field(row, part) for part in score.split(sign, 1)]
+            parts = [value_of(row, part) for part in score.split(sign, 1)]
             return None if None in parts else operation(*parts)
     if score == "product" and "product" not in row:
-        return row["healed"] * row["utility"]
-    return field(row, score)
+        return value_of(row, "healed*utility")
+    try:
+        return field(row, score)
+    except ValueError:
+        return None
+
+
+def scores_of(rows: list[dict], score: str) -> list[float]:
+    """A score of every row, in percent; ValueError for a row without it."""
+    found = [value_of(row, score) for row in rows]
+    if None in found:
+        raise ValueError(f"a row has no score {score!r}; it has {', '.join(rows[found.index(None)])}")
+    return [100 * value for value in found]
 
 
 def text_of(value) -> str:
@@ -298,6 +324,8 @@ def by_cell(rows: list[dict], score: str, cell: list[str], over: list[str]) -> d
         key = (tuple(text_of(field(row, name)) for name in cell), rate, tuple(text_of(field(row, name)) for name in over))
         if (value := value_of(row, score)) is not None:
             found.setdefault(key, []).append(value)
+    if rows and not found:
+        raise ValueError(f"no row has a score {score!r}; rows have {', '.join(rows[0])}")
     for key, values in found.items():
         if len(values) > 1 and len(set(values)) > 1:
             raise ValueError(f"{len(values)} rows differ in one cell {key}; name what they differ in by by= or a filter")
@@ -391,11 +419,11 @@ def means(marker: Marker) -> tuple[list[str], list[list[str]]]:
     line where there is no across, over all rows; count: a column with the number of rows, by this name.
     """
     by, across, over = marker.words("by", "method"), marker.words("across"), marker.options.get("sem", "")
-    items = [item.rpartition(":")[::2] for item in marker.need("show").split(",")]
+    items = marker.scores()
     columns = [tuple(place) for place in marker.places(*across)] if across else [()]
 
     def cells(part: list[dict]) -> list[str]:
-        groups = [[row for row in part if all(text_of(field(row, k)) == v for k, v in zip(across, column, strict=True))]
+        groups = [having(part, across, column)
                   for column in columns]
         groups += [part] if across and "all" in marker.options else []
         return [joined(group, item, over) for group in groups for _, item in items]
@@ -407,12 +435,11 @@ def means(marker: Marker) -> tuple[list[str], list[list[str]]]:
 
     lines, name = [], marker.options.get("count")
     for place in marker.places(*by):
-        part = [row for row in marker.rows if all(text_of(field(row, k)) == v for k, v in zip(by, place, strict=True))]
+        part = having(marker.rows, by, place)
         lines.append([*place, *[str(len(part))] * bool(name), *cells(part)])
     if "all" in marker.options and not across:
         lines.append(["all", *[""] * (len(by) - 1), *[str(len(marker.rows))] * bool(name), *cells(marker.rows)])
-    labels = [label or re.sub(r"[%#]\d?", "", item).replace("+", " / ").replace(">", " -> ") for label, item in items]
-    labels = [HEADS.get(label, label) for label in labels]
+    labels = [label for label, _ in items]
     heads = labels if not across else [" ".join(c) + (f", {label}" if len(items) > 1 else "") for c in columns for label in labels]
     heads += ["all"] * (len(items) if across and "all" in marker.options else 0)
     return [*by, *[name] * bool(name), *heads], lines
@@ -429,8 +456,7 @@ def pairs(marker: Marker) -> tuple[list[str], list[list[str]]]:
     sides = marker.need("first"), marker.need("less")
     lines = []
     for place in [*marker.places(*by), *[None] * ("all" in marker.options)]:
-        part = [row for row in marker.rows if place is None
-                or all(text_of(field(row, key)) == value for key, value in zip(by, place, strict=True))]
+        part = marker.rows if place is None else having(marker.rows, by, place)
         both = [by_cell([row for row in part if text_of(field(row, of)) == side], score, cell, over) for side in sides]
         if not all(both):
             continue
@@ -445,26 +471,25 @@ def pairs(marker: Marker) -> tuple[list[str], list[list[str]]]:
 
 def each(marker: Marker) -> tuple[list[str], list[list[str]]]:
     """Every seed's score in a line, and their mean. Options: by; show: scores with a name before `:`."""
-    by, items = marker.words("by", "method"), [item.rpartition(":")[::2] for item in marker.need("show").split(",")]
+    by, items = marker.words("by", "method"), marker.scores()
     lines = []
     for place in marker.places(*by):
-        part = [row for row in marker.rows if all(text_of(field(row, k)) == v for k, v in zip(by, place, strict=True))]
+        part = having(marker.rows, by, place)
         part.sort(key=lambda row: row["seed"])
         cells = []
         for _, item in items:
-            values = [100 * value_of(row, item) for row in part]
+            values = scores_of(part, item)
             cells += [" / ".join(f"{v:.0f}" for v in values), f"{fmean(values):.1f}"]
         lines.append([*place, *cells])
-    heads = [HEADS.get(label or item, label or item) for label, item in items]
-    return [*by, *(text for head in heads for text in (f"{head}, each seed", "mean"))], lines
+    return [*by, *(text for head, _ in items for text in (f"{head}, each seed", "mean"))], lines
 
 
 def spread(marker: Marker) -> tuple[list[str], list[list[str]]]:
     """A line per score: mean, SD, least and most over all rows, in percent. Options: show: scores, `name:score`."""
     lines = []
-    for label, item in (item.rpartition(":")[::2] for item in marker.need("show").split(",")):
-        values = [100 * value_of(row, item) for row in marker.rows]
-        lines.append([label or item, *(f"{of(values):.1f}" for of in (fmean, stdev, min, max))])
+    for label, item in marker.scores():
+        values = scores_of(marker.rows, item)
+        lines.append([label, *(f"{of(values):.1f}" for of in (fmean, stdev, min, max))])
     return [f"over {len(marker.rows)} runs", "mean", "SD", "least", "most"], lines
 
 
@@ -474,18 +499,18 @@ def growth(marker: Marker) -> tuple[list[str], list[list[str]]]:
     Options: by; along: the field that grows; x: its size as a number; show: as in means.
     """
     by, along, x = marker.words("by"), marker.need("along"), marker.options.get("x", "")
-    items, lines = [item.rpartition(":")[::2] for item in marker.need("show").split(",")], []
+    items, lines = marker.scores(), []
     for place in marker.places(*by):
-        part = [row for row in marker.rows if all(text_of(field(row, k)) == v for k, v in zip(by, place, strict=True))]
+        part = having(marker.rows, by, place)
         part.sort(key=lambda row: row[x or along])
         cells = [" / ".join(text_of(row[along]) for row in part)]
         for _, item in items:
-            values = [value_of(row, re.sub(r"[%#]\d?", "", item)) for row in part][-2:]
+            values = scores_of(part, UNIT.sub("", item))[-2:]
             sizes = [row[x or along] for row in part][-2:]
             slope = math.log(values[1] / values[0]) / math.log(sizes[1] / sizes[0]) if len(part) > 1 else math.nan
             cells += [" / ".join(average([row], item) for row in part), shown(slope, digits=2)]
         lines.append([*place, *cells])
-    heads = [text for label, item in items for text in (label or item, "slope")]
+    heads = [text for label, _ in items for text in (label, "slope")]
     return [*by, along, *heads], lines
 
 
