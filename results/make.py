@@ -51,6 +51,11 @@ END = "<!-- end -->"
 UNIT = re.compile(r"[%#]\d?")  # behind a score
 OURS = ("reach", "stop", "disbelieved", "farther")  # the four changes of REM+
 OF_ALL = {"by", "names", "note", "open", "last"}
+COLUMNS = {  # of the kind product
+    "cells": "mean in each task and rate", "tasks": "mean in each task", "healed": "over seeds",
+    "utility": "over seeds", "product": "or another score, over seeds", "seeds": "seeds × cells",
+    "minus": "less against, in the same cells", "pairs": "seeds × cells of minus", "misled": "of runs of poison", "learnt": "of the untouched network",
+    "best": "at the best alpha of each cell", "paper": "of Table 4, or 5 for a ViT"}
 HEADS = {"healed": "Healed", "utility": "Utility"}
 OPERATIONS = {"*": lambda a, b: a * b, "/": lambda a, b: a / b if b else 0.0, "-": lambda a, b: a - b}
 
@@ -161,7 +166,8 @@ def parsed(text: str) -> Marker:
     chosen = {key: re.split(",(?! )", value) for key, value in given.items() if key not in known}
     for key, values in chosen.items():
         if not any(key in row for row in rows):
-            raise ValueError(f"{key!r} is neither an option of {kind} ({', '.join(sorted(known))}) nor a field of the rows")
+            options = ", ".join(sorted(known))
+            raise ValueError(f"{key!r} is neither an option of {kind} ({options}) nor a field of the rows")
         if lacking := set(values) - {text_of(row.get(key)) for row in rows}:
             raise ValueError(f"no row has {key}={sorted(lacking)[0]}")
         rows = [row for row in rows if text_of(row.get(key)) in values]
@@ -283,7 +289,9 @@ def note_on(rows: list[dict]) -> str:
     seeds = sorted({row["seed"] for row in rows if "seed" in row})
     versions = sorted({row["version"] for row in rows if row.get("version")})
     cpus = sorted({re.sub(r"\(R\)| Processor", "", row["cpu"]) for row in rows if row.get("cpu")})
-    span = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1 else ", ".join(map(str, seeds))
+    span = ", ".join(map(str, seeds))
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        span = f"{seeds[0]} to {seeds[-1]}"
     parts = [f"{name}{'s' * (len(found) > 1)} {text}" for name, found, text in (
         ("seed", seeds, span), ("version", versions, ", ".join(versions))) if found]
     return f"<sub>{'; '.join([*parts, *cpus])}</sub>" if parts or cpus else ""
@@ -316,19 +324,22 @@ def average(rows: list[dict], score: str, over: str = "") -> str:
 def by_cell(rows: list[dict], score: str, cell: list[str], over: list[str]) -> dict[tuple, float]:
     """(cell, discovery rate, unit) -> score; the unit is what counts as independent, such as the seed.
 
-    The rate is None where a method reads no D_f, or rows have none. ValueError where two rows have one key.
+    The rate is None where rows have none, or a method reads no D_f: there its rates are one network. ValueError where
+    other rows differ in one cell.
     """
-    found = {}
+    found, alike = {}, set()
     for row in rows:
-        rate = row.get("discovery") if row.get("method") not in METHODS or reads_forget(row["method"]) else None
-        key = (tuple(text_of(field(row, name)) for name in cell), rate, tuple(text_of(field(row, name)) for name in over))
+        idle = row.get("method") in METHODS and not reads_forget(row["method"])
+        place, unit = (tuple(text_of(field(row, name)) for name in names) for names in (cell, over))
+        key = place, None if idle else row.get("discovery"), unit
+        alike |= {key} if idle else set()
         if (value := value_of(row, score)) is not None:
             found.setdefault(key, []).append(value)
     if rows and not found:
         raise ValueError(f"no row has a score {score!r}; rows have {', '.join(rows[0])}")
     for key, values in found.items():
-        if len(values) > 1 and len(set(values)) > 1:
-            raise ValueError(f"{len(values)} rows differ in one cell {key}; name what they differ in by by= or a filter")
+        if len(set(values)) > 1 and key not in alike:
+            raise ValueError(f"{len(values)} rows differ in one cell {key}; tell them apart by by= or a filter")
     return {key: fmean(values) for key, values in found.items()}
 
 
@@ -349,58 +360,61 @@ def counted(over: list[str]) -> str:
 def product(marker: Marker) -> tuple[list[str], list[list[str]]]:
     """A line per method or variant, best first: its score over seeds, and less that of `against` in the same cells.
 
-    Options: columns, of cells (the mean in each task and rate), tasks, healed, utility, product, seeds (× cells), minus,
-    pairs (seeds × cells of it), misled, learnt, best (SCRUB's and SSD's alpha chosen per cell), paper; against; score;
-    cell: what besides the discovery rate tells cells apart; over: what counts as independent.
+    Options: columns: some of COLUMNS; against; score (product); cell: what besides the discovery rate tells cells apart
+    (task); over: what counts as independent (seed). An empty column is left out.
     """
     by, score = marker.words("by", "method"), marker.options.get("score", "product")
     cell, over = marker.words("cell", "task"), marker.words("over", "seed")
-    rows, best = marker.rows, []
-    if by == ["method"] and "ran" in rows[0]:
-        swept = sweep(without_extra_curves(rows))
-        rows, best = [row for row in swept if row["kept"]], [row for row in swept if row["best"]]
-    parts, chosen = ({}, {})
-    for found, group in ((parts, rows), (chosen, best)):
-        for row in group:
-            found.setdefault(tuple(text_of(field(row, key)) for key in by), []).append(row)
+    columns, against = marker.words("columns", "product,seeds,minus"), marker.options.get("against")
+    if unknown := [name for name in columns if name not in COLUMNS]:
+        raise ValueError(f"unknown column {unknown[0]!r}; choose from {', '.join(COLUMNS)}")
+    parts, best = compared(marker.rows, by)
     values = {place: by_cell(part, score, cell, over) for place, part in parts.items()}
-    places = sorted(parts, key=lambda place: -fmean(values[place].values()))
-    against, columns = marker.options.get("against"), marker.words("columns", "product,seeds,minus")
-    if against is None:
-        columns = [name for name in columns if name not in ("minus", "pairs")]
-    elif (against,) not in parts:
-        raise ValueError(f"against={against} is no line of the table; choose from {', '.join(' '.join(p) for p in places)}")
-    cells = marker.places("task", "discovery") if "cells" in columns else []
-    tasks = marker.places("task") if "tasks" in columns else []
-    lines = []
-    for place in places:
+    if against and (against,) not in parts:
+        raise ValueError(f"against={against} is no line of the table; choose from {', '.join(map(' '.join, parts))}")
+    cells, tasks = (marker.places(*keys) if name in columns else []
+                    for name, keys in (("cells", ["task", "discovery"]), ("tasks", ["task"])))
+
+    def texts(name: str, place: tuple[str, ...]) -> list[str]:
         part, mine = parts[place], values[place]
-        (mean, count), (less, pairs) = over_units(mine), ("", "")
-        if against is not None and place != (against,):
-            less, pairs = over_units(minus(mine, values[(against,)]))
-        one = {"product": mean, "seeds": count, "minus": less, "pairs": pairs}
-        for name in {"healed", "utility"} & set(columns):
-            one[name] = over_units(by_cell(part, name, cell, over))[0]
-        if "misled" in columns:
-            one["misled"] = average([row for row in part if row.get("misled") is not None], "misled%1", over[0])
-        if "learnt" in columns:
-            one["learnt"] = learnt(part) or ""
-        if "best" in columns:
-            one["best"] = over_units(by_cell(chosen[place], score, cell, over))[0] if place in chosen else ""
-        if "paper" in columns:
-            one["paper"] = of_paper(part[0])
-        in_cells = [average([row for row in part if (row["task"], text_of(row["discovery"])) == cell], score)
-                    for cell in cells]
-        in_tasks = [over_units({key: v for key, v in mine.items() if key[0] == task})[0] for task in tasks]
-        wide = {"cells": in_cells, "tasks": in_tasks}
-        lines.append([*place, *(text for name in columns for text in wide.get(name, [one.get(name)]))])
-    if unknown := [name for name in columns if name not in {*wide, *one}]:
-        raise ValueError(f"unknown column {unknown[0]!r}; choose from {product.__doc__.split('columns, of ')[1].split(';')[0]}")
-    heads = {"cells": [" ".join(cell) for cell in cells], "tasks": [task for (task,) in tasks], "minus": [f"minus {against}"],
-             "product": [HEADS.get(score, score)], "seeds": [counted(over)], "best": ["best per cell"]}
+        if name == "cells":
+            return [average(having(part, ["task", "discovery"], cell), score) for cell in cells]
+        if name == "tasks":
+            return [over_units({key: value for key, value in mine.items() if key[0] == task})[0] for task in tasks]
+        if name in ("product", "seeds"):
+            return [over_units(mine)[name == "seeds"]]
+        if name in ("minus", "pairs"):
+            less = minus(mine, values[(against,)]) if against and place != (against,) else {}
+            return [over_units(less)[name == "pairs"]]
+        if name == "misled":
+            return [average([row for row in part if row.get("misled") is not None], "misled%1", over[0])]
+        if name == "learnt":
+            return [learnt(part) or ""]
+        if name == "best":
+            return [over_units(by_cell(best.get(place, []), score, cell, over))[0]]
+        return [of_paper(part[0])] if name == "paper" else [over_units(by_cell(part, name, cell, over))[0]]
+
+    heads = {"cells": [" ".join(cell) for cell in cells], "tasks": [task for (task,) in tasks],
+             "minus": [f"minus {against}"], "product": [HEADS.get(score, score)], "seeds": [counted(over)],
+             "best": ["best per cell"]}
     header = [*by, *(head for name in columns for head in heads.get(name, [HEADS.get(name, name)]))]
+    places = sorted(parts, key=lambda place: -fmean(values[place].values()))
+    lines = [[*place, *(text for name in columns for text in texts(name, place))] for place in places]
     full = [k for k in range(len(header)) if k < len(by) or any(line[k] for line in lines)]
     return [header[k] for k in full], [[line[k] for k in full] for line in lines]
+
+
+def compared(rows: list[dict], by: list[str]) -> tuple[dict, dict]:
+    """Rows by line, of a method with several alphas those that it is compared at; and those that are best per cell."""
+    kept, best = rows, []
+    if by == ["method"] and "variant" in rows[0]:
+        swept = sweep(without_extra_curves(rows))
+        kept, best = ([row for row in swept if row[mark]] for mark in ("kept", "best"))
+    found = {}, {}
+    for group, part in zip(found, (kept, best), strict=True):
+        for row in part:
+            group.setdefault(tuple(text_of(field(row, key)) for key in by), []).append(row)
+    return found
 
 
 def of_paper(row: dict) -> str:
@@ -414,9 +428,9 @@ def of_paper(row: dict) -> str:
 def means(marker: Marker) -> tuple[list[str], list[list[str]]]:
     """Means of scores over the rows of each line.
 
-    Options: show: scores, a column each, with a name before `:`; `+` joins several by / and `>` by ->; across: fields, a
-    column for each value of which holds the scores; sem: ± SEM over the values of this field; all: a last column, or a
-    line where there is no across, over all rows; count: a column with the number of rows, by this name.
+    Options: show: scores, a column each, with a name before `:`; `+` joins several by / and `>` by ->; across: fields
+    for each value of which there is a column of the scores; sem: ± SEM over the values of this field; all: over all
+    rows, too, in a last column or, where there is no across, in a line; count: the head of a column of numbers of rows.
     """
     by, across, over = marker.words("by", "method"), marker.words("across"), marker.options.get("sem", "")
     items = marker.scores()
@@ -440,7 +454,8 @@ def means(marker: Marker) -> tuple[list[str], list[list[str]]]:
     if "all" in marker.options and not across:
         lines.append(["all", *[""] * (len(by) - 1), *[str(len(marker.rows))] * bool(name), *cells(marker.rows)])
     labels = [label for label, _ in items]
-    heads = labels if not across else [" ".join(c) + (f", {label}" if len(items) > 1 else "") for c in columns for label in labels]
+    heads = [", ".join(filter(None, (" ".join(column), label if len(items) > 1 or not across else "")))
+             for column in columns for label in labels]
     heads += ["all"] * (len(items) if across and "all" in marker.options else 0)
     return [*by, *[name] * bool(name), *heads], lines
 
@@ -448,10 +463,11 @@ def means(marker: Marker) -> tuple[list[str], list[list[str]]]:
 def pairs(marker: Marker) -> tuple[list[str], list[list[str]]]:
     """Two values of a field, such as two methods, in the same cells and seeds: both means, and the paired difference.
 
-    Options: of: the field (method); first, less: its two values; score (product); by: a line each; all: a last line over
-    all; cell, over: as in product.
+    Options: of: the field (method); first, less: its two values; score (product); by: a line each (task); all: a last
+    line over all; cell, over: as in product.
     """
-    by, of, score = marker.words("by", "task"), marker.options.get("of", "method"), marker.options.get("score", "product")
+    by, of = marker.words("by", "task"), marker.options.get("of", "method")
+    score = marker.options.get("score", "product")
     cell, over = marker.words("cell", "task"), marker.words("over", "seed")
     sides = marker.need("first"), marker.need("less")
     lines = []

@@ -1,6 +1,5 @@
 """results/make.py: markers are read, tables are what their rows give, each mistake is told, and a page is made once."""
 
-import json
 import re
 from collections import defaultdict
 from statistics import fmean, stdev
@@ -21,16 +20,17 @@ def page(tmp_path, marker: str, rows=None, name="rows.jsonl"):
     path = tmp_path / "README.md"
     if rows is not None:
         write(tmp_path / name, rows)
-    path.write_text(f"# Title\n\n<!-- table: {marker.replace('ROWS', str(tmp_path / name))} -->\n<!-- end -->\n\nMore.\n")
+    marker = marker.replace("ROWS", str(tmp_path / name))
+    path.write_text(f"# Title\n\n<!-- table: {marker} -->\n<!-- end -->\n\nMore.\n")
     return path
 
 
 def made(tmp_path, marker: str, rows) -> list[list[str]]:
     """The header and the lines of the table that a marker makes."""
-    (tmp_path / "x").mkdir(exist_ok=True)
     make.rows_at.cache_clear()
     write(tmp_path / "rows.jsonl", rows)
-    lines = [line for line in make.table_of(marker.replace("ROWS", str(tmp_path / "rows.jsonl"))) if line[:1] == "|"]
+    text = make.table_of(marker.replace("ROWS", str(tmp_path / "rows.jsonl")))
+    lines = [line for line in text if line.startswith("|")]
     header, _, *rest = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [header, *rest]
 
@@ -45,7 +45,7 @@ def fresh():
 
 
 def test_a_page_is_made_once(tmp_path, capsys):
-    """U9: a page is written anew, what stands between markers alone changes, and a second run changes nothing."""
+    """R18: a page is written anew, what stands between markers alone changes, and a second run changes nothing."""
     path = page(tmp_path, "product ROWS against=rem", grid(["rem", "npo"], seeds=(0, 1)))
     assert make.main(["--check", str(path)]) == 1 and "line 4" in capsys.readouterr().out
     assert make.main([str(path)]) == 0
@@ -57,7 +57,7 @@ def test_a_page_is_made_once(tmp_path, capsys):
 
 
 def test_a_changed_row_changes_the_table(tmp_path, capsys):
-    """U9: --check names the page and the first line that the rows do not give, and writes nothing."""
+    """R18: --check names the page and the first line that the rows do not give, and writes nothing."""
     rows = grid(["rem", "npo"])
     path = page(tmp_path, "product ROWS", rows)
     assert make.main([str(path)]) == 0
@@ -94,7 +94,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("marker", MISTAKES)
 def test_a_mistake_is_one_line(tmp_path, capsys, marker):
-    """U9: a marker with a mistake ends with exit 2 and one line with page, line and what is wrong; nothing is written."""
+    """R18: a marker with a mistake ends with exit 2 and one line with page, line and mistake; nothing is written."""
     path = page(tmp_path, marker, grid(["rem", "npo"]))
     before = path.read_text()
     assert make.main([str(path)]) == 2
@@ -110,7 +110,7 @@ def test_a_mistake_is_one_line(tmp_path, capsys, marker):
     ("<!-- table product ROWS -->\n<!-- end -->\n", "line 1: '<!-- table product"),
 ])
 def test_markers_are_closed(tmp_path, text, message):
-    """U9: an end without a table, a table without an end and half a marker are mistakes."""
+    """R18: an end without a table, a table without an end and half a marker are mistakes."""
     write(tmp_path / "rows.jsonl", grid(["rem"]))
     with pytest.raises(ValueError, match=re.escape(message)):
         make.rewritten(text.replace("ROWS", str(tmp_path / "rows.jsonl")))
@@ -119,16 +119,20 @@ def test_markers_are_closed(tmp_path, text, message):
 # --- Numbers ----------------------------------------------------------------------------------------------------------
 
 
-def text(values, sign=False) -> str:
-    """Mean ± SEM in percent, from the definition."""
-    mean, number = 100 * fmean(values), "+.1f" if sign else ".1f"
-    error = f" ± {100 * stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
-    return f"{mean:{number}}{error}".replace("-0.0", "+0.0" if sign else "0.0")
+def numbers(cell: str):
+    """The numbers in a cell, to within what one decimal rounds."""
+    return pytest.approx([float(found) for found in re.findall(r"[+-]?[\d.]+", cell)], abs=0.0501)
+
+
+def percent(values) -> list[float]:
+    """Mean and SEM in percent, from the definition; no SEM of one value."""
+    errors = [100 * stdev(values) / len(values) ** 0.5] if len(values) > 1 else []
+    return [100 * fmean(values), *errors]
 
 
 @given(st.lists(st.tuples(*[SCORES] * 4), min_size=1, max_size=4))
 def test_means_and_differences_over_seeds(tmp_path_factory, seeds):
-    """R3, U9: product's means, SEM and paired differences are those of each seed's mean over its cells."""
+    """R18: product's means, SEM and paired differences are those of each seed's mean over its cells."""
     cells = [("poison", 0.1), ("poison", 1.0)]
     rows = [make_row(method, scores[2 * k + c], 1.0, task=task, discovery=rate, seed=seed)
             for seed, scores in enumerate(seeds) for k, method in enumerate(("rem", "npo"))
@@ -140,57 +144,70 @@ def test_means_and_differences_over_seeds(tmp_path_factory, seeds):
     found = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
     count = f"{len(seeds)} × 2"
     for name in own:
-        assert found[name]["product"] == text(own[name]) and found[name]["seeds × cells"] == count
-    assert (found["npo"]["minus rem"], found["npo"]["pairs"]) == (text(less), count)
+        assert percent(own[name]) == numbers(found[name]["product"]) and found[name]["seeds × cells"] == count
+    assert percent(less) == numbers(found["npo"]["minus rem"]) and found["npo"]["pairs"] == count
     assert found["rem"]["minus rem"] == found["rem"]["pairs"] == ""
     _, line = made(folder, "pairs ROWS by=task first=npo less=rem", rows)
-    assert line == ["poison", text(own["npo"]), text(own["rem"]), text(less, sign=True), count]
+    for values, cell in zip((own["npo"], own["rem"], less), line[1:4], strict=True):
+        assert percent(values) == numbers(cell)
+    assert line[0] == "poison" and line[4] == count and line[3][0] in "+-"
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xy"), SCORES, SCORES), min_size=1, max_size=12))
 def test_means_of_any_lines(tmp_path_factory, drawn):
-    """U9: means over the lines of a file, a line and a column for each value, in percent or as they are."""
+    """R18: means over the lines of a file, a line and a column for each value, in percent or as they are."""
     rows = [{"network": a, "kind": b, "healed": h, "before": {"healed": u}} for a, b, h, u in drawn]
     parts = defaultdict(list)
     for row in rows:
         parts[row["network"], row["kind"]].append(row)
-    header, *lines = made(tmp_path_factory.mktemp("rows"),
-                          "means ROWS by=network across=kind show=before.healed#3>healed%1 all=yes count=runs", rows)
-    assert header[:2] == ["network", "runs"] and header[-1] == "all" and len(header) == 3 + len({r["kind"] for r in rows})
+    marker = "means ROWS by=network across=kind show=before.healed#1>healed%1 all=yes count=runs"
+    header, *lines = made(tmp_path_factory.mktemp("rows"), marker, rows)
+    assert header[:2] == ["network", "runs"] and header[-1] == "all"
+    assert len(header) == 3 + len({row["kind"] for row in rows})
     for name, runs, *cells in lines:
         mine = {kind: parts.get((name, kind), []) for kind in header[2:-1]}
         mine["all"] = sum(mine.values(), [])
         assert int(runs) == len(mine["all"])
         for part, cell in zip(mine.values(), cells, strict=True):
-            before, after = (fmean(f(row) for row in part) if part else 0
-                             for f in (lambda row: row["before"]["healed"], lambda row: 100 * row["healed"]))
-            assert cell == (f"{before:.3f} -> {after:.1f}" if part else "")
+            found = [[row["before"]["healed"] for row in part], [100 * row["healed"] for row in part]]
+            both = [fmean(values) for values in found if values]
+            assert both == numbers(cell) and (" -> " in cell) == bool(part)
+
+
+def test_an_error_over_a_field(tmp_path):
+    """R18: means with sem give the SEM over the values of a field, of each value's mean."""
+    rows = [make_row("rem", healed, 1.0, seed=seed, discovery=rate)
+            for seed, rate, healed in ((0, 0.1, 0.2), (0, 1.0, 0.4), (1, 0.1, 0.5), (1, 1.0, 0.7))]
+    assert made(tmp_path, "means ROWS show=healed%1 sem=seed", rows)[1] == ["rem", "45.0 ± 15.0"]
 
 
 def test_differences_are_of_the_cells_that_both_have(tmp_path):
-    """U9: a method with fewer seeds is compared in its own; what reads no D_f is the same at every rate."""
+    """R18: a method with fewer seeds is compared in its own; what reads no D_f is the same at every rate."""
     rows = [row for row in grid(["rem", "npo", "no-ul"], seeds=(0, 1)) if row["method"] != "npo" or row["seed"] == 1]
-    found = {line[0]: line[1:] for line in made(tmp_path, "product ROWS against=rem columns=seeds,minus,pairs", rows)[1:]}
+    lines = made(tmp_path, "product ROWS against=rem columns=seeds,minus,pairs", rows)[1:]
+    found = {line[0]: line[1:] for line in lines}
     assert found["npo"][0] == found["npo"][2] == "1 × 6" and "±" not in found["npo"][1]
     assert found["no-ul"][::2] == ["2 × 3", "2 × 6"]
 
 
 def test_variants_are_named_by_their_settings(tmp_path):
-    """U9: a variant is its method with the changes of REM+ that are off, and others where a method has several values;
+    """R18: a variant is its method with the changes of REM+ that are off, and others where a method has several values;
     rows of `rem` before 0.7 are of REM+."""
     rows = [make_row("rem-plus", dataset="fashion-mini", **more) for more in (
         {}, {"reach": 0.0}, {"reach": 0.0, "stop": "max"}, {"unlearn_epochs": 5})]
     rows += [{**make_row("rem", dataset="fashion-mini", seed=1), "version": "0.6.3"},
              make_row("npo", dataset="fashion-mini")]
     names = [line[0] for line in made(tmp_path, "means ROWS by=variant show=product", rows)[1:]]
-    assert names == ["rem-plus", "rem-plus --reach 0", "rem-plus --reach 0 --stop max", "rem-plus --unlearn-epochs 5", "npo"]
+    assert names == ["rem-plus", "rem-plus --reach 0", "rem-plus --reach 0 --stop max", "rem-plus --unlearn-epochs 5",
+                     "npo"]
     assert [line[0] for line in made(tmp_path, "each ROWS by=method show=product", rows[4:])[1:]] == ["rem-plus", "npo"]
 
 
 def test_every_seed_spread_and_growth(tmp_path):
-    """U9: each lists the seeds' values, spread has mean, SD, least and most, growth a slope of 2 for a square."""
+    """R18: each lists the seeds' values, spread has mean, SD, least and most, growth a slope of 2 for a square."""
     rows = [noting(make_row("rem", 0.1 * seed, seed=seed), base=(1.0, 0.5), healed=(0.0, 0.2)) for seed in (2, 1)]
-    assert made(tmp_path, "each ROWS show=healed,after:points.1.healed", rows)[1] == ["rem", "10 / 20", "15.0", "20 / 20", "20.0"]
+    line = made(tmp_path, "each ROWS show=healed,after:points.1.healed", rows)[1]
+    assert line == ["rem", "10 / 20", "15.0", "20 / 20", "20.0"]
     plain = [{"kind": "a", "size": k, "seconds": k**2, "share": k / 10} for k in (4, 1, 2)]
     assert made(tmp_path, "spread ROWS show=part:share", plain)[1] == ["part", "23.3", "15.3", "10.0", "40.0"]
     line = made(tmp_path, "growth ROWS by=kind along=size show=seconds#0", plain)[1]
@@ -198,8 +215,8 @@ def test_every_seed_spread_and_growth(tmp_path):
 
 
 def test_lines_that_are_no_runs(tmp_path):
-    """U9: trials count as cells of a network and corruption; `open` makes a row of each entry of a list; of rows alike in
-    `last` the last one counts."""
+    """R18: trials count as cells of a network and corruption; `open` makes rows of the entries of a list; of rows alike
+    in `last` the last one counts."""
     rows = [{**TRIAL, "treatment": name, "healed": h, "tried": [{"rate": 1, "healed": h}, {"rate": 2, "healed": 1.0}]}
             for name, h in (("a", 0.5), ("b", 0.25), ("b", 0.75))]
     lines = made(tmp_path, "product ROWS by=treatment cell=network,corruption against=a last=treatment,seed", rows)
@@ -209,7 +226,7 @@ def test_lines_that_are_no_runs(tmp_path):
 
 
 def test_the_pages_have_tables_alone(capsys):
-    """U9: every page of the repository with tables of rows has markers, and pages that tell of results have some."""
+    """R18: every page of the repository with tables of rows has markers, and pages that tell of results have some."""
     found = {str(path.relative_to(make.ROOT)): path.read_text(encoding="utf-8") for path in make.pages()}
     assert "README.md" in found and sum("<!-- table: " in text for text in found.values()) > 20
     for name, text in found.items():
@@ -217,4 +234,3 @@ def test_the_pages_have_tables_alone(capsys):
             bare = re.sub(r"<!-- table: .*?<!-- end -->", "", text, flags=re.DOTALL)
             assert "<!-- table: " in text and not re.search(r"^\|", bare, re.MULTILINE), name
             assert len(text) < 11_000, name
-    assert json.loads((make.ROOT / "results/fashion-mini/cscore.jsonl").read_text().splitlines()[0])
