@@ -54,8 +54,9 @@ OF_ALL = {"by", "names", "note", "open", "last"}
 COLUMNS = {  # of the kind product
     "cells": "mean in each task and rate", "tasks": "mean in each task", "healed": "over seeds",
     "utility": "over seeds", "product": "or another score, over seeds", "seeds": "seeds × cells",
-    "minus": "less against, in the same cells", "pairs": "seeds × cells of minus", "misled": "of runs of poison", "learnt": "of the untouched network",
-    "best": "at the best alpha of each cell", "paper": "of Table 4, or 5 for a ViT"}
+    "minus": "less against, in the same cells", "pairs": "seeds × cells of minus", "misled": "of runs of poison",
+    "learnt": "of the untouched network", "best": "at the best alpha of each cell",
+    "paper": "of Table 4, or 5 for a ViT"}
 HEADS = {"healed": "Healed", "utility": "Utility"}
 OPERATIONS = {"*": lambda a, b: a * b, "/": lambda a, b: a / b if b else 0.0, "-": lambda a, b: a - b}
 
