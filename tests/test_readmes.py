@@ -1,6 +1,6 @@
 """The READMEs and .ci/run: their commands run, the names in them exist, every property has its tests (R6).
 
-What they say in numbers is checked by results/check.py, which .ci/run calls.
+Their tables are compared with the rows by `results/make.py --check`, which .ci/run calls.
 """
 
 import importlib
@@ -79,12 +79,12 @@ def test_python_blocks_run():
 
 
 def test_ci_runs_the_test_command_word_for_word():
-    """R6: .ci/run holds the README's test command, and checks the numbers."""
+    """R6: .ci/run holds the README's test command, and checks the tables."""
     tests = next(block.strip() for kind, block in BLOCKS if kind == "bash" and "pytest" in block)
     assert tests == INSTALL + ".venv/bin/python -m pytest"
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert tests in script.splitlines()
-    assert "results/check.py" in script
+    assert "results/make.py --check" in script
 
 
 @pytest.mark.parametrize("doc", DOCS)

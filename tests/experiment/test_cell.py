@@ -119,7 +119,7 @@ def test_an_original_depends_on_no_setting_of_unlearning():
     config, dataset = made(etd=True)
     task = corrupt(config, dataset)
     others = dict(method="cf", discovery=0.1, unlearn_epochs=7, stop="repaired", unlearn_lr=0.5, gamma=0.9, beta=3.0,
-                  max_passes=1, reach=0.5, farther=0, disbelieved=1.0, forget_norm="batch", alpha=1.0, ssd_alpha=1.0,
+                  max_passes=1, reach=0.5, farther=0, disbelieved=1.0, forget_norm="batch", remove_weight="mean", alpha=1.0, ssd_alpha=1.0,
                   schedule="constant", step31=False, step32=False, redirect="ce", curve=True, data_dir="x",
                   human_labels="x", download=True, device="cpu", out="x")
     assert others.keys() == (AFTER_TRAINING | OF_THE_RUN) - {"quiet"}

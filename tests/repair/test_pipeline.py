@@ -1,7 +1,6 @@
 """`repair` from end to end (repair/pipeline.py): one function, which the command calls, too; how often it passes."""
 
 import json
-from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
