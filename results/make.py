@@ -39,12 +39,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiment.methods import METHODS, reads_forget, reads_setting  # noqa: E402
-from experiment.settings import resolve  # noqa: E402
+from experiment.settings import EVERY_TASK, resolve  # noqa: E402
 from metrics import mean_sem  # noqa: E402
 from study.rows import SWEPT, etd_alone, latest, load_rows, pick, sweep, without_extra_curves  # noqa: E402
 from study.stats import learnt, mean_of_seeds, minus  # noqa: E402
 from study.tables import PAPER, called  # noqa: E402
-from tasks import EVERY_TASK  # noqa: E402
 
 BEGIN = re.compile(r"<!-- table: (.*) -->")
 END = "<!-- end -->"
