@@ -34,8 +34,8 @@ def rows(scores: dict, seeds=SEEDS, **settings) -> list[dict]:
             for rate in RATES:
                 value = of(rate) if callable(of) else of
                 change = 0.001 * (-1) ** len(method)
-                found += [canonical(row_of(value + change * seed, method, task=task, discovery=rate, seed=seed, **settings))
-                          for seed in seeds]
+                found += [canonical(row_of(value + change * seed, method, task=task, discovery=rate, seed=seed,
+                                           **settings)) for seed in seeds]
     return found
 
 
@@ -86,7 +86,8 @@ def test_without_rows_a_statement_is_not_measured(each):
 
 
 @pytest.mark.parametrize("words, good, bad", [
-    ("REM leads every method without ETD", {"rem": 0.7, "npo": 0.5, "scrub": 0.6}, {"rem": 0.7, "npo": 0.5, "scrub": 0.8}),
+    ("REM leads every method without ETD", {"rem": 0.7, "npo": 0.5, "scrub": 0.6},
+     {"rem": 0.7, "npo": 0.5, "scrub": 0.8}),
     ("REM is far ahead of NPO", {"rem": 0.7, "npo": 0.5}, {"rem": 0.5, "npo": 0.7}),
     ("no gold standard", {"rem": 0.7, "retrain": 0.5}, {"rem": 0.5, "retrain": 0.7}),
     ("Redirection", {"rem": 0.7, "rem-no31": 0.5}, {"rem": 0.5, "rem-no31": 0.7}),

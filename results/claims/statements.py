@@ -36,8 +36,8 @@ PLACES = {  # data set -> where its rows are; places that are not there yet have
 GRIDS = ("fashion-mini", "10,000 images")
 LONG = "poison 0.1, twelve epochs"
 PRIOR = ("npo", "ascent", "scrub", "badt", "potion", "retrain")  # of Table 1
-NAMES = {"npo": "NPO", "ascent": "Ascent", "scrub": "SCRUB", "badt": "BadT", "potion": "Potion", "retrain": "retraining",
-         "no-ul": "No UL"}
+NAMES = {"npo": "NPO", "ascent": "Ascent", "scrub": "SCRUB", "badt": "BadT", "potion": "Potion",
+         "retrain": "retraining", "no-ul": "No UL"}
 WITHOUT = {"-no31": "less REM without 3.1", "-no32": "less REM without 3.2", "-ideal": "less REM (IDEAL)"}
 LEVEL = 5.0  # points within which two scores are called level
 
@@ -84,7 +84,7 @@ def below(mean: float, error: float | None, most: float) -> bool | None:
 
 
 def level(mean: float, error: float | None) -> bool | None:
-    """Whether the mean and two standard errors on either side lie within LEVEL of zero; without an error False or None."""
+    """Whether the mean and two standard errors on either side lie within LEVEL of 0; without an error False or None."""
     return below(abs(mean), error, LEVEL)
 
 
@@ -422,7 +422,8 @@ STATEMENTS = (
               "On images that are fitted completely the confusion of two classes stays where D_f does not show it."),
     Statement("Table 1", "REM leads every method without ETD.", "+17.0 on the next, NPO",
               f"REM less the best of them {ABOVE}", ours_less(*PRIOR, best=True),
-              "The best rival differs from the paper's, and as printed REM stops with part of the damage unrepaired.", True),
+              "The best rival differs from the paper's, and as printed REM stops with part of the damage unrepaired.",
+              True),
     Statement("Table 1", "REM is far ahead of NPO.", "+17.0", f"REM less NPO {ABOVE}", ours_less("npo")),
     Statement("Sec. 6, Table 1", "Retraining is no gold standard: REM is ahead of it.", "+24.9",
               f"REM less retraining {ABOVE}", ours_less("retrain")),
@@ -431,7 +432,8 @@ STATEMENTS = (
     Statement("Sec. 6, Fig. 3", "ETD alone outperforms prior methods in the aggregate.",
               "+1.6 on retraining, but -6.3 on NPO and -5.4 on Ascent (Table 1)",
               f"ETD alone less each prior method {ABOVE}",
-              method_less("no-ul", *PRIOR, etd=True), "ETD alone leaves the poison, which the best rivals remove.", True),
+              method_less("no-ul", *PRIOR, etd=True),
+              "ETD alone leaves the poison, which the best rivals remove.", True),
     Statement("Sec. 6, Table 1", "Ascent beats many other methods in the aggregate.",
               "+7.0 retraining, +12.8 SCRUB, +13.9 BadT, +19.3 Potion", f"Ascent less each of these four {ABOVE}",
               method_less("ascent", "retrain", "scrub", "badt", "potion")),
@@ -445,8 +447,9 @@ STATEMENTS = (
               f"each on ETD less without {ABOVE}", on_etd_less_off("npo", "ascent", "scrub", "potion")),
     Statement("Table 2", "Redirection (step 3.1) is essential.", "+3.6 (73.40, 69.82)",
               f"REM less REM without 3.1 {ABOVE}",
-              variant("-no31"), "Three to five epochs on few images are too short for what is undiscovered to come back, "
-              "which redirection is there to catch.", True),
+              variant("-no31"),
+              "Three to five epochs on few images are too short for what is undiscovered to come back, which "
+              " redirection is there to catch.", True),
     Statement("Table 2", "The barrier (step 3.2) adds to the score.", "+2.0 (73.40, 71.38)",
               f"REM less REM without 3.2 {ABOVE}", variant("-no32"),
               "REM+ ends early, and the barrier protects a long run.", True),
@@ -459,7 +462,8 @@ STATEMENTS = (
               f"mean change between neighbouring rates, without 3.2 less with it: {ABOVE}", jumps,
               "Our discovery rates are too few to show the jumps that the paper's show."),
     Statement("Sec. 6, Fig. 5", "The base's accuracy on the corrupted labels falls to chance while that of base and "
-              "channel stays high.", "99.0 to about 10; the channel high", "base below 20 and both above 50, by two SEM",
+              "channel stays high.", "99.0 to about 10; the channel high",
+              "base below 20 and both above 50, by two SEM",
               channel,
               "Eq. 2's pull vanishes on images that step 2 has made far worse than the reference.", True),
     Statement("Sec. 6", "What is undiscovered is not reintroduced while REM runs.", "Fig. 5, five epochs",
@@ -490,13 +494,14 @@ STATEMENTS = (
 
 
 def claims(marker) -> tuple[list[str], list[list[str]]]:
-    """The statements and their verdicts; their rows are those of PLACES. Options: show: all, count, front or against."""
+    """The statements and their verdicts, of the rows of PLACES. Options: show: all, count, front or against."""
     return made(marker.options.get("show", "all"), STATEMENTS, world())
 
 
 def made(show: str, statements: tuple[Statement, ...], rows_by: dict) -> tuple[list[str], list[list[str]]]:
     """Header and lines of one of the four tables; ValueError for another name."""
-    found = [(statement, checks, verdict(checks)) for statement in statements for checks in [statement.measure(rows_by)]]
+    measured = [(statement, statement.measure(rows_by)) for statement in statements]
+    found = [(statement, checks, verdict(checks)) for statement, checks in measured]
     count = Counter(text for *_, text in found)
     counts = ", ".join(f"{count[name]} {name}" for name in VERDICTS)
     if show == "all":
@@ -506,9 +511,11 @@ def made(show: str, statements: tuple[Statement, ...], rows_by: dict) -> tuple[l
         return [*VERDICTS, "all"], [[*(str(count[name]) for name in VERDICTS), str(len(found))]]
     if show == "front":
         lines = [[s.text, s.paper, ours(checks), text] for s, checks, text in found if s.front]
-        return ["the paper says", "paper", "ours", "verdict"], [*lines, [f"all {len(found)} statements", "", "", counts]]
+        lines.append([f"all {len(found)} statements", "", "", counts])
+        return ["the paper says", "paper", "ours", "verdict"], lines
     if show == "against":
-        return ["the paper says", "what we think"], [[s.text, s.thought] for s, _, text in found if text == "not reproduced"]
+        failed = [[s.text, s.thought] for s, _, text in found if text == "not reproduced"]
+        return ["the paper says", "what we think"], failed
     raise ValueError(f"show={show} is no table of claims; choose from all, count, front, against")
 
 
