@@ -41,6 +41,7 @@ sys.path.insert(0, str(ROOT))
 from experiment.methods import METHODS, reads_forget, reads_setting  # noqa: E402
 from experiment.settings import EVERY_TASK, resolve  # noqa: E402
 from metrics import mean_sem  # noqa: E402
+from results.claims.statements import claims  # noqa: E402
 from study.rows import SWEPT, etd_alone, latest, load_rows, pick, sweep, without_extra_curves  # noqa: E402
 from study.stats import learnt, mean_of_seeds, minus  # noqa: E402
 from study.tables import PAPER, called  # noqa: E402
@@ -537,6 +538,7 @@ KINDS = {  # name -> its function, its options
     "each": (each, {"show"}),
     "spread": (spread, {"show"}),
     "growth": (growth, {"along", "x", "show"}),
+    "claims": (claims, {"show"}),
 }
 
 
