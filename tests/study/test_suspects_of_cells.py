@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import run
-from baselines import rem_by_config
+from baselines import rem_plus_by_config
 from engine.features import features
 from engine.streams import stream
 from etd import mask_table
@@ -89,8 +89,8 @@ def setting(seed=0, rate=0.34, **changes):
 
 
 def repaired(config, task, original, forget):
-    """The network of the method rem, as a cell runs it."""
-    return rem_by_config(original, task.train, forget, config, stream(config.seed, "unlearning"))
+    """The network of the method rem-plus, as a cell runs it."""
+    return rem_plus_by_config(original, task.train, forget, config, stream(config.seed, "unlearning"))
 
 
 def twin_of_rounds(config, task, original, rounds: int, users) -> list[dict]:
@@ -131,13 +131,13 @@ def test_rounds_equal_the_plain_loop(seed, changes):
 
 ENDS = {"an epoch before the last": (4, {"stop": "repaired", "gamma": 0.5, "unlearn_lr": 0.02}),
         "the last of all": (1, {"stop": "max", "gamma": 0.5, "unlearn_lr": 0.3}),
-        "the last where nothing is forgotten": (1, {"stop": "repaired", "gamma": 0.0, "unlearn_lr": 1e-4,
+        "the last where no epoch is below gamma": (1, {"stop": "repaired", "gamma": 0.0, "unlearn_lr": 1e-4,
                                                     "max_passes": 1})}
 
 
 @pytest.mark.parametrize("end", ENDS)
 def test_the_channel_is_that_of_the_epoch_that_is_returned(end):
-    """S16: the network is that of the method rem, and the logits through D_f's channel are of the epoch that it
+    """S16: the network is that of the method rem-plus, and the logits through D_f's channel are of the epoch that it
     returns."""
     seed, changes = ENDS[end]
     task, original, seen = make_task("random", make_dataset(seed, n=40), 6, seed), small_net(seed), []
@@ -149,7 +149,7 @@ def test_the_channel_is_that_of_the_epoch_that_is_returned(end):
         mask = mask_table(40, expanded.width, config.p_mem, config.seed, forget)[forget[0]]
         seen.append((logits(expanded, data)[0], logits(expanded, data, mask)[0], record.get("best")))
 
-    wanted = rem_by_config(original, data, forget, config, stream(0, "unlearning"), log=log)
+    wanted = rem_plus_by_config(original, data, forget, config, stream(0, "unlearning"), log=log)
     network, through = on_cells.repair_cell(config, original, data, forget)
     assert_same_state(network, wanted)
     (epoch,) = [k for k, (base, _, _) in enumerate(seen) if torch.equal(base, logits(network, data)[0])]
