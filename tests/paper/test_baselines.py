@@ -62,7 +62,8 @@ def repaired(model, data, forget, config, generator, log=None):
 
 
 # Potion of 500 tries is tried 60 times here: no promise depends on their number
-RUNNABLE = {**METHODS, "rem-on-etd": on_etd, "rem-plus, early stopping": repaired, "my_method.py:relabel": load_method(EXAMPLE)[1],
+RUNNABLE = {**METHODS, "rem-on-etd": on_etd, "rem-plus, early stopping": repaired,
+            "my_method.py:relabel": load_method(EXAMPLE)[1],
             "potion-500": baselines.potion(tries=60, part=25, relative=True)}
 
 

@@ -11,9 +11,10 @@ in tests/rem_plus.
     S6  Table 1, "No UL"  without unlearning the network is the trained one
 
 Training is chaotic: another CPU, another number of threads or another version of a library rounds otherwise and gives
-another network. So each bound is on a mean over three seeds, and it lies 5 standard errors or more of the spread over
-CPUs, threads and seeds away from the mean that `python tests/spread.py` found. Both are in the comments, the table is
-in tests/README.md, "Spread over machines". If the spread is near normal, a bound fails on one machine in three million.
+another network. So each bound is on a mean over three seeds, and it lies 4 standard errors or more (REM) or 5 of the
+spread over CPUs, threads and seeds away from the mean that `python tests/spread.py` found. Both are in the comments, the
+table is in tests/README.md, "Spread over machines". REM heals one seed's network more than another's: at the tests' own
+seeds its bounds on Healed are 11 standard errors of the spread over CPUs away.
 What does not hold so is not asserted. test_spread.py compares the bounds with the measurements.
 """
 
@@ -31,20 +32,20 @@ from train import fit
 @pytest.mark.outcome("rem")
 def test_rem_heals_the_poison():
     """S1: the trigger is learnt before; REM heals from half of it, undiscovered images too, at the same utility."""
-    assert mean("rem", "learnt") >= 0.9
-    assert mean("rem", "healed before") <= 0.2
-    assert mean("rem", "healed 0.5") >= 0.12
-    assert mean("rem", "undiscovered 0.5") >= 0.12
-    assert mean("rem", "misled before") >= 0.9
-    assert mean("rem", "misled") <= 0.85
-    assert mean("rem", "utility lost") <= 0.08
+    assert mean("rem", "learnt") >= 0.9  # 1.00 in every run
+    assert mean("rem", "healed before") <= 0.2  # 0.09, SD 0.02: k = 9
+    assert mean("rem", "healed 0.5") >= 0.12  # 0.41, SD 0.12: k = 4.1
+    assert mean("rem", "undiscovered 0.5") >= 0.1  # 0.42, SD 0.13: k = 4.1
+    assert mean("rem", "misled before") >= 0.9  # 0.99, SD 0.00: k > 30
+    assert mean("rem", "misled") <= 0.85  # 0.20, SD 0.13: k = 9
+    assert mean("rem", "utility lost") <= 0.08  # -0.01, SD 0.01: k = 12
 
 
 @pytest.mark.outcome("rem")
 def test_rem_beats_training_on_what_is_left():
     """S2: REM heals poison that fine-tuning and retraining on D_r, half of it there, keep."""
-    assert mean("rem", "over cf") >= 0.05
-    assert mean("rem", "over retrain") >= 0.05
+    assert mean("rem", "over cf") >= 0.05  # 0.32, SD 0.11: k = 4.2
+    assert mean("rem", "over retrain") >= 0.05  # the same: both heal as little as before
 
 
 @pytest.mark.outcome("rem")
@@ -53,7 +54,7 @@ def test_theta_o1_loses_the_corruption():
 
     That D_f's channel takes it over does not hold on every seed in so few steps, so it is not asserted.
     """
-    assert mean("rem", "base") <= 0.85
+    assert mean("rem", "base") <= 0.85  # 0.24, SD 0.12: k = 8
 
 
 @pytest.mark.outcome("etd")
