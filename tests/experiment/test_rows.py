@@ -39,13 +39,12 @@ def test_what_a_row_is_made_of():
 
 
 def test_where_a_row_comes_from():
-    """R3: device, CPU, instruction set, threads, processes, versions and the command as it was given."""
+    """R3: device, CPU, instruction set, threads, versions and the command as it was given."""
     argv = ["--task", "random"]
     origin = provenance(torch.device("cpu"), argv)
     cpu, isa = origin.pop("cpu"), origin.pop("isa")
     assert cpu and isa.startswith(torch.backends.cpu.get_cpu_capability())
-    assert {**origin, "git": None} == {"device": "cpu", "threads": torch.get_num_threads(), "processes": 1,
-                                       "torch": torch.__version__,
+    assert {**origin, "git": None} == {"device": "cpu", "threads": torch.get_num_threads(), "torch": torch.__version__,
                                        "version": VERSION, "git": None, "argv": argv}
     assert origin["argv"] is not argv  # what the caller adds later is not in the row
 
