@@ -97,6 +97,8 @@ def test_names_in_the_readmes_exist(doc):
             for part in name.split("."):
                 found = getattr(found, part)
     for path in re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|md|jsonl|txt|cff))`", text):
+        if "dd24505" in text and path.startswith(("benchmarks/", "examples/")):  # the commit that holds what has left
+            continue
         places = ROOT, (ROOT / doc).parent, ROOT / "tests", ROOT / "tests" / "paper"
         assert any((at / path).exists() for at in places) or path.startswith("runs/"), path
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
