@@ -140,7 +140,7 @@ def test_settings_of_no_concern_make_no_cells():
 
 CHANGED = dict(p_mem=0.7, ratio=0.5, unlearn_epochs=1, unlearn_lr=0.3, schedule="constant", gamma=0.8, max_passes=2,
                step31=False, step32=False, redirect="ce", beta=3.0, stop="max", alpha=5.0, ssd_alpha=1.0, reach=0.9,
-               disbelieved=1.0, farther=0)
+               disbelieved=1.0, farther=0, remove_weight="mean")
 
 
 def unlearned(method: str, config: Config, seed=0) -> dict[str, torch.Tensor]:
