@@ -45,7 +45,7 @@ class Case:
         """What step 1 makes."""
         return add_capacity(self.net, self.data, self.forget, self.config, gen(self.seed))
 
-    def expected(self):
+    def expected(self, step3=None):
         """The twin's theta_o1 after each epoch."""
         config, order, expanded = self.config, gen(self.seed), self.state().expanded
 
@@ -59,7 +59,7 @@ class Case:
                             config.weight_decay, config.beta)
         plain = list(self.data.batches(None, config.batch, gen(0), augment=True, dtype=torch.float64))
         return twins.rem(net, passes, plain, masks, self.forget, x, y, epochs=config.unlearn_epochs,
-                         gamma=config.gamma, max_passes=config.max_passes)
+                         gamma=config.gamma, max_passes=config.max_passes, step3=step3)
 
 
 def assert_weights(found, expected):
@@ -80,6 +80,19 @@ def test_rem_is_the_plain_loop(seed, beta, gamma, epochs, batch, augments):
     epochs, D_f alone in step 2 and all of D_tr in step 3."""
     case = Case(seed, augments=augments, beta=beta, gamma=gamma, unlearn_epochs=epochs, batch=batch)
     assert_weights(case.found(), case.expected()[-1])
+
+
+@few
+@given(seeds, st.sampled_from([4, 5, 64]))
+def test_the_printed_mean_over_d_f(seed, batch):
+    """L16: `remove_weight` "mean" is the plain loop whose 3.2 weighs the five examples of D_f by |D_tr| / |D_f|."""
+
+    def step3(net, x, y, mask, in_forget):
+        remove = (in_forget * net.h(x, y, training=True)).mean() * N / 5
+        return net.h(x, y, mask, training=True).mean() - remove
+
+    case = Case(seed, batch=batch, remove_weight="mean")
+    assert_weights(case.found(), case.expected(step3)[-1])
 
 
 def test_no_twin_stands_still():
