@@ -9,8 +9,7 @@
 rem.py, rem_plus.py, etd.py and expand.py take their names from here; every other file imports from `engine.<file>`.
 """
 
-from engine.admission import (MISFIT, check_expansion, check_network, check_same, followed_layers, is_norm, is_weight,
-                              naming_errors, self_check)
+from engine.admission import check_network, check_same, is_norm, is_weight, naming_errors, self_check
 from engine.batches import among, batches_of, count_batches, first_inputs, per_example, trusted
 from engine.bits import MaskTable, draw_bits
 from engine.checks import check_index, check_sets, check_settings, finite_weights, positive, settings_from, warn_above

@@ -21,8 +21,7 @@ import torch
 from torch import nn
 
 from baselines import with_theta_o2
-from engine.admission import out_of_memory
-from engine.checks import check_forget, first_line
+from engine.checks import check_forget, first_line, out_of_memory
 from engine.modes import eval_mode
 from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.admission import out_of_memory
-from engine.checks import first_line
+from engine.checks import first_line, out_of_memory
 from experiment import datasets
 from experiment.console import clipped
 from experiment.user_code import function_of, same_world
