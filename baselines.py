@@ -20,7 +20,6 @@ from torch.nn import Module, functional as F
 
 from engine.batches import among, count_batches, per_example
 from engine.checks import NonFiniteLoss, check_forget, finite, finite_weights, settings_from
-from engine.features import features
 from engine.modes import copy_of, eval_mode, modes_of, put_modes, training_mode
 from engine.scores import cross_entropy
 from engine.streams import forked_rng, stream
@@ -283,6 +282,8 @@ def cuts(model: Module, data, forget: Tensor, config, generator: Generator, log=
     so that a = 0 would agree best. Parameters alone move; BatchNorm's running statistics are the original's: anew at
     each step they healed no better. A step whose network gives numbers that are not finite is passed over.
     """
+    from engine.features import features  # here, because no other method needs them
+
     forget, net, tuned = check_forget(forget, len(data)), copy_of(model), copy_of(model)
     sample = torch.randperm(len(data), generator=generator)[:CUTS_IMAGES]  # V
     nearest_of = neighbours(features(model, data, sample, layer=-2))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from engine.batches import per_example
-from engine.bits import MaskTable
+from engine.masks import MaskTable
 from engine.checks import NonFiniteLoss
 from engine.modes import eval_mode
 from engine.streams import stream

@@ -23,7 +23,7 @@ from torch import nn
 from baselines import with_theta_o2
 from engine.checks import check_forget, first_line, out_of_memory
 from engine.modes import eval_mode
-from engine.streams import stream
+from engine.streams import same_world, stream
 from etd import Expanded, drop, mask_table, train_etd
 from experiment.console import clipped, number_of, progress, tell
 from experiment.corruptions import TRIGGERS, labels_by_people, people
@@ -31,7 +31,6 @@ from experiment.data import MEMORY_FORMAT, Data, Dataset
 from experiment.methods import METHODS, allowed_with, check_names, find_method
 from experiment.rows import NO_SCORES
 from experiment.settings import Config
-from experiment.user_code import same_world
 from metrics import accuracy, evaluate
 from models import build
 from rem import add_capacity

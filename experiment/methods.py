@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import baselines as b
-from experiment.user_code import function_of
 from tasks import TASKS
 
 # --- The record -------------------------------------------------------------------------------------------------------
@@ -164,6 +163,8 @@ def load_method(text: str):
     Returns: (name, function), the name being "file.py:function".
     Raises: ValueError for no such file or function, a file that does not import, or the wrong parameters.
     """
+    from experiment.user_code import function_of  # here, because most runs need none
+
     function = function_of(text, f"method {text}")
     name = Path(text).name
     check_signature(name, function)
