@@ -23,13 +23,12 @@ import torch
 from engine.checks import first_line
 from experiment.cell import attempt, choose_methods, corrupt, draw_forget, new_model, train_original, unlearn
 from experiment.console import Parser, add_flags, clipped, tell
-from experiment.datasets import load, part_of
+from experiment.datasets import fingerprints, load, part_of
 from experiment.devices import check_precision, check_room, choose_device, describe
 from experiment.files import check_writable
 from experiment.methods import code_of
 from experiment.rows import append_row, failure_of, provenance, row_of
 from experiment.settings import Config, resolve
-from experiment.stored_tasks import fingerprints
 from tasks import Task
 
 DESCRIPTION = "Train a network on corrupted data, unlearn with each method, compare."  # python -OO leaves no docstrings

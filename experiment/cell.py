@@ -26,7 +26,6 @@ from engine.modes import eval_mode
 from engine.streams import same_world, stream
 from etd import Expanded, drop, mask_table, train_etd
 from experiment.console import clipped, number_of, progress, tell
-from experiment.corruptions import TRIGGERS, labels_by_people, people
 from experiment.data import MEMORY_FORMAT, Data, Dataset
 from experiment.methods import METHODS, allowed_with, check_names, find_method
 from experiment.rows import NO_SCORES
@@ -45,9 +44,13 @@ def corrupt(config: Config, dataset: Dataset) -> Task:
     pair = config.pair and re.fullmatch(r"\s*(\d{1,20})\s*,\s*(\d{1,20})\s*", config.pair)
     if config.pair is not None and not pair:
         raise ValueError(f"pair is {clipped(config.pair)!r}; give two class numbers such as 3,5")
+    pair = pair and (int(pair[1]), int(pair[2]))
+    if config.task != "human" and config.trigger == Config.trigger:
+        return make_task(config.task, dataset, config.n, config.seed, pair)
+    from experiment.corruptions import TRIGGERS, labels_by_people, people  # here, because the paper has none of these
+
     if config.task == "human":
         return people(dataset, labels_by_people(config, dataset), config.seed)
-    pair = pair and (int(pair[1]), int(pair[2]))
     return make_task(config.task, dataset, config.n, config.seed, pair, TRIGGERS[config.trigger])
 
 
