@@ -32,7 +32,7 @@ def first_line(error: BaseException, kind: bool = True) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether there was no memory, which torch says with a RuntimeError; it says nothing of the network."""
+    """Whether there was no memory, which torch says with a RuntimeError; it says nothing about the network."""
     said = ("allocate memory", "tried to allocate")
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 

@@ -19,14 +19,14 @@ BLOCK = 2**20  # bits that are in memory unpacked at a time while a table is fil
 
 @dataclass(frozen=True, eq=False)
 class MaskTable:
-    """Rows of bits; table[rows] is (..., width) bool, for all `rows` that a tensor takes."""
+    """Rows of bits; table[index] is (..., width) bool, for every `index` that a tensor takes."""
 
     packed: torch.Tensor  # (N, ceil(width / 8)) uint8, the lowest bit first
     width: int
 
-    def __getitem__(self, rows) -> torch.Tensor:
+    def __getitem__(self, index) -> torch.Tensor:
         places = torch.arange(8, dtype=torch.uint8, device=self.packed.device)
-        bits = self.packed[rows][..., None] >> places & 1  # (..., ceil(width / 8), 8)
+        bits = self.packed[index][..., None] >> places & 1  # (..., ceil(width / 8), 8)
         return bits.flatten(-2)[..., : self.width].bool()
 
     def to(self, device) -> "MaskTable":
@@ -112,7 +112,8 @@ class MaskedPass:
 def run_pass(net: nn.Module, x: torch.Tensor, active: MaskedPass | None, layers: list) -> torch.Tensor:
     """net(x) while every expanded layer holds `active`; the layers let go of it whatever happens.
 
-    They hold it again while the backward pass goes through this pass: activation checkpointing runs blocks anew there.
+    They hold it again while the backward pass goes through this pass: activation checkpointing runs blocks a second
+    time there.
     torch's fast path of attention, which reads weights past the layers that hold them, is off in a masked pass.
     """
     def hold(what: MaskedPass | None) -> None:

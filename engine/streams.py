@@ -1,4 +1,4 @@
-"""Random numbers: a stream per purpose and seed, and a global state that is left as it was found.
+"""Random numbers, a stream per purpose and seed, and torch's global state, which is left as it was found.
 
     @undisturbed                                # a method gives the same whatever surrounds the call
     def rem(model, data, forget, config, generator): ...

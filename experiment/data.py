@@ -103,7 +103,7 @@ class Dataset:
     train: Data
     test: Data
     names: tuple[str, ...]  # class names
-    rows: torch.Tensor | None = None  # (N,) int64, where a part was drawn: its images' places in the whole training set
+    index: torch.Tensor | None = None  # (N,) int64, where a part was drawn: its images in the whole training set
     whole: torch.Tensor | None = None  # labels of that whole training set, on the CPU
 
 

@@ -1,7 +1,7 @@
 """Where data sets come from: the built-in file, torchvision's classes, folders of image files (Sec. 4: data sets).
 
     dataset = load("fashion-mini")                           # .train and .test are data.Data
-    dataset = part_of(dataset, per_class=50)                 # .rows: which images of the whole these are
+    dataset = part_of(dataset, per_class=50)                 # .index: which images of the whole these are
     images = fingerprints(dataset)                           # of a row of results: "1a2b3c4d-5e6f7a8b"
 
 Every reader returns a dict of x_train, x_test, y_train, y_test and names, that of folders mean and std beside them.
@@ -109,12 +109,12 @@ def part_of(dataset: Dataset, per_class: int | None = None, per_class_test: int 
     """
     train, test, more = dataset.train, dataset.test, {}
     if per_class is not None:
-        rows = drawn(dataset, train.labels.cpu(), per_class, "training")
-        more = {"rows": rows, "whole": train.labels.cpu()}
-        train = replace(train, images=train.images[rows], labels=train.labels[rows])
+        index = drawn(dataset, train.labels.cpu(), per_class, "training")
+        more = {"index": index, "whole": train.labels.cpu()}
+        train = replace(train, images=train.images[index], labels=train.labels[index])
     if per_class_test is not None:
-        rows = drawn(dataset, test.labels.cpu(), per_class_test, "test")
-        test = replace(test, images=test.images[rows], labels=test.labels[rows])
+        index = drawn(dataset, test.labels.cpu(), per_class_test, "test")
+        test = replace(test, images=test.images[index], labels=test.labels[index])
     if not augment:
         train = replace(train, pad=0, flip=False)
     if (per_class, per_class_test, augment) == (None, None, True):

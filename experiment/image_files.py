@@ -34,7 +34,7 @@ MOST_RESIZED = 8192  # per side of one before its centre is cropped
 def list_images(root, *choices):
     """Return torchvision's listing (classes, samples, targets) of the first of root/choice that exists.
 
-    Files and folders whose names begin with a dot are left out; how many other files are none of images is told.
+    Files and folders whose names begin with a dot are left out; a warning says how many files are no images.
     """
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -81,7 +81,7 @@ def hidden(name):
 
 
 def check_apart(train, other):
-    """Raise ValueError where most of the images held out are training images, by way of links; tell where some are.
+    """Raise ValueError where most of the images held out are training images, by way of links; warn where some are.
 
     A few may be copies of each other, which a store that keeps each content once links to one file.
     """

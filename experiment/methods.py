@@ -30,9 +30,9 @@ class Method:
     etd: str = "dropped"
     reads_forget: bool = True  # False: the same network at every discovery rate
     twin: str = ""  # the method of which it is another name; "all" has each algorithm once
-    # "compared": in the paper's tables, but for SSD and CUTS; a "variant", another version of one of those; an
-    # "ablation": of Table 2, but for rem-ce; "ideal": shown apart, oracles that know all of D_c, and ETD trained anew;
-    # "of REM+": what an ablation or an oracle of REM is, of REM+.
+    # "compared": in the paper's tables, and SSD and CUTS, which are not; "variant": another version of one of those;
+    # "ablation": of Table 2, but for rem-ce; "ideal": shown apart, oracles that know all of D_c, and ETD from fresh
+    # weights; "of REM+": what an ablation or an oracle of REM is, of REM+.
     part: str = "compared"
     norm: str = ""  # what forget_norm's "auto" comes to
 

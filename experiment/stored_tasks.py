@@ -36,7 +36,7 @@ def load_task(path: str | Path, dataset: Dataset) -> Task:
     content = read_task(path)
     if other := other_images(content, dataset):
         raise ValueError(f"the task in {path} was made from other {other[0]} images than {dataset.name}'s; "
-                         "load the data it was made from, or begin anew elsewhere")
+                         "load the data it was made from, or start again in another folder")
     clean = replace(dataset, train=replace(dataset.train, labels=content["clean"].to(dataset.train.images.device)))
     trigger = TRIGGERS[content.get("trigger", "patch")]  # older files have the only one that there was
     return assemble(content["name"], content["seed"], clean, content["labels"], content["corrupted"], trigger)
