@@ -1,5 +1,7 @@
 """The methods that REM is compared with, and REM by other names, each a function of one signature (Sec. 3, Table 1).
 
+SSD and CUTS are not in the paper's tables; they stand below, under a heading that says so.
+
     unlearned = fine_tune(model, task.train, forget, config, generator)
     unlearned = potion(tries=50, part=1, relative=False)(model, task.train, forget, config, generator)
 
@@ -20,7 +22,6 @@ from torch.nn import Module, functional as F
 
 from engine.batches import among, count_batches, per_example
 from engine.checks import NonFiniteLoss, check_forget, finite, finite_weights, settings_from
-from engine.features import features
 from engine.modes import copy_of, eval_mode, modes_of, put_modes, training_mode
 from engine.scores import cross_entropy
 from engine.streams import forked_rng, stream
@@ -65,12 +66,12 @@ def bad_teacher(over_classes: bool):
         optimizer = make_optimizer(student, config, config.unlearn_lr)
         rates = pace(config, config.unlearn_epochs * count_batches(len(data), config.batch))
 
-        def loss(logits, rows, x, y):
-            target = original(rows, x)  # (B, classes)
-            found = in_forget[rows].nonzero().flatten()  # on the CPU: known without waiting for the device
+        def loss(logits, index, x, y):
+            target = original(index, x)  # (B, classes)
+            found = in_forget[index].nonzero().flatten()  # on the CPU: known without waiting for the device
             if len(found):
                 here = found.to(x.device, non_blocking=True)
-                target[here] = bad(rows[found], x[here])
+                target[here] = bad(index[found], x[here])
             # KL(teacher || student), over C as both releases have it: kl_div's default is the mean over all entries
             return distillation(logits, target) / (logits.shape[1] if over_classes else 1)
 
@@ -98,8 +99,8 @@ def scrub(model: Module, data, forget: Tensor, config, generator: Generator, log
     most = min(epochs, math.ceil(SCRUB_STEPS / (per_max + per_min)))  # epochs that begin with a pass over D_f
     rates = pace(config, most * per_max + epochs * per_min)
 
-    def towards(logits, rows, x, y):
-        return F.cross_entropy(logits, y) + config.alpha * distillation(logits, original(rows, x), SCRUB_TEMPERATURE)
+    def towards(logits, index, x, y):
+        return F.cross_entropy(logits, y) + config.alpha * distillation(logits, original(index, x), SCRUB_TEMPERATURE)
 
     def away(*batch):
         return -towards(*batch)
@@ -123,39 +124,24 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> 
 
 
 def teacher(net: Module, data, config, index: Tensor | None = None):
-    """A function (rows, x) -> logits (B, classes) of a frozen copy in eval mode.
+    """A function (index, x) -> logits (B, classes) of a frozen copy in eval mode.
 
     Without augmentation the answers never change: then they are computed once, for the examples of `index` (None: all).
     """
     frozen = copy_of(net).requires_grad_(False).eval()
 
     @torch.no_grad()
-    def answer(rows: Tensor, x: Tensor) -> Tensor:
+    def answer(index: Tensor, x: Tensor) -> Tensor:
         return logits_of(frozen, x, config.precision)
 
     if data.augments:
         return answer
     batches = data.batches(index, dtype=next(frozen.parameters()).dtype)
-    known = per_example(batches, lambda rows, x, y: answer(rows, x), len(data))  # (N, classes)
-    return lambda rows, x: known[rows.to(known.device, non_blocking=True)]
+    known = per_example(batches, lambda index, x, y: answer(index, x), len(data))  # (N, classes)
+    return lambda index, x: known[index.to(known.device, non_blocking=True)]
 
 
 # --- Dampening --------------------------------------------------------------------------------------------------------
-
-def ssd(model: Module, data, forget: Tensor, config, generator: Generator) -> Module:
-    """SSD, selective synaptic dampening (Foster et al. 2024): shrink the weights that matter much more for D_f.
-
-    Importance I on D_tr and I_f on D_f: mean over batches of the squared gradient of CE, in eval mode. One shot: where
-    I_f > alpha I, weight *= min(1, lambda I / I_f); alpha is `ssd_alpha`, lambda 1.
-    Choice: D_tr, as Foster et al. have it, where Sec. 3 says D_r; batches of SSD_BATCH, on which the square of a mean
-    gradient depends; no augmentation, so nothing is drawn.
-    """
-    forget, net = check_forget(forget, len(data)), copy_of(model)
-    few = replace(config, batch=SSD_BATCH)
-    of_all, of_forget = (importance(net, data, index, few, F.cross_entropy, torch.square) for index in (None, forget))
-    dampen(net, model, of_forget, of_all, config.ssd_alpha, SSD_LAMBDA)
-    return restore_modes(model, net)
-
 
 def potion(tries: int, part: float, relative: bool):
     """Potion (Schoepf et al. 2024b): dampen more and more weights until D_f is forgotten.
@@ -261,7 +247,7 @@ def ascent(model: Module, data, forget: Tensor, config, generator: Generator, lo
     forget, net, passes = check_forget(forget, len(data)), copy_of(model), 0
     optimizer, training = make_optimizer(net, config, config.unlearn_lr), forget_in_training_mode(config)
 
-    def loss(logits, rows, x, y):
+    def loss(logits, index, x, y):
         return -F.cross_entropy(logits, y)
 
     while (acc := accuracy(net, data, forget)) > config.gamma and passes < config.max_passes:
@@ -271,65 +257,7 @@ def ascent(model: Module, data, forget: Tensor, config, generator: Generator, lo
     return restore_modes(model, net)
 
 
-# --- Back along a task vector -----------------------------------------------------------------------------------------
-
-def cuts(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
-    """CUTS (arXiv 2511.18660): theta = theta_o + a (theta_p - theta_o), away from what D_f's labels teach.
-
-    theta_p: the original after CUTS_PASSES passes down CE on D_f as given, in training mode. a: of 0, -0.05, ..., -1
-    the one of the highest `agreement`, the nearest to 0 among equals; no label is read for it.
-    Choice: this is our reading. N(i): the CUTS_NEAREST nearest of i among V, CUTS_IMAGES images drawn from D_tr, by
-    cosine of what the untouched network's last layer but one is given; the penultimate features hold the given labels,
-    so that a = 0 would agree best. Parameters alone move; BatchNorm's running statistics are the original's: anew at
-    each step they healed no better. A step whose network gives numbers that are not finite is passed over.
-    """
-    forget, net, tuned = check_forget(forget, len(data)), copy_of(model), copy_of(model)
-    sample = torch.randperm(len(data), generator=generator)[:CUTS_IMAGES]  # V
-    nearest_of = neighbours(features(model, data, sample, layer=-2))
-
-    optimizer = make_optimizer(tuned, config, config.unlearn_lr)
-    for number in range(1, CUTS_PASSES + 1):
-        where = f"pass {number} of CUTS over D_f"
-        run_epoch(tuned, optimizer, data, forget, lambda z, rows, x, y: F.cross_entropy(z, y), config, generator, where)
-    scores = {}
-    for step in range(21):
-        walk(net, model, tuned, -step / 20)
-        scores[step] = agreement(net, data, sample, nearest_of)
-    walk(net, model, tuned, -max(scores, key=scores.get) / 20)
-    if log is not None:
-        log(0, 0, net, passes=CUTS_PASSES, gave_up=False)
-    return restore_modes(model, net)
-
-
-@torch.no_grad()
-def walk(net: Module, start: Module, end: Module, step: float) -> None:
-    """Write the parameters start + step (end - start) into `net`."""
-    for weight, before, after in zip(net.parameters(), start.parameters(), end.parameters(), strict=True):
-        weight.copy_(before + step * (after - before))
-
-
-def neighbours(h: Tensor) -> Tensor:
-    """N(i), the (n, k) places of each row's k nearest other rows by cosine; h: (n, d) features."""
-    h = F.normalize(h, dim=1)
-    return (h @ h.T).fill_diagonal_(-math.inf).topk(min(CUTS_NEAREST, len(h) - 1), dim=1).indices
-
-
-def agreement(net: Module, data, index: Tensor, nearest_of: Tensor) -> float:
-    """How well predictions agree with the neighbours', less what they lack in diversity; -inf if they are not finite.
-
-    Args: index: (n,) int64, V; nearest_of: (n, k) places in `index`, N of each. Returns: a number in [-2, 1].
-    """
-    try:
-        predicted = predict(net, data, index)  # (n,) classes c_i
-    except NonFiniteLoss:
-        return -math.inf
-    share = predicted.bincount(minlength=data.classes).double() / len(predicted)  # of each class
-    # 1 / n sum_i 1 / k sum_{j in N(i)} 1{c_i = c_j}  -  2 (1 - H(share) / log C),  H the entropy
-    alike, entropy = (predicted[nearest_of] == predicted[:, None]).double().mean(), torch.special.entr(share).sum()
-    return float(alike - CUTS_DIVERSITY * (1 - entropy / math.log(data.classes)))
-
-
-# --- Training anew ----------------------------------------------------------------------------------------------------
+# --- Training from fresh weights --------------------------------------------------------------------------------------
 
 def retrain(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
     """Train a fresh network on D_r with the full recipe: `epochs` at peak rate `lr` (Sec. 3 "Retraining from scratch").
@@ -337,9 +265,9 @@ def retrain(model: Module, data, forget: Tensor, config, generator: Generator, l
     Loss: CE on D_r, undiscovered corruption included. Choice: fresh weights as `fresh` draws them.
     """
     retain = retain_set(forget, len(data))
-    anew = fresh(model, config)
-    fit(anew, data, retain, config, generator, log=log)
-    return restore_modes(model, anew)
+    net = fresh(model, config)
+    fit(net, data, retain, config, generator, log=log)
+    return restore_modes(model, net)
 
 
 def etd(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
@@ -401,25 +329,25 @@ def by_steps(unlearn: Callable, settings: type, model: Module, data, forget: Ten
                    state=state)
 
 
-def step3_without_redirect(s: State, rows: Tensor, x: Tensor, y: Tensor, removes: bool = True) -> Tensor:
+def step3_without_redirect(s: State, index: Tensor, x: Tensor, y: Tensor, removes: bool = True) -> Tensor:
     """The ablation without 3.1 (Table 2): theta_o1 is fine-tuned on D_r, with the removal term on D_f.
 
     Choice: fine-tuned by the h of Eq. 2 as in 3.1, so that nothing else differs.
     """
     # L = (2 / beta) E (1{i in D_r} - 1{i in D_f}) log sigmoid(beta (CE_o1 - CE_ref)); without 3.2 the second part is 0
-    h = npo_term(cross_entropy(s, x, y), s.reference.base(rows, x, y), s.config.beta)  # (B,)
-    in_forget = s.in_forget[rows].to(s.device, non_blocking=True)
+    h = npo_term(cross_entropy(s, x, y), s.reference.base(index, x, y), s.config.beta)  # (B,)
+    in_forget = s.in_forget[index].to(s.device, non_blocking=True)
     return torch.where(in_forget, -h if removes else 0, h).mean()
 
 
-def step3_by_ce(s: State, rows: Tensor, x: Tensor, y: Tensor, removes: bool = True) -> Tensor:
+def step3_by_ce(s: State, index: Tensor, x: Tensor, y: Tensor, removes: bool = True) -> Tensor:
     """The ablation whose redirect term is CE itself, whose pull never vanishes; otherwise as rem.step3_batch."""
-    in_forget = s.in_forget[rows]  # (B,)
+    in_forget = s.in_forget[index]  # (B,)
     removes = removes and bool(in_forget.any())
     # L = E CE_{o1 and o2} - (2 / beta) E 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref))
-    full = cross_entropy(s, x, y, mask_rows(s.masks, rows))  # (B,)
+    full = cross_entropy(s, x, y, mask_rows(s.masks, index))  # (B,)
     if removes:
-        h = npo_term(cross_entropy(s, x, y), s.reference.base(rows, x, y), s.config.beta)
+        h = npo_term(cross_entropy(s, x, y), s.reference.base(index, x, y), s.config.beta)
         full = full - torch.where(in_forget.to(s.device, non_blocking=True), h, 0)
     return full.mean()
 
@@ -468,6 +396,87 @@ def ablation(method: Callable, **fixed):
     return ablated
 
 
+# --- Not in the paper: SSD and CUTS -----------------------------------------------------------------------------------
+# The paper has Potion in place of SSD; CUTS is later. No table of the paper has either.
+
+def ssd(model: Module, data, forget: Tensor, config, generator: Generator) -> Module:
+    """SSD, selective synaptic dampening (Foster et al. 2024): shrink the weights that matter much more for D_f.
+
+    Importance I on D_tr and I_f on D_f: mean over batches of the squared gradient of CE, in eval mode. One shot: where
+    I_f > alpha I, weight *= min(1, lambda I / I_f); alpha is `ssd_alpha`, lambda 1.
+    Choice: D_tr, as Foster et al. have it, where Sec. 3 says D_r; batches of SSD_BATCH, on which the square of a mean
+    gradient depends; no augmentation, so nothing is drawn.
+    """
+    forget, net = check_forget(forget, len(data)), copy_of(model)
+    few = replace(config, batch=SSD_BATCH)
+    of_all, of_forget = (importance(net, data, index, few, F.cross_entropy, torch.square) for index in (None, forget))
+    dampen(net, model, of_forget, of_all, config.ssd_alpha, SSD_LAMBDA)
+    return restore_modes(model, net)
+
+
+def cuts(model: Module, data, forget: Tensor, config, generator: Generator, log=None) -> Module:
+    """CUTS (arXiv 2511.18660): theta = theta_o + a (theta_p - theta_o), away from what D_f's labels teach.
+
+    theta_p: the original after CUTS_PASSES passes down CE on D_f as given, in training mode. a: of 0, -0.05, ..., -1
+    the one of the highest `agreement`, the nearest to 0 among equals; no label is read for it.
+    Choice: this is our reading. N(i): the CUTS_NEAREST nearest of i among V, CUTS_IMAGES images drawn from D_tr, by
+    cosine of what the untouched network's last layer but one is given; the penultimate features hold the given labels,
+    so that a = 0 would agree best. Parameters alone move; BatchNorm's running statistics are the original's,
+    since they healed no better where they were computed for each step. A step whose network gives numbers that are not
+    finite is passed over.
+    """
+    from engine.features import features  # here, because no other method needs them
+
+    forget, net, tuned = check_forget(forget, len(data)), copy_of(model), copy_of(model)
+    sample = torch.randperm(len(data), generator=generator)[:CUTS_IMAGES]  # V
+    nearest_of = neighbours(features(model, data, sample, layer=-2))
+
+    optimizer = make_optimizer(tuned, config, config.unlearn_lr)
+
+    def loss(logits, index, x, y):
+        return F.cross_entropy(logits, y)
+
+    for number in range(1, CUTS_PASSES + 1):
+        where = f"pass {number} of CUTS over D_f"
+        run_epoch(tuned, optimizer, data, forget, loss, config, generator, where)
+    scores = {}
+    for step in range(21):
+        walk(net, model, tuned, -step / 20)
+        scores[step] = agreement(net, data, sample, nearest_of)
+    walk(net, model, tuned, -max(scores, key=scores.get) / 20)
+    if log is not None:
+        log(0, 0, net, passes=CUTS_PASSES, gave_up=False)
+    return restore_modes(model, net)
+
+
+@torch.no_grad()
+def walk(net: Module, start: Module, end: Module, step: float) -> None:
+    """Write the parameters start + step (end - start) into `net`."""
+    for weight, before, after in zip(net.parameters(), start.parameters(), end.parameters(), strict=True):
+        weight.copy_(before + step * (after - before))
+
+
+def neighbours(h: Tensor) -> Tensor:
+    """N(i), the (n, k) places of the k nearest others of each image by cosine; h: (n, d) features."""
+    h = F.normalize(h, dim=1)
+    return (h @ h.T).fill_diagonal_(-math.inf).topk(min(CUTS_NEAREST, len(h) - 1), dim=1).indices
+
+
+def agreement(net: Module, data, index: Tensor, nearest_of: Tensor) -> float:
+    """How well predictions agree with the neighbours', less what they lack in diversity; -inf if they are not finite.
+
+    Args: index: (n,) int64, V; nearest_of: (n, k) places in `index`, N of each. Returns: a number in [-2, 1].
+    """
+    try:
+        predicted = predict(net, data, index)  # (n,) classes c_i
+    except NonFiniteLoss:
+        return -math.inf
+    share = predicted.bincount(minlength=data.classes).double() / len(predicted)  # of each class
+    # 1 / n sum_i 1 / k sum_{j in N(i)} 1{c_i = c_j}  -  2 (1 - H(share) / log C),  H the entropy
+    alike, entropy = (predicted[nearest_of] == predicted[:, None]).double().mean(), torch.special.entr(share).sum()
+    return float(alike - CUTS_DIVERSITY * (1 - entropy / math.log(data.classes)))
+
+
 # --- What they share --------------------------------------------------------------------------------------------------
 
 def pace(config, steps: int) -> Iterator[float]:
@@ -480,8 +489,9 @@ def run_epoch(net: Module, optimizer: torch.optim.Optimizer, data, index: Tensor
               rates: Iterator[float] | None = None) -> float:
     """One augmented pass over D_tr or the examples of `index`, an update per batch; returns the mean loss over batches.
 
-    loss_of(logits, rows, x, y) gives the scalar to go down; `where` names a loss that is not finite; without `training`
-    the network stays in eval mode; rates: of the updates, None for the optimiser's own, which all passes share.
+    loss_of(logits, index, x, y) gives the scalar to go down; `where` names a loss that is not finite; without
+    `training` the network stays in eval mode; rates: of the updates, None for the optimiser's own, which all passes
+    share.
     """
     # One example has no batch statistics: its passes use the running ones.
     if training and (index is None or len(index) > 1):
@@ -490,10 +500,10 @@ def run_epoch(net: Module, optimizer: torch.optim.Optimizer, data, index: Tensor
         net.eval()
     total, steps = torch.zeros((), device=data.device), 0
     with forked_rng(generator, data.device):  # dropout's
-        for rows, x, y in data.batches(index, config.batch, generator, True, next(net.parameters()).dtype):
+        for i, x, y in data.batches(index, config.batch, generator, True, next(net.parameters()).dtype):
             if rates is not None:
                 optimizer.param_groups[0]["lr"] = next(rates)
-            loss = loss_of(logits_of(net, x, config.precision), rows, x, y)
+            loss = loss_of(logits_of(net, x, config.precision), i, x, y)
             total += descend(optimizer, loss)
             steps += 1
     return finite(total, steps, where)
@@ -513,7 +523,7 @@ def retain_set(forget: Tensor, n: int) -> Tensor:
 
 
 def fresh(model: Module, config) -> Module:
-    """The network's architecture with weights drawn anew from the settings' seed (see models.reinitialise)."""
+    """The network's architecture with fresh weights, drawn from the settings' seed (see models.reinitialise)."""
     return reinitialise(copy_of(model), stream(config.seed, "fresh weights").initial_seed())
 
 

@@ -206,9 +206,9 @@ def train_etd(expanded: Expanded, data, config, generator: torch.Generator, fit,
     device = next(expanded.parameters()).device
     masks = mask_table(len(data), expanded.width, config.p_mem, config.seed, shared).to(device)
 
-    def loss(rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def loss(index: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         # L = E CE(f(x_i; theta_o1 and m_i theta_o2), y_i), labels as given
-        return F.cross_entropy(logits_of(expanded, x, config.precision, mask_rows(masks, rows)), y)
+        return F.cross_entropy(logits_of(expanded, x, config.precision, mask_rows(masks, index)), y)
 
     fit(expanded, data, None, config, generator, loss=loss, log=log)
     refresh_batchnorm(expanded, data, config.batch)  # masked passes have left the base statistics behind

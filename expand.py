@@ -2,7 +2,7 @@
 
     expanded = expand(model, example, ratio=1.0)      # theta_o2 beside a copy of theta_o1
     logits = expanded(x, masks[index])                # theta_o1 and theta_o2, one mask row per example
-    expanded = expand(vit, example, layers=hidden_layers(vit, example))   # where the default layers are refused
+    expanded = expand(vit, example, layers=["blocks.0.mlp.0"])    # where the default layers are refused
 
 `wrap` puts a wrapper around every layer that extra channels may reach, `grow_to_fit` runs the network once and gives
 each as many extra inputs as arrive at it, and `self_check` refuses networks in which extra channels do not stay apart.
@@ -13,11 +13,13 @@ import contextlib
 import torch
 from torch import nn
 
-from engine import (MISFIT, MaskedPass, check_expansion, check_network, check_same, copy_of, eval_mode, followed_layers,
-                    is_norm, is_weight, naming_errors, run_pass, self_check, swap)
+from engine import (MaskedPass, check_network, check_same, copy_of, eval_mode, is_norm, is_weight, naming_errors,
+                    run_pass, self_check, swap)
 from etd import Expanded, ExpandedBatchNorm, ExpandedWeight
 
 WIDEST = 2**40  # bits of a mask row in the dry run, in which the widest layer is not known yet; they take no memory
+ADVICE = ("where some layers may get extra outputs, such as the first Linear of a feed-forward block, name them with "
+          "layers=[...]")
 
 
 def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=None, generator=None) -> Expanded:
@@ -31,14 +33,14 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
         model: any network of Conv2d (groups 1 or depthwise), BatchNorm, Linear and layers that act on single channels.
         example: (B, ...) a batch of inputs, B >= 1; only its shape matters.
         ratio: extra / base width, >= 0 and finite; 0 adds nothing.
-        layers: names of the Conv2d or Linear layers that get extra outputs, see `hidden_layers`. None: the network's
-            own `expandable`, else every Conv2d.
+        layers: names of the Conv2d or Linear layers that get extra outputs; they fit where the next layer takes all of
+            a layer's outputs, as in a feed-forward block. None: the network's own `expandable`, else every Conv2d.
         generator: torch.Generator on the CPU for theta_o2's weights; None: one seeded with 0.
     Returns: an `Expanded` on the model's device, with its dtypes, training flags and memory formats; the model stays.
     Raises: ValueError: a ratio, example or layer name that cannot be used, or in training the network gives more than
         logits; TypeError: the network cannot be expanded; the text names the module.
     """
-    check_expansion(ratio, example)
+    check_arguments(ratio, example)
     if isinstance(model, Expanded):
         raise TypeError("the network is expanded already; drop it first or use it as it is")
     check_network(model)
@@ -58,9 +60,18 @@ def expand(model: nn.Module, example: torch.Tensor, ratio: float = 1.0, layers=N
     except TypeError as error:
         if layers is not None or hasattr(model, "expandable"):
             raise
-        raise TypeError(f"{error}{suggestion(model, example)}") from error
-    check_same(expanded, model, example)
+        raise TypeError(f"{error}; {ADVICE}") from error
+    check_same(expanded, model, example.shape[1:])
     return expanded
+
+
+def check_arguments(ratio: float, example: torch.Tensor) -> None:
+    """Raise a ValueError unless `ratio` is a width that can be made, and `example` a batch of inputs."""
+    if not 0 <= ratio < float("inf"):
+        raise ValueError(f"ratio is {ratio}; it must be extra width over base width, a finite number of at least 0")
+    if not isinstance(example, torch.Tensor) or example.dim() < 2 or len(example) < 1:
+        found = getattr(example, "shape", type(example).__name__)
+        raise ValueError(f"example is {found}; it must be a batch of inputs, a tensor (B, ...) with B at least 1")
 
 
 # --- Wrapping ---------------------------------------------------------------------------------------------------------
@@ -78,7 +89,8 @@ def wrap(net: nn.Module, ratio: float, layers) -> Expanded:
             raise ValueError(f"the network has no layer {name!r}; it has {', '.join(k for k in modules if k)}")
         if not is_weight(modules[name]):
             kind = type(modules[name]).__name__
-            raise TypeError(f"cannot expand {name!r}: {kind} is neither a plain Conv2d nor a plain Linear")
+            raise TypeError(f"cannot expand {name!r}: this {kind} is no plain Conv2d or Linear with a weight of its "
+                            "own; take off weight norm, pruning and the like")
     for name, module in modules.items():
         if is_weight(module):
             wrappers[module] = ExpandedWeight(module, ratio if name in names else 0)
@@ -143,41 +155,3 @@ def settle(expanded: Expanded) -> None:
     idle += [m for m in layers.values() if m.extra_in is None and m not in idle]
     swap(expanded, {layer: layer.base for layer in idle})
     expanded.width = max((layer.extra_out for layer in expanded.layers().values()), default=0)
-
-
-# --- Which layers to name ---------------------------------------------------------------------------------------------
-
-def hidden_layers(model: nn.Module, example: torch.Tensor) -> list[str]:
-    """Names for `layers=` where the default is refused: channels meet in a norm, an attention or a concatenation.
-
-    Args: model, left as it is; example: (B, ...) a batch of inputs, B >= 1.
-    Returns: layers that another one follows, such as the first of a feed-forward block, where extra channels fit.
-    """
-    net = copy_of(model).to("meta")  # shapes are enough, so nothing is computed
-    names = followed_layers(net, example)
-    return names if takes_extra(net, example, names) else [name for name in names if takes_extra(net, example, [name])]
-
-
-def takes_extra(net: nn.Module, example: torch.Tensor, names: list[str]) -> bool:
-    """Whether a dry run gets through with one extra channel of each named layer."""
-    try:
-        expanded = wrap(copy_of(net), 0, names)
-        for name in names:
-            expanded.layers()[name].extra_out = 1
-        grow_to_fit(expanded, example, torch.Generator(), mask_everywhere=False)
-    except TypeError:
-        return False
-    return True
-
-
-def suggestion(model: nn.Module, example: torch.Tensor) -> str:
-    """What to try with layers=[...] where the default layers were refused."""
-    try:
-        names = hidden_layers(model, example)
-    except MISFIT:  # the network does not run on the example, or not on shapes alone
-        names = None
-    if not names:
-        return "; if some layers may get extra outputs, name them with layers=[...]"
-    few = ", ".join([*map(repr, names[:2]), *(["..."] if len(names) > 2 else [])])
-    return ("; name the layers that get extra outputs, for example those of "
-            f"hidden_layers(model, example): layers=[{few}]")

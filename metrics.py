@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from engine.batches import per_example
-from engine.bits import MaskTable
+from engine.masks import MaskTable
 from engine.checks import NonFiniteLoss
 from engine.modes import eval_mode
 from engine.streams import stream
@@ -31,8 +31,8 @@ def predict(model: nn.Module, data, index: torch.Tensor | None = None, masks: Ma
     """
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
 
-    def class_and_finite(rows, x, y):
-        logits = model(x) if masks is None else model(x, masks[rows].to(x.device))  # (b, classes)
+    def class_and_finite(i, x, y):
+        logits = model(x) if masks is None else model(x, masks[i].to(x.device))  # (b, classes)
         return torch.stack([logits.argmax(dim=1), logits.isfinite().all(dim=1).long()], dim=1)  # (b, 2)
 
     with eval_mode(model), torch.no_grad():
@@ -72,22 +72,22 @@ def evaluate(model: nn.Module, task, forget: torch.Tensor,
         unlearning, plain or Expanded, for one score more.
     Returns: healed, healed_forget (over D_f), healed_undiscovered (over the rest of D_c; None when there is none),
         healed_test (over test images corrupted alike, see tasks.like_corrupted; None when there is none), misled (of
-        poison: the share of triggered test images of other classes that get the target label; else None), utility and
-        product = healed * utility, all fractions; acc_forget, Acc(D_f) against labels as given; with `original` learnt,
-        its accuracy on D_c's labels as given: what there was to unlearn.
+        poison the attack success rate: the share of triggered test images of other classes that get the target label;
+        else None), utility and product = healed * utility, all fractions; acc_forget, Acc(D_f) against labels as given;
+        with `original` learnt, its accuracy on D_c's labels as given: what there was to unlearn.
     Raises: ValueError: an empty D_c or test set; NonFiniteLoss: a logit that is not finite.
     """
     hits = predict(model, task.train, task.corrupted) == task.clean[task.corrupted]  # (|D_c|,)
     found = torch.isin(task.corrupted, forget.cpu())
     healed, utility = share(hits), accuracy(model, task.test)
-    healed_test, misled = over_alike(model, task, utility)
+    healed_test, success_rate = over_alike(model, task, utility)
     learnt = {} if original is None else {"learnt": accuracy(original, task.train, task.corrupted)}
     return {
         "healed": healed,
         "healed_forget": share(hits[found]),
         "healed_undiscovered": share(hits[~found]) if (~found).any() else None,
         "healed_test": healed_test,
-        "misled": misled,
+        "misled": success_rate,
         "utility": utility,
         "product": healed * utility,
         "acc_forget": accuracy(model, task.train, forget),
@@ -96,7 +96,7 @@ def evaluate(model: nn.Module, task, forget: torch.Tensor,
 
 
 def over_alike(model: nn.Module, task, utility: float) -> tuple[float | None, float | None]:
-    """healed_test and misled of `evaluate`, by one pass over the test images that the task corrupts alike."""
+    """healed_test and the attack success rate, by one pass over the test images that the task corrupts alike."""
     alike = like_corrupted(task)
     if alike is task.test:
         return utility, None
@@ -104,8 +104,8 @@ def over_alike(model: nn.Module, task, utility: float) -> tuple[float | None, fl
         return None, None
     found, labels = predict(model, alike), alike.labels.cpu()
     others = labels != TARGET
-    misled = share(found[others] == TARGET) if task.name == "poison" and others.any() else None
-    return share(found == labels), misled
+    success_rate = share(found[others] == TARGET) if task.name == "poison" and others.any() else None
+    return share(found == labels), success_rate
 
 
 def mean_sem(values) -> tuple[float, float | None]:

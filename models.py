@@ -143,7 +143,7 @@ class ViT(nn.Module):
         self.expandable = tuple(f"ff.{i}.1" for i in range(depth))
 
     def reset_parameters(self) -> None:
-        """Draw the class token and the positions anew; the layers below draw their own weights."""
+        """Draw the class token and the positions again; the layers below draw their own weights."""
         for p in (self.token, self.position):
             nn.init.normal_(p, std=0.02)
 
@@ -190,7 +190,7 @@ def build(name: str, capacity: float = 1.0, *, channels: int = 3, classes: int =
 
 
 def reinitialise(model: nn.Module, seed: int) -> nn.Module:
-    """A copy of any network with weights drawn anew from `seed`, leaving the global random state as it was.
+    """A copy of any network with fresh weights, drawn from `seed`, leaving the global random state as it was.
 
     Choice: each module that owns parameters draws them by its own `reset_parameters`, children first, as torch's layers
     do, then convolution biases are 0; so ResNet-9 gets what `build` draws from the seed. Values are drawn on the CPU.

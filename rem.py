@@ -44,8 +44,8 @@ def step3_loss(ce_full, ce_full_ref, ce_base, ce_base_ref, in_forget, beta: floa
                weight: float = 1.0) -> torch.Tensor:
     """Step 3.3: L_step3 = L_redirect - L_remove, the mean over a batch of D_tr (Eq. 2).
 
-    Choice: D_f has its natural share of the batch, so both terms are divided by the batch size. Eq. 2 prints a mean over
-    D_f: `remove_weight` "mean" (README, "Choices").
+    Choice: D_f has its natural share of the batch, so both terms are divided by the batch size. Eq. 2 prints a mean
+    over D_f: `remove_weight` "mean" (README, "Choices").
     Args:
         ce_full, ce_full_ref: (B,) cross-entropies of theta_o1 and theta_o2 under masks, model and reference.
         ce_base, ce_base_ref: (B,) cross-entropies of theta_o1 alone, or None to leave the removal term (3.2) out.
@@ -127,7 +127,7 @@ def rem(model: torch.nn.Module, data, forget: torch.Tensor, config, generator: t
         forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr; on any device.
         generator: on the CPU, of order, augmentation and dropout; theta_o2 and the masks are drawn from config.seed.
         shared: (k,) int64 indices that share one mask row, all of D_f among them; None: D_f; REM (IDEAL): D_c.
-        step3: loss of step 3 for a batch, (state, rows, x, y) -> scalar; None: `step3_batch`; ablations pass others.
+        step3: loss of step 3 for a batch, (state, index, x, y) -> scalar; None: `step3_batch`; ablations pass others.
         log: called as log(epoch, epochs, model, **record) after each epoch. The record holds the loss of step 3,
             Acc(D_f) before and after step 2 (acc_forget_before, acc_forget), updates and passes of step 2; never a
             clean label or a test image's score.
@@ -194,9 +194,9 @@ def pass_over_forget(s: State, optimizer: torch.optim.Optimizer, training: bool 
     """
     mode_over_forget(s, training)
     with one_pass(s, "step 2", optimizer=optimizer) as update:
-        for rows, x, y in batches_of(s, s.forget):
+        for index, x, y in batches_of(s, s.forget):
             # 2.1  L_remove(D_f) = (2 / beta) E log sigmoid(beta (CE_o1 - CE_ref)), theta_o1 alone
-            ce, ce_ref = cross_entropy(s, x, y), s.reference.base(rows, x, y)  # (B,), (B,)
+            ce, ce_ref = cross_entropy(s, x, y), s.reference.base(index, x, y)  # (B,), (B,)
             # 2.2  theta_o1 <- theta_o1 - epsilon grad L_step2,  L_step2 = -L_remove; theta_o2 has no gradient here
             update(step2_loss(ce, ce_ref, s.config.beta))
     return update.steps
@@ -205,30 +205,30 @@ def pass_over_forget(s: State, optimizer: torch.optim.Optimizer, training: bool 
 def redirect(s: State, step3=None, index: torch.Tensor | None = None) -> None:
     """Step 3: one pass over D_tr, theta_o1's utility repaired and D_c redirected into theta_o2.
 
-    Args: step3: loss of a batch, (state, rows, x, y) -> scalar, None: `step3_batch`; index: (m,) int64 examples to
+    Args: step3: loss of a batch, (state, index, x, y) -> scalar, None: `step3_batch`; index: (m,) int64 examples to
         pass over, None: all of D_tr.
     Raises: NonFiniteLoss; TypeError where no gradient reaches a part of theta_o2.
     """
     step3 = step3 or step3_batch
     training_mode(s.expanded, s.modes)
     with one_pass(s, f"step 3 of epoch {s.epoch}", must_reach=s.expanded.theta_o2()) as update:
-        for rows, x, y in batches_of(s, index):
+        for i, x, y in batches_of(s, index):
             # 3.3  theta <- theta - epsilon grad L_step3, both parts
-            update(step3(s, rows, x, y))
+            update(step3(s, i, x, y))
 
 
-def step3_batch(s: State, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor, removes: bool = True) -> torch.Tensor:
+def step3_batch(s: State, index: torch.Tensor, x: torch.Tensor, y: torch.Tensor, removes: bool = True) -> torch.Tensor:
     """3.1, 3.2 and the loss of 3.3 for one batch of D_tr; without `removes` 3.2 is left out (Table 2)."""
-    in_forget = s.in_forget[rows]  # (B,) on the CPU: known without waiting for the device
+    in_forget = s.in_forget[index]  # (B,) on the CPU: known without waiting for the device
     removes = removes and bool(in_forget.any())
     # 3.1  L_redirect = (2 / beta) E log sigmoid(beta (CE_{o1 and o2} - CE_ref)), D_f under one mask that it shares
-    full_ref = s.reference.full(rows, x, y)
-    full = cross_entropy(s, x, y, mask_rows(s.masks, rows))
+    full_ref = s.reference.full(index, x, y)
+    full = cross_entropy(s, x, y, mask_rows(s.masks, index))
     # 3.2  L_remove(D_f) = (2 / beta) E 1{i in D_f} log sigmoid(beta (CE_o1 - CE_ref)), theta_o1 alone,
     #      on the whole batch, so that BatchNorm normalises by its statistics, though the loss counts D_f only
     base = base_ref = None
     if removes:
-        base, base_ref = cross_entropy(s, x, y), s.reference.base(rows, x, y)
+        base, base_ref = cross_entropy(s, x, y), s.reference.base(index, x, y)
     # 3.3  L_step3 = L_redirect - L_remove
     in_forget = in_forget.to(s.device, non_blocking=True)
     weight = len(s.data) / len(s.forget) if s.config.remove_weight == "mean" else 1.0

@@ -8,17 +8,18 @@ What the paper prints, what happens here, and what it is for (results/rem-plus/R
 
 1. Relative distance (`reach`, `remove_to_distance`). Printed: step 2 goes down its loss at the rate epsilon and ends at
    Acc(D_f) <= gamma; its momentum runs on into step 3. Here: its updates have one length, and the first step 2 goes on
-   along its line until theta_o1 has moved by `reach` times its norm; step 3 begins without momentum. For: at gamma the
-   known images are forgotten, what they share with the unknown ones is not. Costs: epsilon has no effect on step 2.
+   along its line until the relative distance ||theta - theta_o1|| / ||theta_o1|| is `reach`; step 3 begins without
+   momentum. For: at gamma the known images are forgotten, what they share with the unknown ones is not. Costs: epsilon
+   has no effect on step 2.
 2. Early stopping (`stop`, `EarlyStopping`). Printed: max epochs run, and the last one's network is returned. Here: step
-   3 leaves out W, 5 % of D_r; the loop ends after two epochs that are no better on W, and the latest epoch that is
-   level with the best is returned. For: healing is transient, and later epochs bring the corruption back. Costs: W.
+   3 leaves out W, 5 % of D_r; the loop ends after two epochs that are no better on W, and the latest epoch that is as
+   good as the best is returned. For: healing is transient, and later epochs bring the corruption back. Costs: W.
 3. Small-loss selection (`disbelieved`, `small_loss`). Printed: step 3 passes over all of D_tr. Here: from epoch 2 on it
    leaves out images of D_r whose label theta_o1 gives a cross-entropy above `disbelieved`, as methods for noisy labels
    do. For: such an image cannot teach theta_o1 again what step 2 has removed. Costs: a pass for the losses, per epoch.
-4. Restart (`farther`, `EarlyStopping.starts_over`). Printed: nothing like it. Here: where the first epoch leaves
-   W nearly all right, Algorithm 1 begins anew with twice the distance. For: networks that know every image of D_tr,
-   wrong labels too. Costs: the first epoch runs twice there. It needs 1 and 2.
+4. Restart (`farther`, `EarlyStopping.starts_over`). Printed: nothing like it. Here: where the first epoch leaves nearly
+   all of W right, Algorithm 1 starts over with twice the distance. For: networks that know every image of D_tr, wrong
+   labels too. Costs: the first epoch runs twice there. It needs 1 and 2.
 """
 
 import warnings
@@ -33,7 +34,7 @@ from engine import (accuracy_of, among, batches_of, check_settings, count_batche
 from rem import State, add_capacity, discard, pass_over_forget, redirect, remove
 
 STEP = 0.0025  # length of an update of step 2, over the norm of theta_o1
-FEWEST_PASSES = 4  # passes that such updates take to `reach` at least
+FEWEST_PASSES = 4  # passes that such updates need, at least, for the whole distance
 FAINT = 1e-15  # norm of a gradient below which squares of its entries are lost in float32
 HELD_OUT = 0.05  # share of D_r that step 3 leaves out, W
 LEAST, MOST = 100, 0.25  # images of W at least, unless that is more than this share of D_r
@@ -41,7 +42,7 @@ FEWEST_EXAMPLES = 10  # examples of D_r of which none is left out for W
 PATIENCE = 2  # epochs in a row that are no better than the best, and the loop ends
 BOUND = 0.1  # what Acc(W) may lose before a warning
 MEMORISED = 0.96  # Acc(W) after the first epoch above which Algorithm 1 starts over
-REACH_FACTOR = 2  # by which `reach` grows then
+REACH_FACTOR = 2  # by which the distance grows then
 KEPT = ("kept", "right", "acc", "acc_forget", "waited")  # what `EarlyStopping` carries from epoch to epoch
 
 
@@ -49,10 +50,10 @@ KEPT = ("kept", "right", "acc", "acc_forget", "waited")  # what `EarlyStopping` 
 class Settings(rem.Settings):
     """What REM+ reads: the settings of Algorithm 1 and one for each of the four changes."""
 
-    reach: float = 0.07  # 1: how far the first step 2 moves theta_o1, as a share of its norm; 0: off
+    reach: float = 0.07  # 1: relative distance by which the first step 2 moves theta_o1; 0: off
     stop: str = "repaired"  # 2: early stopping; "max": off
     disbelieved: float = 2.0  # 3: CE of a given label above which step 3 leaves an image of D_r out; 0: off
-    farther: int = 1  # 4: how often Algorithm 1 may start over with twice the reach; 0: off
+    farther: int = 1  # 4: how often Algorithm 1 may start over with twice the distance; 0: off
 
     def __post_init__(self):
         check_settings(self, rem.ALLOWED | {"stop": ("repaired", "max")})
@@ -91,11 +92,11 @@ def rem_plus(model: torch.nn.Module, data, forget: torch.Tensor, config, generat
 # --- 1. Relative distance ---------------------------------------------------------------------------------------------
 
 def remove_to_distance(s: State) -> None:
-    """Step 2 by updates of one length and, in the first epoch, on along its line until theta_o1 is `reach` away.
+    """Step 2 by updates of one length and, in the first epoch, on along its line up to the relative distance `reach`.
 
-    In no epoch does a pass begin once theta_o1 is `reach` away from where this step 2 began. Where little of D_f was
-    learnt there is little to take out, and going as far does harm (results/tuning): below Acc(D_f) = 2 gamma it goes on
-    by the share Acc(D_f) / gamma - 1 of `reach` alone.
+    In no epoch does a pass begin once theta_o1 is that far from where this step 2 began. Where little of D_f was learnt
+    there is little to take out, and going as far does harm (results/tuning): below Acc(D_f) = 2 gamma it goes on by the
+    share Acc(D_f) / gamma - 1 of `reach` alone.
     Updates have one length because where the network is sure of D_f the gradient is next to nothing, and a hundred
     updates at the rate of step 3 move nothing; where it is not, the first such update goes so far that of two confused
     classes one swallows the other. They are at most STEP long, and so short that a pass is a quarter of `reach` at
@@ -173,7 +174,7 @@ def moved(parameters: list[torch.Tensor], begin: list[torch.Tensor]) -> float:
 
 @torch.no_grad()
 def move_along(parameters: list[torch.Tensor], begin: list[torch.Tensor], reach: float) -> None:
-    """Go on along theta - theta_begin until it is `reach` times as long as theta_begin; weights that are there stay."""
+    """Go on along theta - theta_begin up to the relative distance `reach`; weights that are there already stay."""
     # theta <- theta_begin + reach ||theta_begin|| d / ||d||,  d = theta - theta_begin
     far = moved(parameters, begin)
     if 0 < far < reach:
@@ -189,15 +190,12 @@ class EarlyStopping:
     An epoch counts from Acc(D_f) <= gamma on, measured after step 3. The best is the first of those that get most of W
     right, the images of D_r that step 3 leaves out; after PATIENCE epochs in a row that get no more of the same images
     right than the best the loop ends.
-    What comes back is the latest epoch that is level with the best: it gets no fewer of W right, within the paired
+    What comes back is the latest epoch that is as good as the best: it gets no fewer of W right, within the paired
     standard error, the root of the images that only one of the two gets right. For W flatters early epochs: theta_o1
-    was trained on W once, and forgets that from epoch to epoch while it gets better at new images (on a copy of
-    CIFAR-10 Acc(W) is 0.793, 0.786 and 0.790 after epochs 1 to 3, and on test images 0.746, 0.751 and 0.753;
-    results/tuning).
+    was trained on W once, and forgets that from epoch to epoch while it gets better at new images.
     Where no epoch counts, all epochs run, and the one after which Acc(D_f) is lowest is returned, with a warning. A
     warning comes, too, where Acc(W) of the returned epoch is more than BOUND below the untouched network's: that one
-    was trained on W, and so is better there than on new images; repaired networks that are as good on test images lose
-    0.03 to 0.1 (results/tuning).
+    was trained on W, and so is better there than on new images, which is why a smaller loss says nothing.
     All of it is of theta_o1 alone and labels as given. With stop "max", and of FEWEST_EXAMPLES examples of D_r or
     fewer, none is left out: then all epochs run and the last is returned.
     """
@@ -232,13 +230,13 @@ class EarlyStopping:
 
     def look(self, s: State) -> None:
         """Judge the epoch that has just run; adds acc_forget_end, acc_held_out, best, whether it would come back, and
-        where Algorithm 1 has started over `reach`, how far it went, to its record."""
+        where Algorithm 1 has started over `reach`, the distance that it went, to its record."""
         if self.held_out is None:
             return
         right, acc_forget = right_on(s, self.held_out), accuracy_of(s, s.forget)
         gamma, acc = s.config.gamma, float(right.double().mean())
         better = self.beats(right, acc_forget, gamma)
-        comes_back = better or self.level(right, acc_forget, gamma)
+        comes_back = better or self.as_good(right, acc_forget, gamma)
         if better:
             self.right, self.waited = right, 0
         elif self.acc_forget <= gamma:
@@ -257,7 +255,7 @@ class EarlyStopping:
             return acc_forget <= max(self.acc_forget, gamma)
         return bool(right.sum() > self.right.sum())
 
-    def level(self, right: torch.Tensor, acc_forget: float, gamma: float) -> bool:
+    def as_good(self, right: torch.Tensor, acc_forget: float, gamma: float) -> bool:
         """Whether an epoch that is not better gets as many of W right as the best, within the paired standard error."""
         if max(acc_forget, self.acc_forget) > gamma:
             return False
@@ -280,11 +278,11 @@ class EarlyStopping:
     # --- 4. Restart ---
 
     def starts_over(self, s: State) -> bool:
-        """Put Algorithm 1 back to where step 1 has left it, with REACH_FACTOR times the `reach`, where `too_near` asks
+        """Put Algorithm 1 back to where step 1 has left it, with REACH_FACTOR times the distance, where `too_near` asks
         for it; returns whether it did.
 
-        It goes on as it would have with that `reach` from the beginning: weights and statistics are the reference's,
-        the generator draws anew what it drew, and the optimiser is new after a removal in any case.
+        It goes on as it would have with that distance from the beginning: weights and statistics are the reference's,
+        the generator draws once more what it drew, and the optimiser is new after a removal in any case.
         """
         if not self.too_near(s):
             return False
@@ -300,10 +298,9 @@ class EarlyStopping:
 
         theta_o1 knows an undiscovered bad image as it knows the images of W, which step 3 does not teach. Where nearly
         all of W is still right after the epoch, the bad ones are still known, too. How far a removal has to go depends
-        on the network, and `reach` alone is too near where it was trained in many small steps: after 0.07 on 10,000
-        images of 32x32 that were memorised Acc(W) is 0.95 to 0.98, with 64 % of the test images right, and little of
-        what is undiscovered is healed (results/tuning). So the first removal is then done again from the beginning, at
-        most `farther` times; not where step 2 made no pass, or went less than the whole `reach`.
+        on the network: where it was trained in many small steps, once the distance heals little of what is undiscovered
+        (results/tuning, "farther"). So the first removal is then done again from the beginning, at most `farther`
+        times; not where step 2 made no pass, or went less than the whole distance.
         """
         if s.epoch != 1 or self.held_out is None or self.restarts_left < 1 or not s.config.reach:
             return False
@@ -348,7 +345,7 @@ def small_loss(s: State, index: torch.Tensor | None) -> torch.Tensor | None:
     if s.epoch < 2 or not s.config.disbelieved:
         return index
 
-    def is_large(rows, x, y):
+    def is_large(i, x, y):
         return cross_entropy(s, x, y) > s.config.disbelieved  # (B,)
 
     with eval_mode(s.expanded):

@@ -2,7 +2,7 @@
 
     python run.py --task poison --discovery 0.5
     python run.py --task random --discovery 0.1 --method rem --dataset cifar10 --data-dir data --download
-    python run.py grid --tasks all --discovery 0.1:1.0:0.1 --methods all --out runs/all     # many cells, see grid.py
+    python run.py grid --tasks all --discovery 0.1:1.0:0.1 --methods all --out runs/all   # many cells: study/grid.py
 """
 
 import importlib
@@ -23,13 +23,12 @@ import torch
 from engine.checks import first_line
 from experiment.cell import attempt, choose_methods, corrupt, draw_forget, new_model, train_original, unlearn
 from experiment.console import Parser, add_flags, clipped, tell
-from experiment.datasets import load, part_of
+from experiment.datasets import fingerprints, load, part_of
 from experiment.devices import check_precision, check_room, choose_device, describe
 from experiment.files import check_writable
 from experiment.methods import code_of
 from experiment.rows import append_row, failure_of, provenance, row_of
 from experiment.settings import Config, resolve
-from experiment.stored_tasks import fingerprints
 from tasks import Task
 
 DESCRIPTION = "Train a network on corrupted data, unlearn with each method, compare."  # python -OO leaves no docstrings
@@ -61,8 +60,8 @@ def parser(word: str | None = None) -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
-    Returns: 0; 1 if a cell or a file failed; 2 for bad input, told in a line; 3 if a repair did not repair or did harm;
-        130 at Ctrl-C, told in a line: files are written whole or not at all, and rows are appended whole.
+    Returns: 0; 1 if a cell or a file failed; 2 for bad input, which one line names; 3 if a repair did not repair or did
+        harm; 130 at Ctrl-C: files are written whole or not at all, and rows are appended whole.
     """
     argv = sys.argv[1:] if argv is None else argv
     if hasattr(sys.stdout, "reconfigure"):
@@ -114,7 +113,7 @@ def command(argv: list[str]) -> int:
 def compare(config: Config, argv: list[str] = ()) -> list[dict]:
     """Train one original network and unlearn from it with each method of config.method; one row a method.
 
-    Rows are appended to config.out as they come; one that cannot be written is told after the table.
+    Rows are appended to config.out as they come; one that cannot be written is named after the table.
     Raises: ValueError, TypeError for input that cannot be used, all of it before training.
     """
     if config.dataset == "folder":  # a relative path is another one in another working directory
@@ -172,17 +171,17 @@ def headline(config: Config, task: Task, forget: torch.Tensor, model, device: to
 
 
 def table(rows: list[dict]) -> str:
-    """The comparison, percent where a fraction is meant; a failed cell shows its error."""
+    """The comparison, in percent but for the seconds; ASR: attack success rate. A failed cell shows its error."""
     wide = max([14, *(len(row["method"]) + 2 for row in rows)])
-    scores = f"{'Healed':>8}{'undiscovered':>14}{'Utility':>9}{'product':>9}{'misled':>8}"
+    scores = f"{'Healed':>8}{'undiscovered':>14}{'Utility':>9}{'product':>9}{'ASR':>8}"
     lines = [f"\n{'method':<{wide}}{scores}{'seconds':>9}"]
     for row in rows:
         if row["status"] != "ok":
             lines.append(f"{row['method']:<{wide}}  {row['error']}")
             continue
         values = [row[key] for key in ("healed", "healed_undiscovered", "utility", "product", "misled")]
-        healed, undiscovered, utility, product, misled = ("-" if v is None else f"{100 * v:.1f}" for v in values)
-        scores = f"{healed:>8}{undiscovered:>14}{utility:>9}{product:>9}{misled:>8}"
+        healed, undiscovered, utility, product, success = ("-" if v is None else f"{100 * v:.1f}" for v in values)
+        scores = f"{healed:>8}{undiscovered:>14}{utility:>9}{product:>9}{success:>8}"
         lines.append(f"{row['method']:<{wide}}{scores}{row['seconds']:>9.1f}")
     return "\n".join(lines)
 

@@ -144,9 +144,9 @@ def put_trigger(data, index: torch.Tensor, trigger: Callable = add_trigger) -> o
 
     A method that gets it can see the trigger, and nothing else that tells these images from the others.
     """
-    shown, rows = data.images.clone(), index.to(data.images.device)
-    shown[rows] = trigger(shown[rows])
-    originals = data.images[rows].cpu()  # (n, C, H, W), what the trigger hides
+    shown, here = data.images.clone(), index.to(data.images.device)
+    shown[here] = trigger(shown[here])
+    originals = data.images[here].cpu()  # (n, C, H, W), what the trigger hides
     place = torch.full((len(data),), -1)  # (N,), an image's place in `originals`; -1: it carries no trigger
     place[index.cpu()] = torch.arange(len(index))
 
@@ -156,9 +156,9 @@ def put_trigger(data, index: torch.Tensor, trigger: Callable = add_trigger) -> o
         on = (at >= 0).nonzero().flatten()
         if len(on) == 0:
             return move(images)
-        rows = on.to(images.device, non_blocking=True)
-        moved = move(images.index_copy(0, rows, originals[at[on]].to(images.device, non_blocking=True)))
-        return moved.index_copy(0, rows, trigger(moved.index_select(0, rows)))
+        here = on.to(images.device, non_blocking=True)
+        moved = move(images.index_copy(0, here, originals[at[on]].to(images.device, non_blocking=True)))
+        return moved.index_copy(0, here, trigger(moved.index_select(0, here)))
 
     return replace(data, images=shown, _overlay=overlay)
 

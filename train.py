@@ -45,7 +45,7 @@ def fit(model: nn.Module, data, index: torch.Tensor | None, config, generator: t
         index: (k,) int64 examples to train on (D_r for fine-tuning), None for all.
         config: batch size, optimiser, precision; generator: on the CPU, of order, augmentation and dropout.
         epochs: None for config.epochs; lr: peak rate, None for config.lr; schedule: of the rate, see `rate`.
-        loss: (rows, x, y) -> scalar of a batch, as ETD training gives it; None: cross-entropy of model(x).
+        loss: (index, x, y) -> scalar of a batch, as ETD training gives it; None: cross-entropy of model(x).
         log: called as log(epoch, epochs, model, loss=...) after each epoch.
     Raises: NonFiniteLoss at the end of the epoch in which the loss stopped being finite.
     """
@@ -55,7 +55,7 @@ def fit(model: nn.Module, data, index: torch.Tensor | None, config, generator: t
     optimizer, step = make_optimizer(model, config, lr), 0
     per_epoch = count_batches(len(data) if index is None else len(index), config.batch)
 
-    def ce(rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def ce(i: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits_of(model, x, config.precision), y)
 
     loss = loss or ce
@@ -63,9 +63,9 @@ def fit(model: nn.Module, data, index: torch.Tensor | None, config, generator: t
     for epoch in range(1, epochs + 1):
         total, start = torch.zeros((), device=device), step
         with forked_rng(generator, device):
-            for rows, x, y in data.batches(index, config.batch, generator, augment=True, dtype=dtype):
+            for i, x, y in data.batches(index, config.batch, generator, augment=True, dtype=dtype):
                 optimizer.param_groups[0]["lr"] = lr * rate(step, epochs * per_epoch, schedule)
-                total += descend(optimizer, loss(rows, x, y))
+                total += descend(optimizer, loss(i, x, y))
                 step += 1
         mean = finite(total, step - start, f"training epoch {epoch}")
         if log is not None:

@@ -48,8 +48,8 @@ def first_inputs(model: torch.nn.Module, data, forget: torch.Tensor) -> torch.Te
     given = next(iter(data.batches(forget[:2], size=2, generator=torch.Generator())), None)
     if not isinstance(given, (tuple, list)) or len(given) != 3 or not all(isinstance(t, torch.Tensor) for t in given):
         raise TypeError(f"data.batches yields {described(given)}; it must yield tensors (index, x, y)")
-    rows, x, y = given
-    check_batch(rows, x, y)
+    index, x, y = given
+    check_batch(index, x, y)
     return x
 
 
@@ -60,11 +60,11 @@ def described(given) -> str:
     return "nothing" if given is None else f"a {type(given).__name__}"
 
 
-def check_batch(rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
+def check_batch(index: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
     """Raise ValueError unless labels are classes, one for each input; what is on another device is not looked into."""
-    if y.dtype != torch.int64 or y.shape != (len(x),) or len(rows) != len(x):
+    if y.dtype != torch.int64 or y.shape != (len(x),) or len(index) != len(x):
         raise ValueError(f"data.batches yields labels of {y.dtype} and shape {tuple(y.shape)} for {len(x)} inputs and "
-                         f"{len(rows)} indices; they must be int64 of shape ({len(x)},), classes from 0")
+                         f"{len(index)} indices; they must be int64 of shape ({len(x)},), classes from 0")
     if y.device.type == "cpu" and len(y) and int(y.min()) < 0:
         raise ValueError(f"data.batches yields the label {int(y.min())}; labels are classes from 0")
 
@@ -74,7 +74,7 @@ def batches_of(s, index: torch.Tensor | None, augment: bool = True, size: int | 
 
     Shuffled and augmented by the state's generator, or plain and in order; in the network's dtype, on its device; the
     last batch is never one example alone.
-    Yields: (rows, x, y): (B,) int64 on the CPU, (B, ...) inputs, (B,) int64 labels.
+    Yields: (index, x, y): (B,) int64 on the CPU, (B, ...) inputs, (B,) int64 labels.
     Raises: ValueError: data.batches yields other examples than those asked for.
     """
     asked = torch.arange(len(s.data), device="cpu") if index is None else index
@@ -82,10 +82,10 @@ def batches_of(s, index: torch.Tensor | None, augment: bool = True, size: int | 
     generator = s.generator if augment else None
     given = s.data.batches(index, size=size or s.config.batch, generator=generator, augment=augment, dtype=dtype)
     seen = [torch.empty(0, dtype=torch.int64)]
-    for rows, x, y in without_lone_last(given, len(asked)):
-        check_batch(rows, x, y)
-        seen.append(rows.clone())
-        yield rows, x.to(s.device), y.to(s.device)
+    for i, x, y in without_lone_last(given, len(asked)):
+        check_batch(i, x, y)
+        seen.append(i.clone())
+        yield i, x.to(s.device), y.to(s.device)
     seen = torch.cat(seen)
     right = torch.equal(seen.sort().values, asked.sort().values) and (augment or torch.equal(seen, asked))
     if not right:
@@ -109,12 +109,12 @@ def without_lone_last(batches, n: int):
 def per_example(batches, values_of, n: int) -> torch.Tensor:
     """What a pass gives of each example, in a table by dataset index.
 
-    Args: batches: of (rows, x, y); values_of: values_of(rows, x, y) -> (B, ...) of a batch; n: rows of the table.
+    Args: batches: of (index, x, y); values_of: values_of(index, x, y) -> (B, ...) of a batch; n: rows of the table.
     Returns: (n, ...) in dtype and on device of the values; 0 for an example that the pass has not met.
     """
     table = None
-    for rows, x, y in batches:
-        values = values_of(rows, x, y)
+    for index, x, y in batches:
+        values = values_of(index, x, y)
         table = values.new_zeros((n, *values.shape[1:])) if table is None else table
-        table[rows.to(values.device)] = values
+        table[index.to(values.device)] = values
     return table

@@ -31,6 +31,12 @@ def first_line(error: BaseException, kind: bool = True) -> str:
     return f"{name}: {text}" if kind else text
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether there was no memory, which torch says with a RuntimeError; it says nothing about the network."""
+    said = ("allocate memory", "tried to allocate")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
+
+
 # --- Index sets -------------------------------------------------------------------------------------------------------
 
 def check_index(index: torch.Tensor, n: int) -> torch.Tensor:

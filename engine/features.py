@@ -56,7 +56,7 @@ def gather(model: nn.Module, data, index: torch.Tensor | None, rows_of) -> torch
 
     with eval_mode(model):
         batches = data.batches(index, size=BATCH, dtype=weight.dtype)
-        found = per_example(((places[rows], x, y) for rows, x, y in batches), values_of, len(index))
+        found = per_example(((places[i], x, y) for i, x, y in batches), values_of, len(index))
     if not found[:, -1].all():
         raise ValueError("data.batches must yield all the examples that are asked for; ask for each once")
     return found[:, :-1]

@@ -91,9 +91,7 @@ def refresh_batchnorm(model: nn.Module, data, size: int = 512, modes: list[bool]
 
     Training with masks alone never moves them, and an epoch of few steps leaves them behind the weights. So ETD
     training ends with it, and so does every epoch of Algorithm 1, whatever ends the loop: step 2's Acc(D_f), the end
-    and the user then see the same network. On 13 cells of tuning images the product is 1.6 +- 0.4 points higher after
-    epoch 1, 0.3 +- 0.4 after epoch 2 and 0.2 +- 0.2 lower after epoch 3 than with statistics that lag behind
-    (results/tuning).
+    and the user then see the same network.
     Choice: means over the images of one shuffled pass, whose order is always the same, augmented as in training.
     Args: model: plain or Expanded; data: D_tr, see batches.py; size: of a batch; modes: as the network came, None: as
         it is; frozen BatchNorms keep their statistics (`frozen_norms`); index: (k,) int64 images to pass over, some of

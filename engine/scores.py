@@ -29,7 +29,7 @@ def right_on(s, index: torch.Tensor, net: torch.nn.Module | None = None) -> torc
     """
     net = s.expanded if net is None else net
 
-    def right_and_finite(rows, x, y):
+    def right_and_finite(i, x, y):
         logits = check_logits(net(x), x)  # (B, classes)
         return torch.stack([logits.argmax(dim=1) == y, logits.isfinite().all(dim=1)], dim=1)  # (B, 2)
 
@@ -53,14 +53,14 @@ class Reference:
         self.precision = precision
         self.known = None  # (2, N): CE_ref full and base, by dataset index; None where augmentation changes the images
 
-    def full(self, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(B,) CE_ref of theta_o1 and theta_o2 under each example's mask; rows: (B,) int64 on the CPU."""
-        rows = rows.to(x.device, non_blocking=True)
-        return self.ce(x, y, self.masks[rows]) if self.known is None else self.known[0, rows]
+    def full(self, index: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """(B,) CE_ref of theta_o1 and theta_o2 under each example's mask; index: (B,) int64 on the CPU."""
+        index = index.to(x.device, non_blocking=True)
+        return self.ce(x, y, self.masks[index]) if self.known is None else self.known[0, index]
 
-    def base(self, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def base(self, index: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """(B,) CE_ref of theta_o1 alone."""
-        return self.ce(x, y) if self.known is None else self.known[1, rows.to(x.device, non_blocking=True)]
+        return self.ce(x, y) if self.known is None else self.known[1, index.to(x.device, non_blocking=True)]
 
     @torch.no_grad()
     def ce(self, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -72,7 +72,7 @@ class Reference:
         if self.known is not None or getattr(s.data, "augments", True):
             return
 
-        def full_and_base(rows, x, y):
-            return torch.stack([self.full(rows, x, y), self.base(rows, x, y)], dim=1)  # (B, 2)
+        def full_and_base(index, x, y):
+            return torch.stack([self.full(index, x, y), self.base(index, x, y)], dim=1)  # (B, 2)
 
         self.known = per_example(batches_of(s, None, augment=False), full_and_base, len(s.data)).T

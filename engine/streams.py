@@ -1,4 +1,4 @@
-"""Random numbers: a stream per purpose and seed, and a global state that is left as it was found.
+"""Random numbers, a stream per purpose and seed, and torch's global state, which is left as it was found.
 
     @undisturbed                                # a method gives the same whatever surrounds the call
     def rem(model, data, forget, config, generator): ...
@@ -8,6 +8,8 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import os
+import warnings
 
 import torch
 
@@ -65,3 +67,33 @@ def check_generator(generator) -> None:
     if generator.device.type != "cpu" or generator is torch.default_generator:
         where = "torch's global one" if generator is torch.default_generator else f"on {generator.device}"
         raise ValueError(f"generator is {where}; give one of its own on the CPU, torch.Generator().manual_seed(seed)")
+
+
+@contextlib.contextmanager
+def same_world():
+    """Put back what a method or the import of its file may leave changed, and what would change the next method.
+
+    Folder, default dtype and device, grad mode, threads, random state, which warnings are shown, precision of products
+    of matrices, and how deterministic kernels are chosen.
+    """
+    folder, dtype, device = os.getcwd(), torch.get_default_dtype(), torch.get_default_device()
+    grad, threads, state = torch.is_grad_enabled(), torch.get_num_threads(), torch.get_rng_state()
+    precision, strict = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    strict_warns, kernels = torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.cudnn
+    chosen = {name: getattr(kernels, name) for name in ("benchmark", "deterministic", "allow_tf32")}
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(strict, warn_only=strict_warns)
+        for name, value in chosen.items():
+            setattr(kernels, name, value)
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
+        torch.set_grad_enabled(grad)
+        torch.set_rng_state(state)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
 """One update, and one pass of updates.
 
     with one_pass(state, "step 3 of epoch 1") as update:
-        for rows, x, y in batches_of(state, None):
+        for index, x, y in batches_of(state, None):
             update(loss)                # one step down the loss
     update.mean, update.steps           # NonFiniteLoss at the end of the block unless the mean is a finite number
 """

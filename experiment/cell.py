@@ -21,18 +21,15 @@ import torch
 from torch import nn
 
 from baselines import with_theta_o2
-from engine.admission import out_of_memory
-from engine.checks import check_forget, first_line
+from engine.checks import check_forget, first_line, out_of_memory
 from engine.modes import eval_mode
-from engine.streams import stream
+from engine.streams import same_world, stream
 from etd import Expanded, drop, mask_table, train_etd
 from experiment.console import clipped, number_of, progress, tell
-from experiment.corruptions import TRIGGERS, labels_by_people, people
 from experiment.data import MEMORY_FORMAT, Data, Dataset
 from experiment.methods import METHODS, allowed_with, check_names, find_method
 from experiment.rows import NO_SCORES
 from experiment.settings import Config
-from experiment.user_code import same_world
 from metrics import accuracy, evaluate
 from models import build
 from rem import add_capacity
@@ -47,9 +44,13 @@ def corrupt(config: Config, dataset: Dataset) -> Task:
     pair = config.pair and re.fullmatch(r"\s*(\d{1,20})\s*,\s*(\d{1,20})\s*", config.pair)
     if config.pair is not None and not pair:
         raise ValueError(f"pair is {clipped(config.pair)!r}; give two class numbers such as 3,5")
+    pair = pair and (int(pair[1]), int(pair[2]))
+    if config.task != "human" and config.trigger == Config.trigger:
+        return make_task(config.task, dataset, config.n, config.seed, pair)
+    from experiment.corruptions import TRIGGERS, labels_by_people, people  # here, because the paper has none of these
+
     if config.task == "human":
         return people(dataset, labels_by_people(config, dataset), config.seed)
-    pair = pair and (int(pair[1]), int(pair[2]))
     return make_task(config.task, dataset, config.n, config.seed, pair, TRIGGERS[config.trigger])
 
 
@@ -78,7 +79,7 @@ def new_model(config: Config, dataset: Dataset):
     try:
         model = build(config.arch, config.width * config.capacity, **shape, seed=seed)
     except (OverflowError, RuntimeError, TypeError) as error:  # widths that no tensor has
-        if out_of_memory(error):  # told with what it asked for
+        if out_of_memory(error):  # the message says how much was asked for
             raise
         raise ValueError(f"{config.arch} of width {config.width:g} at capacity {config.capacity:g} cannot be built "
                          f"({first_line(error)}); give smaller ones") from error
@@ -148,14 +149,14 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
     def measure():
         if not isinstance(unlearned, nn.Module):
             raise TypeError(f"{name} returned {type(unlearned).__name__}; a method returns the unlearned network")
-        anew = name in METHODS and METHODS[name].etd == "none"  # what trains anew had nothing to unlearn
-        net, before = drop(unlearned) if isinstance(unlearned, Expanded) else unlearned, None if anew else original
+        fresh = name in METHODS and METHODS[name].etd == "none"  # a new network, which had nothing to unlearn
+        net, before = drop(unlearned) if isinstance(unlearned, Expanded) else unlearned, None if fresh else original
         given, returned = check_outputs(original, task.train), check_outputs(net, task.train)
         if returned != given:
             raise ValueError(f"{name} returned a network of {returned} outputs; the one that it was given has {given}")
         reaches = [note["reach"] for note in notes if "reach" in note and name in METHODS]
         used = {"reach_used": reaches[-1]} if reaches else {}
-        return {**evaluate(net, task, forget, before), **told_at_end(notes, config.gamma), **used}
+        return {**evaluate(net, task, forget, before), **end_of(notes, config.gamma), **used}
 
     unlearned, seconds, failure = attempt(work)
     scores = {}
@@ -165,7 +166,7 @@ def unlearn(config: Config, name: str, method, original, task: Task, forget: tor
     return {**row, "points": points} if points else row
 
 
-def told_at_end(notes: list[dict], gamma: float) -> dict:
+def end_of(notes: list[dict], gamma: float) -> dict:
     """passes and gave_up of a row, plain numbers whatever kind was logged; an error of some kind for what is none."""
     ends = [note for note in notes if "passes" in note]
     passes = [math.ceil(note["passes"]) for note in ends if note["passes"] is not None]  # a half one was begun, too

@@ -94,14 +94,14 @@ def add_flags(parser: Parser, names=None) -> None:
 SHOWN = ("loss", "acc_forget", "acc_held_out", "reach")  # what a line of progress shows of what a method logs
 
 
-LONG = 60.0  # seconds without a line after which a terminal is told that work goes on
+LONG = 60.0  # seconds without a line after which a terminal shows that work goes on
 
 
 @contextlib.contextmanager
 def progress(label: str, quiet: bool, min_seconds: float = 0.0):
     """A log function for `fit` and the methods, for the length of a block: one line per epoch with the time left.
 
-    In a terminal, work without such a line for LONG seconds says so in a line that is written anew every second.
+    In a terminal, work without such a line for LONG seconds says so in a line that is rewritten every second.
     Args: label: what is done, such as "train"; quiet: print nothing; min_seconds: print nothing either of what takes
         less, by the seconds so far and the estimate of those left.
     """

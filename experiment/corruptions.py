@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from engine.streams import stream
 from experiment.data import Dataset
-from experiment.datasets import files_of
+from experiment.image_files import files_of
 from experiment.people import in_order, of_files, read_people
 from tasks import Task, add_trigger, assemble
 

@@ -6,6 +6,7 @@
     train = Streamed(dataset, classes=10, workers=4)  # the same of any torch Dataset, whose images stay where they are
 """
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from torch.utils.data import DataLoader
 
 from engine.batches import count_batches
 from engine.checks import check_index, first_line
+
+MOST_PIXELS = 4096  # per side of an image that a network gets
 
 
 # ---- images in memory ------------------------------------------------------------------------------------------------
@@ -100,7 +103,7 @@ class Dataset:
     train: Data
     test: Data
     names: tuple[str, ...]  # class names
-    rows: torch.Tensor | None = None  # (N,) int64, where a part was drawn: its images' places in the whole training set
+    index: torch.Tensor | None = None  # (N,) int64, where a part was drawn: its images in the whole training set
     whole: torch.Tensor | None = None  # labels of that whole training set, on the CPU
 
 
@@ -115,6 +118,16 @@ def _check_tensor(name, tensor, dtype, ndim, length=None, device=None):
         raise ValueError(f"{name} has {len(tensor)} entries for {length} images: give one for each image")
     if device is not None and tensor.device != device:
         raise ValueError(f"{name} is on {tensor.device}, the images are on {device}: move the Data with .to(device)")
+
+
+def check_memory(n, channels, size):
+    """Raise ValueError for images that this machine cannot hold, before any of them is made."""
+    if not hasattr(os, "sysconf"):
+        return
+    need, room = n * channels * size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > room:
+        raise ValueError(f"{n:,} images of {size}x{size} take {need / 1e9:.3g} GB and this machine has "
+                         f"{room / 1e9:.3g}: give a smaller --image-size")
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------

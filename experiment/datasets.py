@@ -1,21 +1,13 @@
-"""Where data sets come from: the built-in file, torchvision's classes, trees of image files (Sec. 4: data sets).
+"""Where data sets come from: the built-in file, torchvision's classes, folders of image files (Sec. 4: data sets).
 
     dataset = load("fashion-mini")                           # .train and .test are data.Data
-    dataset = part_of(dataset, per_class=50)                 # .rows: which images of the whole these are
-    arrays = read_tree(Path("pictures"), image_size=32)      # pictures/{train,test or val}/<class>/*
-    arrays["x_train"], arrays["y_train"], arrays["names"]    # (N, 3, 32, 32) uint8, (N,) int64, class names
-    arrays["mean"], arrays["std"]                            # trees only: per channel, of the training images
+    dataset = part_of(dataset, per_class=50)                 # .index: which images of the whole these are
+    images = fingerprints(dataset)                           # of a row of results: "1a2b3c4d-5e6f7a8b"
 
-Every reader returns such a dict, with x_test and y_test beside x_train and y_train.
+Every reader returns a dict of x_train, x_test, y_train, y_test and names, that of folders mean and std beside them.
 """
 
-import contextlib
-import hashlib
-import json
-import os
-import stat
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +18,8 @@ import torch.nn.functional as F
 from engine.checks import first_line
 from engine.streams import stream
 from experiment.console import tell
-from experiment.data import Data, Dataset
-from experiment.files import write_whole
-from experiment.image_files import DECODER, MOST_PIXELS, check_apart, decode_image, list_images, mean_and_std
+from experiment.data import MOST_PIXELS, Data, Dataset, check_memory
+from tasks import fingerprint
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IMAGENETTE_CLASSES = 10
@@ -75,7 +66,7 @@ def load(name, data_dir="data", image_size=None, download=False):
     if name == "fashion-mini":
         arrays = read_mini()
     elif name == "folder":
-        arrays = read_tree(Path(data_dir), image_size)
+        arrays = read_folder(Path(data_dir), image_size)
     else:
         arrays = read_torchvision(name, Path(data_dir), image_size, download)
     check_memory(len(arrays["x_train"]) + len(arrays["x_test"]), arrays["x_train"].shape[1], image_size)
@@ -104,16 +95,6 @@ def _resize(images, size):
     return torch.cat([F.interpolate(part.float(), **kwargs).round().clamp(0, 255).to(torch.uint8) for part in parts])
 
 
-def check_memory(n, channels, size):
-    """Raise ValueError for images that this machine cannot hold, before any of them is made."""
-    if not hasattr(os, "sysconf"):
-        return
-    need, room = n * channels * size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if need > room:
-        raise ValueError(f"{n:,} images of {size}x{size} take {need / 1e9:.3g} GB and this machine has "
-                         f"{room / 1e9:.3g}: give a smaller --image-size")
-
-
 # ---- a part of a data set --------------------------------------------------------------------------------------------
 
 def part_of(dataset: Dataset, per_class: int | None = None, per_class_test: int | None = None,
@@ -128,12 +109,12 @@ def part_of(dataset: Dataset, per_class: int | None = None, per_class_test: int 
     """
     train, test, more = dataset.train, dataset.test, {}
     if per_class is not None:
-        rows = drawn(dataset, train.labels.cpu(), per_class, "training")
-        more = {"rows": rows, "whole": train.labels.cpu()}
-        train = replace(train, images=train.images[rows], labels=train.labels[rows])
+        index = drawn(dataset, train.labels.cpu(), per_class, "training")
+        more = {"index": index, "whole": train.labels.cpu()}
+        train = replace(train, images=train.images[index], labels=train.labels[index])
     if per_class_test is not None:
-        rows = drawn(dataset, test.labels.cpu(), per_class_test, "test")
-        test = replace(test, images=test.images[rows], labels=test.labels[rows])
+        index = drawn(dataset, test.labels.cpu(), per_class_test, "test")
+        test = replace(test, images=test.images[index], labels=test.labels[index])
     if not augment:
         train = replace(train, pad=0, flip=False)
     if (per_class, per_class_test, augment) == (None, None, True):
@@ -152,6 +133,18 @@ def drawn(dataset: Dataset, labels: torch.Tensor, count: int, split: str) -> tor
         order = torch.randperm(len(members), generator=stream(0, f"part {split} class {label}"))
         found.append(members[order[:count]])
     return torch.cat(found).sort().values
+
+
+# ---- which images a data set has -------------------------------------------------------------------------------------
+
+def fingerprint_with_labels(data: Data) -> int:
+    """CRC-32 of the images and labels of a training or test set."""
+    return zlib.crc32(data.labels.cpu().contiguous().numpy(), fingerprint(data))
+
+
+def fingerprints(dataset: Dataset) -> str:
+    """What tells a data set from another of its name in a row: fingerprints of training and test set, uncorrupted."""
+    return f"{fingerprint_with_labels(dataset.train):08x}-{fingerprint_with_labels(dataset.test):08x}"
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -212,92 +205,11 @@ def read_torchvision(name, root, image_size, download):
             raise ValueError(f"{name}: download to {tried} failed ({reason}): put the files there by hand") from error
         raise ValueError(f"{name}: no complete copy at {tried} ({reason}): add --download, or name the folder "
                          "that has it with --data-dir (in Python data_dir)") from error
-    return read_tree(root / "imagenette2-160", image_size) | {"names": [words[0] for words in found.classes]}
+    return read_folder(root / "imagenette2-160", image_size) | {"names": [words[0] for words in found.classes]}
 
 
-# ---- trees of image files --------------------------------------------------------------------------------------------
+def read_folder(root, image_size):
+    """Return the arrays of root/{train,test or val}/<class>/*, see image_files.read_tree."""
+    from experiment.image_files import read_tree  # here, because the built-in data set needs no image files
 
-def read_tree(root, image_size):
-    """Return the arrays of root/{train,test or val}/<class>/* as square RGB images, decoded or from the cache file.
-
-    The cache's name holds the size and a hash of all paths, lengths, times and numbers on the disk, so a changed folder
-    is never served stale. Caches of earlier states stay until they are deleted by hand.
-    Args: root: Path of the folder above train/; image_size: pixels per side; the shorter side is resized to it, the
-        rest is cropped around the centre.
-    Returns: dict of x_train, x_test (N, 3, H, W) uint8, y_train, y_test (N,) int64, names, mean, std.
-    Raises: ValueError for missing folders, different classes in train and test, or a file that is no image.
-    """
-    train, test = list_images(root, "train"), list_images(root, "test", "val")
-    check_apart(train, test)
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        raise ValueError(f"{train.root} and {test.root} must have the same classes: only one has {', '.join(odd)}")
-    cache = root / f".rem-cache-{image_size}-{_fingerprint(root, train, test)}.pt"
-    arrays = _cached(cache)
-    if arrays is None:
-        arrays = {"names": train.classes}
-        for split, found in (("train", train), ("test", test)):
-            arrays[f"x_{split}"] = torch.from_numpy(_decode(found.samples, image_size))
-            arrays[f"y_{split}"] = torch.tensor(found.targets)
-        arrays["mean"], arrays["std"] = mean_and_std(arrays["x_train"])
-        with contextlib.suppress(OSError, RuntimeError):  # a folder that cannot be written or a full disk: no cache
-            write_whole(cache, lambda file: torch.save({**arrays, "checksum": _checksum(arrays)}, file))
-    return arrays | {"root": str(root.resolve())}
-
-
-def files_of(root):
-    """Return the paths of the training images below root/train, in the order in which a folder's images are read."""
-    return [path for path, _ in list_images(Path(root), "train").samples]
-
-
-def _cached(path):
-    """Return what the cache file holds, or None where there is none or it is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        arrays = torch.load(path, weights_only=True)
-        return arrays if arrays.pop("checksum") == _checksum(arrays) else None
-    except Exception:  # damaged files make torch raise anything
-        return None
-
-
-def _checksum(arrays):
-    """Return the CRC-32 of all images, labels and names."""
-    total = zlib.crc32(repr((arrays["names"], arrays["mean"], arrays["std"])).encode())
-    for key in ("x_train", "y_train", "x_test", "y_test"):
-        total = zlib.crc32(arrays[key].numpy(), total)
-    return total
-
-
-def _fingerprint(root, *listings):
-    """Return a short hash of which files there are, how long and how old; ValueError for what is no regular file.
-
-    Two files that have changed places may be alike in length and time of writing, so their numbers on the disk count.
-    """
-    entries = [DECODER]
-    for path, _ in (sample for found in listings for sample in found.samples):
-        try:
-            status = os.stat(path)
-        except OSError as error:  # a link to itself or to nothing
-            raise ValueError(f"cannot read {path} ({error.strerror}): remove or replace it") from error
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-            raise ValueError(f"{path} is no regular file: remove it")
-        marks = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-        entries.append((os.path.relpath(path, root), *marks))
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
-
-
-def _decode(samples, size):
-    """Return (N, 3, size, size) uint8 of the files in samples; threads suffice, since PIL decodes without the GIL."""
-    check_memory(len(samples), 3, size)
-    images = np.empty((len(samples), 3, size, size), np.uint8)
-
-    def fill(i):
-        images[i] = decode_image(samples[i][0], size).transpose(2, 0, 1)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(fill, range(len(samples))):  # the loop raises what a thread raised
-            pass
-    return images
-
-
+    return read_tree(root, image_size)

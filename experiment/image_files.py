@@ -1,30 +1,40 @@
-"""Image files: which there are below a folder, one of them decoded, and mean and spread of their pixels.
+"""Image files: which there are below a folder, one of them decoded, a whole tree of them, mean and spread of pixels.
 
     found = list_images(Path("pictures"), "train")       # .classes, .samples, .targets, as torchvision has them
     image = decode_image("pictures/train/cat/1.png", 32)  # (32, 32, 3) uint8
     mean, std = mean_and_std(images)                     # per channel, of (N, C, H, W) uint8
+    arrays = read_tree(Path("pictures"), image_size=32)  # pictures/{train,test or val}/<class>/*
+    arrays["x_train"], arrays["y_train"], arrays["names"]  # (N, 3, 32, 32) uint8, (N,) int64, class names; x_test, ...
+    arrays["mean"], arrays["std"]                        # per channel, of the training images
 """
 
+import contextlib
+import hashlib
+import json
 import os
+import stat
+import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from experiment.console import tell
-from experiment.files import check_readable
+from experiment.data import check_memory
+from experiment.files import check_readable, write_whole
 
 SLIM = 16  # longer side over shorter one of an image file above which its ends are cut off before it is resized
 DECODER = 2  # of `decode_image`: raised where it reads a file otherwise than before, so that no older cache is read
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # by contents; of EPS a program is started
-MOST_PIXELS = 4096  # per side of an image that a network gets
 MOST_RESIZED = 8192  # per side of one before its centre is cropped
 
 
 def list_images(root, *choices):
     """Return torchvision's listing (classes, samples, targets) of the first of root/choice that exists.
 
-    Files and folders whose names begin with a dot are left out; how many other files are none of images is told.
+    Files and folders whose names begin with a dot are left out; a warning says how many files are no images.
     """
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -71,7 +81,7 @@ def hidden(name):
 
 
 def check_apart(train, other):
-    """Raise ValueError where most of the images held out are training images, by way of links; tell where some are.
+    """Raise ValueError where most of the images held out are training images, by way of links; warn where some are.
 
     A few may be copies of each other, which a store that keeps each content once links to one file.
     """
@@ -138,3 +148,89 @@ def mean_and_std(images):
         mean.append(float(share @ values))
         std.append(max(float(share @ (values - mean[-1]) ** 2) ** 0.5, 1 / 255))  # a constant channel has std 0
     return mean, std
+
+
+# ---- trees of image files --------------------------------------------------------------------------------------------
+
+def read_tree(root, image_size):
+    """Return the arrays of root/{train,test or val}/<class>/* as square RGB images, decoded or from the cache file.
+
+    The cache's name holds the size and a hash of all paths, lengths, times and numbers on the disk, so a changed folder
+    is never served stale. Caches of earlier states stay until they are deleted by hand.
+    Args: root: Path of the folder above train/; image_size: pixels per side; the shorter side is resized to it, the
+        rest is cropped around the centre.
+    Returns: dict of x_train, x_test (N, 3, H, W) uint8, y_train, y_test (N,) int64, names, mean, std.
+    Raises: ValueError for missing folders, different classes in train and test, or a file that is no image.
+    """
+    train, test = list_images(root, "train"), list_images(root, "test", "val")
+    check_apart(train, test)
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise ValueError(f"{train.root} and {test.root} must have the same classes: only one has {', '.join(odd)}")
+    cache = root / f".rem-cache-{image_size}-{_fingerprint(root, train, test)}.pt"
+    arrays = _cached(cache)
+    if arrays is None:
+        arrays = {"names": train.classes}
+        for split, found in (("train", train), ("test", test)):
+            arrays[f"x_{split}"] = torch.from_numpy(_decode(found.samples, image_size))
+            arrays[f"y_{split}"] = torch.tensor(found.targets)
+        arrays["mean"], arrays["std"] = mean_and_std(arrays["x_train"])
+        with contextlib.suppress(OSError, RuntimeError):  # a folder that cannot be written or a full disk: no cache
+            write_whole(cache, lambda file: torch.save({**arrays, "checksum": _checksum(arrays)}, file))
+    return arrays | {"root": str(root.resolve())}
+
+
+def files_of(root):
+    """Return the paths of the training images below root/train, in the order in which a folder's images are read."""
+    return [path for path, _ in list_images(Path(root), "train").samples]
+
+
+def _cached(path):
+    """Return what the cache file holds, or None where there is none or it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        arrays = torch.load(path, weights_only=True)
+        return arrays if arrays.pop("checksum") == _checksum(arrays) else None
+    except Exception:  # damaged files make torch raise anything
+        return None
+
+
+def _checksum(arrays):
+    """Return the CRC-32 of all images, labels and names."""
+    total = zlib.crc32(repr((arrays["names"], arrays["mean"], arrays["std"])).encode())
+    for key in ("x_train", "y_train", "x_test", "y_test"):
+        total = zlib.crc32(arrays[key].numpy(), total)
+    return total
+
+
+def _fingerprint(root, *listings):
+    """Return a short hash of which files there are, how long and how old; ValueError for what is no regular file.
+
+    Two files that have changed places may be alike in length and time of writing, so their numbers on the disk count.
+    """
+    entries = [DECODER]
+    for path, _ in (sample for found in listings for sample in found.samples):
+        try:
+            status = os.stat(path)
+        except OSError as error:  # a link to itself or to nothing
+            raise ValueError(f"cannot read {path} ({error.strerror}): remove or replace it") from error
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise ValueError(f"{path} is no regular file: remove it")
+        marks = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+        entries.append((os.path.relpath(path, root), *marks))
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+
+
+def _decode(samples, size):
+    """Return (N, 3, size, size) uint8 of the files in samples; threads suffice, since PIL decodes without the GIL."""
+    check_memory(len(samples), 3, size)
+    images = np.empty((len(samples), 3, size, size), np.uint8)
+
+    def fill(i):
+        images[i] = decode_image(samples[i][0], size).transpose(2, 0, 1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(fill, range(len(samples))):  # the loop raises what a thread raised
+            pass
+    return images

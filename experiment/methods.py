@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import baselines as b
-from experiment.user_code import function_of
 from tasks import TASKS
 
 # --- The record -------------------------------------------------------------------------------------------------------
@@ -31,9 +30,9 @@ class Method:
     etd: str = "dropped"
     reads_forget: bool = True  # False: the same network at every discovery rate
     twin: str = ""  # the method of which it is another name; "all" has each algorithm once
-    # "compared": in the paper's tables, but for SSD and CUTS; a "variant", another version of one of those; an
-    # "ablation": of Table 2, but for rem-ce; "ideal": shown apart, oracles that know all of D_c, and ETD trained anew;
-    # "of REM+": what an ablation or an oracle of REM is, of REM+.
+    # "compared": in the paper's tables, and SSD and CUTS, which are not; "variant": another version of one of those;
+    # "ablation": of Table 2, but for rem-ce; "ideal": shown apart, oracles that know all of D_c, and ETD from fresh
+    # weights; "of REM+": what an ablation or an oracle of REM is, of REM+.
     part: str = "compared"
     norm: str = ""  # what forget_norm's "auto" comes to
 
@@ -164,6 +163,8 @@ def load_method(text: str):
     Returns: (name, function), the name being "file.py:function".
     Raises: ValueError for no such file or function, a file that does not import, or the wrong parameters.
     """
+    from experiment.user_code import function_of  # here, because most runs need none
+
     function = function_of(text, f"method {text}")
     name = Path(text).name
     check_signature(name, function)

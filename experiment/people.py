@@ -131,7 +131,7 @@ def of_files(people: People, files: list[str]) -> People:
 
     Suffixes may differ, and a path may begin below the folder: what it has of `files` is compared.
     """
-    places = {named_parts(own): row for row, own in enumerate(people.images)}
+    places = {named_parts(own): place for place, own in enumerate(people.images)}
     lengths = sorted({len(parts) for parts in places}, reverse=True)
     order = []
     for file in files:
@@ -145,9 +145,9 @@ def of_files(people: People, files: list[str]) -> People:
         missing = sorted(set(range(len(people.images))) - set(order))
         which = f"labels of {people.images[missing[0]]}, which the folder has not" if missing else "one image twice"
         raise ValueError(f"{people.path} has {which}; give the labels of the folder's images")
-    rows = torch.tensor(order)
-    clean = None if people.clean is None else people.clean[rows]
-    return replace(people, labels=people.labels[rows], clean=clean, images=[people.images[row] for row in order])
+    index = torch.tensor(order)
+    clean = None if people.clean is None else people.clean[index]
+    return replace(people, labels=people.labels[index], clean=clean, images=[people.images[place] for place in order])
 
 
 def named_parts(path: str) -> tuple[str, ...]:
@@ -165,8 +165,8 @@ def in_order(people: People, dataset: Dataset) -> torch.Tensor:
     Where a part of each class was drawn, the file is of the whole training set.
     Raises: ValueError for another number of labels than there are images, one that is no class, or another order.
     """
-    rows = dataset.rows
-    given = dataset.train.labels.cpu() if rows is None else dataset.whole
+    index = dataset.index
+    given = dataset.train.labels.cpu() if index is None else dataset.whole
     if len(people.labels) != len(given) or len(given) == 0:
         raise ValueError(f"{people.path} has {len(people.labels)} labels and the data set {len(given)} training "
                          "images; give the labels of this data set")
@@ -187,4 +187,4 @@ def in_order(people: People, dataset: Dataset) -> torch.Tensor:
     if people.clean is None and 2 * wrong > len(given):
         tell(f"warning: {people.path} has no clean labels to check its order by, and {wrong} of its {len(given)} "
              "labels differ from the data set's: is it in the order of the images?")
-    return labels if rows is None else labels[rows]
+    return labels if index is None else labels[index]

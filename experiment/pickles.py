@@ -1,4 +1,4 @@
-"""Pickles that want more than weights: what a refused one asks for, told without running anything in it.
+"""Pickles that want more than weights: what a refused one asks for, found without running anything in it.
 
     try:
         content = torch.load(path, weights_only=True)

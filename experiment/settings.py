@@ -66,7 +66,8 @@ class Config:
                                  choices=("auto", "float32", "bf16"))
 
     method: str = of_unlearning("no-ul,cf,npo,rem,rem-plus",
-                                "methods, separated by commas: names, all or FILE.py:FUNCTION")
+                                "methods, separated by commas: names (ssd and cuts are not in the paper), all or "
+                                "FILE.py:FUNCTION")
     discovery: float = of_unlearning(0.5, "discovery rate |D_f| / |D_c|, in (0, 1]", "(0, 1]")
     unlearn_epochs: int = of_unlearning(Settings.unlearn_epochs, "max epochs of Alg. 1; epochs of cf, scrub, badt",
                                         "[0, inf)")
@@ -80,16 +81,17 @@ class Config:
                                     "[0, inf)")
     reach: float = of_unlearning(Settings.reach, "REM+, relative distance: how far its first step 2 moves theta_o1, "
                                  "over the norm; 0: off", "[0, inf)")
-    farther: int = of_unlearning(Settings.farther, "REM+, restart: how often it starts over with twice the reach, "
+    farther: int = of_unlearning(Settings.farther, "REM+, restart: how often it starts over with twice the distance, "
                                  "where its first epoch leaves what was memorised; 0: off", "[0, inf)")
     disbelieved: float = of_unlearning(Settings.disbelieved, "REM+, small-loss selection: CE of a given label above "
                                        "which step 3 leaves an image of D_r out, from epoch 2 on; 0: off", "[0, inf)")
-    remove_weight: str = of_unlearning(Settings.remove_weight, "weight of 3.2: D_f's natural share of the batch, or the "
-                                       "mean over D_f that Eq. 2 prints", choices=("share", "mean"))
+    remove_weight: str = of_unlearning(Settings.remove_weight, "weight of 3.2: D_f's natural share of the batch, or "
+                                       "the mean over D_f that Eq. 2 prints", choices=("share", "mean"))
     forget_norm: str = of_unlearning(Settings.forget_norm, "statistics in passes over D_f of rem, npo, ascent; auto: "
                                      "running in rem, rem-plus", choices=("auto", "running", "batch"))
     alpha: float = of_unlearning(0.01, "SCRUB: weight of distillation (A.3)", "[0, inf)")
-    ssd_alpha: float = of_unlearning(100.0, "SSD: dampen where D_f's importance is above this times D_tr's", "[0, inf)")
+    ssd_alpha: float = of_unlearning(100.0, "SSD (not in the paper): dampen where D_f's importance is above this times "
+                                     "D_tr's", "[0, inf)")
     schedule: str = of_unlearning("linear", "rate of cf, scrub, badt: linear (up, down to a fifth) or constant",
                                   choices=("linear", "constant"))
     step31: bool = of_unlearning(True, "3.1 of Alg. 1; off: Table 2")

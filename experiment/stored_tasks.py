@@ -1,31 +1,20 @@
-"""A task in a file beside its network, and fingerprints of the images that it was made of.
+"""A task in a file beside its network.
 
     save_task(task, "folder/task")                  # the labels and D_c, not the images
     task = load_task("folder/task", dataset)        # ValueError if the data set has other images
-    images = fingerprints(dataset)                  # of a row: "1a2b3c4d-5e6f7a8b"
 """
 
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from experiment.corruptions import TRIGGERS
-from experiment.data import Data, Dataset
+from experiment.data import Dataset
+from experiment.datasets import fingerprint_with_labels
 from experiment.files import write_whole
 from experiment.pickles import asks_for_code
 from tasks import Task, assemble, fingerprint
-
-
-def fingerprint_with_labels(data: Data) -> int:
-    """CRC-32 of the images and labels of a training or test set."""
-    return zlib.crc32(data.labels.cpu().contiguous().numpy(), fingerprint(data))
-
-
-def fingerprints(dataset: Dataset) -> str:
-    """What tells a data set from another of its name in a row: fingerprints of training and test set, uncorrupted."""
-    return f"{fingerprint_with_labels(dataset.train):08x}-{fingerprint_with_labels(dataset.test):08x}"
 
 
 def save_task(task: Task, path: str | Path) -> None:
@@ -47,7 +36,7 @@ def load_task(path: str | Path, dataset: Dataset) -> Task:
     content = read_task(path)
     if other := other_images(content, dataset):
         raise ValueError(f"the task in {path} was made from other {other[0]} images than {dataset.name}'s; "
-                         "load the data it was made from, or begin anew elsewhere")
+                         "load the data it was made from, or start again in another folder")
     clean = replace(dataset, train=replace(dataset.train, labels=content["clean"].to(dataset.train.images.device)))
     trigger = TRIGGERS[content.get("trigger", "patch")]  # older files have the only one that there was
     return assemble(content["name"], content["seed"], clean, content["labels"], content["corrupted"], trigger)

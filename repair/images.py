@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from engine.checks import first_line
-from experiment.data import Data, Streamed
+from experiment.data import MOST_PIXELS, Data, Streamed
 from experiment.files import check_readable
-from experiment.image_files import FORMATS, MOST_PIXELS, MOST_RESIZED, decode_image, mean_and_std
+from experiment.image_files import FORMATS, MOST_RESIZED, decode_image, mean_and_std
 from repair.progress import Watch, tell_here
 
 MANY = 10_000  # files, at most, of which the shapes are looked at

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.admission import out_of_memory
-from engine.checks import first_line
+from engine.checks import first_line, out_of_memory
+from engine.streams import same_world
 from experiment import datasets
 from experiment.console import clipped
-from experiment.user_code import function_of, same_world
+from experiment.user_code import function_of
 from models import ARCHITECTURES, build
 from repair.images import Reading
 

@@ -20,12 +20,11 @@ from engine.streams import stream
 from experiment.cell import attempt, corrupt, with_true_n, new_model
 from experiment.console import Parser, add_flags
 from experiment.data import Data, Dataset
-from experiment.datasets import load, part_of
+from experiment.datasets import fingerprints, load, part_of
 from experiment.devices import choose_device
 from experiment.files import check_writable
 from experiment.rows import append_row, provenance
 from experiment.settings import EVERY_TASK, Config, resolve
-from experiment.stored_tasks import fingerprints
 from metrics import accuracy, c_score, check_c_score, mean_sem
 from tasks import TASKS, Task
 from train import fit

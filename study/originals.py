@@ -23,12 +23,12 @@ from engine.streams import stream
 from experiment.cell import attempt, corrupt, draw_forget, new_model, train_original
 from experiment.console import LONG, clipped, progress
 from experiment.data import Dataset
-from experiment.datasets import load, part_of
+from experiment.datasets import fingerprints, load, part_of
 from experiment.devices import check_room, choose_device
 from experiment.files import check_writable, write_whole
 from experiment.methods import METHODS, find_method
 from experiment.settings import Config
-from experiment.stored_tasks import fingerprints, load_task, other_images, read_task, save_task
+from experiment.stored_tasks import load_task, other_images, read_task, save_task
 from study.rows import cell_key
 from tasks import Task
 

@@ -14,10 +14,9 @@ import torch
 
 import run
 from experiment.cell import new_model
-from experiment.datasets import load
+from experiment.datasets import fingerprints, load
 from experiment.rows import provenance
 from experiment.settings import Config, resolve
-from experiment.stored_tasks import fingerprints
 from few_images import few, fresh, refusal  # noqa: F401
 from helpers import make_dataset, rows_of
 from pictures import write_tree

@@ -13,7 +13,8 @@ import tasks
 from experiment import pickles
 from experiment.data import Data
 from experiment.pickles import asks_for_code
-from experiment.stored_tasks import fingerprints, load_task, save_task
+from experiment.datasets import fingerprints
+from experiment.stored_tasks import load_task, save_task
 from helpers import Evil, make_dataset, seeds
 from tasks import discover, fingerprint, make_task
 from test_tasks import assert_same_task, balanced, cases

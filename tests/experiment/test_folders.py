@@ -1,4 +1,4 @@
-"""Trees of image files (experiment/datasets.py): what is decoded, what the cache may give back, what is refused."""
+"""Trees of image files (experiment/image_files.py): what is decoded, what the cache may give back, what is refused."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiment import datasets
+from experiment import image_files
 from experiment.datasets import load
 from pictures import write_tree
 
@@ -120,9 +120,9 @@ def test_grey_images_of_16_bits(tmp_path, kind):
 
 def decodes(folder, size=8) -> bool:
     """Whether a load has to decode files; that it need not shows in no result."""
-    calls, inner = [], datasets.decode_image
+    calls, inner = [], image_files.decode_image
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "decode_image", lambda *args: calls.append(args) or inner(*args))
+        patch.setattr(image_files, "decode_image", lambda *args: calls.append(args) or inner(*args))
         read(folder, size)
     return bool(calls)
 
@@ -135,7 +135,7 @@ def test_a_second_load_reads_the_cache(tmp_path, monkeypatch):
     assert_same_dataset(first, read(tmp_path))
     assert decodes(tmp_path, size=4) and not decodes(tmp_path, size=4) and not decodes(tmp_path)
     assert_same_dataset(first, read(tmp_path))
-    monkeypatch.setattr(datasets, "DECODER", datasets.DECODER + 1)
+    monkeypatch.setattr(image_files, "DECODER", image_files.DECODER + 1)
     assert decodes(tmp_path)
 
 

@@ -34,13 +34,13 @@ def test_so_many_of_each_class(seed, counts, per_class):
     dataset = classes_of(seed, counts, counts)
     part = part_of(dataset, per_class, per_class)
     assert part.train.labels.bincount().tolist() == part.test.labels.bincount().tolist() == [per_class] * len(counts)
-    assert (part.rows.diff() > 0).all() and torch.equal(part.whole, dataset.train.labels)
-    assert torch.equal(part.train.images, dataset.train.images[part.rows])
-    assert torch.equal(part.train.labels, dataset.train.labels[part.rows])
+    assert (part.index.diff() > 0).all() and torch.equal(part.whole, dataset.train.labels)
+    assert torch.equal(part.train.images, dataset.train.images[part.index])
+    assert torch.equal(part.train.labels, dataset.train.labels[part.index])
     assert (part.train.pad, part.train.flip) == (1, True) and len(dataset.train) == sum(counts)
-    assert torch.isin(part_of(dataset, 1).rows, part.rows).all()
+    assert torch.isin(part_of(dataset, 1).index, part.index).all()
     assert len(part_of(dataset, per_class).test) == len(dataset.test)
-    assert part_of(dataset, None, per_class).rows is None
+    assert part_of(dataset, None, per_class).index is None
 
 
 def test_nothing_asked():
@@ -66,7 +66,7 @@ def test_which_images():
     assert torch.equal(one.train.images[again], other.train.images)
     for c in range(3):
         drawn = torch.randperm(20, generator=stream(0, f"part training class {c}"))[:6]
-        assert torch.equal(other.rows[other.train.labels == c] - 20 * c, drawn.sort().values)
+        assert torch.equal(other.index[other.train.labels == c] - 20 * c, drawn.sort().values)
 
 
 @pytest.mark.parametrize("numbers, text", [

@@ -193,7 +193,7 @@ def test_a_part_has_its_own_labels(seed):
     for name, whole in (("made", clean), ("folder", clean.sort().values)):
         dataset = dataset_of(whole, name=name)
         part = part_of(dataset, per_class=3)
-        assert torch.equal(in_order(read, part), in_order(read, dataset)[part.rows])
+        assert torch.equal(in_order(read, part), in_order(read, dataset)[part.index])
 
 
 @pytest.mark.parametrize("labels, clean, text", [

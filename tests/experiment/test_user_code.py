@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import run
+from engine.streams import same_world
 from experiment.methods import check_names, check_signature, code_of, load_method
-from experiment.user_code import function_of, same_world
+from experiment.user_code import function_of
 from few_images import FEW, few, fresh  # noqa: F401
 from helpers import rows_of
 from repair.networks_by_name import file_network

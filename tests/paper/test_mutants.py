@@ -35,7 +35,7 @@ import test_tasks
 import test_twins
 import rem_plus
 import test_rem_plus
-from engine import admission, batches, checks, layers, modes, scores, streams, updates
+from engine import admission, batches, checks, masks, modes, scores, streams, updates
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -50,7 +50,7 @@ def instead(owner, name: str, mutant):
     with contextlib.ExitStack() as stack:
         for holder in holders:
             stack.enter_context(mock.patch.object(holder, name, mutant))
-        if owner in (etd, layers, etd.Expanded, etd.ExpandedBatchNorm, layers.MaskedPass):
+        if owner in (etd, masks, etd.Expanded, etd.ExpandedBatchNorm, masks.MaskedPass):
             for module in (admission, sys.modules["expand"]):  # whose check would refuse such layers
                 stack.enter_context(mock.patch.object(module, "self_check", lambda *args: None))
         yield
@@ -165,8 +165,8 @@ def one_mask_for_the_batch(self, outputs, extra, dtype):
 def theta_o2_in_every_pass(self, x, mask=None):
     alone = mask is None and self.width and self.training  # in eval mode expand itself refuses it
     mask = torch.ones((len(x), self.width), dtype=torch.bool) if alone else mask
-    active = None if mask is None else layers.MaskedPass(mask)
-    return layers.run_pass(self.net, x, active, list(self.layers().values()))
+    active = None if mask is None else masks.MaskedPass(mask)
+    return masks.run_pass(self.net, x, active, list(self.layers().values()))
 
 
 def base_statistics_move(self, x, real=etd.ExpandedBatchNorm.forward):
@@ -243,8 +243,8 @@ MUTANTS = [  # number, where, name, mutant, the property, its test
     (rem_plus.EarlyStopping, "best", the_last_epoch, "A24", test_rem_plus.test_rem_plus_is_the_plain_loop),
     (etd, "mask_rows", by_place_in_the_batch, "M3", test_etd.test_rows_are_the_same_at_every_look),
     (checks, "check_sets", each_its_own_row, "A23", test_twins.test_rem_is_the_plain_loop),
-    (layers.MaskedPass, "over", one_mask_for_the_batch, "M17", test_etd.test_layers_use_a_prefix_of_the_row),
-    (layers.MaskedPass, "over", theta_o1_masked_too, "M11", test_etd.test_base_channels_are_never_masked),
+    (masks.MaskedPass, "over", one_mask_for_the_batch, "M17", test_etd.test_layers_use_a_prefix_of_the_row),
+    (masks.MaskedPass, "over", theta_o1_masked_too, "M11", test_etd.test_base_channels_are_never_masked),
     (etd.Expanded, "forward", theta_o2_in_every_pass, "X1", test_step1_expand.test_base_only_is_the_original),
     (etd.ExpandedBatchNorm, "forward", base_statistics_move, "D7",
      test_step4_drop.test_masked_passes_leave_base_statistics),

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 import oracles
 from architectures import IMAGE
-from engine.bits import MaskTable
+from engine.masks import MaskTable
 from engine.checks import NonFiniteLoss
 from etd import drop, train_etd
 from expand import expand

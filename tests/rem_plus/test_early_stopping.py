@@ -149,10 +149,10 @@ SOON = [0.1] * 5  # Acc(D_f) is below gamma, 0.2, from the first epoch on
     ([9, 9, 9, 12, 12], SOON, 3, 3),  # of equals the latest comes back, but none of them is better
     ([9, 8, 7, 12, 12], SOON, 3, 2),  # one image less is within the error of one, two less are not
     ([9, 7, 8, 12, 12], SOON, 3, 3),
-    ([9, 8, 10, 8, 8], SOON, 5, 3),  # level with a best that is no longer the best
+    ([9, 8, 10, 8, 8], SOON, 5, 3),  # as good as a best that is no longer the best
     ([12, 9, 7, 7, 7], [0.3, 0.2, 0.1, 0.2, 0.0], 4, 2),  # gamma itself counts, what is above does not
     ([9, 12, 7, 7, 7], [0.1, 0.3, 0.1, 0.1, 0.1], 3, 1),  # an epoch above gamma is waited for, too
-    ([9, 9, 7, 7, 7], [0.1, 0.3, 0.1, 0.1, 0.1], 3, 1),  # and is not level
+    ([9, 9, 7, 7, 7], [0.1, 0.3, 0.1, 0.1, 0.1], 3, 1),  # and is not as good
     ([7, 7, 7, 8, 6], [0.9, 0.5, 0.6, 0.2, 0.2], 5, 4),  # no end before one counts
     ([7, 7, 7, 7, 7], [0.5, 0.6, 0.7, 0.8, 0.2], 5, 5),  # and no waiting
     # where no epoch counts all run, and of those that have the least Acc(D_f) the last comes back
@@ -161,7 +161,7 @@ SOON = [0.1] * 5  # Acc(D_f) is below gamma, 0.2, from the first epoch on
     ([12, 10, 8, 10, 9], [1.0] * 5, 5, 5),
 ])
 def test_which_epochs_run_and_which_comes_back(dictated, recwarn, right, acc_forget, epochs, best):
-    """A24, A19: two epochs in a row that are not better are the last; a copy of the latest that is level with the best
+    """A24, A19: two epochs in a row that are not better are the last; a copy of the latest that is as good as the best
     comes back, and none above gamma where another is not, however much of W it gets right; where all are it is told."""
     dictated(right, acc_forget)
     out, seen = watched(0, unlearn_epochs=5)
@@ -172,15 +172,15 @@ def test_which_epochs_run_and_which_comes_back(dictated, recwarn, right, acc_for
     assert all(f"is {acc_forget[best - 1]:.2f} after the returned epoch, above gamma = 0.2" in text for text in told)
 
 
-@pytest.mark.parametrize("lost, gained, level", [(0, 0, True), (6, 4, True), (6, 3, True), (6, 2, False),
-                                                 (1, 0, True), (2, 0, False)])
-def test_level_is_within_the_paired_error(lost, gained, level):
+@pytest.mark.parametrize("lost, gained, as_good", [(0, 0, True), (6, 4, True), (6, 3, True), (6, 2, False),
+                                                   (1, 0, True), (2, 0, False)])
+def test_as_good_is_within_the_paired_error(lost, gained, as_good):
     """A24: images that only the best gets right less those that only the other does are at most the root of both."""
     end = EarlyStopping(plus_state(n=60, size=5))
     end.right, end.acc_forget = torch.arange(13) < 7, 0.1
     right = end.right ^ (torch.arange(13) < lost) ^ (torch.arange(13) >= 13 - gained)
-    assert end.level(right, 0.2, 0.2) == level
-    assert not end.level(right, 0.3, 0.2)  # it does not count
+    assert end.as_good(right, 0.2, 0.2) == as_good
+    assert not end.as_good(right, 0.3, 0.2)  # it does not count
 
 
 @pytest.mark.parametrize("untouched, after, told", [(1.0, 12, False), (1.0, 11, True), (0.9, 11, False)])
