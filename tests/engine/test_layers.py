@@ -1,6 +1,6 @@
 """engine/layers.py: fresh weights, and the mask of a layer.
 
-Layers of many kinds, memory formats, wider weights, and what is put in whose place are in paper/test_step1_expand.py.
+Layers of many kinds, memory formats and wider weights are in paper/test_expand_any_network.py.
 """
 
 import itertools

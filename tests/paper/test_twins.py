@@ -1,11 +1,11 @@
-"""Algorithm 1 against the plain loop of twins.py, number by number: what an auditor reads first.
+"""Algorithm 1 against the plain loop of twins.py, number by number. What the paper says, and what holds it:
 
-- Algorithm 1 (Sec. 5) as printed: theta_o1 after any number of epochs, any beta, gamma and batch, with and without
-  augmentation                                                                          A6, A23, A35, L16, D7
+- Algorithm 1 (Sec. 5), steps 2 to 4 as printed: after any number of epochs theta_o1 is the plain loop's, for any beta,
+  gamma and batch, with and without augmentation.                                                      A23, A35, L16, D7
+- Sec. 5: "independence from the retain set during this step is essential": the loop's step 2 is given D_f alone.    A6
 
-The ablations, REM on ETD, REM (IDEAL), ETD training and the other methods are in test_rivals_twins.py, REM+ is in
-tests/rem_plus/test_rem_plus.py. All in float64,
-to 1e-9: sums run in another order through some dozens of updates.
+All in float64, to 1e-9: sums run in another order through some dozens of updates. Beside this path: the ablations, REM
+on ETD, REM (IDEAL), ETD training and the other methods in test_rivals_twins.py, REM+ in tests/rem_plus.
 """
 
 import warnings

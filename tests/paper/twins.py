@@ -1,5 +1,14 @@
 """Algorithm 1 and ETD training once more, as plainly as they can be written: read this first, beside the paper.
 
+What of the paper stands here, line by line:
+
+- Sec. 5, Algorithm 1, steps 2 to 4: `rem`; "while current epoch <= max epochs" and "while Acc(D_f) > gamma" are its two
+  loops, 2.1 and 2.2 the body of the inner one, 3.1 to 3.3 `step3_loss` and the update by it.
+- Eq. 2: `RemTwin.h`, (2 / beta) log sigmoid(beta (CE - CE_ref)), the ratio being one of likelihoods; "ref" are the
+  weights that step 1 has made.
+- Sec. 2, ETD: `train_etd`; Table 3's caption, the rate that ends at a fifth of where it began: `linear`.
+- A.3, ResNet-9's optimiser, SGD: `RemTwin.step`.
+
     net = RemTwin(weights, lr=0.005, momentum=0.9, decay=5e-4, beta=1.0)      # step 1 is done: theta_o1 beside theta_o2
     epochs = rem(net, passes, plain, masks, forget, images, labels, epochs=10, gamma=0.2, max_passes=100)
     epochs[-1]                                                               # theta_o1 after the last: Algorithm 1
