@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import rem_plus
 from helpers import assert_close, gen, make_data, seeds, small_net
-from rem_plus import STEP, copies, move_along, moved, steps_of
+from rem_plus import STEP, copies, move_along, moved
 from states import acc_forget, plus_state, unlearn_plus
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # step 2 may give up
@@ -109,20 +109,6 @@ def test_where_there_is_no_line_nothing_moves():
     with acc_forget(0.9):
         remove(state, reach=0.5)
     assert state.record["passes"] == 2 and not vector(theta_of(state)).any()
-
-
-@pytest.mark.parametrize("faint", [1.0, 1e-10, 1e-20, 1e-28, 1e-36])
-def test_a_faint_gradient_is_a_direction_too(faint):
-    """A32: updates have their length and go down the gradient also where float32 has no squares of its entries."""
-    parameters, gradients = ([torch.randn(shape, generator=gen(seed)) for shape in ((3, 4), (5,), ())]
-                             for seed in (0, 1))
-    begin = copies(parameters)
-    parameters = [nn.Parameter(p) for p in parameters]
-    for p, g in zip(parameters, gradients, strict=True):
-        p.grad = g * faint
-    steps_of(parameters, 0.1).step()
-    wanted = 0.1 * vector(begin).norm() * vector(gradients) / vector(gradients).norm()
-    assert_close(vector(begin) - vector(parameters), wanted, 1e-5)
 
 
 def test_what_is_known_beyond_doubt_is_forgotten():
