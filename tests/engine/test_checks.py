@@ -1,4 +1,8 @@
-"""engine/checks.py: refusals that say what was found, before any training."""
+"""engine/checks.py: refusals that say what was found, before any training.
+
+That each value of the settings is of its kind and in its range is in paper/test_algorithm.py and
+experiment/test_settings.py.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -108,35 +112,6 @@ def test_unknown_names(make, error, text):
     unknown name, `replace` too."""
     with pytest.raises(error, match=text):
         make()
-
-
-@pytest.mark.parametrize("changes, text", [
-    (dict(kind="no"), "kind is 'no'; choose from plain, wide"),
-    (dict(rate=1.001), "rate is 1.001; it must be in \\[0, 1\\]"),
-    (dict(rate=-0.001), "rate is -0.001"), (dict(rate=math.nan), "rate is nan"),
-    (dict(passes=-1), "passes is -1; it must be a finite number at least 0"),
-])
-def test_values_without_sense(changes, text):
-    """A26: a value that is no choice, or outside its range, is a ValueError with what is allowed; both ends are, and 0
-    where no range is told; a record's values are looked at too."""
-    for make in (lambda: Some(**changes), lambda: settings_from(changes, Some), lambda: replace(Some(), **changes)):
-        with pytest.raises(ValueError, match=text):
-            make()
-    assert Some(rate=0, passes=0).rate == 0 and Some(rate=1).rate == 1
-
-
-@pytest.mark.parametrize("changes, text", [
-    (dict(rate="5e-4"), "rate is '5e-4'; it must be float"), (dict(rate=None), "rate is None; it must be float"),
-    (dict(rate=True), "rate is True"), (dict(passes="3"), "passes is '3'; it must be int"),
-    (dict(passes=3.0), "passes is 3.0; it must be int"), (dict(passes=True), "passes is True"),
-])
-def test_values_of_another_kind(changes, text):
-    """A26: a text, as a YAML reader leaves 5e-4, is no number, and 3.0 is no number of passes: a TypeError, before any
-    work."""
-    for make in (lambda: Some(**changes), lambda: settings_from(changes, Some), lambda: replace(Some(), **changes)):
-        with pytest.raises(TypeError, match=text):
-            make()
-    assert Some(rate=1) == Some(rate=1.0)
 
 
 # --- Finite numbers ---------------------------------------------------------------------------------------------------

@@ -51,10 +51,10 @@ def rem(net, passes, plain, masks, forget, images, labels, *, epochs, gamma, max
     return after
 
 
-def step3_loss(net, x, y, mask, in_forget):
-    """L_redirect - L_remove of a batch (Eq. 2)."""
+def step3_loss(net, x, y, mask, in_forget, weight=1.0):
+    """L_redirect - L_remove of a batch (Eq. 2); weight: of each example of D_f, N / |D_f| for a mean over D_f."""
     redirect = net.h(x, y, mask, training=True).mean()  # theta_o1 and theta_o2
-    remove = (in_forget * net.h(x, y, training=True)).mean()  # theta_o1 alone
+    remove = (weight * in_forget * net.h(x, y, training=True)).mean()  # theta_o1 alone
     return redirect - remove
 
 
