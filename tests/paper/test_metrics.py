@@ -26,7 +26,7 @@ from torch import nn
 
 import metrics
 from baselines import with_theta_o2
-from engine.bits import draw_bits
+from engine import draw_bits
 from engine.checks import NonFiniteLoss
 from etd import mask_table
 from experiment.data import Data, Dataset, batches

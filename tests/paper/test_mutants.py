@@ -34,7 +34,7 @@ import test_step3_redirect
 import test_step4_drop
 import test_tasks
 import test_twins
-from engine import admission, batches, checks, layers, modes, scores, updates
+from engine import admission, batches, checks, modes, scores, updates
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -80,9 +80,9 @@ MUTANTS = [  # what it does, whose, which function, its text, other text, the pr
     # --- Masks, layers, drop ---
     ("by place in the batch", etd, "mask_rows", "check_index(index, len(table.packed))", "torch.arange(len(index))",
      "M3", test_etd.test_rows_are_the_same_at_every_look),
-    ("one mask for the batch", layers.MaskedPass, "over", "self.mask[:, :extra]",
+    ("one mask for the batch", etd.MaskedPass, "over", "self.mask[:, :extra]",
      "self.mask[:1, :extra].expand(len(self.mask), -1)", "M17", test_etd.test_layers_use_a_prefix_of_the_row),
-    ("theta_o1 masked too", layers.MaskedPass, "over", "bits.new_ones((len(bits), outputs))",
+    ("theta_o1 masked too", etd.MaskedPass, "over", "bits.new_ones((len(bits), outputs))",
      "bits[:, :1].expand(-1, outputs)", "M11", test_etd.test_base_channels_are_never_masked),
     ("theta_o2 in every pass of training", etd.Expanded, "forward", SHARED,
      f"MaskedPass(x.new_ones((len(x), self.width))) if mask is None and self.width and self.training else {SHARED}",
@@ -129,7 +129,7 @@ def instead(owner, name: str, mutant):
     with contextlib.ExitStack() as stack:
         for holder in holders:
             stack.enter_context(mock.patch.object(holder, name, mutant))
-        if owner in (etd, layers, etd.Expanded, etd.ExpandedBatchNorm, layers.MaskedPass):
+        if owner in (etd, etd.Expanded, etd.ExpandedBatchNorm, etd.MaskedPass):
             for module in (admission, sys.modules["expand"]):  # whose check would refuse such layers
                 stack.enter_context(mock.patch.object(module, "self_check", lambda *args: None))
         yield

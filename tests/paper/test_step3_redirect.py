@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import oracles
-from engine.bits import MaskTable
+from engine import MaskTable
 from engine.checks import NonFiniteLoss
 from etd import drop
 from helpers import assert_close, make_data, seeds, small_net
