@@ -7,7 +7,7 @@
 - Sec. 5: "we expand the number of channels in each convolutional layer". The classes stay as many as they are; at 50 %
   capacity (A.3) as many channels come as there are.                                                             X3, X12
 - Sec. 5: "all examples pass through all of theta_o1 but each example will only pass through its assigned path in
-  theta_o2 based on its mask": a loop over examples, pixels and channels gives the same.                X9, M11, M12, E1
+  theta_o2 based on its mask": so does the plain wide network of twins.py.                             X9, M11, M12, E1
 - Table 3 and A.3, ViT: "Before/after FF in transformer blocks". Choice: hidden units of the feed-forward layers.    X13
 
 Beside this path: networks of other kinds in test_expand_any_network.py; gradients in test_flow.py; masks in
@@ -23,7 +23,7 @@ from torch import nn
 
 import etd
 import expand
-import oracles
+import twins
 from architectures import IMAGE, SMALL_VIT, assert_transparent, assert_wide_twin, draw, fill_wide
 from etd import ExpandedWeight
 from helpers import assert_close, assert_same_state, gen, randomise, rows, run, seeds, small_net
@@ -139,18 +139,20 @@ def test_half_capacity_is_half_the_channels():
 
 # --- Each example through its own path --------------------------------------------------------------------------------
 
-@given(seed=seeds, width=st.integers(1, 5), ratio=ratios, norm=st.booleans(), batch=st.integers(1, 3),
-       share=st.sampled_from([0, 0.5, 1]))
-def test_masked_pass_equals_the_naive_loop(seed, width, ratio, norm, batch, share):
-    """X9, M11, M12, E1: the masked pass is the numpy oracle's, one example and one pixel at a time."""
-    net = small_net(seed, width=width, norm=norm, dtype=torch.float64)
-    expanded = expand.expand(net, IMAGE, ratio, generator=gen(seed))
-    randomise(expanded, seed).eval()  # theta_o2's biases and statistics too
+@given(seed=seeds, width=st.integers(1, 5), ratio=st.sampled_from([0.6, 1.0, 1.7]), batch=st.integers(2, 4),
+       share=st.sampled_from([0, 0.5, 1]), training=st.booleans())
+def test_masked_pass_is_the_twins(seed, width, ratio, batch, share, training):
+    """X9, M11, M12, E1: the masked pass is that of the twin's plain wide network, in both modes; in eval mode each
+    example alone gives what it gives in the batch."""
+    expanded = expand.expand(small_net(seed, width=width, dtype=torch.float64), IMAGE, ratio, generator=gen(seed))
+    randomise(expanded, seed).train(training)  # theta_o2's biases and statistics too
     x, mask = draw(seed, batch, 1, 3, 4, dtype=torch.float64), rows(seed, expanded, batch, share)
-    weights = {key.removeprefix("net."): value.numpy() for key, value in expanded.state_dict().items()}
-    expected = oracles.masked_small_net(x.numpy(), mask.numpy(), weights, norm)
+    twin = twins.RemTwin(twins.weights_of(expanded.state_dict()), lr=0, momentum=0, decay=0, beta=1)
+    ones = [slice(None)] if training else range(batch)
+    expected = [twin.logits(twin.w, x[i].view(-1, 1, 3, 4), mask[i].view(-1, mask.shape[1]).double(), training)
+                for i in ones]
     # sums in another order, running variances down to 0.1
-    assert_close(run(expanded, x, mask), torch.from_numpy(expected), 1e-11)
+    assert_close(run(expanded, x, mask), torch.cat(expected), 1e-11)
 
 
 # --- Feed-forward layers of the ViT -----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 - "while Acc(D_f) > gamma do": no update where it is at gamma or below. Choice: whole passes over D_f, and Acc(D_f) is
   measured before the first and after each.                                                                     A1, A2
 - 2.1: "Compute loss L_remove(D_f) using only the theta_o1 part of the model". Choice: in evaluation mode, so that
-  before the first update u = 0.                                                                                 A20, L11
+  before the first update u = 0.                                                                                A20, L11
 - 2.2: "Update theta_o1 model part with loss L_step2 = -L_remove": nothing else moves.                           F6, A20
 - Not in the paper: a cap on passes, with a warning, and a loss that is no number any more ends it.                   A3
 

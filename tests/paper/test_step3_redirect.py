@@ -22,7 +22,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
-import oracles
+import twins
 from engine import MaskTable
 from engine.checks import NonFiniteLoss
 from etd import drop
@@ -44,7 +44,7 @@ def test_each_example_of_d_tr_once_an_epoch(seed, size, batch, flip):
     each batch."""
     data, forget = numbered(20, seed=seed, flip=flip), draw_forget(seed, 20, size)
     state = make_state(seed, data=data, forget=forget, batch=batch)
-    own = [oracles.mask_row(0, None if i in forget else i, state.expanded.width, 0.5) for i in range(20)]
+    own = [twins.mask_row(0, None if i in forget else i, state.expanded.width, 0.5) for i in range(20)]
     orders = []
     for _ in range(3):
         seen = []

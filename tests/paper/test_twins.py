@@ -15,7 +15,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import oracles
 import twins
 from helpers import assert_close, gen, make_data, seeds, small_net
 from rem import Settings, add_capacity, rem
@@ -53,7 +52,7 @@ class Case:
         def passes(index):
             return list(self.data.batches(index, config.batch, order, augment=True, dtype=torch.float64))
 
-        masks = torch.tensor([oracles.mask_row(config.seed, None if i in self.forget.tolist() else i, expanded.width,
+        masks = torch.tensor([twins.mask_row(config.seed, None if i in self.forget.tolist() else i, expanded.width,
                                                config.p_mem) for i in range(len(self.data))]).double()
         _, x, y = next(self.data.batches(self.forget, dtype=torch.float64))
         net = twins.RemTwin(twins.weights_of(expanded.state_dict()), config.unlearn_lr, config.momentum,
