@@ -144,19 +144,14 @@ def lasting(seed: int) -> dict[str, float]:
     Of fewer known images, ten at 0.1, gamma is two, which some networks do not stay below: then no epoch counts, all
     run, and on one machine half of the healing was lost at one seed of three.
     """
-    once, more = (healed_after(seed, epochs, "repaired") for epochs in (EPOCHS, 10 * EPOCHS))
+    once, more = (healed_after(seed, epochs) for epochs in (EPOCHS, 10 * EPOCHS))
     return {"healed": once, "change in 10x": more - once}
 
 
-def returning(seed: int) -> dict[str, float]:
-    """What A24 would have caught: the same where all of the epochs run."""
-    return {"change in 10x": healed_after(seed, 10 * EPOCHS, "max") - healed_after(seed, EPOCHS, "max")}
-
-
-def healed_after(seed: int, epochs: int, stop: str) -> float:
+def healed_after(seed: int, epochs: int) -> float:
     """Healed of REM+ at discovery 0.3 with at most `epochs` epochs."""
     config, task, original = poisoned(seed)
-    forget, config = discover(task, 0.3, seed), replace(config, unlearn_epochs=epochs, stop=stop)
+    forget, config = discover(task, 0.3, seed), replace(config, unlearn_epochs=epochs, stop="repaired")
     unlearned = rem_plus_by_config(original, task.train, forget, config, stream(seed, "unlearning"))
     return evaluate(unlearned, task, forget)["healed"]
 
@@ -203,8 +198,7 @@ def score(seed: int) -> dict[str, float]:
             "confusion over random": found["confusion"] - found["random"]}
 
 
-KINDS = {"rem": rem, "rem-plus": rem_plus, "lasting": lasting, "etd": etd, "sticker": sticker, "score": score,
-         "returning": returning}
+KINDS = {"rem": rem, "rem-plus": rem_plus, "lasting": lasting, "etd": etd, "sticker": sticker, "score": score}
 
 
 def measure(kind: str, seed: int) -> dict[str, float]:

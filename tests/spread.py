@@ -25,7 +25,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 ISAS = ("SSE41", "AVX2", "default")
-KINDS = ("rem", "rem-plus", "lasting", "etd", "sticker", "score")  # of claims.py, and "returning", which takes longer
+KINDS = ("rem", "rem-plus", "lasting", "etd", "sticker", "score")  # of claims.py
 K = 5  # standard errors between the mean and a bound, see README.md
 FEWER = {"rem": 4}  # Choice: REM as printed heals one network more than another, so that its SD is mostly that of seeds
 TESTED = 3  # seeds that a test takes the mean of
@@ -137,7 +137,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--isa", nargs="+", choices=ISAS, default=list(ISAS), help="ONEDNN_MAX_CPU_ISA")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="OMP_NUM_THREADS")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--kinds", nargs="+", choices=(*KINDS, "returning"), default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--table", action="store_true", help="print the table of the file and run nothing")
     asked = parser.parse_args(argv)
     asked.kinds = ["main"] if asked.main else asked.kinds

@@ -1,4 +1,8 @@
-"""engine/checks.py: refusals that say what was found, before any training."""
+"""engine/checks.py: refusals that say what was found, before any training.
+
+That each value of the settings is of its kind and in its range is in paper/test_algorithm.py and
+experiment/test_settings.py.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,11 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from engine.checks import (NonFiniteLoss, check_forget, check_index, check_sets, check_settings, finite, finite_weights,
-                           first_line, positive, settings_from)
+from engine.checks import (NonFiniteLoss, check_forget, check_index, check_sets, check_settings, finite_weights,
+                           first_line, settings_from)
 from helpers import small_net
 
 as_index = partial(torch.tensor, dtype=torch.int64)  # of an empty list, too
@@ -112,53 +114,7 @@ def test_unknown_names(make, error, text):
         make()
 
 
-@pytest.mark.parametrize("changes, text", [
-    (dict(kind="no"), "kind is 'no'; choose from plain, wide"),
-    (dict(rate=1.001), "rate is 1.001; it must be in \\[0, 1\\]"),
-    (dict(rate=-0.001), "rate is -0.001"), (dict(rate=math.nan), "rate is nan"),
-    (dict(passes=-1), "passes is -1; it must be a finite number at least 0"),
-])
-def test_values_without_sense(changes, text):
-    """A26: a value that is no choice, or outside its range, is a ValueError with what is allowed; both ends are, and 0
-    where no range is told; a record's values are looked at too."""
-    for make in (lambda: Some(**changes), lambda: settings_from(changes, Some), lambda: replace(Some(), **changes)):
-        with pytest.raises(ValueError, match=text):
-            make()
-    assert Some(rate=0, passes=0).rate == 0 and Some(rate=1).rate == 1
-
-
-@pytest.mark.parametrize("changes, text", [
-    (dict(rate="5e-4"), "rate is '5e-4'; it must be float"), (dict(rate=None), "rate is None; it must be float"),
-    (dict(rate=True), "rate is True"), (dict(passes="3"), "passes is '3'; it must be int"),
-    (dict(passes=3.0), "passes is 3.0; it must be int"), (dict(passes=True), "passes is True"),
-])
-def test_values_of_another_kind(changes, text):
-    """A26: a text, as a YAML reader leaves 5e-4, is no number, and 3.0 is no number of passes: a TypeError, before any
-    work."""
-    for make in (lambda: Some(**changes), lambda: settings_from(changes, Some), lambda: replace(Some(), **changes)):
-        with pytest.raises(TypeError, match=text):
-            make()
-    assert Some(rate=1) == Some(rate=1.0)
-
-
-def test_positive():
-    """L17: the first setting that is not above 0 is named."""
-    positive(a=1, b=1e-300)
-    for bad in (0, -1, math.nan):
-        with pytest.raises(ValueError, match=f"b is {bad}; it must be above 0"):
-            positive(a=1, b=bad, c=-1)
-
-
 # --- Finite numbers ---------------------------------------------------------------------------------------------------
-
-
-@given(st.floats(-1e30, 1e30), st.integers(0, 9))
-def test_finite(total, steps):
-    """A3: the mean loss of a pass, NonFiniteLoss with the place where it is no number; no step at all counts as one."""
-    assert finite(torch.tensor(total, dtype=torch.float64), steps, "here") == total / max(1, steps)
-    for bad in (math.nan, math.inf, -math.inf):
-        with pytest.raises(NonFiniteLoss, match=f"the loss is {bad} in there; lower the rate"):
-            finite(torch.tensor(bad), steps, "there")
 
 
 @pytest.mark.parametrize("part, value, bad", [

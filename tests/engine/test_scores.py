@@ -1,4 +1,4 @@
-"""engine/scores.py: cross-entropy and accuracy of the network that Algorithm 1 carries."""
+"""engine/scores.py: accuracy of the network that Algorithm 1 carries; its cross-entropy is in paper/test_eq2.py."""
 
 import math
 
@@ -6,14 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 import oracles_loss as oracle
 from engine.checks import NonFiniteLoss
 from engine.modes import modes_of
-from engine.scores import accuracy_of, cross_entropy, right_on
-from etd import drop, mask_rows
-from helpers import assert_close, gen, make_data, run, seeds, small_net
+from engine.scores import accuracy_of, right_on
+from etd import drop
+from helpers import gen, make_data, run, seeds, small_net
 from states import make_state
 
 
@@ -58,19 +57,3 @@ def test_one_wild_logit(where, value):
     state.expanded.register_forward_hook(spoil)
     with pytest.raises(NonFiniteLoss, match="logits of 1 examples are not finite"):
         accuracy_of(state, state.forget)
-
-
-@pytest.mark.parametrize("dtype, precision", [(torch.float64, "bf16"), (torch.float32, "float32"),
-                                              (torch.bfloat16, "float32")])
-def test_cross_entropy(dtype, precision):
-    """L16, L11: -log p of the label for each example, of theta_o1 alone or under masks, in float32 at least."""
-    data = make_data(0)
-    state = make_state(data=data, net=small_net(0, dtype=dtype), precision=precision)
-    state.expanded.eval()
-    rows, x, y = next(data.batches(dtype=dtype))
-    for mask in (None, mask_rows(state.masks, rows)):
-        found = cross_entropy(state, x, y, mask)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-            logits = run(state.expanded, x, *([] if mask is None else [mask]))
-        assert found.shape == (12,) and found.dtype == torch.promote_types(dtype, torch.float32)
-        assert_close(found, F.cross_entropy(logits.to(found.dtype), y, reduction="none"), 1e-6)

@@ -1,13 +1,12 @@
 """engine/updates.py: one update, and one pass of updates.
 
-That a loss which is no number ends it is in test_checks.py, and through REM in tests/paper.
+That a loss which is no number ends it, and what no gradient has reached, is held through REM in tests/paper.
 """
 
 from collections import namedtuple
 
 import pytest
 import torch
-from torch import nn
 
 from engine.scores import accuracy_of
 from engine.updates import logits_of, one_pass
@@ -81,21 +80,3 @@ def test_the_mean_and_the_steps_of_a_pass():
     assert update.steps == 3 and update.mean == pytest.approx(sum(expected) / 3, rel=1e-5)
     assert state.record == {"loss": update.mean}
     assert expected[0] > expected[1] > expected[2]
-
-
-def test_what_no_gradient_has_reached():
-    """A21: a parameter that no update of a pass reached is named by its layer, unless it is frozen or empty; without an
-    update nothing could be reached."""
-    def passed(*updates):
-        state = make_state()
-        weights = {name: layer.base.weight for name, layer in state.expanded.layers().items()}
-        must = {f"{name}.weight": weights[name] for name in ("conv1", "conv2")}
-        must |= {"a.frozen": nn.Parameter(torch.ones(1), requires_grad=False), "a.empty": nn.Parameter(torch.ones(0))}
-        with one_pass(state, "here", must) as update:
-            for names in updates:
-                update(sum(weights[name].sum() for name in names))
-
-    passed(["conv1"], ["conv2"])
-    passed()
-    with pytest.raises(TypeError, match="cannot redirect through 'conv2'"):
-        passed(["conv1"], ["head"])

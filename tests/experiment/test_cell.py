@@ -19,7 +19,6 @@ from baselines import with_theta_o2
 from engine.checks import NonFiniteLoss
 from engine.streams import stream
 from etd import Expanded, drop, mask_table, train_etd
-from experiment import cell
 from experiment.cell import attempt, corrupt, draw_forget, new_model, point, train_original, unlearn
 from experiment.methods import METHODS, allowed_with
 from experiment.settings import AFTER_TRAINING, OF_THE_RUN
@@ -197,19 +196,6 @@ def test_rows_tell_how_much_a_method_tried(gamma):
         ("ascent", "npo", "rem"), (0, False))
     assert found == {"no-ul": (None, False), "cf": (None, False), **tried}
     assert (tries > 0) == (gamma < 1) and (gamma < 1 or not gave_up)
-
-
-def test_seconds_are_the_methods_own(monkeypatch):
-    """R3: a row's seconds are those of the method, and not of the measurement after it."""
-    net, task = learnt_by_heart()
-    clock = [0.0]
-    monkeypatch.setattr(cell.time, "perf_counter", lambda: clock[0])  # one that only the method moves
-
-    def slow(model, data, forget, config, generator):
-        clock[0] += 5
-        return model
-
-    assert unlearn(tiny(), "odd.py:f", slow, net, task, torch.arange(3))["seconds"] == 5
 
 
 LOGGED = {  # what a method logs, call by call, and (passes, gave_up) or the error in its row, at gamma 0.2

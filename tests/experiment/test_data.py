@@ -126,17 +126,6 @@ def test_the_layout_that_is_asked_for(layout):
         assert all(x.is_contiguous(memory_format=layout) for _, x, _ in part.batches(size=2))
 
 
-@given(st.integers(1, 40), st.integers(1, 12), st.booleans(), seeds)
-def test_batch_sizes(n, size, shuffle, seed):
-    """U6: the last, smaller batch is kept; in a shuffled pass a last batch of one joins the batch before it."""
-    generator = gen(seed) if shuffle else None
-    sizes = [len(index) for index, _, _ in make_known(seed, n).batches(size=size, generator=generator)]
-    expected = [size] * (n // size) + [n % size] * (n % size > 0)
-    if shuffle and len(expected) > 1 and size > 1 and expected[-1] == 1:
-        expected[-2:] = [size + 1]
-    assert sizes == expected
-
-
 @given(knowns(), seeds)
 def test_a_pass_leaves_the_world_alone(data, seed):
     """T10, T13: global random states and inputs stay; what is yielded shares no memory with them."""

@@ -1,4 +1,4 @@
-"""The device that a run computes on (experiment/devices.py): chosen, described, and whether it can do what is asked."""
+"""The device that a run computes on (experiment/devices.py): chosen, and whether it can do what is asked."""
 
 import os
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from experiment import devices
-from experiment.devices import check_precision, check_room, choose_device, describe, processor
+from experiment.devices import check_precision, check_room, choose_device
 from helpers import small_net, tiny
 
 
@@ -24,28 +24,6 @@ def test_a_device_that_is_not_there(name):
     with pytest.raises(ValueError, match=f"^device '{name}' is not there (.*); use cpu, cuda or auto$") as caught:
         choose_device(name)
     assert "\n" not in str(caught.value)
-
-
-def test_the_cpu_is_described():
-    """R3: the CPU's instruction set and the number of threads."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    for threads, words in ((1, "1 thread"), (2, "2 threads")):
-        torch.set_num_threads(threads)
-        told = describe(torch.device("cpu"))
-        torch.set_num_threads(1)  # as conftest.py sets it
-        assert told == f"cpu ({capability}, {words})"
-
-
-def test_the_processor_in_rows(monkeypatch, tmp_path):
-    """R3: the model is that of /proc/cpuinfo, where it has one; oneDNN's limit is told where one is set."""
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert processor()["isa"].endswith(", ONEDNN_MAX_CPU_ISA=AVX2")
-    monkeypatch.setattr(devices, "Path", lambda name: tmp_path / "cpuinfo")  # each machine has another one
-    unknown = processor()["cpu"]
-    assert unknown
-    for line, found in (("model\t: 143\nmodel name\t: Made 3\n", "Made 3"), ("model\t: 143\n", unknown)):
-        (tmp_path / "cpuinfo").write_text(line)
-        assert processor()["cpu"] == found
 
 
 @pytest.mark.parametrize("machine, amx, bf16, warned", [

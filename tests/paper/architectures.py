@@ -5,15 +5,19 @@
     fill_wide(wide, expand.expand(net, example(plan), plan.ratio, plan.layers))
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import gen, small_net
+import etd
+import expand
+from helpers import assert_close, assert_same_state, gen, rows, run, small_net
 
 IMAGE = torch.zeros(2, 1, 8, 8)  # an example for networks of one channel, such as helpers.small_net
+SMALL_VIT = dict(channels=1, image_size=8, patch=4, dim=8, depth=2, heads=2, head_dim=4)
 
 ACTIVATIONS = {"celu": lambda: nn.CELU(0.075), "relu": nn.ReLU, "gelu": nn.GELU,
                "inplace": lambda: nn.ReLU(inplace=True)}
@@ -206,3 +210,33 @@ def fill_norm(module, layer) -> None:
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         if getattr(module, name) is not None:
             getattr(module, name).copy_(getattr(layer, name))
+
+
+# --- What every network must keep -------------------------------------------------------------------------------------
+
+def assert_transparent(net, inputs, ratio=1.0, layers=None, seed=0):
+    """expanded(x) is net(x) bit for bit in eval and training mode, moves the very same buffers, and drops back to them;
+    the network itself stays. Returns what `expand` gave."""
+    before, plain = copy.deepcopy(net), copy.deepcopy(net)
+    expanded = expand.expand(net, inputs, ratio, layers, gen(seed))
+    assert_same_state(net, before)
+    x = draw(seed, 3, *inputs.shape[1:], dtype=next(net.parameters()).dtype)
+    used = copy.deepcopy(expanded)
+    for mode in (False, True, False):
+        used.train(mode), plain.train(mode)
+        assert torch.equal(run(used, x), run(plain, x))
+    assert_same_state(etd.drop(used), plain)
+    return expanded
+
+
+def assert_wide_twin(expanded, wide, x, tolerance=1e-12):
+    """Under all-one masks the expanded network is the plain wide one, in both modes, the statistics of norms too."""
+    ones = rows(0, expanded, len(x), 1)
+    for mode in (False, True, False):
+        assert_close(run(expanded.train(mode), x, ones), run(wide.train(mode), x), tolerance)
+    for name, module in wide.named_modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.running_mean is not None:
+            layer = expanded.layers()[name]
+            assert_close(layer.running_mean, module.running_mean, tolerance)
+            assert_close(layer.running_var, module.running_var, tolerance)
+            assert layer.num_batches_tracked == module.num_batches_tracked

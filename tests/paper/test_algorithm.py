@@ -1,14 +1,15 @@
-"""Algorithm 1 as a whole (Sec. 5): its settings, its loop, its ablations and other forms.
+"""Algorithm 1 as a whole (Sec. 5): what it requires, its loop, its ablations and other forms. What the paper says:
 
-- Require: settings that exist, a network that can be trained                                    A17, A26, R8
-- Step 1: theta_o2, masks and one optimiser for steps 2 and 3; "ref" is frozen here              A9, A17, E6, F8
-- while current epoch <= max epochs: steps 2 and 3, that often                                   A4, A10, A25
-- Step 4: theta_o1 as a plain network, of finite numbers                                         A3, D9
-- ablations (Table 2): without 3.1 and 3.2 it is NPO                                             A13, A36
-- REM on ETD (Table 1) has the masks of ETD training                                             A28
+- "Require: Learning rate epsilon, total epochs, D_f removal stop condition gamma": Table 3's values; no other setting
+  is taken for one of them.                                                                               A17, A26, R8
+- "Step 1": theta_o2, the masks and one optimiser for steps 2 and 3; "ref" is frozen here.              A9, A17, E6, F8
+- "while current epoch <= max epochs": steps 2 and 3, exactly that often.                                A4, A10, A25
+- "Step 4": theta_o1 as a plain network, of finite numbers.                                                    A3, D9
+- Table 2: "No use of 3.1 & 3.2 simplifies to NPO, as theta_o2 is unused"; each can be left out alone.  A13, A36, L14
+- "REM on ETD": "ETD's existing masks for the examples in D_r", so other masks are refused.                       A28
 
-What it promises like every other method, such as to leave its inputs alone, is in test_baselines.py; the numbers are
-those of the twins; that a run which was cut off goes on is in tests/repair/test_repair_state.py.
+Beside this path: what it promises like every other method, such as to leave its inputs alone, in test_baselines.py;
+that a run which was cut off goes on in tests/repair/test_repair_state.py.
 """
 
 import copy

@@ -1,12 +1,14 @@
-"""Eq. 2 and the two losses made of it (Sec. 5), with h(u) = (2 / beta) log sigmoid(beta u) and u = CE - CE_ref.
+"""Eq. 2 and the two losses made of it (Sec. 5). What the paper says of them, and what holds it:
 
-- Eq. 2: the values of h, with beta outside and inside the logarithm        L1
-- the ratio in Eq. 2 is that of likelihoods, so h depends on u alone        L7
-- h rises with CE, and its slope, the pull, lies between 0 and 2            L3, L4, L5, L8
-- "ref" is a constant                                                       L10
-- Step 2.2: L_step2 = -L_remove, a mean over examples of D_f                L6, L9, L12, L13, L15, L16
-- Step 3.3: L_step3 = L_redirect - L_remove, both over the batch's size     L2, L9, L12, L14, L15, L16, L18
-- beta is above 0, 1 in Table 3; no value overflows                         L11, L16, L17
+- Eq. 2: (2 / beta) E log sigmoid(-beta log(ratio)). Choice: the ratio is that of likelihoods, as in NPO, which makes it
+  h(u) = (2 / beta) log sigmoid(beta u) with u = CE - CE_ref; the ratio of cross-entropies that is printed would teach
+  what step 2 removes.                                                                                            L1, L7
+- Sec. 3: NPO "overcomes the catastrophic collapses of Gradient Ascent": h rises with CE, and its slope, the pull, lies
+  between 0 and 2.                                                                                        L3, L4, L5, L8
+- "The reference models correspond to the initialization of the respective weights": a constant.                   L10
+- 2.2: "Update theta_o1 model part with loss L_step2 = -L_remove", a mean over D_f.         L6, L9, L12, L13, L15, L16
+- 3.3: "L_step3 = L_redirect - L_remove". Choice: both are divided by the batch.  L2, L9, L12, L14, L15, L16, L18
+- Table 3: "REM beta 1"; it is above 0, and no value overflows.                                          L11, L16, L17
 """
 
 import math

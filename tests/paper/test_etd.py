@@ -27,8 +27,8 @@ from torch import nn
 import baselines
 import etd
 import expand
-import oracles
 import train
+import twins
 from architectures import IMAGE, draw
 from helpers import assert_close, assert_same_state, gen, make_data, rows, run, seeds, small_net, tiny
 from models import build
@@ -70,6 +70,16 @@ def outputs_of(expanded):
             hook.remove()
 
 
+def switched(x, row, base, axis):
+    """One example's activations with every extra channel switched by its bit, entry by entry."""
+    out = x.copy()
+    for where in np.ndindex(*x.shape):
+        channel = where[axis]
+        if channel >= base and not row[channel - base]:
+            out[where] = 0.0
+    return out
+
+
 def trained(net, data, config, generator, **more):
     """ETD training of a network, theta_o2 made as the experiments make it."""
     return etd.train_etd(baselines.with_theta_o2(net, data, config), data, config, generator, train.fit, **more)
@@ -85,7 +95,7 @@ def test_rows_equal_an_independent_derivation(n, width, p, seed, share):
     shared = None if share is None else subset(seed, n, share)
     table, together = etd.mask_table(n, width, p, seed, shared), [] if shared is None else shared.tolist()
     for i in range(n):
-        assert table[i].tolist() == oracles.mask_row(seed, None if i in together else i, width, p)
+        assert table[i].tolist() == twins.mask_row(seed, None if i in together else i, width, p)
     assert len(table.packed) == n and table[:].shape == (n, width) and table[:].dtype == torch.bool
     assert table.packed.device.type == "cpu"
     assert table.packed.untyped_storage().nbytes() == (n + 1) * math.ceil(width / 8)
@@ -211,7 +221,7 @@ def test_base_channels_are_never_masked(seed, width, norm, train_mode):
     on, some = passes["on"][first], passes["some"][first]
     assert torch.equal(some[:, :width], on[:, :width])
     for image, masked, row in zip(on, some, mask, strict=True):
-        assert np.array_equal(masked.numpy(), oracles.mask_channels(image.numpy(), row.numpy(), width, axis=0))
+        assert np.array_equal(masked.numpy(), switched(image.numpy(), row.numpy(), width, axis=0))
     for name, expected in passes["base"].items():  # deeper ones: the base output, up to the order of sums
         dim = expanded.layers()[name].channel_dim
         assert_close(passes["off"][name].narrow(dim, 0, expected.shape[dim]), expected)
@@ -231,7 +241,7 @@ def test_mask_of_tokens_acts_on_features():
         some = out["ff.0.1"]
     assert on.shape == (3, 5, 5 + 3)  # 4 patches and the class token
     for tokens, masked, row in zip(on, some, mask, strict=True):
-        assert np.array_equal(masked.numpy(), oracles.mask_channels(tokens.numpy(), row.numpy(), 5, axis=1))
+        assert np.array_equal(masked.numpy(), switched(tokens.numpy(), row.numpy(), 5, axis=1))
 
 
 @given(seed=seeds, share=st.sampled_from([0.0, 0.5, 1.0]))

@@ -4,7 +4,7 @@
 - each example's gradient flows through its own path in theta_o2      F2, F3, F4
 - channels that are off stay where they are, but for weight decay     F5
 
-That examples do not meet in the forward pass is in test_step1_expand.py.
+That examples do not meet in the forward pass is in test_expand_any_network.py.
 """
 
 import copy

@@ -110,17 +110,6 @@ def test_resnet9_initialisation():
         assert abs(conv.weight.std() - bound / 3**0.5) < 5 * bound / conv.weight.numel() ** 0.5
 
 
-def test_resnet9_statistics_move_by_a_tenth():
-    """N1: in training the running mean and variance of every BatchNorm move by a tenth of the way, torch's default."""
-    net, x = made("resnet9", 0.1), torch.rand((4, 3, 8, 8), generator=gen(0))
-    conv, norm, _ = net.features[0]
-    net(x)
-    out = conv(x).detach()
-    assert_close(norm.running_mean, 0.1 * out.mean(dim=(0, 2, 3)), 1e-6)  # float32
-    assert_close(norm.running_var, 0.9 + 0.1 * out.var(dim=(0, 2, 3)), 1e-6)
-    assert {m.momentum for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
-
-
 # --- The ViT ----------------------------------------------------------------------------------------------------------
 
 def test_vit_by_hand():

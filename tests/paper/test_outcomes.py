@@ -8,7 +8,6 @@ in tests/rem_plus.
     S2  Table 1           it heals what training on D_r keeps, be it fine-tuning or from scratch
     S3  Fig. 5            theta_o1 loses its accuracy on D_c's labels as given
     S4  Fig. 1 (d)        example-tied dropout alone heals random labels (low regularity), not poison (high)
-    S6  Table 1, "No UL"  without unlearning the network is the trained one
 
 Training is chaotic: another CPU, another number of threads or another version of a library rounds otherwise and gives
 another network. So each bound is on a mean over three seeds, and it lies 4 standard errors or more (REM) or 5 of the
@@ -19,14 +18,8 @@ What does not hold so is not asserted. test_spread.py compares the bounds with t
 """
 
 import pytest
-import torch
 
-from claims import mean, network, world
-from engine.streams import stream
-from experiment.methods import METHODS
-from helpers import assert_same_state
-from tasks import discover
-from train import fit
+from claims import mean
 
 
 @pytest.mark.outcome("rem")
@@ -62,13 +55,3 @@ def test_etd_heals_the_irregular_alone():
     """S4: ETD without unlearning heals random labels, not the poison."""
     assert mean("etd", "random, more than plain") >= 0.04  # 0.32, SD 0.10: k = 5.1
     assert mean("etd", "poison") <= 0.2  # 0.09, SD 0.03: k = 7
-
-
-def test_no_unlearning_changes_nothing():
-    """S6: "no unlearning" is the trained network, bit for bit."""
-    config, task = world("poison", 0, epochs=1)
-    original = network(0)
-    fit(original, task.train, None, config, stream(0, "training"))
-    same = METHODS["no-ul"].function(original, task.train, discover(task, 0.5, 0), config, torch.Generator())
-    assert_same_state(same, original)
-    assert not torch.equal(original[0].weight, network(0)[0].weight)  # which had been trained

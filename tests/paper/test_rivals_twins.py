@@ -27,7 +27,7 @@ from experiment.data import batches
 from experiment.methods import METHODS
 from helpers import assert_close, gen, make_data, seeds, small_net, tiny
 from models import reinitialise
-from oracles import mask_row
+from twins import mask_row
 from rem import add_capacity
 from rivals import Twin
 from twins import linear, weights_of

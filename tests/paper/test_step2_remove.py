@@ -1,14 +1,14 @@
-"""Step 2 of Algorithm 1: "while Acc(D_f) > gamma, update theta_o1 with L_step2 = -L_remove" (Sec. 5).
+"""Step 2 of Algorithm 1 (Sec. 5 "Remove corruptions from theta_o1"). What the paper says of it, and what holds it:
 
-- while Acc(D_f) > gamma: whole passes, measured before the first and after each; equality ends it     A1, A2
-- a cap on passes, with a warning                                                                      A3
-- 2.1, L_remove: theta_o1 alone, against the reference, with the reference's statistics                A20, L11
-- 2.2, theta_o1 <- theta_o1 - epsilon grad L_step2: nothing else moves                                 F6, A20
-- a loss that is no number any more ends it                                                            A3
+- "while Acc(D_f) > gamma do": no update where it is at gamma or below. Choice: whole passes over D_f, and Acc(D_f) is
+  measured before the first and after each.                                                                     A1, A2
+- 2.1: "Compute loss L_remove(D_f) using only the theta_o1 part of the model". Choice: in evaluation mode, so that
+  before the first update u = 0.                                                                                A20, L11
+- 2.2: "Update theta_o1 model part with loss L_step2 = -L_remove": nothing else moves.                           F6, A20
+- Not in the paper: a cap on passes, with a warning, and a loss that is no number any more ends it.                   A3
 
-Its order, its images, that D_r has no part in it (A6), and its numbers, with momentum and weight decay, are the twin's
-in test_twins.py. Acc(D_f), of theta_o1 alone, labels as given, in evaluation mode and without augmentation (A5), is in
-tests/engine/test_scores.py, batches of any number of examples (A7) in test_batches.py there.
+Its order, its images, and its numbers, with momentum and weight decay, are the twin's in test_twins.py. Beside this
+path: how Acc(D_f) is measured in tests/engine/test_scores.py, batches of any size in test_batches.py there.
 """
 
 import copy

@@ -1,37 +1,34 @@
-"""Step 3 of Algorithm 1: one pass over D_tr, utility repaired and D_c redirected into theta_o2 (Sec. 5).
+"""Step 3 of Algorithm 1 (Sec. 5 "Repair utility and redirect corruptions"). What the paper says of it, what holds it:
 
-- one pass over all of D_tr, D_f among it, reshuffled and augmented, 3.1 and 3.2 on the same images     A7
-- 3.1, L_redirect: theta_o1 and theta_o2, each example under its own mask, D_f under one that it shares   A7, M7
-- 3.2, L_remove: theta_o1 alone, only for batches that hold some of D_f                                 A7
-- 3.3, theta <- theta - epsilon grad L_step3: both parts move, D_f's channels among them                  F7, D7
-- every part of theta_o2 gets a gradient, or the network is refused by name                              A21
-- the reference has the network's precision                                                             A20, L11
-- a loss that is no number any more ends it                                                              A3
+- 3.1: "Compute loss L_redirect using the theta_o1 and theta_o2 model with D_tr, where all D_f samples are assigned the
+  same mask for redirection in theta_o2; remaining samples use random masks." Choice: one pass over D_tr an epoch, in a
+  new order each time.                                                                                            A7, M7
+- 3.2: "Compute L_remove(D_f) using only the theta_o1 part of the model", on the same images, for batches with some of
+  D_f.                                                                                                                A7
+- 3.3: "Update model with the combined loss L_step3": both parts move, and of theta_o2 the channels that are on. F7, D7
+- Eq. 2, "ref": "the initialization of the respective weights", so that the loss begins at u = 0.               A20, L11
+- Not in the paper: a loss that is no number any more ends it.                                                        A3
 
-Its numbers are the twin's in test_twins.py; that dropout comes from the generator is in contract.py.
+Its numbers are the twin's in test_twins.py. Beside this path: dropout in contract.py, and networks that run blocks anew
+in the backward pass, or skip them, in test_expand_any_network.py.
 """
 
 import copy
 import math
-import warnings
 
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-import oracles
-from architectures import IMAGE
-from engine.masks import MaskTable
+import twins
+from engine import MaskTable
 from engine.checks import NonFiniteLoss
-from etd import drop, train_etd
-from expand import expand
-from helpers import assert_close, gen, make_data, randomise, rows, seeds, small_net, tiny
+from etd import drop
+from helpers import assert_close, make_data, seeds, small_net
 from rem import redirect, step3_batch
 from states import channel_slices, draw_forget, extra_tensors, make_state, numbered, numbers, unlearn
-from train import fit
 
 betas = st.sampled_from([0.5, 1.0, 2.0])
 
@@ -47,7 +44,7 @@ def test_each_example_of_d_tr_once_an_epoch(seed, size, batch, flip):
     each batch."""
     data, forget = numbered(20, seed=seed, flip=flip), draw_forget(seed, 20, size)
     state = make_state(seed, data=data, forget=forget, batch=batch)
-    own = [oracles.mask_row(0, None if i in forget else i, state.expanded.width, 0.5) for i in range(20)]
+    own = [twins.mask_row(0, None if i in forget else i, state.expanded.width, 0.5) for i in range(20)]
     orders = []
     for _ in range(3):
         seen = []
@@ -114,75 +111,6 @@ def test_the_channels_of_d_f_move(seed, removes):
     for name, value in drop(state.expanded).state_dict().items():
         still = "num_batches" in name or "running" in name if not removes else False  # no pass of theta_o1 alone
         assert torch.equal(value, base.state_dict()[name]) == still or ".bias" in name, name
-
-
-# --- Gradients for all of theta_o2 ------------------------------------------------------------------------------------
-
-
-class Block(nn.Module):
-    """conv - ReLU - a block that training may recompute in the backward pass - pool - Linear."""
-
-    def __init__(self, how):
-        super().__init__()
-        self.how, self.stem, self.inner = how, nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
-        self.other, self.head = nn.Conv2d(3, 3, 1), nn.Linear(3, 4)
-
-    def body(self, x):
-        return self.other(self.inner(x).relu())
-
-    def forward(self, x):
-        x = self.stem(x).relu()
-        if self.how is None or not self.training:
-            x = x + self.body(x)
-        elif self.how != "skipped":
-            x = x + checkpoint(self.body, x, use_reentrant=self.how == "reentrant")
-        return self.head(x.amax(dim=(2, 3)))
-
-
-@pytest.mark.parametrize("how", ["reentrant", "not reentrant"])
-@pytest.mark.parametrize("method", ["rem", "etd"])
-def test_recomputed_blocks(how, method):
-    """A21: with activation checkpointing in training, REM and ETD give the very weights that they give without it."""
-    outs, data = [], make_data(0)
-    warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")  # in passes without
-    for kind in (None, how):
-        net = randomise(Block(kind), 0).double()
-        if method == "rem":
-            outs.append(unlearn(data=data, net=net, gamma=1.0))
-        else:
-            outs.append(train_etd(expand(net, IMAGE), data, tiny(p_mem=0.5), gen(0), fit).net)
-    for a, b in zip(outs[0].state_dict().values(), outs[1].state_dict().values(), strict=True):
-        assert_close(a, b)
-    assert not torch.equal(outs[0].head.bias, randomise(Block(None), 0).double().head.bias)
-
-
-def test_no_mask_is_left_after_a_backward_pass():
-    """A21, E2: after the backward pass, also one that failed, base-only passes are the original's."""
-    net = randomise(Block("reentrant"), 0)
-    expanded, x = expand(net, IMAGE).train(), torch.rand(3, 1, 8, 8, generator=gen(0))
-    expanded(x, rows(0, expanded, 3)).sum().backward()
-    assert torch.equal(expanded.net(x), net.train()(x))  # not expanded(x), which takes masks off by itself
-    assert all(layer.active is None for layer in expanded.layers().values())
-    assert torch.equal(expanded(x), net.train()(x))
-    out = expanded(x, rows(0, expanded, 3))
-    expanded.layers()["stem"].base.weight.register_hook(lambda grad: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        out.sum().backward()
-    assert torch.equal(expanded(x), net.train()(x))
-
-
-def test_theta_o2_without_a_gradient_is_named():
-    """A21: a network that skips a block in training leaves theta_o2 without a gradient: a TypeError says so, also in a
-    later epoch."""
-    with pytest.raises(TypeError, match="cannot redirect through 'inner'"):
-        unlearn(net=randomise(Block("skipped"), 0), gamma=1.0)
-    net = randomise(Block(None), 0)
-
-    def log(epoch, epochs, model, **record):
-        model.net.how = "skipped"
-
-    with pytest.raises(TypeError, match="cannot redirect through 'inner'"):
-        unlearn(net=net, gamma=1.0, log=log)
 
 
 def test_a_rate_that_is_too_high():

@@ -170,14 +170,6 @@ def test_a9_fit(seed, batch, optimizer, dropout):
     assert any(not torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[2].parameters(), strict=True))
 
 
-def test_a9_dropout_draws_anew_each_epoch():
-    """A9: at rate 0 and without augmentation two epochs in one batch differ by what dropout draws alone."""
-    seen = []
-    train.fit(dropping(), make_data(0), None, tiny(batch=12, epochs=3), gen(0), lr=0.0,
-              log=lambda epoch, epochs, model, loss: seen.append(loss))
-    assert len(set(seen)) == 3
-
-
 def test_a9_logs_the_mean_loss_of_each_epoch():
     """A9, A10: at rate 0, which is not the default rate, every epoch logs the loss of the network that came in."""
     data, net, seen = make_data(0), small_net(0, norm=False), []

@@ -1,5 +1,15 @@
 """Algorithm 1 and ETD training once more, as plainly as they can be written: read this first, beside the paper.
 
+What of the paper stands here, line by line:
+
+- Sec. 5, Algorithm 1, steps 2 to 4: `rem`; "while current epoch <= max epochs" and "while Acc(D_f) > gamma" are its two
+  loops, 2.1 and 2.2 the body of the inner one, 3.1 to 3.3 `step3_loss` and the update by it.
+- Eq. 2: `RemTwin.h`, (2 / beta) log sigmoid(beta (CE - CE_ref)), the ratio being one of likelihoods; "ref" are the
+  weights that step 1 has made.
+- Sec. 2, ETD: a mask for each example, `mask_row`, and `train_etd`; Table 3's caption, the rate that ends at a fifth of
+  where it began: `linear`.
+- A.3, ResNet-9's optimiser, SGD: `RemTwin.step`.
+
     net = RemTwin(weights, lr=0.005, momentum=0.9, decay=5e-4, beta=1.0)      # step 1 is done: theta_o1 beside theta_o2
     epochs = rem(net, passes, plain, masks, forget, images, labels, epochs=10, gamma=0.2, max_passes=100)
     epochs[-1]                                                               # theta_o1 after the last: Algorithm 1
@@ -42,14 +52,22 @@ def rem(net, passes, plain, masks, forget, images, labels, *, epochs, gamma, max
     return after
 
 
-def step3_loss(net, x, y, mask, in_forget):
-    """L_redirect - L_remove of a batch (Eq. 2)."""
+def step3_loss(net, x, y, mask, in_forget, weight=1.0):
+    """L_redirect - L_remove of a batch (Eq. 2); weight: of each example of D_f, N / |D_f| for a mean over D_f."""
     redirect = net.h(x, y, mask, training=True).mean()  # theta_o1 and theta_o2
-    remove = (in_forget * net.h(x, y, training=True)).mean()  # theta_o1 alone
+    remove = (weight * in_forget * net.h(x, y, training=True)).mean()  # theta_o1 alone
     return redirect - remove
 
 
 # --- ETD --------------------------------------------------------------------------------------------------------------
+
+def mask_row(seed: int, i: int | None, width: int, p_mem: float) -> list[bool]:
+    """Example i's row (None: the one that D_f shares), read off one stream of uniform numbers that begins with the
+    shared row."""
+    row = 0 if i is None else i + 1
+    numbers = torch.rand((row + 1) * width, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
+    return [number < p_mem for number in numbers.tolist()[row * width:]]
+
 
 def train_etd(net, passes, plain, masks, rates):
     """Example-tied dropout (Sec. 2): every example through theta_o1 and its own path in theta_o2, then refresh.
@@ -111,7 +129,7 @@ class RemTwin:
             return torch.cat([rows, w[f"{name}.to_extra"]]), torch.cat([w[f"{name}.bias"], w[f"{name}.extra_bias"]])
 
         def act(x):
-            return torch.celu(x, 0.075)  # oracles.celu, but with torch's gradient, which is off by 1e-8
+            return torch.celu(x, 0.075)  # max(0, x) + min(0, a (exp(x / a) - 1)), a = 0.075
 
         x = act(self.norm(w, torch.conv2d(x, *wide("conv1"), padding=1), "norm1", mask, training))
         x = x + act(self.norm(w, torch.conv2d(x, *wide("conv2"), padding=1), "norm2", mask, training))

@@ -15,7 +15,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import oracles
 import rem_plus as module
 import twins
 import twins_plus
@@ -64,7 +63,7 @@ class Case:
             order = gen(self.seed)
             return lambda index: list(self.data.batches(index, config.batch, order, augment=True, dtype=torch.float64))
 
-        masks = torch.tensor([oracles.mask_row(config.seed, None if i in self.forget.tolist() else i,
+        masks = torch.tensor([twins.mask_row(config.seed, None if i in self.forget.tolist() else i,
                                                state.expanded.width, config.p_mem) for i in range(N)]).double()
         _, images, labels = next(self.data.batches(dtype=torch.float64))
         net = twins.RemTwin(twins.weights_of(state.expanded.state_dict()), config.unlearn_lr, config.momentum,
