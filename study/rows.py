@@ -9,6 +9,7 @@
 import hashlib
 import json
 import math
+import os
 from collections import defaultdict
 from dataclasses import fields
 from operator import itemgetter
@@ -230,7 +231,7 @@ def canonical(row: dict) -> dict:
 
 def place_of(row: dict) -> Path:
     """A row's folder of images by one name, however it was given: relative where it lies below where we are."""
-    folder = Path(row["data_dir"]).resolve()
+    folder = Path(os.path.abspath(row["data_dir"]))  # a link keeps its name: it may lead elsewhere on each machine
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
