@@ -39,6 +39,11 @@ NUMBERS = ("seconds", "train_seconds", "healed_test", "misled", "learnt", "acc_f
 NOT_IDENTITY = OF_THE_RUN | {"curve"}
 IDENTITY = itemgetter("data", *(name for name in SETTINGS if name not in NOT_IDENTITY))
 
+
+class Missing(ValueError):
+    """The results lack the rows that a table or figure is made of; the text says which."""
+
+
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 def load_rows(paths) -> list[dict]:
@@ -346,9 +351,3 @@ def split(rows: list[dict], *keys) -> dict[tuple, list[dict]]:
         parts[tuple(row[key] for key in keys)].append(row)
     return dict(sorted(parts.items()))
 
-
-def products(rows: list[dict]) -> dict[tuple, float]:
-    """(task, discovery rate, seed) -> product of one method's runs, a fraction; the rate of what reads no D_f: None."""
-    good = [{**row, "discovery": row["discovery"] if reads_forget(row["method"]) else None} for row in pick(rows)]
-    cells = split(good, "task", "discovery", "seed")
-    return {key: fmean(row["product"] for row in part) for key, part in cells.items()}
