@@ -67,25 +67,30 @@ def percent(values) -> tuple[float, float | None] | None:
     return tuple(None if v is None else 100 * v for v in mean_sem(values)) if values else None
 
 
-def by_cell(frame: pd.DataFrame, score="product", cell: Sequence[str] = ("task",),
-            unit: Sequence[str] = ("seed",)) -> pd.Series:
-    """A method's score by cell, discovery rate and unit, the unit being what counts as independent; of good runs.
+def by_cell(frame: pd.DataFrame, score: str = "product") -> pd.Series:
+    """A method's score by task, discovery rate and seed, of its runs that ended well.
 
     The rate is ANY_RATE of methods that read no D_f, which have one network for all rates.
     """
-    good = frame[frame["status"] == "ok"]
+    good = frame[(frame["status"] == "ok") & frame[score].notna()]
     reads = good["method"].map(reads_forget).astype(bool)
-    return good.assign(discovery=good["discovery"].where(reads, ANY_RATE)).groupby(
-        [*cell, "discovery", *unit])[score].agg(fmean)
+    good = good.assign(discovery=good["discovery"].where(reads, ANY_RATE))
+    return good.groupby(["task", "discovery", "seed"])[score].agg(fmean)
+
+
+def paired(mine: pd.Series, other: pd.Series) -> list[pd.Series]:
+    """Both, in every cell and unit that both have; what has ANY_RATE is the same at every rate."""
+    index = mine.index.union(other.index)
+    at_any = pd.MultiIndex.from_frame(index.to_frame().assign(discovery=ANY_RATE))
+    both = pd.DataFrame({k: values.reindex(index).fillna(pd.Series(values.reindex(at_any).to_numpy(), index))
+                         for k, values in enumerate((mine, other))}, dtype=float).dropna()
+    return [both[0], both[1]]
 
 
 def minus(mine: pd.Series, other: pd.Series) -> pd.Series:
-    """Mine less the other's in every cell and unit that both have; what has ANY_RATE is the same at every rate."""
-    index = mine.index.union(other.index)
-    at_any = pd.MultiIndex.from_frame(index.to_frame().assign(discovery=ANY_RATE))
-    sides = [values.reindex(index).fillna(pd.Series(values.reindex(at_any).to_numpy(), index))
-             for values in (mine, other)]
-    return (sides[0] - sides[1]).dropna().astype(float)
+    """Mine less the other's in every cell and unit that both have."""
+    mine, other = paired(mine, other)
+    return mine - other
 
 
 def over_seeds(values: pd.Series, unit: Sequence[str] = ("seed",)) -> tuple[tuple | None, str | None]:
