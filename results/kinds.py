@@ -17,11 +17,11 @@ A score is a field (`healed`, `before.misled`, `points.3.healed`) or two of them
 percent, or as it is with `#`, and the decimals: `healed%1`, `seconds#2`.
 """
 
+import inspect
 import json
 import math
 import re
 import shlex
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
@@ -31,81 +31,21 @@ import pandas as pd
 from experiment.methods import METHODS, reads_forget, reads_setting
 from experiment.settings import EVERY_TASK, resolve
 from metrics import mean_sem
-from results.claims.statements import claims
+from results.claims import statements
 from study.rows import SWEPT, etd_alone, latest, load_rows, pick, sweep, without_extra_curves
-from study.tables import ANY_RATE, PAPER, called, learnt, minus, over_seeds, paired
+from study.tables import ANY_RATE, called, learnt, minus, over_seeds, paired, product_of_paper
 
 ROOT = Path(__file__).resolve().parent.parent
-UNIT = re.compile(r"(.*?)(?:([%#])(\d?))?")  # a score, whether in percent, and its decimals
+SCORE = re.compile(r"(.*?)(?:([%#])(\d?))?")  # its name, its unit, its decimals
 OURS = ("reach", "stop", "disbelieved", "farther")  # the four changes of REM+
-OF_ALL = {"by", "names", "note", "open", "last"}
-COLUMNS = {  # of the kind product
-    "cells": "mean in each task and rate", "tasks": "mean in each task", "healed": "over seeds",
-    "utility": "over seeds", "product": "over seeds", "seeds": "seeds × cells",
-    "minus": "less against, in the same cells", "misled": "of runs of poison", "learnt": "of the untouched network",
-    "best": "at the best alpha of each cell", "paper": "of Table 4, or 5 for a ViT"}
 HEADS = {"healed": "Healed", "utility": "Utility"}
 ONCE = {name for name in METHODS if not reads_forget(name)}  # whose network is the same at every discovery rate
 
 
 # --- Markers ----------------------------------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
-class Marker:
-    """What a marker asks for: its kind, rows that its filters leave, and the other options."""
-
-    kind: str
-    frame: pd.DataFrame
-    options: dict[str, str]
-    chosen: dict[str, list[str]]  # filters, in the order given
-
-    def words(self, name: str, default: str = "") -> list[str]:
-        """An option's values, separated by commas."""
-        return [word.strip() for word in self.options.get(name, default).split(",") if word.strip()]
-
-    def need(self, name: str) -> str:
-        """An option without a default; ValueError where it is not given."""
-        if name not in self.options:
-            raise ValueError(f"a table of the kind {self.kind} needs {name}=...")
-        return self.options[name]
-
-    def scores(self) -> list[tuple[str, str]]:
-        """Head and scores of each column of `show`; ValueError for a score that no row has."""
-        items = [item.rpartition(":")[::2] for item in self.need("show").split(",")]
-        for score in (score for _, item in items for score in re.split("[+>]", item)):
-            numbers(self.frame, UNIT.fullmatch(score)[1])
-        heads = [label or re.sub(r"[%#]\d?", "", item).replace("+", " / ").replace(">", " -> ")
-                 for label, item in items]
-        return [(HEADS.get(head, head), item) for head, (_, item) in zip(heads, items, strict=True)]
-
-    def parts(self, by: list[str], frame: pd.DataFrame | None = None) -> dict[tuple[str, ...], pd.DataFrame]:
-        """The rows by the values of these fields: as chosen, numbers ascending, else as they appear."""
-        frame = self.frame if frame is None else frame
-        order = [[*self.chosen.get(key, ()), *dict.fromkeys(texts(self.frame, key))] for key in by]
-        found = dict(iter(frame.groupby([texts(frame, key) for key in by], sort=False)))
-        return {place: found[place] for place in sorted(found, key=lambda place: [*map(rank, place, order)])}
-
-
 def table_of(text: str) -> list[str]:
-    """The lines of a table in Markdown, with a line on its rows below it."""
-    marker = parsed(text)
-    header, lines = KINDS[marker.kind][0](marker)
-    pairs = [pair.split(": ", 1) for pair in marker.options.get("names", "").split("; ") if pair]
-    if odd := [pair[0] for pair in pairs if len(pair) != 2]:
-        raise ValueError(f"names has {odd[0]!r}; write \"old: new; old: new\"")
-    names = dict(pairs)
-    names |= {f"minus {old}": f"minus {new}" for old, new in names.items() if f"minus {old}" in header}
-    if unused := set(names) - {cell for line in (header, *lines) for cell in line}:
-        raise ValueError(f"names has {sorted(unused)[0]!r}, which is not in the table")
-    grid = [[names.get(cell, cell) for cell in line] for line in (header, *lines)]
-    made = ["| " + " | ".join(line) + " |" for line in grid]
-    made.insert(1, "|---" * len(header) + "|")
-    note = note_on(marker.frame)
-    return made + ["", note] if note and marker.options.get("note") != "no" else made
-
-
-def parsed(text: str) -> Marker:
-    """A marker's text read, with its rows; ValueError for what is not known or names no rows."""
+    """The lines of a table in Markdown, with a line on its rows below it; ValueError for a marker with a mistake."""
     try:
         kind, *words = shlex.split(text)
     except ValueError as error:
@@ -113,24 +53,58 @@ def parsed(text: str) -> Marker:
     if kind not in KINDS:
         raise ValueError(f"unknown kind of table {kind!r}; choose from {', '.join(KINDS)}")
     given = dict(word.split("=", 1) for word in words if "=" in word)
-    known = OF_ALL | KINDS[kind][1]
-    options = {key: value for key, value in given.items() if key in known}
-    chosen = {key: re.split(",(?! )", value) for key, value in given.items() if key not in known}
-    frame = frame_at(tuple(word for word in words if "=" not in word), given.get("open"))
+    own = {key: value for key, value in given.items() if key in inspect.signature(KINDS[kind]).parameters}
+    names, note = given.pop("names", ""), given.pop("note", "")
+    frame = frame_at(tuple(word for word in words if "=" not in word), given.pop("open", None))
     if "last" in given:
-        frame = frame.drop_duplicates(given["last"].split(","), keep="last")
-    for key, values in chosen.items():
+        frame = frame.drop_duplicates(given.pop("last").split(","), keep="last")
+    frame = chosen(frame, {key: re.split(",(?! )", value) for key, value in given.items() if key not in own})
+    for key in ",".join(own.get(name, "") for name in ("by", "across")).strip(",").split(","):
+        frame = frame[texts(frame, key) != "nan"] if key else frame  # a file may have lines of two kinds
+    if frame.empty:
+        raise ValueError(f"no rows are left of {text!r}")
+    header, lines = KINDS[kind](frame, **own)
+    grid = renamed([header, *lines], names)
+    made = ["| " + " | ".join(line) + " |" for line in grid]
+    made.insert(1, "|---" * len(header) + "|")
+    below = note_on(frame)
+    return made + ["", below] if below and note != "no" else made
+
+
+def chosen(frame: pd.DataFrame, filters: dict[str, list[str]]) -> pd.DataFrame:
+    """The rows whose fields have one of these values, in the order of the values."""
+    for key, values in filters.items():
         if key not in frame:
-            raise ValueError(f"{key!r} is neither an option of {kind} ({', '.join(sorted(known))}) nor a field of the rows")
+            raise ValueError(f"{key!r} is neither an option of this kind of table nor a field of the rows")
         found = frame[key].map(text_of)
         if lacking := set(values) - set(found):
             raise ValueError(f"no row has {key}={sorted(lacking)[0]}")
-        frame = frame[found.isin(values)]
-    for key in [key for name in ("by", "across") for key in given.get(name, "").split(",") if key]:
-        frame = frame[texts(frame, key) != text_of(math.nan)]  # a file may have lines of two kinds
-    if frame.empty:
-        raise ValueError(f"no rows are left of {text!r}")
-    return Marker(kind, frame, options, chosen)
+        frame = frame[found.isin(values)].sort_values(
+            key, key=lambda column: column.map(lambda value: values.index(text_of(value))), kind="stable")
+    return frame
+
+
+def renamed(grid: list[list[str]], names: str) -> list[list[str]]:
+    """The cells with other names in place of some, "old: new; old: new"; ValueError for one that is not there."""
+    pairs = [pair.split(": ", 1) for pair in names.split("; ") if pair]
+    if odd := [pair[0] for pair in pairs if len(pair) != 2]:
+        raise ValueError(f"names has {odd[0]!r}; write \"old: new; old: new\"")
+    if unused := {old for old, _ in pairs} - {cell for line in grid for cell in line}:
+        raise ValueError(f"names has {sorted(unused)[0]!r}, which is not in the table")
+    every = dict(pairs) | {f"minus {old}": f"minus {new}" for old, new in pairs}
+    return [[every.get(cell, cell) for cell in line] for line in grid]
+
+
+def note_on(frame: pd.DataFrame) -> str:
+    """A line on rows: seeds, versions, processors; empty where they name none."""
+    seeds, versions, cpus = (sorted(set(frame[name].dropna())) if name in frame else []
+                             for name in ("seed", "version", "cpu"))
+    in_a_row = len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1
+    span = f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
+    parts = [f"{name}{'s' * (len(found) > 1)} {text}" for name, found, text in (
+        ("seed", seeds, span), ("version", versions, ", ".join(versions))) if found]
+    parts += sorted({re.sub(r"\(R\)| Processor", "", cpu) for cpu in cpus})
+    return f"<sub>{'; '.join(parts)}</sub>" if parts else ""
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
@@ -211,43 +185,29 @@ def texts(frame: pd.DataFrame, key: str) -> pd.Series:
 
 
 def numbers(frame: pd.DataFrame, score: str) -> pd.Series:
-    """A score of every row: a field, or two with an operation between; ValueError where no row has one."""
-    for sign, operation in (("*", pd.Series.mul), ("/", over), ("-", pd.Series.sub)):
+    """A score of every row, NaN where a row lacks it: a field, or two with an operation between."""
+    for sign, operation in (("*", pd.Series.mul), ("/", pd.Series.div), ("-", pd.Series.sub)):
         if sign in score:
-            return operation(*(numbers(frame, part) for part in score.split(sign, 1)))
+            return operation(*(numbers(frame, part) for part in score.split(sign, 1))).replace(math.inf, 0.0)
     if score == "product" and score not in frame:
         return numbers(frame, "healed*utility")
-    if score not in frame or frame[score].isna().all():
+    if score not in frame:
         raise ValueError(f"no row has a score {score!r}; a row has {', '.join(frame)}")
-    return pd.to_numeric(frame[score])
+    return frame[score].astype(float)
 
 
-def over(mine: pd.Series, other: pd.Series) -> pd.Series:
-    """The ratio, 0 where the other is 0."""
-    return (mine / other).where(other != 0, 0.0)
+def parts_of(frame: pd.DataFrame, by: str) -> dict[tuple[str, ...], pd.DataFrame]:
+    """Rows by the values of these fields: tasks in the paper's order, numbers ascending, others as they appear."""
+    keys = [texts(frame, key) for key in by.split(",")]
+    order = [list(dict.fromkeys(column)) for column in keys]
 
+    def rank(value: str, seen: list[str]) -> tuple:
+        if value in EVERY_TASK:
+            return 0, EVERY_TASK.index(value)
+        return (0, float(value)) if re.fullmatch(r"-?[\d.]+(e-?\d+)?", value) else (1, seen.index(value))
 
-def rank(value: str, order: list[str]) -> tuple:
-    """Where a value stands in its column: tasks in the paper's order, numbers ascending, others in the order given."""
-    if value in EVERY_TASK:
-        return 0, EVERY_TASK.index(value)
-    try:
-        return 0, float(value)
-    except ValueError:
-        return 1, order.index(value)
-
-
-def note_on(frame: pd.DataFrame) -> str:
-    """A line on rows: seeds, versions, processors; empty where they name none."""
-    seeds, versions, cpus = (sorted(set(frame[name].dropna())) if name in frame else []
-                             for name in ("seed", "version", "cpu"))
-    span = ", ".join(map(str, seeds))
-    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
-        span = f"{seeds[0]} to {seeds[-1]}"
-    parts = [f"{name}{'s' * (len(found) > 1)} {text}" for name, found, text in (
-        ("seed", seeds, span), ("version", versions, ", ".join(versions))) if found]
-    cpus = sorted({re.sub(r"\(R\)| Processor", "", cpu) for cpu in cpus})
-    return f"<sub>{'; '.join([*parts, *cpus])}</sub>" if parts or cpus else ""
+    found = dict(iter(frame.groupby(keys, sort=False)))
+    return {place: found[place] for place in sorted(found, key=lambda place: [*map(rank, place, order)])}
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
@@ -261,8 +221,8 @@ def shown(mean: float, error: float | None = None, digits: int = 1, sign: bool =
 
 def average(frame: pd.DataFrame, score: str, unit: str = "") -> str:
     """Mean of a score over rows; ± SEM over the values of the field `unit` where that is given; empty of none."""
-    name, percent, digits = UNIT.fullmatch(score).groups()
-    values = numbers(frame, name).dropna() if len(frame) else frame
+    name, percent, digits = SCORE.fullmatch(score).groups()
+    values = numbers(frame, name).dropna()
     if values.empty:
         return ""
     means = values.groupby(texts(frame, unit)).agg(fmean) if unit else [fmean(values)]
@@ -270,7 +230,7 @@ def average(frame: pd.DataFrame, score: str, unit: str = "") -> str:
     return shown(*(value and factor * value for value in mean_sem(means)), int(digits or 0))
 
 
-def by_cell(frame: pd.DataFrame, score: str, cell: list[str], unit: list[str]) -> pd.Series:
+def by_cell(frame: pd.DataFrame, score: str, cell: str, unit: str) -> pd.Series:
     """A score by cell, discovery rate and unit, which is what counts as independent, such as the seed.
 
     The rate is ANY_RATE where rows have none, or a method reads no D_f: there its rates are one network. ValueError
@@ -278,186 +238,184 @@ def by_cell(frame: pd.DataFrame, score: str, cell: list[str], unit: list[str]) -
     """
     once = frame["method"].isin(ONCE) if "method" in frame else pd.Series(False, frame.index)
     rate = frame["discovery"].mask(once, ANY_RATE) if "discovery" in frame else ANY_RATE
-    keys = {key: texts(frame, key) for key in cell} | {"discovery": rate} | {key: texts(frame, key) for key in unit}
-    values = pd.DataFrame({**keys, "value": numbers(frame, score)}).dropna(subset="value")
-    found = values.groupby(list(keys))["value"]
-    differ = values[~once].groupby(list(keys))["value"].nunique() > 1
+    keys = [*cell.split(","), "discovery", *unit.split(",")]
+    values = pd.DataFrame({key: rate if key == "discovery" else texts(frame, key) for key in keys})
+    values = values.assign(value=numbers(frame, score), once=once).dropna(subset="value")
+    differ = values[~values["once"]].groupby(keys)["value"].nunique() > 1
     if differ.any():
         raise ValueError(f"rows differ in one cell {differ.idxmax()}; tell them apart by by= or a filter")
-    return found.agg(fmean)
+    return values.groupby(keys)["value"].agg(fmean)
 
 
-def over_units(values: pd.Series, unit: list[str], sign: bool = False) -> tuple[str, str]:
+def over_units(values: pd.Series, unit: str, sign: bool = False) -> tuple[str, str]:
     """Mean ± SEM over the units of each unit's mean over the cells that all have, in percent; units × cells."""
-    mean, count = over_seeds(values, unit)
+    mean, count = over_seeds(values, unit.split(","))
     return (shown(*mean, sign=sign), count) if mean else ("", "")
 
 
-def counted(unit: list[str]) -> str:
+def counted(unit: str) -> str:
     """The head of a column of numbers of units and cells."""
-    return "seeds × cells" if unit == ["seed"] else f"({', '.join(unit)}) × cells"
+    return "seeds × cells" if unit == "seed" else f"({unit.replace(',', ', ')}) × cells"
 
 
-# --- Kinds of tables --------------------------------------------------------------------------------------------------
+def heads(show: str) -> list[tuple[str, str]]:
+    """Head and scores of each column of `show`."""
+    items = [item.rpartition(":")[::2] for item in show.split(",")]
+    named = [label or re.sub(r"[%#]\d?", "", item).replace("+", " / ").replace(">", " -> ") for label, item in items]
+    return [(HEADS.get(name, name), item) for name, (_, item) in zip(named, items, strict=True)]
 
-def product(marker: Marker) -> tuple[list[str], list[list[str]]]:
+
+# --- Kinds of tables: from the rows and a marker's options to a header and lines ----------------------------------------
+
+Made = tuple[list[str], list[list[str]]]
+
+
+def product(frame: pd.DataFrame, by: str = "method", columns: str = "product,seeds,minus", against: str = "",
+            cell: str = "task", over: str = "seed") -> Made:
     """A line per method or variant, best first: its product over seeds, and less that of `against` in the same cells.
 
-    Options: columns: some of COLUMNS; against; cell: what besides the discovery rate tells cells apart (task); over:
-    what counts as independent (seed). An empty column is left out.
+    Args: cell: what besides the discovery rate tells cells apart; over: what counts as independent; columns, of which
+        an empty one is left out: cells and tasks (the mean in each), healed, utility, product, seeds, minus, misled (of
+        runs of poison), learnt (of the untouched network), best (at the best alpha of each cell), paper (of Table 4, or
+        5 of a ViT).
     """
-    by, cell, unit = marker.words("by", "method"), marker.words("cell", "task"), marker.words("over", "seed")
-    columns, against = marker.words("columns", "product,seeds,minus"), (marker.options.get("against"),)
-    if unknown := [name for name in columns if name not in COLUMNS]:
-        raise ValueError(f"unknown column {unknown[0]!r}; choose from {', '.join(COLUMNS)}")
-    parts, best = compared(marker, by)
-    if against[0] and against not in parts:
-        raise ValueError(f"against={against[0]} is no line of the table; choose from {', '.join(map(' '.join, parts))}")
-    values = {place: by_cell(part, "product", cell, unit) for place, part in parts.items()}
+    parts, best = compared(frame, by)
+    values = {place: by_cell(part, "product", cell, over) for place, part in parts.items()}
+    if against and (against,) not in parts:
+        raise ValueError(f"against={against} is no line of the table; choose from {', '.join(map(' '.join, parts))}")
+
+    def column(name: str, place: tuple[str, ...]) -> dict[str, str]:
+        part, mine = parts[place], values[place]
+        if name == "cells":
+            runs = parts_of(part, "task,discovery")
+            return {" ".join(key): average(runs[key], "product") if key in runs else ""
+                    for key in parts_of(frame, "task,discovery")}
+        if name == "tasks":
+            return {task: over_units(mine[mine.index.get_level_values("task") == task], over)[0]
+                    for (task,) in parts_of(frame, "task")}
+        if name == "minus":
+            less = minus(mine, values[against,]) if against and place != (against,) else mine[:0]
+            return {f"minus {against}": over_units(less, over)[0]}
+        if name == "best":
+            return {"best per cell": over_units(by_cell(best[place], "product", cell, over), over)[0]
+                    if place in best else ""}
+        if name == "seeds":
+            return {counted(over): over_units(mine, over)[1]}
+        if name == "misled":
+            return {name: average(part, "misled%1", over) if "misled" in part else ""}
+        if name == "learnt":
+            return {name: learnt(part.drop_duplicates(["task", "seed"], keep="last")) or ""}
+        if name == "paper":
+            return {name: product_of_paper(*part.iloc[0][["arch", "method", "etd", "capacity"]]) or ""}
+        if name in ("product", "healed", "utility"):
+            return {HEADS.get(name, name): over_units(by_cell(part, name, cell, over), over)[0]}
+        raise ValueError(f"unknown column {name!r}; see results/kinds.py")
+
     lines = []
     for place in sorted(parts, key=lambda place: -fmean(values[place])):
-        part, mine, line = parts[place], values[place], dict(zip(by, place, strict=True))
-        for name in columns:
-            if name == "cells":
-                runs = marker.parts(["task", "discovery"], part)
-                line |= {" ".join(key): average(runs.get(key, part[:0]), "product%0")
-                         for key in marker.parts(["task", "discovery"])}
-            elif name == "tasks":
-                line |= {key: over_units(mine[mine.index.get_level_values("task") == key], unit)[0]
-                         for (key,) in marker.parts(["task"])}
-            elif name == "product":
-                line[name] = over_units(mine, unit)[0]
-            elif name == "seeds":
-                line[counted(unit)] = over_units(mine, unit)[1]
-            elif name == "minus":
-                less = minus(mine, values[against]) if against in parts and place != against else mine[:0]
-                line[f"minus {against[0]}"] = over_units(less, unit)[0]
-            elif name == "misled":
-                line[name] = average(part, "misled%1", unit[0]) if "misled" in part else ""
-            elif name == "learnt":
-                line[name] = learnt(part.drop_duplicates(["task", "seed"], keep="last")) or ""
-            elif name == "best":
-                line["best per cell"] = over_units(by_cell(best[place], "product", cell, unit), unit)[0] if place in best else ""
-            elif name == "paper":
-                line[name] = of_paper(part.iloc[0])
-            else:
-                line[HEADS[name]] = over_units(by_cell(part, name, cell, unit), unit)[0]
+        line = dict(zip(by.split(","), place, strict=True))
+        for name in columns.split(","):
+            line |= column(name, place)
         lines.append(line)
-    header = [name for k, name in enumerate(lines[0]) if k < len(by) or any(line[name] for line in lines)]
-    return header, [[line[name] for name in header] for line in lines]
+    full = [name for k, name in enumerate(lines[0]) if k <= by.count(",") or any(line[name] for line in lines)]
+    return full, [[line[name] for name in full] for line in lines]
 
 
-def compared(marker: Marker, by: list[str]) -> tuple[dict, dict]:
+def compared(frame: pd.DataFrame, by: str) -> tuple[dict, dict]:
     """Rows by line, of a method with several alphas those that it is compared at; and those that are best per cell."""
-    if by != ["method"] or "variant" not in marker.frame:
-        return marker.parts(by), {}
-    swept = sweep(without_extra_curves(list(marker.frame["row"])))
+    if by != "method" or "variant" not in frame:
+        return parts_of(frame, by), {}
+    swept = sweep(without_extra_curves(list(frame["row"])))
     kept, best = (frame_of([row for row in swept if row[mark]]) for mark in ("kept", "best"))
-    return marker.parts(by, kept), marker.parts(by, best) if len(best) else {}
+    return parts_of(kept, by), parts_of(best, by) if len(best) else {}
 
 
-def of_paper(row: pd.Series) -> str:
-    """The paper's product of a method over its data and cells, of Table 4, or of Table 5 for a ViT."""
-    lines = PAPER["tables"]["4" if row["arch"] == "resnet9" else "5"]["rows"]
-    wanted = tuple(row[key] for key in ("method", "etd", "capacity"))
-    return "".join(f"{line['product'][0]:.1f}" for line in lines
-                   if tuple(line[key] for key in ("method", "etd", "capacity")) == wanted)
-
-
-def means(marker: Marker) -> tuple[list[str], list[list[str]]]:
+def means(frame: pd.DataFrame, show: str, by: str = "method", across: str = "", sem: str = "", all: str = "",
+          count: str = "") -> Made:
     """Means of scores over the rows of each line.
 
-    Options: show: scores, a column each, with a name before `:`; `+` joins several by / and `>` by ->; across: fields
-    for each value of which there is a column of the scores; sem: ± SEM over the values of this field; all: over all
-    rows, too, in a last column or, where there is no across, in a line; count: the head of a column of numbers of rows.
+    Args: show: scores, a column each, with a name before `:`; `+` joins several by / and `>` by ->; across: fields for
+        each value of which there is a column of the scores; sem: ± SEM over the values of this field; all: over all
+        rows, too, in a last column or, where there is no across, in a line; count: head of a column of numbers of rows.
     """
-    by, across, unit = marker.words("by", "method"), marker.words("across"), marker.options.get("sem", "")
-    items, name, every = marker.scores(), marker.options.get("count"), "all" in marker.options
-    columns = list(marker.parts(across)) if across else []
+    items = heads(show)
+    columns = list(parts_of(frame, across)) if across else []
 
     def joined(part: pd.DataFrame, item: str) -> str:
-        sides = [[average(part, score, unit) for score in side.split("+")] for side in item.split(">")]
-        return " -> ".join(" / ".join(side) for side in sides) if any(map(any, sides)) else ""
+        sides = [[average(part, score, sem) for score in side.split("+")] for side in item.split(">")]
+        return " -> ".join(map(" / ".join, sides)) if any(map(any, sides)) else ""
 
     def line(place: tuple[str, ...], part: pd.DataFrame) -> list[str]:
-        found = marker.parts(across, part) if across else {}
-        groups = [found.get(column, part[:0]) for column in columns] + [part] * (every or not across)
-        return [*place, *[str(len(part))] * bool(name), *(joined(group, item) for group in groups for _, item in items)]
+        found = parts_of(part, across) if across else {}
+        groups = [found.get(column, part[:0]) for column in columns] + [part] * bool(all or not across)
+        return [*place, *[str(len(part))] * bool(count), *(joined(group, item) for group in groups for _, item in items)]
 
-    lines = [line(place, part) for place, part in marker.parts(by).items()]
-    if every and not across:
-        lines.append(line(("all", *[""] * (len(by) - 1)), marker.frame))
+    lines = [line(place, part) for place, part in parts_of(frame, by).items()]
+    if all and not across:
+        lines.append(line(("all", *[""] * by.count(",")), frame))
     labels = [label for label, _ in items]
-    heads = [", ".join([" ".join(column), label][:1 + (len(items) > 1)]) for column in columns for label in labels]
-    heads += ["all"] * (len(items) * every) if across else labels
-    return [*by, *[name] * bool(name), *heads], lines
+    named = [", ".join([" ".join(column), label][:1 + (len(items) > 1)]) for column in columns for label in labels]
+    named += ["all"] * (len(items) * bool(all)) if across else labels
+    return [*by.split(","), *[count] * bool(count), *named], lines
 
 
-def pairs(marker: Marker) -> tuple[list[str], list[list[str]]]:
+def pairs(frame: pd.DataFrame, first: str, less: str, by: str = "task", of: str = "method", all: str = "",
+          cell: str = "task", over: str = "seed") -> Made:
     """Two values of a field, such as two methods, in the same cells and seeds: both means, and the paired difference.
 
-    Options: of: the field (method); first, less: its two values; by: a line each (task); all: a last line over all;
-    cell, over: as in product.
+    Args: of: the field; first, less: its two values; all: a last line over all; cell, over: as in product.
     """
-    by, of = marker.words("by", "task"), marker.options.get("of", "method")
-    cell, unit = marker.words("cell", "task"), marker.words("over", "seed")
-    sides, lines, parts = (marker.need("first"), marker.need("less")), [], marker.parts(by)
-    if "all" in marker.options:
-        parts["all", *[""] * (len(by) - 1)] = marker.frame
+    lines, parts = [], parts_of(frame, by)
+    if all:
+        parts["all", *[""] * by.count(",")] = frame
     for place, part in parts.items():
-        both = [by_cell(part[texts(part, of) == side], "product", cell, unit) for side in sides
-                if side in set(texts(part, of))]
-        if len(both) < 2:
-            continue
-        both = paired(*both)
-        less, count = over_units(both[0] - both[1], unit, sign=True)
-        lines.append([*place, *(over_units(mine, unit)[0] for mine in both), less, count])
+        sides = [part[texts(part, of) == value] for value in (first, less)]
+        if len(sides[0]) and len(sides[1]):
+            mine, other = paired(*(by_cell(side, "product", cell, over) for side in sides))
+            lines.append([*place, over_units(mine, over)[0], over_units(other, over)[0],
+                          *over_units(mine - other, over, sign=True)])
     if not lines:
-        raise ValueError(f"no cell has {of} {sides[0]} and {sides[1]}")
-    return [*by, *sides, "difference", counted(unit)], lines
+        raise ValueError(f"no cell has {of} {first} and {less}")
+    return [*by.split(","), first, less, "difference", counted(over)], lines
 
 
-def each(marker: Marker) -> tuple[list[str], list[list[str]]]:
-    """Every seed's score in a line, and their mean. Options: by; show: scores with a name before `:`."""
-    by, items, lines = marker.words("by", "method"), marker.scores(), []
-    for place, part in marker.parts(by).items():
-        found = [100 * numbers(part.sort_values("seed", kind="stable"), score) for _, score in items]
+def each(frame: pd.DataFrame, show: str, by: str = "method") -> Made:
+    """Every seed's score in a line, and their mean, for each score of `show`, with a name before `:`."""
+    lines = []
+    for place, part in parts_of(frame, by).items():
+        found = [100 * numbers(part.sort_values("seed", kind="stable"), score) for _, score in heads(show)]
         lines.append([*place, *(text for values in found
                                 for text in (" / ".join(f"{v:.0f}" for v in values), f"{fmean(values):.1f}"))])
-    return [*by, *(text for head, _ in items for text in (f"{head}, each seed", "mean"))], lines
+    return [*by.split(","), *(text for head, _ in heads(show) for text in (f"{head}, each seed", "mean"))], lines
 
 
-def spread(marker: Marker) -> tuple[list[str], list[list[str]]]:
-    """A line per score: mean, SD, least and most over all rows, in percent. Options: show: scores, `name:score`."""
-    lines = [[label, *(f"{of(100 * numbers(marker.frame, score)):.1f}" for of in (fmean, stdev, min, max))]
-             for label, score in marker.scores()]
-    return [f"over {len(marker.frame)} runs", "mean", "SD", "least", "most"], lines
+def spread(frame: pd.DataFrame, show: str) -> Made:
+    """A line per score of `show`, `name:score`: mean, SD, least and most over all rows, in percent."""
+    lines = [[head, *(f"{of(100 * numbers(frame, score)):.1f}" for of in (fmean, stdev, min, max))]
+             for head, score in heads(show)]
+    return [f"over {len(frame)} runs", "mean", "SD", "least", "most"], lines
 
 
-def growth(marker: Marker) -> tuple[list[str], list[list[str]]]:
+def growth(frame: pd.DataFrame, by: str, along: str, show: str, x: str = "") -> Made:
     """Scores while one thing grows: their values, and the slope of the logarithms between the two largest (1: linear).
 
-    Options: by; along: the field that grows; x: its size as a number; show: as in means.
+    Args: along: the field that grows; x: its size as a number; show: as in means.
     """
-    by, along, x = marker.words("by"), marker.need("along"), marker.options.get("x") or marker.need("along")
-    items, lines = marker.scores(), []
-    for place, part in marker.parts(by).items():
+    x, lines = x or along, []
+    for place, part in parts_of(frame, by).items():
         part = part.sort_values(x)
-        cells = [" / ".join(texts(part, along))]
-        for _, item in items:
-            (a, b), sizes = numbers(part, UNIT.fullmatch(item)[1])[-2:], part[x][-2:]
-            slope = math.log(b / a) / math.log(sizes.iloc[1] / sizes.iloc[0])
-            cells += [" / ".join(average(part.loc[[k]], item) for k in part.index), shown(slope, digits=2)]
-        lines.append([*place, *cells])
-    return [*by, along, *(text for label, _ in items for text in (label, "slope"))], lines
+        line, sizes = [" / ".join(texts(part, along))], part[x].iloc[-2:]
+        for _, item in heads(show):
+            ends = numbers(part, SCORE.fullmatch(item)[1]).iloc[-2:]
+            slope = math.log(ends.iloc[1] / ends.iloc[0]) / math.log(sizes.iloc[1] / sizes.iloc[0])
+            line += [" / ".join(average(part.loc[[k]], item) for k in part.index), shown(slope, digits=2)]
+        lines.append([*place, *line])
+    return [*by.split(","), along, *(text for head, _ in heads(show) for text in (head, "slope"))], lines
 
 
-KINDS = {  # name -> its function, its options
-    "product": (product, {"columns", "against", "cell", "over"}),
-    "means": (means, {"show", "across", "sem", "all", "count"}),
-    "pairs": (pairs, {"of", "first", "less", "all", "cell", "over"}),
-    "each": (each, {"show"}),
-    "spread": (spread, {"show"}),
-    "growth": (growth, {"along", "x", "show"}),
-    "claims": (claims, {"show"}),
-}
+def claims(frame: pd.DataFrame, show: str = "all") -> Made:
+    """The paper's statements and their verdicts, of rows of their own: all, count, front or against."""
+    return statements.made(show, statements.STATEMENTS, statements.world())
+
+
+KINDS = {kind.__name__: kind for kind in (product, means, pairs, each, spread, growth, claims)}

@@ -495,11 +495,6 @@ STATEMENTS = (
 # --- Tables -----------------------------------------------------------------------------------------------------------
 
 
-def claims(marker) -> tuple[list[str], list[list[str]]]:
-    """The statements and their verdicts, of the rows of PLACES. Options: show: all, count, front or against."""
-    return made(marker.options.get("show", "all"), STATEMENTS, world())
-
-
 def made(show: str, statements: tuple[Statement, ...], rows_by: dict) -> tuple[list[str], list[list[str]]]:
     """Header and lines of one of the four tables; ValueError for another name."""
     measured = [(statement, statement.measure(rows_by)) for statement in statements]
