@@ -72,15 +72,15 @@ def table_of(text: str) -> list[str]:
 
 
 def chosen(frame: pd.DataFrame, filters: dict[str, list[str]]) -> pd.DataFrame:
-    """The rows whose fields have one of these values, in the order of the values."""
+    """The rows whose fields have one of these values."""
     for key, values in filters.items():
         if key not in frame:
             raise ValueError(f"{key!r} is neither an option of this kind of table nor a field of the rows")
         found = frame[key].map(text_of)
         if lacking := set(values) - set(found):
             raise ValueError(f"no row has {key}={sorted(lacking)[0]}")
-        frame = frame[found.isin(values)].sort_values(
-            key, key=lambda column: column.map(lambda value: values.index(text_of(value))), kind="stable")
+        frame = frame[found.isin(values)]
+        frame.attrs[key] = values  # the order of the lines
     return frame
 
 
@@ -197,16 +197,16 @@ def numbers(frame: pd.DataFrame, score: str) -> pd.Series:
 
 
 def parts_of(frame: pd.DataFrame, by: str) -> dict[tuple[str, ...], pd.DataFrame]:
-    """Rows by the values of these fields: tasks in the paper's order, numbers ascending, others as they appear."""
-    keys = [texts(frame, key) for key in by.split(",")]
-    order = [list(dict.fromkeys(column)) for column in keys]
+    """Rows by the values of these fields: tasks in the paper's order, numbers ascending, others as chosen or found."""
+    keys = {key: texts(frame, key) for key in by.split(",")}
+    order = [[*frame.attrs.get(key, ()), *dict.fromkeys(column)] for key, column in keys.items()]
 
     def rank(value: str, seen: list[str]) -> tuple:
         if value in EVERY_TASK:
             return 0, EVERY_TASK.index(value)
         return (0, float(value)) if re.fullmatch(r"-?[\d.]+(e-?\d+)?", value) else (1, seen.index(value))
 
-    found = dict(iter(frame.groupby(keys, sort=False)))
+    found = dict(iter(frame.groupby(list(keys.values()), sort=False)))
     return {place: found[place] for place in sorted(found, key=lambda place: [*map(rank, place, order)])}
 
 
