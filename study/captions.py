@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from experiment.methods import OF_VIT, reads_forget, reads_setting
 from experiment.settings import Config
-from study.rows import NOT_IDENTITY, SETTINGS, maskless, pick, products, split
+from study.rows import NOT_IDENTITY, SETTINGS, maskless, pick, split
 
 OWN = [name for name in SETTINGS if name in ("forget_norm", "schedule", "ssd_alpha")]  # each method its own
 COORDINATES = {"task", "discovery", "method", "seed", "capacity", "etd", "p_mem", "n", "arch"}
@@ -67,10 +67,15 @@ def in_words(setting: str) -> str:
 
 def uneven(rows: list[dict], *row_keys: str) -> bool:
     """Whether methods ended well in different places: tasks and seeds, and rates where the method depends on them."""
-    runs = [products(part) for part in split(pick(rows), *row_keys).values()]
+    runs = [places(part) for part in split(pick(rows), *row_keys).values()]
     seeds = {frozenset((task, seed) for task, _, seed in part) for part in runs}
     rates = {frozenset(part) for part in runs if all(rate is not None for _, rate, _ in part)}
     return len(seeds) > 1 or len(rates) > 1
+
+
+def places(rows: list[dict]) -> set[tuple]:
+    """(task, discovery rate, seed) of one method's runs; the rate of what reads no D_f is None."""
+    return {(row["task"], row["discovery"] if reads_forget(row["method"]) else None, row["seed"]) for row in rows}
 
 
 def once(rows: list[dict]) -> list[str]:
@@ -80,10 +85,9 @@ def once(rows: list[dict]) -> list[str]:
 
 
 def hardware(row: dict) -> str:
-    """Device, threads, processes if there were several, and torch of a run."""
+    """Device, threads and torch of a run."""
     threads = f", threads {row['threads']}" if "threads" in row and row.get("device") == "cpu" else ""
-    processes = f", processes {row['processes']}" if row.get("processes", 1) > 1 else ""
-    return f"{row.get('device')}{threads}{processes}, torch {row.get('torch')}"
+    return f"{row.get('device')}{threads}, torch {row.get('torch')}"
 
 
 def mixed(rows: list[dict]) -> dict[str, list[str]]:
@@ -113,7 +117,7 @@ def counts(key: str, row: dict) -> bool:
 
 def lopsided(rows: list[dict], *row_keys: str) -> bool:
     """Whether one method's tasks and rates have other seeds than each other, so that some weigh more in its mean."""
-    runs = [products(part) for part in split(pick(rows), *row_keys).values()]
+    runs = [places(part) for part in split(pick(rows), *row_keys).values()]
     return any(len(part) < len({key[:2] for key in part}) * len({seed for _, _, seed in part}) for part in runs)
 
 
@@ -136,7 +140,3 @@ def of_endings(rows: list[dict]) -> list[str]:
     return [f"Gave up with Acc(D_f) above gamma (REM: in some step 2): {texts[0]}. Did nothing, Acc(D_f) being at most "
             f"gamma: {texts[1]}."]
 
-
-def slug(text: str) -> str:
-    """A file name of letters, digits, dots and hyphens."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")

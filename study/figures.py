@@ -1,8 +1,7 @@
-"""The paper's figures from result rows, drawn on a matplotlib Figure that is given; canvas.py alone imports matplotlib.
+"""The paper's figures from result rows, on matplotlib, which is imported when a figure is drawn.
 
-    from matplotlib.figure import Figure
-    for name, figure in draw("4", load_rows(["results"]), Figure):
-        figure.savefig(f"{name}.png")
+    for k, figure in enumerate(draw("4", load_rows(["results"]))):
+        save(Path(f"figure-4-{k}"), figure)
 
 Readable in grey and by the colour-blind: viridis with the numbers printed, Okabe-Ito with markers, dashes and hatches.
 """
@@ -11,12 +10,15 @@ import math
 import textwrap
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
 
+from experiment.files import write_whole
 from experiment.methods import METHODS, reads_forget
 from metrics import mean_sem
-from study.captions import brief, slug
-from study.rows import VARIANTS, compared, etd_alone, maskless, networks, pick, split, sweep, without_extra_curves
-from study.stats import by_product, percent
+from study.captions import brief
+from study.rows import (VARIANTS, Missing, compared, etd_alone, maskless, networks, pick, split, sweep,
+                        without_extra_curves)
 
 REGULARITY = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # it rises
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's
@@ -29,52 +31,74 @@ Drawn = tuple[str, list[dict]]  # a figure's title and the rows that it shows
 NOTHING = "runs of poison, confusion or random labels that ended well"
 
 
-class Missing(ValueError):
-    """The results lack the rows that a table or figure is made of; the text says which."""
+# --- A figure and its files -------------------------------------------------------------------------------------------
 
+def draw(number: str, rows: list[dict]) -> list:
+    """A matplotlib Figure for each data set and number of corrupted images that has the rows for it, at least one.
 
-def draw(number: str, rows: list[dict], figure_class) -> list[tuple[str, object]]:
-    """A figure of the paper for each data set and number of corrupted images that has the rows for it.
-
-    Args: number: of DRAW; rows: of `rows.load_rows`; figure_class: matplotlib.figure.Figure.
-    Returns: pairs (file name without suffix, figure), at least one.
-    Raises: Missing for no data set has the rows.
+    Args: number: of DRAW; rows: of `rows.load_rows`.
+    Raises: Missing for no data set has the rows; ImportError without matplotlib.
     """
+    from matplotlib.figure import Figure  # which draws without a display
+
     made, reasons = [], []
     rows = [row for row in rows if row["task"] in REGULARITY]  # people's mistakes have no place on the plane
     rows = rows if number in CURVES else [row for row in sweep(without_extra_curves(rows)) if row["kept"]]
     rows = etd_alone(rows)
     for (data, n), part in split(pick(rows), "data", "n").items():
-        figure = figure_class(layout="constrained")
-        try:
-            title, drawn = DRAW[number](figure, part)
-        except Missing as missing:
-            reasons.append(str(missing))
-            continue
-        lost = failed(number, drawn, [row for row in rows if (row["data"], row["n"]) == (data, n)])
-        warnings = "; ".join(filter(None, [brief(drawn, lost), other_masks(part, drawn)]))
-        warnings = "".join("\n" + line for line in textwrap.wrap(warnings, 60))
-        count = len(networks(drawn))
-        runs = f"{count} run{'s' if count != 1 else ''}"
-        name = f"Fig. {number}: " if number.isdecimal() else ""
-        figure.suptitle(f"{name}{title}\n{data}, {n} corrupted images, {runs}{warnings}", fontsize=11)
-        made.append((slug(f"figure {number} {data} n{n}"), figure))
+        with plain_text():
+            figure = Figure(layout="constrained")
+            try:
+                title, drawn = DRAW[number](figure, part)
+            except Missing as missing:
+                reasons.append(str(missing))
+                continue
+            lost = failed(number, drawn, [row for row in rows if (row["data"], row["n"]) == (data, n)])
+            warnings = "; ".join(filter(None, [brief(drawn, lost), other_masks(part, drawn)]))
+            warnings = "".join("\n" + line for line in textwrap.wrap(warnings, 60))
+            count = len(networks(drawn))
+            runs = f"{count} run{'s' if count != 1 else ''}"
+            name = f"Fig. {number}: " if number.isdecimal() else ""
+            figure.suptitle(f"{name}{title}\n{data}, {n} corrupted images, {runs}{warnings}", fontsize=11)
+        made.append(figure)
     if not made:
         raise Missing(f"figure {number} needs {reasons[0] if reasons else NOTHING}")
     return made
 
 
+def plain_text(**more):
+    """A context in which no text is read as a formula: a folder or a method's file may have a $ in its name."""
+    import matplotlib
+
+    return matplotlib.rc_context({"text.parse_math": False, **more})
+
+
+def save(path: Path, figure) -> None:
+    """Write a figure as PNG and as SVG, each whole or not at all and the same bytes each time."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    figure.set_dpi(150)
+    with plain_text(**{"svg.hashsalt": path.name}):
+        # by the canvases themselves: savefig draws everything twice
+        write_whole(path.with_name(f"{path.name}.png"), lambda file: FigureCanvasAgg(figure).print_png(file))
+        figure.set_layout_engine("none")  # laid out once, the same in both
+        canvas = FigureCanvasSVG(figure)
+        write_whole(path.with_name(f"{path.name}.svg"), lambda file: canvas.print_svg(file, metadata={"Date": None}))
+
+
+# --- Which rows -------------------------------------------------------------------------------------------------------
+
 def failed(number: str, drawn: list[dict], rows: list[dict]) -> int:
-    """How many runs failed that the figure would have drawn; Figs. 3, 6, 10 and 11 take every compared method, that of
-    the seeds each that reads D_f. Fig. 5 and the seeds are of one discovery rate."""
+    """How many runs failed that the figure would have drawn; Figs. 3, 6, 10 and 11 take every compared method, and Fig. 5
+    is of one discovery rate."""
     places = {(row["arch"], row["capacity"], row["p_mem"]) for row in drawn}
     methods = {(row["method"], row["etd"]) for row in drawn}
-    whole = {"3": (False,), **dict.fromkeys(("6", "10", "11", "seeds"), (False, True))}.get(number, ())  # of etd
-    rates = {row["discovery"] for row in drawn} if number in ("5", "seeds") else ()
+    whole = {"3": (False,), **dict.fromkeys(("6", "10", "11"), (False, True))}.get(number, ())  # of etd
+    rates = {row["discovery"] for row in drawn} if number == "5" else ()
     lost = [row for row in networks(rows) if row["status"] == "failed" and (number not in CURVES or row["curve"])]
     lost = [row for row in lost if (row["arch"], row["capacity"], row["p_mem"]) in places]
     lost = [row for row in lost if not rates or row["discovery"] in rates]
-    lost = [row for row in lost if number != "seeds" or reads_forget(row["method"])]
     return sum((r["method"], r["etd"]) in methods or r["etd"] in whole and compared(r["method"]) for r in lost)
 
 
@@ -90,6 +114,17 @@ def need(rows: list, what: str) -> list:
     if not rows:
         raise Missing(f"rows of {what}")
     return rows
+
+
+def percent(values) -> tuple[float, float | None] | None:
+    """Mean and SEM of fractions, in percent; None of none."""
+    values = list(values)
+    return tuple(None if v is None else 100 * v for v in mean_sem(values)) if values else None
+
+
+def by_product(parts: dict[tuple, list[dict]]) -> dict[tuple, list[dict]]:
+    """Parts in descending order of their mean product."""
+    return {key: parts[key] for key in sorted(parts, key=lambda key: -fmean(row["product"] for row in parts[key]))}
 
 
 # --- Heat maps --------------------------------------------------------------------------------------------------------
@@ -391,33 +426,6 @@ def figure8(figure, rows: list[dict]) -> Drawn:
     return "networks without unlearning, by capacity", rows
 
 
-def seeds(figure, rows: list[dict]) -> Drawn:
-    """How far a mean can be trusted: Healed of every seed, a column of points per method, at the lowest discovery rate.
-
-    The points of a column stand beside each other in the order of the seeds; the line is their mean.
-    """
-    rows = [row for row in pick(rows, **HALF_WIDTH) if compared(row["method"]) and reads_forget(row["method"])]
-    rate = min((row["discovery"] for row in rows), default=None)
-    rows = need(pick(rows, discovery=rate), "methods that read D_f (resnet9, capacity 0.5)")
-    kinds = list(by_product(split(rows, "etd", "method")))
-    upright = len(kinds) > 4  # or the names would lie over each other
-    for task, (axes,) in panels_of(figure, rows):
-        for k, (etd, method) in enumerate(kinds):
-            runs = sorted(pick(rows, task=task, method=method, etd=etd), key=lambda row: row["seed"])
-            if not runs:
-                continue
-            places = [k + 0.6 * (i + 0.5) / len(runs) - 0.3 for i in range(len(runs))]
-            look = dict(color=COLOURS[k % 8], marker=MARKERS[k % 8], s=24, clip_on=False)
-            axes.scatter(places, [100 * row["healed"] for row in runs], **look)
-            mean = 100 * mean_sem(row["healed"] for row in runs)[0]
-            axes.plot([k - 0.4, k + 0.4], [mean, mean], color="black", linewidth=1)
-        axes.set(xlim=(-0.6, len(kinds) - 0.4), xticks=range(len(kinds)))
-        axes.set_xticklabels([name_of(method, etd) for etd, method in kinds], rotation=90 * upright)
-    figure.set_figheight(4.4 + 2 * upright)
-    figure.axes[0].set_ylabel("Healed, %")
-    return f"every seed at discovery rate {rate:g}, and the mean", rows
-
-
 DRAW = {"1": figure1, "3": figure3, "4": figure4, "5": figure5, "6": figure6, "7": figure7, "8": figure8, "9": figure9,
-        "lasting": lasting, "seeds": seeds, "10": partial(every_heat_map, arch="resnet9"),
+        "lasting": lasting, "10": partial(every_heat_map, arch="resnet9"),
         "11": partial(every_heat_map, arch="vit")}

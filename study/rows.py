@@ -9,6 +9,7 @@
 import hashlib
 import json
 import math
+import os
 from collections import defaultdict
 from dataclasses import fields
 from operator import itemgetter
@@ -37,6 +38,11 @@ NUMBERS = ("seconds", "train_seconds", "healed_test", "misled", "learnt", "acc_f
 # What two rows of one run may differ in; `data` has the place of a folder of images.
 NOT_IDENTITY = OF_THE_RUN | {"curve"}
 IDENTITY = itemgetter("data", *(name for name in SETTINGS if name not in NOT_IDENTITY))
+
+
+class Missing(ValueError):
+    """The results lack the rows that a table or figure is made of; the text says which."""
+
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
@@ -230,7 +236,7 @@ def canonical(row: dict) -> dict:
 
 def place_of(row: dict) -> Path:
     """A row's folder of images by one name, however it was given: relative where it lies below where we are."""
-    folder = Path(row["data_dir"]).resolve()
+    folder = Path(os.path.abspath(row["data_dir"]))  # a link keeps its name: it may lead elsewhere on each machine
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
@@ -345,9 +351,3 @@ def split(rows: list[dict], *keys) -> dict[tuple, list[dict]]:
         parts[tuple(row[key] for key in keys)].append(row)
     return dict(sorted(parts.items()))
 
-
-def products(rows: list[dict]) -> dict[tuple, float]:
-    """(task, discovery rate, seed) -> product of one method's runs, a fraction; the rate of what reads no D_f: None."""
-    good = [{**row, "discovery": row["discovery"] if reads_forget(row["method"]) else None} for row in pick(rows)]
-    cells = split(good, "task", "discovery", "seed")
-    return {key: fmean(row["product"] for row in part) for key, part in cells.items()}

@@ -17,10 +17,11 @@ from functools import cache
 from pathlib import Path
 from statistics import StatisticsError, correlation, fmean
 
-from experiment.methods import reads_forget
+import pandas as pd
+
 from metrics import mean_sem
 from study.rows import etd_alone, load_rows, pick, split, sweep, without_extra_curves
-from study.stats import mean_of_seeds, minus
+from study.tables import ANY_RATE, by_cell, frame_of, minus, over_seeds
 from tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,11 +123,9 @@ def rows_of(name: str) -> list[dict]:
 
 
 def scores(rows: list[dict], method: str, etd: bool = False, score: str = "product", p_mem: float = 0.2,
-           capacity: float = 0.5) -> dict[tuple, float]:
-    """(task, discovery rate, seed) -> a method's score, a fraction; the rate of what reads no D_f is None."""
-    found = pick(rows, method=method, etd=etd, p_mem=p_mem, capacity=capacity)
-    return {(row["task"], row["discovery"] if reads_forget(method) else None, row["seed"]): row[score] for row in found
-            if row.get(score) is not None}
+           capacity: float = 0.5) -> pd.Series:
+    """A method's score by task, discovery rate and seed, a fraction; the rate of what reads no D_f is ANY_RATE."""
+    return by_cell(frame_of(pick(rows, method=method, etd=etd, p_mem=p_mem, capacity=capacity)), score)
 
 
 def our_name(rows: list[dict], suffix: str = "", etd: bool = False) -> str:
@@ -135,28 +134,30 @@ def our_name(rows: list[dict], suffix: str = "", etd: bool = False) -> str:
     return "rem" if printed else "rem-plus"
 
 
-def of_task(values: dict[tuple, float], task: str) -> dict[tuple, float]:
-    """The values of one task, as if it had no name, so that tasks can be compared at the same rate and seed."""
-    return {("", rate, seed): value for (name, rate, seed), value in values.items() if name == task}
+def of_task(values: pd.Series, task: str) -> pd.Series:
+    """The values of one task by rate and seed, so that tasks can be compared at the same ones."""
+    return values[values.index.get_level_values("task") == task].droplevel("task")
 
 
-def drop(values: dict[tuple, float], task: str) -> dict[tuple, float]:
+def drop(values: pd.Series, task: str) -> pd.Series:
     """A task's score at the highest discovery rate less that at the lowest, for each seed."""
-    rates = sorted({rate for name, rate, _ in values if name == task and rate is not None})
-    ends = [{("", None, seed): value for (name, rate, seed), value in values.items() if (name, rate) == (task, end)}
-            for end in (rates[-1:] + rates[:1])]
-    return minus(*ends) if len(rates) > 1 else {}
+    found = of_task(values, task)
+    rates = sorted(set(found.index.get_level_values("discovery")))
+    ends = [found[found.index.get_level_values("discovery") == end] for end in rates[-1:] + rates[:1]]
+    if len(rates) < 2:
+        return found[:0]
+    return minus(*(part.rename(index=dict.fromkeys(rates, ANY_RATE), level="discovery") for part in ends))
 
 
-def whole_seeds(values: dict[tuple, float]) -> dict[tuple, float]:
+def whole_seeds(values: pd.Series) -> pd.Series:
     """The values of the seeds that have the most cells, for a seed that is still being measured would leave few."""
-    cells = Counter(seed for *_, seed in values)
-    return {key: value for key, value in values.items() if cells[key[2]] == max(cells.values())}
+    cells = values.groupby("seed").transform("size")
+    return values[cells == cells.max()]
 
 
-def difference(data: str, what: str, values: dict[tuple, float], rule, plus: bool = False) -> list[Check]:
+def difference(data: str, what: str, values: pd.Series, rule, plus: bool = False) -> list[Check]:
     """The check on values by cell and seed in percent; none where the seeds have no cell in common."""
-    mean, count = mean_of_seeds(whole_seeds(values)) if values else (None, None)
+    mean, count = over_seeds(whole_seeds(values))
     if not mean:
         return []
     seeds, cells = map(int, count.split(" × "))
@@ -174,9 +175,9 @@ def ours_less(*others: str, mine_etd=False, places=GRIDS, etd=False, best=False,
             rows = rows_by[data]
             name = our_name(rows, etd=mine_etd)
             mine = scores(rows, name, mine_etd, score)
-            there = {other: values for other in others if (values := scores(rows, other, etd, score))}
+            there = {other: values for other in others if len(values := scores(rows, other, etd, score))}
             if best and there:
-                top = max(there, key=lambda other: fmean(there[other].values()))
+                top = max(there, key=lambda other: fmean(there[other]))
                 there = {top: there[top]}
             for other, values in there.items():
                 what = f"less {called(other, etd)}"
@@ -260,12 +261,11 @@ def lowest_cell(rows_by: dict) -> list[Check]:
     found = []
     for data in GRIDS:
         name = our_name(rows_by[data])
-        values, cells = whole_seeds(scores(rows_by[data], name)), {}
-        for (task, rate, _), value in values.items():
-            cells.setdefault((task, rate), []).append(100 * value)
-        if cells:
-            half = fmean(map(fmean, cells.values())) / 2
-            (task, rate), part = min(cells.items(), key=lambda cell: fmean(cell[1]))
+        values = 100 * whole_seeds(scores(rows_by[data], name))
+        if len(values):
+            cells = values.groupby(["task", "discovery"]).agg(fmean)
+            half, (task, rate) = fmean(cells) / 2, cells.idxmin()
+            part = values[task, rate]
             mean, error = mean_sem(part)
             found.append(Check(data, f"half the mean {half:.1f}, lowest cell ({task} {rate:g})", mean, error, len(part),
                                above(mean, error, half), name == "rem-plus", cells=len(cells)))
@@ -282,11 +282,12 @@ def jumps(rows_by: dict) -> list[Check]:
     return found
 
 
-def steps(values: dict[tuple, float]) -> dict[tuple, float]:
-    """(task, rate, seed) -> how much the score changes from the rate before, up or down."""
-    rates = sorted({rate for _, rate, _ in values})
-    return {(task, rate, seed): abs(value - values[task, before, seed]) for before, rate in zip(rates, rates[1:])
-            for (task, at, seed), value in values.items() if at == rate and (task, before, seed) in values}
+def steps(values: pd.Series) -> pd.Series:
+    """By task, rate and seed how much the score changes from the rate before, up or down."""
+    if values.empty:
+        return values
+    change = values.unstack("discovery").diff(axis=1).abs()
+    return change.stack().dropna().reorder_levels(["task", "discovery", "seed"])
 
 
 def channel(rows_by: dict) -> list[Check]:
@@ -306,8 +307,9 @@ def channel(rows_by: dict) -> list[Check]:
 def comes_back(rows_by: dict) -> list[Check]:
     """Healed after the last of twelve epochs less that after the third."""
     name = our_name(rows_by[LONG])
-    values = {(row["task"], row["discovery"], row["seed"]): row["healed"] - row["points"][3]["healed"]
-              for row in pick(rows_by[LONG], method=name) if len(row.get("points") or ()) > 3}
+    rows = [row for row in pick(rows_by[LONG], method=name) if len(row.get("points") or ()) > 3]
+    less = [row["healed"] - row["points"][3]["healed"] for row in rows]
+    values = by_cell(frame_of(rows).assign(less=less), "less")
     return difference(LONG, "Healed, epoch 12 less 3", values, level, name == "rem-plus")
 
 
@@ -349,10 +351,9 @@ def costs(rows_by: dict) -> list[Check]:
     for data in GRIDS:
         name, share = our_name(rows_by[data]), {}
         for method in (name, "scrub", "npo", "badt"):
-            part = [row for row in pick(rows_by[data], method=method, etd=False)
-                    if row.get("seconds") is not None and row.get("train_seconds")]
-            share[method] = {(row["task"], row["discovery"], row["seed"]): row["seconds"] / row["train_seconds"]
-                             for row in part}
+            part = frame_of(pick(rows_by[data], method=method, etd=False))
+            part = part[part["train_seconds"].fillna(0) > 0]
+            share[method] = by_cell(part.assign(share=part["seconds"] / part["train_seconds"]), "share")
             found += difference(data, NAMES.get(method, "REM"), share[method], undecided, method == "rem-plus")
         for more, less in (("badt", "scrub"), ("scrub", name), (name, "npo")):
             what = f"{NAMES.get(more, 'REM')} less {NAMES.get(less, 'REM')}"
@@ -363,7 +364,8 @@ def costs(rows_by: dict) -> list[Check]:
 
 def regularity(rows_by: dict) -> list[Check]:
     """The C-score of each task less that of the next."""
-    values = {(row["task"], None, row["seed"]): row["score"] for row in rows_by["C-score"]}
+    rows = pd.DataFrame(rows_by["C-score"], columns=["task", "seed", "score"]).assign(discovery=ANY_RATE)
+    values = rows.set_index(["task", "discovery", "seed"])["score"]
     found = []
     for more, less in zip(TASKS[:-1], TASKS[1:], strict=True):
         both = of_task(values, more), of_task(values, less)
@@ -491,11 +493,6 @@ STATEMENTS = (
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
-
-
-def claims(marker) -> tuple[list[str], list[list[str]]]:
-    """The statements and their verdicts, of the rows of PLACES. Options: show: all, count, front or against."""
-    return made(marker.options.get("show", "all"), STATEMENTS, world())
 
 
 def made(show: str, statements: tuple[Statement, ...], rows_by: dict) -> tuple[list[str], list[list[str]]]:
