@@ -4,9 +4,10 @@
     python results/repair/rivals/measure.py --impure 0.1,0.3 --corruptions patch
     python results/repair/rivals/measure.py --table                        # Markdown of the rows, and runs nothing
 
-A row is a treatment of one trained network; one that is there is skipped, so that the same command goes on. A rival runs
-at three rates (retraining at its own), and the one is taken that a user would take (`chosen`): no true label, trigger or test image is asked.
-Each treated network is then trained on (`train_on`), to see whether the trigger comes back.
+A row is a treatment of one trained network; one that is there is skipped, so that the same command goes on. A rival
+runs at three rates (retraining at its own), and the one is taken that a user would take (`chosen`): no true label,
+trigger or test image is asked. Each treated network is then trained on (`train_on`), to see whether the trigger comes
+back.
 """
 
 import argparse
