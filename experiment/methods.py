@@ -4,7 +4,7 @@
     unlearned = METHODS["rem-ideal"].function(model, task.train, forget, config, generator, corrupted=task.corrupted)
     name, function = load_method("examples/my_method.py:relabel")       # a user-supplied method, of the same signature
 
-Adding a method takes its function, in baselines.py, and one entry of METHODS.
+Adding a method takes its function, in baselines.py or baselines_repair.py, and one entry of METHODS.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import baselines as b
+import baselines_repair as r
 from tasks import TASKS
 
 # --- The record -------------------------------------------------------------------------------------------------------
@@ -32,14 +33,15 @@ class Method:
     twin: str = ""  # the method of which it is another name; "all" has each algorithm once
     # "compared": in the paper's tables, and SSD and CUTS, which are not; "variant": another version of one of those;
     # "ablation": of Table 2, but for rem-ce; "ideal": shown apart, oracles that know all of D_c, and ETD from fresh
-    # weights; "of REM+": what an ablation or an oracle of REM is, of REM+.
+    # weights; "of REM+": what an ablation or an oracle of REM is, of REM+; "repair": rivals of `repair`, not in the
+    # paper.
     part: str = "compared"
     norm: str = ""  # what forget_norm's "auto" comes to
 
     @property
     def in_all(self) -> bool:
         """Whether "all" means it too: each algorithm once, in the version that is compared."""
-        return not self.twin and self.part not in ("variant", "of REM+")
+        return not self.twin and self.part not in ("variant", "of REM+", "repair")
 
     @property
     def trains_alone(self) -> bool:
@@ -103,6 +105,12 @@ METHODS = {
                            {"step31", "step32", "remove_weight"}, part="of REM+"),
     "rem-plus-ce": _plus(b.ablation(b.rem_plus_by_config, redirect="ce"), "REM+ by cross-entropy",
                          {"redirect", "remove_weight"}, part="of REM+"),
+    # What a backdoor researcher would try with a list, or without (baselines_repair.py); not in the paper.
+    "abl": Method(r.abl, "ABL", frozenset({"unlearn_lr", "forget_norm"}), part="repair", norm="batch"),
+    "d-br": Method(r.d_br(), "D-BR", frozenset(TUNING), part="repair"),
+    "sap": Method(r.sap(alpha=100.0), "SAP", reads_forget=False, part="repair"),
+    "step2-cf": Method(r.step2_then_fine_tune, "step 2, then fine-tuning", frozenset(STEP2 | PACED | {"beta"}),
+                       part="repair", norm="running"),
 }
 OF_ONE_TASK = {"trigger": ("poison",), "human_column": ("human",), "n": TASKS}  # of human n is found, not set
 OF_VIT = {"patch", "dim", "depth"}

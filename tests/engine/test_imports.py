@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PAPER = ("rem", "rem_plus", "etd", "expand", "tasks", "metrics", "baselines", "models", "train")
+PAPER = ("rem", "rem_plus", "etd", "expand", "tasks", "metrics", "baselines", "baselines_repair", "models", "train")
 FLOORS = ("engine", "paper", "experiment", "repair", "study", "run")  # from the ground up
 CORE = ("engine", "etd", "expand", "rem", "rem_plus")
 

@@ -24,7 +24,8 @@ def chosen(method, etd=False):
 def test_choose_methods():
     """R2: a,b,c in order and once; all is every method that has meaning with or without --etd, IDEAL included."""
     assert chosen("cf, rem,cf,,no-ul") == ["cf", "rem", "no-ul"]
-    variants = {"badt-sum", "potion-500", "rem-plus-ideal", "rem-plus-no31", "rem-plus-no32", "rem-plus-ce"}
+    variants = {"badt-sum", "potion-500", "rem-plus-ideal", "rem-plus-no31", "rem-plus-no32", "rem-plus-ce",
+                "abl", "d-br", "sap", "step2-cf"}
     assert {name for name in METHODS if not allowed_with(name, False)} == {"rem-on-etd"}
     assert set(METHODS) - set(chosen("all")) == {"rem-on-etd", *variants}
     assert set(METHODS) - set(chosen("all", etd=True)) == {"rem-on-etd", "retrain", "etd", "etd-ideal", *variants}

@@ -105,6 +105,39 @@ class Twin(RemTwin):
                 best = score, w
         self.w = best[1]
 
+    # --- Rivals of a repair -------------------------------------------------------------------------------------------
+
+    def features(self, x):
+        """(B, d) what the head is given."""
+        w = self.w["conv1.weight"].shape[0]
+        return self.logits({**self.w, "head.weight": torch.eye(w, dtype=torch.float64)}, x).detach()
+
+    def sap(self, x, y, count, alpha):
+        """SAP: weights times a projection onto what the `count` images of the smallest loss use, layer by layer."""
+        w, steps = {name: t.detach() for name, t in self.w.items()}, []
+        x = x[self.losses(w, x, y).argsort()[:count]]
+        steps.append(("conv1", patches(x)))
+        x = torch.conv2d(x, w["conv1.weight"], w["conv1.bias"], padding=1)
+        x = torch.celu(self.norm(w, x, "norm1", None, False), 0.075)
+        steps.append(("conv2", patches(x)))
+        after = torch.conv2d(x, w["conv2.weight"], w["conv2.bias"], padding=1)
+        x = x + torch.celu(self.norm(w, after, "norm2", None, False), 0.075)
+        steps.append(("head", x.amax(dim=(2, 3)).numpy()))
+        for name, r in steps:
+            u, sigma, _ = np.linalg.svd(r.T, full_matrices=False)
+            s = sigma**2 / (sigma**2).sum()
+            p = torch.from_numpy(u @ np.diag(alpha * s / ((alpha - 1) * s + 1)) @ u.T)
+            weight = w[f"{name}.weight"]
+            self.w[f"{name}.weight"] = (weight.reshape(len(weight), -1) @ p).view(weight.shape)
+
+
+def patches(x):
+    """What a 3x3 convolution that pads by 1 sees: a row an image and place, channels first."""
+    x = np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    size = x.shape[2] - 2
+    places = [x[:, :, i:i + 3, j:j + 3].reshape(len(x), -1) for i in range(size) for j in range(size)]
+    return np.concatenate(places)
+
 
 def kl(teacher, student, temperature):
     """T^2 / B sum p log(p / q)."""

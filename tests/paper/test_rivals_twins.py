@@ -188,6 +188,39 @@ def cuts(run):
     return twin
 
 
+def abl(run):
+    twin, passes = run.twin(), [run.next(run.forget) for _ in range(5)]
+    twin.train(passes, [UNLEARN_LR] * steps_of(passes), lambda *batch: -twin.ce(*batch))
+    return twin
+
+
+def d_br(run):
+    twin, (rows, x, _) = run.twin(), run.passed(run.retain, size=N)[0]
+    change = (twin.features(x.flip((2, 3))) - twin.features(x)).square().sum(dim=1)
+    steady = rows[change.argsort()[:round(0.2 * len(rows))]].sort().values
+    for _ in range(UNLEARN_EPOCHS):
+        twin.train([run.next(run.forget)], [UNLEARN_LR] * N, lambda *batch: -twin.ce(*batch))
+        twin.train([run.next(steady)], [UNLEARN_LR] * N, twin.ce)
+    return twin
+
+
+def sap(run):
+    twin, (_, x, y) = run.twin(), run.passed(size=N)[0]
+    twin.sap(x, y, N // 2, 100)
+    return twin
+
+
+def step2_cf(run):
+    twin = run.twin()
+    for _ in range(TRIES):
+        if run.accuracy(twin) > GAMMA:
+            for _, x, y in run.next(run.forget):
+                twin.step(-twin.h(x, y).mean())
+    twin.speed, passes = {}, [run.next(run.retain) for _ in range(UNLEARN_EPOCHS)]
+    twin.train(passes, run.rates(steps_of(passes)), twin.ce)
+    return twin
+
+
 def rem(run, shared=None, step3=None):
     """Algorithm 1 as printed, with another loss of step 3 for the ablations."""
     given = isinstance(run.net, Expanded)
@@ -226,6 +259,7 @@ TWINS = {
     "rem": rem, "rem-on-etd": rem, "rem-ideal": lambda run: rem(run, run.corrupted),
     "rem-no31": lambda run: rem(run, step3=without_31), "rem-no32": lambda run: rem(run, step3=without_32),
     "rem-ce": lambda run: rem(run, step3=by_ce),
+    "abl": abl, "d-br": d_br, "sap": sap, "step2-cf": step2_cf,
 }
 # Here REM+ has its four changes off; with them it is twins_plus.py's, in tests/rem_plus.
 TWINS |= {name.replace("rem", "rem-plus", 1): TWINS[name] for name in TWINS if name.startswith("rem")}
@@ -259,7 +293,8 @@ def test_against_a_plain_twin(name, seed, augmented):
     assert_twins(name, seed, augmented=augmented)
 
 
-@pytest.mark.parametrize("name", ["cf", "scrub", "badt", "badt-sum", "retrain", "etd", "ascent", "npo", "cuts", "rem"])
+@pytest.mark.parametrize("name", ["cf", "scrub", "badt", "badt-sum", "retrain", "etd", "ascent", "npo", "cuts", "rem",
+                                  "abl", "d-br", "step2-cf"])
 def test_the_schedule_is_for_those_that_read_it(name):
     """N2, A23: a constant rate is one for fine-tuning, SCRUB and BadT; what trains anew keeps its own schedule, and the
     others have no schedule at all."""
