@@ -7,19 +7,9 @@ import sys
 import threading
 import time
 from dataclasses import fields
-from pathlib import Path
 
-from engine.checks import first_line, kind_of
+from engine.checks import kind_of
 from experiment.settings import ARCH_PRESETS, BOTH_PRESETS, DATASET_PRESETS, STAGES, Config
-
-
-def told_in_a_line(main) -> int:
-    """Call main() and return what it does; of a wrong value or a missing file print a line on stderr and return 2."""
-    try:
-        return main()
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
-        tell(f"{Path(sys.argv[0]).name}: {first_line(error, kind=isinstance(error, OSError))}")
-        return 2
 
 
 def number_of(value) -> float | None:

@@ -151,7 +151,7 @@ def test_the_printed_comparison():
     long = {**row, "method": "a_long_name.py:of_a_method", "healed_undiscovered": None, "misled": None, "seconds": 12.0}
     empty, *lines = run.table([row, long, failed]).splitlines()
     assert empty == "" and lines[0].split() == ["method", "Healed", "undiscovered", "Utility", "product",
-                                                       "misled", "seconds"]
+                                                       "ASR", "seconds"]
     assert lines[1].split() == ["rem", "90.0", "80.0", "70.0", "63.0", "0.0", "4.2"]
     assert lines[2].split() == ["a_long_name.py:of_a_method", "90.0", "-", "70.0", "63.0", "-", "12.0"]
     assert lines[3].split(maxsplit=1) == ["cf", "Odd: it (x.py:1)"]
