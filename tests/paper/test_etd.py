@@ -30,7 +30,7 @@ import expand
 import train
 import twins
 from architectures import IMAGE, draw
-from helpers import assert_close, assert_same_state, gen, make_data, rows, run, seeds, small_net, tiny
+from helpers import assert_same_state, gen, make_data, rows, run, seeds, small_net, tiny
 from models import build
 
 sizes = st.integers(0, 17)
