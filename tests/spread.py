@@ -1,7 +1,6 @@
-"""How outcomes spread over machines: the measurements of claims.py, or the main job, per CPU capability and threads.
+"""How outcomes spread over machines: the measurements of claims.py per CPU capability and threads.
 
     python tests/spread.py --out runs/spread.jsonl            # 3 capabilities x {1, 2} threads x seeds 0-4
-    python tests/spread.py --out runs/main.jsonl --main       # run.py --task poison --discovery 0.5 likewise
     python tests/spread.py --out runs/spread.jsonl --table    # the table alone
 
 It goes on where it stopped. Each run is a process of its own with ONEDNN_MAX_CPU_ISA and OMP_NUM_THREADS set, and
@@ -15,7 +14,6 @@ import math
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -47,23 +45,6 @@ def claims_of(kinds: list[str], isa: str, threads: int, seed: int) -> list[dict]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def main_job(isa: str, threads: int, seed: int) -> list[dict]:
-    """One row: the scores of the main job, each a fraction, and what is asked of them."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "cells.jsonl"
-        argv = [sys.executable, ROOT / "run.py", "--task", "poison", "--discovery", "0.5", "--seed", str(seed),
-                "--device", "cpu", "--quiet", "--out", out]
-        done = subprocess.run(argv, cwd=ROOT, env=environment(isa, threads), capture_output=True, text=True)
-        print(done.stderr, end="", file=sys.stderr)
-        if done.returncode:
-            return []
-        found = {row["method"]: row for row in map(json.loads, out.read_text().splitlines())}
-    rem, npo, before = (found[name] for name in ("rem", "npo", "no-ul"))
-    scores = {f"rem {name}": rem[name] for name in ("healed", "utility", "product")}
-    return [{"kind": "main", **scores, "npo product": npo["product"],
-             "product over npo": rem["product"] - npo["product"], "utility lost": before["utility"] - rem["utility"]}]
-
-
 def rows_of(path: Path) -> list[dict]:
     """Rows of a file; a last line that a kill cut short is left out."""
     rows = []
@@ -89,7 +70,7 @@ def collect(asked) -> bool:
                 if not kinds:
                     continue
                 began = time.time()
-                made = main_job(isa, threads, seed) if asked.main else claims_of(kinds, isa, threads, seed)
+                made = claims_of(kinds, isa, threads, seed)
                 origin = {"isa": isa, "threads": threads, "seed": seed, "torch": torch.__version__,
                           "native": torch.backends.cpu.get_cpu_capability(), "seconds": round(time.time() - began, 1)}
                 with asked.out.open("a") as file:
@@ -133,15 +114,12 @@ def parse(argv=None) -> argparse.Namespace:
     """What is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="file of rows, appended to")
-    parser.add_argument("--main", action="store_true", help="the main job in place of the outcome measurements")
     parser.add_argument("--isa", nargs="+", choices=ISAS, default=list(ISAS), help="ONEDNN_MAX_CPU_ISA")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="OMP_NUM_THREADS")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--table", action="store_true", help="print the table of the file and run nothing")
-    asked = parser.parse_args(argv)
-    asked.kinds = ["main"] if asked.main else asked.kinds
-    return asked
+    return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:

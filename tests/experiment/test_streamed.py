@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 from experiment.cell import unlearn
 from experiment.data import Streamed
 from experiment.methods import METHODS
-from helpers import assert_same_state, gen, make_data, seeds, small_net, streamed, tiny
+from helpers import gen, make_data, seeds, small_net, streamed, tiny
 from tasks import Task
 
 # On random data rounding decides whether a cap is reached.
@@ -111,20 +111,6 @@ def test_any_number_of_workers_gives_the_same_pass():
 
 
 # --- Methods and metrics ----------------------------------------------------------------------------------------------
-
-NAMES = [name for name, method in METHODS.items() if method.etd != "only" and not method.twin]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_method_runs_on_it(name):
-    """U4: every method gives on a Streamed, bit for bit, the network that it gives on the Data."""
-    data, config = make_data(1, n=14, pad=1, flip=True), tiny(gamma=0.4)
-    forget = torch.tensor([2, 5, 7])
-    more = {"corrupted": torch.tensor([2, 5, 7, 9])} if name.endswith("ideal") else {}
-    one, other = (METHODS[name].function(small_net(1), source, forget, config, gen(3), **more)
-                  for source in (data, streamed(data)))
-    assert_same_state(one, other)
-
 
 def test_a_row_of_results_is_the_same():
     """U4: a cell's row, with the scores of its task, is that of Data, with workers too."""

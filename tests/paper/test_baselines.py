@@ -40,7 +40,6 @@ from experiment.settings import Config
 from helpers import assert_same_state, gen, make_data, seeds, small_net, tiny
 from metrics import accuracy
 from rem import add_capacity
-from test_metrics import answering, numbered
 
 METHODS = {name: record.function for name, record in RECORDS.items()}
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "my_method.py") + ":relabel"
@@ -240,24 +239,6 @@ def test_one_example():
 
 # --- Dampening --------------------------------------------------------------------------------------------------------
 
-@given(seeds, st.sampled_from([0.0, 0.3, 1.0, 10.0]), st.sampled_from([0.5, 1.0, 20.0]))
-def test_dampen(seed, threshold, strength):
-    """L16: weight *= min(1, lambda I / I_f) where I_f > alpha I, one number after another, zeros in both importances,
-    in one or in none; the original's weights count, whatever the network held."""
-    net, g = small_net(seed, dtype=torch.float64), gen(seed)
-
-    def importances():
-        return [torch.rand(p.shape, generator=g, dtype=torch.float64) * (torch.rand(p.shape, generator=g) < 0.7)
-                for p in net.parameters()]
-
-    of_forget, of_rest, out = importances(), importances(), small_net(seed + 1, dtype=torch.float64)
-    baselines.dampen(out, net, of_forget, of_rest, threshold, strength)
-    for found, before, forget, rest in zip(out.parameters(), net.parameters(), of_forget, of_rest, strict=True):
-        expected = [w * min(1.0, strength * i / i_f) if i_f > threshold * i else w for w, i_f, i in
-                    zip(*(part.detach().flatten().tolist() for part in (before, forget, rest)), strict=True)]
-        assert found.flatten().tolist() == pytest.approx(expected, rel=1e-14, abs=0)
-
-
 @given(seeds, st.integers(1, 40), st.floats(0, 100))
 @example(0, 1, 50.0)
 @example(0, 7, 0.0)
@@ -267,17 +248,6 @@ def test_percentile(seed, size, q):
     values = torch.rand(size, generator=gen(seed), dtype=torch.float64).sort().values
     assert baselines.percentile(values, q) == pytest.approx(np.percentile(values.numpy(), q), rel=1e-12)
     assert baselines.percentile(values[:0], q) == math.inf
-
-
-@pytest.mark.filterwarnings("ignore:Acc")  # with no weight dampened nothing is forgotten
-@pytest.mark.parametrize("name, part", [("potion", 1), ("potion-500", 25)])
-def test_the_cuts_of_potion(name, part, monkeypatch):
-    """L16: f begins at |D_f| / |D_tr| / part and grows a tenth per try; the cut is percentile 100 - ln(1 + 100 f)."""
-    net, data, forget = stubborn()
-    asked = []
-    monkeypatch.setattr(baselines, "percentile", lambda ratios, q: asked.append(q) or math.inf)
-    METHODS[name](net, data, forget, tiny(), gen(0))
-    assert asked[:3] == pytest.approx([100 - math.log1p(100 * f) for f in (4 / 12 / part * 1.1**k for k in range(3))])
 
 
 @pytest.mark.parametrize("name", ["ssd", "potion"])
@@ -317,21 +287,6 @@ def test_weights_that_nothing_reaches_move_no_cut(monkeypatch):
     for one in (net, idle):
         METHODS["potion"](one, make_data(3, n=30), torch.arange(5), tiny(gamma=0.0), gen(0))
     assert len(cuts) == 100 and cuts[:50] == cuts[50:]
-
-
-@pytest.mark.parametrize("name, n", [("badt", 17), ("scrub", 18)])
-def test_the_rates_end_with_the_last_update(name, n, monkeypatch):
-    """N2: where a last example joins the batch before it, too, the last update is at a fifth of the peak rate."""
-    rates = []
-
-    def descend(optimizer, *given, real=baselines.descend):
-        rates.append(optimizer.param_groups[0]["lr"])
-        return real(optimizer, *given)
-
-    monkeypatch.setattr(baselines, "descend", descend)
-    METHODS[name](small_net(0), make_data(0, n=n), torch.arange(5),
-                  tiny(batch=4, unlearn_epochs=2, unlearn_lr=0.01, schedule="linear"), gen(0))
-    assert rates[-1] == pytest.approx(0.2 * 0.01) and max(rates) == pytest.approx(0.01)
 
 
 # --- Methods that stop by Acc(D_f) ------------------------------------------------------------------------------------
@@ -433,28 +388,6 @@ def test_cuts_passes_over_what_is_not_finite():
     net = small_net(0)
     with mock.patch.object(baselines, "CUTS_PASSES", 1):  # of one update, after which every step but 0 overflows
         assert_same_state(METHODS["cuts"](net, data, draw(0)[0], tiny(unlearn_lr=1e30, batch=12), gen(0)), net)
-
-
-@pytest.mark.parametrize("classes, score", [
-    ([0, 0, 0, 0, 0, 0], 1 - 2 * 1),  # all agree, no diversity
-    ([0, 0, 0, 1, 1, 1], 1 - 2 * (1 - math.log(2) / math.log(3))),
-    ([0, 1, 2, 0, 1, 2], 0 - 0),  # all classes alike, none agrees
-    ([0, 0, 1, 1, 2, 2], 2 / 6 - 0),  # two pairs agree one way and back, of 12
-])
-def test_agreement_by_hand(classes, score):
-    """L16: six images, three classes: the share of neighbours of the same class, less what entropy lacks to log C."""
-    places = torch.tensor([[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4]])
-    data, net = numbered(torch.zeros(6, dtype=torch.int64), 3), answering(torch.tensor(classes), 3)
-    assert baselines.agreement(net, data, torch.arange(6), places) == pytest.approx(score)
-
-
-@given(seeds, st.integers(2, 9))
-def test_neighbours(seed, n):
-    """L16: the nearest other rows by cosine, five at most; oracle: sorting."""
-    h = torch.randn(n, 3, generator=gen(seed), dtype=torch.float64)
-    for i, row in enumerate(baselines.neighbours(h).tolist()):
-        others = sorted((j for j in range(n) if j != i), key=lambda j: -float(h[i] @ h[j] / h[j].norm()))
-        assert row == others[:5]
 
 
 # --- REM by other names -----------------------------------------------------------------------------------------------

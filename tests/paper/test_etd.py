@@ -30,7 +30,7 @@ import expand
 import train
 import twins
 from architectures import IMAGE, draw
-from helpers import assert_close, assert_same_state, gen, make_data, rows, run, seeds, small_net, tiny
+from helpers import assert_same_state, gen, make_data, rows, run, seeds, small_net, tiny
 from models import build
 
 sizes = st.integers(0, 17)
@@ -203,29 +203,6 @@ def test_masks_leave_global_states_and_inputs(seed, train_mode):
 
 
 # --- Sec. 2 and 5: theta_o1 is never masked, theta_o2 by the example's mask -------------------------------------------
-
-@given(seed=seeds, width=st.integers(1, 5), norm=st.booleans(), train_mode=st.booleans())
-def test_base_channels_are_never_masked(seed, width, norm, train_mode):
-    """M11, M12: theta_o1's channels are 1 for every example; a bit is constant over height and width."""
-    net = small_net(seed, width=width, norm=norm, dtype=torch.float64)
-    expanded = expand.expand(net, IMAGE).train(train_mode)
-    x = draw(seed, 5, 1, 8, 8, dtype=torch.float64)
-    mask = rows(seed + 1, expanded, 5)
-    first, passes = "norm1" if norm else "conv1", {}
-    with outputs_of(expanded) as out:
-        for kind, given_mask in (("on", torch.ones_like(mask)), ("some", mask), ("off", torch.zeros_like(mask)),
-                                 ("base", None)):
-            expanded(x, given_mask)
-            passes[kind] = dict(out)
-    # the first layer sees the same input whatever the mask, so its base channels are equal bit for bit
-    on, some = passes["on"][first], passes["some"][first]
-    assert torch.equal(some[:, :width], on[:, :width])
-    for image, masked, row in zip(on, some, mask, strict=True):
-        assert np.array_equal(masked.numpy(), switched(image.numpy(), row.numpy(), width, axis=0))
-    for name, expected in passes["base"].items():  # deeper ones: the base output, up to the order of sums
-        dim = expanded.layers()[name].channel_dim
-        assert_close(passes["off"][name].narrow(dim, 0, expected.shape[dim]), expected)
-
 
 def test_mask_of_tokens_acts_on_features():
     """M12, M17: in the ViT the mask acts on hidden units, the same for every token, as the loop does."""

@@ -83,7 +83,7 @@ MUTANTS = [  # what it does, whose, which function, its text, other text, the pr
     ("one mask for the batch", etd.MaskedPass, "over", "self.mask[:, :extra]",
      "self.mask[:1, :extra].expand(len(self.mask), -1)", "M17", test_etd.test_layers_use_a_prefix_of_the_row),
     ("theta_o1 masked too", etd.MaskedPass, "over", "bits.new_ones((len(bits), outputs))",
-     "bits[:, :1].expand(-1, outputs)", "M11", test_etd.test_base_channels_are_never_masked),
+     "bits[:, :1].expand(-1, outputs)", "M11", test_step1_expand.test_masked_pass_is_the_twins),
     ("theta_o2 in every pass of training", etd.Expanded, "forward", SHARED,
      f"MaskedPass(x.new_ones((len(x), self.width))) if mask is None and self.width and self.training else {SHARED}",
      "X1", test_step1_expand.test_base_only_is_the_original),

@@ -10,8 +10,8 @@
   theta_o2 based on its mask": so does the plain wide network of twins.py.                             X9, M11, M12, E1
 - Table 3 and A.3, ViT: "Before/after FF in transformer blocks". Choice: hidden units of the feed-forward layers.    X13
 
-Beside this path: networks of other kinds in test_expand_any_network.py; gradients in test_flow.py; masks in
-test_etd.py; what is refused, and in what words, in tests/engine/test_admission.py.
+Beside this path: networks of other kinds in test_expand_any_network.py; masks in test_etd.py; what is refused,
+and in what words, in tests/engine/test_admission.py.
 """
 
 import math

@@ -120,8 +120,8 @@ def test_it_starts_at_the_reference(seed, beta, precision, flip):
 
 @given(seed=seeds, augment=st.booleans(), training=st.booleans())
 def test_theta_o1_alone_moves(seed, augment, training):
-    """F6, A20: step 2 leaves theta_o2 and its buffers bit for bit, whatever momentum and decay, and moves theta_o1; its
-    statistics stay too, unless passes are asked to use those of each batch."""
+    """F1, F6, A20: step 2 leaves theta_o2 and its buffers bit for bit, whatever momentum and decay, and moves theta_o1;
+    its statistics stay too, unless passes are asked to use those of each batch."""
     state = make_state(seed, data=make_data(seed, flip=augment), max_passes=2)
     redirect(state, step3_batch)  # so that theta_o2 has momentum
     extra, base = copy.deepcopy(extra_tensors(state.expanded)), drop(state.expanded)

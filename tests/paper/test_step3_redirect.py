@@ -91,8 +91,8 @@ def test_it_starts_at_the_reference(seed, beta, precision, flip):
 
 @given(seed=seeds, removes=st.booleans())
 def test_the_channels_of_d_f_move(seed, removes):
-    """F7, M7: step 3 moves theta_o1, D_f's own channels and the statistics of the passes that it makes, and no channel
-    that is off in every row."""
+    """F2, F7, M7: step 3 moves theta_o1, D_f's own channels and the statistics of the passes that it makes, and no
+    channel that is off in every row."""
     state = make_state(seed, weight_decay=0.0, p_mem=0.3, extra_ratio=2.0, size=3)
     bits = state.masks[:]
     bits[:, :2] = False

@@ -3,14 +3,15 @@
     T1          D_c is n training examples; all others stay as they were
     T2          low regularity: random swaps of labels to an incorrect one (Maini et al. 2023)
     T3          medium regularity: samples of two classes are swapped with each other (Goel et al. 2022)
-    T4 T12      high regularity: a trigger on the image redirects to class 0 (Goel et al. 2024)
+    T4          high regularity: a trigger on the image redirects to class 0 (Goel et al. 2024)
     T5 - T9     "Discovery rate": D_f, a part of D_c
     T10 T13     the same task for every method, from the seed alone; inputs stay
     T11 T15     what only the metrics read: clean labels, and a test set without corruptions (Sec. 6, A.2)
     T14         numbers that the data cannot give
     A22         unlearning does not know D_c beyond D_f
 
-T16, tasks in files, and the other triggers are in tests/experiment: test_files.py, test_triggers.py.
+T12, the trigger after crop and flip, T16, tasks in files, and the other triggers are in tests/experiment: test_data.py,
+test_files.py, test_triggers.py.
 """
 
 import math
@@ -180,24 +181,6 @@ def test_t4_poison(seed, height, width, channels, n):
             assert task.train.labels[i] == 0
         assert torch.equal(task.train.images[i], expected), i
     assert torch.equal(tasks.add_trigger(tasks.add_trigger(images)), tasks.add_trigger(images))
-
-
-@given(seeds, st.integers(0, 3), st.booleans(), st.integers(1, 15))
-def test_t12_trigger_under_augmentation(seed, pad, flip, n):
-    """T12: in an augmented batch the corner is white on D_c after crop and flip, and nothing else is moved or shown
-    that the clean image would not show; elsewhere all is as ever."""
-    dataset = shaped(seed, 6, 6)
-    clean = replace(dataset.train, pad=pad, flip=flip)
-    task = tasks.make_task("poison", replace(dataset, train=clean), n, seed)
-    assert task.train.pad == pad and task.train.flip == flip
-    both = (batches(one, size=4, generator=gen(seed), augment=True) for one in (task.train, clean))
-    for (rows, x, y), (again, plain, _) in zip(*both, strict=True):
-        assert torch.equal(rows, again)
-        hit = torch.isin(rows, task.corrupted)
-        expected = plain.clone()
-        expected[hit, :, -3:, -3:] = float((1 - 0.5) / 0.25)
-        assert torch.allclose(x, expected, rtol=0, atol=1e-6)  # white is (255 / 255 - mean) / std, in float32
-        assert (y[hit] == 0).all()
 
 
 # --- Discovery --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Algorithm 1 against the plain loop of twins.py, number by number. What the paper says, and what holds it:
 
 - Algorithm 1 (Sec. 5), steps 2 to 4 as printed: after any number of epochs theta_o1 is the plain loop's, for any beta,
-  gamma and batch, with and without augmentation, and with either weight of D_f in 3.2.          A23, A35, L16, L18, D7
+  gamma and batch, with and without augmentation, and with either weight of D_f in 3.2; each example's gradient flows
+  through its own path in theta_o2.                                              A23, A35, L16, L18, D7, F3, F4, F5
 - Sec. 5: "independence from the retain set during this step is essential": the loop's step 2 is given D_f alone.    A6
 
 All in float64, to 1e-9: sums run in another order through some dozens of updates. Beside this path: the ablations, REM
@@ -78,9 +79,9 @@ def assert_weights(found, expected):
        st.sampled_from([4, 5, 64]), st.booleans(), st.sampled_from(["share", "mean"]))
 @example(1, 2.0, 0.3, 3, 4, True, "mean")
 def test_rem_is_the_plain_loop(seed, beta, gamma, epochs, batch, augments, weight):
-    """A23, L16, L18, A6, A35, D7: REM is the plain loop of Algorithm 1, one optimiser whose momentum carries over steps
-    and epochs, D_f alone in step 2 and all of D_tr in step 3, where it has its share of the batch or counts as its
-    mean."""
+    """A23, L16, L18, A6, A35, D7, F3, F4, F5: REM is the plain loop of Algorithm 1, one optimiser whose momentum carries
+    over steps and epochs, D_f alone in step 2 and all of D_tr in step 3, where D_f has its share of the batch or counts
+    as its mean; gradients flow as in a plain wide network, and SGD decays what is off."""
     case = Case(seed, augments=augments, beta=beta, gamma=gamma, unlearn_epochs=epochs, batch=batch,
                 remove_weight=weight)
     assert_weights(case.found(), case.expected()[-1])
