@@ -32,7 +32,8 @@ from experiment.methods import METHODS, reads_forget, reads_setting
 from experiment.settings import EVERY_TASK, resolve
 from metrics import mean_sem
 from results.claims import statements
-from study.rows import SWEPT, etd_alone, latest, load_rows, pick, sweep, without_extra_curves
+from study import tables
+from study.rows import SWEPT, etd_alone, latest, load_rows, networks, pick, sweep, without_extra_curves
 from study.tables import ANY_RATE, called, learnt, minus, over_seeds, paired, product_of_paper
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -304,7 +305,7 @@ def product(frame: pd.DataFrame, by: str = "method", columns: str = "product,see
         if name == "misled":
             return {name: average(part, "misled%1", over) if "misled" in part else ""}
         if name == "learnt":
-            return {name: learnt(part.drop_duplicates(["task", "seed"], keep="last")) or ""}
+            return {name: learnt(tables.frame_of(networks(list(part["row"])))) or ""}
         if name == "paper":
             return {name: product_of_paper(*part.iloc[0][["arch", "method", "etd", "capacity"]]) or ""}
         if name in ("product", "healed", "utility"):
