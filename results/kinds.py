@@ -54,7 +54,10 @@ def table_of(text: str) -> list[str]:
     if kind not in KINDS:
         raise ValueError(f"unknown kind of table {kind!r}; choose from {', '.join(KINDS)}")
     given = dict(word.split("=", 1) for word in words if "=" in word)
-    own = {key: value for key, value in given.items() if key in inspect.signature(KINDS[kind]).parameters}
+    options = inspect.signature(KINDS[kind]).parameters
+    own = {key: value for key, value in given.items() if key in options}
+    if lacking := [key for key, option in options.items() if option.default is option.empty and key not in own][1:]:
+        raise ValueError(f"a table of the kind {kind} needs {lacking[0]}=...")
     names, note = given.pop("names", ""), given.pop("note", "")
     frame = frame_at(tuple(word for word in words if "=" not in word), given.pop("open", None))
     if "last" in given:
