@@ -371,7 +371,7 @@ def pairs(frame: pd.DataFrame, first: str, less: str, by: str = "task", of: str 
     """
     lines, parts = [], parts_of(frame, by)
     if all:
-        parts["all", *[""] * by.count(",")] = frame
+        parts[("all", *[""] * by.count(","))] = frame
     for place, part in parts.items():
         sides = [part[texts(part, of) == value] for value in (first, less)]
         if len(sides[0]) and len(sides[1]):
