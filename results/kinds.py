@@ -32,7 +32,8 @@ from experiment.methods import METHODS, reads_forget, reads_setting
 from experiment.settings import EVERY_TASK, resolve
 from metrics import mean_sem
 from results.claims import statements
-from study.rows import SWEPT, etd_alone, latest, load_rows, pick, sweep, without_extra_curves
+from study import tables
+from study.rows import SWEPT, etd_alone, latest, load_rows, networks, pick, sweep, without_extra_curves
 from study.tables import ANY_RATE, called, learnt, minus, over_seeds, paired, product_of_paper
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +54,10 @@ def table_of(text: str) -> list[str]:
     if kind not in KINDS:
         raise ValueError(f"unknown kind of table {kind!r}; choose from {', '.join(KINDS)}")
     given = dict(word.split("=", 1) for word in words if "=" in word)
-    own = {key: value for key, value in given.items() if key in inspect.signature(KINDS[kind]).parameters}
+    options = inspect.signature(KINDS[kind]).parameters
+    own = {key: value for key, value in given.items() if key in options}
+    if lacking := [key for key, option in options.items() if option.default is option.empty and key not in own][1:]:
+        raise ValueError(f"a table of the kind {kind} needs {lacking[0]}=...")
     names, note = given.pop("names", ""), given.pop("note", "")
     frame = frame_at(tuple(word for word in words if "=" not in word), given.pop("open", None))
     if "last" in given:
@@ -304,7 +308,7 @@ def product(frame: pd.DataFrame, by: str = "method", columns: str = "product,see
         if name == "misled":
             return {name: average(part, "misled%1", over) if "misled" in part else ""}
         if name == "learnt":
-            return {name: learnt(part.drop_duplicates(["task", "seed"], keep="last")) or ""}
+            return {name: learnt(tables.frame_of(networks(list(part["row"])))) or ""}
         if name == "paper":
             return {name: product_of_paper(*part.iloc[0][["arch", "method", "etd", "capacity"]]) or ""}
         if name in ("product", "healed", "utility"):
@@ -367,7 +371,7 @@ def pairs(frame: pd.DataFrame, first: str, less: str, by: str = "task", of: str 
     """
     lines, parts = [], parts_of(frame, by)
     if all:
-        parts["all", *[""] * by.count(",")] = frame
+        parts[("all", *[""] * by.count(","))] = frame
     for place, part in parts.items():
         sides = [part[texts(part, of) == value] for value in (first, less)]
         if len(sides[0]) and len(sides[1]):

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             text = page.read_text(encoding="utf-8")
             new = rewritten(text)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             print(f"results/make.py needs {error.name}: pip install -r requirements-report.txt", file=sys.stderr)
             return 2
         except (OSError, ValueError) as error:

@@ -37,7 +37,7 @@ def draw(number: str, rows: list[dict]) -> list:
     """A matplotlib Figure for each data set and number of corrupted images that has the rows for it, at least one.
 
     Args: number: of DRAW; rows: of `rows.load_rows`.
-    Raises: Missing for no data set has the rows; ImportError without matplotlib.
+    Raises: Missing for no data set has the rows; ModuleNotFoundError without matplotlib.
     """
     from matplotlib.figure import Figure  # which draws without a display
 

@@ -42,8 +42,8 @@ def main(given: dict, argv: list[str]) -> int:
         print("\n".join(report(**given)), flush=True)
     except BrokenPipeError:  # its reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
-    except ImportError as error:
-        tell(f"run.py report needs {error.name}: pip install -r requirements-report.txt")
+    except ModuleNotFoundError as error:
+        tell(f"run.py report needs {error.name.partition('.')[0]}: pip install -r requirements-report.txt")
         return 2
     except (ValueError, OSError) as error:
         tell(f"run.py report: {error}")
@@ -54,7 +54,7 @@ def main(given: dict, argv: list[str]) -> int:
 def report(results: list[str], table: str | None, figure: str | None, out: str | None) -> list[str]:
     """Make all that was asked for, then write it; returns what to print: the tables, or with --out how many files.
 
-    Raises: ValueError for bad input or no rows; ImportError where pandas or matplotlib is asked for and not there.
+    Raises: ValueError for bad input or no rows; ModuleNotFoundError without pandas or matplotlib.
     """
     if out == "":
         raise ValueError("--out is empty; name a folder")
@@ -62,9 +62,9 @@ def report(results: list[str], table: str | None, figure: str | None, out: str |
     numbers = choose("figure", figure or "", DRAW)
     if numbers and not out:
         raise ValueError("figures are written to files; give a folder with --out")
-    tables = importlib.import_module("study.tables") if names else None
+    tables = importlib.import_module("study.tables") if names else None  # pandas
     if numbers:
-        importlib.import_module("matplotlib.figure")
+        importlib.import_module("matplotlib")
     if out:
         check_folder(out)
     rows = load_rows(results)

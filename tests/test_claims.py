@@ -4,11 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from made_rows import make_row, row_of
-from results.claims import statements
-from results.claims.statements import PLACES, STATEMENTS, VERDICTS, Check, Statement, above, below, level, made, verdict
-from study.rows import canonical
-from tasks import TASKS
+pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-report.txt")
+
+from made_rows import make_row, row_of  # noqa: E402
+from results.claims import statements  # noqa: E402
+from results.claims.statements import (PLACES, STATEMENTS, VERDICTS, Check, Statement, above, below,  # noqa: E402
+                                       level, made, verdict)
+from study.rows import canonical  # noqa: E402
+from tasks import TASKS  # noqa: E402
 
 RATES, SEEDS = (0.1, 0.5, 1.0), (0, 1, 2)
 EMPTY = {name: [] for name in PLACES}

@@ -51,12 +51,15 @@ ARROWS = {name: sorted(imported(tree) & set(FILES) - {name}) for name, tree in T
 @pytest.mark.parametrize("name", FILES)
 def test_what_a_module_imports(name):
     """R7, R13: no module imports one of a floor above its own. The core imports torch, Python's own modules and itself
-    alone. No file imports matplotlib, which need not be there, torchvision or PIL before a function asks for it."""
+    alone. No file imports matplotlib, which need not be there, torchvision or PIL before a function asks for it, and
+    pandas, which need not be there either, study/tables.py alone."""
     assert [other for other in ARROWS[name] if floor_of(other) > floor_of(name)] == []
     if name.partition(".")[0] in CORE:
         assert tops(TREES[name]) <= {"torch", *CORE, *sys.stdlib_module_names}
     first = [node for node in TREES[name].body if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert not tops(ast.Module(first, [])) & {"matplotlib", "torchvision", "PIL"}
+    assert "pandas" not in tops(TREES[name]) or name == "study.tables"
+    assert "study.tables" not in imported(ast.Module(first, []))
 
 
 def test_no_circle():

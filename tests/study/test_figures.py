@@ -1,4 +1,4 @@
-"""study/figures.py and canvas.py: each figure of the paper is drawn from rows alone, and says what it leaves out."""
+"""study/figures.py: each figure of the paper is drawn from rows alone, and says what it leaves out."""
 
 import math
 import statistics
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install -r requirements-figures.txt")
+pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install -r requirements-report.txt")
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402
@@ -15,7 +15,8 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from few_images import refusal  # noqa: E402
 from made_rows import ROOT, grid, load, main, make_row, noting, write  # noqa: E402
-from study.figures import DRAW, Missing, draw  # noqa: E402
+from study.figures import DRAW, draw  # noqa: E402
+from study.rows import Missing  # noqa: E402
 from tasks import TASKS  # noqa: E402
 
 RATES = (0.1, 0.5, 1.0)
@@ -23,7 +24,7 @@ RATES = (0.1, 0.5, 1.0)
 
 def only(number, rows) -> Figure:
     """The only figure of a number."""
-    ((_, figure),) = draw(number, rows, Figure)
+    (figure,) = draw(number, rows)
     return figure
 
 
@@ -49,7 +50,7 @@ def test_figures_are_written_without_a_display(tmp_path, capsys, monkeypatch):
     command = [sys.executable, "-B", "-W", "error", ROOT / "run.py", "report", source, "--figure", "1,3", "--out", out]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    names = {f"figure-{number}-cifar10-n1000.{kind}" for number in "13" for kind in ("png", "svg")}
+    names = {f"figure-{number}.{kind}" for number in "13" for kind in ("png", "svg")}
     assert {path.name for path in out.iterdir()} == names
     assert main([str(source), "--figure", "1,3", "--out", str(again)]) == 0
     assert capsys.readouterr().out == f"0 files of tables and 4 of figures in {again}\n"
@@ -99,9 +100,9 @@ def test_a_figure_for_each_data_set(tmp_path):
     """V21: data sets and numbers of corrupted images are never drawn together."""
     rows = load(tmp_path, grid(("no-ul", "rem")) + grid(("no-ul", "rem"), n=500)
                 + grid(("no-ul", "rem"), dataset="svhn"))
-    found = draw("3", rows, Figure)
-    assert [name for name, _ in found] == ["figure-3-cifar10-n500", "figure-3-cifar10-n1000", "figure-3-svhn-n1000"]
-    assert "cifar10, 500 corrupted" in found[0][1].get_suptitle()
+    titles = [figure.get_suptitle() for figure in draw("3", rows)]
+    for title, words in zip(titles, ("cifar10, 500 corrupted", "cifar10, 1000 corrupted", "svhn, 1000"), strict=True):
+        assert words in title
 
 
 def test_figures_warn(tmp_path):
@@ -124,17 +125,17 @@ def test_figures_warn(tmp_path):
 
 NEEDED = {"1": "rem, scrub", "3": "resnet9", "4": "rem with --etd", "5": "--curve", "6": "healed_test", "7": "rem-no31",
           "8": "two capacities", "9": "etd-ideal", "10": "methods other than no-ul", "11": "vit",
-          "lasting": "rem with --curve", "seeds": "methods that read D_f"}
+          "lasting": "rem with --curve"}
 
 
 @pytest.mark.parametrize("number", DRAW)
 def test_missing_rows_are_named(tmp_path, number):
     """R2: a figure says which rows it lacks."""
-    methods = {"9": ("no-ul", "etd"), **dict.fromkeys(("1", "10", "seeds"), ("no-ul",))}.get(number, ("no-ul", "rem"))
+    methods = {"9": ("no-ul", "etd"), **dict.fromkeys(("1", "10"), ("no-ul",))}.get(number, ("no-ul", "rem"))
     rows = grid(methods, arch="vit" if number == "3" else "resnet9")
     rows = [{**row, "healed_test": None} for row in rows] if number == "6" else rows
     with pytest.raises(Missing, match=f"figure {number} needs rows of .*{NEEDED[number]}"):
-        draw(number, load(tmp_path, rows), Figure)
+        draw(number, load(tmp_path, rows))
 
 
 def test_a_figure_that_cannot_be_drawn(tmp_path, capsys):
@@ -375,7 +376,7 @@ def test_people_have_no_place_on_the_plane(tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     assert len(said) == len(DRAW) and all(line.startswith("run.py report: skipped: figure ") for line in said)
     assert all("needs runs of poison, confusion or random labels that ended well" in line for line in said)
-    for number in ("3", "10", "seeds"):
+    for number in ("3", "10"):
         rows = grid(("no-ul", "npo", "rem"))
         assert only(number, load(tmp_path, people + rows)).get_suptitle() == only(
             number, load(tmp_path, rows)).get_suptitle()
@@ -385,27 +386,4 @@ def test_a_dollar_is_no_formula(tmp_path):
     """V21: a method's file and a folder may have two $ in their names."""
     rows = [make_row("a$^$.py:f"), make_row(dataset="folder", data_dir="/x/$a_$/b", image_size=16)]
     assert main([str(write(tmp_path / "x.jsonl", rows)), "--figure", "3", "--out", str(tmp_path / "o")]) == 0
-    assert len(list((tmp_path / "o").glob("*.svg"))) == 2
-
-
-def test_every_seed_is_a_point(tmp_path):
-    """V21: the points of a column are the runs at the lowest discovery rate in the order of their seeds, its line is
-    their mean; methods that read no D_f have no column."""
-    found = {"rem": {2: 0.9, 0: 0.7, 1: 0.8}, "npo": {0: 0.5, 1: 0.1}}
-    rows = [make_row(method, healed, 0.9, task="poison", discovery=0.1, seed=seed)
-            for method, healings in found.items() for seed, healed in healings.items()]
-    rows += [make_row("rem", 0.2, 0.9, task="poison", discovery=0.5, seed=5),
-             make_row("no-ul", 0.1, 0.9, task="poison")]
-    for method, rate in (("rem", 0.5), ("npo", 0.1), ("a.py:f", 0.1), ("a.py:f", 0.5)):  # two are at the drawn rate
-        rows.append(make_row(method, status="failed", task="poison", discovery=rate, seed=7))
-    rows.append(make_row("cf", status="failed", task="poison", discovery=0.1, seed=7))
-    rows.append(make_row("no-ul", status="failed", task="poison", discovery=0.1, seed=7))  # reads no D_f: no column
-    figure = only("seeds", load(tmp_path, rows))
-    assert "3 failed runs left out" in " ".join(figure.get_suptitle().split())
-    (axes,) = figure.axes
-    points = [part.get_offsets().tolist() for part in axes.collections]
-    assert [[y for _, y in part] for part in points] == [pytest.approx([70, 80, 90]), pytest.approx([50, 10])]
-    assert [[round(x) for x, _ in part] for part in points] == [[0, 0, 0], [1, 1]]
-    assert all(part == sorted(part) for part in ([x for x, _ in column] for column in points))
-    assert [line.get_ydata()[0] for line in axes.lines] == pytest.approx([80, 30])
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["REM", "NPO"]
+    assert {path.name for path in (tmp_path / "o").glob("*.svg")} == {"figure-3.svg", "figure-3-2.svg"}

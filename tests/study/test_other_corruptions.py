@@ -8,10 +8,9 @@ import pytest
 from experiment.cell import corrupt
 from experiment.settings import resolve
 from few_images import do, few, fresh, load_few  # noqa: F401
-from made_rows import column, load, make_row, one
+from made_rows import column, head, load, make_row, one, tables_of
 from study.plan import by_original, expand_axes, original_of, overview
 from study.rows import cell_key, read_rows
-from study.tables import make_tables
 from experiment.corruptions import TRIGGERS
 from tasks import TASKS
 
@@ -37,10 +36,10 @@ def test_tables_of_triggers(tmp_path):
             for k, trigger in enumerate(("patch", "warp")) for task in TASKS for method in ("rem", "npo")]
     rows = load(tmp_path, rows)
     assert len(rows) == 2 * (2 + 1 + 1)  # runs of tasks without a trigger are one
-    usual, warped = make_tables("plane", rows)
-    assert "with the warp trigger" in warped.title and "trigger" not in usual.title and usual.name != warped.name
+    usual, warped = tables_of("plane", rows)
+    assert "with the warp trigger" in warped.title and "trigger" not in usual.title
     for table, tasks in ((usual, TASKS), (warped, ("poison",))):
-        assert [name for name in table.header if name.endswith(" 0.5")] == [f"{task} 0.5" for task in tasks]
+        assert [name for name in head(table) if name.endswith(" 0.5")] == [f"{task} 0.5" for task in tasks]
         assert "NOT ONE" not in table.caption
 
 
@@ -51,7 +50,7 @@ def test_misled_in_tables(tmp_path):
     rows += [{**make_row("rem", task="random", discovery=0.5, seed=seed), "misled": None} for seed in (0, 1)]
     (found,) = column(one("plane", load(tmp_path, rows)), "misled")
     assert found == pytest.approx((20.0, 10.0))
-    assert "misled" not in one("plane", load(tmp_path, rows[2:])).header
+    assert "misled" not in head(one("plane", load(tmp_path, rows[2:])))
 
 
 # --- People -----------------------------------------------------------------------------------------------------------
@@ -99,9 +98,9 @@ def test_tables_of_people(tmp_path):
     rows = [{**make_row(method, score, 0.9, task="human", human_column="worse", n=31, discovery=rate), "learnt": 0.4}
             for method, score in (("rem", 0.8), ("no-ul", 0.3)) for rate in (0.1, 0.5)]
     found = one("plane", load(tmp_path, rows))
-    assert "cifar10 with labels worse" in found.title and found.header[1:3] == ("human 0.1", "human 0.5")
+    assert "cifar10 with labels worse" in found.title and head(found)[1:3] == ("human 0.1", "human 0.5")
     assert column(found, "learnt") == [None, "40"]
-    assert len(make_tables("plane", load(tmp_path, rows + [make_row("rem", task="random", n=31, discovery=0.1)]))) == 2
+    assert len(tables_of("plane", load(tmp_path, rows + [make_row("rem", task="random", n=31, discovery=0.1)]))) == 2
 
 
 def test_files_of_one_name_in_two_folders_are_two_files():

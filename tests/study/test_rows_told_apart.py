@@ -11,10 +11,9 @@ from hypothesis import given
 from experiment.methods import code_of, reads_setting
 from experiment.settings import VERSION, Config
 from made_cells import cells
-from made_rows import column, grid, line, load, make_row, one, write
+from made_rows import column, grid, line, load, make_row, one, tables_of, write
 from study.plan import expand_axes
 from study.rows import cell_key, load_rows, measured, networks, read_rows, rows_by_cell, without_extra_curves
-from study.tables import make_tables
 
 POINTS = [{"epoch": 0, "base": 1.0, "full": 0.5}]
 
@@ -276,7 +275,7 @@ def test_etd_alone_is_no_ul_with_etd(tmp_path):
         both = load(tmp_path, order)
         got = line(one("4", both), method="no-ul", ETD=True)
         assert got["n"] == 2 and got["Healed"][0] == pytest.approx(60.0)
-    assert "etd" in column(make_tables("mean", both)[0], "method")
+    assert "etd" in column(tables_of("mean", both)[0], "method")
 
 
 def test_a_step_left_out_by_flag_is_the_ablation(tmp_path):

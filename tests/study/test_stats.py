@@ -1,4 +1,4 @@
-"""study/stats.py and rows.sweep, in the tables made of them: means over seeds, differences to REM in the same cells,
+"""Numbers of study/tables.py and rows.sweep, in the tables made of them: means over seeds, differences to REM in the same cells,
 one value of a setting that was swept, runs that gave up (Tables 1-9)."""
 
 import itertools
@@ -6,13 +6,18 @@ import statistics
 from operator import itemgetter
 
 import pytest
-from experiment.methods import METHODS
-from made_cells import other
-from made_rows import column, every_cell, grid, line, load, make_row, mean_and_sem, one, row_of
-from study.rows import SWEPT, sweep
-from study.stats import learnt, mean_of_seeds
-from study.tables import make_tables
-from tasks import TASKS
+
+pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-report.txt")
+
+import pandas as pd  # noqa: E402
+
+from experiment.methods import METHODS  # noqa: E402
+from made_cells import other  # noqa: E402
+from made_rows import (column, every_cell, grid, head, line, lines, load, make_row, mean_and_sem, one,  # noqa: E402
+                       row_of)
+from study.rows import SWEPT, networks, sweep  # noqa: E402
+from study.tables import by_cell, frame_of, learnt, make_tables, over_seeds  # noqa: E402
+from tasks import TASKS  # noqa: E402
 
 RATES = (0.1, 0.5, 1.0)
 place = itemgetter("task", "discovery", "seed")
@@ -23,10 +28,15 @@ place = itemgetter("task", "discovery", "seed")
 
 def test_over_seeds_counts_the_cells_that_every_seed_has():
     """V6: cells that one seed alone has do not move it; without a cell in common there is no such mean."""
+    def over(values):
+        index = pd.MultiIndex.from_tuples(values, names=["task", "discovery", "seed"])
+        return over_seeds(pd.Series(list(values.values()), index))
+
     level = {("poison", 0.1, seed): 0.4 + 0.1 * seed for seed in range(3)}
     want = mean_and_sem((0.4, 0.5, 0.6))
-    assert mean_of_seeds(level) == mean_of_seeds({**level, ("random", 0.1, 0): 0.0}) == (want, "3 × 1")
-    assert mean_of_seeds({("poison", 0.1, 0): 0.5, ("poison", 0.5, 1): 0.5}) == mean_of_seeds({}) == (None, None)
+    assert over(level) == over({**level, ("random", 0.1, 0): 0.0}) == (want, "3 × 1")
+    assert over({("poison", 0.1, 0): 0.5, ("poison", 0.5, 1): 0.5}) == (None, None)
+    assert over_seeds(by_cell(frame_of([]))) == (None, None)
 
 
 def test_what_reads_no_forget_set_is_paired_at_every_rate(tmp_path):
@@ -55,9 +65,8 @@ def test_minus_rem_in_the_tables(tmp_path):
     got = {m: line(one("4", both), method=m, ETD=True, capacity="50")["minus REM"] for m in ("rem", "npo")}
     assert got == {"rem": (pytest.approx(-20.0), None), "npo": (pytest.approx(-30.0), None)}
     assert line(one("plane", both), method="npo on ETD")["minus REM"] == got["npo"]
-    for name in ("mean", "cells"):
-        _, etd = make_tables(name, both)  # each training has a table of its own
-        assert {m: line(etd, method=m)["minus REM"] for m in ("rem", "npo")} == got, name
+    _, etd = make_tables("mean", both)  # each training has a table of its own
+    assert {m: line(etd, method=m)["minus REM"] for m in ("rem", "npo")} == got
     both = load(tmp_path, [row_of(0.5, etd=True), row_of(0.4, "npo", etd=True)])
     assert line(one("4", both), method="npo", ETD=True)["minus REM"] == (pytest.approx(-10.0), None)
     wide = load(tmp_path, [row_of(0.7), row_of(0.4, "npo", capacity=1.0)])
@@ -76,8 +85,7 @@ def swept(**more) -> list[dict]:
 
 def test_one_value_for_all_cells_is_compared(tmp_path):
     """V19: a swept method stands in the order, and in every number, by the default in all cells; the best value of each
-    cell has a column of its own, among cells a line behind those that are ranked, and the caption says that nobody
-    could choose so."""
+    cell has a column of its own, and the caption says that nobody could choose so."""
     rows = load(tmp_path, swept() + [row_of(0.5, task=t, seed=s) for t in ("poison", "random") for s in (0, 1)])
     for name in ("mean", "4", "plane"):
         table = one(name, rows)
@@ -89,14 +97,8 @@ def test_one_value_for_all_cells_is_compared(tmp_path):
         assert "one for all cells: scrub alpha 0.01 (of 0.01, 10.0)." in table.caption
         assert "not ranked" in table.caption and "which no user could" in table.caption
         assert "NOT ONE" not in table.caption
-    table, best = one("cells", rows), "scrub, best per cell (not ranked)"
-    assert [row[:2] for row in table.rows] == [
-        *(("poison", method) for method in ("rem", "scrub", best)),
-        *(("random", method) for method in ("scrub", "rem", best))]
-    assert line(table, task="poison", method="scrub")["0.5"] == mean_and_sem([0.2, 0.21])
-    assert line(table, task="poison", method=best)["0.5"] == mean_and_sem([0.8, 0.81])
     plain = one("mean", load(tmp_path, [row for row in swept() if row["alpha"] == 10]))
-    assert "best per cell" not in plain.header and "one for all" not in plain.caption
+    assert "best per cell" not in head(plain) and "one for all" not in plain.caption
 
 
 @pytest.mark.parametrize("number, settings", [
@@ -173,11 +175,11 @@ def test_what_was_learnt_stands_beside_the_untouched_network(tmp_path):
         assert line(table, method="no-ul", **more)["learnt"] == "98 / 61 / 81"
         assert line(table, method="rem", **more)["learnt"] is None
         assert "before unlearning (poison / confusion / random)" in table.caption
-    assert line(one("cells", rows), task="random", method="no-ul")["learnt"] == "- / - / 81"
-    assert learnt(load(tmp_path, noted[2:])) == "- / 61 / 81" and learnt(load(tmp_path, rem)) is None
+    assert learnt(frame_of(networks(load(tmp_path, noted[2:])))) == "- / 61 / 81"
+    assert learnt(frame_of(load(tmp_path, rem))) is None
     two = load(tmp_path, noted[:2] + noted[4:] + rem[::2])
     assert line(one("plane", two), method="no-ul")["learnt"] == "98 / - / 81"  # in the order of the legend
-    assert "learnt" not in one("mean", load(tmp_path, [row_of(0.2, "no-ul"), row_of(0.5)])).header
+    assert "learnt" not in head(one("mean", load(tmp_path, [row_of(0.2, "no-ul"), row_of(0.5)])))
 
 
 def ended(method, gave_up, passes, **more) -> dict:
@@ -192,7 +194,7 @@ def test_runs_that_gave_up_or_did_nothing_are_counted(tmp_path):
                            ended("potion", False, 0), ended("a.py:f", False, 0)])
     words = ("Gave up with Acc(D_f) above gamma (REM: in some step 2): npo 1 of 3 runs. "
              "Did nothing, Acc(D_f) being at most gamma: npo 1 of 3 runs, potion 1 of 1 runs.")
-    for name in ("mean", "cells", "4", "1", "plane"):
+    for name in ("mean", "4", "1", "plane"):
         assert words in one(name, rows).caption, name
     found = dict(zip(column(one("plane", rows), "method"), column(one("plane", rows), "gave up / idle"), strict=True))
     assert found == {"npo": "1 / 1", "rem": "0 / 0", "cf": "0 / 0", "potion": "0 / 1", "a.py:f": "0 / 0"}
@@ -202,7 +204,7 @@ def test_runs_that_gave_up_or_did_nothing_are_counted(tmp_path):
     assert ("Gave up with Acc(D_f) above gamma (REM: in some step 2): none. Did nothing, Acc(D_f) being at most gamma: "
             "none.") in none.caption
     old = one("plane", load(tmp_path, [row_of(0.5)]))
-    assert "Gave up" not in old.caption and "gave up / idle" not in old.header
+    assert "Gave up" not in old.caption and "gave up / idle" not in head(old)
 
 
 def test_methods_without_passes_are_not_idle(tmp_path):
@@ -221,7 +223,7 @@ def test_the_plane_has_the_cells_of_all_seeds(tmp_path):
     rows += [{**row, "method": "no-ul", "etd": True, "product": 0.1} for row in rows if row["method"] == "npo"]
     table = one("plane", load(tmp_path, rows + grid(["rem-no31"], seeds=(0, 1))))
     places = [f"{task} {rate}" for task in TASKS for rate in ("0.1", "1")]
-    assert table.header == ("method", *places, "mean", "over seeds", "seeds", "minus REM", "pairs", "Table 4")
+    assert head(table) == ("method", *places, "mean", "over seeds", "seeds", "minus REM", "pairs", "Table 4")
     got = line(table, method="rem")
     mine = [row for row in rows if row["method"] == "rem" and row["discovery"] != 0.5]
     for task, rate in itertools.product(TASKS, (0.1, 1.0)):
@@ -230,7 +232,7 @@ def test_the_plane_has_the_cells_of_all_seeds(tmp_path):
     assert got["mean"] == mean_and_sem([row["product"] for row in mine])
     assert got["over seeds"] == mean_and_sem([statistics.mean(row["product"] for row in mine if row["seed"] == s)
                                               for s in (0, 1)])
-    assert (got["seeds"], got["Table 4"]) == ("2 × 6", "73.4") and len(table.rows) == 3
+    assert (got["seeds"], got["Table 4"]) == ("2 × 6", "73.4") and len(lines(table)) == 3
     for number, method, theirs, others in (("4", "potion", "37.1", dict(capacity=1.0)),
                                            ("5", "rem", "73.3", dict(dataset="svhn", arch="vit"))):
         other = one("plane", load(tmp_path, grid(["npo", method], **others)))
@@ -246,7 +248,7 @@ def test_a_run_that_failed_takes_no_cell_off_the_plane(tmp_path):
     rows = grid(["npo", "rem"], seeds=(0, 1)) + [make_row("no-ul", discovery=0.1, seed=seed) for seed in (0, 1)]
     failed = make_row("rem", status="failed", task="random", discovery=0.1, seed=9)
     whole, more = (one("plane", load(tmp_path, part)) for part in (rows, [*rows, failed]))
-    assert more.header == whole.header and "left out" not in whole.caption + more.caption
+    assert head(more) == head(whole) and "left out" not in whole.caption + more.caption
     assert "no-ul: the same network at every discovery rate, counted once." in whole.caption
 
 
@@ -269,7 +271,7 @@ def test_ablations_are_paired(tmp_path):
     assert got["random"] == mean_and_sem([row["product"] for row in variant if row["task"] == "random"])
     assert line(table, method="rem")["REM less it"] is None is line(table, method="rem on ETD")["paired runs"]
     assert line(table, method="rem-no32 on ETD")["REM less it"] == (pytest.approx(10.0), None)
-    assert line(table, method="rem-ideal")["paired runs"] == 1 and len(table.rows) == 6
+    assert line(table, method="rem-ideal")["paired runs"] == 1 and len(lines(table)) == 6
     assert line(table, method="etd-ideal")["paired runs"] == len(RATES)  # reads no D_f
     assert not make_tables("ablations", load(tmp_path, rem))
 
@@ -277,7 +279,6 @@ def test_ablations_are_paired(tmp_path):
 def test_rem_that_was_swept_is_one_value_beside_the_others(tmp_path):
     """V6, V19: minus REM is less REM at the value that it is compared at, not at the best one as well."""
     rows = load(tmp_path, [row_of(0.5), row_of(0.9, gamma=0.3), row_of(0.4, "npo"), row_of(0.4, "scrub", etd=True)])
-    for name in ("mean", "cells"):
-        plain, etd = make_tables(name, rows)
-        assert line(plain, method="npo")["minus REM"] == (pytest.approx(-10.0), None), name
-        assert line(etd, method="scrub")["minus REM"] == (pytest.approx(-10.0), None), name
+    plain, etd = make_tables("mean", rows)
+    assert line(plain, method="npo")["minus REM"] == (pytest.approx(-10.0), None)
+    assert line(etd, method="scrub")["minus REM"] == (pytest.approx(-10.0), None)
