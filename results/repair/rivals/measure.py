@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[2]), str(HERE)]
+sys.path.insert(0, str(HERE.parents[2]))
 
 import baselines_repair  # noqa: E402
 from baselines import fine_tune  # noqa: E402
@@ -40,8 +40,9 @@ from rem_plus import Settings as PlusSettings  # noqa: E402
 from rem_plus import remove_to_distance  # noqa: E402
 from repair import repair  # noqa: E402
 from repair.suspects import crossed, given_loss, logits, margin  # noqa: E402
+from results.repair.rivals.trials import (CORRUPTIONS, N, SUBJECTS, TARGET, Subject, Trial, corrupt,  # noqa: E402
+                                          trained)
 from train import fit  # noqa: E402
-from trials import CORRUPTIONS, N, SUBJECTS, TARGET, Subject, Trial, corrupt, trained  # noqa: E402
 
 EPOCHS = 5  # of fine-tuning, as in rivals.jsonl; D-BR has ten
 TIMES = 5  # how often an epoch of `taught` has each listed image
