@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[2]))
 
 import baselines_repair  # noqa: E402
-from baselines import fine_tune  # noqa: E402
+from baselines import ascent, fine_tune  # noqa: E402
 from engine.batches import among  # noqa: E402
 from engine.modes import NORMS, copy_of, refresh_batchnorm  # noqa: E402
 from engine.features import features  # noqa: E402
@@ -143,6 +143,7 @@ def pruned(model, trial, subject, seed, rate):
 SHARES = (0.1, 0.3, 1.0)  # factors of the rate of training
 RIVALS: dict[str, tuple[Method, tuple[float, ...]]] = {
     "ABL": (by(baselines_repair.abl), SHARES),
+    "ascent until forgotten": (by(ascent), (0.01, 0.03, 0.1)),  # ABL's, with a stop at Acc(D_f) <= gamma
     "D-BR": (by(baselines_repair.d_br(), 10), SHARES),
     "D-BR, all of D_r trusted": (by(baselines_repair.d_br(1.0), 10), SHARES),
     "SAP": (sap, (100.0, 1000.0, 10000.0)),
