@@ -14,6 +14,7 @@
     truths.py    true labels that are known            verdict.py     repaired, not repaired or harmed
     networks_by_name.py    ours, torchvision's, timm's, a file's
     suspects_list.py       suspects.csv, and what its user says in it
+    impure.py    listed images that are perhaps good
     finish.py    the network from before, without what is likely bad
     account.py   what is written and told at the end
 """

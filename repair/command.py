@@ -23,6 +23,7 @@ from repair import checkpoints
 from repair.account import before_and_after, list_suspects, show_changes, table_of_changes
 from repair.channels import with_channels
 from repair.images import Files, Reading, changed_by_reading, room_for_images
+from repair.impure import told
 from repair.inputs import Folder, open_folder
 from repair.mismatch import check_logits, look_first, memory_format_of
 from repair.network import FLAGS, READ, choose_settings, unwrapped
@@ -31,6 +32,7 @@ from repair.outputs import beside_weights, check_apart, check_replaced, digest, 
 from repair.pipeline import Repaired, Seen, repair, see
 from repair.progress import tell_here as say
 from repair.state import bytes_of
+from repair.suspects_list import named
 from repair.verdict import REPAIRED, check_believed
 
 
@@ -245,12 +247,20 @@ def tell_changes(args: argparse.Namespace, inputs: Inputs, found: Repaired, scor
     shown = show_changes(args, scores, found.before, found.after, inputs.train, inputs.heldout, inputs.folder,
                          found.ranking, line)
     print(table_of_changes(scores), line, listed, shown, sep="\n")
+    if names := names_of(found.doubted, inputs.folder):
+        print(told(names, len(inputs.folder.forget)))
+
+
+def names_of(index: torch.Tensor | None, folder: Folder) -> list[str]:
+    """The paths of some training images, as lists have them."""
+    return [] if index is None else [named(folder, i) for i in index.tolist()]
 
 
 def report_of(args: argparse.Namespace, argv: list[str], inputs: Inputs, found: Repaired, scores: dict, seconds: float,
               device: torch.device) -> dict:
     """The report, for JSON."""
     return {"scores": scores, "verdict": found.verdict.report(), "finish": found.finished and found.finished.report(),
+            "doubted": names_of(found.doubted, inputs.folder),
             "likely_bad": found.ranking and found.ranking.likely, "seconds": seconds, "arguments": vars(args),
             "settings": {name: getattr(found.config, name) for name in READ},
             "reading": asdict(inputs.reading), "images": len(inputs.train), "classes": inputs.folder.classes,

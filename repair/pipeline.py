@@ -20,6 +20,7 @@ from experiment.settings import Config
 from repair.finish import Finished
 from repair.finish import finish as finish_repair
 from repair.images import room_for_images
+from repair.impure import look_good
 from repair.looks import looking_alike
 from repair.mismatch import memory_format_of, predicted
 from repair.network import repaired_with, unwrapped
@@ -62,6 +63,7 @@ class Repaired(NamedTuple):
     before: list[torch.Tensor | None]  # predicted classes, (N,) int64, of the training and of the held-out images
     after: list[torch.Tensor | None]  # the same by the repaired network
     unranked: str = ""  # why there is no ranking
+    doubted: torch.Tensor | None = None  # (d,) int64 listed images that look like good ones, impure.py
 
 
 def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, heldout: Data | Streamed | None = None,
@@ -98,6 +100,7 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, hel
     if save:
         save(network)
     looks = looks_of(before, labels, forget, config.seed)
+    doubted = look_good(forget, before.margins, looks.crossed, looks.alike)
     finished = None
     if finish and config.unlearn_epochs:
         finished = finish_told(model, network, data, forget, config, truths, looks.alike, say)
@@ -113,7 +116,8 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, hel
     if not quiet and verdict.words != (REPAIRED,):
         warnings.warn(verdict.line(ARGUMENTS), stacklevel=2)
     ranking, unranked = ranked(z, labels, forget, looks)
-    return Repaired(network, verdict, ranking, finished, config, [before.called, before.heldout], after, unranked)
+    return Repaired(network, verdict, ranking, finished, config, [before.called, before.heldout], after, unranked,
+                    doubted)
 
 
 def in_its_format(model: nn.Module, data: Data | Streamed) -> Data | Streamed:

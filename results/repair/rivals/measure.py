@@ -24,10 +24,10 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[2]), str(HERE)]
+sys.path.insert(0, str(HERE.parents[2]))
 
 import baselines_repair  # noqa: E402
-from baselines import fine_tune  # noqa: E402
+from baselines import ascent, fine_tune  # noqa: E402
 from engine.batches import among  # noqa: E402
 from engine.modes import NORMS, copy_of, refresh_batchnorm  # noqa: E402
 from engine.features import features  # noqa: E402
@@ -40,8 +40,9 @@ from rem_plus import Settings as PlusSettings  # noqa: E402
 from rem_plus import remove_to_distance  # noqa: E402
 from repair import repair  # noqa: E402
 from repair.suspects import crossed, given_loss, logits, margin  # noqa: E402
+from results.repair.rivals.trials import (CORRUPTIONS, N, SUBJECTS, TARGET, Subject, Trial, corrupt,  # noqa: E402
+                                          trained)
 from train import fit  # noqa: E402
-from trials import CORRUPTIONS, N, SUBJECTS, TARGET, Subject, Trial, corrupt, trained  # noqa: E402
 
 EPOCHS = 5  # of fine-tuning, as in rivals.jsonl; D-BR has ten
 TIMES = 5  # how often an epoch of `taught` has each listed image
@@ -142,6 +143,7 @@ def pruned(model, trial, subject, seed, rate):
 SHARES = (0.1, 0.3, 1.0)  # factors of the rate of training
 RIVALS: dict[str, tuple[Method, tuple[float, ...]]] = {
     "ABL": (by(baselines_repair.abl), SHARES),
+    "ascent until forgotten": (by(ascent), (0.01, 0.03, 0.1)),  # ABL's, with a stop at Acc(D_f) <= gamma
     "D-BR": (by(baselines_repair.d_br(), 10), SHARES),
     "D-BR, all of D_r trusted": (by(baselines_repair.d_br(1.0), 10), SHARES),
     "SAP": (sap, (100.0, 1000.0, 10000.0)),
@@ -153,7 +155,7 @@ RIVALS: dict[str, tuple[Method, tuple[float, ...]]] = {
     "retrained, all known": (retrained(good_ones), (1.0,)),
     "CLP": (pruned, (1.0, 2.0, 3.0)),
 }
-OURS = ("repair", "REM+ alone")
+OURS = ("repair", "REM+ alone", "repair, doubted ones off the list")
 TREATMENTS = ("untouched", *OURS, *RIVALS)
 
 
@@ -222,13 +224,22 @@ def measured(net, trial: Trial, corruption: str, seed: int, lasting: bool) -> di
 
 
 def of_ours(model, trial: Trial, corruption: str, seed: int, lasting: bool) -> dict[str, dict]:
-    """The rows of `repair` and, on the way to it, of REM+ alone."""
+    """The rows of `repair`, on the way to it of REM+ alone and, where it doubts images of the list, of a repair without
+    these."""
     saved, begin = [], time.perf_counter()
-    found = repair(model, trial.train, trial.known, seed=seed, quiet=True, save=lambda net: saved.append(copy_of(net)))
+
+    def healed(forget, save=None):
+        return repair(model, trial.train, forget, seed=seed, quiet=True, force=True, save=save)
+
+    found = healed(trial.known, lambda net: saved.append(copy_of(net)))
     seconds, impure = time.perf_counter() - begin, not torch.isin(trial.known, trial.bad).all()
     more = {"verdict": found.verdict.word, "seconds": round(seconds, 1)}
     more |= {"doubts": doubts(model, saved[0], trial)} if impure else {}
+    more["doubted"] = {"bad": int(torch.isin(found.doubted, trial.bad).sum()), "all": len(found.doubted)}
     nets = {"repair": found.network.eval(), "REM+ alone": saved[0].eval()}
+    if len(found.doubted):
+        believed = trial.known[~torch.isin(trial.known, found.doubted)]
+        nets["repair, doubted ones off the list"] = healed(believed).network.eval()
     return {name: {**measured(net, trial, corruption, seed, lasting), **(more if name == "repair" else {})}
             for name, net in nets.items()}
 
@@ -355,6 +366,8 @@ def main() -> int:
                 for network in asked["networks"]:
                     place = {"network": network, "corruption": corruption, "seed": seed, "impure": impure}
                     left = [name for name in asked["treatments"] if (*place.values(), name) not in done]
+                    if left == [OURS[-1]]:  # it is there only where an image was doubted
+                        continue
                     if left:
                         run(place, left, impure == 0, args.out)
     return 0
