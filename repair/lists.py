@@ -178,6 +178,7 @@ def places_of(paths: list[Path], root: Path) -> dict[str, list[int]]:
     for i, path in enumerate(paths):
         names = {os.path.relpath(path, root), os.path.relpath(path, root / "train"), os.path.abspath(path),
                  os.path.realpath(path), path.name}
+        names |= {name.encode("utf-8", "backslashreplace").decode() for name in names}  # as suspects.csv has them
         for name in names:
             places.setdefault(name, []).append(i)
     return places
