@@ -202,7 +202,7 @@ def network_names(stored: dict[str, torch.Tensor], own: set[str]) -> dict[str, s
 
 
 def check_shapes(shapes: dict[str, tuple[torch.Size, torch.Size]], file: str) -> None:
-    """Raise ValueError where stored and own shapes differ; it tells a head of other classes from another network."""
+    """Raise ValueError where stored and own shapes differ; a head of other classes has its own message."""
     odd = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
     if not odd:
         return

@@ -217,8 +217,8 @@ def gone_elsewhere(said: torch.Tensor, says: torch.Tensor, labels: torch.Tensor,
 
 def same_answers(found: torch.Tensor, says: torch.Tensor) -> float:
     """The share of images that get the answer in `says`, (b,) both, among those that have one; 1 where none has."""
-    told = says >= 0
-    return share(found[told] == says[told]) if told.any() else 1.0
+    has_one = says >= 0
+    return share(found[has_one] == says[has_one]) if has_one.any() else 1.0
 
 
 def share_right(model: nn.Module, data, index: torch.Tensor) -> float:

@@ -24,7 +24,7 @@ MOST = 0.25  # share of the images: where more look like D_f, looks tell nothing
 # --- The probe --------------------------------------------------------------------------------------------------------
 
 def probe(h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
-    """Probability in [0, 1] of a logistic regression that tells D_f from the rest, either side with half the weight.
+    """Probability in [0, 1] of a logistic regression of D_f against the rest, either side with half the weight.
 
     Minimises mean_{D_f} log(1 + exp(-f)) / 2 + mean_{rest} log(1 + exp(f)) / 2 + |w|^2 / (2 N), f = w . h + b, over
     features at mean 0 and variance 1. The rest holds the undiscovered part too, as positives without a label.
@@ -35,8 +35,7 @@ def probe(h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
 
 
 def probe_logits(h: torch.Tensor, known: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """f of the images with features `of`, (m, d), from the regression that tells `known`, (n,) bool, among `h`, (n, d).
-    """
+    """f of the images with features `of`, (m, d), from the regression of `known`, (n,) bool, against the rest of `h`."""
     n, d = h.shape
     mean, deviation = h.mean(dim=0), h.std(dim=0, correction=0).clamp_min(1e-12)  # a constant feature stays 0
     h = (h - mean) / deviation
@@ -81,9 +80,9 @@ def looking_alike(h: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor, s
     """The images that look like D_f as much as its held-out members do, among images of the same label as given.
 
     Images of a label that D_f has are compared with its members there: an attack has a target label, and a mistake a
-    class that it is taken for. (Of all images together 450 poisoned ones of a published network were not told apart;
-    among those of the target label 434 of them were, and 45 clean ones: 10 % of 5,000 poisoned, 50 listed.) No image is
-    alike to fewer than LEAST, and none is where more than MOST of all images would be.
+    class that it is taken for. (Of all images together 450 poisoned ones of a published network were not found;
+    among those of the target label 434 of them were, with 45 clean ones: 10 % of 5,000 poisoned, 50 listed.) No image
+    is alike to fewer than LEAST, and none is where more than MOST of all images would be.
     Args: h: (N, d) features; labels: (N,) as given; forget: (k,) int64; seed: of what is held out together.
     """
     known = among(forget, len(h))

@@ -1,4 +1,4 @@
-"""Whether a network fits a folder of images, told before any work.
+"""Whether a network fits a folder of images, found out before any work.
 
     check_logits(model, data, "resnet18", "model.pt")                # ValueError unless it gives logits of all classes
     check_labels(predicted, data.labels, forget, classes)            # ValueError unless it gives the labels as given

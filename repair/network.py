@@ -197,7 +197,7 @@ def choose_settings(model: nn.Module, n: int, given: dict) -> tuple[Config, list
                             (UNLEARN_LR["adam"], "Table 3's rate of training; few steps"),
               "unlearn_epochs": (8, "at most: REM+ ends after two that are no better"),
               "gamma": (0.05, "few are known, so nearly all of them are removed"),
-              "reach": (0.07 if norm else 0.02, f"relative distance of step 2 {'with' if norm else 'without'} BatchNorm"),
+              "reach": (0.07 if norm else 0.02, f"distance of step 2 {'with' if norm else 'without'} BatchNorm"),
               "ratio": (0.25, "theta_o2 as wide as a quarter of the network")}
     read = {*READ, *(f.name for f in fields(Settings))}
     if idle := [f.name for f in fields(Config) if f.name in given and f.name not in read]:

@@ -69,8 +69,8 @@ def check_outputs(args: argparse.Namespace) -> None:
     known = is_report(report) or state.exists()
     for out in (Path(args.out), report, page):
         if out.exists() and not known:
-            raise ValueError(f"{out} exists, and no report of a repair lies beside it, so it may be no repair's: it would "
-                             "be replaced; give another --out, or remove it")
+            raise ValueError(f"{out} exists, and no report of a repair lies beside it: it may be something else, and "
+                             "would be replaced; give another --out, or remove it")
     listed = suspects_file(args.out)
     if listed.exists() and not begins_as_suspects(listed):
         raise ValueError(f"{listed} has a column `bad`, which would be lost, or another that is not from here; choose "
@@ -109,8 +109,8 @@ def before_and_after(found: Repaired, data, heldout, folder: Folder) -> dict:
     forget, known = folder.forget, among(folder.forget, len(data))
     rows = {"known bad, their given labels": [share_of((p == labels)[known]) for p in pair]}
     if folder.truths is not None:
-        told = folder.truths >= 0
-        rows["known bad, their true labels"] = [share_of((p[forget] == folder.truths)[told]) for p in pair]
+        known_too = folder.truths >= 0
+        rows["known bad, their true labels"] = [share_of((p[forget] == folder.truths)[known_too]) for p in pair]
     rows["other training images, given labels"] = [share_of((p == labels)[~known]) for p in pair]
     if heldout is not None:
         rows["held-out images"] = [share_of(p == heldout.labels.cpu()) for p in (found.before[1], found.after[1])]

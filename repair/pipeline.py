@@ -27,7 +27,7 @@ from repair.looks import crossed, looking_alike, probe
 from repair.network import memory_format_of, unlearn, unwrapped
 from repair.suspects import Ranking, rank
 from repair.truths import check_truths
-from repair.verdict import ARGUMENTS, REPAIRED, Verdict, check_learnt, judge, undoubted
+from repair.verdict import REPAIRED, Verdict, check_learnt, judge, undoubted
 
 AT_ONCE = 5  # copies of the features that the probes hold at once, at most
 PIXELS = 2**24  # of the images of one batch in a pass without a gradient
@@ -94,7 +94,7 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, hel
     data, heldout = in_its_format(model, data), heldout and in_its_format(model, heldout)
     before = before or see(model, data, heldout)
     if not force:
-        check_learnt(labels, before.called, forget, ARGUMENTS)
+        check_learnt(labels, before.called, forget)
     network, config = unlearn(model, data, forget, true_labels=truths, say=say, **more)
     if save:
         save(network)
@@ -114,7 +114,7 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, hel
                     undoubted(labels, forget, before.margins, looks.similar, looks.alike),
                     heldout and (heldout.labels.cpu(), before.heldout, after[1]), truths)
     if not quiet and verdict.words != (REPAIRED,):
-        warnings.warn(verdict.line(ARGUMENTS), stacklevel=2)
+        warnings.warn(verdict.line(), stacklevel=2)
     ranking, unranked = ranked(z, labels, forget, looks)
     return Repaired(network, verdict, ranking, finished, config, [before.called, before.heldout], after, unranked)
 

@@ -3,7 +3,7 @@
     ranking = rank(z, labels, forget, similar, crossed)     # z: logits of the repaired network; the rest: looks.py
     ranking.index[: ranking.likely]                         # dataset indices, most suspect first
 
-Two signs tell a bad image. Its label has a large loss under the *repaired* network: the network before it has memorised
+Two signs show a bad image. Its label has a large loss under the *repaired* network: the network before it has memorised
 the bad labels, and REM takes them out, unlisted ones included. And it looks like D_f, even where its label has a small
 loss. Each sign is blind to what the other sees, so their log-odds are added, as in naive Bayes. An image is from a
 mixture of two,

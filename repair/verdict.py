@@ -18,16 +18,11 @@ LOST = 0.02  # accuracy that a repair may cost, beyond a paired error
 TOGETHER, LEAST = 0.5, 5  # share and number of the listed images of a label from which on they go to one other class,
 CHANCE = 0.01  # if so many would go there less often than this by the shares of the classes
 NOT_REPAIRED, HARMED, REPAIRED = "NOT REPAIRED", "HARMED", "REPAIRED"
-NEXT = {  # what to try next, by the words that hold; in braces the names of flags or of settings
-    (NOT_REPAIRED,): "try a higher {rate}, {optimizer} adam, or more of the bad images in {bad}",
-    (HARMED,): "try a lower {rate} or fewer {epochs}, and check that what {bad} lists is bad",
-    (NOT_REPAIRED, HARMED): "check that what {bad} lists is bad; then try a lower {rate} or more of the bad images"}
-FLAGS = {"rate": "--lr", "optimizer": "--optimizer", "epochs": "--epochs", "bad": "--bad", "force": "--force",
-         "file": "--checkpoint, the order of classes (--class-map) and --bad", "heldout": "test/ or val/ in --data",
-         "truths": "a column true_label in --bad"}
-ARGUMENTS = {"rate": "unlearn_lr", "optimizer": "optimizer", "epochs": "unlearn_epochs", "bad": "forget",
-             "force": "force=True", "file": "the weights, the order of classes and forget", "heldout": "heldout",
-             "truths": "true_labels"}
+NEXT = {  # what to try next, by the words that hold; settings by their names and flags
+    (NOT_REPAIRED,): "try a higher unlearn_lr (--lr), optimizer adam, or list more of the bad images",
+    (HARMED,): "try a lower unlearn_lr (--lr) or fewer epochs, and check that what is listed is bad",
+    (NOT_REPAIRED, HARMED): "check that what is listed is bad; then try a lower unlearn_lr (--lr) or list more of the "
+                            "bad images"}
 
 
 class Change(NamedTuple):
@@ -77,7 +72,7 @@ class Verdict(NamedTuple):
         """The words in one, such as "NOT REPAIRED, HARMED"."""
         return ", ".join(self.words)
 
-    def line(self, names: dict[str, str] = FLAGS, classes: list[str] | None = None) -> str:
+    def line(self, classes: list[str] | None = None) -> str:
         """The verdict with its numbers, where listed images go together and, unless it is REPAIRED, what to try next;
         classes: their names, None: their numbers."""
         parts = [f"{percent(self.listed.after)} of the listed images get their given labels, "
@@ -86,13 +81,13 @@ class Verdict(NamedTuple):
         parts.append(f"accuracy on {change.images} {what} images {percent(change.after)}, {percent(change.before)} "
                      f"before ({-100 * change.fall + 0.0:+.1f} +- {100 * change.error:.1f} points)")
         if self.heldout is None:
-            parts.append(f"no images are held out ({names['heldout']}), so what new ones lose is not seen")
+            parts.append("no images are held out (test/, val/ or heldout), so what new ones lose is not seen")
         for label, called, images, of in self.together:
             label, called = (label, called) if classes is None else (classes[label], classes[called])
             parts.append(f"{images} of the {of} listed images labelled {label} are now called {called}: unless that is "
-                         f"what they show, the repair has only moved them, and needs {names['truths']}")
-        advice = NEXT.get(self.words)
-        return f"{self.word}: {'; '.join(parts)}" + (f". Next, {advice.format(**names)}" if advice else "")
+                         "what they show, the repair has only moved them, and needs true labels (true_label)")
+        advice = f". Next, {NEXT[self.words]}" if self.words in NEXT else ""
+        return f"{self.word}: {'; '.join(parts)}{advice}"
 
     def report(self) -> dict:
         """For a report in JSON."""
@@ -147,14 +142,14 @@ def judge(labels: torch.Tensor, before: torch.Tensor, after: torch.Tensor, forge
 def gone_together(labels: torch.Tensor, after: torch.Tensor, forget: torch.Tensor) -> tuple[Together, ...]:
     """The labels of which more listed images are now called one other class than chance would send there.
 
-    k of the n listed images of a label that are called class c are told where k > TOGETHER n, k >= LEAST and
+    k of the n listed images of a label that are called class c are named where k > TOGETHER n, k >= LEAST and
 
         P(X >= k) < CHANCE,   X ~ Binomial(n, p)
 
     with p the share of c among the images that are not labelled so: what a repair gives a trigger's images, which
-    show all these classes, if it gives each its own. Where there are two classes p is 1, and nothing is told.
+    show all these classes, if it gives each its own. Where there are two classes p is 1, and none is named.
     Choice: the line says it, and it is no word of the verdict. Where two classes were confused it is as it should be;
-    of images with a trigger it says that the trigger now means another class. Only somebody who looks at them can tell.
+    of images with a trigger it says that the trigger now means another class. Only a look at them shows which.
     Args: labels: (N,) int64, as given; after: (N,) int64, predicted; forget: (k,) int64, those of D_f whose true labels
         nobody has given.
     """
@@ -219,12 +214,12 @@ def lowest(score: torch.Tensor, among: torch.Tensor, labels: torch.Tensor, part:
     return kept
 
 
-def check_learnt(labels: torch.Tensor, before: torch.Tensor, forget: torch.Tensor, names: dict[str, str] = FLAGS
-                   ) -> None:
+def check_learnt(labels: torch.Tensor, before: torch.Tensor, forget: torch.Tensor) -> None:
     """Raise ValueError where under KEPT of the listed images get their given label from the network before the repair:
     it has nothing of them to forget, and step 3 would teach it the corruption."""
     share = float((labels == before)[forget].double().mean())
     if share < KEPT:
         raise ValueError(f"the network gives {100 * share:.1f} % of the {len(forget)} known bad images their labels as "
                          "given: it has not learnt them, so a repair has nothing to remove and may do harm. Check "
-                         f"{names['file']}; to go on all the same: {names['force']}")
+                         "the weights, the order of the classes (--class-map) and the list; to go on all the same: "
+                         "force (--force)")

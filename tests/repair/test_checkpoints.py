@@ -379,7 +379,8 @@ def test_code_is_called_code(tmp_path, kind):
     hostile(kind, path, mark)
     names = {"path": "(pathlib|getattr|builtins|__builtin__)", "net": r"test_checkpoints\.Net"}
     name = names.get(kind.split()[0], r"(posix|nt|os)\.system")
-    with pytest.raises(ValueError, match=f"holds a pickled {name}.* asks for code to be run and was not read; ") as found:
+    words = f"holds a pickled {name}.* asks for code to be run and was not read; "
+    with pytest.raises(ValueError, match=words) as found:
         read(path)
     words = f"no state of this repair .it asks for code to be run, {name}.* move it away"
     with pytest.raises(ValueError, match=words) as resumed:

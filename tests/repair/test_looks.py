@@ -18,7 +18,8 @@ from repair.looks import (CHANCE, FOLDS, apart, as_similar, crossed, gaps, group
 @given(seeds)
 def test_the_probe_is_at_its_minimum(seed):
     """S13: no step away from the probe's weights lowers its loss, computed in numpy; scale of features is no matter."""
-    h, forget = torch.randn((20, 5), generator=gen(seed)).double(), torch.randperm(20, generator=gen(seed))[: 1 + seed % 19]
+    h = torch.randn((20, 5), generator=gen(seed)).double()
+    forget = torch.randperm(20, generator=gen(seed))[: 1 + seed % 19]
     found = probe(h, forget)
     x = (h.numpy() - h.numpy().mean(0)) / h.numpy().std(0)
     known = np.isin(np.arange(20), forget.numpy())

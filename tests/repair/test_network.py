@@ -48,7 +48,7 @@ def test_settings_follow_from_data_and_network(n, norm, given, batch, optimizer,
     assert told == [f"batch {batch} ({math.ceil(n / batch)} steps per epoch on {n} images"] * ("batch" not in given)
 
 
-@pytest.mark.parametrize("lost, believed, memorised, given, again, reach", [
+@pytest.mark.parametrize("lost, left, memorised, given, again, reach", [
     (4, 1 / 3, False, {}, [], 0.07),  # of 14, against a third
     (5, 1 / 3, False, {}, [("too far", 0.035), ("too far", 0.0175)], 0.0175),
     (5, 1 / 3, False, {"reach": 0.07}, [], 0.07),
@@ -58,20 +58,22 @@ def test_settings_follow_from_data_and_network(n, norm, given, batch, optimizer,
     (0, 0.0, True, {"reach": 0.07, "farther": 2}, [("memorised", 0.28)], 0.28),
     (0, 0.0, True, {"farther": 0}, [], 0.07),
     (5, 0.0, True, {}, [("too far", 0.07)], 0.07)])
-def test_how_far_a_removal_goes(monkeypatch, lost, believed, memorised, given, again, reach):
+def test_how_far_a_removal_goes(monkeypatch, lost, left, memorised, given, again, reach):
     """P4, A40: half as far, at most twice, where the first epoch loses more than a third of the accuracy, and as far as
-    before where that leaves more than a third of D_f believed; twice as far where it leaves what the network has memorised,
-    unless that loses a third of the accuracy. A given reach stays, unless `farther` is given too. It is said, and what
-    comes back, the settings too, is that of a repair which was given the reach that was used in the end."""
-    # every epoch gets so many wrong of those that step 3 leaves out, the untouched network none, and leaves so much of
-    # D_f believed: what training brings about differs from machine to machine
+    before where that leaves more than a third of D_f with their labels; twice as far where it leaves what the network
+    has memorised, unless that loses a third of the accuracy. A given reach stays, unless `farther` is given too. It is
+    said, and what comes back, the settings too, is that of a repair which was given the reach that was used in the end.
+    """
+    # every epoch gets so many wrong of those that step 3 leaves out, the untouched network none, and leaves such a
+    # share of D_f: what training brings about differs from machine to machine
     monkeypatch.setattr(rem_plus, "right_on", lambda s, index: torch.arange(len(index)) >= lost)
     accuracy_of, look = rem_plus.accuracy_of, rem_plus.EarlyStopping.look
-    monkeypatch.setattr(rem_plus, "accuracy_of", lambda s, index, net=None: accuracy_of(s, index) if net is None else 1.0)
+    monkeypatch.setattr(rem_plus, "accuracy_of",
+                        lambda s, index, net=None: accuracy_of(s, index) if net is None else 1.0)
 
     def look_at(end, s):  # what step 2 measures itself stays as it is
         with monkeypatch.context() as patch:
-            patch.setattr(rem_plus, "accuracy_of", lambda s, index: believed)
+            patch.setattr(rem_plus, "accuracy_of", lambda s, index: left)
             look(end, s)
 
     monkeypatch.setattr(rem_plus.EarlyStopping, "look", look_at)

@@ -278,7 +278,7 @@ def test_the_command_writes_it_beside_the_weights(colours, capsys):  # noqa: F81
         rows = list(csv.DictReader(opened))
     cards = shown(tree)
     assert len(cards) == 70 and any(card.labels[1] != card.labels[2] for card in cards)
-    assert [int(re.search(r"\d+", e.text)[0]) for e in tree.all("summary")] == [71, 70]  # held out; training without D_f
+    assert [int(re.search(r"\d+", e.text)[0]) for e in tree.all("summary")] == [71, 70]  # held out; the rest
     for row, card in zip(rows, cards, strict=True):
         with Image.open(colours["--data"] / row["filename"]) as picture:
             assert card.image["src"] == thumbnail(torch.tensor(np.asarray(picture)).permute(2, 0, 1))

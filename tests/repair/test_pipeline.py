@@ -24,7 +24,7 @@ from repair.network import unlearn
 from repair.networks_by_name import build_network
 from repair.pipeline import Seen, look, looks_of, margin, see
 from repair.suspects import rank
-from repair.verdict import ARGUMENTS, HARMED, judge, undoubted
+from repair.verdict import HARMED, judge, undoubted
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc", "ignore:NOT REPAIRED", "ignore:HARMED")
 FORGET = torch.arange(6)
@@ -161,13 +161,13 @@ def test_the_function_refuses_and_warns():
     but not of REPAIRED, nor where it is to be quiet; without epochs the network is as it was."""
     data, net, forget = make_data(0, n=60, classes=4), small_net(0), torch.arange(6)
     data.labels[forget] = (predict(net, data)[forget] + 1) % 4
-    with pytest.raises(ValueError, match=r"0.0 % of the 6 known bad images .*to go on all the same: force=True$"):
+    with pytest.raises(ValueError, match=r"0.0 % of the 6 known bad images .*to go on all the same: force .--force.$"):
         repair(net, data, forget, say=pytest.fail)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         repair(net, data, forget, force=True, unlearn_epochs=0, true_labels=torch.full_like(forget, -1))
     data.labels[forget] = predict(net, data)[forget]
-    with pytest.warns(UserWarning, match="^NOT REPAIRED: 100.0 % of the listed .*a higher unlearn_lr, optimizer adam"):
+    with pytest.warns(UserWarning, match="^NOT REPAIRED: 100.0 % of the listed .*a higher unlearn_lr "):
         found = repair(net, data, forget, unlearn_epochs=0)
     assert_same_state(found.network, unlearn(net, data, forget, unlearn_epochs=0)[0])
     with warnings.catch_warnings():
@@ -198,7 +198,7 @@ def test_the_function_compares_with_the_untouched_network(monkeypatch, held_out)
     with pytest.warns(UserWarning) as told:
         repair(net, data, forget, heldout=held, finish=False, seed=5)
     assert all(map(torch.equal, alike.call_args.args, (h, data.labels, forget))) and alike.call_args.args[3] == 5
-    assert [str(one.message) for one in told] == [wanted.line(ARGUMENTS)] and HARMED in wanted.words
+    assert [str(one.message) for one in told] == [wanted.line()] and HARMED in wanted.words
 
 
 @pytest.mark.parametrize("truths", [None, torch.ones(12, dtype=torch.int64)])

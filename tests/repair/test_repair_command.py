@@ -127,7 +127,7 @@ def test_help(capsys):
     ({"--out": "y.html"}, (), "a name of another output; give a file that ends in .pt"),
     ({"--out": "page/other.pt"}, (), "other.pt exists, and no report of a repair lies beside it"),
     ({"--out": "page/x.pt"}, (), "x.html exists, and no report of a repair"),
-    *(({"--out": f"page/{name}.pt"}, (), f"{name}.json exists, and no report of a repair") for name in ("list", "torn")),
+    *(({"--out": f"page/{name}.pt"}, (), f"{name}.json exists, and no report") for name in ("list", "torn")),
     ({"--out": "train"}, (), "cannot write"),
     ({"--out": ""}, (), "--out is ''; give a file that ends in .pt"),
     ({"--out": "o/"}, (), "--out"),
@@ -231,7 +231,8 @@ def test_the_report_counts(tmp_path):
     heldout = replace(data, images=images[:4], labels=torch.tensor([0, 1, 1, 1]))
     before, after = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([1, 0, 2, 1, 1, 1])
     found = SimpleNamespace(before=[before, before[:4]], after=[after, after[:4]])
-    folder = Folder(tmp_path, ["a", "b", "c"], [], data.labels, torch.tensor([0, 1]), torch.tensor([1, -1]), None, "", {})
+    forget, truths = torch.tensor([0, 1]), torch.tensor([1, -1])
+    folder = Folder(tmp_path, ["a", "b", "c"], [], data.labels, forget, truths, None, "", {})
     scores = before_and_after(found, data, heldout, folder)
     assert scores == {"known bad, their given labels": [1.0, 0.5], "known bad, their true labels": [0.0, 1.0],
                       "other training images, given labels": [0.75, 0.5], "held-out images": [0.5, 0.25],

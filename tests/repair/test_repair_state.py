@@ -195,7 +195,7 @@ def test_the_state_of_another_repair_is_not_used(tmp_path, other):
     unlearn(**same, keep=keep)
     kept = keep.read_bytes()
     found, _ = unlearn(**{**same, **other}, keep=keep, say=said.append)
-    assert any(line.startswith(f"{keep} is the state of another repair, or of images that have changed") for line in said)
+    assert f"{keep} is the state of another repair, or of images that have changed, and will be replaced" in said
     assert_same_state(found, unlearn(**{**same, **other})[0])
     assert keep.read_bytes() != kept
 

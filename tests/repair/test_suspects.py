@@ -24,10 +24,10 @@ def drawn(seed: int, n: int = 12, classes: int = 3):
 
 @given(seeds)
 def test_the_order_is_that_of_the_printed_odds(seed):
-    """S10, S11, S20, S23: log q_y (1 - p_y) / p_y + log N(f; m_y + d, v) / N(f; m_y, v), by loops in Python's numbers. The second
-    is 0 where D_f has fewer than four images or its held-out members lie below the others; the middle of a class that
-    is all in D_f is that of all others. D_f is never named, every other image once; the score is the loss of the
-    given label."""
+    """S10, S11, S20, S23: log q_y (1 - p_y) / p_y + log N(f; m_y + d, v) / N(f; m_y, v), by loops in Python's numbers.
+    The second is 0 where D_f has fewer than four images or its held-out members lie below the others; the middle of a
+    class that is all in D_f is that of all others. D_f is never named, every other image once; the score is the loss of
+    the given label."""
     z, labels, forget, similar, f = drawn(seed)
     n, classes = z.shape
     known = sorted(set(forget.tolist()))

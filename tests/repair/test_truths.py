@@ -119,8 +119,8 @@ def test_true_labels_are_taught():
 # --- The command ------------------------------------------------------------------------------------------------------
 
 def test_the_command_teaches_them(colours, capsys, monkeypatch):
-    """Y4, Y5: a column of true labels of --bad goes to REM+, the finish and the verdict, changes the weights, and adds a
-    line to the report."""
+    """Y4, Y5: a column of true labels of --bad goes to REM+, the finish and the verdict, changes the weights, and adds
+    a line to the report."""
     bad, parts = colours["--data"] / "bad.csv", {}
     for name in ("unlearn", "finish_repair", "judge"):  # what they are given shows nowhere else
         parts[name] = Mock(wraps=getattr(pipeline, name))

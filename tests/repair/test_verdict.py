@@ -20,7 +20,7 @@ from repair.inputs import open_folder
 from repair.looks import looking_alike, probe
 from repair.network import unlearn
 from repair.pipeline import look
-from repair.verdict import (ARGUMENTS, FLAGS, HARMED, NOT_REPAIRED, REPAIRED, Together, Verdict, changed,
+from repair.verdict import (HARMED, NOT_REPAIRED, REPAIRED, Together, Verdict, changed,
                             check_learnt, judge, lowest, undoubted)
 from shapes import CLASSES, WRONG, draw_shapes, put_sticker, write_images
 from train import fit
@@ -77,19 +77,17 @@ def test_harm_is_a_fall_beyond_its_paired_error(n, wrong, right, harmed):
     (5, 30, "NOT REPAIRED, HARMED", "a lower"), (5, 0, "NOT REPAIRED", "a higher"), (0, 30, "HARMED", "a lower"),
     (0, 0, "REPAIRED", None)])
 def test_what_is_advised(stay, wrong, word, rate):
-    """Q1, Q4: both words may hold; the line has the numbers and which way to go, by flags or by settings; JSON takes
-    it."""
+    """Q1, Q4: both words may hold; the line has the numbers and which way to go; JSON takes it."""
     found = judge(*world_of(10, stay, 100, wrong))
     error = wrong**0.5  # points, of 100 images
     numbers = (f"{word}: {10 * stay:.1f} % of the listed images get their given labels, 100.0 % before; accuracy on "
                f"100 other training images {100 - wrong:.1f} %, 100.0 % before "
                f"({0.0 - wrong:+.1f} +- {error:.1f} points)")
-    for names, setting, part in ((FLAGS, "--lr", "test/"), (ARGUMENTS, "unlearn_lr", "heldout")):
-        line, unseen = found.line(names), f"; no images are held out ({part}"
-        assert found.word == word and line.startswith(numbers + unseen)
-        assert (". Next, " in line) == (rate is not None)
-        assert rate is None or f"try {rate} {setting}" in line.partition(". Next, ")[2]
-        assert unseen not in found._replace(heldout=found.counted).line(names)
+    line, unseen = found.line(), "; no images are held out (test/"
+    assert found.word == word and line.startswith(numbers + unseen)
+    assert (". Next, " in line) == (rate is not None)
+    assert rate is None or f"{rate} unlearn_lr (--lr)" in line.partition(". Next, ")[2]
+    assert unseen not in found._replace(heldout=found.counted).line()
     told = json.loads(json.dumps(found.report()))
     assert (told["word"], told["listed"]["after"], "held-out" in told) == (word, stay / 10, False)
     assert told["others that count"]["newly_wrong"] == wrong
@@ -116,9 +114,9 @@ def test_listed_images_that_go_to_one_class_together(calls, told):
     for label, called, images, of in told:
         name, other = ("ape", "bee", "cow", "doe")[label], ("ape", "bee", "cow", "doe")[called]
         assert f"{images} of the {of} listed images labelled {name} are now called {other}: unless that is what they " \
-            "show, the repair has only moved them, and needs a column true_label in --bad" in found.line(
+            "show, the repair has only moved them, and needs true labels (true_label)" in found.line(
                 classes=["ape", "bee", "cow", "doe"])
-        assert f"labelled {label} are now called {called}: " in found.line(ARGUMENTS)
+        assert f"labelled {label} are now called {called}: " in found.line()
     truths = torch.full((len(forget),), -1)
     truths[-1:] = 0  # what is known to be right, or wrong, is not guessed about
     wanted = judge(labels, labels, after, forget[:-1], labels == 9).together
@@ -260,7 +258,7 @@ def test_what_is_not_learnt_is_not_touched(colours, capsys):
     assert call({**colours, "--force": None}, "--epochs", 0) == 2
     told = capsys.readouterr()
     assert "gives 0.0 % of the 2 known bad images their labels as given" in told.err and not began(told.out)
-    assert "Check --checkpoint, the order of classes (--class-map) and --bad" in told.err and "--force" in told.err
+    assert "Check the weights, the order of the classes (--class-map) and the list; to go on" in told.err
     assert not colours["--out"].exists()
 
 
