@@ -35,7 +35,7 @@ def probe(h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
 
 
 def probe_logits(h: torch.Tensor, known: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """f of the images with features `of`, (m, d), from the regression of `known`, (n,) bool, against the rest of `h`."""
+    """f of the images with features `of`, (m, d), from the regression of `known`, (n,) bool, against the rest."""
     n, d = h.shape
     mean, deviation = h.mean(dim=0), h.std(dim=0, correction=0).clamp_min(1e-12)  # a constant feature stays 0
     h = (h - mean) / deviation

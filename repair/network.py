@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from engine.checks import check_forget, first_line, settings_from
+from engine.checks import check_forget, first_line, nearest, settings_from
 from engine.modes import eval_mode
 from engine.streams import stream
 from etd import Expanded
@@ -199,10 +199,9 @@ def choose_settings(model: nn.Module, n: int, given: dict) -> tuple[Config, list
               "gamma": (0.05, "few are known, so nearly all of them are removed"),
               "reach": (0.07 if norm else 0.02, f"distance of step 2 {'with' if norm else 'without'} BatchNorm"),
               "ratio": (0.25, "theta_o2 as wide as a quarter of the network")}
-    read = {*READ, *(f.name for f in fields(Settings))}
-    if idle := [f.name for f in fields(Config) if f.name in given and f.name not in read]:
-        hint = {"epochs": "unlearn_epochs", "lr": "unlearn_lr"}.get(idle[0], ", ".join(READ))
-        raise ValueError(f"a repair reads no {idle[0]}; give {hint}")
+    read = [*READ, *(f.name for f in fields(Settings) if f.name not in READ)]
+    if idle := [name for name in given if name not in read]:
+        raise ValueError(f"a repair reads no setting {idle[0]!r}; did you mean {nearest(idle[0], read)!r}?")
     config = Config(**{**{name: value for name, (value, _) in chosen.items()}, **given})
     return config, [f"{name} {value} ({reason})" for name, (value, reason) in chosen.items() if name not in given]
 
