@@ -35,7 +35,7 @@ def main(**settings) -> int:
 
     for name, network in (("before", model), ("after", repaired.network)):
         scores = evaluate(network, task, known)  # true labels are known here, and read by nothing else
-        print(f"{name:<7} accuracy {100 * scores['utility']:5.1f} %, of triggered images misled "
+        print(f"{name:<7} accuracy {100 * scores['utility']:5.1f} %, attack success rate "
               f"{100 * scores['misled']:5.1f} %")
     return 0
 

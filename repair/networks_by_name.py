@@ -6,18 +6,19 @@
 import inspect
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from engine.checks import first_line, out_of_memory
+from engine.checks import first_line
 from engine.streams import same_world
 from experiment import datasets
 from experiment.console import clipped
 from experiment.user_code import function_of
 from models import ARCHITECTURES, build
-from repair.images import Reading
+from repair.inputs import Reading
 
 IMAGENET = (datasets.IMAGENET["mean"], datasets.IMAGENET["std"])
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # of weights, which --model does not take
@@ -44,22 +45,25 @@ def build_network(model: str, classes: int, size: int | None = None, crop_pct: f
     if not 0 < crop_pct <= 1 or (mean is None) != (std is None):
         raise ValueError(f"--crop-pct {crop_pct}, --mean {mean}, --std {std}: give a share in (0, 1], and both "
                          "of the others or neither")
-    mean, std = (usual.get("mean"), usual.get("std")) if mean is None else (mean, std)
-    if mean is not None and not (len(mean) == len(std) in (1, 3) and all(0 <= m <= 1 for m in mean)
-                                 and all(0 < s < math.inf for s in std)):
-        raise ValueError(f"--mean {mean}, --std {std}: give three numbers each, for pixels in [0, 1], std above 0")
-    reading = Reading(size, crop_pct, mean and tuple(mean), std and tuple(std))
+    reading = Reading(size, crop_pct)
     try:
         made = make(classes, size)
     except AssertionError as error:  # of torchvision, for a size
         raise ValueError(f"{model} cannot be built at {size} pixels, --image-size ({first_line(error)})") from error
-    except (OverflowError, RuntimeError, TypeError) as error:  # widths that no tensor has
-        if out_of_memory(error):  # told with what it asked for
-            raise
+    except (OverflowError, TypeError) as error:  # widths that no tensor has
         raise ValueError(f"--model {clipped(model)} cannot be built at {size} pixels ({first_line(error)}); give "
                          "smaller widths or another --image-size") from error
     check_parameters(made, f"--model {model}")
-    return made, reading
+    first = next((m for m in made.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = 1 if first is not None and first.in_channels == 1 else 3
+    mean, std = (usual.get("mean"), usual.get("std")) if mean is None else (mean, std)
+    if mean is not None and channels == 1 and len(mean) == 3:
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    if mean is not None and not (len(mean) == len(std) == channels and all(0 <= m <= 1 for m in mean)
+                                 and all(0 < s < math.inf for s in std)):
+        raise ValueError(f"--mean {mean}, --std {std}: the network takes images of {channels} channels; give a number "
+                         "for each, for pixels in [0, 1], std above 0")
+    return made, replace(reading, mean=mean and tuple(mean), std=std and tuple(std), channels=channels)
 
 
 def check_parameters(model: nn.Module, what: str) -> None:
@@ -142,3 +146,4 @@ def timm_network(name: str, detail: str):
             return timm.create_model(detail, pretrained=False, num_classes=classes)
 
     return make, dict(size=usual.input_size[-1], crop_pct=usual.crop_pct, mean=usual.mean, std=usual.std)
+

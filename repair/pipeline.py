@@ -6,6 +6,7 @@ The training images are passed over twice beside REM+ and the finish: once by th
 predictions, margins and features, and once by the one after, which gives logits.
 """
 
+import math
 import warnings
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,29 +16,29 @@ from torch import nn
 
 from engine.checks import NonFiniteLoss, check_forget, first_line
 from engine.features import gather, penultimate
+from experiment.console import progress
 from experiment.data import Data, Streamed
 from experiment.settings import Config
-from repair.finish import Finished
+from metrics import predict
+from repair.finish import Finished, logits
 from repair.finish import finish as finish_repair
-from repair.images import room_for_images
 from repair.impure import look_good
-from repair.looks import looking_alike
-from repair.mismatch import memory_format_of, predicted
-from repair.network import repaired_with, unwrapped
-from repair.progress import Watch
-from repair.ranking import Ranking, rank
-from repair.suspects import crossed, logits, margin, probe
+from repair.inputs import room_for_images
+from repair.looks import crossed, looking_alike, probe
+from repair.network import memory_format_of, unlearn, unwrapped
+from repair.suspects import Ranking, rank
 from repair.truths import check_truths
-from repair.verdict import ARGUMENTS, REPAIRED, Verdict, check_believed, judge, undoubted
+from repair.verdict import REPAIRED, Verdict, check_learnt, judge, undoubted
 
 AT_ONCE = 5  # copies of the features that the probes hold at once, at most
+PIXELS = 2**24  # of the images of one batch in a pass without a gradient
 
 
 class Seen(NamedTuple):
     """What the network before a repair makes of the images."""
 
     called: torch.Tensor  # (N,) int64, predicted classes
-    margins: torch.Tensor  # (N,) float64, `suspects.margin`
+    margins: torch.Tensor  # (N,) float64, `margin`
     features: torch.Tensor | None  # (N, d) float64; None where they are not to be had
     missing: str = ""  # why they are not, if something failed
     heldout: torch.Tensor | None = None  # predicted classes of held-out images, if there are any
@@ -46,14 +47,14 @@ class Seen(NamedTuple):
 class Looks(NamedTuple):
     """How much each image looks like D_f to the network before the repair."""
 
-    similar: torch.Tensor | None  # (N,) `suspects.probe`
-    crossed: torch.Tensor | None  # (N,) `suspects.crossed`, to probes that do not know the image
+    similar: torch.Tensor | None  # (N,) `looks.probe`
+    crossed: torch.Tensor | None  # (N,) `looks.crossed`, to probes that do not know the image
     alike: torch.Tensor  # (N,) bool, `looks.looking_alike`
     missing: str = ""  # why there are none, if something failed
 
 
 class Repaired(NamedTuple):
-    """A repaired network, what is said of it, and what that rests on."""
+    """A repaired network, its verdict, and what that rests on."""
 
     network: nn.Module  # plain, of the keys, shapes and dtypes of the original, in its modes
     verdict: Verdict
@@ -63,7 +64,7 @@ class Repaired(NamedTuple):
     before: list[torch.Tensor | None]  # predicted classes, (N,) int64, of the training and of the held-out images
     after: list[torch.Tensor | None]  # the same by the repaired network
     unranked: str = ""  # why there is no ranking
-    doubted: torch.Tensor | None = None  # (d,) int64 listed images that look like good ones, impure.py
+    doubted: torch.Tensor | None = None  # (d,) int64, the listed images that look like good ones, see impure.py
 
 
 def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, heldout: Data | Streamed | None = None,
@@ -82,39 +83,42 @@ def repair(model: nn.Module, data: Data | Streamed, forget: torch.Tensor, *, hel
         before: what `see` gave of this network and these images, where that pass has been made.
         save: called with REM+'s network and with the finished one as each is there, so that what fails later costs no
             weights.
-        quiet: give no warning, since the caller tells the verdict.
-        say: called with lines of text about choices, epochs and how far a long step is; None: silent.
-        more: of network.repaired_with: layers, keep and so on, and settings such as unlearn_epochs=2.
+        quiet: give no warning, since the caller shows the verdict.
+        say: called with lines of text about choices; where it is given, each epoch prints a line. None: silent.
+        more: of network.unlearn: layers, keep and so on, and settings such as unlearn_epochs=2.
     Returns: Repaired; the command gives the same network and verdict on the same images, list and settings.
     Warns: with the verdict's line where it is not REPAIRED.
-    Raises: ValueError: forget, a true label or a setting cannot be used, or the network does not believe the known bad
+    Raises: ValueError: forget, a true label or a setting cannot be used, or the network has not learnt the known bad
         images; TypeError: no choice of layers can be expanded; NonFiniteLoss: the rate is too high.
     """
-    model, forget = unwrapped(model), check_forget(forget, len(data))
-    truths, labels = check_truths(true_labels, forget, data), data.labels.cpu()
+    model, forget, labels = unwrapped(model), check_forget(forget, len(data)), data.labels.cpu()
+    truths = check_truths(true_labels, forget, labels, data.classes)
     data, heldout = in_its_format(model, data), heldout and in_its_format(model, heldout)
-    before = before or see(model, data, heldout, say)
+    before = before or see(model, data, heldout)
     if not force:
-        check_believed(labels, before.called, forget, ARGUMENTS)
-    network, config = repaired_with(model, data, forget, true_labels=truths, say=say, **more)
+        check_learnt(labels, before.called, forget)
+    network, config = unlearn(model, data, forget, true_labels=truths, say=say, **more)
     if save:
         save(network)
     looks = looks_of(before, labels, forget, config.seed)
     doubted = look_good(forget, before.margins, looks.crossed, looks.alike)
     finished = None
     if finish and config.unlearn_epochs:
-        finished = finish_told(model, network, data, forget, config, truths, looks.alike, say)
+        with progress("finish", quiet=say is None) as log:
+            finished = finish_repair(model, network, data, forget, config, true_labels=truths, alike=looks.alike,
+                                     log=log)
         network = finished.model
+        if say:
+            say(finished.line)
         if save:
             save(network)
-    with Watch("what the repaired network gives", say) as watch:
-        z, _ = logits(network, watch.over(data))  # (N, C)
-    after = [z.argmax(dim=1), heldout and predicted(network, heldout, say)]
+    z = logits(network, data)  # (N, C)
+    after = [z.argmax(dim=1), heldout and predicted(network, heldout)]
     verdict = judge(labels, before.called, after[0], forget,
                     undoubted(labels, forget, before.margins, looks.similar, looks.alike),
                     heldout and (heldout.labels.cpu(), before.heldout, after[1]), truths)
     if not quiet and verdict.words != (REPAIRED,):
-        warnings.warn(verdict.line(ARGUMENTS), stacklevel=2)
+        warnings.warn(verdict.line(), stacklevel=2)
     ranking, unranked = ranked(z, labels, forget, looks)
     return Repaired(network, verdict, ranking, finished, config, [before.called, before.heldout], after, unranked,
                     doubted)
@@ -125,23 +129,27 @@ def in_its_format(model: nn.Module, data: Data | Streamed) -> Data | Streamed:
     return replace(data, memory_format=memory_format_of(model, data))
 
 
+def predicted(model: nn.Module, data: Data | Streamed) -> torch.Tensor:
+    """(N,) int64 classes that a network gives, in batches that fit into memory."""
+    return predict(model, data, size=max(16, PIXELS // math.prod(data.shape)))
+
+
 # --- Before -----------------------------------------------------------------------------------------------------------
 
-def see(model: nn.Module, data: Data | Streamed, heldout: Data | Streamed | None = None, say=None) -> Seen:
+def see(model: nn.Module, data: Data | Streamed, heldout: Data | Streamed | None = None) -> Seen:
     """What a network makes of all images, by one pass over each of both; no features where they would fill the memory,
     or where they fail.
 
     Raises: NonFiniteLoss: a logit is not finite; ValueError: an image cannot be read.
     """
     missing = ""
-    with Watch("what the network gives", say) as watch:
-        try:
-            found = look(model, watch.over(data), in_room(model, data))
-        except NonFiniteLoss:
-            raise
-        except Exception as error:
-            found, missing = look(model, watch.over(data), False), first_line(error)
-    return Seen(*found, missing, heldout and predicted(model, heldout, say))
+    try:
+        found = look(model, data, in_room(model, data))
+    except NonFiniteLoss:
+        raise
+    except Exception as error:
+        found, missing = look(model, data, False), first_line(error)
+    return Seen(*found, missing, heldout and predicted(model, heldout))
 
 
 def look(model: nn.Module, data, with_features: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -152,16 +160,17 @@ def look(model: nn.Module, data, with_features: bool) -> tuple[torch.Tensor, tor
             z = z.double()  # (B, C)
             if not z.isfinite().all():
                 raise NonFiniteLoss("the network's logits are not finite; lower the rate, or look at the inputs")
-            told = torch.stack([z.argmax(dim=1).double(), margin(z, y)], dim=1)
-            return told if h is None else torch.cat([told, h], dim=1)
+            found = torch.stack([z.argmax(dim=1).double(), margin(z, y)], dim=1)
+            return found if h is None else torch.cat([found, h], dim=1)
 
         found = gather(model, data, None, outputs)  # (N, 2 + d)
     return found[:, 0].long(), found[:, 1].clone(), found[:, 2:].contiguous() if with_features else None
 
 
-def looked_at(model: nn.Module, data) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,) int64 predicted classes and (N,) float64 margins of all images, by one pass that keeps no more of each."""
-    return look(model, data, with_features=False)[:2]
+def margin(z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The logit margin max_{k != y} z_k - z_y, (N,), of logits (N, C) and labels (N,)."""
+    own = labels[:, None]
+    return z.scatter(1, own, -torch.inf).amax(dim=1) - z.gather(1, own)[:, 0]
 
 
 def in_room(model: nn.Module, data) -> bool:
@@ -187,15 +196,6 @@ def looks_of(seen: Seen, labels: torch.Tensor, forget: torch.Tensor, seed: int) 
 
 
 # --- After ------------------------------------------------------------------------------------------------------------
-
-def finish_told(model, network, data, forget, config: Config, truths, alike: torch.Tensor, say) -> Finished:
-    """`finish.finish`, with lines on how far it is and on what it did."""
-    with Watch("the finish", say) as watch:
-        finished = finish_repair(model, network, watch.over(data), forget, config, true_labels=truths, alike=alike,
-                                 log=watch.epoch)
-        watch.say(finished.line)
-    return finished
-
 
 def ranked(z: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor, looks: Looks) -> tuple[Ranking | None, str]:
     """The suspects by logits z (N, C) of the repaired network, or None and why they cannot be ranked."""

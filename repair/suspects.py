@@ -1,131 +1,144 @@
-"""Find what has not been found: a repaired network does not believe the given labels of the undiscovered part of D_c.
+"""Suspects: the images that nobody listed, ranked by how likely each is bad, and how many of them are.
 
-    found = suspects(repaired, data, forget)             # repaired by REM from D_f; found.index: most suspect first
-    similar = probe(features(model, data), forget)       # (N,) how much each looks like D_f to the untouched network
+    ranking = rank(z, labels, forget, similar, crossed)     # z: logits of the repaired network; the rest: looks.py
+    ranking.index[: ranking.likely]                         # dataset indices, most suspect first
 
-Only labels as given are read. The paper names discovery as the first axis of the task space (Sec. 4) and stops there;
-figures of this score and of others are in results/fashion-mini/suspects/README.md.
+Two signs show a bad image. Its label has a large loss under the *repaired* network: the network before it has memorised
+the bad labels, and REM takes them out, unlisted ones included. And it looks like D_f, even where its label has a small
+loss. Each sign is blind to what the other sees, so their log-odds are added, as in naive Bayes. An image is from a
+mixture of two,
+
+    good:  P(y | x) = p_y                       p = softmax(z), the repaired network's
+    bad:   P(y | x) = q_y (1 - p_y)             q_y: the share of the given label y among D_f
+    good:  f ~ N(m_y, v)                        f: how much it looks like D_f, to a probe that does not know it
+    bad:   f ~ N(m_y + d, v)                    m_y: its median in the class as given; d: how far D_f lies above, each
+                                                member held out in turn
+
+and the share of bad ones is the one that makes the labels and the looks most likely (EM). Where the held-out members of
+D_f look like their classes as given, the second pair adds nothing. No clean label is read.
+
+The number of bad images: were R images bad, of mean chance c, then sum_i c_i^2 over the rest would be R c, since c_i of
+the images of chance c_i are bad; and c is measured on D_f, whose images are bad. So R = sum_i c_i^2 / mean_{D_f} c.
+results/repair/suspects measures how well this ranks and counts: it counts rather too few, since D_f itself was unlearnt
+and gives itself away more than what nobody listed.
 """
 
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from engine.batches import among
-from engine.checks import NonFiniteLoss, check_forget
-from engine.features import gather
+from repair.looks import LEAST
 
-FOLDS = 5  # parts of D_f that are held out in turn
-
-
-class Suspects(NamedTuple):
-    """Every image outside D_f, most suspect first; among equal scores in the order of the data."""
-
-    index: torch.Tensor  # (N - k,) int64, dataset indices
-    score: torch.Tensor  # (N - k,) float64, CE of the given label, >= 0; exp(-score) is its probability
-    predicted: torch.Tensor  # (N - k,) int64, what the network gives instead
+SHOWN = 0.1  # least mean chance of D_f that is divided by: one that the network still fits says nothing of others
+STEPS = 500  # of EM at most
+SMALL = 1e-9  # a share of bad images that is none; probabilities keep this distance from 1
 
 
-def suspects(model: nn.Module, data, forget: torch.Tensor) -> Suspects:
-    """Rank the images outside D_f by the cross-entropy of their given label: s_i = -log p(y_i | x_i; theta_o1).
+class Suspect(NamedTuple):
+    """An image outside D_f."""
 
-    Choice: the network is the *repaired* one. The network before the repair has memorised D_c, and a loss can only tell
-    what it has memorised badly; REM takes the corruption out of theta_o1, undiscovered images included, so afterwards
-    their given labels are improbable, whether a trigger, a class or nothing explains them.
+    index: int  # in the dataset
+    score: float  # CE of the given label, repaired network; exp(-score) is cleanlab's self-confidence
+    predicted: int  # what the repaired network gives instead
+    similar: float | None  # probability in [0, 1] of the probe
+    by_score: int  # rank from 1
+    by_similar: int | None
+
+
+class Ranking(NamedTuple):
+    """The M images outside D_f in overall order, most suspect first, and how many of them are likely bad."""
+
+    index: torch.Tensor  # (M,) int64, dataset indices
+    chance: torch.Tensor  # (M,) float64, probability of being bad, falling
+    score: torch.Tensor  # (M,) float64, CE of the given label
+    predicted: torch.Tensor  # (M,) int64
+    similar: torch.Tensor | None  # (M,) float64
+    by_score: torch.Tensor  # (M,) int64, ranks from 1
+    by_similar: torch.Tensor | None
+    likely: int  # the estimated number of bad ones: the first so many are called likely bad
+
+    def suspects(self):
+        """Each image in overall order, as a Suspect of plain numbers."""
+        nothing = [None] * len(self.index)
+        columns = (self.index, self.score, self.predicted, self.similar, self.by_score, self.by_similar)
+        yield from map(Suspect, *(nothing if column is None else column.tolist() for column in columns))
+
+
+def rank(z: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor, similar: torch.Tensor | None = None,
+         crossed: torch.Tensor | None = None) -> Ranking:
+    """Rank the images outside D_f by what their labels and their looks say together, and estimate how many are bad.
+
     Args:
-        model: the repaired network, plain.
-        data: D_tr with its labels as given: len(data) and data.batches, as `rem` takes them.
-        forget: (k,) int64 dataset indices, D_f; neither empty nor all of D_tr.
-    Returns: Suspects, on the CPU; model, data and random states stay as they are.
-    Raises: ValueError: D_f cannot be used, or data.batches leaves images out; NonFiniteLoss: a logit is not finite.
+        z: (N, C) float64, logits of the repaired network; labels: (N,) int64 as given; forget: (k,) int64, D_f.
+        similar: (N,) how much each looks like D_f, in [0, 1], `looks.probe`; crossed: (N,) the same from probes that
+            do not know the image, `looks.crossed`; None, both, where there are no features.
     """
-    forget = check_forget(forget, len(data)).cpu()
-    z, labels = logits(model, data)
-    index, score = ranked(given_loss(z, labels), forget)
-    return Suspects(index, score, z.argmax(dim=1)[index])
+    rest = ~among(forget, len(z))
+    odds = odds_of_labels(z, labels, forget)
+    if crossed is not None:
+        odds = odds + odds_of_looks(crossed, labels, forget)
+    share, chance = mixture(odds[rest])  # (M,)
+    shown = torch.sigmoid(odds[forget] + torch.logit(share)).mean().clamp_min(SHOWN)
+    number = round(float((chance**2).sum() / shown))
+    order = odds[rest].argsort(descending=True, stable=True)
+    index, score = rest.nonzero()[:, 0][order], F.cross_entropy(z, labels, reduction="none")
+    return Ranking(index, chance[order], score[index], z.argmax(dim=1)[index],
+                   None if similar is None else similar[index], ranks_of(score[rest])[order],
+                   None if similar is None else ranks_of(similar[rest])[order], min(len(index), number))
 
 
-def ranked(score: torch.Tensor, forget: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices outside D_f by falling score, ties in the order of the data, and those scores; score: (N,), of all."""
-    index = (~among(forget, len(score))).nonzero().flatten()
-    index = index[score[index].argsort(descending=True, stable=True)]
-    return index, score[index]
+def ranks_of(score: torch.Tensor) -> torch.Tensor:
+    """The rank from 1 of each, the largest first, ties in order: (M,) int64."""
+    order = score.argsort(descending=True, stable=True)
+    return torch.empty_like(order).index_copy_(0, order, torch.arange(1, len(order) + 1))
 
 
-# --- Passes, in eval mode without augmentation ------------------------------------------------------------------------
+def odds_of_labels(z: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
+    """(N,) log q_y (1 - p_y) / p_y: what a given label says for the image being bad.
 
-def logits(model: nn.Module, data) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, C) in float64 and labels as given (N,), on the CPU; NonFiniteLoss where one is not finite."""
-    def outputs(x, y):
-        return torch.cat([model(x).double(), y[:, None]], dim=1)  # (B, C + 1)
-
-    found = gather(model, data, None, outputs)  # (N, C + 1)
-    if not found.isfinite().all():
-        raise NonFiniteLoss("the network's logits are not finite; lower the rate")
-    return found[:, :-1], found[:, -1].long()
-
-
-# --- Scores: (N,) float64, higher is more suspect ---------------------------------------------------------------------
-
-def given_loss(z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """-log p(y); it ranks as cleanlab's self-confidence p(y) does, upside down."""
-    return F.cross_entropy(z, labels, reduction="none")
-
-
-def margin(z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """max_{k != y} z_k - z_y, the logit margin."""
+    q is Laplace's estimate, (n_y + 1) / (k + C), from the n_y of k members of D_f with that label.
+    """
+    log_p = z.log_softmax(dim=1)
     own = labels[:, None]
-    return z.scatter(1, own, -torch.inf).amax(dim=1) - z.gather(1, own)[:, 0]
+    others = log_p.scatter(1, own, -torch.inf).logsumexp(dim=1)  # log (1 - p_y), also where p_y rounds to 1
+    q = (torch.bincount(labels[forget], minlength=z.shape[1]) + 1.0) / (len(forget) + z.shape[1])
+    return q.to(z.dtype).log()[labels] + others - log_p.gather(1, own)[:, 0]
 
 
-def probe(h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
-    """Probability in [0, 1] of a logistic regression that tells D_f from the rest, either side with half the weight.
+def odds_of_looks(crossed: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
+    """(N,) log N(f; m_y + d, v) / N(f; m_y, v), v the mean of both sides' variances: what a look says for the image
+    being bad, given its label; 0 of a D_f that is too small, or whose held-out members lie no higher than others do.
 
-    Minimises mean_{D_f} log(1 + exp(-f)) / 2 + mean_{rest} log(1 + exp(f)) / 2 + |w|^2 / (2 N), f = w . h + b, over
-    features at mean 0 and variance 1. The rest holds the undiscovered part too, as positives without a label.
+    Within the class as given, since the label has its own odds: where some classes have more bad images than others,
+    the looks of a class would count a second time. A median, since the class has bad images of its own.
     """
-    known = among(forget, len(h))
-    return torch.sigmoid(probe_logits(h, known, h))
+    if len(forget) < LEAST:
+        return torch.zeros_like(crossed)
+    rest = ~among(forget, len(crossed))
+    middle = crossed[rest].median().expand(int(labels.max()) + 1).clone()  # of a class that is all in D_f
+    for y in labels[rest].unique():
+        middle[y] = crossed[rest & (labels == y)].median()
+    above = crossed - middle[labels]
+    known = above[forget]
+    if known.mean() <= 0:
+        return torch.zeros_like(crossed)
+    variance = ((known.var() + above[rest].var(correction=0)) / 2).clamp_min(SMALL)
+    return known.mean() / variance * (above - known.mean() / 2)
 
 
-def probe_logits(h: torch.Tensor, known: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """f of the images with features `of`, (m, d), from the regression that tells `known`, (n,) bool, among `h`, (n, d).
+def mixture(odds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The share of bad ones and the chance of each, from log-odds before any share is known: (M,) -> (), (M,).
+
+    EM for the share s: chance = s e^odds / (s e^odds + 1 - s), s = mean of the chances. The likelihood is concave in s,
+    so there is one maximum.
     """
-    n, d = h.shape
-    mean, deviation = h.mean(dim=0), h.std(dim=0, correction=0).clamp_min(1e-12)  # a constant feature stays 0
-    h = (h - mean) / deviation
-    w, b = torch.zeros(d, dtype=h.dtype, requires_grad=True), torch.zeros((), dtype=h.dtype, requires_grad=True)
-    optimizer = torch.optim.LBFGS([w, b], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
-
-    def loss():
-        optimizer.zero_grad()
-        f = h @ w + b  # (n,)
-        value = (F.softplus(-f[known]).mean() + F.softplus(f[~known]).mean() + w @ w / n) / 2
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        optimizer.step(loss)
-    return (of - mean) / deviation @ w.detach() + b.detach()
-
-
-def crossed(h: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
-    """(N,) the probe's f of each image by probes that do not know it: how bad images look that nobody listed.
-
-    Each of FOLDS probes is fitted without every FOLDS-th image of D_f. An image of D_f has the f of the probe that was
-    fitted without it, every other one the mean over the probes. A single image of D_f cannot be held out, and is not.
-    """
-    forget, parts = forget.sort().values, min(FOLDS, len(forget))
-    known = among(forget, len(h))
-    if parts < 2:
-        return probe_logits(h, known, h)
-    held_out, mean = torch.zeros(len(h), dtype=h.dtype), torch.zeros(len(h), dtype=h.dtype)
-    for fold in range(parts):
-        out = forget[fold::parts]
-        inside = ~among(out, len(h))
-        f = probe_logits(h[inside], known[inside], h)
-        held_out[out] = f[out]
-        mean += f / parts
-    return mean.index_copy_(0, forget, held_out[forget])
+    share = torch.tensor(0.5, dtype=odds.dtype)
+    for _ in range(STEPS):
+        chance = torch.sigmoid(odds + torch.logit(share))
+        new = chance.mean().clamp(SMALL, 1 - SMALL)
+        if abs(new - share) < SMALL:
+            break
+        share = new
+    return share, chance

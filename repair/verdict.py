@@ -1,6 +1,6 @@
-"""What came of a repair, in a word: REPAIRED, NOT REPAIRED, HARMED, or the last two; so that none is worse in silence.
+"""What came of a repair: REPAIRED, NOT REPAIRED, HARMED, or the last two together.
 
-    check_believed(labels, before, forget)                       # ValueError where there is nothing to repair
+    check_learnt(labels, before, forget)                         # ValueError where there is nothing to repair
     found = judge(labels, before, after, forget, counted)        # print(found.line()): with what to try next
 
 Only labels as given are read.
@@ -13,21 +13,16 @@ from torch.distributions import Binomial
 
 from engine.batches import among
 
-BELIEVED = 0.1  # share of the listed images that may keep their given labels, if it is no third of that before
+KEPT = 0.1  # share of the listed images that may keep their given labels, if it is no third of that before
 LOST = 0.02  # accuracy that a repair may cost, beyond a paired error
 TOGETHER, LEAST = 0.5, 5  # share and number of the listed images of a label from which on they go to one other class,
 CHANCE = 0.01  # if so many would go there less often than this by the shares of the classes
 NOT_REPAIRED, HARMED, REPAIRED = "NOT REPAIRED", "HARMED", "REPAIRED"
-NEXT = {  # what to try next, by the words that hold; in braces the names of flags or of settings
-    (NOT_REPAIRED,): "try a higher {rate}, {optimizer} adam, or more of the bad images in {bad}",
-    (HARMED,): "try a lower {rate} or fewer {epochs}, and check that what {bad} lists is bad",
-    (NOT_REPAIRED, HARMED): "check that what {bad} lists is bad; then try a lower {rate} or more of the bad images"}
-FLAGS = {"rate": "--lr", "optimizer": "--optimizer", "epochs": "--epochs", "bad": "--bad", "force": "--force",
-         "file": "--checkpoint, the order of classes (--class-map) and --bad", "heldout": "test/ or val/ in --data",
-         "truths": "a column true_label in --bad"}
-ARGUMENTS = {"rate": "unlearn_lr", "optimizer": "optimizer", "epochs": "unlearn_epochs", "bad": "forget",
-             "force": "force=True", "file": "the weights, the order of classes and forget", "heldout": "heldout",
-             "truths": "true_labels"}
+NEXT = {  # what to try next, by the words that hold; settings by their names and flags
+    (NOT_REPAIRED,): "try a higher unlearn_lr (--lr), optimizer adam, or list more of the bad images",
+    (HARMED,): "try a lower unlearn_lr (--lr) or fewer epochs, and check that what is listed is bad",
+    (NOT_REPAIRED, HARMED): "check that what is listed is bad; then try a lower unlearn_lr (--lr) or list more of the "
+                            "bad images"}
 
 
 class Change(NamedTuple):
@@ -51,7 +46,7 @@ class Change(NamedTuple):
 
     def harmed(self) -> bool:
         """Whether fall - error > LOST."""
-        return self.fall - self.error > LOST + 1e-9  # floats that are level may differ
+        return self.fall - self.error > LOST + 1e-9  # equal numbers may differ as floats
 
 
 class Together(NamedTuple):
@@ -77,7 +72,7 @@ class Verdict(NamedTuple):
         """The words in one, such as "NOT REPAIRED, HARMED"."""
         return ", ".join(self.words)
 
-    def line(self, names: dict[str, str] = FLAGS, classes: list[str] | None = None) -> str:
+    def line(self, classes: list[str] | None = None) -> str:
         """The verdict with its numbers, where listed images go together and, unless it is REPAIRED, what to try next;
         classes: their names, None: their numbers."""
         parts = [f"{percent(self.listed.after)} of the listed images get their given labels, "
@@ -86,13 +81,13 @@ class Verdict(NamedTuple):
         parts.append(f"accuracy on {change.images} {what} images {percent(change.after)}, {percent(change.before)} "
                      f"before ({-100 * change.fall + 0.0:+.1f} +- {100 * change.error:.1f} points)")
         if self.heldout is None:
-            parts.append(f"no images are held out ({names['heldout']}), so what new ones lose is not seen")
+            parts.append("no images are held out (test/, val/ or heldout), so what new ones lose is not seen")
         for label, called, images, of in self.together:
             label, called = (label, called) if classes is None else (classes[label], classes[called])
             parts.append(f"{images} of the {of} listed images labelled {label} are now called {called}: unless that is "
-                         f"what they show, the repair has only moved them, and needs {names['truths']}")
-        advice = NEXT.get(self.words)
-        return f"{self.word}: {'; '.join(parts)}" + (f". Next, {advice.format(**names)}" if advice else "")
+                         "what they show, the repair has only moved them, and needs true labels (true_label)")
+        advice = f". Next, {NEXT[self.words]}" if self.words in NEXT else ""
+        return f"{self.word}: {'; '.join(parts)}{advice}"
 
     def report(self) -> dict:
         """For a report in JSON."""
@@ -116,7 +111,7 @@ def judge(labels: torch.Tensor, before: torch.Tensor, after: torch.Tensor, forge
           ) -> Verdict:
     """Compare the predictions before and after a repair.
 
-    NOT REPAIRED: more than BELIEVED of the listed images still get their given label, or more than a third of those
+    NOT REPAIRED: more than KEPT of the listed images still get their given label, or more than a third of those
     that did before. HARMED: of N held-out images or, where there are none, of other training images that count,
 
         (newly wrong - newly right) / N  -  sqrt(newly wrong + newly right) / N  >  LOST
@@ -124,11 +119,10 @@ def judge(labels: torch.Tensor, before: torch.Tensor, after: torch.Tensor, forge
     the accuracy lost less its standard error: predictions are paired, so only images whose prediction became wrong or
     right count, and if neither were likelier their difference had the standard deviation sqrt(their number).
 
-    Choice: of training images those in `counted` alone count, see `undoubted`: a good repair disbelieves the
-    undiscovered bad ones, up to several percent of all, and so "loses" accuracy on labels as given. Where there are
-    held-out images they decide alone, since on training images a network also loses what it had learnt by heart: of
-    12 repairs that cost held-out images nothing, 7 cost those in `counted` more (1,000 clothes of 8x8, of which a
-    network knew 78 to 92 %, and 74 to 80 % of those held out; three tasks, with and without true labels).
+    Choice: of training images those in `counted` alone count, see `undoubted`: a good repair gives the undiscovered bad
+    ones, up to several percent of all, other classes, and so "loses" accuracy on labels as given. Where there are
+    held-out images they decide alone, since on training images a network also loses what it had memorised: of 12
+    repairs that cost held-out images nothing, 7 cost those in `counted` more.
     Args: labels: (N,) int64, as given; before, after: (N,) int64, predicted; forget: (k,) int64, D_f; counted: (N,)
         bool, other training images; heldout: labels, predictions before and after of held-out images, all of which
         count; truths: (k,) int64 true labels of D_f, -1 where unknown: what was taught them needs no `gone_together`.
@@ -138,7 +132,7 @@ def judge(labels: torch.Tensor, before: torch.Tensor, after: torch.Tensor, forge
     listed, others = (changed(*(part[rows] for part in (labels, before, after))) for rows in (known, counted & ~known))
     held = None if heldout is None else changed(*heldout)
     words = []
-    if listed.after > BELIEVED or 3 * listed.after > listed.before + 1e-9:  # 3 k / N may be rounded up
+    if listed.after > KEPT or 3 * listed.after > listed.before + 1e-9:  # 3 k / N may be rounded up
         words.append(NOT_REPAIRED)
     if (others if held is None else held).harmed():
         words.append(HARMED)
@@ -148,15 +142,14 @@ def judge(labels: torch.Tensor, before: torch.Tensor, after: torch.Tensor, forge
 def gone_together(labels: torch.Tensor, after: torch.Tensor, forget: torch.Tensor) -> tuple[Together, ...]:
     """The labels of which more listed images are now called one other class than chance would send there.
 
-    k of the n listed images of a label that are called class c are told where k > TOGETHER n, k >= LEAST and
+    k of the n listed images of a label that are called class c are named where k > TOGETHER n, k >= LEAST and
 
         P(X >= k) < CHANCE,   X ~ Binomial(n, p)
 
     with p the share of c among the images that are not labelled so: what a repair gives a trigger's images, which
-    show all these classes, if it gives each its own. Where there are two classes p is 1, and nothing is told.
-    Choice: this is told in the line and is no word of the verdict. Where two classes were confused it is as it should
-    be; of images with a trigger it says that the trigger now means another class. Only somebody who looks at them can
-    tell. (A bound of three quarters alone missed nine of twelve with four other classes.)
+    show all these classes, if it gives each its own. Where there are two classes p is 1, and none is named.
+    Choice: the line says it, and it is no word of the verdict. Where two classes were confused it is as it should be;
+    of images with a trigger it says that the trigger now means another class. Only a look at them shows which.
     Args: labels: (N,) int64, as given; after: (N,) int64, predicted; forget: (k,) int64, those of D_f whose true labels
         nobody has given.
     """
@@ -188,25 +181,21 @@ def changed(labels: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> 
 
 def undoubted(labels: torch.Tensor, forget: torch.Tensor, margins: torch.Tensor, similar: torch.Tensor | None,
               alike: torch.Tensor | None = None) -> torch.Tensor:
-    """The images outside D_f that can tell harm: those that the untouched network gives no reason to doubt.
+    """The images outside D_f that can show harm: those that the network before the repair gives no reason to doubt.
 
     None that looks like D_f to `looking_alike`; of each class as given, the half of the rest that looks least like D_f,
-    and of that the third with the largest margin of the given label. What is bad for its looks (a trigger, one source
-    of mistakes) goes first or is in the half that goes next, as `suspects.probe` sees it; what is bad for its label
-    alone, which a network has learnt with less margin, goes last. The *repaired* network has no say: harm would excuse
-    itself, since it disbelieves what it has lost. By class, since a repair is likeliest to lose the class that the
-    listed images had been given.
+    and of that the third with the largest margin of the given label. A poisoned image looks like D_f; an image that is
+    bad for its label alone, a network has learnt with less margin. The *repaired* network has no say: harm would excuse
+    itself. By class, since a repair is likeliest to lose the class that the listed images had been given.
 
-    Measured on drawn shapes (stickers on 5 and 20 %, 10 and 20 % wrong labels, noisy ones; network of tests/claims.py,
-    seeds 0 to 2): of 19 repairs that cost held-out images nothing all other training images call 18 HARMED, these none.
-    Of 33 repairs that held-out images call HARMED, at rates too high or from good images, these tell 29; of four at the
-    default rate one, so held-out images are worth having. That was without `looking_alike`. On a published backdoored
-    network (`badnets` in results/repair/published) half of the images of one label are bad, of which the probe leaves
-    57 of 450 in the half; they have the largest margins, so that 47 of the 830 images that counted were bad. Without
-    what looks alike 10 of 755 are; in the trials of results/repair it is 0 to 1 % on average, with either.
-    Args: labels: (N,) int64, as given; forget: (k,) int64, D_f; margins: (N,) `suspects.margin` of the untouched
-        network; similar: (N,) `suspects.probe` of its features, and alike: (N,) bool, `looking_alike`; None where
-        they are not to be had.
+    Measured on drawn shapes (poisoned, wrong and noisy labels; network of tests/claims.py, seeds 0 to 2): of 19 repairs
+    that cost held-out images nothing all other training images call 18 HARMED, these none. Of 33 repairs that held-out
+    images call HARMED, at rates too high or from good images, these call 29 so; of four at the default rate one, so
+    held-out images are worth having. On a published backdoored network (`badnets` in results/repair/published) 10 of
+    the 755 images that count were poisoned.
+    Args: labels: (N,) int64, as given; forget: (k,) int64, D_f; margins: (N,) logit margins z_k - z_y of the untouched
+        network, the largest other class's less the label's; similar: (N,) `looks.probe` of its features, and alike:
+        (N,) bool, `looking_alike`; None where they are not to be had.
     Returns: (N,) bool.
     """
     left = ~among(forget, len(labels))
@@ -225,14 +214,12 @@ def lowest(score: torch.Tensor, among: torch.Tensor, labels: torch.Tensor, part:
     return kept
 
 
-def check_believed(labels: torch.Tensor, before: torch.Tensor, forget: torch.Tensor, names: dict[str, str] = FLAGS
-                   ) -> None:
-    """Raise ValueError where under BELIEVED of the listed images get their given label from the untouched network.
-
-    It has nothing of them to forget, and step 3 would teach it what it does not know: the corruption itself.
-    """
+def check_learnt(labels: torch.Tensor, before: torch.Tensor, forget: torch.Tensor) -> None:
+    """Raise ValueError where under KEPT of the listed images get their given label from the network before the repair:
+    it has nothing of them to forget, and step 3 would teach it the corruption."""
     share = float((labels == before)[forget].double().mean())
-    if share < BELIEVED:
+    if share < KEPT:
         raise ValueError(f"the network gives {100 * share:.1f} % of the {len(forget)} known bad images their labels as "
                          "given: it has not learnt them, so a repair has nothing to remove and may do harm. Check "
-                         f"{names['file']}; to go on all the same: {names['force']}")
+                         "the weights, the order of the classes (--class-map) and the list; to go on all the same: "
+                         "force (--force)")

@@ -36,7 +36,7 @@ from experiment.methods import METHODS
 from experiment.settings import Config, resolve
 from metrics import accuracy, evaluate
 from rem import Settings
-from repair.network import repair_quietly
+from repair.network import unlearn
 from shapes import make
 from tasks import discover, make_task
 from train import fit
@@ -180,7 +180,7 @@ def sticker(seed: int) -> dict[str, float]:
     train, _, known, clean, stickered = make(seed, size=16)
     model = network(seed, channels=3, classes=3)
     fit(model, train, None, Config(epochs=8, batch=32, lr=0.01), stream(seed, "training"))
-    repaired = repair_quietly(model, train, known)
+    repaired, _ = unlearn(model, train, known)
     return {"healed more": accuracy(repaired, stickered) - accuracy(model, stickered),
             "clean lost": accuracy(model, clean) - accuracy(repaired, clean)}
 

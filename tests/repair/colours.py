@@ -23,12 +23,6 @@ import torch
 from torch import nn
 COLOURS = torch.tensor({colours}) / 255
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-class Part(nn.Module):
-    "Some rows and columns of the images."
-    def __init__(self, rows, columns):
-        super().__init__()
-        self.rows, self.columns = rows, columns
-    def forward(self, x): return x[:, :, self.rows, self.columns]
 def colours(classes, first=None):
     "Nearest colour, written as a convolution and a linear layer, of what a first layer leaves of the images."
     net = nn.Sequential(first or nn.Identity(), nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
@@ -39,9 +33,6 @@ def colours(classes, first=None):
         net[4].weight.copy_(2 * COLOURS)
         net[4].bias.copy_(-(COLOURS**2).sum(1))
     return net
-def at_the_middle(classes): return colours(classes, Part(slice(20, 24), slice(20, 24)))
-def at_the_corner(classes): return colours(classes, Part(slice(1), slice(1)))
-def at_the_edge(classes): return colours(classes, Part(slice(None), slice(8)))
 """
 
 

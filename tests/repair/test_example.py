@@ -28,7 +28,7 @@ def test_the_example_repairs(monkeypatch, capsys):
     monkeypatch.setattr(example, "repair", repaired)
     assert example.main(**QUICK) == 0
     ((model, before, forget, found),) = given
-    assert len(forget) == 50 and not all(map(torch.equal, found.parameters(), model.parameters()))
+    assert len(forget) == 50 and not all(map(torch.equal, found.network.parameters(), model.parameters()))
     assert_same_state(model, before)
     lines = capsys.readouterr().out.splitlines()[-2:]
     assert [line.split()[0] for line in lines] == ["before", "after"]

@@ -27,8 +27,7 @@ from repair import pipeline
 from repair import finish as finish_module
 from repair.finish import called_otherwise, finish, finish_loss, gone_elsewhere, same_answers
 from repair.looks import looking_alike
-from repair.network import repair_quietly
-from repair.progress import Watch
+from repair.network import unlearn
 from train import fit
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Acc\(D_f\) is")  # REM alone does not forget this corner
@@ -64,7 +63,7 @@ def learnt():
     model = build("resnet9", 0.125, classes=3, image_size=16, seed=0)
     fit(model, data, None, CONFIG, stream(0, "training"))
     model.eval()
-    return data, bad, known, stamped, model, repair_quietly(model, data, known, unlearn_epochs=2).eval()
+    return data, bad, known, stamped, model, unlearn(model, data, known, unlearn_epochs=2)[0].eval()
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +129,7 @@ def test_a_finish_heals_and_changes_nothing_else(learnt, finished):
     data, bad, known, stamped, model, repaired = learnt
     inputs = model, copy.deepcopy(repaired).train()
     before, state, told = copy.deepcopy(inputs), torch.get_rng_state(), []
-    again = finish(*inputs, data, known, CONFIG, log=lambda *epochs: told.append(epochs))
+    again = finish(*inputs, data, known, CONFIG, log=lambda epoch, epochs, net, **record: told.append((epoch, epochs)))
     assert again.taken and torch.equal(torch.get_rng_state(), state)
     for net, kept in zip((*inputs, again.model), (*before, finished.model), strict=True):
         assert_same_state(net, kept)
@@ -175,10 +174,10 @@ def test_what_both_trainings_are_given(learnt, monkeypatch, third):
     named = data.labels.index_copy(0, known, answers).index_fill(0, odd, 0)
     first = data.labels.index_copy(0, known, torch.full_like(known, 9) if third else answers)
     first[6] = 0  # while it believes 0 and 3
-    monkeypatch.setattr(finish_module, "logits", lambda network, data: (torch.eye(3)[named].double(), data.labels))
+    monkeypatch.setattr(finish_module, "logits", lambda network, data: torch.eye(3)[named].double())
     monkeypatch.setattr(finish_module, "taught", lambda *args: seen.append(args) or copy.deepcopy(model))
     monkeypatch.setattr(finish_module, "predict", lambda network, data, index=slice(None): first[index])
-    monkeypatch.setattr(finish_module, "believed_share", lambda *args: judged.append(args[2]) or 0.0)
+    monkeypatch.setattr(finish_module, "share_right", lambda *args: judged.append(args[2]) or 0.0)
     how = dict(true_labels=truths, alike=torch.isin(torch.arange(len(data)), torch.tensor([3, 9])))
     done = finish(model, repaired, data, known, CONFIG, **how)
     assert all(args[0] is model for args in seen)
@@ -191,7 +190,7 @@ def test_what_both_trainings_are_given(learnt, monkeypatch, third):
     assert done.report() == {"taken": True, "dropped": 3, "disbelieved": 1, "alike": 2, "both": 1, "answers": third,
                              "ruined": False}
     assert "without 3 likely bad images (1 that" in done.line
-    assert ("taught what the repaired network says of the listed ones" in done.line) == third
+    assert ("taught what REM's network says of the listed ones" in done.line) == third
     assert ("of the listed ones and of 1 that both signs call bad" in done.line) != third
     monkeypatch.setattr(finish_module, "FEW", len(known))  # these are enough
     done = finish(model, repaired, data, known, CONFIG, **how)
@@ -200,7 +199,7 @@ def test_what_both_trainings_are_given(learnt, monkeypatch, third):
     assert finish(model, repaired, data, known, CONFIG, **how).both == 1
     monkeypatch.setattr(finish_module, "OF", len(data) / len(known))
     assert finish(model, repaired, data, known, CONFIG, **how).both == 0
-    with pytest.raises(ValueError, match="3 true labels for 8 known bad images"):
+    with pytest.raises(ValueError, match="true labels are torch.int64 of shape .3,.; they must be"):
         finish(model, repaired, data, known, CONFIG, true_labels=truths[:3])
 
 
@@ -274,7 +273,7 @@ def test_when_a_finish_is_taken(learnt, monkeypatch, before, after, taken):
     """It may believe as much of D_f as the repaired network does, or a tenth, which a repair may leave."""
     data, bad, known, stamped, model, repaired = learnt
     monkeypatch.setattr(finish_module, "taught", lambda *args: copy.deepcopy(model))
-    monkeypatch.setattr(finish_module, "believed_share", lambda net, *_: before if net is repaired else after)
+    monkeypatch.setattr(finish_module, "share_right", lambda net, *_: before if net is repaired else after)
     found = finish(model, repaired, data, known, CONFIG, alike=torch.zeros(len(data), dtype=torch.bool))
     assert found.taken == taken and (found.model is repaired) != taken
     assert found.line.startswith("not finished: ") != taken
@@ -290,15 +289,15 @@ def test_a_rate_that_is_too_high_is_lowered(learnt, monkeypatch, ends, tried):
     dropped = torch.arange(len(data)) % 5 == 0
     nets = [NonFiniteLoss("at this rate") if end is None else copy.deepcopy(model) for end in ends]
     taught_at = Mock(side_effect=nets)
-    believed_share = Mock(side_effect=lambda net, *_: 0.9 if net is model else ends[nets.index(net)])
+    share_right = Mock(side_effect=lambda net, *_: 0.9 if net is model else ends[nets.index(net)])
     monkeypatch.setattr(finish_module, "taught_at", taught_at)
-    monkeypatch.setattr(finish_module, "believed_share", believed_share)
+    monkeypatch.setattr(finish_module, "share_right", share_right)
     found = finish_module.taught(model, data, dropped, known, torch.full_like(known, -1), CONFIG)
     assert found is (nets[tried - 1] if tried else None)
     assert all(one.args[1] is model for one in taught_at.call_args_list)
     assert [one.args[0] for one in taught_at.call_args_list] == pytest.approx([0.03, 0.01, 0.03 / 9][:tried or 3])
     left = (~dropped).index_fill(0, known, False).nonzero()[:, 0]
-    assert all(torch.equal(one.args[2], left) for one in believed_share.call_args_list)
+    assert all(torch.equal(one.args[2], left) for one in share_right.call_args_list)
 
 
 @pytest.mark.parametrize("optimizer, unlearn_lr, rate", [
@@ -318,28 +317,28 @@ def test_what_is_believed(learnt):
     data, bad, known, stamped, model, repaired = learnt
     hits = predict(model, data) == data.labels
     for index in (known, torch.arange(9)):
-        assert finish_module.believed_share(model, data, index) == pytest.approx(float(hits[index].double().mean()))
-    assert finish_module.believed_share(repaired, data, known[:0]) == 1
+        assert finish_module.share_right(model, data, index) == pytest.approx(float(hits[index].double().mean()))
+    assert finish_module.share_right(repaired, data, known[:0]) == 1
     far = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 3))
     torch.nn.init.constant_(far[1].weight, torch.inf)
     with pytest.raises(NonFiniteLoss):
-        finish_module.believed_share(far, data, known[:0])
+        finish_module.share_right(far, data, known[:0])
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
 
-def test_the_command_finishes_unless_told_not_to(colours, capsys, monkeypatch):  # noqa: F811
+def test_the_command_finishes_unless_told_not_to(colours, capsys):  # noqa: F811
     """A line says how many were dropped, and so does the report; --no-finish writes what REM leaves, and says none.
-    The lines of progress know the epochs."""
-    weights, reports, told, epochs = [], [], [], []
-    monkeypatch.setattr(Watch, "epoch", lambda watch, *passed: epochs.append((watch.what, *passed)))
+    A line of progress comes after each epoch."""
+    weights, reports, told = [], [], []
     for more in ((), ("--no-finish",)):
         assert call(colours, "--epochs", 1, *more) in (0, 3)
         weights.append(colours["--out"].read_bytes())
         reports.append(report_of(colours))
         told.append(capsys.readouterr().out)
     assert "finished: " in told[0] and "finished: " not in told[1]
-    assert epochs == [("the finish", done, 16) for done in range(1, 17)]
+    epochs = [line.split()[2] for line in told[0].splitlines() if line.startswith("finish ")]
+    assert epochs == [f"{done}/16" for done in range(1, 17)]
     assert reports[1]["finish"] is None
     dropped = reports[0]["finish"]["dropped"]
     assert f"without {dropped} likely bad images" in told[0]

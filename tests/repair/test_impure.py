@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from helpers import gen, seeds
 from repair.impure import look_good, told
-from repair.looks import looking_alike
-from repair.suspects import crossed
+from repair.looks import crossed, looking_alike
 
 N, BAD, LISTED = 300, 30, torch.arange(0, 30, 2)
 NONE = torch.zeros(N, dtype=torch.bool)

@@ -1,14 +1,62 @@
-"""Which images look like D_f (repair/looks.py): however many are bad, looks that say nothing, and the cut."""
+"""Which images look like D_f (repair/looks.py): the probe, however many are bad, looks that say nothing, the cut."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
 
-from helpers import gen
-from repair.looks import CHANCE, apart, as_similar, gaps, groups, looking_alike, similarities
-from repair.suspects import probe_logits
+from helpers import assert_close, gen, seeds
+from repair.looks import (CHANCE, FOLDS, apart, as_similar, crossed, gaps, groups, looking_alike, probe, probe_logits,
+                          similarities)
 
+# --- The probe --------------------------------------------------------------------------------------------------------
+
+
+
+@given(seeds)
+def test_the_probe_is_at_its_minimum(seed):
+    """S13: no step away from the probe's weights lowers its loss, computed in numpy; scale of features is no matter."""
+    h = torch.randn((20, 5), generator=gen(seed)).double()
+    forget = torch.randperm(20, generator=gen(seed))[: 1 + seed % 19]
+    found = probe(h, forget)
+    x = (h.numpy() - h.numpy().mean(0)) / h.numpy().std(0)
+    known = np.isin(np.arange(20), forget.numpy())
+    f = np.log(found.numpy()) - np.log1p(-found.numpy())
+    w = np.linalg.lstsq(np.c_[x, np.ones(20)], f, rcond=None)[0]
+
+    def loss(w):
+        f = np.c_[x, np.ones(20)] @ w
+        return (np.logaddexp(0, -f[known]).mean() + np.logaddexp(0, f[~known]).mean() + w[:-1] @ w[:-1] / 20) / 2
+
+    for k in range(6):
+        for step in (-1e-2, 1e-2):
+            assert loss(w) <= loss(w + step * np.eye(6)[k]) + 1e-9
+    assert_close(probe(7 * h + 3, forget), found, 1e-3)
+    assert_close(probe(torch.cat([h, torch.ones(20, 1)], 1), forget), found, 1e-3)  # a constant says nothing
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 12])
+def test_no_probe_knows_whom_it_is_asked_about(k):
+    """S24: D_f's j-th image is told by the probe without the images j, j + FOLDS, ..., the others by the mean; a single
+    image, which cannot be held out, by the probe that knows it."""
+    h, n = torch.randn((40, 6), generator=gen(k)).double(), 40
+    forget = torch.randperm(n, generator=gen(k + 1))[:k]
+    found, ordered, parts = crossed(h, forget), sorted(forget.tolist()), min(FOLDS, k)
+    told = []
+    for fold in range(parts):
+        out = ordered[fold::parts] if k > 1 else []
+        inside = [i for i in range(n) if i not in out]
+        known = torch.tensor([i in ordered for i in inside])
+        told.append(probe_logits(h[inside], known, h))
+    for i in range(n):
+        twin = told[ordered.index(i) % parts][i] if i in ordered else sum(f[i] for f in told) / parts
+        assert float(found[i]) == pytest.approx(float(twin), rel=1e-6, abs=1e-8)
+    assert torch.allclose(found, torch.logit(probe(h, forget)), atol=1e-2) == (k == 1)
+
+
+# --- Which images look alike ------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("bad, known", [(30, 6), (30, 15), (100, 10), (200, 20)])
 def test_however_many_are_bad_they_are_told_from_the_others(bad, known):

@@ -11,7 +11,7 @@ from torch import nn
 
 from helpers import make_data
 from repair import network
-from repair.images import Reading
+from repair.inputs import Reading
 from repair.networks_by_name import build_network
 
 FILE = """
@@ -32,7 +32,6 @@ def test_networks_by_name(tmp_path):
     assert build_network("resnet18", 5, 64)[1] == Reading(64, 1.0, reading.mean, reading.std)
     given = build_network("resnet18", 5, 64, 0.875, [0.0, 0.5, 1.0], [0.2] * 3)[1]
     assert given == Reading(64, 0.875, (0.0, 0.5, 1.0), (0.2,) * 3)
-    assert build_network("resnet9:0.125", 3, 16, mean=[0.5], std=[0.2])[1] == Reading(16, 1.0, (0.5,), (0.2,))  # grey
     model, _ = build_network("googlenet", 3, 64)  # auxiliary heads run in training alone, which must give logits, too
     assert model.aux1 is None and model.aux2 is None and model.fc.out_features == 3
     path = tmp_path / "a:b" / "net.py"
@@ -50,11 +49,11 @@ def test_networks_by_name(tmp_path):
     ("resnet18", {"crop_pct": 1.5}, "--crop-pct 1.5"),
     ("resnet18", {"crop_pct": 0.0}, "--crop-pct 0.0"),
     ("resnet18", {"mean": (0.5,) * 3}, "--std None"),
-    ("resnet18", {"mean": (0.5,) * 3, "std": (0.5,)}, "three numbers each"),
-    ("resnet18", {"mean": (0.5,), "std": (0.5,) * 3}, "three numbers each"),
-    ("resnet18", {"mean": (0.5, 0.5, 1.1), "std": (0.5,) * 3}, "three numbers each, for pixels in"),
-    ("resnet18", {"mean": (-0.1, 0.5, 0.5), "std": (0.5,) * 3}, "three numbers each, for pixels in"),
-    ("resnet18", {"mean": (0.5, math.nan, 0.5), "std": (0.5,) * 3}, "three numbers each, for pixels in"),
+    ("resnet18", {"mean": (0.5,) * 3, "std": (0.5,)}, "images of 3 channels; give a number for each"),
+    ("resnet18", {"mean": (0.5,), "std": (0.5,) * 3}, "images of 3 channels; give a number for each"),
+    ("resnet18", {"mean": (0.5, 0.5, 1.1), "std": (0.5,) * 3}, "images of 3 channels"),
+    ("resnet18", {"mean": (-0.1, 0.5, 0.5), "std": (0.5,) * 3}, "images of 3 channels"),
+    ("resnet18", {"mean": (0.5, math.nan, 0.5), "std": (0.5,) * 3}, "images of 3 channels"),
     ("resnet18", {"mean": (0.5,) * 3, "std": (0.5, 0.5, 0.0)}, "std above 0"),
     ("resnet18", {"mean": (0.5,) * 3, "std": (0.5, math.nan, 0.5)}, "std above 0"),
     ("resnet18", {"mean": (0.5,) * 3, "std": (0.5, math.inf, 0.5)}, "std above 0"),
@@ -70,6 +69,26 @@ def test_networks_that_cannot_be_built(monkeypatch, name, more, words):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=words):
         build_network(name, 3, **more)
+
+
+def test_networks_of_grey_images(tmp_path):
+    """P2: one whose first convolution takes one channel gets grey images, and the mean of the colours' mean and std
+    where none is given; one that makes its own grey gets colours."""
+    path = tmp_path / "net.py"
+    path.write_text("""
+import torchvision
+from torch import nn
+def grey(classes):
+    net = torchvision.models.resnet18(num_classes=classes)
+    net.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    return net
+def own_grey(classes): return nn.Sequential(nn.Conv2d(3, 1, 1), grey(classes))
+""")
+    reading = build_network(f"{path}:grey", 3, 32)[1]
+    assert reading.channels == 1 and reading.size_of(10) == 10 * 32 * 32
+    assert reading.mean == pytest.approx((0.449,)) and reading.std == pytest.approx((0.226,))
+    assert build_network(f"{path}:grey", 3, 32, mean=[0.5], std=[0.2])[1].mean == (0.5,)
+    assert build_network(f"{path}:own_grey", 3, 32)[1].channels == 3
 
 
 @pytest.mark.parametrize("source, words", [
@@ -105,7 +124,7 @@ def test_what_a_function_changes_is_put_back(tmp_path, monkeypatch):
 def test_the_function_repair_asks_for_parameters():
     """K4: in the library too."""
     with pytest.raises(ValueError, match="the network has no parameters"):
-        network.repair_quietly(nn.AdaptiveAvgPool2d(1), make_data(0), torch.tensor([1]))
+        network.unlearn(nn.AdaptiveAvgPool2d(1), make_data(0), torch.tensor([1]))
 
 
 def test_a_network_of_timm(monkeypatch):

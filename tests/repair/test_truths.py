@@ -1,4 +1,4 @@
-"""True labels of known bad images (repair/truths.py, Y1 to Y5; a column of the lists of lists.py): they are taught."""
+"""True labels of known bad images (repair/truths.py, Y1 to Y5): they are taught. Lists with them: test_lists.py."""
 
 from dataclasses import replace
 from unittest.mock import Mock
@@ -12,13 +12,10 @@ from engine.batches import trusted
 from engine.streams import stream
 from experiment.data import Data
 from experiment.settings import Config
-from helpers import assert_same_state, gen, make_data, small_net, streamed
-from image_tree import root, written  # noqa: F401
+from helpers import gen, make_data, small_net, streamed
 from metrics import accuracy, predict
 from repair import pipeline
-from repair.inputs import open_folder
-from repair.network import repair_quietly
-from repair.progress import Watch
+from repair.network import unlearn
 from repair.truths import COPIES, check_truths, with_truths
 from shapes import make
 from tasks import put_trigger
@@ -43,11 +40,12 @@ def images_of(**more) -> Data:
 def test_what_counts_as_known():
     """Y1: true labels that are all the first class are known; where all are -1 there are none."""
     data, forget, first = images_of(), FORGET[1:], torch.zeros(2, dtype=torch.int64)
-    assert torch.equal(check_truths(first, forget, data), first)
+    assert torch.equal(check_truths(first, forget, data.labels, 4), first)
     assert len(with_truths(data, forget, first)) == 24 + 2 * COPIES
     assert len(with_truths(data, forget, first + torch.tensor([2, -1]))) == 24 + COPIES  # none of the first class
     for none in (None, first - 1):
-        assert check_truths(none, forget, data) is None and with_truths(data, forget, none) is data
+        assert check_truths(none, forget, data.labels, 4) is None
+        assert with_truths(data, forget, none) is data
 
 
 @pytest.mark.parametrize("more", [{}, {"pad": 2, "flip": True}], ids=["plain", "augmented"])
@@ -68,11 +66,11 @@ def test_taught_data_is_read_as_its_own(more):
 
 
 def test_copies_are_trusted():
-    """Y1: somebody has looked at the copies' labels, which are neither held out nor suspected, also under a Watch."""
+    """Y1: somebody has looked at the copies' labels, which are neither held out nor left out."""
     taught = with_truths(images_of(), FORGET, TRUTHS)
     copies = torch.arange(24, 24 + 2 * COPIES)
     assert torch.equal(taught.trusted, copies)
-    assert torch.equal(trusted(Watch("a pass", None).over(taught)).nonzero()[:, 0], copies)
+    assert torch.equal(trusted(taught).nonzero()[:, 0], copies)
     assert not trusted(images_of()).any()
 
 
@@ -89,16 +87,16 @@ def test_a_trigger_stays_on_the_copies():
     (torch.tensor([0, -1, 1]), "image 5 is listed as bad, but its true label is the label that it has, 0"),
     (torch.tensor([2, -1, 4]), "the true label of image 8 is 4; it must be from 0 to 3, or -1"),
     (torch.tensor([-2, -1, 0]), "the true label of image 5 is -2"),
-    (torch.tensor([2, 0]), "2 true labels for 3 known bad images"),
+    (torch.tensor([2, 0]), r"int64 of shape \(2,\); they must be an int64 tensor of shape \(3,\), one for each"),
     (torch.tensor([2.0, 0, 0]), r"true labels are torch.float32 of shape \(3,\)"),
     (torch.zeros((3, 1), dtype=torch.int64), r"int64 of shape \(3, 1\)"), (torch.tensor(2), r"int64 of shape \(\)"),
     ([2, 0, 0], "true labels are list")])
 def test_true_labels_that_cannot_be(truths, words):
     """Y4: a true label that is no class, or the one that the image has, is refused by `repair` before any training."""
     with pytest.raises(ValueError, match=words):
-        repair_quietly(small_net(0), images_of(), FORGET, true_labels=truths, say=pytest.fail)
+        unlearn(small_net(0), images_of(), FORGET, true_labels=truths, say=pytest.fail)
     with pytest.raises(ValueError, match="ant.png is listed as bad"):
-        check_truths(torch.tensor([0, -1, -1]), FORGET, images_of(), ["x.png"] * 5 + ["ant.png"] * 19)
+        check_truths(torch.tensor([0, -1, -1]), FORGET, images_of().labels, 4, ["x.png"] * 5 + ["ant.png"] * 19)
 
 
 # --- What it brings ---------------------------------------------------------------------------------------------------
@@ -110,7 +108,7 @@ def test_true_labels_are_taught():
     kinds = torch.arange(len(train)) % 3  # what draw_shapes drew
     model = claims.network(0, channels=3, classes=3)
     fit(model, train, None, Config(epochs=8, batch=32, lr=0.01), stream(0, "training"))
-    plain, taught = (repair_quietly(model, train, known, true_labels=truths) for truths in (None, kinds[known]))
+    plain, taught = (unlearn(model, train, known, true_labels=truths)[0] for truths in (None, kinds[known]))
     assert bool((train.labels[known] != kinds[known]).all())
     right = [float((predict(net, train, known) == kinds[known]).double().mean()) for net in (plain, taught)]
     assert right[1] >= max(right[0], 0.9)  # 1.0 at seeds 0, 1, 2; without 0.83 on average
@@ -118,93 +116,23 @@ def test_true_labels_are_taught():
     assert accuracy(taught, clean) >= accuracy(model, clean) - 0.05  # 1 point less on average
 
 
-def test_the_state_knows_true_labels(tmp_path):
-    """Y5: a repair goes on from a state with the same true labels, and from no other one."""
-    keep, settings = tmp_path / "x.state", dict(unlearn_epochs=2, batch=8, max_passes=3, stop="max")
-
-    def told_by(truths) -> tuple[torch.nn.Module, str]:
-        told = []
-        net = repair_quietly(small_net(0), images_of(), FORGET, keep=keep, say=told.append, true_labels=truths,
-                             **settings)
-        return net, "\n".join(told)
-
-    (first, _), (again, told) = told_by(TRUTHS), told_by(TRUTHS)
-    assert "going on after" in told
-    assert_same_state(again, first)
-    for other in (None, torch.tensor([2, 2, 0]), torch.tensor([1, -1, 0])):
-        assert "of another repair" in told_by(other)[1]
-
-
-# --- Lists ------------------------------------------------------------------------------------------------------------
-
-CASES = {  # classes of image_tree: ant, bee and others, by names or numbers
-    "all": ("path,true_label\nant/1.png,bee\nbee/1.png,ant\n", {1: "bee", 6: "ant"}),
-    "some": ("path,bad,true_label\nant/1.png,true,bee\nbee/1.png,true,\nant/0.png,,\n", {1: "bee"}),
-    "label": ("filename;label\nant/1.png;1\nbee/1.png;0\n", {1: "bee", 6: "ant"}),
-    "good rows": ("path,bad,true_label\nant/1.png,true,bee\nant/0.png,false,ant\n", {1: "bee"}),
-    "first of two": ("path,label,true_label\nant/1.png,ant,bee\n", {1: "bee"}),
-    "indices": (",true_label\n1,bee\n6,ant\n", {1: "bee", 6: "ant"}),
-    "nothing": ("path,true_label\nant/1.png,\n", None),
-    "labels as given": ("path,label\nant/1.png,ant\nbee/1.png,bee\n", None),
-    "no column": ("path,given_label\nant/1.png,ant\n", None)}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_column_of_true_labels(tmp_path, root, name):
-    """Y4: true labels by class names or numbers, of all or some listed images; rows that are not bad do not count, and
-    `label` may be the label as given, in every row."""
-    content, wanted = CASES[name]
-    file = written(tmp_path, "bad.csv", content)
-    folder = open_folder(root, file)
-    if wanted is None:
-        assert folder.truths is None and "true label" not in folder.said
-        return
-    found = {i: folder.classes[y] for i, y in enumerate(folder.truths.tolist()) if y >= 0}
-    assert found == wanted and f"{len(wanted)} of these with a true label" in folder.said
-
-
-@pytest.mark.parametrize("content, words", [
-    ("path,true_label\nant/1.png,ant\n", "lists 1.png as bad, and its true_label is 'ant', the label that it has"),
-    ("path,label\nant/1.png,bee\nbee/1.png,bee\n", "lists 1.png as bad, and its label is 'bee'.*the column label if"),
-    ("path,true_label\nant/1.png,wasp\n", "the true_label 'wasp' of 1.png is no class; they are ant"),
-])
-def test_true_labels_that_contradict(tmp_path, root, content, words):
-    """Y4: a true label that is the given one or no class is refused with the image."""
-    with pytest.raises(ValueError, match=words):
-        open_folder(root, written(tmp_path, "bad.csv", content))
-
-
-def test_two_lists_count_together(tmp_path, root):
-    """Y4: true labels of one list and images of another; two that contradict each other are refused."""
-    one, two = written(tmp_path, "a.csv", "path,true_label\nant/1.png,bee\n"), written(tmp_path, "b.txt", "bee/1.png\n")
-    order = written(tmp_path, "order.txt", "ant\nbee\ncat\n")  # a class without images may be a true one
-    folder = open_folder(root, [one, two], class_map=order)
-    assert folder.forget.tolist() == [1, 6] and folder.truths[folder.forget].tolist() == [1, -1]
-    other = written(tmp_path, "c.csv", "path,true_label\nant/1.png,cat\n")
-    with pytest.raises(ValueError, match="gives 1.png the true labels 'bee' and 'cat'"):
-        open_folder(root, [one, other], class_map=order)
-
-
 # --- The command ------------------------------------------------------------------------------------------------------
 
 def test_the_command_teaches_them(colours, capsys, monkeypatch):
-    """Y4, Y5: a column of true labels of --bad is told to the repair, the finish and the verdict, changes the weights
-    and adds a line to the report; images that cannot be decoded are forgotten with their labels."""
-    bad, repaired_with = colours["--data"] / "bad.csv", Mock(wraps=pipeline.repaired_with)
-    finish, judge = Mock(wraps=pipeline.finish_repair), Mock(wraps=pipeline.judge)  # what they are told shows nowhere else
-    monkeypatch.setattr(pipeline, "repaired_with", repaired_with)
-    monkeypatch.setattr(pipeline, "finish_repair", finish)
-    monkeypatch.setattr(pipeline, "judge", judge)
+    """Y4, Y5: a column of true labels of --bad goes to REM+, the finish and the verdict, changes the weights, and adds
+    a line to the report."""
+    bad, parts = colours["--data"] / "bad.csv", {}
+    for name in ("unlearn", "finish_repair", "judge"):  # what they are given shows nowhere else
+        parts[name] = Mock(wraps=getattr(pipeline, name))
+        monkeypatch.setattr(pipeline, name, parts[name])
     bad.write_text("path,true_label\n0-5.png,0\n1-5.png,\n")
     assert call(colours, "--epochs", 1) in (0, 3)
     plain = colours["--out"].read_bytes()
     assert call({**colours, "--bad": bad}, "--epochs", 1) in (0, 3)
     assert colours["--out"].read_bytes() != plain
-    told = [one.kwargs["true_labels"] for one in repaired_with.call_args_list + finish.call_args_list]
-    told += [one.args[-1] for one in judge.call_args_list]
-    assert told[::2] == [None] * 3 and [truths.tolist() for truths in told[1::2]] == [[0, -1]] * 3
-    (colours["--data"] / "train" / "0" / "0-0.png").write_bytes(b"\x89PNG")  # the one before them all
-    assert call({**colours, "--bad": bad}, "--epochs", 0, "--skip-bad-images") in (0, 3)
+    given = [one.kwargs["true_labels"] for name in ("unlearn", "finish_repair") for one in parts[name].call_args_list]
+    given += [one.args[-1] for one in parts["judge"].call_args_list]
+    assert given[::2] == [None] * 3 and [truths.tolist() for truths in given[1::2]] == [[0, -1]] * 3
     assert "1 of these with a true label" in capsys.readouterr().out
     scores = report_of(colours)["scores"]
     assert list(scores)[:2] == ["known bad, their given labels", "known bad, their true labels"]

@@ -1,13 +1,11 @@
-"""The function `repair` (repair/network.py): what it chooses for a network of one's own, and what it gives back.
+"""REM+ on a network of one's own (repair/network.py): settings, layers, how far it goes, and what it gives back.
 
 Properties P1, P3, P4, P5, P7 and G2 of tests/README.md.
 """
 
-import itertools
 import math
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,11 +18,10 @@ from engine.modes import modes_of
 from etd import ExpandedWeight
 from expand import expand
 from experiment.settings import Config
-from helpers import assert_same_state, make_data, small_net
+from helpers import assert_same_state, make_data, small_net, streamed
+from metrics import predict
 from models import build
-from repair import network
-from repair.mismatch import predicted
-from repair.network import choose_settings, expand_any, layer_choices, repair_quietly
+from repair.network import choose_settings, expand_any, layer_choices, memory_format_of, unlearn
 
 pytestmark = pytest.mark.filterwarnings("ignore:Acc")  # rounding decides whether a cap is reached
 
@@ -51,7 +48,7 @@ def test_settings_follow_from_data_and_network(n, norm, given, batch, optimizer,
     assert told == [f"batch {batch} ({math.ceil(n / batch)} steps per epoch on {n} images"] * ("batch" not in given)
 
 
-@pytest.mark.parametrize("lost, believed, memorised, given, again, reach", [
+@pytest.mark.parametrize("lost, left, memorised, given, again, reach", [
     (4, 1 / 3, False, {}, [], 0.07),  # of 14, against a third
     (5, 1 / 3, False, {}, [("too far", 0.035), ("too far", 0.0175)], 0.0175),
     (5, 1 / 3, False, {"reach": 0.07}, [], 0.07),
@@ -61,43 +58,48 @@ def test_settings_follow_from_data_and_network(n, norm, given, batch, optimizer,
     (0, 0.0, True, {"reach": 0.07, "farther": 2}, [("memorised", 0.28)], 0.28),
     (0, 0.0, True, {"farther": 0}, [], 0.07),
     (5, 0.0, True, {}, [("too far", 0.07)], 0.07)])
-def test_how_far_a_removal_goes(monkeypatch, lost, believed, memorised, given, again, reach):
+def test_how_far_a_removal_goes(monkeypatch, lost, left, memorised, given, again, reach):
     """P4, A40: half as far, at most twice, where the first epoch loses more than a third of the accuracy, and as far as
-    before where that leaves more than a third of D_f believed; twice as far where it leaves what is known by heart,
-    unless that loses a third of the accuracy. A given reach stays, unless `farther` is given too. It is said, and what
-    comes back, the settings too, is that of a repair which was given the reach that was used in the end."""
-    # every epoch gets so many wrong of those that step 3 leaves out, the untouched network none, and leaves so much of
-    # D_f believed: what training brings about differs from machine to machine
+    before where that leaves more than a third of D_f with their labels; twice as far where it leaves what the network
+    has memorised, unless that loses a third of the accuracy. A given reach stays, unless `farther` is given too. It is
+    said, and what comes back, the settings too, is that of a repair which was given the reach that was used in the end.
+    """
+    # every epoch gets so many wrong of those that step 3 leaves out, the untouched network none, and leaves such a
+    # share of D_f: what training brings about differs from machine to machine
     monkeypatch.setattr(rem_plus, "right_on", lambda s, index: torch.arange(len(index)) >= lost)
     accuracy_of, look = rem_plus.accuracy_of, rem_plus.EarlyStopping.look
-    monkeypatch.setattr(rem_plus, "accuracy_of", lambda s, index, net=None: accuracy_of(s, index) if net is None else 1.0)
+    monkeypatch.setattr(rem_plus, "accuracy_of",
+                        lambda s, index, net=None: accuracy_of(s, index) if net is None else 1.0)
 
     def look_at(end, s):  # what step 2 measures itself stays as it is
         with monkeypatch.context() as patch:
-            patch.setattr(rem_plus, "accuracy_of", lambda s, index: believed)
+            patch.setattr(rem_plus, "accuracy_of", lambda s, index: left)
             look(end, s)
 
     monkeypatch.setattr(rem_plus.EarlyStopping, "look", look_at)
     monkeypatch.setattr(rem_plus, "MEMORISED", -1.0 if memorised else 2.0)
     data, told = make_data(0, n=60), []
-    data.labels[FORGET] = predicted(small_net(0), data)[FORGET]  # as learnt, so that step 2 has something to do
-    found, used = network.repaired_with(small_net(0), data, FORGET, unlearn_epochs=2, say=told.append, **given)
+    data.labels[FORGET] = predict(small_net(0), data)[FORGET]  # as learnt, so that step 2 has something to do
+    found, used = unlearn(small_net(0), data, FORGET, unlearn_epochs=2, say=told.append, **given)
     for line, (why, tried) in zip((line for line in told if "once more" in line), again, strict=True):
         assert why in line and line.endswith(f"once more, with reach {tried:.3g}")
     chosen = choose_settings(small_net(0), 60, {"unlearn_epochs": 2})[0]
     assert used == replace(chosen, reach=reach, farther=used.farther)
     monkeypatch.setattr(rem_plus, "MEMORISED", 2.0)
-    assert_same_state(found, repair_quietly(small_net(0), data, FORGET, unlearn_epochs=2, reach=reach))
+    assert_same_state(found, repaired(small_net(0), data, FORGET, unlearn_epochs=2, reach=reach))
+
+
+def repaired(*args, **more):
+    """The network alone."""
+    return unlearn(*args, **more)[0]
 
 
 def test_settings_that_a_repair_does_not_read_are_refused():
     """P3: the names of training's settings are not taken for REM's and passed over in silence."""
     data, net = make_data(0, n=24), small_net(0)
-    for name, value, hint in (("epochs", 1, "unlearn_epochs"), ("lr", 1e-9, "unlearn_lr"), ("alpha", 1.0, "batch, ")):
-        with pytest.raises(ValueError, match=f"a repair reads no {name}; give {hint}"):
-            repair_quietly(net, data, FORGET, **{name: value})
-    with pytest.raises(TypeError, match="steps"):
-        repair_quietly(net, data, FORGET, steps=3)
+    for name, value, hint in (("epochs", 1, "unlearn_epochs"), ("lr", 1e-9, "unlearn_lr"), ("sead", 1, "seed")):
+        with pytest.raises(ValueError, match=f"a repair reads no setting '{name}'; did you mean '{hint}'"):
+            repaired(net, data, FORGET, **{name: value})
 
 
 @pytest.mark.parametrize("name, values", [
@@ -109,8 +111,8 @@ def test_every_setting_that_is_taken_is_used(name, values):
     """P3: each setting that a repair takes changes what comes back; none is passed over in silence."""
     common = {"unlearn_epochs": 3, "batch": 6, "gamma": 0.0, "max_passes": 3, "unlearn_lr": 0.02, "stop": "max"}
     data, forget = make_data(0, n=24), torch.arange(6)
-    data.labels[forget] = predicted(small_net(0), data)[forget]  # as learnt, so that step 2 has something to do
-    found = [repair_quietly(small_net(0), data, forget, **{**common, name: value}) for value in values]
+    data.labels[forget] = predict(small_net(0), data)[forget]  # as learnt, so that step 2 has something to do
+    found = [repaired(small_net(0), data, forget, **{**common, name: value}) for value in values]
     assert not torch.equal(found[0].head.weight, found[1].head.weight)
 
 
@@ -120,7 +122,7 @@ def test_the_seed_decides_the_order_too():
     found = []
     for seed in (0, 1, 0):
         torch.manual_seed(len(found))
-        found.append(repair_quietly(small_net(0), make_data(0, n=24), FORGET, seed=seed, **settings))
+        found.append(repaired(small_net(0), make_data(0, n=24), FORGET, seed=seed, **settings))
     assert_same_state(found[0], found[2])
     assert not torch.equal(found[0].head.weight, found[1].head.weight)
 
@@ -266,9 +268,9 @@ def test_wrapped_networks_and_inputs_stay(capsys):
     """P7: DataParallel and compiled networks are unwrapped; network, data and modes stay; nothing is printed."""
     data, net = make_data(0, n=24), small_net(0).eval()
     before, labels = {name: t.clone() for name, t in net.state_dict().items()}, data.labels.clone()
-    plain = repair_quietly(net, data, FORGET, unlearn_epochs=1)
+    plain = repaired(net, data, FORGET, unlearn_epochs=1)
     for wrapped in (nn.DataParallel(net), nn.DataParallel(torch.compile(net, backend="eager"))):
-        assert_same_state(repair_quietly(wrapped, data, FORGET, unlearn_epochs=1), plain)
+        assert_same_state(repaired(wrapped, data, FORGET, unlearn_epochs=1), plain)
     assert all(torch.equal(net.state_dict()[name], t) for name, t in before.items())
     assert torch.equal(data.labels, labels)
     assert list(plain.state_dict()) == list(before) and not any(modes_of(plain))
@@ -276,24 +278,22 @@ def test_wrapped_networks_and_inputs_stay(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_progress_says_what_each_step_did(monkeypatch, tmp_path):
-    """P1: a line per epoch: the updates of step 2, the time and, by the epochs of this run, what is left at most."""
-    def interrupt(line):
-        if line.startswith("epoch 2/"):
-            raise KeyboardInterrupt
+class View(nn.Module):
+    """A classic: maps are flattened by x.view, which takes contiguous ones alone."""
 
-    data, told, ticks = make_data(0, n=24), [], itertools.count(step=10)  # a clock that is looked at once an epoch
-    monkeypatch.setattr(network, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
-    for stop in ("max", "repaired"):
-        repair_quietly(small_net(0), data, FORGET, unlearn_epochs=3, stop=stop, say=told.append)
-    lines = [line for line in told if line.startswith("epoch ")]
-    assert all("updates of step 2, Acc(D_f)" in line for line in lines) and len(lines) >= 4
-    assert "Acc(held out) nan" in lines[0] and "nan" not in lines[3]
-    for k, line in enumerate(lines[:3], 1):
-        assert line.startswith(f"epoch {k}/3: ") and line.endswith(f"; {10 * k} s, at most {10 * (3 - k)} s left")
-    how = dict(unlearn_epochs=3, stop="max", keep=tmp_path / "x.state")
-    with pytest.raises(KeyboardInterrupt):
-        repair_quietly(small_net(0), data, FORGET, say=interrupt, **how)
-    told.clear()
-    repair_quietly(small_net(0), data, FORGET, say=told.append, **how)
-    assert [line.rpartition("; ")[2] for line in told[-2:]] == ["10 s, at most 10 s left", "20 s, at most 0 s left"]
+    def forward(self, x):
+        return x.view(x.size(0), -1)
+
+
+def test_networks_that_flatten_by_view():
+    """P7: they are given contiguous batches, in memory and streamed, and repaired; others keep the faster format."""
+    torch.manual_seed(0)
+    data, forget = make_data(0, n=24, classes=4), torch.tensor([1, 5])
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), View(), nn.Linear(4 * 64, 4))
+    for source in (data, streamed(data)):
+        assert memory_format_of(net, source) == torch.contiguous_format
+        assert memory_format_of(small_net(0), source) == torch.channels_last
+        found = repaired(net, source, forget, unlearn_epochs=1, gamma=1.0)
+        assert list(found.state_dict()) == list(net.state_dict())
+        assert not torch.equal(found[-1].weight, net[-1].weight)
+    assert data.memory_format == torch.channels_last

@@ -1,4 +1,4 @@
-"""The list of suspects that a user gets, fills in and gives back (suspects_list.py, the column `bad` of lists.py).
+"""The list of suspects that a user gets, fills in and gives back (outputs.py, the column `bad` of lists.py).
 
 S15: it says what the network believes and comes back whatever the names hold; answers are never lost.
 """
@@ -11,21 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from colours import call as run_repair, report_of
 from engine.features import features
 from helpers import make_data, small_net
-from image_tree import written
 from models import build
-from repair import networks_by_name, pipeline, suspects_list
-from repair.inputs import Folder, open_folder
-from repair.ranking import rank
-from repair.suspects import crossed, given_loss, logits, probe
+from repair import networks_by_name, outputs
+from repair.finish import logits
+from repair.inputs import Folder, load, open_folder
+from repair.looks import crossed, probe
+from repair.suspects import rank
 
 NAMES = ["plain.png", 'a "quoted", name.png', "Ünïcode 猫 – ñ.png", "comma, semi; tab.png", "line\nend.png",
          "cr\rlf\r\n.png", " blank.png", "=1+1.png", "back\\slash.png", os.fsdecode(b"no UTF-8 \xe9.png")]
-EARLIER = "rank,filename,index,given_label,predicted_label,score,label_score,similar"
-OURS = EARLIER + ",rank_by_score,rank_by_similar,likely"
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +69,13 @@ def answer(path: Path, out: Path, bad: dict[str, str]) -> Path:
 def test_the_list_says_what_the_network_believes(world):
     """S15: each image but D_f once, in overall order; every column is what it is called."""
     rows = rows_of(world["--out"].parent / "suspects.csv")
-    assert list(rows[0]) == OURS.split(",")
+    assert list(rows[0]) == list(outputs.COLUMNS)
     assert [row["rank"] for row in rows] == [str(i) for i in range(1, 20)]
-    folder = open_folder(world["--data"], world["--bad"])
+    folder = open_folder(world["--data"], [world["--bad"]])
     net, reading = networks_by_name.build_network("resnet9:0.05", 2, 12)
     net.load_state_dict(torch.load(world["--out"], weights_only=True))
-    train, *_ = folder.load(reading)
-    z, labels = logits(net, train)
+    train, _ = load(folder, reading)
+    z, labels = logits(net, train), train.labels
     net.load_state_dict(torch.load(world["--checkpoint"], weights_only=True))
     h = features(net, train)
     similar = probe(h, folder.forget)
@@ -89,7 +88,7 @@ def test_the_list_says_what_the_network_believes(world):
         assert name.encode("utf-8", "backslashreplace").decode() == row["filename"]
         named = folder.classes[labels[i]], folder.classes[z[i].argmax()]
         assert (row["given_label"], row["predicted_label"]) == named
-        assert float(row["score"]) == pytest.approx(float(given_loss(z, labels)[i]), rel=1e-4, abs=1e-5)
+        assert float(row["score"]) == pytest.approx(float(F.cross_entropy(z[i], labels[i])), rel=1e-4, abs=1e-5)
         assert float(row["label_score"]) == pytest.approx(math.exp(-float(row["score"])), rel=1e-4)
         assert 0 <= float(row["label_score"]) <= 1
         assert float(row["similar"]) == pytest.approx(float(similar[i]), rel=1e-3, abs=1e-5)
@@ -102,7 +101,7 @@ def test_the_list_says_what_the_network_believes(world):
 def test_the_list_comes_back(world):
     """S15: whatever the names hold, each row that the user calls bad is that image, which joins the first list."""
     listed = world["--out"].parent / "suspects.csv"
-    folder = open_folder(world["--data"], world["--bad"])
+    folder = open_folder(world["--data"], [world["--bad"]])
     for row in rows_of(listed):
         given = {"train/bëe/=1+1.png": "false", row["filename"]: "TRUE"}
         file = answer(listed, world["--data"] / "answers.csv", given)
@@ -135,48 +134,17 @@ def test_the_second_round_starts_from_the_original(world, capsys):
 
 
 def test_a_list_where_some_things_are_missing(tmp_path):
-    """S15: images that could not be decoded, here every second one, count in the index; as many are marked as are
-    likely. Where nothing says what looks like D_f, both of its columns are empty. A class's name that a spreadsheet
-    would compute stands behind an apostrophe, others as they are."""
+    """S15: where nothing says what looks like D_f, both of its columns are empty; as many are marked as are likely. A
+    class's name that a spreadsheet would compute stands behind an apostrophe, others as they are."""
     data, net = make_data(0, channels=3, classes=2), small_net(1, channels=3, classes=2)
     paths = [tmp_path / "train" / "a" / f"{i}.png" for i in range(12)]
-    folder = Folder(tmp_path, ['=HYPERLINK("x")', "a=b"], paths, data.labels, torch.tensor([2, 5]), None, "")
-    ranking = rank(*logits(net, data), folder.forget)._replace(likely=3)
-    places = {path: 2 * i for i, path in enumerate(paths)}
-    suspects_list.write_suspects(tmp_path / "r.pt", ranking, data, folder, places)
+    folder = Folder(tmp_path, ['=HYPERLINK("x")', "a=b"], paths, data.labels, torch.tensor([2, 5]), None, None, "", {})
+    ranking = rank(logits(net, data), data.labels, folder.forget)._replace(likely=3)
+    outputs.write_suspects(tmp_path / "suspects.csv", ranking, data.labels, folder)
     rows = rows_of(tmp_path / "suspects.csv")
     assert [row["likely"] for row in rows] == ["true"] * 3 + ["false"] * 7
-    assert len(rows) == 10 and all(row["filename"] == f"train/a/{int(row['index']) // 2}.png" for row in rows)
+    assert len(rows) == 10 and all(row["filename"] == f"train/a/{row['index']}.png" for row in rows)
     assert {row["similar"] for row in rows} == {row["rank_by_similar"] for row in rows} == {""}
     assert sorted(int(row["rank_by_score"]) for row in rows) == list(range(1, 11))
     labels = {row[key] for row in rows for key in ("given_label", "predicted_label")}
     assert labels == {"'=HYPERLINK(\"x\")", "a=b"}
-
-
-@pytest.mark.parametrize("missing, similar", [(0, True), (1, False)])
-def test_features_that_would_fill_the_memory_are_left_out(monkeypatch, missing, similar):
-    """S15: five copies of them, 20 rows of the last layer's three inputs in float64, have to fit into what is free."""
-    data, forget = make_data(0, n=20), torch.tensor([2, 5])
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3), torch.nn.Linear(3, 4))
-    monkeypatch.setattr(pipeline, "room_for_images", lambda device: 5 * 20 * 3 * 8 - missing)
-    found = pipeline.looks_of(pipeline.see(net, data), data.labels, forget, 0)
-    assert [column is not None for column in found[:3]] == [similar, similar, True]
-    assert not found.alike.any() and found.missing == ""
-
-
-@pytest.mark.parametrize("answered, content", [
-    (True, "rank,filename,Bad\n1,0-0.png,true\n"),
-    (True, "rank;filename; BAD\n1;0-0.png;true\n"),
-    (True, "rank\tfilename\tbad\n1\t0-0.png\ttrue\n"),
-    (True, f"{OURS},wrong\n1,,,,,,,,,,,x\n"),
-    (True, f"{OURS}\n1,,,,,,,,,,,true\n"),  # in a column without a name
-    (True, f"{OURS}\nask Eve\n"),
-    (True, "a,b,c,d,e,f,g,h,i,j,k\n"),  # eleven columns, as ours has
-    (True, b"rank,filename,b\xe4d\n"),
-    (True, "rank,filename,bad\n".encode("utf-16")),
-    (True, f"{EARLIER},bad\n1,train/a/c.png,1,a,b,1.5,0.2,0.9,true\n"),
-    (False, f"{EARLIER}\n1,train/a/c.png,1,a,b,1.5,0.2,0.9\n"),
-    (False, OURS.replace(",", ";") + "\n" + 10 * ";" + "\n")])  # as a spreadsheet saves it
-def test_what_is_never_written_over(tmp_path, answered, content):
-    """S15: a list with typed answers, whatever the case, delimiter or encoding; one of ours without any may be."""
-    assert suspects_list.answered(written(tmp_path, "suspects.csv", content)) == answered
