@@ -22,6 +22,7 @@ from statistics import fmean
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[2]))
@@ -39,7 +40,9 @@ from rem import add_capacity, discard  # noqa: E402
 from rem_plus import Settings as PlusSettings  # noqa: E402
 from rem_plus import remove_to_distance  # noqa: E402
 from repair import repair  # noqa: E402
-from repair.suspects import crossed, given_loss, logits, margin  # noqa: E402
+from repair.finish import logits  # noqa: E402
+from repair.looks import crossed  # noqa: E402
+from repair.pipeline import margin  # noqa: E402
 from results.repair.rivals.trials import (CORRUPTIONS, N, SUBJECTS, TARGET, Subject, Trial, corrupt,  # noqa: E402
                                           trained)
 from train import fit  # noqa: E402
@@ -208,9 +211,9 @@ def doubts(model, first, trial: Trial) -> dict[str, float]:
     Scores: minus the held-out likeness to the list, the margin and the loss before, and minus the loss after REM+.
     """
     h, labels = features(model, trial.train), trial.train.labels
-    before, after = logits(model, trial.train)[0], logits(first, trial.train)[0]
+    before, after = logits(model, trial.train), logits(first, trial.train)
     scores = {"unlike the list": -crossed(h, trial.known), "margin before": -margin(before, labels),
-              "loss after REM+": -given_loss(after, labels)}
+              "loss after REM+": -F.cross_entropy(after, labels, reduction="none")}
     is_bad = torch.isin(trial.known, trial.bad)
     return {name: auroc(score[trial.known[is_bad]], score[trial.known[~is_bad]]) for name, score in scores.items()}
 
