@@ -45,13 +45,11 @@ def corrupt(config: Config, dataset: Dataset) -> Task:
     if config.pair is not None and not pair:
         raise ValueError(f"pair is {clipped(config.pair)!r}; give two class numbers such as 3,5")
     pair = pair and (int(pair[1]), int(pair[2]))
-    if config.task != "human" and config.trigger == Config.trigger:
-        return make_task(config.task, dataset, config.n, config.seed, pair)
-    from experiment.corruptions import TRIGGERS, labels_by_people, people  # here, because the paper has none of these
+    if config.task == "human" or config.trigger != Config.trigger:
+        from experiment.corruptions import further_task  # here, because the paper has none of these
 
-    if config.task == "human":
-        return people(dataset, labels_by_people(config, dataset), config.seed)
-    return make_task(config.task, dataset, config.n, config.seed, pair, TRIGGERS[config.trigger])
+        return further_task(config, dataset, pair)
+    return make_task(config.task, dataset, config.n, config.seed, pair)
 
 
 def with_true_n(config: Config, dataset: Dataset) -> Config:

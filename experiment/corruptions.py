@@ -15,7 +15,14 @@ from engine.streams import stream
 from experiment.data import Dataset
 from experiment.image_files import files_of
 from experiment.people import in_order, of_files, read_people
-from tasks import Task, add_trigger, assemble
+from tasks import Task, add_trigger, assemble, make_task
+
+
+def further_task(config, dataset: Dataset, pair: tuple[int, int] | None) -> Task:
+    """The settings' task where it is not one of the paper's: with another trigger, or of people's mistakes."""
+    if config.task == "human":
+        return people(dataset, labels_by_people(config, dataset), config.seed)
+    return make_task(config.task, dataset, config.n, config.seed, pair, TRIGGERS[config.trigger])
 
 
 # --- Triggers ---------------------------------------------------------------------------------------------------------

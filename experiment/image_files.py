@@ -76,7 +76,7 @@ def list_images(root, *choices):
 
 
 def hidden(name):
-    """Whether a file or folder is none that its user looks at."""
+    """Whether a file or folder is hidden, by its name."""
     return name.startswith(".")
 
 

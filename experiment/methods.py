@@ -1,4 +1,4 @@
-"""What is known of each method, one record each: every choice, key, table and estimate asks it (Sec. 3, Table 1).
+"""The methods by name, a record each, which every choice, key, table and estimate reads (Sec. 3, Table 1).
 
     unlearned = METHODS["cf"].function(model, task.train, forget, config, generator)
     unlearned = METHODS["rem-ideal"].function(model, task.train, forget, config, generator, corrupted=task.corrupted)

@@ -1,6 +1,7 @@
 """Which file imports which, read from the code itself (R13), and what is imported inside functions alone (R7)."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -60,6 +61,16 @@ def test_what_a_module_imports(name):
     assert not tops(ast.Module(first, [])) & {"matplotlib", "torchvision", "PIL"}
     assert "pandas" not in tops(TREES[name]) or name == "study.tables"
     assert "study.tables" not in imported(ast.Module(first, []))
+
+
+def test_what_the_main_command_leaves_unread():
+    """R7: what the README's command never uses is imported where it is asked for: image files, people's labels,
+    pickles, stored tasks, code and networks of users, figures."""
+    idle = ["engine.features", "experiment.corruptions", "experiment.image_files", "experiment.people",
+            "experiment.pickles", "experiment.stored_tasks", "experiment.user_code", "repair", "study", "torchvision"]
+    code = f"import run, sys; sys.exit(' '.join(sys.modules.keys() & {idle!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stderr.strip() == ""
 
 
 def test_no_circle():
