@@ -317,7 +317,6 @@ def test_a_reader_that_has_gone_and_ctrl_c_are_no_failures():
     assert "NonFiniteLoss: too high" in attempt(lambda: raised(NonFiniteLoss("too high")))[2]
 
 
-
 def test_too_few_outputs_are_told_before_any_work():
     """R2: fewer outputs than classes are told with both numbers, and nothing begins; more may be unlearnt."""
     config, dataset = made()

@@ -42,7 +42,7 @@ from train import fit
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_base_only_is_the_original_on_cuda(dtype, layout):
-    """X1, X6: the same on the GPU, in both memory formats; theta_o2 has device, dtype and format too."""
+    """X1, X6: on the GPU, too, theta_o1 alone is the original; theta_o2 has its device, dtype and memory format."""
     net = randomise(build("resnet9", 0.25, seed=0), 0).to("cuda", dtype, memory_format=layout)
     plain, expanded = copy.deepcopy(net), expand.expand(net, torch.zeros(2, 3, 32, 32))
     x = draw(0, 8, 3, 32, 32, dtype=dtype).cuda().to(memory_format=layout)
