@@ -269,7 +269,7 @@ def heads(show: str) -> list[tuple[str, str]]:
     return [(HEADS.get(name, name), item) for name, (_, item) in zip(named, items, strict=True)]
 
 
-# --- Kinds of tables: from the rows and a marker's options to a header and lines ----------------------------------------
+# --- Kinds of tables: from the rows and a marker's options to a header and lines --------------------------------------
 
 Made = tuple[list[str], list[list[str]]]
 
@@ -352,7 +352,8 @@ def means(frame: pd.DataFrame, show: str, by: str = "method", across: str = "", 
     def line(place: tuple[str, ...], part: pd.DataFrame) -> list[str]:
         found = parts_of(part, across) if across else {}
         groups = [found.get(column, part[:0]) for column in columns] + [part] * bool(all or not across)
-        return [*place, *[str(len(part))] * bool(count), *(joined(group, item) for group in groups for _, item in items)]
+        numbered = [*place, str(len(part))] if count else [*place]
+        return numbered + [joined(group, item) for group in groups for _, item in items]
 
     lines = [line(place, part) for place, part in parts_of(frame, by).items()]
     if all and not across:
