@@ -248,7 +248,7 @@ def by_cell(frame: pd.DataFrame, score: str, cell: str, unit: str) -> pd.Series:
     where other rows differ in one cell.
     """
     once = frame["method"].isin(ONCE) if "method" in frame else pd.Series(False, frame.index)
-    rate = frame["discovery"].mask(once, ANY_RATE) if "discovery" in frame else ANY_RATE
+    rate = frame["discovery"].astype(float).mask(once, ANY_RATE) if "discovery" in frame else ANY_RATE
     keys = [*cell.split(","), "discovery", *unit.split(",")]
     values = pd.DataFrame({key: rate if key == "discovery" else texts(frame, key) for key in keys})
     values = values.assign(value=numbers(frame, score), once=once).dropna(subset="value")

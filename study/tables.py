@@ -71,8 +71,8 @@ def by_cell(frame: pd.DataFrame, score: str = "product") -> pd.Series:
     """
     good = finished(frame).dropna(subset=score)
     reads = good["method"].map(reads_forget).astype(bool)
-    good = good.assign(discovery=good["discovery"].where(reads, ANY_RATE))
-    return good.groupby(["task", "discovery", "seed"])[score].agg(fmean)
+    good = good.assign(discovery=good["discovery"].astype(float).where(reads, ANY_RATE))
+    return good.groupby(["task", "discovery", "seed"])[score].agg(fmean).astype(float)
 
 
 def paired(mine: pd.Series, other: pd.Series) -> list[pd.Series]:
@@ -258,7 +258,6 @@ def beside(frame: pd.DataFrame, rem: pd.DataFrame, best: pd.DataFrame | None = N
 def table_of(title: str, text: str, lines: list[dict], digits: int = 2) -> Table:
     """A Table of these lines without the columns of SOME that are empty, with NOTES on the others."""
     cells = pd.DataFrame(lines, dtype=object)
-    cells = cells.astype(object).where(cells.notna(), None)
     cells = cells.drop(columns=[name for name in SOME if name in cells and cells[name].isna().all()])
     return Table(title, " ".join([text, *(note for name, note in NOTES.items() if name in cells)]), cells, digits)
 
@@ -343,7 +342,7 @@ def means(title: str, rows: list[dict], plain: list[dict] = ()) -> Table:
         line = {"method": method} | {SCORES.get(name, name): value for name, value in summary(part).items()}
         timed = finished(part).dropna(subset="seconds")
         timed = timed[~timed["measured"].astype(bool)] if not timed["measured"].all() else timed
-        trained = timed[timed["train_seconds"].fillna(0) > 0]
+        trained = timed[timed["train_seconds"].astype(float) > 0]
         shares = 100 * trained["seconds"] / trained["train_seconds"]
         times = [fmean(values) if len(values) else None for values in (timed["seconds"], shares)]
         times = [None if v is None else f"{v:.1f}" for v in (*times, PAPER["A.8"].get(method))]

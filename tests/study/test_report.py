@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from few_images import refusal
-from made_rows import ROOT, grid, head, lines, load, main, make_row, one, row_of, write
+pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-report.txt")
 
-tables = pytest.importorskip("study.tables", reason="tables need pandas: pip install -r requirements-report.txt",
-                             exc_type=ImportError)
+from few_images import refusal  # noqa: E402
+from made_rows import ROOT, grid, head, lines, load, main, make_row, one, row_of, write  # noqa: E402
+from study import tables  # noqa: E402
 
 
 # --- Formats ----------------------------------------------------------------------------------------------------------
