@@ -22,6 +22,7 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
@@ -47,32 +48,38 @@ ONCE = {name for name in METHODS if not reads_forget(name)}  # whose network is 
 
 def table_of(text: str) -> list[str]:
     """The lines of a table in Markdown, with a line on its rows below it; ValueError for a marker with a mistake."""
-    try:
-        kind, *words = shlex.split(text)
-    except ValueError as error:
-        raise ValueError(f"{text!r} does not parse ({error})") from error
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind of table {kind!r}; choose from {', '.join(KINDS)}")
-    given = dict(word.split("=", 1) for word in words if "=" in word)
-    options = inspect.signature(KINDS[kind]).parameters
-    own = {key: value for key, value in given.items() if key in options}
-    if lacking := [key for key, option in options.items() if option.default is option.empty and key not in own][1:]:
-        raise ValueError(f"a table of the kind {kind} needs {lacking[0]}=...")
-    names, note = given.pop("names", ""), given.pop("note", "")
-    frame = frame_at(tuple(word for word in words if "=" not in word), given.pop("open", None))
-    if "last" in given:
-        frame = frame.drop_duplicates(given.pop("last").split(","), keep="last")
-    frame = chosen(frame, {key: re.split(",(?! )", value) for key, value in given.items() if key not in own})
-    for key in ",".join(own.get(name, "") for name in ("by", "across")).strip(",").split(","):
+    kind, sources, options, more = parsed(text)
+    names, note = more.pop("names", ""), more.pop("note", "")
+    frame = frame_at(sources, more.pop("open", None))
+    if "last" in more:
+        frame = frame.drop_duplicates(more.pop("last").split(","), keep="last")
+    frame = chosen(frame, {key: re.split(",(?! )", value) for key, value in more.items()})
+    for key in ",".join(options.get(name, "") for name in ("by", "across")).strip(",").split(","):
         frame = frame[texts(frame, key) != "nan"] if key else frame  # a file may have lines of two kinds
     if frame.empty:
         raise ValueError(f"no rows are left of {text!r}")
-    header, lines = KINDS[kind](frame, **own)
+    header, lines = kind(frame, **options)
     grid = renamed([header, *lines], names)
     made = ["| " + " | ".join(line) + " |" for line in grid]
     made.insert(1, "|---" * len(header) + "|")
     below = note_on(frame)
     return made + ["", below] if below and note != "no" else made
+
+
+def parsed(text: str) -> tuple[Callable, tuple[str, ...], dict[str, str], dict[str, str]]:
+    """Of a marker its kind, its files and folders, the options of the kind, and all other options."""
+    try:
+        name, *words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} does not parse ({error})") from error
+    if name not in KINDS:
+        raise ValueError(f"unknown kind of table {name!r}; choose from {', '.join(KINDS)}")
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    _, *known = inspect.signature(KINDS[name]).parameters.values()  # the first is the frame
+    if lacking := [each.name for each in known if each.default is each.empty and each.name not in given]:
+        raise ValueError(f"a table of the kind {name} needs {lacking[0]}=...")
+    options = {each.name: given.pop(each.name) for each in known if each.name in given}
+    return KINDS[name], tuple(word for word in words if "=" not in word), options, given
 
 
 def chosen(frame: pd.DataFrame, filters: dict[str, list[str]]) -> pd.DataFrame:
@@ -241,7 +248,7 @@ def by_cell(frame: pd.DataFrame, score: str, cell: str, unit: str) -> pd.Series:
     where other rows differ in one cell.
     """
     once = frame["method"].isin(ONCE) if "method" in frame else pd.Series(False, frame.index)
-    rate = frame["discovery"].mask(once, ANY_RATE) if "discovery" in frame else ANY_RATE
+    rate = frame["discovery"].astype(float).mask(once, ANY_RATE) if "discovery" in frame else ANY_RATE
     keys = [*cell.split(","), "discovery", *unit.split(",")]
     values = pd.DataFrame({key: rate if key == "discovery" else texts(frame, key) for key in keys})
     values = values.assign(value=numbers(frame, score), once=once).dropna(subset="value")
@@ -269,7 +276,7 @@ def heads(show: str) -> list[tuple[str, str]]:
     return [(HEADS.get(name, name), item) for name, (_, item) in zip(named, items, strict=True)]
 
 
-# --- Kinds of tables: from the rows and a marker's options to a header and lines ----------------------------------------
+# --- Kinds of tables: from the rows and a marker's options to a header and lines --------------------------------------
 
 Made = tuple[list[str], list[list[str]]]
 
@@ -352,7 +359,8 @@ def means(frame: pd.DataFrame, show: str, by: str = "method", across: str = "", 
     def line(place: tuple[str, ...], part: pd.DataFrame) -> list[str]:
         found = parts_of(part, across) if across else {}
         groups = [found.get(column, part[:0]) for column in columns] + [part] * bool(all or not across)
-        return [*place, *[str(len(part))] * bool(count), *(joined(group, item) for group in groups for _, item in items)]
+        numbered = [*place, str(len(part))] if count else [*place]
+        return numbered + [joined(group, item) for group in groups for _, item in items]
 
     lines = [line(place, part) for place, part in parts_of(frame, by).items()]
     if all and not across:

@@ -17,7 +17,7 @@ from experiment.files import write_whole
 from experiment.methods import METHODS, reads_forget
 from metrics import mean_sem
 from study.captions import brief
-from study.rows import (VARIANTS, Missing, compared, etd_alone, maskless, networks, pick, split, sweep,
+from study.rows import (VARIANTS, Missing, compared, etd_alone, maskless, networks, percent, pick, split, sweep,
                         without_extra_curves)
 
 REGULARITY = {"random": "random\n(low)", "confusion": "confusion\n(medium)", "poison": "poison\n(high)"}  # it rises
@@ -90,8 +90,8 @@ def save(path: Path, figure) -> None:
 # --- Which rows -------------------------------------------------------------------------------------------------------
 
 def failed(number: str, drawn: list[dict], rows: list[dict]) -> int:
-    """How many runs failed that the figure would have drawn; Figs. 3, 6, 10 and 11 take every compared method, and Fig. 5
-    is of one discovery rate."""
+    """How many runs failed that the figure would have drawn; Figs. 3, 6, 10 and 11 take every compared method, and
+    Fig. 5 is of one discovery rate."""
     places = {(row["arch"], row["capacity"], row["p_mem"]) for row in drawn}
     methods = {(row["method"], row["etd"]) for row in drawn}
     whole = {"3": (False,), **dict.fromkeys(("6", "10", "11"), (False, True))}.get(number, ())  # of etd
@@ -114,12 +114,6 @@ def need(rows: list, what: str) -> list:
     if not rows:
         raise Missing(f"rows of {what}")
     return rows
-
-
-def percent(values) -> tuple[float, float | None] | None:
-    """Mean and SEM of fractions, in percent; None of none."""
-    values = list(values)
-    return tuple(None if v is None else 100 * v for v in mean_sem(values)) if values else None
 
 
 def by_product(parts: dict[tuple, list[dict]]) -> dict[tuple, list[dict]]:

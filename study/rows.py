@@ -14,7 +14,6 @@ from collections import defaultdict
 from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
-from statistics import fmean
 
 import torch
 
@@ -23,6 +22,7 @@ from experiment.datasets import RECIPES
 from experiment.files import check_readable
 from experiment.methods import MASKS, METHODS, OF_VIT, OPTIONAL, STEP3, code_of, reads_forget, reads_setting
 from experiment.settings import DATASET_PRESETS, Config, OF_THE_RUN, VERSION, resolve
+from metrics import mean_sem
 from tasks import PAIRS
 
 SETTINGS = {f.name: f.default for f in fields(Config)}
@@ -351,3 +351,8 @@ def split(rows: list[dict], *keys) -> dict[tuple, list[dict]]:
         parts[tuple(row[key] for key in keys)].append(row)
     return dict(sorted(parts.items()))
 
+
+def percent(values) -> tuple[float, float | None] | None:
+    """Mean and SEM of fractions, in percent; None of none."""
+    values = list(values)
+    return tuple(None if v is None else 100 * v for v in mean_sem(values)) if values else None

@@ -7,6 +7,8 @@
     mean, pairs = over_seeds(minus(npo, rem))        # in the same cells and seeds; the seeds are what is independent
 
 Choice: over seeds count only the cells that every seed has, for means of other cells differ for that alone.
+Choice: means and SEMs are those of metrics.py and fmean, whose sums are exact, so that no order of the rows moves the
+last digit of a table, as it does in pandas' own.
 Choice: Tables 8 and 9 are read as trained with ETD, since their No UL differs from that of Tables 4 and 5, which no
 mask would change.
 """
@@ -21,14 +23,13 @@ import pandas as pd
 
 from experiment.methods import METHODS, reads_forget
 from experiment.settings import EVERY_TASK
-from metrics import mean_sem
 from study.captions import caption, endings, once
-from study.rows import (SETTINGS, VARIANTS, compared, etd_alone, maskless, measured, networks, pick, split, sweep,
-                        without_extra_curves)
+from study.rows import (SETTINGS, VARIANTS, compared, etd_alone, maskless, measured, networks, percent, pick, split,
+                        sweep, without_extra_curves)
 from tasks import TASKS
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())
-FIELDS = ("data", "n", "arch", "capacity", "etd", "p_mem", "method", "task", "discovery", "seed", "status", "healed", "utility",
+FIELDS = ("data", "n", "arch", "capacity", "etd", "method", "task", "discovery", "seed", "status", "healed", "utility",
           "product", "misled", "learnt", "seconds", "train_seconds", "measured")  # of rows, in a frame
 SCORES = {"healed": "Healed", "utility": "Utility", "product": "product"}
 ANY_RATE = 0.0  # stands for the discovery rate of what reads no D_f
@@ -47,8 +48,8 @@ NOTES = {"over seeds": "Over seeds: mean ± SEM of each seed's mean product over
                           "discovery rate, chosen by the score itself, which no user could.",
          "gave up / idle": "Gave up / idle: runs that gave up above gamma (REM: in some step 2); that did nothing.",
          "REM less it": "REM less it (REM+ less its own variants): of the product in the same cell and seed, mean ± SEM "
-                         "over all pairs of runs; over seeds: of each seed's mean over the cells that every seed has; "
-                         "pairs: seeds × cells."}
+                        "over all pairs of runs; over seeds: of each seed's mean over the cells that every seed has; "
+                        "pairs: seeds × cells."}
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
@@ -58,13 +59,9 @@ def frame_of(rows: list[dict]) -> pd.DataFrame:
     return pd.DataFrame([{**row, "measured": measured(row)} for row in rows], columns=FIELDS, dtype=object)
 
 
-def percent(values) -> tuple[float, float | None] | None:
-    """Mean and SEM of fractions, in percent; None of none.
-
-    Of metrics.py rather than of pandas: its sums are exact, so that no order of the rows moves a last digit.
-    """
-    values = list(values)
-    return tuple(None if v is None else 100 * v for v in mean_sem(values)) if values else None
+def finished(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that ended well."""
+    return frame[frame["status"] == "ok"]
 
 
 def by_cell(frame: pd.DataFrame, score: str = "product") -> pd.Series:
@@ -72,10 +69,10 @@ def by_cell(frame: pd.DataFrame, score: str = "product") -> pd.Series:
 
     The rate is ANY_RATE of methods that read no D_f, which have one network for all rates.
     """
-    good = frame[(frame["status"] == "ok") & frame[score].notna()]
+    good = finished(frame).dropna(subset=score)
     reads = good["method"].map(reads_forget).astype(bool)
-    good = good.assign(discovery=good["discovery"].where(reads, ANY_RATE))
-    return good.groupby(["task", "discovery", "seed"])[score].agg(fmean)
+    good = good.assign(discovery=good["discovery"].astype(float).where(reads, ANY_RATE))
+    return good.groupby(["task", "discovery", "seed"])[score].agg(fmean).astype(float)
 
 
 def paired(mine: pd.Series, other: pd.Series) -> list[pd.Series]:
@@ -107,8 +104,8 @@ def over_seeds(values: pd.Series, unit: Sequence[str] = ("seed",)) -> tuple[tupl
 def learnt(frame: pd.DataFrame) -> str | None:
     """Of the untouched network its accuracy on D_c's labels as given, in percent, a number per task of TASKS, "-" where
     there is no such run; None where there is none of any task."""
-    found = frame[(frame["status"] == "ok") & (frame["method"] == "no-ul") & frame["learnt"].notna()]
-    means = found.groupby("task")["learnt"].agg(fmean)
+    good = finished(frame).dropna(subset="learnt")
+    means = good[good["method"] == "no-ul"].groupby("task")["learnt"].agg(fmean)
     tasks = TASKS if set(TASKS) & set(means.index) else EVERY_TASK[len(TASKS):]
     texts = [f"{100 * means[task]:.0f}" if task in means.index else "-" for task in tasks]
     return " / ".join(texts) if len(means) else None
@@ -116,7 +113,7 @@ def learnt(frame: pd.DataFrame) -> str | None:
 
 def summary(frame: pd.DataFrame) -> dict:
     """n (runs that ended well; None where none was tried), failed, and mean and SEM over runs of each score, in %."""
-    good = frame[frame["status"] == "ok"]
+    good = finished(frame)
     counts = {"n": len(good) if len(frame) else None, "failed": len(frame) - len(good)}
     return counts | {key: percent(good[key]) for key in SCORES}
 
@@ -156,7 +153,7 @@ def shown(cell, digits: int = 2) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table in Markdown, its columns aligned, title and caption above. (pandas needs a further package for this.)"""
+    """The table in Markdown, its columns aligned, title and caption above; pandas would need another package."""
     texts = table.texts(lambda text: text.replace("\\", r"\\").replace("|", r"\|"))
     grid = [list(texts), *texts.to_numpy().tolist()]
     wide = [max(3, *map(len, column)) for column in zip(*grid, strict=True)]
@@ -240,18 +237,19 @@ def kept_and_best(rows: list[dict], *keys: str) -> tuple[list[dict], dict[tuple,
 
 def rem_of(frame: pd.DataFrame) -> pd.DataFrame:
     """The runs that `minus REM` is less: of REM, or of REM+ where REM was not run; without ETD where there are such."""
-    good = frame[frame["status"] == "ok"]
+    good = finished(frame)
     found = good[good["method"] == ("rem" if "rem" in set(good["method"]) else "rem-plus")]
     plain = found[~found["etd"].astype(bool)]
     return plain if len(plain) else found
 
 
 def beside(frame: pd.DataFrame, rem: pd.DataFrame, best: pd.DataFrame | None = None) -> dict:
-    """The columns on a method's product beside its mean over runs: its runs, REM's, its own at the best of each cell."""
+    """The columns on a method's product beside its mean over runs, of its runs, REM's, and its own at the best of each
+    cell."""
     own = set(zip(frame["method"], frame["etd"])) <= set(zip(rem["method"], rem["etd"]))
     mean, seeds = over_seeds(by_cell(frame))
     less, pairs = (None, None) if own else over_seeds(minus(by_cell(frame), by_cell(rem)))
-    good = frame[frame["status"] == "ok"]
+    good = finished(frame)
     return {"over seeds": mean, "seeds": seeds, "minus REM": less, "pairs": pairs,
             "misled": percent(good["misled"].dropna()), "learnt": learnt(frame),
             "best per cell": None if best is None else percent(best["product"])}
@@ -260,7 +258,6 @@ def beside(frame: pd.DataFrame, rem: pd.DataFrame, best: pd.DataFrame | None = N
 def table_of(title: str, text: str, lines: list[dict], digits: int = 2) -> Table:
     """A Table of these lines without the columns of SOME that are empty, with NOTES on the others."""
     cells = pd.DataFrame(lines, dtype=object)
-    cells = cells.astype(object).where(cells.notna(), None)
     cells = cells.drop(columns=[name for name in SOME if name in cells and cells[name].isna().all()])
     return Table(title, " ".join([text, *(note for name, note in NOTES.items() if name in cells)]), cells, digits)
 
@@ -272,7 +269,8 @@ def paper_table(number: str, data: str, n: int, rows: list[dict]) -> Table:
     spec, keys = PAPER["tables"][number], ("arch", "capacity", "etd", "method")
     (rows, best), arch = kept_and_best(rows, *keys), spec["arch"]
     frame = frame_of(rows)
-    ours, paper = dict(iter(frame.groupby(list(keys)))), {tuple(row[key] for key in keys[1:]): row for row in spec["rows"]}
+    ours = dict(iter(frame.groupby(list(keys))))
+    paper = {tuple(row[key] for key in keys[1:]): row for row in spec["rows"]}
     every = dict.fromkeys([*paper, *sorted(key[1:] for key in ours if key[0] == arch), *(key[1:] for key in ours)])
     lines = []
     for key, mine in by_product({key: ours.get((arch, *key), frame[:0]) for key in every}).items():
@@ -282,7 +280,8 @@ def paper_table(number: str, data: str, n: int, rows: list[dict]) -> Table:
         line = {name: what[name] for name in COLUMNS.get(number, ())} | {"method": method}
         line |= beside_papers(mine, theirs, spec, chosen if number in BEST else None) | beside(mine, rem, chosen)
         if number == "1":
-            found = beside_papers(ours.get(("vit", *key), frame[:0]), {"product": theirs.get("vit")}, PAPER["tables"]["5"])
+            vit, on_svhn = ours.get(("vit", *key), frame[:0]), {"product": theirs.get("vit")}
+            found = beside_papers(vit, on_svhn, PAPER["tables"]["5"])
             line |= {f"ViT {name}": found[name] for name in ("n", "product", "product (paper)", "difference")}
         lines.append(line)
     text = " ".join([caption(rows, *keys), *once(rows), of_the_paper(number)])
@@ -308,7 +307,7 @@ def like_the_papers(frame: pd.DataFrame, spec: dict) -> bool:
 
     The seeds may differ. Methods that read no D_f have no rates, so that the tasks are enough.
     """
-    good = frame[frame["status"] == "ok"]
+    good = finished(frame)
     cells = set(by_cell(good).index.droplevel("seed"))
     papers = [{(task, rate) for task in TASKS for rate in rates} for rates in ([ANY_RATE], PAPER["discovery"])]
     return cells in papers and set(zip(good["data"], good["n"])) == {(spec["dataset"], spec["corrupted"])}
@@ -341,9 +340,9 @@ def means(title: str, rows: list[dict], plain: list[dict] = ()) -> Table:
     rem = rem_of(frame_of([*rows, *plain]))
     for (method,), part in parts_of(frame_of(rows), "method").items():
         line = {"method": method} | {SCORES.get(name, name): value for name, value in summary(part).items()}
-        timed = part[(part["status"] == "ok") & part["seconds"].notna()]
+        timed = finished(part).dropna(subset="seconds")
         timed = timed[~timed["measured"].astype(bool)] if not timed["measured"].all() else timed
-        trained = timed[timed["train_seconds"].fillna(0) > 0]
+        trained = timed[timed["train_seconds"].astype(float) > 0]
         shares = 100 * trained["seconds"] / trained["train_seconds"]
         times = [fmean(values) if len(values) else None for values in (timed["seconds"], shares)]
         times = [None if v is None else f"{v:.1f}" for v in (*times, PAPER["A.8"].get(method))]
@@ -359,7 +358,7 @@ def plane(title: str, rows: list[dict]) -> Table | None:
     """Mean product of each method in every cell that has all seeds, and over them, beside the paper's; None of none."""
     rows, lines = [row for row in rows if compared(row["method"])], []
     frame = frame_of(pick(rows))
-    has = frame.groupby(["task", "discovery", "seed"]).size().unstack(fill_value=0) > 0  # a line a cell, a column a seed
+    has = frame.groupby(["task", "discovery", "seed"]).size().unstack(fill_value=0) > 0  # lines: cells, columns: seeds
     shared = sorted(has.index[has.all(axis=1)], key=lambda cell: (EVERY_TASK.index(cell[0]), cell[1]))
     if not shared:
         return None
@@ -410,8 +409,9 @@ def ablations(title: str, rows: list[dict]) -> Table | None:
     parts = parts_of(frame, "method", "etd")
     for (method, etd), mine in parts.items():
         whole = "rem-plus" if method.startswith("rem-plus") else "rem"
-        less = by_cell(frame[:0]) if method == whole else minus(by_cell(parts.get((whole, etd), frame[:0])), by_cell(mine))
-        good, (mean, pairs) = mine[mine["status"] == "ok"], over_seeds(less)
+        rem = frame[:0] if method == whole else parts.get((whole, etd), frame[:0])
+        less, good = minus(by_cell(rem), by_cell(mine)), finished(mine)
+        mean, pairs = over_seeds(less)
         line = {"method": called(method, etd), "n": len(good)}
         line |= {task: percent(good["product"][good["task"] == task]) for task in TASKS}
         lines.append(line | {"mean": percent(good["product"]), "REM less it": percent(less),

@@ -1,4 +1,5 @@
-"""results/make.py and kinds.py: markers are read, tables are what their rows give, each mistake is told, and a page is made once."""
+"""results/make.py, kinds.py: markers are read, tables are what their rows give, each mistake is told, a page is made
+once."""
 
 import re
 from collections import defaultdict

@@ -352,7 +352,7 @@ def costs(rows_by: dict) -> list[Check]:
         name, share = our_name(rows_by[data]), {}
         for method in (name, "scrub", "npo", "badt"):
             part = frame_of(pick(rows_by[data], method=method, etd=False))
-            part = part[part["train_seconds"].fillna(0) > 0]
+            part = part[part["train_seconds"].astype(float) > 0]
             share[method] = by_cell(part.assign(share=part["seconds"] / part["train_seconds"]), "share")
             found += difference(data, NAMES.get(method, "REM"), share[method], undecided, method == "rem-plus")
         for more, less in (("badt", "scrub"), ("scrub", name), (name, "npo")):

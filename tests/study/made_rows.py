@@ -100,7 +100,8 @@ def column(table, name) -> list:
 
 def line(table, **wanted) -> dict:
     """The only line of a table with these values, by column."""
-    (found,) = [row for row in table.cells.to_dict("records") if all(row[key] == value for key, value in wanted.items())]
+    rows = table.cells.to_dict("records")
+    (found,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
     return found
 
 

@@ -1,4 +1,4 @@
-"""study/report.py and the formats of study/tables.py: the command `run.py report`, and a table in Markdown and LaTeX."""
+"""The command `run.py report`, and a table of study/tables.py in Markdown and LaTeX."""
 
 import os
 import re
@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from few_images import refusal
-from made_rows import ROOT, grid, head, lines, load, main, make_row, one, row_of, write
+pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-report.txt")
 
-tables = pytest.importorskip("study.tables", reason="tables need pandas: pip install -r requirements-report.txt",
-                             exc_type=ImportError)
+from few_images import refusal  # noqa: E402
+from made_rows import ROOT, grid, head, lines, load, main, make_row, one, row_of, write  # noqa: E402
+from study import tables  # noqa: E402
 
 
 # --- Formats ----------------------------------------------------------------------------------------------------------
@@ -69,8 +69,8 @@ def test_decimals(tmp_path):
 def test_written_files(tmp_path, capsys):
     """R4, R9: --out has a file of each table in Markdown and LaTeX, with every data set's, and nothing else; the same
     call writes the same bytes."""
-    source = write(tmp_path / "x.jsonl", grid(["rem", "npo"]) + grid(["rem"], dataset="folder", data_dir="/pictures\udcff",
-                                                                    image_size=16))
+    other = dict(dataset="folder", data_dir="/pictures\udcff", image_size=16)  # a byte that is no letter
+    source = write(tmp_path / "x.jsonl", grid(["rem", "npo"]) + grid(["rem"], **other))
     argv = [str(source), "--table", "mean,4", "--out", str(tmp_path / "out")]
     assert main(argv) == 0
     assert capsys.readouterr() == (f"4 files of tables and 0 of figures in {tmp_path / 'out'}\n", "")

@@ -1,5 +1,5 @@
-"""Numbers of study/tables.py and rows.sweep, in the tables made of them: means over seeds, differences to REM in the same cells,
-one value of a setting that was swept, runs that gave up (Tables 1-9)."""
+"""Numbers of study/tables.py and rows.sweep, in the tables made of them: means over seeds, differences to REM in the
+same cells, one value of a setting that was swept, runs that gave up (Tables 1-9)."""
 
 import itertools
 import statistics
