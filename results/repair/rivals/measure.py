@@ -308,11 +308,11 @@ def tables(rows: list[dict]) -> str:
         values = list(values)
         return f"{100 * fmean(values):.1f}" if values else ""
 
-    names = [name for name in TREATMENTS if rows_of(name)]
     own = {place(row): row for row in rows_of("repair")}
+    names = [name for name in TREATMENTS if rows_of(name, common=own)]
     lines = ["| treatment | trials | Healed | Utility | product | repair less it | trials that it wins | misled |",
              "|---" * 8 + "|"]
-    for name in sorted(names, key=lambda name: -fmean(row["product"] for row in rows_of(name))):
+    for name in sorted(names, key=lambda name: -fmean(row["product"] for row in rows_of(name, common=own))):
         mine = rows_of(name, common=own)
         less = [own[place(row)]["product"] - row["product"] for row in mine]
         lead = ("", "") if name == "repair" else (mean(less), str(sum(one < -0.005 for one in less)))
