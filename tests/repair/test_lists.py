@@ -112,7 +112,7 @@ CASES = {  # by names or numbers, of all or some of the bad rows; rows that are 
     "all": ("path,true_label\nant/1.png,bee\nbee/1.png,ant\n", {1: "bee", 6: "ant"}),
     "some": ("path,bad,true_label\nant/1.png,true,1\nbee/1.png,true,\nant/0.png,,\n", {1: "bee"}),
     "good rows": ("path,bad,true_label\nant/1.png,true,bee\nant/0.png,false,bee\n", {1: "bee"}),
-    "twice": ("path,true_label\nant/1.png,\nant/1.png,bee\nant/1.png,1\n", {1: "bee"}),
+    "twice": ("path,true_label\nant/1.png,1\nant/1.png,bee\nant/1.png,\n", {1: "bee"}),
     "indices": (",true_label\n1,bee\n6,0\n", {1: "bee", 6: "ant"}),
     "nothing": ("path,true_label\nant/1.png,\n", None),
     "no column": ("path,given_label\nant/1.png,ant\n", None)}
