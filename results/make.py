@@ -1,4 +1,4 @@
-"""Write the tables of every README.md from the stored rows; it needs pandas (requirements-report.txt).
+"""Write the tables of every README.md from the stored rows; it needs pandas (requirements-optional.txt).
 
     python results/make.py                     # rewrite the pages
     python results/make.py README.md           # this page alone
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             text = page.read_text(encoding="utf-8")
             new = rewritten(text)
         except ModuleNotFoundError as error:
-            print(f"results/make.py needs {error.name}: pip install -r requirements-report.txt", file=sys.stderr)
+            print(f"results/make.py needs {error.name}: pip install -r requirements-optional.txt", file=sys.stderr)
             return 2
         except (OSError, ValueError) as error:
             print(f"results/make.py: {name}: {error}", file=sys.stderr)

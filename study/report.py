@@ -3,7 +3,7 @@
     python run.py report results/fashion-mini
     python run.py report results --table all --figure all --out report
 
-Tables need pandas and figures matplotlib, which nothing else here does: requirements-report.txt.
+Tables need pandas and figures matplotlib, which nothing else here does: requirements-optional.txt.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main(given: dict, argv: list[str]) -> int:
     except BrokenPipeError:  # its reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
     except ModuleNotFoundError as error:
-        tell(f"run.py report needs {error.name.partition('.')[0]}: pip install -r requirements-report.txt")
+        tell(f"run.py report needs {error.name.partition('.')[0]}: pip install -r requirements-optional.txt")
         return 2
     except (ValueError, OSError) as error:
         tell(f"run.py report: {error}")

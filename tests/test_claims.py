@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-report.txt")
+pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-optional.txt")
 
 from made_rows import make_row, row_of  # noqa: E402
 from results.claims import statements  # noqa: E402

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-report.txt")
+pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-optional.txt")
 
 from made_rows import grid, make_row, noting, write  # noqa: E402
 from results import kinds, make  # noqa: E402

@@ -71,7 +71,7 @@ def main(argv) -> int:
 
 def tables_of(name, rows) -> list:
     """The tables of a name; without pandas the test is skipped."""
-    pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-report.txt")
+    pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-optional.txt")
     from study.tables import make_tables
 
     return make_tables(name, rows)

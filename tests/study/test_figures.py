@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install -r requirements-report.txt")
+pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install -r requirements-optional.txt")
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402

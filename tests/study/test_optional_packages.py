@@ -23,7 +23,7 @@ def test_without_a_package(tmp_path, package, script, words):
     done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     name = " ".join([script, *words[:1]]) if script == "run.py" else script
-    assert done.stderr == f"{name} needs {package}: pip install -r requirements-report.txt\n"
+    assert done.stderr == f"{name} needs {package}: pip install -r requirements-optional.txt\n"
     assert {path.name for path in tmp_path.iterdir()} == {"x.jsonl"}
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-report.txt")
+pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-optional.txt")
 
 from few_images import refusal  # noqa: E402
 from made_rows import ROOT, grid, head, lines, load, main, make_row, one, row_of, write  # noqa: E402

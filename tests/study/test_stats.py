@@ -7,7 +7,7 @@ from operator import itemgetter
 
 import pytest
 
-pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-report.txt")
+pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-optional.txt")
 
 import pandas as pd  # noqa: E402
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-report.txt")
+pytest.importorskip("pandas", reason="tables need pandas: pip install -r requirements-optional.txt")
 
 from experiment.methods import METHODS  # noqa: E402
 from made_rows import (column, every_cell, grid, head, line, lines, load, make_row, mean_and_sem, noting,  # noqa: E402
