@@ -1,6 +1,6 @@
 """REM+ on a network of one's own (repair/network.py): settings, layers, how far it goes, and what it gives back.
 
-Properties P1, P3, P4, P5, P7 and G2 of tests/README.md.
+Properties P1, P3, P4, P5 and P7 of tests/properties.md.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The page that a repair leaves (repair/page.py, page.html), read as a browser's parser reads it.
 
-Properties S30 to S35 of tests/README.md; S33 needs node.
+Properties S30 to S35 of tests/properties.md; S33 needs node.
 """
 
 import base64
