@@ -288,7 +288,7 @@ def product(frame: pd.DataFrame, by: str = "method", columns: str = "product,see
     Args: cell: what besides the discovery rate tells cells apart; over: what counts as independent; columns, of which
         an empty one is left out: cells and tasks (the mean in each), healed, utility, product, seeds, minus, misled (of
         runs of poison), learnt (of the untouched network), best (at the best alpha of each cell), paper (of Table 4, or
-        5 of a ViT).
+        5 of a ViT), reachable (see `of_reachable`; it needs rows of no-ul and retrain).
     """
     parts, best = compared(frame, by)
     values = {place: by_cell(part, "product", cell, over) for place, part in parts.items()}
@@ -312,6 +312,8 @@ def product(frame: pd.DataFrame, by: str = "method", columns: str = "product,see
                     if place in best else ""}
         if name == "seeds":
             return {counted(over): over_units(mine, over)[1]}
+        if name == "reachable":
+            return {name: of_reachable(mine, values["no-ul",], values["retrain",], over)}
         if name == "misled":
             return {name: average(part, "misled%1", over) if "misled" in part else ""}
         if name == "learnt":
@@ -330,6 +332,19 @@ def product(frame: pd.DataFrame, by: str = "method", columns: str = "product,see
         lines.append(line)
     full = [name for k, name in enumerate(lines[0]) if k <= by.count(",") or any(line[name] for line in lines)]
     return full, [[line[name] for name in full] for line in lines]
+
+
+def of_reachable(mine: pd.Series, untouched: pd.Series, retrained: pd.Series, unit: str) -> str:
+    """How much of the way from the untouched network to an oracle, in percent of it: mean ± SEM over units.
+
+    The oracle is retraining at discovery 1, without any corrupted image: no method that knows less can be asked for
+    more, though one that puts theta_o2 beside the network may give it.
+    """
+    known = retrained[retrained.index.get_level_values("discovery") == 1]
+    oracle = paired(mine, known.rename({1: ANY_RATE}, level="discovery"))[1]
+    units = unit.split(",")
+    gained, wanted = (minus(values, untouched).groupby(units).agg(fmean) for values in (mine, oracle))
+    return shown(*(100 * value for value in mean_sem(gained / wanted)), digits=0)
 
 
 def compared(frame: pd.DataFrame, by: str) -> tuple[dict, dict]:

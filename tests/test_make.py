@@ -193,6 +193,17 @@ def test_differences_are_of_the_cells_that_both_have(tmp_path):
         assert (line[3].lstrip("+"), line[4]) == (found[name][1], cells)
 
 
+def test_how_much_of_the_way_to_the_oracle(tmp_path):
+    """R18: reachable is each seed's gain over the untouched network, over that of retraining at discovery 1."""
+    scores = {("no-ul", 1.0): (0.1, 0.2), ("retrain", 0.5): (0.3, 0.2), ("retrain", 1.0): (0.9, 0.6),
+              ("rem", 0.5): (0.5, 0.4), ("rem", 1.0): (0.5, 0.64)}
+    rows = [make_row(method, healed, 1.0, seed=seed, discovery=rate)
+            for (method, rate), both in scores.items() for seed, healed in enumerate(both)]
+    found = {line[0]: line[1] for line in made(tmp_path, "product ROWS columns=reachable", rows)[1:]}
+    # seed 0: (0.5 - 0.1) / (0.9 - 0.1) = 0.5;  seed 1: ((0.4 + 0.64) / 2 - 0.2) / (0.6 - 0.2) = 0.8
+    assert found == {"rem": "65 ± 15", "retrain": "56 ± 6", "no-ul": "0 ± 0"}
+
+
 def test_variants_are_named_by_their_settings(tmp_path):
     """R18: a variant is its method with the changes of REM+ that are off, and others where a method has several values;
     rows of `rem` before 0.7 are of REM+."""
