@@ -3,8 +3,8 @@
     repaired = abl(model, task.train, forget, config, generator)            # the arguments are those of baselines.py
     repaired = sap(alpha=100)(model, task.train, forget, config, generator)
 
-They are written from the equations of their papers, whose constants stand below; `results/repair/README.md` compares
-them with `repair`. Choice: rates are constant at `unlearn_lr` where no docstring speaks of `schedule`.
+They are written from the equations of their papers, whose constants stand below; `results/repair/rivals/README.md`
+compares them with `repair`. Choice: rates are constant at `unlearn_lr` where no docstring speaks of `schedule`.
 """
 
 from dataclasses import replace
