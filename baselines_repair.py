@@ -16,7 +16,6 @@ from torch.nn import Conv2d, Linear, Module, functional as F
 from baselines import fine_tune, forget_in_training_mode, restore_modes, retain_set, run_epoch
 from engine.batches import per_example
 from engine.checks import check_forget
-from engine.features import gather, penultimate
 from engine.modes import copy_of, eval_mode
 from engine.updates import logits_of, make_optimizer
 from rem import add_capacity, discard, remove
@@ -86,6 +85,8 @@ def away(logits: Tensor, rows: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def least_sensitive(model: Module, data, index: Tensor, count: int) -> Tensor:
     """The (count,) sorted images of `index` whose features change least when the image is turned by 180 degrees."""
+    from engine.features import gather, penultimate  # here, because no other method needs them
+
     with penultimate(model) as both:
         # ||f(turn(x)) - f(x)||^2
         change = gather(model, data, index, lambda x, y: both(turned(x))[1] - both(x)[1])  # (n, d)

@@ -24,8 +24,8 @@ def look_good(forget: torch.Tensor, margins: torch.Tensor, likeness: torch.Tenso
     four of the unlisted images. Where it has none, labels alone are wrong. A wrong label is learnt by heart, and less
     surely than a right one: they are those whose label the network gives more surely than it gives half of the unlisted
     images theirs. With a trigger that says nothing, since the network is surest of the trigger.
-    Choice: with these quantiles no image of nine lists without good images was doubted, and half to all of the good
-    ones in lists with 10 and 30 % of them (networks of results/repair/rivals, other seeds than those of its rows).
+    Choice: with these quantiles no image of lists without good images was doubted, and of the good ones in lists with 10
+    and 30 % of them from none to most (results/repair/rivals).
     Args: forget: (k,) int64, the list; margins: (N,) max_{j != y} z_j - z_y before the repair; likeness: (N,) to the
         list, by probes that do not know the image (`suspects.crossed`), None where there is none; alike: (N,) bool, the
         unlisted images that look like it (`looks.looking_alike`), none where the list has no look.

@@ -1,4 +1,4 @@
-"""results/repair/rivals/: trials that follow from a seed, the rate that a user would take, the tables."""
+"""results/repair/rivals/: trials that follow from a seed, the rate that a user would take."""
 
 import pytest
 import torch
@@ -52,23 +52,3 @@ def test_the_rate_that_a_user_would_take(rows, rate):
 def test_auroc():
     """A share of pairs, ties by half."""
     assert measure.auroc(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0])) == 3.5 / 4
-
-
-def row(treatment, healed, utility, seed=0, impure=0.0, **more):
-    """A row with a trigger."""
-    return {"network": "n", "corruption": "patch", "seed": seed, "impure": impure, "treatment": treatment,
-            "healed": healed, "utility": utility, "product": healed * utility, "misled": 1 - healed, **more}
-
-
-def test_tables():
-    """Means in percent over the trials that `repair` has, too, its lead and where it loses; what comes back; impure
-    lists on trials that have them all."""
-    on = {part: {"misled": 0.5, "healed": 0.5, "utility": 0.9} for part in (*measure.ON, "other source")}
-    rows = [row("repair", 0.9, 1.0, on=on), row("ABL", 0.8, 0.5, on=on), row("repair", 0.7, 1.0, 1),
-            row("ABL", 1, 1, 1), row("ABL", 0.1, 0.1, 2), row("repair", 0.6, 1.0, impure=0.3), row("ABL", 0.5, 0.4, impure=0.3)]
-    healing, lasting, impure = measure.tables(rows).split("\n\n")
-    assert "| repair | 2 | 80.0 | 100.0 | 80.0 |  |  | 20.0 |" in healing
-    assert "| ABL | 2 | 90.0 | 75.0 | 70.0 | 10.0 | 1 | 10.0 |" in healing
-    assert "| ABL | 1 | 20.0 | 50.0 | 50.0 | 50.0 | 50.0 | 90.0 | 90.0 | 90.0 |" in lasting
-    assert "| repair | 1 | 90.0 / 100.0 | 60.0 / 100.0 |" in impure
-    assert "| ABL | 1 | 80.0 / 50.0 | 50.0 / 40.0 |" in impure

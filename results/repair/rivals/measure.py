@@ -2,7 +2,6 @@
 
     python results/repair/rivals/measure.py --seeds 0,1,2                  # rows.jsonl beside this file, appended to
     python results/repair/rivals/measure.py --impure 0.1,0.3 --corruptions patch
-    python results/repair/rivals/measure.py --table                        # Markdown of the rows, and runs nothing
 
 A row is a treatment of one trained network; one that is there is skipped, so that the same command goes on. A rival
 runs at three rates (retraining at its own), and the one is taken that a user would take (`chosen`): no true label,
@@ -18,7 +17,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch import nn
@@ -291,59 +289,6 @@ def run(place: dict, treatments: list[str], lasting: bool, out: Path) -> None:
             write(name, found)
 
 
-# --- Tables -----------------------------------------------------------------------------------------------------------
-
-def tables(rows: list[dict]) -> str:
-    """Markdown: what each treatment heals, what is left when the user trains on, and what impure lists do to it."""
-    def place(row):
-        return row["network"], row["corruption"], row["seed"]
-
-    found = {(row["impure"], row["treatment"], place(row)): row for row in rows if "healed" in row}
-
-    def rows_of(name, impure=0.0, common=None):
-        mine = {where: row for (i, n, where), row in found.items() if (i, n) == (impure, name)}
-        return [row for where, row in sorted(mine.items()) if common is None or where in common]
-
-    def mean(values):
-        values = list(values)
-        return f"{100 * fmean(values):.1f}" if values else ""
-
-    own = {place(row): row for row in rows_of("repair")}
-    names = [name for name in TREATMENTS if rows_of(name, common=own)]
-    lines = ["| treatment | trials | Healed | Utility | product | repair less it | trials that it wins | misled |",
-             "|---" * 8 + "|"]
-    for name in sorted(names, key=lambda name: -fmean(row["product"] for row in rows_of(name, common=own))):
-        mine = rows_of(name, common=own)
-        less = [own[place(row)]["product"] - row["product"] for row in mine]
-        lead = ("", "") if name == "repair" else (mean(less), str(sum(one < -0.005 for one in less)))
-        misled = mean(row["misled"] for row in mine if row["misled"] is not None)
-        parts = [mean(row[key] for row in mine) for key in ("healed", "utility", "product")]
-        lines.append(f"| {name} | {len(mine)} | {' | '.join([*parts, *lead, misled])} |")
-
-    on = [*ON, "other source"]
-    lasting = ["| treatment | trials | misled | " + " | ".join(on) + " | Utility | " + " | ".join(on) + " |",
-               "|---" * (4 + 2 * len(on)) + "|"]
-    for name in names:
-        mine = [row for row in rows_of(name, common=own) if "on" in row]
-        if mine:
-            cells = [mean(row[key] for row in mine) if part is None else mean(row["on"][part][key] for row in mine)
-                     for key in ("misled", "utility") for part in (None, *on)]
-            lasting.append(f"| {name} | {len(mine)} | {' | '.join(cells)} |")
-
-    shares = sorted({row["impure"] for row in rows} - {0.0})
-    common = {where for i, n, where in found if n == "repair"} if shares else set()
-    for i in shares:
-        common &= {where for j, n, where in found if (j, n) == (i, "repair")}
-    impure = ["| treatment | trials | " + " | ".join(f"{100 * i:.0f} %" for i in (0.0, *shares)) + " |",
-              "|---" * (3 + len(shares)) + "|"]
-    for name in names:
-        parts = [rows_of(name, i, common) for i in (0.0, *shares)]
-        if common and all(parts):
-            cells = [" / ".join(mean(row[key] for row in mine) for key in ("healed", "utility")) for mine in parts]
-            impure.append(f"| {name} | {len(parts[-1])} | {' | '.join(cells)} |")
-    return "\n\n".join("\n".join(part) for part in (lines, lasting, impure) if len(part) > 2)
-
-
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, known in (("networks", SUBJECTS), ("corruptions", CORRUPTIONS), ("treatments", TREATMENTS)):
@@ -351,16 +296,12 @@ def main() -> int:
     p.add_argument("--seeds", default="0,1,2")
     p.add_argument("--impure", default="0", help="shares of the list that are good images, with commas (default: 0)")
     p.add_argument("--out", type=Path, default=HERE / "rows.jsonl", help="file of JSON lines, appended to")
-    p.add_argument("--table", action="store_true", help="print the tables of the rows, and run nothing")
     args = p.parse_args()
     asked = {name: getattr(args, name).split(";") for name in ("networks", "corruptions", "treatments")}
     for name, known in (("networks", SUBJECTS), ("corruptions", CORRUPTIONS), ("treatments", TREATMENTS)):
         if unknown := [each for each in asked[name] if each not in known]:
             p.error(f"--{name}: unknown {unknown[0]!r}; choose from {'; '.join(known)}")
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    if args.table:
-        print(tables(rows))
-        return 0
     torch.set_num_threads(1)
     done = {tuple(row[key] for key in ("network", "corruption", "seed", "impure", "treatment")) for row in rows}
     for seed in map(int, args.seeds.split(",")):
