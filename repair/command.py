@@ -229,7 +229,8 @@ def write_report(args: argparse.Namespace, argv: list[str], inputs: Inputs, foun
     file = beside_weights(args.out, ".json")
     report = {"scores": scores, "verdict": found.verdict.report(),
               "finish": found.finished and found.finished.report(),
-              "doubted": names_of(found, inputs.folder), "likely_bad": found.ranking and found.ranking.likely, "seconds": seconds, "arguments": vars(args),
+              "doubted": names_of(found, inputs.folder), "likely_bad": found.ranking and found.ranking.likely,
+              "seconds": seconds, "arguments": vars(args),
               "settings": {name: getattr(found.config, name) for name in READ},
               "reading": asdict(inputs.reading), "images": len(inputs.train), "classes": inputs.folder.classes,
               "sha256": {**inputs.digests, args.out: digest(args.out)},

@@ -21,7 +21,7 @@ def look_good(forget: torch.Tensor, margins: torch.Tensor, likeness: torch.Tenso
     """The listed images that look like good ones to the network before the repair.
 
     Where the list has a look, such as a trigger, they are those that do not have it: less like the list than three in
-    four of the unlisted images. Where it has none, labels alone are wrong. A wrong label is learnt by heart, and less
+    four of the unlisted images. Where it has none, labels alone are wrong. A wrong label is memorised, and less
     surely than a right one: they are those whose label the network gives more surely than it gives half of the unlisted
     images theirs. With a trigger that says nothing, since the network is surest of the trigger.
     Choice: with these quantiles no image of lists without good images was doubted, and of the good ones in lists with 10

@@ -4,7 +4,7 @@
     python results/make.py README.md           # this page alone
     python results/make.py --check             # change nothing; exit 1 where a page is not what its rows give
 
-A table stands on a page between a marker and an end, and what is between them is written anew; kinds.py says what a
+A table stands on a page between a marker and an end, and what is between them is written again; kinds.py says what a
 marker may ask for:
 
     <!-- table: product results/fashion-mini/grid against=rem-plus columns=product,seeds,minus -->
@@ -29,7 +29,7 @@ def pages() -> list[Path]:
 
 
 def rewritten(text: str) -> str:
-    """A page with its tables made anew; ValueError, with the number of the line, for a marker that makes none."""
+    """A page with its tables made again; ValueError, with the number of the line, for a marker that makes none."""
     from results.kinds import table_of
 
     lines, opened = [], 0

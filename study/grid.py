@@ -111,7 +111,7 @@ def warn_of_other_images(keys: set[str], folder: Path) -> None:
     """Say on stderr how many cells have rows of other images alone, which are not done."""
     if keys:
         tell(f"warning: {len(keys)} cells have rows in {folder} that are of other images, which have changed since; "
-             "these do not count as done and the cells are computed anew (to keep the two apart, take another --out)")
+             "these do not count as done and the cells are computed again (to keep the two apart, take another --out)")
 
 
 def warn_of_other_code(rows: list[dict], origin: dict) -> None:
@@ -161,7 +161,7 @@ def work_through(remaining, folder: Path, jobs: int, origin: dict, retry: bool, 
     """Train the originals and run the cells, up to `jobs` at a time; a row for each as it ends.
 
     Args: remaining: [(original, cells)]; folder: of the grid; jobs: 1 runs everything in this process, more in worker
-        processes; origin: where the rows come from, see experiment.rows.provenance; retry: make damaged originals anew;
+        processes; origin: where the rows come from, see experiment.rows.provenance; retry: make damaged originals again;
         lines: print what is done.
     Returns: the number of cells that failed.
     """

@@ -131,7 +131,7 @@ def make_original(original: Config, folder: str | Path, retry: bool = False) -> 
     """Train an original network and save it with its task, unless it is there.
 
     Args: original: settings as `plan.original_of` makes them; its method is empty, or one that trains alone; folder: of
-        the grid; retry: make it anew where its files are damaged.
+        the grid; retry: make it again where its files are damaged.
     Returns: (seconds of training, error text or None).
     """
     path = place_of_original(folder, original)

@@ -67,7 +67,7 @@ def expand_axes(axes: dict[str, str], blocks=({},)) -> list[Config]:
     Args: axes: field of Config -> values separated by commas; numbers also as first:last:step, tasks and methods also
         as all, switches as on, off or both; blocks: of a preset, more axes each, of which `axes` takes the place.
     Returns: cells in the order of seeds, networks and tasks, then discovery, then method, each once. A method is left
-        out where it has no meaning: training anew on an ETD-trained network, rem-on-etd without one. Several values of
+        out where it has no meaning: training again on an ETD-trained network, rem-on-etd without one. Several values of
         a setting make cells of those methods alone that read it.
     Raises: ValueError for an unknown field, a value that does not parse or is out of range, a method without a cell.
     """

@@ -62,7 +62,7 @@ def rest_of(trial: Trial) -> torch.Tensor:
 
 
 def ended(net: nn.Module, trial: Trial, index: torch.Tensor) -> nn.Module:
-    """The network in eval mode, statistics of BatchNorm anew over `index`, so that no difference comes of these."""
+    """The network in eval mode, statistics of BatchNorm again over `index`, so that no difference comes of these."""
     refresh_batchnorm(net, trial.train, 32, index=index)
     return net.eval()
 
