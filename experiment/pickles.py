@@ -19,7 +19,7 @@ from experiment.files import check_readable
 CALLS = ("INST", "EXT1", "EXT2", "EXT4")  # opcodes that call what they name, by number too
 # names that a file of weights asks for, with the harmless ones of repair/checkpoints.py
 WEIGHTS = (r"torch\.(_utils\.\w+|\w+)|collections\.OrderedDict|argparse\.Namespace|numpy\.(dtype|dtypes\.\w+)|"
-           r"numpy\._?core\.multiarray\.scalar|_codecs\.encode")
+           r"numpy\._?core\.multiarray\.(scalar|_reconstruct)|numpy\.ndarray|_codecs\.encode")
 REFUSED = (r"GLOBAL (\S+) (?:was not an allowed global|whose module)", r"unrecognized function (.+)")  # torch's words
 LOOKED_AT, STEPS = 2**26, 10**6  # bytes and opcodes of a refused pickle that are looked at, so that it costs a second
 

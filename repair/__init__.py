@@ -10,6 +10,7 @@ In the order of a repair, which `run.py repair` (command.py) goes through:
     network.py           REM+ on any network       state.py         going on after an interruption
     truths.py            true labels are taught    looks.py         which images look like the known bad ones
     impure.py            listed images that are perhaps good
+    backdoorbench.py     BackdoorBench's attack_result.pt as a list
     finish.py            the original network again, without what is likely bad
     verdict.py           repaired, not repaired or harmed
     suspects.py          how likely each image is bad that nobody listed

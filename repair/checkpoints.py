@@ -41,8 +41,29 @@ def number(dtype: np.dtype, value: bytes) -> np.generic:
     return SCALAR(dtype, value)
 
 
-ALLOWED = [argparse.Namespace, np.dtype, *NUMPY, (number, "numpy.core.multiarray.scalar"),
-           (number, "numpy._core.multiarray.scalar")]
+class Numbers:
+    """Stands for a numpy array in a file: `values` (n,), in the order in which they are stored.
+
+    numpy's own arrays take as much memory as a file claims, or hold objects; this one has the file's bytes alone.
+    """
+
+    values = np.zeros(0)
+
+    def __setstate__(self, state: tuple):
+        dtype, content = state[2], state[4]
+        if not isinstance(dtype, np.dtype) or dtype.kind not in "biuf" or not isinstance(content, bytes):
+            raise ValueError(f"a numpy array of {dtype}")
+        self.values = np.frombuffer(content, dtype)
+
+
+def array(*claimed) -> Numbers:
+    """The array that numpy makes before its state fills it, whatever shape is claimed."""
+    return Numbers()
+
+
+ALLOWED = [argparse.Namespace, np.dtype, *NUMPY, (Numbers, "numpy.ndarray"),
+           *((made, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")
+             for made, name in ((number, "scalar"), (array, "_reconstruct")))]
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
@@ -75,13 +96,16 @@ def read(path: str | Path) -> dict[str, torch.Tensor]:
     return stored
 
 
-def read_pickle(path: Path, head: bytes) -> object:
-    """What torch.save wrote, by weights_only=True and a few harmless names more; nothing else is ever tried."""
+def read_pickle(path: Path, head: bytes, advice: str = SAVE) -> object:
+    """What torch.save wrote, by weights_only=True and a few harmless names more; nothing else is ever tried.
+
+    advice: how the file's owner saves what is wanted of it, for the messages.
+    """
     if tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2]) < SAFE_TORCH:
         raise ValueError(f"torch {torch.__version__} cannot read a foreign {path.name} safely; install torch 2.10 or "
                          "newer, or convert the file to .safetensors")
     if why := claims_memory(path, head):
-        raise ValueError(f"{path} {why}, which no weights need and which could fill the memory; {SAVE}")
+        raise ValueError(f"{path} {why}, which no weights need and which could fill the memory; {advice}")
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch 2.15 warns that sparse tensors take long; they are refused anyway
@@ -89,9 +113,9 @@ def read_pickle(path: Path, head: bytes) -> object:
     except Exception as error:  # a hostile or broken pickle can raise anything; all of it means the same
         if asked := asks_for_code(path, error):
             raise ValueError(f"{path} holds a pickled {asked}, alone or beside weights: it asks for code to be run and "
-                             f"was not read; {SAVE}") from error
+                             f"was not read; {advice}") from error
         raise ValueError(f"{path} is no whole file of weights that can be read safely: {path.stat().st_size:,} bytes, "
-                         f"beginning with {head!r}; {SAVE}") from error
+                         f"beginning with {head!r}; {advice}") from error
 
 
 def claims_memory(path: Path, head: bytes) -> str | None:

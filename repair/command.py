@@ -41,7 +41,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    help="known bad images: paths from --data, from its train/ or from here, or indices in the order "
                         "of the folders' and files' names, one a line in .txt, or in .csv with a column filename; "
                         "lists together, such as the first one and suspects.csv with true in a column `bad`; a CSV's "
-                        "column `true_label`, for all or some of them, is taught")
+                        "column `true_label`, for all or some of them, is taught; BackdoorBench's attack_result.pt "
+                        "lists the images that it poisoned")
     p.add_argument("--out", required=True,
                    help="file of the repaired weights; a report (.json; .html to open) and suspects.csv go beside it")
     p.add_argument("--class-map", help="text file of one class per line in the network's order (default: "

@@ -5,7 +5,7 @@
 
 A list is a text file, one image a line, or a CSV file with a header line. An image is a path from the folder, from its
 train/ or from the present folder, a file's name that only one image has, or an index in the order of the folders' and
-files' names. Every line must match an image.
+files' names. Every line must match an image. BackdoorBench's attack_result.pt is a list of names, too.
 """
 
 import csv
@@ -18,12 +18,14 @@ import torch
 
 from experiment.console import clipped
 from experiment.files import check_readable
+from repair.backdoorbench import poisoned_names
 
 IMAGE = ("filename", "filepath", "path", "image", "file", "")  # columns that name images; "": cleanlab's index
 BAD = ("bad", "is_label_issue")  # columns by which a list says which of its rows are bad: a user's, cleanlab's
 TRUTH = "true_label"  # the column of true labels
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 SUFFIXES = (".txt", ".csv", "")  # of lists; "" is what a shell gives for <(...)
+PICKLES = (".pt", ".pth")  # of BackdoorBench's results
 SHOWN = 20  # lines that a message names
 LARGEST = 256 * 10**6  # bytes of a list
 DIGITS = 20  # of an index; a longer number is a name
@@ -113,9 +115,11 @@ def as_text(path: str | Path, content: bytes) -> str:
 def entries_of(path: Path, content: bytes) -> list[Entry]:
     """The lines of a list, of a CSV file those that are bad."""
     suffix = path.suffix.lower()
+    if suffix in PICKLES:
+        return [Entry(name) for name in poisoned_names(path, content[:16])]
     if suffix not in SUFFIXES:
         raise ValueError(f"{path} is no list; give a .txt file with one path or index a line (numpy.savetxt(\"bad.txt\""
-                         ", indices, fmt=\"%d\")), or a .csv file")
+                         ", indices, fmt=\"%d\")), a .csv file, or BackdoorBench's attack_result.pt")
     text = as_text(path, content)
     if suffix == ".csv":
         columns, rows = csv_rows(path, text)
